@@ -1,0 +1,109 @@
+"""How much a site's update counts besides its age: examples, participation, and a bound on its norm.
+
+An asynchronous merge hears fast sites more often. Multiplying a site's examples by its seconds per update undoes
+that: c_i = N * n_i * T_i / sum_j n_j * T_j over the N sites known, 1 on average. Everything here is a function of
+values the workers signed and the journal keeps, so an audit computes the same numbers again.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from protocol.errors import ConfigError
+
+# A site's claims about itself may not give it more than this share of all weight where at least four sites take part.
+MAX_SHARE = 1 / 3
+_SITES_FOR_CAP = 4
+_MEMORY = 0.2  # weight of a new training time in its running mean, once there are five of them
+_LEAST_SECONDS = 1e-3  # below this a clock tells noise, not speed
+_CLIP_LIMIT = 10.0
+_NORMS_NEEDED = 5
+NORMS_KEPT = 64  # how many recent norms the running median looks at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteStats:
+    """What one site said of itself in the updates merged so far.
+
+    Args:
+        examples: training examples, as of its newest update.
+        seconds: running mean of its training seconds per update.
+        updates: how many updates are in that mean.
+    """
+
+    examples: int
+    seconds: float
+    updates: int
+
+    def __post_init__(self) -> None:
+        if self.examples < 0 or self.updates < 1 or not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise ConfigError(f"a site's statistics must be positive and finite: {self}")
+
+
+def observe(stats: SiteStats | None, *, examples: int, seconds: float) -> SiteStats:
+    """Return a site's statistics after one more update; `stats` is None at its first.
+
+    The mean of the training time is plain over the first five updates, then exponential, so that one slow start
+    does not linger and a changed machine is noticed. Times below a millisecond count as one.
+
+    Args:
+        examples: training examples as signed by the worker.
+        seconds: training seconds of this update as signed by the worker.
+    """
+    seconds = max(seconds, _LEAST_SECONDS)
+    if stats is None:
+        return SiteStats(examples=examples, seconds=seconds, updates=1)
+    share = max(_MEMORY, 1 / (stats.updates + 1))
+    mean = stats.seconds + share * (seconds - stats.seconds)
+    return SiteStats(examples=examples, seconds=mean, updates=stats.updates + 1)
+
+
+def example_weights(population: Mapping[str, SiteStats], *, corrected: bool) -> dict[str, float]:
+    """Return each site's example weight; they average 1.
+
+    Args:
+        population: asynchronous: the live sites heard so far, and the members; synchronous: the members.
+        corrected: multiply examples by seconds per update (asynchronous strategies); otherwise examples alone.
+    """
+    sites = sorted(population)
+    raw = [population[site].examples * (population[site].seconds if corrected else 1.0) for site in sites]
+    total = math.fsum(raw)
+    if total <= 0.0:
+        return dict.fromkeys(sites, 1.0)
+    shares = [value / total for value in raw]
+    if corrected and len(sites) >= _SITES_FOR_CAP:
+        shares = _capped(shares)
+    return {site: len(sites) * share for site, share in zip(sites, shares, strict=True)}
+
+
+def _capped(shares: list[float]) -> list[float]:
+    """Return the shares with none above `MAX_SHARE`; what is taken goes to the others in proportion."""
+    capped: set[int] = set()
+    while True:
+        over = {index for index, share in enumerate(shares) if share > MAX_SHARE} - capped
+        if not over:
+            return shares
+        capped |= over
+        rest = math.fsum(share for index, share in enumerate(shares) if index not in capped)
+        left = max(0.0, 1.0 - MAX_SHARE * len(capped))
+        if rest <= 0.0:
+            even = left / max(1, len(shares) - len(capped))
+            return [MAX_SHARE if index in capped else even for index in range(len(shares))]
+        shares = [MAX_SHARE if index in capped else share * left / rest for index, share in enumerate(shares)]
+
+
+def clip_factor(norm: float, recent: Sequence[float]) -> float:
+    """Return min(1, 10 x median / norm): the factor that keeps one diverged site from carrying the model away.
+
+    Args:
+        norm: L2 norm of the whole delta.
+        recent: norms of the deltas merged before, the newest last; only the last `NORMS_KEPT` count, and with fewer
+            than five there is no bound yet.
+    """
+    known = [value for value in recent[-NORMS_KEPT:] if value > 0.0]
+    if norm <= 0.0 or len(known) < _NORMS_NEEDED:
+        return 1.0
+    return min(1.0, _CLIP_LIMIT * statistics.median(known) / norm)
