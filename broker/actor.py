@@ -1,0 +1,112 @@
+"""The loop both programs share: events in, rules stepped, one commit for the whole batch, then the effects.
+
+The rules are a class without I/O. What they want written is committed first; only then are their effects (acks,
+publishes, training, merges) carried out. All steps that were waiting share one commit, and the thread that runs the loop
+is the only one that touches the database.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+E = TypeVar("E")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the rules decided: `writes` go into one transaction, `effects` happen after its commit, in order."""
+
+    writes: tuple[Any, ...] = ()
+    effects: tuple[Any, ...] = ()
+
+
+class Rules(Protocol):
+    """A state machine: time is an argument, nothing is done, everything is decided."""
+
+    def step(self, event: Any, now: float) -> Step:
+        """What `event` leads to at `now` (seconds, monotonic within a process)."""
+        ...
+
+    def deadline(self) -> float | None:
+        """When `Tick` should come at the latest, or None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+class Mailbox(Generic[E]):
+    """Events from any thread to one; taking waits on a condition, never polls."""
+
+    def __init__(self) -> None:
+        self._events: deque[E] = deque()
+        self._ready = threading.Condition()
+        self._closed = False
+
+    def put(self, event: E) -> None:
+        """Add an event; after `close` it is dropped."""
+        with self._ready:
+            if not self._closed:
+                self._events.append(event)
+                self._ready.notify()
+
+    def take(self, timeout: float | None) -> list[E] | None:
+        """Everything that waits, at most 256 events; [] when `timeout` seconds passed; None once closed and empty."""
+        with self._ready:
+            if not self._events and not self._closed:
+                self._ready.wait(timeout)
+            if not self._events:
+                return None if self._closed else []
+            return [self._events.popleft() for _ in range(min(256, len(self._events)))]
+
+    def close(self) -> None:
+        """Wake the taker; what waits is still delivered."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+
+
+class Actor:
+    """Runs rules against a journal until its mailbox is closed."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        commit: Callable[[Sequence[Any]], None],
+        perform: Callable[[Any], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.mailbox: Mailbox[Any] = Mailbox()
+        self._rules = rules
+        self._commit = commit
+        self._perform = perform
+        self._clock = clock
+
+    def run(self) -> None:
+        """Loop on the calling thread; an error from the journal or an effect ends it and is raised."""
+        self.turn([])
+        while True:
+            deadline = self._rules.deadline()
+            timeout = None if deadline is None else max(0.0, deadline - self._clock())
+            events = self.mailbox.take(timeout)
+            if events is None:
+                return
+            self.turn(events)
+
+    def turn(self, events: Sequence[Any]) -> None:
+        """Step the rules through `events` and a tick, commit once, then carry out the effects."""
+        steps = [self._rules.step(event, self._clock()) for event in (*events, Tick())]
+        writes = [write for step in steps for write in step.writes]
+        if writes:
+            self._commit(writes)
+        for step in steps:
+            for effect in step.effects:
+                self._perform(effect)

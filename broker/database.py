@@ -1,0 +1,67 @@
+"""Local state in SQLite: one file, one writer thread, durable at every commit.
+
+`journal_mode=DELETE` with `synchronous=EXTRA`: SQLite's write-ahead log has a corruption bug below 3.51.3 and its usual
+companion `synchronous=NORMAL` may lose committed rows on power loss.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, insert, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import StaticPool
+
+from protocol.errors import DiskFull, StateError
+
+
+def open_database(path: Path | None, metadata: MetaData, schema: int) -> Engine:
+    """Open or create the database at `path` (None: in memory) and check its schema version.
+
+    Raises:
+        StateError: it was written by another schema version, is damaged, or cannot be opened.
+    """
+    if path is None:
+        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        engine = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False, "timeout": 10})
+    event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
+    marker = Table("schema", metadata, Column("version", Integer, primary_key=True), extend_existing=True)
+    try:
+        metadata.create_all(engine)
+        with engine.begin() as connection:
+            found = connection.scalar(select(marker.c.version))
+            if found is None:
+                connection.execute(insert(marker).values(version=schema))
+    except OperationalError as error:
+        raise StateError(
+            f"{path}: cannot be opened ({error.orig}); check the disk and the file's permissions"
+        ) from error
+    if found not in (None, schema):
+        raise StateError(
+            f"{path} has schema {found}, this software writes {schema}; upgrade or use the matching version"
+        )
+    return engine
+
+
+def commit_error(path: Path | None, error: OperationalError) -> StateError:
+    """What a failed commit means to whoever runs this process."""
+    if "full" in str(error.orig):
+        return DiskFull(f"{path}: the disk is full; free some space, nothing that was acknowledged is lost")
+    return StateError(f"{path}: {error.orig}")
+
+
+def _configure(connection: object, _record: object) -> None:
+    cursor = connection.cursor()  # type: ignore[attr-defined]  # a DBAPI connection has no common type
+    for pragma in ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+    connection.isolation_level = None  # type: ignore[attr-defined]  # SQLAlchemy's BEGIN below is the only one
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

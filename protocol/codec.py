@@ -1,0 +1,111 @@
+"""Values to bytes and back: strict msgpack, checked against frozen dataclasses.
+
+Signatures cover bytes, never objects, so nothing here has to be canonical; `encode` is still deterministic (fields in
+declared order). Decoding refuses unknown and missing fields, duplicate keys, wrong types, numbers out of range, NaN
+and infinity, trailing bytes and anything over a limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar
+
+import msgpack
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from protocol.errors import Malformed, TooLarge
+
+EXACT = ConfigDict(extra="forbid")
+"""What every wire dataclass carries as `__pydantic_config__`; the field types below are strict one by one, because
+pydantic's strict mode for a whole dataclass refuses the mapping it should be read from."""
+
+Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+Word = Annotated[str, Field(strict=True, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:+-]+$")]
+"""A short name: never free text, so it is safe in logs, receipts and queue names."""
+Text = Annotated[str, Field(strict=True, max_length=1024)]
+Bytes = Annotated[bytes, Field(strict=True)]
+Digest = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
+Id = Annotated[bytes, Field(strict=True, min_length=16, max_length=16)]
+Metrics = Annotated[dict[Word, Real], Field(max_length=256)]
+Plain = Flag | Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)] | Real | Text | None
+Parameters = Annotated[dict[Word, Plain | tuple[Plain, ...]], Field(max_length=64)]
+
+T = TypeVar("T")
+
+
+def encode(value: Any) -> bytes:
+    """The msgpack bytes of a wire dataclass (or of plain values), fields in declared order."""
+    packed: bytes = msgpack.packb(_plain(value), use_bin_type=True)
+    return packed
+
+
+def decode(kind: type[T], raw: bytes, limit: int) -> T:
+    """The value `raw` encodes.
+
+    Raises:
+        TooLarge: `raw` is over `limit` bytes.
+        Malformed: anything else is wrong; the text names fields, never their values.
+    """
+    plain = unpack(raw, limit)
+    try:
+        value: T = _adapter(kind).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:80]
+        raise Malformed(f"{kind.__name__}: field {where or '(whole)'}: {first['type']}") from None
+    return value
+
+
+def unpack(raw: bytes, limit: int) -> Any:
+    """Plain values from msgpack; arrays become tuples.
+
+    Raises:
+        TooLarge: `raw` is over `limit` bytes.
+        Malformed: not msgpack, a duplicate or non-text key, an extension type, trailing bytes.
+    """
+    if len(raw) > limit:
+        raise TooLarge(f"{len(raw)} bytes, at most {limit} are allowed")
+    try:
+        return msgpack.unpackb(
+            raw,
+            raw=False,
+            use_list=False,
+            strict_map_key=True,
+            object_pairs_hook=_no_duplicates,
+            max_ext_len=0,
+        )
+    except Malformed:
+        raise
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise Malformed(f"not valid msgpack ({type(error).__name__})") from None
+
+
+def _no_duplicates(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if not isinstance(key, str):
+            raise Malformed("a map key is not text")
+        if key in result:
+            raise Malformed("a map key appears twice")
+        result[key] = value
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+@lru_cache(maxsize=64)
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

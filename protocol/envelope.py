@@ -1,0 +1,390 @@
+"""Envelopes: what is signed, for whom it is encrypted, and the order in which everything is checked.
+
+    FLDG1 | kind u8 | sender kid 16 B | u32 length | header | 64 B Ed25519 signature
+
+The signature covers everything before it under the purpose `fledge/v1/envelope`. The header holds `core` (what is known
+before the first byte of a blob) and, outside it, recipients, wrapped keys, chunk hashes, the plaintext hash and one
+inline body. The hash of the core is the associated data of every record and stands inside every wrapped key:
+
+- who re-encrypts somebody's text for a third party cannot keep the sender's signature (recipients are signed);
+- who strips a signature and signs the same ciphertext cannot keep it readable (the sender's kid is in the core).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, TypeVar
+
+import nacl.bindings as sodium
+import nacl.exceptions
+import nacl.signing
+import nacl.utils
+from pydantic import Field
+
+from protocol import limits
+from protocol.blob import BlobReader, BlobWriter, Emit, Manifest
+from protocol.codec import EXACT, Bytes, Count, Digest, Id, Word, decode, encode
+from protocol.errors import Malformed, Tampered, TooLarge, Untrusted, WrongContext
+from protocol.keys import Identity, Participant
+from protocol.messages import BODY, SIGNER, Kind
+
+MAGIC = b"FLDG1"
+PURPOSE = b"fledge/v1/envelope\0"
+CORE_PURPOSE = b"fledge/v1/core\0"
+COMMIT_PURPOSE = b"fledge/v1/commitment\0"
+BODY_LABEL = b"body"
+_FRAME = struct.Struct(">5sB16sI")
+_SIGNATURE = 64
+_NO_DIGEST = b""
+_WRAP = 32 + 32 + sodium.crypto_box_SEALBYTES
+NO_RUN = "-"
+B = TypeVar("B")
+
+
+class Trust(Protocol):
+    """Who signs with which key (the registry, or the root's key alone)."""
+
+    def signer(self, kid: bytes) -> Participant:
+        """The participant, or `Untrusted`."""
+        ...
+
+
+_Version = Annotated[int, Field(strict=True, ge=1, le=1)]
+_Commit = Annotated[bytes, Field(strict=True, max_length=32)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """What is fixed before the first byte is encrypted."""
+
+    __pydantic_config__ = EXACT
+    v: _Version
+    kind: Count
+    federation: Word
+    run: Word
+    """`-` where the message is not about a run."""
+    sender: Id
+    epoch: Count
+    sequence: Count
+    id: Id
+    version: Count
+    """The base version of an update, the version itself of a version record; else 0."""
+    spec: _Commit
+    """Digest of the model specification; empty where there is no model."""
+    length: Count
+    """Plaintext bytes of the blob; 0 without one."""
+    record: Count
+    stream: _Commit
+    commitment: _Commit
+    """SHA-256 over the content key (the cipher alone does not commit to its key); empty when nothing is encrypted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Header:
+    __pydantic_config__ = EXACT
+    core: Bytes
+    to: Annotated[tuple[Id, ...], Field(max_length=limits.RECIPIENTS)]
+    wraps: Annotated[
+        tuple[Annotated[bytes, Field(strict=True, min_length=_WRAP, max_length=_WRAP)], ...],
+        Field(max_length=limits.RECIPIENTS),
+    ]
+    chunks: Annotated[tuple[Digest, ...], Field(max_length=limits.CHUNKS)]
+    digest: _Commit
+    body: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """An envelope whose signature, sender, frame and context hold; its body may still be sealed."""
+
+    kind: Kind
+    sender: Participant
+    core: Core
+    manifest: Manifest | None
+    raw: bytes
+    _header: _Header
+
+    @property
+    def recipients(self) -> tuple[bytes, ...]:
+        """Encryption key ids it was sealed for; empty when it is in the clear."""
+        return self._header.to
+
+
+@dataclass(frozen=True, slots=True)
+class ContentKey:
+    """The key of one message's body and blob, and the core hash that binds it; never logged, never stored in the clear."""
+
+    secret: bytes
+    associated: bytes
+
+    def __repr__(self) -> str:
+        return "ContentKey(…)"
+
+    def reader(self, manifest: Manifest, *, digest: bool = True) -> BlobReader:
+        """A reader of the message's blob."""
+        return BlobReader(self.secret, self.associated, manifest, digest=digest)
+
+
+class Sealer:
+    """Makes one message: fix the core, stream the blob if there is one, then sign.
+
+    With `length` 0 there is no blob. Without recipients the body stays in the clear and only the signature protects it
+    (heads and registries, which every member must be able to read).
+    """
+
+    def __init__(
+        self,
+        signer: Identity,
+        kind: Kind,
+        *,
+        federation: str,
+        message_id: bytes,
+        run: str = NO_RUN,
+        epoch: int = 0,
+        sequence: int = 0,
+        version: int = 0,
+        spec: bytes = b"",
+        length: int = 0,
+        clear: bool = False,
+    ) -> None:
+        self._signer = signer
+        self._kind = kind
+        self._secret = b"" if clear else nacl.utils.random(32)
+        self._state = sodium.crypto_secretstream_xchacha20poly1305_state()
+        stream = b""
+        if length:
+            stream = sodium.crypto_secretstream_xchacha20poly1305_init_push(self._state, self._secret)
+        self.core = Core(
+            v=1,
+            kind=int(kind),
+            federation=federation,
+            run=run,
+            sender=signer.kid,
+            epoch=epoch,
+            sequence=sequence,
+            id=message_id,
+            version=version,
+            spec=spec,
+            length=length,
+            record=limits.RECORD if length else 0,
+            stream=stream,
+            commitment=b"" if clear else _commitment(self._secret),
+        )
+        self._core = encode(self.core)
+        self._associated = _core_hash(self._core)
+
+    @property
+    def key(self) -> ContentKey:
+        """The content key, for reading back what is being written."""
+        return ContentKey(self._secret, self._associated)
+
+    def writer(self, emit: Emit) -> BlobWriter:
+        """The one writer of the message's blob."""
+        return BlobWriter(self.core.stream, self._state, self._associated, self.core.length, emit)
+
+    def finish(self, body: bytes, recipients: Sequence[Participant], manifest: Manifest | None = None) -> bytes:
+        """The signed envelope.
+
+        Raises:
+            TooLarge: the body or the number of recipients is over its limit.
+        """
+        if len(body) > limits.BODY and self._secret:
+            raise TooLarge(f"an inline body of {len(body)} bytes; at most {limits.BODY} are allowed")
+        sealed = _seal_body(self.key, body) if self._secret else body
+        return _signed(
+            self._signer,
+            self._kind,
+            _Header(
+                core=self._core,
+                to=tuple(p.box_kid for p in recipients),
+                wraps=_wraps(self.key, recipients),
+                chunks=manifest.chunks if manifest else (),
+                digest=manifest.digest if manifest else _NO_DIGEST,
+                body=sealed,
+            ),
+        )
+
+
+def seal(signer: Identity, kind: Kind, body: Any, recipients: Sequence[Participant], **context: Any) -> bytes:
+    """A message without a blob, in one call; `context` as for `Sealer`. No recipients: signed, in the clear."""
+    sealer = Sealer(signer, kind, clear=not recipients, **context)
+    return sealer.finish(body if isinstance(body, bytes) else encode(body), recipients)
+
+
+def verify(
+    raw: bytes, trust: Trust, *, federation: str, kinds: Collection[Kind], limit: int = limits.MESSAGE
+) -> Verified:
+    """Check size, frame, signature, then (only then) parse, and check sender and context.
+
+    Raises:
+        TooLarge, Malformed, Untrusted, WrongContext, Tampered: with the reason for a receipt or dead letter.
+    """
+    if len(raw) > limit:
+        raise TooLarge(f"a message of {len(raw)} bytes; at most {limit} are allowed")
+    if len(raw) < _FRAME.size + _SIGNATURE or raw[:5] != MAGIC:
+        raise Malformed("not a fledge envelope", "bad_frame")
+    _, kind_byte, kid, length = _FRAME.unpack_from(raw)
+    if len(raw) != _FRAME.size + length + _SIGNATURE:
+        raise Malformed("the frame's length does not match", "bad_frame")
+    sender = trust.signer(kid)
+    try:
+        nacl.signing.VerifyKey(sender.verify_key).verify(PURPOSE + raw[:-_SIGNATURE], raw[-_SIGNATURE:])
+    except (nacl.exceptions.CryptoError, ValueError):
+        raise Untrusted(f"the signature of {sender.name} does not verify", "bad_signature") from None
+    header = decode(_Header, raw[_FRAME.size : -_SIGNATURE], limit)
+    core = decode(Core, header.core, limits.MESSAGE)
+    return _checked(raw, kind_byte, kid, sender, header, core, federation, kinds)
+
+
+def _checked(
+    raw: bytes,
+    kind_byte: int,
+    kid: bytes,
+    sender: Participant,
+    header: _Header,
+    core: Core,
+    federation: str,
+    kinds: Collection[Kind],
+) -> Verified:
+    if core.kind != kind_byte or core.sender != kid:
+        raise WrongContext("the frame names another kind or sender than the core")
+    if core.federation != federation:
+        raise WrongContext("the message belongs to another federation", "wrong_federation")
+    try:
+        kind = Kind(kind_byte)
+    except ValueError:
+        raise WrongContext(f"unknown kind {kind_byte}; a newer version may know it", "upgrade_needed") from None
+    if kind not in kinds:
+        raise WrongContext(f"a message of kind {kind.name} does not belong here", "wrong_kind")
+    if SIGNER[kind] != sender.role:
+        raise Untrusted(f"{sender.name} may not sign {kind.name}", "wrong_role")
+    if len(header.to) != len(header.wraps) or bool(header.to) != bool(core.commitment):
+        raise Malformed("recipients, wrapped keys and key commitment do not match")
+    if header.to and len(header.body) > limits.BODY + limits.OVERHEAD + 24:
+        raise TooLarge("the inline body is over its limit")
+    return Verified(kind=kind, sender=sender, core=core, manifest=_manifest(core, header), raw=raw, _header=header)
+
+
+def _manifest(core: Core, header: _Header) -> Manifest | None:
+    if not core.length:
+        if header.chunks or header.digest:
+            raise Malformed("chunks without a blob")
+        return None
+    if core.record != limits.RECORD or len(core.stream) != 24 or len(header.digest) != 32:
+        raise Malformed("the blob's record size, stream header or digest is wrong")
+    manifest = Manifest(length=core.length, stream=core.stream, chunks=header.chunks, digest=header.digest)
+    manifest.check()
+    return manifest
+
+
+def unlock(verified: Verified, identity: Identity) -> ContentKey:
+    """The content key, if the message is sealed for this identity.
+
+    Raises:
+        WrongContext: it is not.
+        Tampered: the wrapped key belongs to another message.
+    """
+    header = verified._header
+    if identity.box_kid not in header.to:
+        raise WrongContext(f"the message is not sealed for {identity.name}", "not_for_us")
+    wrap = header.wraps[header.to.index(identity.box_kid)]
+    try:
+        opened = sodium.crypto_box_seal_open(wrap, bytes(identity.box.public_key), bytes(identity.box))
+    except (nacl.exceptions.CryptoError, nacl.exceptions.TypeError, ValueError):
+        raise Tampered("the wrapped key does not open") from None
+    key = ContentKey(opened[:32], opened[32:])
+    if not hmac.compare_digest(key.associated, _core_hash(header.core)):
+        raise Tampered("the wrapped key belongs to another message", "wrong_wrap")
+    if not hmac.compare_digest(_commitment(key.secret), verified.core.commitment):
+        raise Tampered("the content key is not the one that was committed to")
+    return key
+
+
+def body(verified: Verified, kind: type[B], key: ContentKey | None = None) -> B:
+    """The decoded body; `key` (from `unlock`) is needed exactly when the message has recipients.
+
+    Raises:
+        Tampered: the body does not decrypt.
+        Malformed: it does not say what its kind has to say.
+    """
+    raw = raw_body(verified, key)
+    return decode(kind, raw, limits.STORED_RECORD)
+
+
+def raw_body(verified: Verified, key: ContentKey | None = None) -> bytes:
+    """The body's bytes, for the kinds that carry a registry or specification of their own."""
+    sealed = verified._header.body
+    if not verified.recipients:
+        return sealed
+    if key is None:
+        raise WrongContext("the body is sealed and no key was given", "not_for_us")
+    state = sodium.crypto_secretstream_xchacha20poly1305_state()
+    try:
+        sodium.crypto_secretstream_xchacha20poly1305_init_pull(state, sealed[:24], key.secret)
+        plain, tag = sodium.crypto_secretstream_xchacha20poly1305_pull(state, sealed[24:], key.associated + BODY_LABEL)
+    except (nacl.exceptions.CryptoError, nacl.exceptions.RuntimeError, RuntimeError, ValueError, TypeError):
+        raise Tampered("the body does not decrypt") from None
+    if tag != sodium.crypto_secretstream_xchacha20poly1305_TAG_FINAL:
+        raise Tampered("the body is not complete", "truncated")
+    return bytes(plain)
+
+
+def typed_body(verified: Verified, key: ContentKey | None = None) -> Any:
+    """The body decoded as its kind says."""
+    return body(verified, BODY[verified.kind], key)
+
+
+def reissue(verified: Verified, key: ContentKey, signer: Identity, new_body: bytes, to: Sequence[Participant]) -> bytes:
+    """The same core and ciphertext, wrapped for other recipients and signed again by the same sender.
+
+    Raises:
+        Untrusted: `signer` is not who signed the message.
+    """
+    if signer.kid != verified.core.sender:
+        raise Untrusted("only the sender can wrap a message for new recipients")
+    old = verified._header
+    return _signed(
+        signer,
+        verified.kind,
+        _Header(
+            core=old.core,
+            to=tuple(p.box_kid for p in to),
+            wraps=_wraps(key, to),
+            chunks=old.chunks,
+            digest=old.digest,
+            body=_seal_body(key, new_body),
+        ),
+    )
+
+
+def _signed(signer: Identity, kind: Kind, header: _Header) -> bytes:
+    if len(header.to) > limits.RECIPIENTS:
+        raise TooLarge(f"{len(header.to)} recipients; at most {limits.RECIPIENTS} are allowed")
+    packed = encode(header)
+    frame = _FRAME.pack(MAGIC, int(kind), signer.kid, len(packed)) + packed
+    return frame + signer.sign.sign(PURPOSE + frame).signature
+
+
+def _wraps(key: ContentKey, recipients: Sequence[Participant]) -> tuple[bytes, ...]:
+    return tuple(sodium.crypto_box_seal(key.secret + key.associated, p.box_key) for p in recipients)
+
+
+def _seal_body(key: ContentKey, plain: bytes) -> bytes:
+    state = sodium.crypto_secretstream_xchacha20poly1305_state()
+    start: bytes = sodium.crypto_secretstream_xchacha20poly1305_init_push(state, key.secret)
+    sealed: bytes = sodium.crypto_secretstream_xchacha20poly1305_push(
+        state, plain, key.associated + BODY_LABEL, sodium.crypto_secretstream_xchacha20poly1305_TAG_FINAL
+    )
+    return start + sealed
+
+
+def _core_hash(core: bytes) -> bytes:
+    return hashlib.sha256(CORE_PURPOSE + core).digest()
+
+
+def _commitment(secret: bytes) -> bytes:
+    return hashlib.sha256(COMMIT_PURPOSE + secret).digest()

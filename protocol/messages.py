@@ -1,0 +1,248 @@
+"""What the messages say: one frozen dataclass per kind, checked on arrival by `codec.decode`.
+
+Run, base version, sender and sequence are not repeated here: they stand in the envelope's core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from protocol import limits
+from protocol.codec import EXACT, Count, Digest, Flag, Id, Metrics, Parameters, Real, Share, Text, Word
+from protocol.keys import Role
+
+TensorNames = Annotated[
+    tuple[Annotated[str, Field(strict=True, max_length=limits.TENSOR_NAME)], ...], Field(max_length=8192)
+]
+
+
+class Kind(IntEnum):
+    """The kind byte of an envelope; numbers are never reused."""
+
+    UPDATE = 1
+    EVALUATION = 2
+    EVENT = 3
+    VERSION = 4
+    RECEIPT = 5
+    HEAD = 6
+    REGISTRY = 7
+    SPEC = 8
+    STATE = 9
+    COMMAND = 10
+    REPLY = 11
+
+
+SIGNER: dict[Kind, Role] = {
+    Kind.UPDATE: Role.SITE,
+    Kind.EVALUATION: Role.SITE,
+    Kind.EVENT: Role.SITE,
+    Kind.REPLY: Role.SITE,
+    Kind.VERSION: Role.AGGREGATOR,
+    Kind.RECEIPT: Role.AGGREGATOR,
+    Kind.HEAD: Role.AGGREGATOR,
+    Kind.SPEC: Role.AGGREGATOR,
+    Kind.STATE: Role.AGGREGATOR,
+    Kind.REGISTRY: Role.ROOT,
+    Kind.COMMAND: Role.OPERATOR,
+}
+"""Who may sign which kind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """Something chosen by name with its parameters: an encoding, a privacy filter."""
+
+    __pydantic_config__ = EXACT
+    name: Word
+    parameters: Parameters
+
+
+DENSE_F32 = Named(name="dense-f32", parameters={})
+"""The only payload encoding of this version; others are refused by name (`unknown_encoding`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """Which data an update was trained on, in a way only the site can check."""
+
+    __pydantic_config__ = EXACT
+    count: Count
+    root: Digest
+    """HMAC-SHA-256 over the examples' digests under a key that stays at the site."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One site's contribution; its delta (trained − base) is the envelope's blob."""
+
+    __pydantic_config__ = EXACT
+    encoding: Named
+    examples: Annotated[int, Field(strict=True, ge=1, le=2**40)]
+    steps: Count
+    """Local optimizer steps."""
+    seconds: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+    """Time the training took at the site."""
+    filters: Annotated[tuple[Named, ...], Field(min_length=1, max_length=16)]
+    trainer: Word
+    bundle: Digest | None
+    absent: TensorNames
+    """Tensors the site keeps to itself; zeros in the data."""
+    fingerprint: Fingerprint | None
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """How a version did on one site's own data."""
+
+    __pydantic_config__ = EXACT
+    examples: Count
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A sign of life; for display and liveness only, never stored by the broker for long."""
+
+    __pydantic_config__ = EXACT
+    state: Word
+    """`idle`, `training`, `evaluating`, `sending` or `stopped`."""
+    progress: Share
+    metrics: Metrics
+    software: Word
+
+
+class RunState(StrEnum):
+    """Whether a run takes part in training."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A model version: the signed record whose blob is the model; also its announcement."""
+
+    __pydantic_config__ = EXACT
+    parent: Digest | None
+    """Plaintext digest of the version before; None for version 0."""
+    spec_record: Digest
+    """SHA-256 of the stored specification record."""
+    updates_per_base: Annotated[int, Field(strict=True, ge=1, le=64)]
+    max_staleness: Count
+    evaluate: Flag
+    """Sites evaluate this version on their own data before they train from it."""
+    task: Parameters
+    """Plain values for the trainer (never code)."""
+    registry: Count
+    """Version of the registry whose sites this record is wrapped for."""
+
+
+class Outcome(StrEnum):
+    """What became of a message; every one but `journalled` is final."""
+
+    JOURNALLED = "journalled"
+    MERGED = "merged"
+    REJECTED = "rejected"
+    SUPERSEDED = "superseded"
+    RUN_ABORTED = "run_aborted"
+    RUN_ENDED = "run_ended"
+    SEQUENCE_REUSED = "sequence_reused"
+    REUPLOAD = "reupload"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The aggregator's signed word on one message; the envelope's core names run and, if merged, the version."""
+
+    __pydantic_config__ = EXACT
+    message: Id
+    epoch: Count
+    sequence: Count
+    outcome: Outcome
+    reason: Word
+    """`ok`, or the fixed word that says why not."""
+    highest_epoch: Count
+    """With `sequence_reused`: the site continues under a key epoch above this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHead:
+    """Where one run stands."""
+
+    __pydantic_config__ = EXACT
+    run: Word
+    state: RunState
+    reason: Word
+    version: Count
+    record: Digest
+    """SHA-256 of the stored version record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The truth about a federation: announcements are hints."""
+
+    __pydantic_config__ = EXACT
+    number: Count
+    """Only rises; a worker refuses to go back."""
+    issued: Count
+    not_after: Count
+    """Seconds since the epoch; after this a worker raises an alarm (nobody re-signs the head any more)."""
+    registry: Digest
+    """SHA-256 of the stored registry record."""
+    runs: Annotated[tuple[RunHead, ...], Field(max_length=64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """An operator's signed order; `counter` strictly rises per operator."""
+
+    __pydantic_config__ = EXACT
+    counter: Count
+    expires: Count
+    """Seconds since the epoch."""
+    command: Word
+    arguments: Parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The answer to a command."""
+
+    __pydantic_config__ = EXACT
+    message: Id
+    ok: Flag
+    reason: Word
+    text: Text
+    values: Parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """A blob only the aggregator reads: an optimizer moment or the released average, named by its version row."""
+
+    __pydantic_config__ = EXACT
+    stream: Word
+    weight: Real
+    """Bias-correction weight of an average; 1 otherwise."""
+
+
+BODY: dict[Kind, type] = {
+    Kind.UPDATE: Update,
+    Kind.EVALUATION: Evaluation,
+    Kind.EVENT: Event,
+    Kind.VERSION: Version,
+    Kind.RECEIPT: Receipt,
+    Kind.HEAD: Head,
+    Kind.COMMAND: Command,
+    Kind.REPLY: Reply,
+    Kind.STATE: State,
+}
+"""The body of each kind; registry and specification records carry their own."""

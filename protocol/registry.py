@@ -1,0 +1,104 @@
+"""Who belongs to a federation: a versioned list of keys, signed by the offline root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from protocol import limits
+from protocol.codec import EXACT, Count, Word
+from protocol.errors import Untrusted
+from protocol.keys import Participant, Role
+
+PublicKey = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One participant's keys and the registry versions in which they hold."""
+
+    __pydantic_config__ = EXACT
+    name: Word
+    role: Role
+    verify_key: PublicKey
+    box_key: PublicKey
+    since: Count
+    revoked: Count | None
+    """The registry version that revoked the keys; None while they hold."""
+
+    @property
+    def participant(self) -> Participant:
+        """The entry's public keys under its name."""
+        return Participant(name=self.name, role=self.role, verify_key=self.verify_key, box_key=self.box_key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registry:
+    """The members of a federation; the versions of this list only rise and entries are never removed."""
+
+    __pydantic_config__ = EXACT
+    version: Count
+    entries: Annotated[tuple[Entry, ...], Field(max_length=4 * limits.RECIPIENTS)]
+
+    def signer(self, kid: bytes) -> Participant:
+        """Who signs with this key.
+
+        Raises:
+            Untrusted: nobody does, or the key is revoked.
+        """
+        for entry in self.entries:
+            participant = entry.participant
+            if participant.kid == kid:
+                if entry.revoked is not None:
+                    raise Untrusted(f"the key {kid.hex()[:8]} of {entry.name} is revoked", "revoked")
+                return participant
+        raise Untrusted(f"no participant has the key {kid.hex()[:8]}")
+
+    def members(self, role: Role) -> tuple[Participant, ...]:
+        """Everyone with this role whose keys hold, in the list's order."""
+        return tuple(e.participant for e in self.entries if e.role == role and e.revoked is None)
+
+    def member(self, name: str) -> Participant:
+        """The participant of this name.
+
+        Raises:
+            Untrusted: there is none, or its keys are revoked.
+        """
+        for entry in self.entries:
+            if entry.name == name and entry.revoked is None:
+                return entry.participant
+        raise Untrusted(f"{name} is not a member of registry version {self.version}", "revoked")
+
+    def with_entry(self, participant: Participant) -> Registry:
+        """The next version, with one more participant; an earlier entry of that name is revoked."""
+        number = self.version + 1
+        kept = self.revoke(participant.name).entries
+        new = Entry(
+            name=participant.name,
+            role=participant.role,
+            verify_key=participant.verify_key,
+            box_key=participant.box_key,
+            since=number,
+            revoked=None,
+        )
+        return Registry(version=number, entries=(*kept, new))
+
+    def revoke(self, name: str) -> Registry:
+        """The next version, without the keys of `name`."""
+        number = self.version + 1
+        return Registry(
+            version=number,
+            entries=tuple(
+                Entry(
+                    name=e.name,
+                    role=e.role,
+                    verify_key=e.verify_key,
+                    box_key=e.box_key,
+                    since=e.since,
+                    revoked=number if e.name == name and e.revoked is None else e.revoked,
+                )
+                for e in self.entries
+            ),
+        )
