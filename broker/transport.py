@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-from protocol.errors import ConfigError
+from protocol import limits
+from protocol.errors import ConfigError, TooLarge
 from protocol.topology import Topology
 
+
 Handler = Callable[["Delivery"], None]
+Verb = Literal["ack", "retry", "dead_letter"]
 
 
 class Settlement(Protocol):
-    """How a delivery is settled; callable from any thread, once; a settlement of a lost connection is dropped."""
+    """How a delivery is settled; callable from any thread. The first call counts.
 
-    def __call__(self, verb: str) -> None: ...
+    Further calls, and calls after the subscription was cancelled or its connection lost, are dropped.
+    """
+
+    def __call__(self, verb: Verb) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +40,14 @@ class Delivery:
         self.settle("ack")
 
     def retry(self) -> None:
-        """Give it back; it comes again, at most the queue's delivery limit times, then it is dead-lettered."""
+        """Give it back; it comes again, at most the queue's delivery limit times, then it is dead-lettered.
+
+        No timer: it comes again at once.
+        """
         self.settle("retry")
 
     def dead_letter(self) -> None:
-        """Set it aside for good: it goes to the dead letters if the queue has them."""
+        """Set it aside for good: it goes to the dead letters if the queue has them, otherwise it is dropped."""
         self.settle("dead_letter")
 
 
@@ -46,7 +55,10 @@ class Subscription(Protocol):
     """A running consumer."""
 
     def cancel(self) -> None:
-        """Stop deliveries; returns when no handler is running any more. Unsettled deliveries go back."""
+        """Stop deliveries; returns when no handler is running any more. Unsettled deliveries go back.
+
+        Idempotent. Called from within the handler it does not wait for that handler.
+        """
         ...
 
 
@@ -64,16 +76,27 @@ class Transport(Protocol):
     def publish(self, exchange: str, key: str, body: bytes) -> Future[None]:
         """Hand over a persistent message; the future resolves only on the broker's confirm, in any order.
 
-        The future fails with `Unroutable`, `NotAllowed` or `QueueFull`; while the broker is away it simply waits.
-        A message may arrive twice when a connection breaks before its confirm. Over 256 KiB: `TooLarge` at once.
+        The future fails with `Unroutable`, `NotAllowed` or `QueueFull` (or plain `TransportError` for any other refusal
+        and when the transport is closed first); while the broker is away it simply waits. It cannot be cancelled.
+        A message may arrive twice when a connection breaks before its confirm. When one of a fanout's queues refuses,
+        the others have the message and the future fails with `QueueFull`. Messages of one thread to one exchange keep
+        their order, except that a refused one does not hold up those behind it.
+
+        Raises:
+            TooLarge: the body is over `limits.MESSAGE`; nothing was sent.
         """
         ...
 
     def consume(self, queue: str, handler: Handler, *, prefetch: int = 8) -> Subscription:
         """Call `handler` for each delivery, one at a time per subscription, from the transport's own thread.
 
-        Survives broker restarts, channel closure and a queue that was deleted and comes back. The handler must be
-        quick and settle (or pass on) every delivery; an exception in it is logged and the delivery given back.
+        Survives broker restarts, channel closure and a queue that was deleted and comes back, or is not there yet. The
+        handler must be quick and settle (or pass on) every delivery; an exception in it is logged and the delivery
+        given back. At most `prefetch` deliveries are unsettled at a time. A queue with a single active consumer serves
+        the subscription that came first; the next one takes over when it ends.
+
+        Raises:
+            TransportError: the transport is closed.
         """
         ...
 
@@ -86,7 +109,10 @@ class Transport(Protocol):
         ...
 
     def on_connected(self, callback: Callable[[], None]) -> None:
-        """Call back after every (re)connection of the consuming side: the time to pull the head."""
+        """Call back after every (re)connection of the consuming side, and now if it stands: the time to pull the head.
+
+        Callbacks run one after another on a thread of their own and may take their time.
+        """
         ...
 
     def close(self) -> None:
@@ -111,4 +137,11 @@ def open_transport(url: str, *, name: str = "fledge") -> Transport:
         from broker.rabbit import RabbitTransport
 
         return RabbitTransport(url, name=name)
+    # Everything before the last @ may be a password.
     raise ConfigError(f"broker URL {url.split('@')[-1]!r}: unknown scheme; known: memory:, amqp://, amqps://")
+
+
+def check_size(body: bytes) -> None:
+    """Refuse a message body over `limits.MESSAGE`."""
+    if len(body) > limits.MESSAGE:
+        raise TooLarge(f"message of {len(body)} bytes is over {limits.MESSAGE}; tensors belong into the object store")

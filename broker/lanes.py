@@ -1,0 +1,90 @@
+"""Threads that run other people's code, so that the threads that own connections never do."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+import structlog
+
+from broker.backoff import full_jitter
+from broker.transport import Delivery, Handler
+
+log = structlog.get_logger()
+Item = TypeVar("Item")
+
+
+class Lane(Generic[Item]):
+    """One daemon thread that hands items to one function, in order; started by the first item."""
+
+    def __init__(self, name: str, work: Callable[[Item], None]) -> None:
+        self._name = name
+        self._work = work
+        self._items: SimpleQueue[Item | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.stopping = threading.Event()
+
+    def put(self, item: Item) -> None:
+        """Queue an item; ignored after `stop`."""
+        self._items.put(item)
+        with self._lock:
+            if self._thread is None and not self.stopping.is_set():
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Take no further item and wait for the one in work; tells whether the lane is still.
+
+        Called from within its own work it does not wait, since it would wait for itself.
+        """
+        self.stopping.set()
+        self._items.put(None)
+        with self._lock:
+            thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def _run(self) -> None:
+        while (item := self._items.get()) is not None and not self.stopping.is_set():
+            self._work(item)
+
+
+class HandlerLane(Lane[Delivery]):
+    """The thread of one subscription: calls its handler for one delivery at a time."""
+
+    def __init__(self, queue: str, handler: Handler, dice: random.Random) -> None:
+        super().__init__(f"consume {queue}", self._handle)
+        self._queue = queue
+        self._handler = handler
+        self._dice = dice
+        self._pauses = full_jitter(dice, base=0.05, cap=2.0)
+
+    def _handle(self, delivery: Delivery) -> None:
+        try:
+            self._handler(delivery)
+        except Exception:
+            # The handler is foreign code at a thread's edge. The pause keeps a broken one from spinning.
+            log.exception("handler.failed", queue=self._queue)
+            self.stopping.wait(next(self._pauses))
+            delivery.retry()
+        else:
+            self._pauses = full_jitter(self._dice, base=0.05, cap=2.0)
+
+
+class CallbackLane(Lane[Callable[[], None]]):
+    """The thread on which connection callbacks run."""
+
+    def __init__(self) -> None:
+        super().__init__("broker callbacks", self._call)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            log.exception("callback.failed")

@@ -1,0 +1,1 @@
+"""Real servers, a fault proxy and small helpers shared by the tests."""

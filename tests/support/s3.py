@@ -1,0 +1,96 @@
+"""A real S3 server for tests: `rclone serve s3` on a directory, that can be killed and started again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ACCESS_KEY = "fledge-test-key"
+SECRET_KEY = "fledge-test-secret"
+
+
+class S3Server:
+    """One server process on a fixed port and directory; objects are plain files below `directory / bucket`."""
+
+    def __init__(self, directory: Path, log: Path) -> None:
+        self.directory = directory
+        self.port = _free_port()
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def url(self, bucket: str, *, port: int | None = None, options: str = "") -> str:
+        """The store URL of one bucket, optionally by way of a proxy's port."""
+        return f"s3://{ACCESS_KEY}:{SECRET_KEY}@127.0.0.1:{port or self.port}/{bucket}{options}"
+
+    def start(self) -> None:
+        """Start and wait until the port answers."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    _rclone(),
+                    "serve",
+                    "s3",
+                    f"--addr=127.0.0.1:{self.port}",
+                    f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
+                    "--etag-hash=",  # HEAD would otherwise hash the whole object
+                    "--config=",
+                    str(self.directory),
+                ],
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + 30
+        while not _answers(self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"rclone did not start: {self._log.read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End the process as a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End the process in good order."""
+        self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        """Kill and start again on the same port and directory."""
+        self.kill()
+        self.start()
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=30)
+            self._process = None
+
+
+def _rclone() -> str:
+    beside = Path(sys.executable).with_name("rclone")
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("rclone")
+    if found is None:
+        raise RuntimeError("rclone is not installed: run scripts/setup.sh")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False

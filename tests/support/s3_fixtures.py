@@ -1,0 +1,34 @@
+"""Fixtures that start an S3 server; loaded as a plugin by tests/conftest.py."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.s3 import S3Server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One server for the whole session; take a `bucket` of your own and leave the server running."""
+    folder = tmp_path_factory.mktemp("s3")
+    server = S3Server(folder / "objects", folder / "log")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def private_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server of this test's own, to be killed and restarted at will."""
+    folder = tmp_path_factory.mktemp("s3")
+    server = S3Server(folder / "objects", folder / "log")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket() -> str:
+    """A bucket name nobody else uses."""
+    return f"b{uuid.uuid4().hex[:20]}"
