@@ -33,6 +33,11 @@ def check_key(key: str) -> str:
     return match[1]
 
 
+def is_key(text: str) -> bool:
+    """Whether `text` is an object's key."""
+    return _KEY.fullmatch(text) is not None
+
+
 def check_prefix(prefix: str) -> str:
     """Return `prefix` if it is empty or whole parts of a key, ending in a slash."""
     if _PREFIX.fullmatch(prefix) is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from broker.blobs import ObjectInfo, check_bytes, check_head, check_key, check_prefix
+from broker.blobs import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
 from protocol.errors import ConfigError, Missing, StoreError, TooLarge
 
 _UNFINISHED = ".unfinished"
@@ -77,7 +77,7 @@ class FileBlobs:
         keys = []
         for folder, _, names in os.walk(top):
             relative = Path(folder).relative_to(self._root).as_posix()
-            keys += [f"{relative}/{name}" for name in names if _is_key(f"{relative}/{name}")]
+            keys += [f"{relative}/{name}" for name in names if is_key(f"{relative}/{name}")]
         for key in sorted(keys):
             try:
                 entry = (self._root / key).stat()
@@ -160,14 +160,6 @@ class FileBlobs:
 
     def _failure(self, doing: str, key: str, error: OSError) -> StoreError:
         return StoreError(f"{doing} {key} in {self._root} failed: {error.strerror or error}")
-
-
-def _is_key(text: str) -> bool:
-    try:
-        check_key(text)
-    except ConfigError:
-        return False
-    return True
 
 
 def _write_durably(path: Path, data: bytes | memoryview) -> None:

@@ -14,6 +14,7 @@ FledgeError
 │   └── QueueFull         a bounded queue pushed back; the message stays in the outbox
 ├── StoreError            the object store was not reached or failed (retryable)
 │   ├── Missing           there is no such object
+│   ├── Forbidden         the store refused this identity (403)
 │   └── Corrupt           the object's bytes are not what its name says
 ├── StateError            the local database cannot be used
 │   ├── Fenced            another process has taken over (exit code 3)
@@ -100,6 +101,12 @@ class StoreError(FledgeError):
 
 class Missing(StoreError):
     """There is no such object."""
+
+
+class Forbidden(StoreError):
+    """The store refused this identity; trying again does not help before somebody changes its rights."""
+
+    retryable = False
 
 
 class Corrupt(StoreError):

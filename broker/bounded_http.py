@@ -1,0 +1,121 @@
+"""An HTTP connection pool for a store that is not trusted: every wait has an end and every answer a largest size."""
+
+from __future__ import annotations
+
+import io
+import re
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from urllib3 import BaseHTTPResponse, HTTPResponse, PoolManager, Timeout
+from urllib3.exceptions import ProtocolError
+
+CONNECT_S = 5.0
+SILENCE_S = 30.0
+_PIECE = 256 * 1024
+_MAX_ANSWER = 4 * 1024 * 1024
+_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said to a request: the HTTP status and the code word of an S3 error, empty if there was none."""
+
+    status: int
+    code: str = ""
+
+
+class BoundedPool(PoolManager):
+    """Connections for use by many threads; each thread sets the deadline of its own calls.
+
+    Bodies are sent in pieces, because a socket's timeout covers one whole send: eight megabytes in one piece would
+    have to be through within the five seconds meant for connecting.
+    """
+
+    def __init__(self, *, ssl_context: ssl.SSLContext | None = None, connections: int = 16) -> None:
+        options: dict[str, Any] = {} if ssl_context is None else {"ssl_context": ssl_context}
+        super().__init__(maxsize=connections, retries=False, blocksize=_PIECE, **options)
+        self._calls = threading.local()
+
+    @contextmanager
+    def until(self, deadline: float) -> Iterator[None]:
+        """Let this thread's calls end at `deadline` (`time.monotonic`) and forget the last answer."""
+        self._calls.deadline = deadline
+        self._calls.answer = None
+        try:
+            yield
+        finally:
+            del self._calls.deadline
+
+    @property
+    def answer(self) -> Answer | None:
+        """What the server said last to this thread; None if the request got no answer."""
+        answer: Answer | None = getattr(self._calls, "answer", None)
+        return answer
+
+    def check_deadline(self) -> float:
+        """Seconds left for this thread's call; `TimeoutError` when none are."""
+        left: float = self._calls.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the deadline passed during the transfer")
+        return left
+
+    # The library's own signature ends in **kw as well.
+    def urlopen(  # type: ignore[override]
+        self, method: str, url: str, redirect: bool = True, *, preload_content: bool = True, **kw: Any
+    ) -> BaseHTTPResponse:
+        """Send one request, follow nothing, repeat nothing; answers that are read here are bounded."""
+        left = self.check_deadline()
+        self._calls.answer = None
+        if kw.get("body"):
+            kw["body"] = _Body(kw["body"], self)
+        kw["timeout"] = Timeout(connect=min(CONNECT_S, left), read=min(SILENCE_S, left))
+        response = super().urlopen(method, url, redirect=False, preload_content=False, **kw)
+        if response.status == 200 and not preload_content:
+            self._calls.answer = Answer(response.status)
+            return response
+        data = b"" if method == "HEAD" else self.read(response, _MAX_ANSWER)
+        response.release_conn()
+        if len(data) > _MAX_ANSWER:
+            response.close()
+            raise ProtocolError(f"the answer is longer than {_MAX_ANSWER} bytes")
+        code = _CODE.search(data) if response.status >= 300 else None
+        self._calls.answer = Answer(response.status, code[1].decode() if code else "")
+        return HTTPResponse(
+            io.BytesIO(data),
+            headers=response.headers,
+            status=response.status,
+            request_method=method,
+            decode_content=False,
+            enforce_content_length=False,
+        )
+
+    def read(self, response: BaseHTTPResponse, limit: int) -> bytes:
+        """The body, or its first `limit` + 1 bytes or a little more if it is longer; never decompressed."""
+        pieces = []
+        size = 0
+        while size <= limit:
+            self.check_deadline()
+            piece = response.read(min(_PIECE, limit + 1 - size), decode_content=False)
+            if not piece:
+                break
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)
+
+
+class _Body(io.BytesIO):
+    """Bytes on their way out; reading the next piece fails once the deadline has passed."""
+
+    def __init__(self, data: bytes, pool: BoundedPool) -> None:
+        super().__init__(data)
+        self._pool = pool
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._pool.check_deadline()
+        return super().read(size)
