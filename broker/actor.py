@@ -1,8 +1,8 @@
 """The loop both programs share: events in, rules stepped, one commit for the whole batch, then the effects.
 
 The rules are a class without I/O. What they want written is committed first; only then are their effects (acks,
-publishes, training, merges) carried out. All steps that were waiting share one commit, and the thread that runs the loop
-is the only one that touches the database.
+publishes, training, merges) carried out. All steps that were waiting share one commit, and the thread that runs the
+loop is the only one that touches the database.
 """
 
 from __future__ import annotations

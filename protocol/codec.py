@@ -7,9 +7,8 @@ and infinity, trailing bytes and anything over a limit.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 import msgpack
@@ -36,6 +35,7 @@ Plain = Flag | Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)] | R
 Parameters = Annotated[dict[Word, Plain | tuple[Plain, ...]], Field(max_length=64)]
 
 T = TypeVar("T")
+_adapters: dict[type, TypeAdapter[Any]] = {}
 
 
 def encode(value: Any) -> bytes:
@@ -106,6 +106,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@lru_cache(maxsize=64)
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]

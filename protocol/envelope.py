@@ -116,7 +116,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class ContentKey:
-    """The key of one message's body and blob, and the core hash that binds it; never logged, never stored in the clear."""
+    """The key of one message's body and blob, and the core hash that binds it; never in logs or files."""
 
     secret: bytes
     associated: bytes
