@@ -1,1 +1,1 @@
-
+"""The centre: journal, admission, strategies, merge, announcements, audit."""

@@ -79,7 +79,7 @@ class Actor:
     def __init__(
         self,
         rules: Rules,
-        commit: Callable[[Sequence[Any]], None],
+        commit: Callable[[Sequence[Any]], Sequence[Any]],
         perform: Callable[[Any], None],
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -102,11 +102,16 @@ class Actor:
             self.turn(events)
 
     def turn(self, events: Sequence[Any]) -> None:
-        """Step the rules through `events` and a tick, commit once, then carry out the effects."""
-        steps = [self._rules.step(event, self._clock()) for event in (*events, Tick())]
-        writes = [write for step in steps for write in step.writes]
-        if writes:
-            self._commit(writes)
-        for step in steps:
-            for effect in step.effects:
-                self._perform(effect)
+        """Step the rules through `events` and a tick, commit once, then carry out the effects.
+
+        What the journal answers (a row was new, or was there already) are events of the next turn, taken at once.
+        """
+        while True:
+            steps = [self._rules.step(event, self._clock()) for event in (*events, Tick())]
+            writes = [write for step in steps for write in step.writes]
+            events = self._commit(writes) if writes else ()
+            for step in steps:
+                for effect in step.effects:
+                    self._perform(effect)
+            if not events:
+                return

@@ -1,0 +1,44 @@
+"""What the aggregator writes back: receipts to sites, and dead letters about what it could not accept."""
+
+from __future__ import annotations
+
+from aggregator.events import Refused, Send, SendRaw, UpdateNotice, UpdateRow
+from protocol import limits, topology
+from protocol.codec import encode
+from protocol.messages import Kind, Outcome, Receipt
+
+_WRAPPER = 1024  # room for the fields around the original bytes
+
+
+def receipt(
+    update: UpdateRow | UpdateNotice, outcome: Outcome, reason: str, *, row: int, id: bytes, version: int, epoch: int
+) -> Send:
+    """The signed word on one update, for its site alone; `epoch` matters with `sequence_reused` only."""
+    return Send(
+        row=row,
+        id=id,
+        exchange=topology.DIRECT,
+        key=update.site,
+        kind=Kind.RECEIPT,
+        body=Receipt(
+            message=update.id,
+            epoch=update.epoch,
+            sequence=update.sequence,
+            outcome=outcome,
+            reason=reason,
+            highest_epoch=epoch,
+        ),
+        recipient=update.site,
+        version=version,
+    )
+
+
+def dead_letter(refused: Refused, *, row: int) -> SendRaw:
+    """The original bytes with the reason; of an over-long message as many bytes as fit."""
+    letter = {
+        "reason": refused.reason,
+        "queue": refused.queue,
+        "size": len(refused.raw),
+        "message": refused.raw[: limits.MESSAGE - _WRAPPER],
+    }
+    return SendRaw(row=row, exchange=topology.DEAD, key="", body=encode(letter))

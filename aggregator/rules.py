@@ -1,0 +1,477 @@
+"""The aggregator's rules, without I/O: events in, writes and effects out.
+
+Rule 1: an update is journalled, then acked; from then on the row is the update. What is journalled ends in exactly one
+        final state, and the site gets a signed receipt that says which.
+Rule 2: the model changes only in `CommitVersion`, by one version, from members that are all validated at that moment.
+Rule 3: every effect may be lost or repeated; `Started` finds in the snapshot whatever is still to be done.
+Rule 4: staleness is counted at the merge; a base version from the future is refused, never "fresh".
+Rule 5: nothing verified is dropped in silence: it gets a receipt; nothing unverified either: it becomes a dead letter.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from aggregator import buffer, events, letters, plan, planning
+from aggregator.events import UpdateRow, UpdateState
+from aggregator.snapshot import RunRules, Snapshot
+from aggregator.stopping import reason_to_stop
+from aggregator.strategies import ema_decay
+from broker.actor import Step, Tick
+from protocol import limits, topology
+from protocol.keys import Role
+from protocol.messages import Outcome, RunState
+from protocol.registry import Registry
+
+HEAD_EVERY = 6 * 3600.0
+_RETRY = 30.0  # seconds until a parked update or a failed merge is tried again
+_DEAD_PER_SITE = 256  # dead letters of one site in one hour; the rest is only counted in the ledger
+_HOUR = 3600.0
+
+
+class AggregatorRules:
+    """One run's state machine. Rebuilt from a `Snapshot` at every start."""
+
+    def __init__(self, run: RunRules, snapshot: Snapshot, *, new_id: Callable[[], bytes], now: float) -> None:
+        self.run = run
+        self.version = snapshot.version
+        self.state = snapshot.state
+        self.reason = snapshot.reason
+        self.registry = snapshot.registry
+        self._digest = snapshot.digest
+        self._new_id = new_id
+        self._head = snapshot.head
+        self._row = snapshot.last_row
+        self._record_registry = snapshot.record_registry
+        self._rows = {row.id: row for row in snapshot.rows}
+        self._since = {row.id: now for row in snapshot.rows}
+        self._outbox = list(snapshot.outbox)
+        self._highest = snapshot.highest
+        self._standing = snapshot.standing
+        self._evaluations = snapshot.evaluations
+        self._counters = snapshot.counters
+        self._elapsed = snapshot.elapsed
+        self._resumed = now
+        self._seen = dict.fromkeys(self._sites(), now)
+        self._admitting: set[bytes] = set()
+        self._retry_at: dict[bytes, float] = {}
+        self._merging: plan.MergePlan | None = None
+        self._merge_after = now
+        self._head_due = now
+        self._dead: Counter[str] = Counter()
+        self._dead_since = now
+        self._now = now
+        self._writes: list[Any] = []
+        self._effects: list[Any] = []
+
+    # ---- the two calls of the loop
+
+    def step(self, event: Any, now: float) -> Step:
+        """Decide what `event` leads to at `now`, in monotonic seconds."""
+        self._now, self._writes, self._effects = now, [], []
+        match event:
+            case Tick():
+                self._tick()
+            case events.UpdateArrived():
+                self._update_arrived(event)
+            case events.Journalled(order=order, notice=notice):
+                self._journalled(order, notice)
+            case events.Duplicate():
+                self._duplicate(event)
+            case events.Reused(notice=notice, highest_epoch=epoch):
+                self._receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_reused", highest_epoch=epoch)
+            case events.Admitted(id=id, norm=norm):
+                self._admitted(id, norm)
+            case events.NotAdmitted():
+                self._not_admitted(event)
+            case events.Merged(plan=made, product=product):
+                self._merged(made, product)
+            case events.MergeFailed():
+                self._merge_failed(event)
+            case events.Published(row=row):
+                self._writes.append(events.RemoveSent(row=row))
+            case events.SiteSeen(delivery=delivery, site=site):
+                self._seen[site] = now
+                self._effects.append(events.Settle(delivery=delivery))
+            case events.EvaluationArrived():
+                self._evaluated(event)
+            case events.CommandArrived():
+                self._command(event)
+            case events.Refused():
+                self._refused(event)
+            case events.RegistryChanged(registry=registry):
+                self._registry_changed(registry)
+            case events.Reissued():
+                self._reissued(event)
+            case events.Started():
+                self._started()
+        return Step(tuple(self._writes), tuple(self._effects))
+
+    def deadline(self) -> float | None:
+        """When the next tick is due."""
+        times = [self._head_due, *self._retry_at.values()]
+        if self.state == RunState.RUNNING:
+            if self.run.stopping.max_wall_time is not None:
+                times.append(self._resumed + self.run.stopping.max_wall_time - self._elapsed)
+            if self._merging is None and (waiting := self._waiting()):
+                due = buffer.next_deadline(waiting, **self._buffer_rules())
+                times += [] if due is None else [max(due, self._merge_after)]
+                expiring = [seen + 3 * self.run.heartbeat for seen in self._seen.values()]
+                times += [at + 0.01 for at in expiring if at + 0.01 > self._now]
+        return min(times)
+
+    # ---- arriving updates
+
+    def _started(self) -> None:
+        for row in self._outbox:
+            self._effects.append(events.Publish(row=row))
+        for update in self._rows.values():
+            if update.state != UpdateState.VALIDATED:
+                self._admit(update.id)
+        if self._record_registry != self.registry.version:
+            self._effects.append(events.Reissue(version=self.version, registry=self.registry))
+
+    def _update_arrived(self, event: events.UpdateArrived) -> None:
+        notice = event.notice
+        self._seen[notice.site] = self._now
+        self._effects.append(events.Settle(delivery=event.delivery))
+        high = self._highest.get((notice.site, notice.epoch), 0)
+        if notice.sequence > high + limits.SEQUENCE_WINDOW:
+            self._receipt(notice, Outcome.REJECTED, "sequence_gap")
+        elif notice.sequence <= high - limits.SEQUENCE_WINDOW:
+            self._receipt(notice, Outcome.REJECTED, "too_old")
+        else:
+            self._writes.append(events.JournalUpdate(notice=notice))
+
+    def _journalled(self, order: int, notice: events.UpdateNotice) -> None:
+        key = (notice.site, notice.epoch)
+        self._highest[key] = max(self._highest.get(key, 0), notice.sequence)
+        row = UpdateRow(
+            order=order,
+            id=notice.id,
+            site=notice.site,
+            epoch=notice.epoch,
+            sequence=notice.sequence,
+            base_version=notice.base_version,
+            state=UpdateState.JOURNALLED,
+            examples=notice.examples,
+            seconds=notice.seconds,
+            absent=notice.absent,
+            norm=0.0,
+        )
+        self._rows[row.id] = row
+        ended = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: UpdateState.RUN_ENDED}.get(self.state)
+        if ended is not None:
+            self._finish(row, ended, self.reason)
+        elif (reason := self.run.reason_against(notice, self.version, self._max_staleness())) is not None:
+            self._finish(row, UpdateState.REJECTED, reason)
+        else:
+            self._admit(row.id)
+
+    def _duplicate(self, event: events.Duplicate) -> None:
+        if event.state.final:
+            self._receipt(event.notice, events.OUTCOME[event.state], event.reason, version=event.version)
+        elif event.state == UpdateState.PARKED and event.notice.id in self._rows:
+            self._admit(event.notice.id)
+
+    def _admit(self, id: bytes) -> None:
+        self._retry_at.pop(id, None)
+        if id not in self._admitting:
+            self._admitting.add(id)
+            self._effects.append(events.Admit(id=id))
+
+    def _admitted(self, id: bytes, norm: float) -> None:
+        self._admitting.discard(id)
+        row = self._rows.get(id)
+        if row is None or row.state == UpdateState.VALIDATED:
+            return
+        self._rows[id] = replace(row, state=UpdateState.VALIDATED, norm=norm)
+        self._since[id] = self._now
+        self._writes.append(events.SetState(id=id, state=UpdateState.VALIDATED, norm=norm))
+
+    def _not_admitted(self, event: events.NotAdmitted) -> None:
+        self._admitting.discard(event.id)
+        row = self._rows.get(event.id)
+        if row is None:
+            return
+        if not event.retry:
+            self._finish(row, UpdateState.REJECTED, event.reason)
+            return
+        if row.state != UpdateState.PARKED:
+            self._rows[row.id] = replace(row, state=UpdateState.PARKED)
+            self._writes.append(events.SetState(id=row.id, state=UpdateState.PARKED, reason=event.reason))
+        if event.missing:
+            self._receipt(row, Outcome.REUPLOAD, event.reason)
+        self._retry_at[row.id] = self._now + _RETRY
+
+    def _finish(self, row: UpdateRow, state: UpdateState, reason: str, version: int = 0) -> None:
+        """Bring an update to its end and say so to its site."""
+        self._rows.pop(row.id, None)
+        self._since.pop(row.id, None)
+        self._retry_at.pop(row.id, None)
+        self._writes.append(events.SetState(id=row.id, state=state, reason=reason, norm=row.norm, version=version))
+        if state != UpdateState.MERGED:
+            self._audit("update", {"id": row.id, "site": row.site, "state": state.value, "reason": reason})
+        self._receipt(row, events.OUTCOME[state], reason, version=version)
+
+    # ---- versions
+
+    def _tick(self) -> None:
+        for id, at in list(self._retry_at.items()):
+            if at <= self._now:
+                self._admit(id)
+        if self._now >= self._head_due:
+            self._new_head()
+        if self.state != RunState.RUNNING:
+            return
+        self._consider_stop()
+        if self.state != RunState.RUNNING or self._merging is not None:
+            return
+        waiting = self._waiting()
+        gone = buffer.outdated(waiting, version=self.version, quota=self._quota(), max_staleness=self._max_staleness())
+        for old in gone.superseded:
+            self._finish(self._rows[old.id], UpdateState.SUPERSEDED, "newer_updates_wait")
+        for old in gone.too_stale:
+            self._finish(self._rows[old.id], UpdateState.REJECTED, "too_stale")
+        if self._now >= self._merge_after:
+            self._consider_merge(self._waiting() if gone.superseded or gone.too_stale else waiting)
+
+    def _consider_merge(self, waiting: list[buffer.Waiting]) -> None:
+        if not waiting:
+            return
+        size = self.run.strategy.buffer_size(len(self._live()) or 1)
+        choice = buffer.choose(waiting, buffer_size=size, now=self._now, **self._buffer_rules())
+        if choice is None:
+            return
+        strategy, population = self.run.strategy, tuple(sorted(self._live()))
+        rows = [self._rows[member.id] for member in choice.members]
+        number = self.version + 1
+        self._merging = plan.MergePlan(
+            version=number,
+            parent=self._digest,
+            strategy=strategy.name,
+            parameters=self.run.parameters,
+            members=planning.members(rows, self.version, strategy, self._standing, population),
+            population=population,
+            divisor=float(choice.divisor),
+            rate=strategy.rate,
+            release_decay=ema_decay(number, self.run.release_decay),
+            ids=tuple(self._new_id() for _ in range(2 + len(strategy.state))),
+            registry=self.registry.version,
+        )
+        self._effects.append(events.Merge(plan=self._merging))
+
+    def _merged(self, made: plan.MergePlan, product: plan.Product) -> None:
+        self._merging = None
+        rows = [self._rows.get(member.id) for member in made.members]
+        valid = [row for row in rows if row is not None and row.state == UpdateState.VALIDATED]
+        if self.state != RunState.RUNNING or made.version != self.version + 1 or len(valid) != len(rows):
+            return  # the product stays an orphan in the store until it is collected
+        self._writes.append(events.CommitVersion(plan=made, product=product, elapsed=self._time_running()))
+        self.version, self._digest = made.version, product.digest
+        self._record_registry = made.registry
+        self._standing.merged(made.members)
+        self._audit(
+            "version",
+            {
+                "version": made.version,
+                "digest": product.digest,
+                "parent": plan.parent,
+                "members": [r.id for r in valid],
+            },
+        )
+        for row in valid:
+            self._finish(row, UpdateState.MERGED, "ok", version=made.version)
+        self._announce(product.record)
+        if made.registry != self.registry.version:
+            self._effects.append(events.Reissue(version=self.version, registry=self.registry))
+        self._consider_stop()
+
+    def _merge_failed(self, event: events.MergeFailed) -> None:
+        self._merging = None
+        self._merge_after = self._now + _RETRY
+        row = self._rows.get(event.bad) if event.bad is not None else None
+        if row is not None:
+            self._rows[row.id] = replace(row, state=UpdateState.PARKED)
+            self._writes.append(events.SetState(id=row.id, state=UpdateState.PARKED, reason=event.reason))
+            self._merge_after = self._now
+            self._admit(row.id)
+
+    def _announce(self, record: bytes) -> None:
+        """Tell all sites of the record just written, inline if it fits into a message."""
+        self._new_head(announce=len(record) > limits.MESSAGE)
+        if len(record) <= limits.MESSAGE:
+            row = self._next_row()
+            self._writes.append(events.SendRaw(row=row, exchange=topology.GLOBAL, key="", body=record))
+            self._effects.append(events.Publish(row=row))
+
+    def _new_head(self, *, announce: bool = False) -> None:
+        self._head += 1
+        self._head_due = self._now + HEAD_EVERY
+        self._writes.append(events.SetHead(number=self._head))
+        self._effects.append(
+            events.PutHead(number=self._head, state=self.state, reason=self.reason, version=self.version)
+        )
+        if announce:
+            self._effects.append(events.AnnounceHead(number=self._head))
+
+    # ---- the run
+
+    def _consider_stop(self) -> None:
+        if self.state != RunState.RUNNING:
+            return
+        why = reason_to_stop(
+            self.run.stopping,
+            version=self.version,
+            elapsed=self._time_running(),
+            history=self._evaluations.history(self.run.stopping.metric, len(self._sites())),
+        )
+        if why is not None:
+            self._change_run(RunState.STOPPED, why.value)
+
+    def _command(self, event: events.CommandArrived) -> None:
+        self._effects.append(events.Settle(delivery=event.delivery))
+        if event.counter <= self._counters.get(event.operator, 0):
+            return
+        self._counters[event.operator] = event.counter
+        self._writes.append(events.SetCounter(operator=event.operator, counter=event.counter))
+        wanted = {
+            "pause": (RunState.PAUSED, (RunState.RUNNING,)),
+            "resume": (RunState.RUNNING, (RunState.PAUSED,)),
+            "stop": (RunState.STOPPED, (RunState.RUNNING, RunState.PAUSED)),
+            "abort": (RunState.ABORTED, (RunState.RUNNING, RunState.PAUSED)),
+        }.get(event.command)
+        taken = wanted is not None and self.state in wanted[1]
+        self._audit("command", {"operator": event.operator, "command": event.command, "taken": taken})
+        if wanted is not None and taken:
+            self._change_run(wanted[0], f"{event.command}-by-{event.operator}"[:64])
+
+    def _change_run(self, state: RunState, reason: str) -> None:
+        elapsed = self._time_running()
+        self.state, self.reason, self._elapsed, self._resumed = state, reason, elapsed, self._now
+        self._writes.append(events.SetRun(state=state, reason=reason, elapsed=elapsed))
+        self._audit("run", {"state": state.value, "reason": reason, "version": self.version})
+        ended = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: UpdateState.RUN_ENDED}.get(state)
+        if ended is not None:
+            for row in sorted(self._rows.values(), key=lambda row: row.order):
+                self._finish(row, ended, reason)
+            self._effects.append(events.Ended(reason=reason))
+        self._new_head(announce=True)
+
+    def _evaluated(self, event: events.EvaluationArrived) -> None:
+        self._seen[event.site] = self._now
+        self._effects.append(events.Settle(delivery=event.delivery))
+        if event.version <= self.version:
+            self._evaluations.add(event.version, event.site, event.evaluation)
+            self._writes.append(
+                events.StoreEvaluation(site=event.site, version=event.version, evaluation=event.evaluation)
+            )
+
+    # ---- members and strangers
+
+    def _registry_changed(self, registry: Registry) -> None:
+        if registry.version <= self.registry.version:
+            return
+        self.registry = registry
+        sites = self._sites()
+        for site in sites - self._seen.keys():
+            self._seen[site] = self._now
+        for row in sorted(self._rows.values(), key=lambda row: row.order):
+            if row.site not in sites:
+                self._finish(row, UpdateState.REJECTED, "revoked")
+        self._audit("registry", {"version": registry.version})
+        self._effects.append(events.Reissue(version=self.version, registry=registry))
+
+    def _reissued(self, event: events.Reissued) -> None:
+        if event.version != self.version:
+            self._effects.append(events.Reissue(version=self.version, registry=self.registry))
+            return
+        self._record_registry = event.registry
+        self._writes.append(
+            events.ReplaceRecord(
+                version=event.version, record=event.record, registry=event.registry, spec_record=event.spec_record
+            )
+        )
+        self._announce(event.record)
+
+    def _refused(self, event: events.Refused) -> None:
+        self._effects.append(events.Settle(delivery=event.delivery))
+        if self._now - self._dead_since > _HOUR:
+            self._dead.clear()
+            self._dead_since = self._now
+        self._dead[event.site] += 1
+        self._audit("refused", {"queue": event.queue, "reason": event.reason, "bytes": len(event.raw)})
+        if self._dead[event.site] <= _DEAD_PER_SITE:
+            row = self._next_row()
+            self._writes.append(letters.dead_letter(event, row=row))
+            self._effects.append(events.Publish(row=row))
+
+    # ---- small things
+
+    def _receipt(
+        self,
+        update: UpdateRow | events.UpdateNotice,
+        outcome: Outcome,
+        reason: str,
+        *,
+        version: int = 0,
+        highest_epoch: int = 0,
+    ) -> None:
+        row = self._next_row()
+        message = letters.receipt(
+            update, outcome, reason, row=row, id=self._new_id(), version=version, epoch=highest_epoch
+        )
+        self._writes.append(message)
+        self._effects.append(events.Publish(row=row))
+
+    def _audit(self, kind: str, entry: Mapping[str, Any]) -> None:
+        self._writes.append(events.Audit(kind=kind, entry=entry))
+
+    def _next_row(self) -> int:
+        self._row += 1
+        return self._row
+
+    def _sites(self) -> set[str]:
+        return {participant.name for participant in self.registry.members(Role.SITE)}
+
+    def _live(self) -> frozenset[str]:
+        oldest = self._now - 3 * self.run.heartbeat
+        return frozenset(site for site in self._sites() if self._seen.get(site, oldest - 1) >= oldest)
+
+    def _quota(self) -> int:
+        return self.run.strategy.updates_per_base
+
+    def _max_staleness(self) -> int:
+        return self.run.strategy.max_staleness(len(self._sites()) or 1)
+
+    def _waiting(self) -> list[buffer.Waiting]:
+        return [
+            buffer.Waiting(
+                id=row.id, site=row.site, base_version=row.base_version, order=row.order, since=self._since[row.id]
+            )
+            for row in self._rows.values()
+            if row.state == UpdateState.VALIDATED
+        ]
+
+    def _buffer_rules(self) -> dict[str, Any]:
+        max_wait = self.run.max_wait
+        if max_wait is None:
+            seconds = [stats.seconds for stats in self._standing.stats.values()]
+            max_wait = max(60.0, 2 * statistics.median(seconds)) if seconds else 60.0
+        return {
+            "version": self.version,
+            "quota": self._quota(),
+            "live": self._live(),
+            "min_sites": self.run.min_sites,
+            "synchronous": self.run.strategy.synchronous,
+            "max_wait": max_wait,
+            "grace": self.run.grace,
+            "max_staleness": self._max_staleness(),
+        }
+
+    def _time_running(self) -> float:
+        return self._elapsed + (self._now - self._resumed if self.state == RunState.RUNNING else 0.0)
