@@ -1,4 +1,4 @@
-"""A TCP proxy on localhost that stalls, refuses and cuts connections, to stand between a client and a real server."""
+"""A TCP proxy with faults: it can stall, refuse and cut what goes through it."""
 
 from __future__ import annotations
 
@@ -6,103 +6,133 @@ import contextlib
 import socket
 import struct
 import threading
-from typing import Literal
-
-Mode = Literal["pass", "stall", "refuse"]
+from typing import Self
 
 
 class FaultProxy:
-    """Forwards `port` to `target_port`.
-
-    `mode` may be set at any time: `pass` forwards, `stall` keeps connections open and forwards nothing, `refuse`
-    closes new connections at once. `cut` resets every open connection, also in the middle of a message.
-    """
+    """Listens on a port of its own and forwards to a target, until told to misbehave."""
 
     def __init__(self, target_port: int) -> None:
-        self.target_port = target_port
-        self.forwarded = 0
-        """Bytes passed on so far, both directions together."""
-        self._mode: Mode = "pass"
-        self._changed = threading.Condition()
-        self._open: set[socket.socket] = set()
+        self._target = target_port
+        self._lock = threading.Lock()
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._refusing = False
+        self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, name="fault-proxy", daemon=True).start()
+        self.accepted = 0
+        self._budget: int | None = None
+        self._spent = threading.Event()
+        self._acceptor = threading.Thread(target=self._accept, name="fault proxy", daemon=True)
+        self._acceptor.start()
 
-    @property
-    def mode(self) -> Mode:
-        """What happens to traffic now."""
-        return self._mode
+    def __enter__(self) -> Self:
+        return self
 
-    @mode.setter
-    def mode(self, mode: Mode) -> None:
-        with self._changed:
-            self._mode = mode
-            self._changed.notify_all()
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stall(self) -> None:
+        """Keep connections open, and forward nothing."""
+        self._flowing.clear()
+
+    def refuse(self) -> None:
+        """Reset what is open, and close every new connection at once."""
+        self._refusing = True
+        self.cut()
+
+    def heal(self) -> None:
+        """Forward again."""
+        self._refusing = False
+        self._flowing.set()
 
     def cut(self) -> None:
         """Reset every open connection."""
-        with self._changed:
-            doomed = list(self._open)
-        for sock in doomed:
+        with self._lock:
+            sockets, self._sockets = self._sockets, set()
+        for sock in sockets:
             _reset(sock)
 
-    def cut_after(self, forwarded: int, timeout: float = 30.0) -> None:
-        """Wait until `forwarded` bytes have passed in all, then cut."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.forwarded >= forwarded, timeout):
-                raise TimeoutError(f"only {self.forwarded} of {forwarded} bytes passed within {timeout} s")
-        self.cut()
+    def cut_after(self, count: int) -> None:
+        """Reset every open connection once `count` more bytes have been forwarded, both directions together."""
+        with self._lock:
+            self._budget = count
+            self._spent.clear()
+
+    def wait_cut(self, timeout: float) -> None:
+        """Wait until an armed `cut_after` has happened."""
+        if not self._spent.wait(timeout):
+            raise TimeoutError(f"not enough was forwarded within {timeout} s")
 
     def close(self) -> None:
-        """Stop listening and cut what is open."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        """Stop listening and reset what is open."""
+        self._refusing = True
+        # shutdown() wakes the thread in accept(); close() alone would not.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self.mode = "refuse"
+        self._flowing.set()
         self.cut()
+        self._acceptor.join(5)
 
     def _accept(self) -> None:
         while True:
             try:
-                near, _ = self._listener.accept()
+                client, _ = self._listener.accept()
             except OSError:
                 return
-            if self._mode == "refuse":
-                _reset(near)
-                continue
+            self.accepted += 1
             try:
-                far = socket.create_connection(("127.0.0.1", self.target_port), timeout=5)
+                if self._refusing:
+                    raise ConnectionRefusedError
+                server = socket.create_connection(("127.0.0.1", self._target), 5)
+                server.settimeout(None)
             except OSError:
-                _reset(near)
+                client.close()
                 continue
-            far.settimeout(None)
-            with self._changed:
-                self._open |= {near, far}
-            for source, sink in ((near, far), (far, near)):
-                sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._pump, args=(source, sink), name="fault-pump", daemon=True).start()
+            for sock in (client, server):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._sockets |= {client, server}
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _spends(self, count: int) -> bool:
+        with self._lock:
+            if self._budget is None:
+                return False
+            self._budget -= count
+            if self._budget > 0:
+                return False
+            self._budget = None
+            self._spent.set()
+            return True
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while data := source.recv(65536):
-                with self._changed:
-                    self._changed.wait_for(lambda: self._mode != "stall")
+                self._flowing.wait()
                 sink.sendall(data)
-                with self._changed:
-                    self.forwarded += len(data)
-                    self._changed.notify_all()
+                if self._spends(len(data)):
+                    self.cut()
+        except OSError:
+            pass
         for sock in (source, sink):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # close alone does not wake a thread that is reading
-            sock.close()
-        with self._changed:
-            self._open -= {source, sink}
+            with self._lock:
+                self._sockets.discard(sock)
+            _shut(sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
 
 
 def _reset(sock: socket.socket) -> None:
-    """Close with a TCP reset instead of a polite end."""
-    with contextlib.suppress(OSError):
+    """Make the peer see a reset instead of an orderly end."""
+    try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        sock.shutdown(socket.SHUT_RDWR)
-    sock.close()
+    except OSError:
+        return
+    _shut(sock)

@@ -1,0 +1,149 @@
+"""A local ciphertext cache in front of a store: what was fetched once is read from disk the next time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from broker.blobs import BlobStore, ObjectInfo, check_bytes, check_key
+from protocol.errors import Corrupt, StoreError, TooLarge
+
+_log = structlog.get_logger(__name__)
+_UNFINISHED = ".unfinished-"
+
+
+class CachedBlobs:
+    """A `BlobStore` that keeps up to `quota_bytes` of what `get` brought in `directory`, least recently used out first.
+
+    The directory is one process's alone and survives restarts. Nothing in it is trusted or synced: each hit is hashed
+    again, and a file that fails is deleted and fetched anew. Heads are never cached. A cache that cannot write (a full
+    disk) only costs speed.
+    """
+
+    def __init__(self, store: BlobStore, directory: Path, quota_bytes: int) -> None:
+        self._store = store
+        self._directory = directory
+        self._quota = quota_bytes
+        self._lock = threading.Lock()
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        """SHA-256 to size, least recently used first; the object's folder does not matter, its bytes are the same."""
+        self._used = 0
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._take_stock()
+        except OSError as error:
+            raise StoreError(f"cache directory {directory} cannot be used: {error.strerror or error}") from error
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes kept now."""
+        return self._used
+
+    def get(self, key: str, limit: int) -> bytes:
+        """The object's bytes, from the cache if they are there and right, otherwise from the store."""
+        name = check_key(key)
+        data = self._hit(name, key, limit)
+        if data is None:
+            data = self._store.get(key, limit)
+            self._keep(name, data)
+        return data
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Store `data`; it enters the cache when it is read."""
+        self._store.put(key, data)
+
+    def has(self, key: str) -> bool:
+        """Whether the store has the object."""
+        return self._store.has(key)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """What the store lists."""
+        return self._store.list(prefix)
+
+    def delete(self, key: str) -> None:
+        """Remove the object from the store and from the cache."""
+        self._forget(check_key(key))
+        self._store.delete(key)
+
+    def put_head(self, name: str, data: bytes) -> None:
+        """Overwrite the head in the store."""
+        self._store.put_head(name, data)
+
+    def get_head(self, name: str, limit: int) -> bytes | None:
+        """The head as the store has it now."""
+        return self._store.get_head(name, limit)
+
+    def close(self) -> None:
+        """Close the store; the cache stays for the next start."""
+        self._store.close()
+
+    def _hit(self, name: str, key: str, limit: int) -> bytes | None:
+        with self._lock:
+            size = self._sizes.get(name)
+            if size is None:
+                return None
+            self._sizes.move_to_end(name)
+        if size > limit:
+            raise TooLarge(f"{key}: {size} bytes in the cache, at most {limit} expected; refused unread")
+        path = self._directory / name
+        try:
+            data = check_bytes(key, path.read_bytes())
+            os.utime(path)  # the order of use outlives the process
+        except (OSError, Corrupt) as error:
+            _log.warning("cache.dropped", key=key, reason=type(error).__name__)
+            self._forget(name)
+            return None
+        return data
+
+    def _keep(self, name: str, data: bytes) -> None:
+        if len(data) > self._quota:
+            return
+        unfinished = self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
+        try:
+            _write_private(unfinished, data)
+            with self._lock:
+                self._make_room(len(data) - self._sizes.get(name, 0))
+                os.replace(unfinished, self._directory / name)
+                self._used += len(data) - self._sizes.pop(name, 0)
+                self._sizes[name] = len(data)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            _log.warning("cache.not_written", directory=str(self._directory), reason=error.strerror)
+
+    def _make_room(self, needed: int) -> None:
+        while self._sizes and self._used + needed > self._quota:
+            name, size = self._sizes.popitem(last=False)
+            self._used -= size
+            (self._directory / name).unlink(missing_ok=True)
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            self._used -= self._sizes.pop(name, 0)
+            (self._directory / name).unlink(missing_ok=True)
+
+    def _take_stock(self) -> None:
+        """Remember what an earlier process left, oldest use first, and remove what it left half-written."""
+        found = []
+        for entry in os.scandir(self._directory):
+            if entry.name.startswith(_UNFINISHED):
+                os.unlink(entry.path)
+            elif len(entry.name) == 64 and entry.is_file(follow_symlinks=False):
+                status = entry.stat()
+                found.append((status.st_mtime_ns, entry.name, status.st_size))
+        for _, name, size in sorted(found):
+            self._sizes[name] = size
+            self._used += size
+        self._make_room(0)
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0) as file:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
