@@ -1,0 +1,228 @@
+"""The link to RabbitMQ: one connection owned by one thread, made again whenever it is lost. Only here is pika named."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pika
+import structlog
+from pika.adapters.select_connection import IOLoop
+from pika.channel import Channel
+from pika.exceptions import AMQPError, ChannelClosed, ChannelClosedByBroker
+from pika.spec import PERSISTENT_DELIVERY_MODE, Basic, BasicProperties
+
+from broker.amqp import AmqpUrl
+from broker.backoff import full_jitter
+from protocol.errors import ConfigError, NotAllowed, TransportError, Unroutable
+
+__all__ = ["Basic", "BasicProperties", "Channel", "Link", "channel_alone_closed", "persistent", "refusal"]
+
+log = structlog.get_logger()
+
+# pika reports every failed attempt with tracebacks of its own; what matters is logged here, once, without secrets.
+logging.getLogger("pika").addHandler(logging.NullHandler())
+logging.getLogger("pika").propagate = False
+
+_SETTLED = 30.0
+"""A connection that lived this many seconds was a good one: its loss starts the back-off from the beginning."""
+_CLOSE_GRACE = 5.0
+_REFUSED = 403
+_NOT_FOUND = 404
+
+
+def _parameters(url: AmqpUrl, name: str) -> pika.ConnectionParameters:
+    context = url.tls_context()
+    user, password = url.user, url.password
+    return pika.ConnectionParameters(
+        host=url.host,
+        port=url.port,
+        virtual_host=url.vhost,
+        credentials=pika.credentials.ExternalCredentials() if user is None else pika.PlainCredentials(user, password),
+        ssl_options=None if context is None else pika.SSLOptions(context, url.host),
+        heartbeat=url.heartbeat,
+        blocked_connection_timeout=60,
+        socket_timeout=10,
+        stack_timeout=20,
+        connection_attempts=1,
+        tcp_options={"TCP_USER_TIMEOUT": 2000 * url.heartbeat, "TCP_KEEPIDLE": 30},
+        client_properties={"connection_name": name, "product": "fledge"},
+    )
+
+
+def _describe(error: BaseException) -> str:
+    """Say in one line why a connection failed; pika wraps the cause several times."""
+    while True:
+        inner = getattr(error, "exceptions", None)
+        cause = inner[-1] if inner else getattr(error, "exception", None)
+        if cause is None and len(error.args) == 1 and isinstance(error.args[0], BaseException):
+            cause = error.args[0]
+        if not isinstance(cause, BaseException):
+            return f"{type(error).__name__}: {error}".rstrip(": ")
+        error = cause
+
+
+def refusal(what: str, reason: BaseException) -> TransportError:
+    """Turn the broker's reason for closing a channel into our error."""
+    if isinstance(reason, ChannelClosedByBroker):
+        kind = {_REFUSED: NotAllowed, _NOT_FOUND: Unroutable}.get(reason.reply_code, TransportError)
+        return kind(f"{what}: the broker says {reason.reply_code} {reason.reply_text}")
+    return TransportError(f"{what}: {_describe(reason)}")
+
+
+def channel_alone_closed(reason: BaseException) -> bool:
+    """Tell a channel closed on its own, by either side, from one that went down with its connection."""
+    return isinstance(reason, ChannelClosed)
+
+
+def persistent(message_id: str) -> BasicProperties:
+    """Properties of a message that survives the broker's restart."""
+    return BasicProperties(delivery_mode=PERSISTENT_DELIVERY_MODE, message_id=message_id)
+
+
+class Link:
+    """One connection, owned by one thread; a lost one is replaced until `close`.
+
+    `connection` is the open connection or None. It and everything reached through it belong to the link's thread:
+    other threads use `call`.
+    """
+
+    def __init__(
+        self, url: AmqpUrl, name: str, dice: random.Random, *, on_up: Callable[[], None], on_down: Callable[[], None]
+    ) -> None:
+        """Prepare; `on_up` and `on_down` are called on the link's thread, `on_up` also when a blocked link is free."""
+        self.connection: Any = None
+        self.blocked = False
+        """The broker takes no messages just now: an alarm for its memory or disk."""
+        self.trouble = "no answer yet"
+        self._url = url
+        self._name = name
+        self._on_up = on_up
+        self._on_down = on_down
+        self._dice = dice
+        self._waits = full_jitter(self._dice)
+        self._loop = IOLoop()
+        self._attempt: Any = None
+        self._opened_at = 0.0
+        self._closing = False
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to connect, unless that was done before."""
+        with self._lock:
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Run `action` on the link's thread, soon; from any thread."""
+        self._loop.add_callback_threadsafe(action)
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Run `action` after a while; on the link's thread only."""
+        self._loop.call_later(seconds, action)
+
+    def progress(self) -> None:
+        """Something worked: the next loss is waited out from the shortest back-off again."""
+        self._waits = full_jitter(self._dice)
+
+    def close(self) -> None:
+        """Disconnect and end the thread; a connection that no longer answers is dropped."""
+        with self._lock:
+            self._closing = True
+            thread = self._thread
+        if thread is None:
+            self._loop.close()
+            return
+        self.call(self._shut)
+        if thread is not threading.current_thread():
+            thread.join(2 * _CLOSE_GRACE)
+
+    def _run(self) -> None:
+        self._connect()
+        while True:
+            try:
+                self._loop.start()
+                break
+            except Exception as error:
+                # pika has let internal errors escape from its loop before; a new connection is the cure for all.
+                log.exception("broker.link_failed", link=self._name)
+                broken, self._attempt = self._attempt, None
+                self._abandon(broken)
+                self._lost(_describe(error))
+        self._loop.close()
+
+    def _connect(self) -> None:
+        if self._closing:
+            self._loop.stop()
+            return
+        try:
+            self._attempt = pika.SelectConnection(
+                _parameters(self._url, self._name),
+                on_open_callback=self._on_open,
+                on_open_error_callback=self._on_closed,
+                on_close_callback=self._on_closed,
+                custom_ioloop=self._loop,
+            )
+        except (ConfigError, AMQPError, OSError) as error:
+            self._lost(str(error))
+
+    def _on_open(self, connection: pika.SelectConnection) -> None:
+        if connection is not self._attempt or self._closing:
+            self._abandon(connection)
+            return
+        self.connection = connection
+        self._opened_at = time.monotonic()
+        # The broker blocks only connections that publish.
+        connection.add_on_connection_blocked_callback(lambda *_: self._on_blocked(True))
+        connection.add_on_connection_unblocked_callback(lambda *_: self._on_blocked(False))
+        log.info("broker.connected", link=self._name, broker=str(self._url))
+        self._on_up()
+
+    def _on_blocked(self, blocked: bool) -> None:
+        self.blocked = blocked
+        if blocked:
+            log.warning("broker.blocked", link=self._name, broker=str(self._url))
+        else:
+            log.info("broker.unblocked", link=self._name, broker=str(self._url))
+            self._on_up()
+
+    def _on_closed(self, connection: pika.SelectConnection, reason: BaseException) -> None:
+        if connection is self._attempt:
+            self._attempt = None
+            self._lost(_describe(reason))
+
+    def _lost(self, trouble: str) -> None:
+        self.trouble = trouble
+        was_up, self.connection, self.blocked = self.connection is not None, None, False
+        if was_up:
+            self._on_down()
+        if self._closing:
+            self._loop.stop()
+            return
+        if was_up and time.monotonic() - self._opened_at > _SETTLED:
+            self.progress()
+        seconds = next(self._waits)
+        log.warning("broker.lost", link=self._name, broker=str(self._url), reason=trouble, again_in_s=round(seconds, 2))
+        self.later(seconds, self._connect)
+
+    def _shut(self) -> None:
+        self.later(_CLOSE_GRACE, self._loop.stop)
+        if self._attempt is None:
+            self._loop.stop()
+        else:
+            self._abandon(self._attempt)
+
+    def _abandon(self, connection: Any) -> None:
+        # One that is just being opened must not be closed: pika would fail on an assertion. `_on_open` does it then.
+        if connection is not None and connection.is_open:
+            try:
+                connection.close()
+            except Exception:
+                # Closing is a courtesy to the broker; a connection too broken for it ends by its heartbeat.
+                log.debug("broker.close_failed", link=self._name, exc_info=True)

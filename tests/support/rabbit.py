@@ -1,0 +1,234 @@
+"""A private RabbitMQ node from Debian's package: own directories, own ports, own epmd; gone when the tests are."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from broker.rabbit import RabbitTransport
+from broker.transport import Transport
+from deploy.apply import Management, apply_topology
+from protocol.errors import TransportError
+from protocol.topology import Topology
+from tests.support.fault_proxy import FaultProxy
+
+# The wrappers in /usr/sbin switch to the user rabbitmq; these scripts run as whoever calls them.
+BIN = Path("/usr/lib/rabbitmq/bin")
+INSTALL = "apt-get update && apt-get install -y --no-install-recommends rabbitmq-server"
+USER, PASSWORD = "fledge", "s3cr:t/@word"
+
+# Outlives the test process: its standard input ends however that process ends, and then it cleans up.
+_GUARDIAN = """
+read -r _
+kill -KILL -- "-$(cat "$1/pgid")" 2>/dev/null
+ERL_EPMD_RELAXED_COMMAND_CHECK=true epmd -port "$2" -kill >/dev/null 2>&1
+rm -rf -- "$1"
+"""
+
+
+def installed() -> bool:
+    """Tell whether RabbitMQ is on this machine."""
+    return (BIN / "rabbitmq-server").exists()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on just now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+class RabbitNode:
+    """One broker process group. `start` returns when it serves; `kill` is SIGKILL; data survive both."""
+
+    def __init__(self, *, tls: Path | None = None) -> None:
+        """Write the configuration; with `tls` (a folder with ca.pem, server.pem, server.key) client
+        certificates are demanded on a second port."""
+        self.base = Path(tempfile.mkdtemp(prefix="fledge-rabbit-"))
+        self.amqp_port, self.management_port, self.amqps_port, dist_port, self._epmd_port = free_ports(5)
+        self.management_url = (
+            f"http://{USER}:{PASSWORD.replace('/', '%2F').replace('@', '%40')}@127.0.0.1:{self.management_port}"
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self._write_configuration(tls)
+        self._env = self._environment(dist_port)
+        self._guardian = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARDIAN, "guardian", str(self.base), str(self._epmd_port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def start(self) -> None:
+        """Start the broker and wait until it answers."""
+        with (self.base / "out").open("ab") as out:
+            self._process = subprocess.Popen(
+                [str(BIN / "rabbitmq-server")],
+                env=self._env,
+                cwd=self.base,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        (self.base / "pgid").write_text(str(self._process.pid))
+        deadline = time.monotonic() + 120
+        while not self._serves():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"RabbitMQ did not start: {(self.base / 'out').read_text()[-2000:]}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL the broker."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def close(self) -> None:
+        """Kill the broker and its epmd, and remove its files."""
+        self.kill()
+        self._guardian.communicate(b"\n", timeout=30)
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def api(self, method: str, *path: str, body: Any = None) -> Any:
+        """Call the management API as administrator."""
+        with Management(self.management_url) as management:
+            return management.call(method, *path, body=body)
+
+    def control(self, *arguments: str) -> str:
+        """Run rabbitmqctl (slow: it boots an Erlang machine)."""
+        done = subprocess.run(
+            [str(BIN / "rabbitmqctl"), "-q", *arguments],
+            env=self._env,
+            cwd=self.base,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout
+
+    def url(self, vhost: str, *, port: int | None = None, user: str = USER, password: str = PASSWORD) -> str:
+        """Return the AMQP URL of a vhost, through another port (a proxy's) if given."""
+        quoted = password.replace("/", "%2F").replace("@", "%40")
+        return f"amqp://{user}:{quoted}@127.0.0.1:{port or self.amqp_port}/{vhost}"
+
+    def _serves(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.amqp_port), 1).close()
+            # Where the management plugin answers, every plugin is up.
+            return bool(self.api("GET", "overview"))
+        except (OSError, TransportError):
+            return False
+
+    def _write_configuration(self, tls: Path | None) -> None:
+        lines = [
+            f"listeners.tcp.1 = 127.0.0.1:{self.amqp_port}",
+            "management.tcp.ip = 127.0.0.1",
+            f"management.tcp.port = {self.management_port}",
+            f"default_user = {USER}",
+            f"default_pass = {PASSWORD}",
+            "default_user_tags.administrator = true",
+            "loopback_users = none",
+            "vm_memory_high_watermark.absolute = 1GB",
+            "disk_free_limit.absolute = 50MB",
+            "log.console = false",
+            "collect_statistics_interval = 1000",
+        ]
+        plugins = ["rabbitmq_management"]
+        if tls is not None:
+            plugins.append("rabbitmq_auth_mechanism_ssl")
+            lines += [
+                f"listeners.ssl.1 = 127.0.0.1:{self.amqps_port}",
+                f"ssl_options.cacertfile = {tls}/ca.pem",
+                f"ssl_options.certfile = {tls}/server.pem",
+                f"ssl_options.keyfile = {tls}/server.key",
+                "ssl_options.verify = verify_peer",
+                "ssl_options.fail_if_no_peer_cert = true",
+                "ssl_cert_login_from = common_name",
+                "auth_mechanisms.1 = EXTERNAL",
+                "auth_mechanisms.2 = PLAIN",
+            ]
+        (self.base / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+        (self.base / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
+        (self.base / "advanced.config").write_text("[].\n")
+        (self.base / "env.conf").write_text("")
+        cookie = self.base / ".erlang.cookie"
+        cookie.write_text("FLEDGETESTS")
+        cookie.chmod(0o400)
+        for folder in ("gen", "mnesia", "log", "schema"):
+            (self.base / folder).mkdir()
+
+    def _environment(self, dist_port: int) -> dict[str, str]:
+        base = self.base
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
+        return clean | {
+            "HOME": str(base),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_RELAXED_COMMAND_CHECK": "true",
+            "RABBITMQ_NODENAME": "fledge@localhost",
+            "RABBITMQ_DIST_PORT": str(dist_port),
+            "RABBITMQ_CONF_ENV_FILE": f"{base}/env.conf",
+            "RABBITMQ_CONFIG_FILE": f"{base}/rabbitmq.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{base}/advanced.config",
+            "RABBITMQ_GENERATED_CONFIG_DIR": f"{base}/gen",
+            "RABBITMQ_MNESIA_BASE": f"{base}/mnesia",
+            "RABBITMQ_MNESIA_DIR": f"{base}/mnesia/db",
+            "RABBITMQ_LOG_BASE": f"{base}/log",
+            "RABBITMQ_LOGS": f"{base}/log/rabbit.log",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{base}/enabled_plugins",
+            "RABBITMQ_FEATURE_FLAGS_FILE": f"{base}/feature_flags",
+            "RABBITMQ_SCHEMA_DIR": f"{base}/schema",
+            "RABBITMQ_PID_FILE": f"{base}/pid",
+            # One busy-waiting scheduler per core would slow the tests down, not the broker up.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none "
+            "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+
+class RabbitVhost:
+    """A vhost of its own on a node, with a fault proxy in front."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, node: RabbitNode) -> None:
+        self.node = node
+        self.vhost = f"test-{os.getpid()}-{next(self._numbers)}"
+        self.proxy = FaultProxy(node.amqp_port)
+        self.handles: list[RabbitTransport] = []
+        node.api("PUT", "vhosts", self.vhost, body={})
+
+    def url(self, *, heartbeat: int = 30, user: str = USER, password: str = PASSWORD) -> str:
+        """Return the vhost's URL through the proxy."""
+        url = self.node.url(self.vhost, port=self.proxy.port, user=user, password=password)
+        return f"{url}?heartbeat={heartbeat}"
+
+    def open(self, url: str | None = None) -> Transport:
+        """Open a handle; it is closed with the vhost."""
+        self.handles.append(RabbitTransport(url or self.url(), name="test"))
+        return self.handles[-1]
+
+    def apply(self, topology: Topology) -> None:
+        """Declare a topology with its limits."""
+        apply_topology(self.node.management_url, self.vhost, topology)
+
+    def close(self) -> None:
+        """Close every handle and the proxy, and delete the vhost."""
+        for handle in self.handles:
+            handle.close()
+        self.proxy.close()
+        self.node.api("DELETE", "vhosts", self.vhost)
