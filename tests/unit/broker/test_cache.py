@@ -1,0 +1,171 @@
+"""The local ciphertext cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from broker.cache import CachedBlobs
+from broker.memory_blobs import MemoryBlobs
+from protocol.errors import Corrupt, Missing, StoreError, TooLarge
+
+LIMIT = 10_000
+
+
+def key_of(data: bytes, folder: str = "models") -> str:
+    """The object key these bytes belong under."""
+    return f"{folder}/{hashlib.sha256(data).hexdigest()}"
+
+
+class Counted(MemoryBlobs):
+    """A memory store that notes what is fetched from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+
+    def get(self, key: str, limit: int) -> bytes:
+        self.fetched.append(key)
+        return super().get(key, limit)
+
+
+DATA = [bytes([65 + i]) * 1000 for i in range(6)]
+KEYS = [key_of(data) for data in DATA]
+
+
+@pytest.fixture
+def store() -> Counted:
+    """A store with six objects of 1000 bytes."""
+    store = Counted()
+    for key, data in zip(KEYS, DATA, strict=True):
+        store.put(key, data)
+    return store
+
+
+def test_the_second_get_does_not_reach_the_store(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    assert [cache.get(KEYS[0], LIMIT), cache.get(KEYS[0], LIMIT)] == [DATA[0], DATA[0]]
+    assert store.fetched == [KEYS[0]]
+
+
+def test_the_same_bytes_under_another_folder_are_a_hit(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    cache.get(KEYS[0], LIMIT)
+    assert cache.get(key_of(DATA[0], "up/site-a"), LIMIT) == DATA[0]
+    assert store.fetched == [KEYS[0]]
+
+
+def test_the_quota_is_kept_and_the_least_recently_used_goes_first(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 3500)
+    for i in (0, 1, 2, 0, 3):
+        cache.get(KEYS[i], LIMIT)
+        assert cache.used_bytes == sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3500
+    assert {path.name for path in tmp_path.iterdir()} == {KEYS[i][-64:] for i in (0, 2, 3)}
+    store.fetched.clear()
+    cache.get(KEYS[0], LIMIT)
+    cache.get(KEYS[1], LIMIT)
+    assert store.fetched == [KEYS[1]]
+
+
+def test_an_object_over_the_quota_passes_through(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 999)
+    assert cache.get(KEYS[0], LIMIT) == DATA[0]
+    assert cache.used_bytes == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"B" * 1000, b"A" * 999])
+def test_a_damaged_hit_is_deleted_and_fetched_again(store: Counted, tmp_path: Path, damage: bytes) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    cache.get(KEYS[0], LIMIT)
+    (tmp_path / KEYS[0][-64:]).write_bytes(damage)
+    assert cache.get(KEYS[0], LIMIT) == DATA[0]
+    assert store.fetched == [KEYS[0]] * 2
+    assert (tmp_path / KEYS[0][-64:]).read_bytes() == DATA[0]
+    assert cache.used_bytes == 1000
+
+
+def test_a_file_that_vanished_is_fetched_again(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    cache.get(KEYS[0], LIMIT)
+    (tmp_path / KEYS[0][-64:]).unlink()
+    assert cache.get(KEYS[0], LIMIT) == DATA[0]
+    assert cache.used_bytes == 1000
+
+
+def test_contents_and_order_of_use_survive_a_restart(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    for i in (0, 1, 2):
+        cache.get(KEYS[i], LIMIT)
+        os.utime(tmp_path / KEYS[i][-64:], (i, i))
+    cache.get(KEYS[0], LIMIT)
+    (tmp_path / ".unfinished-abc").write_bytes(b"half")
+    store.fetched.clear()
+    again = CachedBlobs(store, tmp_path, 2000)
+    assert again.used_bytes == 2000
+    assert {path.name for path in tmp_path.iterdir()} == {KEYS[0][-64:], KEYS[2][-64:]}
+    assert again.get(KEYS[0], LIMIT) == DATA[0]
+    assert store.fetched == []
+
+
+def test_a_hit_over_the_limit_is_refused(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    cache.get(KEYS[0], LIMIT)
+    with pytest.raises(TooLarge):
+        cache.get(KEYS[0], 999)
+
+
+def test_failures_of_the_store_are_not_cached(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    missing = key_of(b"later")
+    with pytest.raises(Missing):
+        cache.get(missing, LIMIT)
+    store.put(missing, b"later")
+    assert cache.get(missing, LIMIT) == b"later"
+    store._objects[KEYS[0]] = (b"wrong", 0.0)
+    with pytest.raises(Corrupt):
+        cache.get(KEYS[0], LIMIT)
+    assert cache.used_bytes == len(b"later")
+
+
+def test_heads_are_read_from_the_store_each_time(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    for head in (b"1", b"2"):
+        cache.put_head("demo", head)
+        assert cache.get_head("demo", LIMIT) == head
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deleted_object_is_gone_from_the_cache_too(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    cache.get(KEYS[0], LIMIT)
+    cache.delete(KEYS[0])
+    assert not cache.has(KEYS[0])
+    assert cache.used_bytes == 0
+    with pytest.raises(Missing):
+        cache.get(KEYS[0], LIMIT)
+
+
+def test_a_cache_that_cannot_write_only_costs_speed(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path / "gone", 5000)
+    (tmp_path / "gone").rmdir()
+    assert cache.get(KEYS[0], LIMIT) == DATA[0]
+    assert cache.used_bytes == 0
+
+
+def test_a_directory_that_cannot_be_made_is_explained(store: Counted, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match="cache directory"):
+        CachedBlobs(store, tmp_path / "file", 5000)
+
+
+def test_many_threads_may_use_it_at_once(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 2500)
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda i: cache.get(KEYS[i % 6], LIMIT), range(300)))
+    assert got == [DATA[i % 6] for i in range(300)]
+    assert cache.used_bytes == sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2500
