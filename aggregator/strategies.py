@@ -227,7 +227,8 @@ class FedBuff:
     Args:
         rate: server learning rate; 1.25 suits K = N / 4 (N sites) and square-root staleness.
         buffer: K; None means max(2, round(N / 4)).
-        stale_limit: greatest staleness merged; None means 4 * N / K, four times what equal sites see.
+        stale_limit: greatest staleness merged; None means 16 * N / K, sixteen times what equal sites see: a site
+            twenty times slower than the others still takes part, and square-root weights keep it harmless.
     """
 
     name: ClassVar[str] = "fedbuff"
@@ -256,8 +257,8 @@ class FedBuff:
         return self.buffer if self.buffer is not None else min(MAX_BUFFER, max(2, round(sites / 4)))
 
     def max_staleness(self, sites: int) -> int:
-        """Return the configured limit or 4 * sites / K, rounded up."""
-        return self.stale_limit if self.stale_limit is not None else math.ceil(4 * sites / self.buffer_size(sites))
+        """Return the configured limit or 16 * sites / K, rounded up."""
+        return self.stale_limit if self.stale_limit is not None else math.ceil(16 * sites / self.buffer_size(sites))
 
     def merge(
         self,
