@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from aggregator.events import Member, UpdateRow
+from aggregator.events import UpdateRow
+from aggregator.plan import Member
 from aggregator.strategies import Strategy
 from aggregator.weighting import NORMS_KEPT, SiteStats, clip_factor, example_weights, observe
 

@@ -280,7 +280,7 @@ class AggregatorRules:
             {
                 "version": made.version,
                 "digest": product.digest,
-                "parent": plan.parent,
+                "parent": made.parent,
                 "members": [r.id for r in valid],
             },
         )

@@ -1,0 +1,112 @@
+"""Configuration files of the centre: `aggregator.toml` (who and where) and a run's `run.toml` (what to train and how)."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aggregator.stopping import Stopping
+from protocol.codec import Parameters, Word
+from protocol.errors import ConfigError
+
+M = TypeVar("M", bound=BaseModel)
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class StrategyConfig(BaseModel):
+    """A strategy by name; every other key is one of its parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "fedbuff"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The strategy's own parameters."""
+        return dict(self.model_extra or {})
+
+
+class StopConfig(BaseModel):
+    """The run ends by the first of these; without any it runs until it is stopped."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    metric: str | None = None
+    direction: Literal["max", "min"] = "max"
+    target_metric: float | None = None
+    patience: int | None = None
+    max_versions: int | None = None
+    max_wall_time: Seconds | None = None
+
+    def rules(self) -> Stopping:
+        """The same as the rules take it."""
+        return Stopping(
+            metric=self.metric,
+            direction=self.direction,
+            target=self.target_metric,
+            patience=self.patience,
+            max_versions=self.max_versions,
+            max_wall_time=self.max_wall_time,
+        )
+
+
+class RunConfig(BaseModel):
+    """One run, as in `run.toml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: Word
+    strategy: StrategyConfig = StrategyConfig()
+    min_sites: Annotated[int, Field(ge=1)] = 1
+    max_wait: Seconds | None = None
+    """Seconds until a half-filled buffer is merged; default: max(60, twice the median training time)."""
+    grace: Seconds = 60.0
+    """Seconds a synchronous version waits for stragglers once `min_sites` have reported."""
+    heartbeat: Seconds = 20.0
+    """A site that is silent for three of these no longer counts as live."""
+    release_decay: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    """Decay of the released average over versions; 0 releases the raw version."""
+    evaluate: bool = False
+    """Sites evaluate each version on their own data before training from it."""
+    task: Parameters = {}
+    """Plain values for the trainer."""
+    stop: StopConfig = StopConfig()
+
+
+class AggregatorConfig(BaseModel):
+    """The aggregator's surroundings, as in `aggregator.toml`; paths are relative to the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    federation: Word
+    broker: str
+    store: str
+    keys: Path = Path("aggregator.keys")
+    registry: Path = Path("registry.bin")
+    root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """The federation root's verify key, in hex."""
+    state: Path = Path("state")
+    cache_mb: Annotated[int, Field(ge=0)] = 4096
+
+    def __repr__(self) -> str:
+        return f"AggregatorConfig(federation={self.federation!r})"
+
+
+def read_toml(path: Path, kind: type[M]) -> M:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: it is missing, not TOML, or a value is wrong; says which.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; is the path right?") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(kind.model_fields)
+        raise ConfigError(f"{path}: {where}: {first['msg']} (known keys: {known})") from None

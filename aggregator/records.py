@@ -1,0 +1,143 @@
+"""The aggregator's own signed records (versions, specification, state streams, heads): made, opened, wrapped anew."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from broker.blobs import BlobStore
+from broker.streams import ChunkUploads, read_blob
+from protocol import limits, topology
+from protocol.codec import encode
+from protocol.envelope import ContentKey, Sealer, Verified, raw_body, reissue, seal, unlock, verify
+from protocol.errors import Malformed, Tampered
+from protocol.keys import Identity, Participant, Role
+from protocol.messages import Head, Kind, RunHead, State, Version
+from protocol.registry import Registry
+from protocol.spec import ModelSpec, records
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A record that verifies and is sealed for us."""
+
+    verified: Verified
+    key: ContentKey
+
+
+class Records:
+    """Makes and opens records in the name of one aggregator; thread-safe."""
+
+    def __init__(
+        self, federation: str, run: str, identity: Identity, store: BlobStore, pool: ThreadPoolExecutor
+    ) -> None:
+        self.federation = federation
+        self.run = run
+        self.identity = identity
+        self.store = store
+        self.pool = pool
+
+    # ---- opening
+
+    def open(self, raw: bytes, registry: Registry, kind: Kind) -> Opened:
+        """Verify a record of ours and unlock it.
+
+        Raises:
+            WireError: it is not ours, or not for us.
+        """
+        trust = _Ours(registry, self.identity)
+        verified = verify(raw, trust, federation=self.federation, kinds={kind}, limit=limits.STORED_RECORD)
+        return Opened(verified, unlock(verified, self.identity))
+
+    def read(self, opened: Opened, key_of: Callable[[str], str], *, digest: bool = False) -> Iterator[bytes]:
+        """The plaintext records of a record's blob."""
+        if opened.verified.manifest is None:
+            raise Malformed(f"a {opened.verified.kind.name} record without a blob")
+        return read_blob(self.store, opened.verified.manifest, opened.key, key_of, pool=self.pool, digest=digest)
+
+    def read_spec(self, raw: bytes, registry: Registry) -> ModelSpec:
+        """The model specification a record holds."""
+        opened = self.open(raw, registry, Kind.SPEC)
+        spec = ModelSpec.from_bytes(b"".join(self.read(opened, topology.model_chunk, digest=True)))
+        if spec.digest != opened.verified.core.spec:
+            raise Tampered("the specification is not the one its record names")
+        return spec
+
+    # ---- making
+
+    def put_record(self, raw: bytes) -> bytes:
+        """Store a signed record; returns its SHA-256."""
+        digest = hashlib.sha256(raw).digest()
+        self.store.put(topology.record_key(digest.hex()), raw)
+        return digest
+
+    def write_spec(self, spec: ModelSpec, registry: Registry, message_id: bytes) -> bytes:
+        """Seal the specification for everybody and store it; returns the record."""
+        raw = spec.to_bytes()
+        sealer = self.sealer(Kind.SPEC, message_id, spec, len(raw), version=0)
+        uploads = ChunkUploads(self.store, topology.model_chunk, self.pool)
+        writer = sealer.writer(uploads.emit)
+        for index in range(records(len(raw))):
+            writer.write(raw[index * limits.RECORD : (index + 1) * limits.RECORD])
+        uploads.finish()
+        return sealer.finish(b"", self.entitled(registry), writer.finish())
+
+    def sealer(self, kind: Kind, message_id: bytes, spec: ModelSpec, length: int, *, version: int) -> Sealer:
+        """A sealer for one of our blobs."""
+        return Sealer(
+            self.identity,
+            kind,
+            federation=self.federation,
+            message_id=message_id,
+            run=self.run,
+            version=version,
+            spec=spec.digest,
+            length=length,
+        )
+
+    def output(self, key_of: Callable[[str], str]) -> ChunkUploads:
+        """Where the chunks of a new blob go."""
+        return ChunkUploads(self.store, key_of, self.pool)
+
+    def entitled(self, registry: Registry) -> list[Participant]:
+        """Who may read versions: every site, and the aggregator itself."""
+        return [*registry.members(Role.SITE), self.identity.public]
+
+    def rewrap(self, raw: bytes, registry: Registry, kind: Kind, change: Callable[[bytes], bytes]) -> bytes:
+        """The same record for the sites of a newer registry; `change` rewrites its body."""
+        opened = self.open(raw, registry, kind)
+        body = change(raw_body(opened.verified, opened.key))
+        return reissue(opened.verified, opened.key, self.identity, body, self.entitled(registry))
+
+    def head(
+        self, number: int, now: int, registry: bytes, runs: Sequence[RunHead], message_id: bytes, *, lifetime: int
+    ) -> bytes:
+        """A signed head, in the clear: every member must be able to read it, whatever it is entitled to."""
+        head = Head(number=number, issued=now, not_after=now + lifetime, registry=registry, runs=tuple(runs))
+        return seal(
+            self.identity, Kind.HEAD, head, (), federation=self.federation, message_id=message_id, sequence=number
+        )
+
+
+def version_body(version: Version) -> bytes:
+    """The body of a version record."""
+    return encode(version)
+
+
+def state_body(stream: str, weight: float) -> bytes:
+    """The body of a state record."""
+    return encode(State(stream=stream, weight=weight))
+
+
+class _Ours:
+    """Trust for records the aggregator reads back: its own key, even before or after the registry lists it."""
+
+    def __init__(self, registry: Registry, identity: Identity) -> None:
+        self._registry = registry
+        self._identity = identity
+
+    def signer(self, kid: bytes) -> Participant:
+        """Ourselves, or whoever the registry names (an aggregator that ran before us)."""
+        return self._identity.public if kid == self._identity.kid else self._registry.signer(kid)
