@@ -8,8 +8,9 @@ if [ "${1:-}" = servers ] && [ ! -x /usr/lib/rabbitmq/bin/rabbitmq-server ]; the
     install="apt-get update && apt-get install -y --no-install-recommends rabbitmq-server"
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "setup: installing RabbitMQ (tests use a private node; the system service is not touched)"
-        bash -c "export DEBIAN_FRONTEND=noninteractive; $install" >/tmp/fledge-setup-apt.log 2>&1 ||
-            { tail -n 20 /tmp/fledge-setup-apt.log; echo "setup: RabbitMQ could not be installed; the log is above"; exit 1; }
+        log=$(mktemp)
+        bash -c "export DEBIAN_FRONTEND=noninteractive; $install" >"$log" 2>&1 ||
+            { tail -n 20 "$log"; echo "setup: RabbitMQ could not be installed; the log is above"; exit 1; }
     else
         echo "setup: the tests need RabbitMQ. Run this line, then try again:"
         echo "    sudo sh -c '$install'"

@@ -1,0 +1,293 @@
+"""The house rules that no linter knows: who may import whom, sizes, documentation, and what must not be in any file."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "monai", "sklearn", "safetensors"}
+ALLOWED = {
+    "protocol": {"msgpack", "nacl", "numpy", "pydantic"},
+    "broker": {"protocol", "pika", "minio", "urllib3", "structlog", "sqlalchemy"},
+    "aggregator": {"protocol", "broker", "numpy", "pydantic", "sqlalchemy", "structlog", "prometheus_client"},
+    "worker": {"protocol", "broker", "numpy", "pydantic", "sqlalchemy", "structlog"},
+    "deploy": {"protocol", "broker", "nacl", "pydantic", "structlog", "urllib3"},
+    "fledge": {
+        *("protocol", "broker", "aggregator", "worker", "deploy"),
+        *("click", "nacl", "numpy", "pydantic", "rich", "sqlalchemy", "structlog", "typer"),
+    },
+}
+"""What each package may import besides the standard library and itself; HEAVY has rules of its own."""
+TRAINING = ("worker/trainers/", "fledge/demo", "examples/", "benchmarks/")
+"""Where files may import HEAVY at their top, because nothing but training loads them."""
+SIZED = [*ALLOWED, "benchmarks", "examples"]
+MAX_FILE = 450
+MAX_FUNCTION = 60
+
+
+def sources(*folders: str) -> list[Path]:
+    """The Python files below these folders, relative to the root."""
+    return sorted(path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """A file's syntax tree."""
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"), str(path))
+
+
+def roots(nodes: Iterator[ast.AST]) -> set[str]:
+    """The top-level names of everything imported in `nodes`; relative imports are our own."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def top_level(path: Path) -> Iterator[ast.AST]:
+    """Every node that runs when the file is imported: not what stands inside functions or for type checkers only."""
+    pending: list[ast.AST] = [tree(path)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            pending += node.orelse
+            continue
+        yield node
+        pending += ast.iter_child_nodes(node)
+
+
+@cache
+def repository_files() -> tuple[str, ...]:
+    """Every file under version control; all files where there is no repository."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode == 0:
+        names = [name for name in listed.stdout.decode().split("\0") if name]
+    else:
+        hidden = {".venv", ".git", "__pycache__"}
+        names = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if not hidden & set(p.relative_to(ROOT).parts)]
+    return tuple(name for name in names if (ROOT / name).is_file())
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Every text file of the repository with its contents."""
+    for name in repository_files():
+        raw = (ROOT / name).read_bytes()
+        if b"\0" not in raw:
+            yield name, raw.decode("utf-8", errors="replace")
+
+
+def test_the_rules_see_the_house() -> None:
+    for package in ALLOWED:
+        assert (ROOT / package / "__init__.py").is_file()
+    assert Path("protocol/errors.py") in sources("protocol")
+    assert "pyproject.toml" in repository_files()
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
+    for path in sources(package):
+        used = roots(ast.walk(tree(path))) - sys.stdlib_module_names - HEAVY - {package}
+        assert used <= ALLOWED[package], f"{path} imports {sorted(used - ALLOWED[package])}"
+
+
+@pytest.mark.parametrize("package", ["protocol", "broker", "aggregator", "deploy"])
+def test_what_runs_without_torch_never_imports_it(package: str) -> None:
+    for path in sources(package):
+        assert not roots(ast.walk(tree(path))) & HEAVY, path
+
+
+@pytest.mark.parametrize("package", ["worker", "fledge"])
+def test_torch_is_imported_at_the_top_of_trainers_only(package: str) -> None:
+    for path in sources(package):
+        if not str(path).startswith(TRAINING):
+            assert not roots(top_level(path)) & HEAVY, path
+
+
+def test_protocol_does_no_input_or_output_and_reads_no_clock() -> None:
+    forbidden = {"socket", "threading", "time", "asyncio", "subprocess", "pathlib", "tempfile", "random", "logging"}
+    for path in sources("protocol"):
+        assert not roots(ast.walk(tree(path))) & forbidden, path
+
+
+@pytest.mark.parametrize("library", ["pika", "minio"])
+def test_a_client_library_is_imported_in_one_module_only(library: str) -> None:
+    users = [path for path in sources(*SIZED) if library in roots(ast.walk(tree(path)))]
+    assert len(users) == 1, users
+    assert users[0].parts[0] == "broker"
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level modules that are loaded after running `statement` in a fresh interpreter."""
+    code = f"{statement}\nimport sys, json; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_command_line_loads_no_training_library() -> None:
+    assert not loaded_by("import fledge.cli") & HEAVY
+
+
+def test_fledge_itself_loads_no_training_library() -> None:
+    assert not loaded_by("import fledge") & HEAVY
+
+
+def test_aggregator_broker_protocol_and_deploy_load_no_training_library() -> None:
+    modules = [
+        ".".join(path.with_suffix("").parts)
+        for path in sources("protocol", "broker", "aggregator", "deploy")
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    loaded = loaded_by("\n".join(f"import {module}" for module in modules))
+    assert {"protocol", "broker", "aggregator"} <= loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("path", sources(*SIZED), ids=str)
+def test_files_and_functions_are_short(path: Path) -> None:
+    lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_FILE, f"{path} has {lines} lines"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= MAX_FUNCTION, f"{path}:{node.lineno} {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", sources(*SIZED), ids=str)
+def test_no_shipped_code_asserts(path: Path) -> None:
+    found = [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Assert)]
+    assert not found, f"{path}: assert in lines {found}; -O would drop the check, raise an error of the tree instead"
+
+
+@pytest.mark.parametrize("path", sources(*SIZED), ids=str)
+def test_everything_public_is_documented(path: Path) -> None:
+    assert list(undocumented(tree(path), str(path))) == []
+
+
+@cache
+def promised() -> frozenset[str]:
+    """The methods that a Protocol of ours describes: an implementation need not say it again."""
+    return frozenset(
+        child.name
+        for path in sources(*SIZED)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases)
+        for child in node.body
+        if isinstance(child, ast.FunctionDef) and ast.get_docstring(child) is not None
+    )
+
+
+def undocumented(node: ast.Module | ast.ClassDef, where: str) -> Iterator[str]:
+    """Public classes, functions and methods below `node` without a docstring, and `node` itself."""
+    if ast.get_docstring(node) is None:
+        yield where
+    for child in node.body:
+        if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or child.name.startswith("_"):
+            continue
+        if isinstance(child, ast.ClassDef):
+            yield from undocumented(child, f"{where}:{child.lineno} {child.name}")
+        elif ast.get_docstring(child) is None and not excused(child, method=isinstance(node, ast.ClassDef)):
+            yield f"{where}:{child.lineno} {child.name}"
+
+
+def excused(function: ast.FunctionDef | ast.AsyncFunctionDef, *, method: bool) -> bool:
+    """Setters, overloads and implementations are documented where the property, function or Protocol is."""
+    if any(ast.unparse(mark).endswith((".setter", "overload", "override")) for mark in function.decorator_list):
+        return True
+    return method and function.name in promised()
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_our_import_names_are_ours_alone(package: str) -> None:
+    owners = importlib.metadata.packages_distributions().get(package, [])
+    assert {owner.lower().replace("_", "-") for owner in owners} <= {"fledge-fl"}
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    assert Path(spec.origin).parent == ROOT / package
+
+
+# Put together from pieces, so that this file passes its own rules.
+REGISTRIES = ["pypi" + ".org", "python" + "hosted", "npmjs" + ".", "conda" + ".anaconda", "download." + "pytorch"]
+MACHINE_PATHS = re.compile(
+    "(?<![A-Za-z0-9_.])/(?:" + "|".join(["work", "tmp", "root", "home"]) + r")(?:/|\b(?![-/.\w]))"
+)
+
+
+def test_no_file_names_a_package_registry() -> None:
+    found = [f"{name}: {host}" for name, text in texts() for host in REGISTRIES if host in text]
+    assert found == []
+
+
+def test_no_file_names_a_path_of_somebodys_machine() -> None:
+    found = [
+        f"{name}:{number}: {line.strip()[:100]}"
+        for name, text in texts()
+        for number, line in enumerate(text.splitlines(), 1)
+        if MACHINE_PATHS.search(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("line", "bad"),
+    [
+        ("see /wor" + "k/x", True),
+        ("'/tm" + "p/log'", True),
+        ("/hom" + "e/me", True),
+        ("http://host/tm" + "p", False),
+        ("a/wor" + "k/b", False),
+        ("/workers", False),
+        ("/var/lib/fledge", False),
+    ],
+)
+def test_the_rule_for_paths_means_what_it_says(line: str, bad: bool) -> None:
+    assert bool(MACHINE_PATHS.search(line)) is bad
+
+
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
+PAGES = sorted(name for name in repository_files() if name.endswith(".md"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_code_in_documents_parses(name: str) -> None:
+    for language, code in FENCE.findall((ROOT / name).read_text(encoding="utf-8")):
+        if language in ("python", "py"):
+            ast.parse(code)
+        elif language in ("sh", "bash", "console"):
+            subprocess.run(["bash", "-n"], input=code, text=True, check=True, capture_output=True)
+        elif language == "toml":
+            tomllib.loads(code)
+        elif language == "json":
+            json.loads(code)
+
+
+def test_compose_and_image_install_from_the_constraints_as_an_ordinary_user() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert not re.search(r"^name:", compose, re.MULTILINE)  # older docker-compose refuses it
+    assert {"rabbitmq", "minio", "aggregator"} <= set(re.findall(r"^  ([a-z0-9-]+):$", compose, re.MULTILINE))
+    image = (ROOT / "deploy" / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert "-c constraints.txt" in image
+    assert re.search(r"^USER (?!root)\w+", image, re.MULTILINE)
