@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from protocol.errors import ConfigError
 from protocol.topology import Queue
@@ -32,7 +32,7 @@ class AmqpUrl:
     keyfile: str | None = None
 
     def __str__(self) -> str:
-        return f"{'amqps' if self.tls else 'amqp'}://{self.host}:{self.port}/{self.vhost}"
+        return f"{'amqps' if self.tls else 'amqp'}://{self.host}:{self.port}/{quote(self.vhost, safe='')}"
 
     def tls_context(self) -> ssl.SSLContext | None:
         """Read the certificate files and return the TLS settings, None for a plain connection.

@@ -21,7 +21,7 @@ from broker.pending import Message
 from broker.rabbit_channels import Inlet, Outlet, Question
 from broker.rabbit_link import Channel, Link
 from broker.transport import Handler, check_size
-from protocol.errors import TransportError
+from protocol.errors import NotAllowed, TransportError
 from protocol.topology import Topology
 
 log = structlog.get_logger()
@@ -56,10 +56,20 @@ class RabbitTransport:
         self._listeners: list[Callable[[], None]] = []
         self._callbacks = CallbackLane()
         self._publishing = Link(
-            self._url, f"{name} publish", self._dice, on_up=self._publishing_up, on_down=self._publishing_down
+            self._url,
+            f"{name} publish",
+            self._dice,
+            on_up=self._publishing_up,
+            on_down=self._publishing_down,
+            on_refused=lambda _: None,  # what was published waits in its future, and in somebody's outbox
         )
         self._consuming = Link(
-            self._url, f"{name} consume", self._dice, on_up=self._consuming_up, on_down=self._consuming_down
+            self._url,
+            f"{name} consume",
+            self._dice,
+            on_up=self._consuming_up,
+            on_down=self._consuming_down,
+            on_refused=self._consuming_refused,
         )
 
     def __repr__(self) -> str:
@@ -213,3 +223,7 @@ class RabbitTransport:
     def _consuming_down(self) -> None:
         for inlet in self._current_inlets():
             inlet.down()
+
+    def _consuming_refused(self, error: NotAllowed) -> None:
+        for question in self._questions:
+            question.fail(error)

@@ -21,6 +21,7 @@ from broker.pending import Pending
 from broker.rabbit_link import Basic, BasicProperties, Channel, Link, channel_alone_closed, persistent, refusal
 from broker.transport import Delivery, Settlement, Verb
 from protocol import limits
+from protocol.errors import TransportError
 
 log = structlog.get_logger()
 
@@ -237,6 +238,11 @@ class Question:
             channel = link.connection.channel(on_open_callback=lambda opened: self._ask(opened, self._done(opened)))
             channel.add_on_close_callback(self._on_closed)
 
+    def fail(self, error: TransportError) -> None:
+        """Answer with an error, unless there is an answer."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
     def _done(self, channel: Channel) -> Callable[[Any], None]:
         def done(result: Any) -> None:
             if not self.answer.done():
@@ -247,5 +253,5 @@ class Question:
         return done
 
     def _on_closed(self, _: Channel, reason: BaseException) -> None:
-        if channel_alone_closed(reason) and not self.answer.done():
-            self.answer.set_exception(refusal(self._what, reason))
+        if channel_alone_closed(reason):
+            self.fail(refusal(self._what, reason))

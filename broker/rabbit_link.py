@@ -13,7 +13,14 @@ import pika
 import structlog
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
-from pika.exceptions import AMQPError, ChannelClosed, ChannelClosedByBroker
+from pika.exceptions import (
+    AMQPError,
+    ChannelClosed,
+    ChannelClosedByBroker,
+    IncompatibleProtocolError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
 from pika.spec import PERSISTENT_DELIVERY_MODE, Basic, BasicProperties
 
 from broker.amqp import AmqpUrl
@@ -54,16 +61,27 @@ def _parameters(url: AmqpUrl, name: str) -> pika.ConnectionParameters:
     )
 
 
-def _describe(error: BaseException) -> str:
-    """Say in one line why a connection failed; pika wraps the cause several times."""
+def _cause(error: BaseException) -> BaseException:
+    """Find why a connection failed; pika wraps the cause several times."""
     while True:
         inner = getattr(error, "exceptions", None)
         cause = inner[-1] if inner else getattr(error, "exception", None)
         if cause is None and len(error.args) == 1 and isinstance(error.args[0], BaseException):
             cause = error.args[0]
         if not isinstance(cause, BaseException):
-            return f"{type(error).__name__}: {error}".rstrip(": ")
+            return error
         error = cause
+
+
+def _describe(cause: BaseException) -> str:
+    text = f"{type(cause).__name__}: {cause}".rstrip(": ")
+    if isinstance(cause, ProbableAuthenticationError):
+        return f"login refused; check user and password, or the client certificate ({text})"
+    if isinstance(cause, ProbableAccessDeniedError):
+        return f"vhost refused; it does not exist or this user may not use it ({text})"
+    if isinstance(cause, IncompatibleProtocolError):
+        return f"no AMQP spoken there, or with TLS our client certificate was refused ({text})"
+    return text
 
 
 def refusal(what: str, reason: BaseException) -> TransportError:
@@ -71,7 +89,7 @@ def refusal(what: str, reason: BaseException) -> TransportError:
     if isinstance(reason, ChannelClosedByBroker):
         kind = {_REFUSED: NotAllowed, _NOT_FOUND: Unroutable}.get(reason.reply_code, TransportError)
         return kind(f"{what}: the broker says {reason.reply_code} {reason.reply_text}")
-    return TransportError(f"{what}: {_describe(reason)}")
+    return TransportError(f"{what}: {reason}")
 
 
 def channel_alone_closed(reason: BaseException) -> bool:
@@ -92,9 +110,20 @@ class Link:
     """
 
     def __init__(
-        self, url: AmqpUrl, name: str, dice: random.Random, *, on_up: Callable[[], None], on_down: Callable[[], None]
+        self,
+        url: AmqpUrl,
+        name: str,
+        dice: random.Random,
+        *,
+        on_up: Callable[[], None],
+        on_down: Callable[[], None],
+        on_refused: Callable[[NotAllowed], None],
     ) -> None:
-        """Prepare; `on_up` and `on_down` are called on the link's thread, `on_up` also when a blocked link is free."""
+        """Prepare; all callbacks run on the link's thread.
+
+        `on_up` comes when the connection is open and when a blocked one takes messages again, `on_refused` when the
+        login or the vhost is refused, which time alone does not cure; the link goes on trying even so.
+        """
         self.connection: Any = None
         self.blocked = False
         """The broker takes no messages just now: an alarm for its memory or disk."""
@@ -103,6 +132,7 @@ class Link:
         self._name = name
         self._on_up = on_up
         self._on_down = on_down
+        self._on_refused = on_refused
         self._dice = dice
         self._waits = full_jitter(self._dice)
         self._loop = IOLoop()
@@ -154,7 +184,7 @@ class Link:
                 log.exception("broker.link_failed", link=self._name)
                 broken, self._attempt = self._attempt, None
                 self._abandon(broken)
-                self._lost(_describe(error))
+                self._lost(error)
         self._loop.close()
 
     def _connect(self) -> None:
@@ -170,7 +200,7 @@ class Link:
                 custom_ioloop=self._loop,
             )
         except (ConfigError, AMQPError, OSError) as error:
-            self._lost(str(error))
+            self._lost(error)
 
     def _on_open(self, connection: pika.SelectConnection) -> None:
         if connection is not self._attempt or self._closing:
@@ -195,13 +225,15 @@ class Link:
     def _on_closed(self, connection: pika.SelectConnection, reason: BaseException) -> None:
         if connection is self._attempt:
             self._attempt = None
-            self._lost(_describe(reason))
+            self._lost(_cause(reason))
 
-    def _lost(self, trouble: str) -> None:
-        self.trouble = trouble
+    def _lost(self, cause: BaseException) -> None:
+        self.trouble = trouble = _describe(cause)
         was_up, self.connection, self.blocked = self.connection is not None, None, False
         if was_up:
             self._on_down()
+        if isinstance(cause, ProbableAuthenticationError | ProbableAccessDeniedError):
+            self._on_refused(NotAllowed(f"broker {self._url}: {trouble}"))
         if self._closing:
             self._loop.stop()
             return

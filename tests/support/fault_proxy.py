@@ -17,6 +17,8 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._flowing = threading.Event()
         self._flowing.set()
+        self._answering = threading.Event()
+        self._answering.set()
         self._refusing = False
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -37,6 +39,10 @@ class FaultProxy:
         """Keep connections open, and forward nothing."""
         self._flowing.clear()
 
+    def hold_answers(self) -> None:
+        """Forward what clients send, and nothing of what the server answers."""
+        self._answering.clear()
+
     def refuse(self) -> None:
         """Reset what is open, and close every new connection at once."""
         self._refusing = True
@@ -46,6 +52,7 @@ class FaultProxy:
         """Forward again."""
         self._refusing = False
         self._flowing.set()
+        self._answering.set()
 
     def cut(self) -> None:
         """Reset every open connection."""
@@ -72,6 +79,7 @@ class FaultProxy:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._flowing.set()
+        self._answering.set()
         self.cut()
         self._acceptor.join(5)
 
@@ -94,8 +102,8 @@ class FaultProxy:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._sockets |= {client, server}
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+            for source, sink, gate in ((client, server, self._flowing), (server, client, self._answering)):
+                threading.Thread(target=self._pump, args=(source, sink, gate), daemon=True).start()
 
     def _spends(self, count: int) -> bool:
         with self._lock:
@@ -108,10 +116,11 @@ class FaultProxy:
             self._spent.set()
             return True
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, gate: threading.Event) -> None:
         try:
             while data := source.recv(65536):
                 self._flowing.wait()
+                gate.wait()
                 sink.sendall(data)
                 if self._spends(len(data)):
                     self.cut()

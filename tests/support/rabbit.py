@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -217,9 +218,9 @@ class RabbitVhost:
         url = self.node.url(self.vhost, port=self.proxy.port, user=user, password=password)
         return f"{url}?heartbeat={heartbeat}"
 
-    def open(self, url: str | None = None) -> Transport:
+    def open(self, url: str | None = None, *, dice: random.Random | None = None) -> Transport:
         """Open a handle; it is closed with the vhost."""
-        self.handles.append(RabbitTransport(url or self.url(), name="test"))
+        self.handles.append(RabbitTransport(url or self.url(), name="test", dice=dice))
         return self.handles[-1]
 
     def apply(self, topology: Topology) -> None:
