@@ -1,0 +1,38 @@
+# The commands of this project. `make demo` and `make test` set everything up themselves, also on a fresh machine.
+PYTHON := .venv/bin/python
+
+.PHONY: demo test test-long check benchmarks clean setup servers
+.NOTPARALLEL:
+
+demo: setup
+	@.venv/bin/fledge demo
+
+# Everything a change has to pass; a few minutes.
+test: servers check
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+
+# Kills, seeds and mutants by the thousand; up to an hour or more.
+test-long: servers
+	$(PYTHON) -m pytest -q -m long
+
+# Formatting, lint, types and the house rules; seconds.
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(PYTHON) -m pytest -q tests/unit/test_house.py
+
+# Tables on the screen, JSON in out/.
+benchmarks: setup
+	$(PYTHON) -m benchmarks.convergence
+	$(PYTHON) -m benchmarks.pipeline
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist out *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup:
+	@scripts/setup.sh
+
+servers:
+	@scripts/setup.sh servers
