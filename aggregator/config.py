@@ -1,4 +1,4 @@
-"""Configuration files of the centre: `aggregator.toml` (who and where) and a run's `run.toml` (what to train and how)."""
+"""Configuration of the centre: `aggregator.toml` (who and where) and `run.toml` (what to train and how)."""
 
 from __future__ import annotations
 

@@ -195,10 +195,10 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryChanged:
-    """A newer registry is in force."""
+    """A newer registry is in force; `record` is what the root signed."""
 
     registry: Registry
-    digest: bytes
+    record: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +274,14 @@ class ReplaceRecord:
     record: bytes
     registry: int
     spec_record: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRegistry:
+    """Keep a signed registry."""
+
+    version: int
+    record: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

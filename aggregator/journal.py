@@ -250,6 +250,10 @@ class Journal:
         )
 
     @_write.register
+    def _(self, write: events.StoreRegistry, db: Connection) -> None:
+        db.execute(upsert(registries).values(version=write.version, record=write.record).on_conflict_do_nothing())
+
+    @_write.register
     def _(self, write: events.SetRun, db: Connection) -> None:
         db.execute(update(run).values(state=write.state.value, reason=write.reason, elapsed=write.elapsed))
 
@@ -355,8 +359,7 @@ class Journal:
 
     def store_registry(self, version: int, record: bytes) -> None:
         """Keep a signed registry; an older one stays beside it."""
-        with self._transaction() as db:
-            db.execute(upsert(registries).values(version=version, record=record).on_conflict_do_nothing())
+        self.commit([events.StoreRegistry(version=version, record=record)])
 
     def close(self) -> None:
         """Release the file."""

@@ -61,7 +61,7 @@ class AggregatorRules:
         self._retry_at: dict[bytes, float] = {}
         self._merging: plan.MergePlan | None = None
         self._merge_after = now
-        self._head_due = now
+        self._head_due = now + HEAD_EVERY
         self._dead: Counter[str] = Counter()
         self._dead_since = now
         self._now = now
@@ -103,8 +103,8 @@ class AggregatorRules:
                 self._command(event)
             case events.Refused():
                 self._refused(event)
-            case events.RegistryChanged(registry=registry):
-                self._registry_changed(registry)
+            case events.RegistryChanged():
+                self._registry_changed(event.registry, event.record)
             case events.Reissued():
                 self._reissued(event)
             case events.Started():
@@ -134,6 +134,7 @@ class AggregatorRules:
                 self._admit(update.id)
         if self._record_registry != self.registry.version:
             self._effects.append(events.Reissue(version=self.version, registry=self.registry))
+        self._new_head(announce=True)
 
     def _update_arrived(self, event: events.UpdateArrived) -> None:
         notice = event.notice
@@ -373,7 +374,7 @@ class AggregatorRules:
 
     # ---- members and strangers
 
-    def _registry_changed(self, registry: Registry) -> None:
+    def _registry_changed(self, registry: Registry, record: bytes) -> None:
         if registry.version <= self.registry.version:
             return
         self.registry = registry
@@ -383,6 +384,7 @@ class AggregatorRules:
         for row in sorted(self._rows.values(), key=lambda row: row.order):
             if row.site not in sites:
                 self._finish(row, UpdateState.REJECTED, "revoked")
+        self._writes.append(events.StoreRegistry(version=registry.version, record=record))
         self._audit("registry", {"version": registry.version})
         self._effects.append(events.Reissue(version=self.version, registry=registry))
 

@@ -8,9 +8,11 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol import limits
-from protocol.codec import EXACT, Count, Word
+from protocol.codec import EXACT, Count, Word, decode, encode
+from protocol.envelope import raw_body, seal, verify
 from protocol.errors import Untrusted
-from protocol.keys import Participant, Role
+from protocol.keys import Identity, Participant, Role
+from protocol.messages import Kind
 
 PublicKey = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
 
@@ -102,3 +104,32 @@ class Registry:
                 for e in self.entries
             ),
         )
+
+
+def sign_registry(registry: Registry, root: Identity, federation: str, message_id: bytes) -> bytes:
+    """The root-signed record of a registry, in the clear."""
+    body = encode(registry)
+    return seal(root, Kind.REGISTRY, body, (), federation=federation, message_id=message_id, sequence=registry.version)
+
+
+def open_registry(raw: bytes, root: bytes, federation: str) -> Registry:
+    """The registry a record holds, if the root of this federation signed it.
+
+    Raises:
+        WireError: it did not, or the record is not a registry.
+    """
+    verified = verify(raw, _Root(root), federation=federation, kinds={Kind.REGISTRY}, limit=limits.STORED_RECORD)
+    return decode(Registry, raw_body(verified), limits.STORED_RECORD)
+
+
+class _Root:
+    """Trust in one key: the federation's root."""
+
+    def __init__(self, verify_key: bytes) -> None:
+        self._root = Participant(name="root", role=Role.ROOT, verify_key=verify_key, box_key=verify_key)
+
+    def signer(self, kid: bytes) -> Participant:
+        """The root, or `Untrusted`."""
+        if kid != self._root.kid:
+            raise Untrusted("not signed by the federation's root")
+        return self._root

@@ -1,0 +1,56 @@
+"""Putting the head: on a thread of its own, the newest wins, and a store that is away is tried again."""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from broker.blobs import BlobStore
+from protocol.errors import FledgeError
+
+log = structlog.get_logger("aggregator")
+_AGAIN = 5.0  # seconds between tries; the store's own deadline comes on top
+
+
+class HeadWriter:
+    """Keeps the store's head at the newest one given."""
+
+    def __init__(self, store: BlobStore, federation: str) -> None:
+        self._store = store
+        self._federation = federation
+        self._changed = threading.Condition()
+        self._waiting = False
+        self._closed = False
+        self.newest = b""
+        self._thread = threading.Thread(target=self._run, name="aggregator head", daemon=True)
+        self._thread.start()
+
+    def put(self, head: bytes) -> None:
+        """Put this head soon; one that is still waiting is skipped."""
+        with self._changed:
+            self.newest = head
+            self._waiting = True
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Put what waits, then stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(_AGAIN)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                head, self._waiting = self.newest, False
+            try:
+                self._store.put_head(self._federation, head)
+            except FledgeError as error:
+                log.warning("head.not_written", error=str(error), seconds=_AGAIN)
+                with self._changed:
+                    self._waiting = not self._closed
+                    self._changed.wait_for(lambda: self._closed, _AGAIN)

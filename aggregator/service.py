@@ -1,0 +1,384 @@
+"""The aggregator's shell: threads, queues, store and database around the rules.
+
+One thread steps the rules and owns the database. Deliveries are verified on the transport's threads, blobs are admitted
+and merged on worker threads, the head is put by a thread of its own; all of them only put events into the mailbox.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nacl.utils
+import structlog
+
+from aggregator import events
+from aggregator.admission import inspect
+from aggregator.config import RunConfig
+from aggregator.heads import HeadWriter
+from aggregator.intake import Intake
+from aggregator.journal import Journal
+from aggregator.opening import Genesis, open_run
+from aggregator.plan import MergePlan
+from aggregator.production import BadMember, Inputs, Production, record_digest
+from aggregator.records import Records, version_body
+from aggregator.rules import AggregatorRules
+from broker.actor import Actor
+from broker.blobs import BlobStore
+from broker.crash import crash_point
+from broker.outbox import Relay
+from broker.streams import read_blob
+from broker.transport import Delivery, Subscription, Transport
+from protocol import limits, topology
+from protocol.codec import decode
+from protocol.envelope import seal, unlock, verify
+from protocol.errors import FledgeError, Missing, StoreError, WireError
+from protocol.keys import Identity, Role
+from protocol.messages import Event, Kind, RunHead, Version
+from protocol.registry import Registry, open_registry
+
+log = structlog.get_logger("aggregator")
+Observer = Callable[[str, Mapping[str, Any]], None]
+
+
+def _nobody(event: str, fields: Mapping[str, Any]) -> None:
+    """The observer of a service that nobody watches."""
+
+
+class AggregatorService:
+    """One run, served until it is stopped. `start` returns at once; `join` waits; errors surface in `join`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        federation: str,
+        identity: Identity,
+        registry_record: bytes,
+        root: bytes,
+        transport: Transport,
+        store: BlobStore,
+        state: Path | None,
+        genesis: Genesis | None,
+        observer: Observer = _nobody,
+    ) -> None:
+        """`genesis` (version 0) is needed the first time only; `state` None keeps the database in memory.
+
+        Raises:
+            ConfigError, StateError, WireError, StoreError: the run cannot be opened.
+        """
+        self._config = config
+        self._federation = federation
+        self._identity = identity
+        self._root = root
+        self._transport = transport
+        self._store = store
+        self._observer = observer
+        self._io = ThreadPoolExecutor(4, thread_name_prefix="aggregator io")
+        self._cipher = ThreadPoolExecutor(3, thread_name_prefix="aggregator cipher")
+        self._work = ThreadPoolExecutor(2, thread_name_prefix="aggregator work")
+        self.records = Records(federation, config.name, identity, store, self._io)
+        self.journal = Journal(None if state is None else state / "aggregator.db", self._seal)
+        opened = open_run(config, self.journal, self.records, registry_record, root, genesis)
+        self.spec, self._strategy, self.registry = opened.spec, opened.strategy, opened.registry
+        self._registry_digest = record_digest(registry_record)
+        self._intake = Intake(federation, identity, self.registry)
+        self._production = Production(
+            self.records, self.spec, self._strategy, self._cipher, average=config.release_decay > 0
+        )
+        snapshot = self.journal.load(self.registry)
+        self._record = self.journal.version_record(snapshot.version)
+        self._spec_record = self.journal.spec_record()
+        self.rules = AggregatorRules(opened.rules, snapshot, new_id=_new_id, now=time.monotonic())
+        self._actor = Actor(self.rules, self._commit, self._perform)
+        self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
+        self._heads = HeadWriter(store, federation)
+        self._subscriptions: list[Subscription] = []
+        self._sites: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name="aggregator", daemon=True)
+        self._error: BaseException | None = None
+        self.ended = threading.Event()
+        """Set when the run has ended by itself or by command."""
+
+    # ---- life
+
+    def start(self) -> None:
+        """Declare the topology, begin to consume and to step."""
+        self._transport.declare(topology.topology(sorted(p.name for p in self.registry.members(Role.SITE))))
+        self._actor.mailbox.put(events.Started())
+        self._thread.start()
+        self._consume_sites()
+        self._subscriptions.append(
+            self._transport.consume(topology.inbox_queue(topology.AGGREGATOR), self._take_command)
+        )
+        log.info("aggregator.started", run=self._config.name, version=self.rules.version, sites=len(self._sites))
+
+    def stop(self) -> None:
+        """End orderly: what is journalled stays journalled, what is in the outbox goes out at the next start."""
+        for subscription in self._subscriptions:
+            subscription.cancel()
+        self._work.shutdown(wait=False, cancel_futures=True)
+        self._actor.mailbox.close()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the end.
+
+        Raises:
+            Fenced: another aggregator took over.
+            FledgeError: whatever else ended the service.
+        """
+        self._thread.join(timeout)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._actor.run()
+        except BaseException as error:
+            self._error = error
+            log.error("aggregator.failed", error=str(error), kind=type(error).__name__)
+        finally:
+            self.ended.set()
+            self._relay.close()
+            self._heads.close()
+            for pool in (self._work, self._cipher, self._io):
+                pool.shutdown(wait=False, cancel_futures=True)
+            self.journal.close()
+
+    def update_registry(self, record: bytes) -> None:
+        """Put a newer registry in force: new sites get the current version, revoked ones are cut off.
+
+        Raises:
+            WireError: it is not signed by the root or not newer.
+        """
+        registry = open_registry(record, self._root, self._federation)
+        self._store.put(topology.record_key(record_digest(record).hex()), record)
+        self._transport.declare(topology.topology(sorted(p.name for p in registry.members(Role.SITE))))
+        self._intake.registry = registry
+        self._actor.mailbox.put(events.RegistryChanged(registry=registry, record=record))
+
+    # ---- deliveries
+
+    def _consume_sites(self) -> None:
+        for participant in self.registry.members(Role.SITE):
+            site = participant.name
+            if site not in self._sites:
+                self._sites.add(site)
+                self._subscriptions += [
+                    self._transport.consume(topology.in_queue(site), partial(self._take_update, site)),
+                    self._transport.consume(topology.event_queue(site), partial(self._take_event, site)),
+                ]
+
+    def _take_update(self, site: str, delivery: Delivery) -> None:
+        crash_point("aggregator.received")
+        self._actor.mailbox.put(self._intake.update(site, delivery, delivery.body))
+
+    def _take_event(self, site: str, delivery: Delivery) -> None:
+        event, sign = self._intake.live(site, delivery, delivery.body)
+        self._actor.mailbox.put(event)
+        if isinstance(sign, Event):
+            self._observer("site", {"site": site, "state": sign.state, "progress": sign.progress, **sign.metrics})
+
+    def _take_command(self, delivery: Delivery) -> None:
+        self._actor.mailbox.put(self._intake.command(delivery, delivery.body, time.time()))
+
+    # ---- commits
+
+    def _commit(self, writes: Any) -> list[Any]:
+        for write in writes:
+            if isinstance(write, events.CommitVersion):
+                crash_point("aggregator.merged")
+        answers = self.journal.commit(writes)
+        for write in writes:
+            self._after(write)
+        return answers
+
+    def _after(self, write: Any) -> None:
+        """Follow the database with what is kept beside it, once it is committed."""
+        match write:
+            case events.CommitVersion(plan=plan, product=product):
+                self._record = product.record
+                crash_point("aggregator.committed")
+                stale = [member.staleness for member in plan.members]
+                log.info(
+                    "version.committed",
+                    version=plan.version,
+                    digest=product.digest.hex()[:16],
+                    members=[member.id.hex()[:8] for member in plan.members],
+                    staleness=stale,
+                )
+                sites = [member.site for member in plan.members]
+                self._observer("version", {"version": plan.version, "sites": sites, "staleness": stale})
+            case events.ReplaceRecord(record=record, spec_record=spec_record):
+                self._record, self._spec_record = record, spec_record
+            case events.JournalUpdate():
+                crash_point("aggregator.journalled")
+            case events.SetState(id=id, state=state, reason=reason):
+                log.info("update." + state.value, update=id.hex()[:8], reason=reason)
+                self._observer("update", {"state": state.value, "reason": reason})
+            case events.SetRun(state=state, reason=reason):
+                log.info("run." + state.value, reason=reason)
+                self._observer("run", {"state": state.value, "reason": reason})
+            case _:
+                pass
+
+    def _seal(self, write: events.Send) -> bytes:
+        return seal(
+            self._identity,
+            write.kind,
+            write.body,
+            [self._intake.registry.member(write.recipient)],
+            federation=self._federation,
+            message_id=write.id,
+            run=self._config.name,
+            sequence=write.row,
+            version=write.version,
+        )
+
+    # ---- effects
+
+    def _perform(self, effect: Any) -> None:
+        match effect:
+            case events.Settle(delivery=delivery):
+                delivery.ack()
+                crash_point("aggregator.acked")
+            case events.Publish(row=row):
+                if row in self.journal.fresh:
+                    self._relay.send([self.journal.fresh[row]])
+                    crash_point("aggregator.publishing")
+            case events.Admit(id=id):
+                self._submit(self._admit, id, self.journal.envelope(id))
+            case events.Merge(plan=plan):
+                self._submit(self._merge, plan, self._inputs(plan))
+            case events.PutHead():
+                self._heads.put(self._head(effect))
+            case events.AnnounceHead():
+                self._transport.publish(topology.GLOBAL, "", self._heads.newest)
+            case events.Reissue(registry=registry, version=version):
+                self._follow_registry(registry)
+                self._submit(self._reissue, version, registry, self._record, self._spec_record)
+            case events.Ended():
+                self.ended.set()
+
+    def _submit(self, work: Callable[..., Any], *arguments: Any) -> None:
+        def run() -> None:
+            try:
+                self._actor.mailbox.put(work(*arguments))
+            except Exception:  # a defect must not leave an update or a merge waiting for ever without a word
+                log.exception("work.failed", work=work.__name__)
+                raise
+
+        self._work.submit(run)
+
+    def _admit(self, id: bytes, envelope: bytes) -> Any:
+        log.info("admission.started", update=id.hex()[:8])
+        try:
+            verified = verify(envelope, self._intake.registry, federation=self._federation, kinds={Kind.UPDATE})
+            key = unlock(verified, self._identity)
+            if verified.manifest is None:
+                return events.NotAdmitted(id=id, reason="truncated", retry=False)
+            key_of = partial(topology.update_chunk, verified.sender.name)
+            payload = read_blob(self._store, verified.manifest, key, key_of, pool=self._io, ahead=2)
+            norm = inspect(self.spec, payload)
+        except WireError as error:
+            return events.NotAdmitted(id=id, reason=error.reason, retry=False)
+        except Missing:
+            return events.NotAdmitted(id=id, reason="chunk_missing", retry=True, missing=True)
+        except StoreError as error:
+            log.warning("admission.parked", update=id.hex()[:8], error=str(error))
+            return events.NotAdmitted(id=id, reason="store_away", retry=True)
+        crash_point("aggregator.admitted")
+        return events.Admitted(id=id, norm=norm)
+
+    def _inputs(self, plan: MergePlan) -> Inputs:
+        return Inputs(
+            parent=self._record,
+            states=self.journal.state_records(plan.version - 1),
+            envelopes=[self.journal.envelope(member.id) for member in plan.members],
+            registry=self.rules.registry,
+            body=self._body(plan.parent, self.rules.registry),
+        )
+
+    def _body(self, parent: bytes | None, registry: Registry) -> Version:
+        sites = len(registry.members(Role.SITE)) or 1
+        return Version(
+            parent=parent,
+            spec_record=record_digest(self._spec_record),
+            updates_per_base=self._strategy.updates_per_base,
+            max_staleness=self._strategy.max_staleness(sites),
+            evaluate=self._config.evaluate,
+            task=self._config.task,
+            registry=registry.version,
+        )
+
+    def _merge(self, plan: MergePlan, inputs: Inputs) -> Any:
+        log.info("merge.started", version=plan.version, members=[m.id.hex()[:8] for m in plan.members])
+        try:
+            return events.Merged(plan=plan, product=self._production.produce(plan, inputs))
+        except BadMember as error:
+            log.warning("merge.bad_member", version=plan.version, update=error.id.hex()[:8], reason=error.reason)
+            return events.MergeFailed(plan=plan, reason=error.reason, bad=error.id)
+        except FledgeError as error:
+            log.warning("merge.failed", version=plan.version, error=str(error))
+            return events.MergeFailed(plan=plan, reason="merge_failed", bad=None)
+
+    def _reissue(self, version: int, registry: Registry, record: bytes, spec_record: bytes) -> Any:
+        spec_record = self.records.rewrap(spec_record, registry, Kind.SPEC, lambda body: body)
+        digest = self.records.put_record(spec_record)
+        record = self.records.rewrap(record, registry, Kind.VERSION, partial(_rebind, digest, registry.version))
+        self.records.put_record(record)
+        return events.Reissued(version=version, registry=registry.version, record=record, spec_record=spec_record)
+
+    def _follow_registry(self, registry: Registry) -> None:
+        self.registry = registry
+        raw = self.journal.registry_record()
+        if raw is not None:
+            self._registry_digest = record_digest(raw)
+        self._consume_sites()
+
+    def _head(self, effect: events.PutHead) -> bytes:
+        run = RunHead(
+            run=self._config.name,
+            state=effect.state,
+            reason=effect.reason,
+            version=effect.version,
+            record=record_digest(self._record),
+        )
+        lifetime = 24 * 3600
+        return self.records.head(
+            effect.number, int(time.time()), self._registry_digest, [run], _new_id(), lifetime=lifetime
+        )
+
+
+def _rebind(spec_record: bytes, registry: int, body: bytes) -> bytes:
+    """A version record's body under a newer registry."""
+    old = decode(Version, body, limits.BODY)
+    return version_body(
+        Version(
+            parent=old.parent,
+            spec_record=spec_record,
+            updates_per_base=old.updates_per_base,
+            max_staleness=old.max_staleness,
+            evaluate=old.evaluate,
+            task=old.task,
+            registry=registry,
+        )
+    )
+
+
+def _new_id() -> bytes:
+    return nacl.utils.random(16)
+
+
+def payload_digest(chunks: Any) -> bytes:
+    """SHA-256 over an iterable of bytes."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.digest()
