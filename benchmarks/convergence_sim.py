@@ -1,7 +1,7 @@
 """A federation in virtual time, merged by the product's own rules; nothing sleeps and nothing touches a disk.
 
-Sites differ in how long an update takes them. The loop below does what the aggregator and the workers do: buffer,
-quota, staleness, example weights, norm bound, merge and released average all come from `aggregator`.
+Sites differ in how long an update takes them. The loop below does what the aggregator and the workers do; buffer,
+quota, staleness, example weights, norm bound, merge and released average are the product's own functions.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 
+from aggregator import planning
 from aggregator.buffer import Choice, Waiting, choose, next_deadline, outdated
+from aggregator.events import UpdateRow, UpdateState
 from aggregator.strategies import Scratch, Span, Step, Strategy, ema_decay, ema_release
-from aggregator.weighting import SiteStats, clip_factor, example_weights, observe
 
 
 class Task(Protocol):
@@ -71,6 +72,19 @@ class History:
         return next((point.time for point in self.points if point.metrics[metric] >= value), None)
 
 
+class _Rules(TypedDict):
+    """What `choose` and `next_deadline` have in common."""
+
+    version: int
+    quota: int
+    live: frozenset[str]
+    min_sites: int
+    synchronous: bool
+    max_wait: float
+    grace: float
+    max_staleness: int
+
+
 @dataclass(slots=True)
 class _Site:
     base: int = 0
@@ -105,8 +119,7 @@ class Federation:
     _state: list[Span] = field(init=False)
     _sites: list[_Site] = field(init=False)
     _waiting: dict[bytes, tuple[Waiting, Span]] = field(default_factory=dict)
-    _stats: dict[str, SiteStats] = field(default_factory=dict)
-    _norms: list[float] = field(default_factory=list)
+    _standing: planning.Standing = field(default_factory=planning.Standing)
     _ages: list[int] = field(default_factory=list)
     _lost: dict[str, int] = field(default_factory=lambda: {"superseded": 0, "too_stale": 0})
     _events: list[tuple[float, int, int | None]] = field(default_factory=list)
@@ -166,75 +179,73 @@ class Federation:
         key = order.to_bytes(8, "big")
         update = Waiting(id=key, site=str(index), base_version=site.base, order=order, since=self.now)
         self._waiting[key] = (update, delta)
-        self._stats[update.site] = observe(
-            self._stats.get(update.site), examples=self.task.examples[index], seconds=self.seconds[index]
-        )
         if site.sent_from != site.base:
             site.sent_from, site.sent = site.base, 0
         site.sent += 1
         site.idle = True
 
     def _advance(self) -> None:
-        updates = [update for update, _ in self._waiting.values()]
         sites, strategy = len(self._sites), self.strategy
-        stale, quota = strategy.max_staleness(sites), strategy.updates_per_base
-        gone = outdated(updates, version=self.version, quota=quota, max_staleness=stale)
+        gone = outdated(
+            self._updates(),
+            version=self.version,
+            quota=strategy.updates_per_base,
+            max_staleness=strategy.max_staleness(sites),
+        )
         for reason, lost in (("superseded", gone.superseded), ("too_stale", gone.too_stale)):
             self._lost[reason] += len(lost)
             for update in lost:
                 del self._waiting[update.id]
-        updates = [update for update, _ in self._waiting.values()]
-        live = frozenset(str(index) for index in range(sites))
-        least = sites if strategy.synchronous else 1
-        max_wait = 2 * statistics.median(self.seconds)
-        choice = choose(
-            updates,
-            version=self.version,
-            buffer_size=strategy.buffer_size(sites),
-            quota=quota,
-            live=live,
-            min_sites=least,
-            synchronous=strategy.synchronous,
-            now=self.now,
-            max_wait=max_wait,
-            grace=0.0,
-            max_staleness=stale,
-        )
+        rules: _Rules = {
+            "version": self.version,
+            "quota": strategy.updates_per_base,
+            "live": frozenset(str(index) for index in range(sites)),
+            "min_sites": sites if strategy.synchronous else 1,
+            "synchronous": strategy.synchronous,
+            "max_wait": 2 * statistics.median(self.seconds),
+            "grace": 0.0,
+            "max_staleness": strategy.max_staleness(sites),
+        }
+        updates = self._updates()
+        choice = choose(updates, buffer_size=strategy.buffer_size(sites), now=self.now, **rules)
         if choice is not None:
             self._merge(choice)
             return
-        deadline = next_deadline(
-            updates,
-            version=self.version,
-            quota=quota,
-            live=live,
-            min_sites=least,
-            synchronous=strategy.synchronous,
-            max_wait=max_wait,
-            grace=0.0,
-            max_staleness=stale,
-        )
+        deadline = next_deadline(updates, **rules)
         if deadline is not None:
             heapq.heappush(self._events, (deadline, next(self._count), None))
 
+    def _updates(self) -> list[Waiting]:
+        return [update for update, _ in self._waiting.values()]
+
     def _merge(self, choice: Choice) -> None:
         deltas = [self._waiting.pop(member.id)[1] for member in choice.members]
-        population = (
-            {member.site: self._stats[member.site] for member in choice.members}
-            if self.strategy.synchronous
-            else self._stats
-        )
-        examples = example_weights(population, corrected=self.strategy.corrected)
-        weights = []
-        for member, delta in zip(choice.members, deltas, strict=True):
-            norm = float(np.linalg.norm(delta.astype(np.float64)))
-            age = self.version - member.base_version
-            self._ages.append(age)
-            weights.append(self.strategy.staleness.weight(age) * examples[member.site] * clip_factor(norm, self._norms))
-            self._norms.append(norm)
-        step = Step(weights=tuple(weights), divisor=float(choice.divisor), rate=self.strategy.rate)
+        rows = [self._row(member, delta) for member, delta in zip(choice.members, deltas, strict=True)]
+        everyone = [str(index) for index in range(len(self._sites))]
+        members = planning.members(rows, self.version, self.strategy, self._standing, everyone)
+        self._standing.merged(members)
+        self._ages.extend(member.staleness for member in members)
+        weights = tuple(member.weight for member in members)
+        step = Step(weights=weights, divisor=float(choice.divisor), rate=self.strategy.rate)
         new, state = np.empty_like(self.raw), [np.empty_like(stream) for stream in self._state]
         self.strategy.merge(self.raw, deltas, step, self._state, new, state, self._scratch)
         self.raw, self._state, self.version = new, state, self.version + 1
         ema_release(self.released, new, ema_decay(self.version, self.release), self.released, self._scratch)
         self.points.append(Point(time=self.now, version=self.version, metrics=self.task.evaluate(self.released)))
+
+    def _row(self, update: Waiting, delta: Span) -> UpdateRow:
+        """Return the update as the journal would hold it."""
+        site = int(update.site)
+        return UpdateRow(
+            order=update.order,
+            id=update.id,
+            site=update.site,
+            epoch=0,
+            sequence=update.order,
+            base_version=update.base_version,
+            state=UpdateState.VALIDATED,
+            examples=self.task.examples[site],
+            seconds=self.seconds[site],
+            absent=(),
+            norm=float(np.linalg.norm(delta.astype(np.float64))),
+        )
