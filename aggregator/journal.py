@@ -13,11 +13,8 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from aggregator import events
-from aggregator.evaluations import Evaluations
-from aggregator.events import UpdateRow, UpdateState
-from aggregator.plan import MergePlan
-from aggregator.planning import Standing
-from aggregator.snapshot import Snapshot
+from aggregator.events import UpdateState
+from aggregator.history import History, ledger_hash
 from aggregator.tables import (
     SCHEMA,
     counters,
@@ -35,17 +32,15 @@ from aggregator.tables import (
 from aggregator.tables import evaluations as evaluations_table
 from broker.database import commit_error, open_database
 from broker.outbox import OutboxRow
-from protocol import limits
-from protocol.codec import decode, encode, unpack
+from protocol.codec import encode
 from protocol.errors import Fenced, StateError
-from protocol.messages import Evaluation, RunState
-from protocol.registry import Registry
+from protocol.messages import RunState
 
 Seal = Callable[[events.Send], bytes]
 _PLAN = 64 * 1024 * 1024
 
 
-class Journal:
+class Journal(History):
     """Executes the rules' writes and answers what the unique keys say. One thread uses it.
 
     Opening it takes over: the epoch rises, and whoever held the database before is fenced at its next commit.
@@ -53,9 +48,9 @@ class Journal:
 
     def __init__(self, path: Path | None, seal: Seal, *, engine: Any = None) -> None:
         """`engine` lets a test keep one in-memory database over several lives of the journal."""
+        super().__init__(engine if engine is not None else open_database(path, metadata, SCHEMA))
         self._path = path
         self._seal = seal
-        self.engine = engine if engine is not None else open_database(path, metadata, SCHEMA)
         with self.engine.begin() as db:
             found = db.scalar(select(lease.c.epoch))
             self._epoch = 1 if found is None else found + 1
@@ -64,16 +59,8 @@ class Journal:
                 .values(id=1, epoch=self._epoch)
                 .on_conflict_do_update(index_elements=["id"], set_={"epoch": self._epoch})
             )
-        self.fresh: dict[int, OutboxRow] = {}
-        """Outbox rows written and not yet taken by the relay."""
 
     # ---- the first version
-
-    @property
-    def empty(self) -> bool:
-        """Whether version 0 is still to be stored."""
-        with self.engine.connect() as db:
-            return db.scalar(select(run.c.id)) is None
 
     def begin(self, name: str, digest: bytes, record: bytes, spec_record: bytes, registry: int) -> None:
         """Store version 0; the run is running from here on."""
@@ -278,113 +265,9 @@ class Journal:
         packed = encode(dict(entry))
         db.execute(insert(ledger).values(kind=kind, entry=packed, hash=ledger_hash(last, kind, packed)))
 
-    # ---- reading
-
-    def load(self, registry: Registry) -> Snapshot:
-        """Everything the rules need to go on."""
-        with self.engine.connect() as db:
-            current = db.execute(select(run)).one()
-            newest = db.execute(select(versions).order_by(versions.c.version.desc()).limit(1)).one()
-            standing = Standing()
-            for row in db.execute(select(members).order_by(members.c.version, members.c.position)):
-                standing.observe(row.site, row.examples, row.seconds)
-                standing.norms.append(row.norm)
-            standing.merged(())
-            kept = Evaluations()
-            for row in db.execute(select(evaluations_table).order_by(evaluations_table.c.version)):
-                kept.add(row.version, row.site, decode(Evaluation, row.body, limits.BODY))
-            pending = [state.value for state in UpdateState if not state.final]
-            rows = db.execute(select(updates).where(updates.c.state.in_(pending)).order_by(updates.c.order))
-            highest = db.execute(
-                select(updates.c.site, updates.c.epoch, func.max(updates.c.sequence)).group_by(
-                    updates.c.site, updates.c.epoch
-                )
-            )
-            waiting = db.execute(select(outbox).order_by(outbox.c.id))
-            self.fresh = {r.id: OutboxRow(id=r.id, exchange=r.exchange, key=r.key, body=r.body) for r in waiting}
-            return Snapshot(
-                version=newest.version,
-                digest=newest.digest,
-                state=RunState(current.state),
-                reason=current.reason,
-                elapsed=current.elapsed,
-                head=current.head,
-                last_row=current.last_row,
-                registry=registry,
-                record_registry=newest.registry,
-                rows=[_update_row(row) for row in rows],
-                outbox=list(self.fresh),
-                highest={(site, epoch): sequence for site, epoch, sequence in highest},
-                standing=standing,
-                evaluations=kept,
-                counters={row.operator: row.counter for row in db.execute(select(counters))},
-            )
-
-    def envelope(self, id: bytes) -> bytes:
-        """The signed bytes of a journalled update."""
-        with self.engine.connect() as db:
-            found: bytes | None = db.scalar(select(updates.c.envelope).where(updates.c.id == id))
-        if found is None:
-            raise StateError(f"update {id.hex()} is not in the journal")
-        return found
-
-    def version_record(self, version: int) -> bytes:
-        """The signed record of a version."""
-        with self.engine.connect() as db:
-            found: bytes | None = db.scalar(select(versions.c.record).where(versions.c.version == version))
-        if found is None:
-            raise StateError(f"there is no version {version}; `fledge replay --list` shows what there is")
-        return found
-
-    def state_records(self, version: int) -> dict[str, bytes]:
-        """The signed records of a version's own streams, by name."""
-        with self.engine.connect() as db:
-            return {r.stream: r.record for r in db.execute(select(states).where(states.c.version == version))}
-
-    def spec_record(self) -> bytes:
-        """The signed record of the model specification."""
-        with self.engine.connect() as db:
-            return bytes(db.execute(select(run.c.spec_record)).scalar_one())
-
-    def plans(self) -> list[tuple[MergePlan, bytes]]:
-        """Every version above 0 in order, with its plaintext digest."""
-        with self.engine.connect() as db:
-            rows = db.execute(select(versions).where(versions.c.version > 0).order_by(versions.c.version))
-            return [(decode(MergePlan, row.plan, _PLAN), row.digest) for row in rows]
-
-    def registry_record(self) -> bytes | None:
-        """The newest registry stored."""
-        with self.engine.connect() as db:
-            return db.scalar(select(registries.c.record).order_by(registries.c.version.desc()).limit(1))
-
     def store_registry(self, version: int, record: bytes) -> None:
         """Keep a signed registry; an older one stays beside it."""
         self.commit([events.StoreRegistry(version=version, record=record)])
-
-    def close(self) -> None:
-        """Release the file."""
-        self.engine.dispose()
-
-
-def ledger_hash(previous: bytes, kind: str, entry: bytes) -> bytes:
-    """The hash of one ledger entry."""
-    return hashlib.sha256(previous + kind.encode() + b"\0" + entry).digest()
-
-
-def _update_row(row: Any) -> UpdateRow:
-    return UpdateRow(
-        order=row.order,
-        id=row.id,
-        site=row.site,
-        epoch=row.epoch,
-        sequence=row.sequence,
-        base_version=row.base_version,
-        state=UpdateState(row.state),
-        examples=row.examples,
-        seconds=row.seconds,
-        absent=unpack(row.absent, limits.BODY),
-        norm=row.norm,
-    )
 
 
 class _Fence:

@@ -48,6 +48,17 @@ def open_database(path: Path | None, metadata: MetaData, schema: int) -> Engine:
     return engine
 
 
+def open_readonly(path: Path) -> Engine:
+    """Open an existing database for reading beside its one writer.
+
+    Raises:
+        StateError: there is no such file.
+    """
+    if not path.is_file():
+        raise StateError(f"{path}: no such database; give the state directory of the aggregator or worker")
+    return create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", connect_args={"timeout": 10})
+
+
 def commit_error(path: Path | None, error: OperationalError) -> StateError:
     """What a failed commit means to whoever runs this process."""
     if "full" in str(error.orig):
