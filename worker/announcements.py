@@ -1,0 +1,151 @@
+"""Reading what reaches a site: heads, versions, registries, specifications, receipts. Pure functions over bytes.
+
+Each one verifies before it parses and raises a `WireError` whose `reason` is safe to log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from protocol import limits
+from protocol.blob import Manifest
+from protocol.codec import decode
+from protocol.envelope import ContentKey, Trust, Verified, body, raw_body, unlock, verify
+from protocol.errors import Malformed, Untrusted, WrongContext
+from protocol.keys import Identity, Participant, Role, key_id
+from protocol.messages import Head, Kind, Receipt, Version
+from protocol.registry import Registry
+from worker.events import HeadSeen, ReceiptSeen, RegistrySeen, VersionSeen
+
+
+class RootTrust:
+    """Trusts the federation's offline root alone: who may sign a registry."""
+
+    def __init__(self, verify_key: bytes) -> None:
+        self._root = Participant(name="root", role=Role.ROOT, verify_key=verify_key, box_key=b"")
+
+    def signer(self, kid: bytes) -> Participant:
+        """The root, or `Untrusted`."""
+        if kid != key_id(self._root.verify_key):
+            raise Untrusted(f"{kid.hex()[:8]} is not the key of this federation's root")
+        return self._root
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecord:
+    """A version record opened for training: what to fetch and how to decrypt it."""
+
+    run: str
+    version: int
+    spec: bytes
+    """Digest of the model specification."""
+    says: Version
+    manifest: Manifest
+    key: ContentKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecRecord:
+    """A specification record opened: its blob is the specification's bytes."""
+
+    spec: bytes
+    manifest: Manifest
+    key: ContentKey
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Whose eyes these are: the site's identity, its federation and whom it trusts."""
+
+    identity: Identity
+    federation: str
+    trust: Trust
+
+    def announcement(self, raw: bytes, delivery: Any, wall: float) -> HeadSeen | VersionSeen:
+        """What came on the announcement queue.
+
+        Raises:
+            WireError: not a head or version record of this federation for this site.
+        """
+        verified = verify(raw, self.trust, federation=self.federation, kinds=(Kind.HEAD, Kind.VERSION))
+        if verified.kind == Kind.HEAD:
+            return HeadSeen(delivery=delivery, head=body(verified, Head), wall=wall)
+        return self._version_seen(verified, delivery)
+
+    def head(self, raw: bytes, wall: float) -> HeadSeen:
+        """A head from the store."""
+        verified = verify(raw, self.trust, federation=self.federation, kinds=(Kind.HEAD,), limit=limits.STORED_RECORD)
+        return HeadSeen(delivery=None, head=body(verified, Head), wall=wall)
+
+    def version(self, raw: bytes, run: str, version: int) -> VersionSeen:
+        """A version record from the store; it has to be the one that the head names."""
+        verified = self._stored(raw, Kind.VERSION)
+        if (verified.core.run, verified.core.version) != (run, version):
+            raise WrongContext(f"the record is of {verified.core.run} version {verified.core.version}")
+        return self._version_seen(verified, None)
+
+    def model(self, raw: bytes) -> ModelRecord:
+        """A noted version record, opened for training."""
+        verified = self._stored(raw, Kind.VERSION)
+        key = unlock(verified, self.identity)
+        return ModelRecord(
+            run=verified.core.run,
+            version=verified.core.version,
+            spec=verified.core.spec,
+            says=body(verified, Version, key),
+            manifest=_manifest(verified),
+            key=key,
+        )
+
+    def spec(self, raw: bytes) -> SpecRecord:
+        """A specification record from the store."""
+        verified = self._stored(raw, Kind.SPEC)
+        return SpecRecord(spec=verified.core.spec, manifest=_manifest(verified), key=unlock(verified, self.identity))
+
+    def receipt(self, raw: bytes, delivery: Any) -> ReceiptSeen:
+        """What came on the site's own queue."""
+        verified = verify(raw, self.trust, federation=self.federation, kinds=(Kind.RECEIPT,))
+        key = unlock(verified, self.identity) if verified.recipients else None
+        return ReceiptSeen(
+            delivery=delivery, receipt=body(verified, Receipt, key), version=verified.core.version, raw=raw
+        )
+
+    def _stored(self, raw: bytes, kind: Kind) -> Verified:
+        return verify(raw, self.trust, federation=self.federation, kinds=(kind,), limit=limits.STORED_RECORD)
+
+    def _version_seen(self, verified: Verified, delivery: Any) -> VersionSeen:
+        says = body(verified, Version, unlock(verified, self.identity))
+        _manifest(verified)
+        return VersionSeen(
+            delivery=delivery,
+            run=verified.core.run,
+            version=verified.core.version,
+            record=verified.raw,
+            digest=hashlib.sha256(verified.raw).digest(),
+            updates_per_base=says.updates_per_base,
+            evaluate=says.evaluate,
+        )
+
+
+def read_registry(raw: bytes, root: bytes, federation: str) -> RegistrySeen:
+    """A registry record, which only the root (its verify key, 32 bytes) can have signed.
+
+    Raises:
+        WireError: it has not, or says something else.
+    """
+    verified = verify(raw, RootTrust(root), federation=federation, kinds=(Kind.REGISTRY,), limit=limits.STORED_RECORD)
+    if verified.recipients:
+        raise Malformed("a registry record has to be readable by everybody")
+    return RegistrySeen(
+        registry=decode(Registry, raw_body(verified), limits.STORED_RECORD),
+        digest=hashlib.sha256(raw).digest(),
+        record=raw,
+    )
+
+
+def _manifest(verified: Verified) -> Manifest:
+    if verified.manifest is None:
+        raise Malformed(f"a {verified.kind.name.lower()} record without a blob")
+    return verified.manifest

@@ -1,0 +1,345 @@
+"""The worker's journal: what it noted, what it has to send and what became of what it sent, in one SQLite file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import OperationalError
+
+from broker.database import commit_error, open_database
+from broker.outbox import OutboxRow, outbox_table
+from protocol.errors import StateError
+from protocol.messages import RunState
+from protocol.topology import up_exchange
+from worker.events import (
+    AddMessage,
+    AddUpdate,
+    NoteHead,
+    NoteRegistry,
+    NoteRun,
+    NoteVersion,
+    RemoveMessage,
+    ReplaceUpdate,
+    Reserve,
+    RunRow,
+    Sealed,
+    SettleUpdate,
+    Snapshot,
+    UpdateRow,
+)
+
+SCHEMA = 1
+_DIGEST = 32
+
+_metadata = MetaData()
+_counters = Table(
+    "counters",
+    _metadata,
+    Column("id", Integer, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("head", Integer, nullable=False),
+)
+_registries = Table(
+    "registry",
+    _metadata,
+    Column("version", Integer, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+)
+_runs = Table(
+    "runs",
+    _metadata,
+    Column("run", String, primary_key=True),
+    Column("state", String, nullable=False),
+    Column("listed", Boolean, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("updates_per_base", Integer, nullable=False),
+    Column("evaluate", Boolean, nullable=False),
+    Column("sent", Integer, nullable=False),
+    Column("evaluated", Boolean, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+)
+_updates = Table(
+    "updates",
+    _metadata,
+    Column("row", Integer, primary_key=True),
+    Column("id", LargeBinary, nullable=False, unique=True),
+    Column("run", String, nullable=False),
+    Column("base_version", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("chunks", LargeBinary, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("key", LargeBinary, nullable=False),
+    Column("made", Float, nullable=False),
+)
+_receipts = Table(
+    "receipts",
+    _metadata,
+    Column("id", LargeBinary, primary_key=True),
+    Column("run", String, nullable=False),
+    Column("base_version", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("outcome", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("receipt", LargeBinary, nullable=False),
+    Column("received", Float, nullable=False),
+)
+_outbox = outbox_table(_metadata)
+
+_run_names = [column.name for column in _runs.columns if column.name not in ("run", "record")]
+_note_version = upsert(_runs)
+_note_version = _note_version.on_conflict_do_update(
+    index_elements=[_runs.c.run], set_={name: _note_version.excluded[name] for name in (*_run_names, "record")}
+)
+_note_run = upsert(_runs)
+_note_run = _note_run.on_conflict_do_update(
+    index_elements=[_runs.c.run], set_={name: _note_run.excluded[name] for name in _run_names}
+)
+_note_registry = upsert(_registries).on_conflict_do_nothing()
+_forget_registries = delete(_registries).where(_registries.c.version < bindparam("below"))
+_note_head = update(_counters).values(head=bindparam("number"))
+_reserve = update(_counters).values(epoch=bindparam("new_epoch"), sequence=bindparam("new_sequence"))
+_add_update = insert(_updates)
+_replace_update = (
+    update(_updates)
+    .where(_updates.c.row == bindparam("of"))
+    .values({name: bindparam(f"new_{name}") for name in ("epoch", "sequence", "chunks", "envelope", "key")})
+)
+_forget_update = delete(_updates).where(_updates.c.row == bindparam("of"))
+_add_receipt = upsert(_receipts).on_conflict_do_nothing()
+_add_message = insert(_outbox)
+_forget_message = delete(_outbox).where(_outbox.c.id == bindparam("of"))
+_record_of = select(_runs.c.record).where(_runs.c.run == bindparam("name"))
+_sealed_of = select(_updates.c.envelope, _updates.c.chunks, _updates.c.key).where(_updates.c.row == bindparam("of"))
+_envelope_of = select(_updates.c.envelope).where(_updates.c.row == bindparam("of"))
+_message_of = select(_outbox).where(_outbox.c.id == bindparam("of"))
+
+
+class Journal:
+    """One worker's database; every method belongs to the thread that runs the rules."""
+
+    def __init__(self, path: Path | None, site: str, *, clock: Callable[[], float] = time.time) -> None:
+        """Open or create it; `path` None keeps it in memory. `clock` stamps rows for people to read.
+
+        Raises:
+            StateError: another version wrote it, it is damaged, or it cannot be opened.
+        """
+        self._path = path
+        self._site = site
+        self._clock = clock
+        self._engine = open_database(path, _metadata, SCHEMA)
+        with self._begin() as connection:
+            connection.execute(upsert(_counters).values(id=1, epoch=0, sequence=0, head=0).on_conflict_do_nothing())
+
+    def _begin(self) -> Any:
+        return self._engine.begin()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._engine.dispose()
+
+    def commit(self, writes: Sequence[Any]) -> Sequence[Any]:
+        """Carry out `writes` in one transaction, durable on return; there is never anything to answer.
+
+        Raises:
+            DiskFull: nothing was written.
+            StateError: any other failure; it may have been written, so load again.
+        """
+        try:
+            with self._begin() as connection:
+                for write in writes:
+                    self._write(write, connection)
+        except OperationalError as error:
+            raise commit_error(self._path, error) from error
+        return ()
+
+    @singledispatchmethod
+    def _write(self, write: Any, connection: Connection) -> None:
+        raise StateError(f"the worker's journal knows no write {type(write).__name__}")
+
+    @_write.register
+    def _(self, write: NoteVersion, connection: Connection) -> None:
+        connection.execute(_note_version, _run_values(write.row) | {"record": write.record})
+
+    @_write.register
+    def _(self, write: NoteRun, connection: Connection) -> None:
+        connection.execute(_note_run, _run_values(write.row) | {"record": b""})
+
+    @_write.register
+    def _(self, write: NoteHead, connection: Connection) -> None:
+        connection.execute(_note_head, {"number": write.number})
+
+    @_write.register
+    def _(self, write: NoteRegistry, connection: Connection) -> None:
+        connection.execute(_note_registry, {"version": write.version, "digest": write.digest, "record": write.record})
+        connection.execute(_forget_registries, {"below": write.version})
+
+    @_write.register
+    def _(self, write: Reserve, connection: Connection) -> None:
+        connection.execute(_reserve, {"new_epoch": write.epoch, "new_sequence": write.sequence})
+
+    @_write.register
+    def _(self, write: AddUpdate, connection: Connection) -> None:
+        row = write.row
+        connection.execute(
+            _add_update,
+            {
+                "row": row.row,
+                "id": row.id,
+                "run": row.run,
+                "base_version": row.base_version,
+                "epoch": row.epoch,
+                "sequence": row.sequence,
+                "chunks": b"".join(row.chunks),
+                "envelope": write.sealed.envelope,
+                "key": write.sealed.key,
+                "made": self._clock(),
+            },
+        )
+
+    @_write.register
+    def _(self, write: ReplaceUpdate, connection: Connection) -> None:
+        values = {
+            "epoch": write.row.epoch,
+            "sequence": write.row.sequence,
+            "chunks": b"".join(write.row.chunks),
+            "envelope": write.sealed.envelope,
+            "key": write.sealed.key,
+        }
+        connection.execute(
+            _replace_update, {"of": write.row.row} | {f"new_{name}": value for name, value in values.items()}
+        )
+
+    @_write.register
+    def _(self, write: SettleUpdate, connection: Connection) -> None:
+        row = write.row
+        connection.execute(
+            _add_receipt,
+            {
+                "id": row.id,
+                "run": row.run,
+                "base_version": row.base_version,
+                "epoch": row.epoch,
+                "sequence": row.sequence,
+                "outcome": write.outcome,
+                "reason": write.reason,
+                "version": write.version,
+                "receipt": write.receipt,
+                "received": self._clock(),
+            },
+        )
+        connection.execute(_forget_update, {"of": row.row})
+
+    @_write.register
+    def _(self, write: AddMessage, connection: Connection) -> None:
+        connection.execute(_add_message, {"id": write.row, "exchange": write.exchange, "key": "", "body": write.body})
+
+    @_write.register
+    def _(self, write: RemoveMessage, connection: Connection) -> None:
+        connection.execute(_forget_message, {"of": write.row})
+
+    def load(self) -> Snapshot:
+        """What the rules start from."""
+        with self._begin() as connection:
+            counters = connection.execute(select(_counters)).one()
+            registry = connection.execute(
+                select(_registries.c.version, _registries.c.digest).order_by(_registries.c.version.desc())
+            ).first()
+            runs = connection.execute(select(*(c for c in _runs.columns if c.name != "record")))
+            updates = connection.execute(
+                select(*(c for c in _updates.columns if c.name not in ("envelope", "key", "made"))).order_by(
+                    _updates.c.row
+                )
+            )
+            messages = connection.scalars(select(_outbox.c.id).order_by(_outbox.c.id))
+            return Snapshot(
+                epoch=counters.epoch,
+                sequence=counters.sequence,
+                head=counters.head,
+                registry=registry.version if registry else 0,
+                registry_digest=registry.digest if registry else b"",
+                runs=tuple(RunRow(**(dict(row._mapping) | {"state": RunState(row.state)})) for row in runs),
+                updates=tuple(UpdateRow(**(dict(row._mapping) | {"chunks": _names(row.chunks)})) for row in updates),
+                messages=tuple(messages),
+            )
+
+    def registry_record(self) -> bytes | None:
+        """The newest registry's signed record, if one was noted."""
+        with self._begin() as connection:
+            found: bytes | None = connection.scalar(
+                select(_registries.c.record).order_by(_registries.c.version.desc()).limit(1)
+            )
+        return found
+
+    def version_record(self, run: str) -> bytes:
+        """The signed record of the newest version of `run`; empty before the first."""
+        with self._begin() as connection:
+            found: bytes | None = connection.scalar(_record_of, {"name": run})
+        return found or b""
+
+    def sealed(self, row: int) -> Sealed | None:
+        """An update's signed bytes, chunks and wrapped key; None once it is settled."""
+        with self._begin() as connection:
+            found = connection.execute(_sealed_of, {"of": row}).first()
+        if found is None:
+            return None
+        return Sealed(envelope=found.envelope, chunks=_names(found.chunks), key=found.key)
+
+    def outgoing(self, row: int) -> OutboxRow | None:
+        """What the relay has to publish for this row; None once it is settled or confirmed."""
+        with self._begin() as connection:
+            envelope: bytes | None = connection.scalar(_envelope_of, {"of": row})
+            if envelope is not None:
+                return OutboxRow(id=row, exchange=up_exchange(self._site), key="", body=envelope)
+            found = connection.execute(_message_of, {"of": row}).first()
+        return None if found is None else OutboxRow(**found._mapping)
+
+    def receipts(self) -> list[dict[str, Any]]:
+        """Every settled update with its outcome, oldest first."""
+        with self._begin() as connection:
+            rows = connection.execute(select(_receipts).order_by(_receipts.c.received, _receipts.c.id))
+            return [dict(row._mapping) for row in rows]
+
+
+def _run_values(row: RunRow) -> dict[str, Any]:
+    return {
+        "run": row.run,
+        "state": row.state.value,
+        "listed": row.listed,
+        "version": row.version,
+        "digest": row.digest,
+        "updates_per_base": row.updates_per_base,
+        "evaluate": row.evaluate,
+        "sent": row.sent,
+        "evaluated": row.evaluated,
+    }
+
+
+def _names(joined: bytes) -> tuple[bytes, ...]:
+    return tuple(joined[start : start + _DIGEST] for start in range(0, len(joined), _DIGEST))

@@ -1,0 +1,333 @@
+"""The worker's rules, without any I/O: announcements and receipts in, decisions out.
+
+1. What is announced is noted, then acked; only the newest version of a run counts, and versions, registries and the
+   head's number never go back.
+2. A running run's newest version is trained from until `updates_per_base` updates have been made from it. A version
+   that arrives in mid-training does not interrupt it; the end of its run does.
+3. A sequence number is reserved in the journal before anything is sealed under it. A number may stay unused.
+4. An update is journalled with its signed bytes before anything leaves the site, then uploaded, then published; a
+   failure or a restart repeats these steps with the same bytes until a final receipt comes.
+5. A reused sequence means that the journal is older than what the aggregator has seen (a restored backup): a higher
+   key epoch begins and every unsettled update is sealed again under it. Its message id stays, so it counts once.
+6. Nothing is decided while events of one batch are still coming in: `Tick`, which ends each batch, decides.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from broker.actor import Step, Tick
+from protocol.messages import Head, RunState
+from worker.events import (
+    AbortTraining,
+    Alarm,
+    DropSpool,
+    Evaluated,
+    FetchFailed,
+    FetchRegistry,
+    FetchVersion,
+    HeadSeen,
+    HeadWanted,
+    NoteHead,
+    NoteRegistry,
+    NoteRun,
+    NoteVersion,
+    Published,
+    PullHead,
+    ReceiptSeen,
+    RegistrySeen,
+    Report,
+    Resealed,
+    RunRow,
+    SendingFailed,
+    Settle,
+    Snapshot,
+    Train,
+    Trained,
+    TrainingFailed,
+    UpdateRow,
+    Uploaded,
+    UseRegistry,
+    VersionSeen,
+)
+from worker.sending import Decided, Sending, pause
+
+HEAD_EVERY = 15 * 60.0
+"""Seconds between pulls of the head."""
+HEAD_AT_MOST_EVERY = 10.0
+"""Seconds between pulls that doubtful messages may cause."""
+HEAD_TOLERANCE = 10 * 60.0
+"""Seconds by which this machine's clock may be wrong."""
+REPORT_AT_MOST_EVERY = 1.0
+"""Seconds between two reports to the aggregator."""
+ENDED = (RunState.STOPPED, RunState.ABORTED)
+
+
+class WorkerRules:
+    """What the worker does next. Rebuilt from the journal's snapshot, it takes up everything that was pending."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        site: str,
+        heartbeat: float,
+        new_id: Callable[[], bytes],
+        dice: random.Random,
+    ) -> None:
+        """`heartbeat`: seconds between signs of life; `new_id` gives message ids of 16 random bytes."""
+        self._heartbeat = heartbeat
+        self._new_id = new_id
+        self._dice = dice
+        self._sending = Sending(snapshot, site, dice)
+        self._head = snapshot.head
+        self._registry = snapshot.registry
+        self._registry_digest = snapshot.registry_digest
+        self._runs = {row.run: row for row in snapshot.runs}
+        self._training: Train | None = None
+        self._failures = 0
+        self._blocked = False
+        self._train_at = float("-inf")
+        self._pull_at = float("-inf")
+        self._pulled_at = float("-inf")
+        self._fetch_failures = 0
+        self._report_at = float("-inf")
+        self._reported_at = float("-inf")
+        self._reported = ("", "", -1)
+        self._decided = Decided()
+
+    def deadline(self) -> float | None:
+        """When `Tick` should come at the latest."""
+        due = [self._pull_at, self._report_at, self._sending.deadline()]
+        if self._training is None and self._candidate() is not None:
+            due.append(self._train_at)
+        return min(due)
+
+    def step(self, event: Any, now: float) -> Step:
+        """What `event` leads to at `now`."""
+        decided = self._decided = Decided()
+        match event:
+            case Tick():
+                self._tick(now)
+            case VersionSeen():
+                self._on_version(event)
+            case HeadSeen():
+                self._on_head(event)
+            case HeadWanted():
+                self._on_head_wanted(event, now)
+            case FetchFailed():
+                self._fetch_failures += 1
+                retry = now + pause(self._dice, self._fetch_failures, longest=60.0)
+                self._pull_at = min(self._pull_at, retry)
+            case RegistrySeen():
+                self._on_registry(event)
+            case ReceiptSeen():
+                decided.effects.append(Settle(delivery=event.delivery, what="receipt"))
+                self._sending.on_receipt(event, now, decided)
+            case Evaluated():
+                self._on_evaluated(event)
+            case Trained():
+                self._on_trained(event, now)
+            case TrainingFailed():
+                self._on_training_failed(event, now)
+            case Uploaded() | SendingFailed() | Resealed() | Published():
+                lost = self._sending.on_progress(event, now, decided)
+                if lost is not None:
+                    self._count(lost, -1)
+            case _:
+                raise TypeError(f"the worker's rules know no event {type(event).__name__}")
+        return Step(tuple(decided.writes), tuple(decided.effects))
+
+    # ---- what is announced
+
+    def _on_version(self, event: VersionSeen) -> None:
+        if event.delivery is not None:
+            self._decided.effects.append(Settle(delivery=event.delivery, what="version"))
+        known = self._runs.get(event.run, RunRow(run=event.run))
+        if event.version < known.version or event.digest == known.digest:
+            return
+        news = replace(
+            known,
+            version=event.version,
+            digest=event.digest,
+            updates_per_base=event.updates_per_base,
+            evaluate=event.evaluate,
+        )
+        if event.version > known.version:
+            news = replace(news, sent=0, evaluated=False)
+        # The run with the latest news goes last, which is where `_candidate` looks first.
+        self._runs.pop(event.run, None)
+        self._runs[event.run] = news
+        self._decided.writes.append(NoteVersion(row=news, record=event.record))
+
+    def _on_head(self, event: HeadSeen) -> None:
+        if event.delivery is not None:
+            self._decided.effects.append(Settle(delivery=event.delivery, what="head"))
+        head = event.head
+        self._fetch_failures = 0
+        if head.number < self._head:
+            self._alarm("head.went_back", number=head.number, seen=self._head)
+            return
+        if event.wall > head.not_after + HEAD_TOLERANCE:
+            self._alarm("head.stale", number=head.number, overdue_s=round(event.wall - head.not_after))
+        if head.registry != self._registry_digest:
+            self._decided.effects.append(FetchRegistry(digest=head.registry))
+        if head.number > self._head:
+            self._head = head.number
+            self._decided.writes.append(NoteHead(number=head.number))
+            self._apply(head)
+        for run in head.runs:
+            known = self._runs.get(run.run)
+            if run.state not in ENDED and (known is None or run.version > known.version):
+                self._decided.effects.append(FetchVersion(run=run.run, version=run.version, digest=run.record))
+
+    def _apply(self, head: Head) -> None:
+        named = {run.run: run.state for run in head.runs}
+        for name in {**self._runs, **named}:
+            known = self._runs.get(name, RunRow(run=name))
+            if name in named:
+                news = replace(known, state=named[name], listed=True)
+            else:
+                news = replace(known, state=RunState.STOPPED) if known.listed else known
+            if news != known:
+                self._runs[name] = news
+                self._decided.writes.append(NoteRun(row=news))
+        training = self._training
+        if training is not None and self._runs[training.run].state in ENDED:
+            self._decided.effects.append(AbortTraining())
+
+    def _on_head_wanted(self, event: HeadWanted, now: float) -> None:
+        if event.connected:
+            self._pull_at = now
+            self._sending.connected(now)
+        else:
+            self._pull_at = min(self._pull_at, max(now, self._pulled_at + HEAD_AT_MOST_EVERY))
+
+    def _on_registry(self, event: RegistrySeen) -> None:
+        if event.registry.version < self._registry:
+            self._alarm("registry.went_back", version=event.registry.version, known=self._registry)
+            return
+        self._registry_digest = event.digest
+        if event.registry.version == self._registry:
+            return  # signed twice; the list in force stays
+        self._registry = event.registry.version
+        self._decided.writes.append(
+            NoteRegistry(version=event.registry.version, digest=event.digest, record=event.record)
+        )
+        self._decided.effects += [UseRegistry(registry=event.registry), PullHead()]
+
+    # ---- training
+
+    def _candidate(self) -> RunRow | None:
+        for run in reversed(self._runs.values()):
+            if run.state == RunState.RUNNING and run.version >= 0 and run.sent < run.updates_per_base:
+                return run
+        return None
+
+    def _decide(self, now: float) -> None:
+        run = self._candidate()
+        if run is None or self._training is not None or now < self._train_at:
+            return
+        evaluation = self._new_id() if run.evaluate and not run.evaluated else b""
+        sequence = self._sending.reserve(2 if evaluation else 1, self._decided)
+        self._training = Train(
+            run=run.run,
+            version=run.version,
+            epoch=self._sending.epoch,
+            sequence=sequence,
+            id=self._new_id(),
+            evaluation=evaluation,
+        )
+        self._decided.effects.append(self._training)
+
+    def _on_evaluated(self, event: Evaluated) -> None:
+        training = self._training
+        if training is None or training.id != event.id:
+            return
+        self._training = replace(training, evaluation=b"")
+        run = self._runs[training.run]
+        if run.version == training.version:
+            self._note(replace(run, evaluated=True))
+        self._sending.add_message(event.envelope, self._decided)
+
+    def _on_trained(self, event: Trained, now: float) -> None:
+        training = self._training
+        if training is None or training.id != event.id or self._runs[training.run].state in ENDED:
+            self._decided.effects.append(DropSpool(chunks=event.sealed.chunks))
+        if training is None or training.id != event.id:
+            return
+        self._training, self._failures, self._blocked = None, 0, False
+        if self._runs[training.run].state in ENDED:
+            return
+        update = UpdateRow(
+            row=0,
+            id=training.id,
+            run=training.run,
+            base_version=training.version,
+            epoch=training.epoch,
+            sequence=training.sequence,
+            chunks=event.sealed.chunks,
+        )
+        self._sending.add_update(update, event.sealed, now, self._decided)
+        self._count(update, 1)
+
+    def _on_training_failed(self, event: TrainingFailed, now: float) -> None:
+        if self._training is None or self._training.id != event.id:
+            return
+        self._training = None
+        self._blocked = event.reason != "aborted"
+        if event.reason == "disk_full":
+            self._train_at = now + self._heartbeat
+        elif event.reason != "aborted":
+            self._failures += 1
+            self._train_at = now + pause(self._dice, self._failures, longest=300.0)
+
+    def _count(self, update: UpdateRow, change: int) -> None:
+        """Count an update towards the version it was made from, while that is still the newest."""
+        run = self._runs[update.run]
+        if run.version == update.base_version:
+            self._note(replace(run, sent=max(0, run.sent + change)))
+
+    def _note(self, run: RunRow) -> None:
+        self._runs[run.run] = run
+        self._decided.writes.append(NoteRun(row=run))
+
+    # ---- time
+
+    def _tick(self, now: float) -> None:
+        if now >= self._pull_at:
+            self._pull_at = now + HEAD_EVERY
+            self._pulled_at = now
+            self._decided.effects.append(PullHead())
+        self._decide(now)
+        self._sending.tick(now, self._decided)
+        self._report(now)
+
+    def _report(self, now: float) -> None:
+        shown = self._shown()
+        changed = shown != self._reported
+        if changed:
+            self._reported = shown
+            self._report_at = min(self._report_at, max(now, self._reported_at + REPORT_AT_MOST_EVERY))
+        publish = now >= self._report_at
+        if publish:
+            self._reported_at = now
+            self._report_at = now + self._heartbeat
+        if publish or changed:
+            state, run, version = shown
+            self._decided.effects.append(Report(state=state, run=run, version=version, publish=publish))
+
+    def _shown(self) -> tuple[str, str, int]:
+        training = self._training
+        if training is not None:
+            return ("evaluating" if training.evaluation else "training", training.run, training.version)
+        last = next(reversed(self._runs.values()), RunRow(run=""))
+        if self._blocked and self._candidate() is not None:
+            return ("blocked", last.run, last.version)
+        return ("sending" if self._sending.busy else "idle", last.run, last.version)
+
+    def _alarm(self, event: str, **details: Any) -> None:
+        self._decided.effects.append(Alarm(event=event, details=details))

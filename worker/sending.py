@@ -1,0 +1,217 @@
+"""The rules for what is on its way: sequence numbers, uploads, publishes, receipts, a renewed key epoch.
+
+Part of the worker's rules: nothing here does I/O, everything goes into the step under way.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from protocol.messages import Outcome, Receipt
+from protocol.topology import up_exchange
+from worker.events import (
+    AddMessage,
+    AddUpdate,
+    Alarm,
+    DropSpool,
+    Publish,
+    Published,
+    ReceiptSeen,
+    RemoveMessage,
+    ReplaceUpdate,
+    Reseal,
+    Resealed,
+    Reserve,
+    Sealed,
+    SendingFailed,
+    Settled,
+    SettleUpdate,
+    Snapshot,
+    UpdateRow,
+    Upload,
+    Uploaded,
+)
+
+RECEIPT_WITHIN = 24 * 3600.0
+"""Seconds after which an update without a receipt is sent again."""
+
+
+@dataclass(slots=True)
+class Decided:
+    """What the step under way has come to so far."""
+
+    writes: list[Any] = field(default_factory=list)
+    effects: list[Any] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """An update on its way; `at` says when its next step is due, unless the shell is at it (`busy`)."""
+
+    update: UpdateRow
+    at: float
+    busy: bool = False
+    attempts: int = 0
+    anew: bool = False
+
+
+class Sending:
+    """Updates without a final receipt and messages without a confirm."""
+
+    def __init__(self, snapshot: Snapshot, site: str, dice: random.Random) -> None:
+        self._site = site
+        self._dice = dice
+        self.epoch = snapshot.epoch
+        self._sequence = snapshot.sequence
+        self._outgoing = {update.row: _Outgoing(update, at=float("-inf")) for update in snapshot.updates}
+        self._rows = {update.id: update.row for update in snapshot.updates}
+        self._messages = set(snapshot.messages)
+        self._unpublished = list(snapshot.messages)
+        self._next_row = 1 + max([0, *self._outgoing, *self._messages])
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being uploaded or published."""
+        return any(out.busy for out in self._outgoing.values())
+
+    def deadline(self) -> float:
+        """When the next step of any update is due."""
+        return min((out.at for out in self._outgoing.values() if not out.busy), default=float("inf"))
+
+    def reserve(self, count: int, decided: Decided) -> int:
+        """Take `count` sequence numbers and return the last."""
+        self._sequence += count
+        decided.writes.append(Reserve(epoch=self.epoch, sequence=self._sequence))
+        return self._sequence
+
+    def add_update(self, update: UpdateRow, sealed: Sealed, now: float, decided: Decided) -> None:
+        """Take charge of a new update; its row number is given here."""
+        update = replace(update, row=self._take_row())
+        self._outgoing[update.row] = _Outgoing(update, at=now)
+        self._rows[update.id] = update.row
+        decided.writes.append(AddUpdate(row=update, sealed=sealed))
+
+    def add_message(self, body: bytes, decided: Decided) -> None:
+        """Take charge of a signed message for the aggregator until the broker has it."""
+        row = self._take_row()
+        self._messages.add(row)
+        decided.writes.append(AddMessage(row=row, exchange=up_exchange(self._site), body=body))
+        decided.effects.append(Publish(row=row))
+
+    def _take_row(self) -> int:
+        self._next_row += 1
+        return self._next_row - 1
+
+    def connected(self, now: float) -> None:
+        """Try again at once what failed while the network was away."""
+        for out in self._outgoing.values():
+            if out.attempts and not out.busy:
+                out.at = now
+
+    # ---- receipts
+
+    def on_receipt(self, event: ReceiptSeen, now: float, decided: Decided) -> None:
+        """Act on the aggregator's word; a receipt for what is settled already says nothing new."""
+        row = self._rows.get(event.receipt.message)
+        if row is None:
+            return
+        out = self._outgoing[row]
+        match event.receipt.outcome:
+            case Outcome.JOURNALLED:
+                return
+            case Outcome.REUPLOAD:
+                out.anew = True
+                out.at = now
+            case Outcome.SEQUENCE_REUSED:
+                self._renew_epoch(out.update, event.receipt, decided)
+            case outcome:
+                self._forget(out, outcome, event, decided)
+
+    def _renew_epoch(self, update: UpdateRow, receipt: Receipt, decided: Decided) -> None:
+        """Begin a key epoch above all others, unless the receipt is about bytes that have been replaced already."""
+        if (receipt.epoch, receipt.sequence) != (update.epoch, update.sequence) or update.epoch != self.epoch:
+            return
+        self.epoch = max(self.epoch, receipt.highest_epoch) + 1
+        self._sequence = 0
+        self.reserve(0, decided)
+        decided.effects.append(
+            Alarm(event="epoch.renewed", details={"epoch": self.epoch, "updates": len(self._outgoing)})
+        )
+
+    def _forget(self, out: _Outgoing, outcome: Outcome, event: ReceiptSeen | None, decided: Decided) -> None:
+        update = out.update
+        reason = event.receipt.reason if event else "spool_lost"
+        version = event.version if event and outcome == Outcome.MERGED else 0
+        del self._outgoing[update.row], self._rows[update.id]
+        receipt = event.raw if event else b""
+        decided.writes.append(
+            SettleUpdate(row=update, outcome=outcome.value, reason=reason, version=version, receipt=receipt)
+        )
+        decided.effects += [
+            Settled(row=update, outcome=outcome, reason=reason, version=version),
+            DropSpool(chunks=update.chunks),
+        ]
+
+    # ---- progress
+
+    def on_progress(
+        self, event: Uploaded | SendingFailed | Resealed | Published, now: float, decided: Decided
+    ) -> UpdateRow | None:
+        """Take the shell's answer; returns an update that was given up because its chunks are lost."""
+        if isinstance(event, Published) and event.row in self._messages:
+            self._messages.discard(event.row)
+            decided.writes.append(RemoveMessage(row=event.row))
+            return None
+        out = self._outgoing.get(event.row)
+        if out is None:
+            if isinstance(event, Resealed):
+                decided.effects.append(DropSpool(chunks=event.sealed.chunks))
+            return None
+        out.busy = False
+        out.at = now
+        match event:
+            case Uploaded() if out.update.epoch == self.epoch:
+                out.busy = True
+                decided.effects.append(Publish(row=event.row))
+            case Published():
+                out.attempts = 0
+                if not out.anew:
+                    out.at = now + RECEIPT_WITHIN
+            case SendingFailed(lost=True):
+                self._forget(out, Outcome.REJECTED, None, decided)
+                return out.update
+            case SendingFailed():
+                out.attempts += 1
+                out.at = now + pause(self._dice, out.attempts, longest=60.0)
+            case Resealed():
+                self._replace(out, event, decided)
+        return None
+
+    def _replace(self, out: _Outgoing, event: Resealed, decided: Decided) -> None:
+        old = out.update
+        out.update = replace(old, epoch=event.epoch, sequence=event.sequence, chunks=event.sealed.chunks)
+        decided.writes.append(ReplaceUpdate(row=out.update, sealed=event.sealed))
+        decided.effects.append(DropSpool(chunks=old.chunks))
+
+    def tick(self, now: float, decided: Decided) -> None:
+        """Begin every step that is due."""
+        decided.effects += [Publish(row=row) for row in self._unpublished]
+        self._unpublished = []
+        for out in self._outgoing.values():
+            stale = out.update.epoch != self.epoch
+            if out.busy or (out.at > now and not (stale and not out.attempts)):
+                continue
+            out.busy = True
+            if stale:
+                sequence = self.reserve(1, decided)
+                decided.effects.append(Reseal(row=out.update, epoch=self.epoch, sequence=sequence))
+            else:
+                decided.effects.append(Upload(row=out.update, anew=out.anew))
+                out.anew = False
+
+
+def pause(dice: random.Random, attempts: int, *, longest: float) -> float:
+    """Seconds to wait after the n-th failure in a row: doubling, with half of it left to chance."""
+    return dice.uniform(0.5, 1.0) * min(longest, 2.0 ** min(attempts, 16))

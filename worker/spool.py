@@ -1,0 +1,157 @@
+"""The spool: encrypted chunks on disk until their update has its final receipt.
+
+Files are named by the SHA-256 of their bytes and readable by their owner only. They are synced by `sync`, once per
+update, before the journal names them; a file the journal does not name is left over and goes at the next start.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+from protocol.errors import DiskFull, Missing, StateError
+
+_NAME = 64
+_MIB = 1024 * 1024
+_RESERVE = 64 * _MIB
+"""Bytes that stay free on the disk, so that the journal can always be written."""
+
+
+class Spool:
+    """A directory of chunks with a quota. Written by one training at a time, read and deleted by other threads."""
+
+    def __init__(
+        self, directory: Path, quota: int, *, free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
+    ) -> None:
+        """`quota`: bytes the chunks may take together; `free` tells the free bytes of a directory's disk.
+
+        Raises:
+            StateError: the directory cannot be made.
+        """
+        self._directory = directory
+        self._quota = quota
+        self._free = free
+        self._sizes: dict[bytes, int] = {}
+        self._unsynced: list[bytes] = []
+        self._lock = threading.Lock()
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StateError(f"spool {directory}: {error.strerror}; check the path and its permissions") from error
+
+    @property
+    def used(self) -> int:
+        """Bytes of all chunks."""
+        with self._lock:
+            return sum(self._sizes.values())
+
+    def sweep(self, keep: Collection[bytes]) -> int:
+        """Delete every file that `keep` does not name, take stock of the others, return how many were deleted."""
+        wanted = {name.hex(): name for name in keep}
+        sizes: dict[bytes, int] = {}
+        swept = 0
+        for entry in os.scandir(self._directory):
+            if entry.name in wanted:
+                sizes[wanted[entry.name]] = entry.stat().st_size
+            elif entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+                swept += 1
+        with self._lock:
+            self._sizes = sizes
+        return swept
+
+    def check_room(self, needed: int) -> None:
+        """Refuse to begin what would need `needed` bytes.
+
+        Raises:
+            DiskFull: the quota or the disk does not have them; names the place and both sizes.
+        """
+        used = self.used
+        if used + needed > self._quota:
+            raise DiskFull(
+                f"spool {self._directory}: an update needs {_mib(needed)} MiB, {_mib(self._quota - used)} MiB of the "
+                f"quota of {_mib(self._quota)} MiB are free; wait for receipts or raise the quota"
+            )
+        free = self._free(self._directory)
+        if free < needed + _RESERVE:
+            raise DiskFull(
+                f"spool {self._directory}: an update needs {_mib(needed + _RESERVE)} MiB, the disk has {_mib(free)} "
+                "MiB free; free some space there"
+            )
+
+    def put(self, name: bytes, data: bytes) -> None:
+        """Write a chunk called by its SHA-256; `sync` makes it durable.
+
+        Raises:
+            DiskFull: the disk is full; what was written of the chunk is gone again.
+            StateError: the disk failed.
+        """
+        path = self._path(name)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(data)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(
+                    f"spool {self._directory}: no room for a chunk of {_mib(len(data))} MiB; free some space there"
+                ) from error
+            raise StateError(f"spool {self._directory}: cannot write a chunk: {error.strerror}") from error
+        with self._lock:
+            self._sizes[name] = len(data)
+            self._unsynced.append(name)
+
+    def sync(self) -> None:
+        """Make every chunk written since the last time survive a power cut."""
+        with self._lock:
+            names, self._unsynced = self._unsynced, []
+        for path in (*(self._path(name) for name in names), self._directory):
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(file)
+                finally:
+                    os.close(file)
+            except OSError as error:
+                raise StateError(f"spool {self._directory}: cannot be synced: {error.strerror}") from error
+
+    def get(self, name: bytes) -> bytes:
+        """A chunk's bytes.
+
+        Raises:
+            Missing: it is not there, or its bytes are no longer the ones that were written.
+        """
+        try:
+            data = self._path(name).read_bytes()
+        except OSError as error:
+            raise Missing(
+                f"spool {self._directory}: chunk {name.hex()[:12]} cannot be read: {error.strerror}"
+            ) from error
+        if hashlib.sha256(data).digest() != name:
+            raise Missing(f"spool {self._directory}: chunk {name.hex()[:12]} is damaged")
+        return data
+
+    def drop(self, names: Iterable[bytes]) -> None:
+        """Delete chunks; those that are gone already do no harm."""
+        for name in names:
+            self._path(name).unlink(missing_ok=True)
+            with self._lock:
+                self._sizes.pop(name, None)
+
+    def discard(self) -> None:
+        """Delete what was written since the last `sync`: the leftovers of a training that failed."""
+        with self._lock:
+            names, self._unsynced = self._unsynced, []
+        self.drop(names)
+
+    def _path(self, name: bytes) -> Path:
+        return self._directory / name.hex()
+
+
+def _mib(size: int) -> int:
+    return max(0, -(-size // _MIB))
