@@ -53,6 +53,7 @@ class Production:
     def __init__(
         self, records: Records, spec: ModelSpec, strategy: Strategy, cipher: ThreadPoolExecutor, *, average: bool
     ) -> None:
+        """`average`: keep the released average beside the raw version."""
         self._records = records
         self._spec = spec
         self._strategy = strategy
