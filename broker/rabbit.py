@@ -128,7 +128,7 @@ class RabbitTransport:
     def on_connected(self, callback: Callable[[], None]) -> None:
         def add() -> None:
             self._listeners.append(callback)
-            if self._consuming.connection is not None:
+            if self._consuming.up:
                 self._callbacks.put(callback)
 
         self._consuming.start()
@@ -139,19 +139,18 @@ class RabbitTransport:
             if self._closed:
                 return
             self._closed = True
-            inlets, outstanding = list(self._inlets), set(self._outstanding)
+            inlets = list(self._inlets)
         self._callbacks.stop(_HANDLER_GRACE)
         for inlet in inlets:
             if not inlet.lane.stop(_HANDLER_GRACE):
                 log.warning("handler.still_running", queue=inlet.queue, waited_s=_HANDLER_GRACE)
         self._consuming.close()
-        if self._publishing.connection is not None:
+        if self._publishing.trouble is None:
+            with self._lock:
+                outstanding = set(self._outstanding)
             wait(outstanding, _CONFIRM_GRACE)
         self._publishing.close()
-        # The link's thread has ended, what was its own may be touched here.
-        self._take()
-        for outlet in self._outlets.values():
-            outlet.pending.close(TransportError("the transport was closed before the broker confirmed"))
+        self._give_up()  # the link's thread has ended, what was its own may be touched here
 
     def _check_open(self) -> None:
         if self._closed:
@@ -171,7 +170,7 @@ class RabbitTransport:
         try:
             return question.answer.result(deadline)
         except TimeoutError as error:
-            trouble = self._consuming.trouble
+            trouble = self._consuming.trouble or "it may be overloaded"
             raise TransportError(f"{what}: {self._url} gave no answer in {deadline:.0f} s; {trouble}") from error
         finally:
             self._consuming.call(lambda: self._questions.remove(question))
@@ -209,6 +208,13 @@ class RabbitTransport:
     def _publishing_down(self) -> None:
         for outlet in self._outlets.values():
             outlet.down()
+        if self._closed:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._take()
+        for outlet in self._outlets.values():
+            outlet.pending.close(TransportError("the transport was closed before the broker confirmed"))
 
     # On the consuming link's thread:
 

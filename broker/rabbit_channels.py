@@ -46,7 +46,7 @@ class Outlet:
 
     def pump(self) -> None:
         """Send what waits, as far as the window reaches."""
-        if self._link.connection is None or self._resting or not self.pending.waiting:
+        if not self._link.up or self._resting or not self.pending.waiting:
             return
         if self._channel is None:
             self._channel = self._link.connection.channel(on_open_callback=self._on_open)
@@ -87,7 +87,7 @@ class Outlet:
         self.pump()
 
     def _on_closed(self, channel: Channel, reason: BaseException) -> None:
-        if channel is not self._channel or not channel_alone_closed(reason):
+        if channel is not self._channel or self._link.closing or not channel_alone_closed(reason):
             return
         self._channel = None
         self._resting = True
@@ -138,7 +138,7 @@ class Inlet:
 
     def open(self) -> None:
         """Consume, if that is possible now and not under way."""
-        if self._link.connection is None or self._channel is not None or self._cancelled:
+        if not self._link.up or self._channel is not None or self._cancelled:
             return
         self._channel = self._link.connection.channel(on_open_callback=self._on_open)
         self._channel.add_on_close_callback(self._on_closed)
@@ -203,7 +203,7 @@ class Inlet:
             return
         self._channel = None
         self._unsettled.clear()
-        if self._cancelled:
+        if self._cancelled or self._link.closing:
             self._gone.set()
             return
         seconds = next(self._waits)
@@ -234,7 +234,7 @@ class Question:
 
     def put(self, link: Link) -> None:
         """Ask, if there is a connection."""
-        if link.connection is not None and not self.answer.done():
+        if link.up and not self.answer.done():
             channel = link.connection.channel(on_open_callback=lambda opened: self._ask(opened, self._done(opened)))
             channel.add_on_close_callback(self._on_closed)
 

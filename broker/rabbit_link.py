@@ -32,8 +32,7 @@ __all__ = ["Basic", "BasicProperties", "Channel", "Link", "channel_alone_closed"
 log = structlog.get_logger()
 
 # pika reports every failed attempt with tracebacks of its own; what matters is logged here, once, without secrets.
-logging.getLogger("pika").addHandler(logging.NullHandler())
-logging.getLogger("pika").propagate = False
+logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 _SETTLED = 30.0
 """A connection that lived this many seconds was a good one: its loss starts the back-off from the beginning."""
@@ -80,7 +79,7 @@ def _describe(cause: BaseException) -> str:
     if isinstance(cause, ProbableAccessDeniedError):
         return f"vhost refused; it does not exist or this user may not use it ({text})"
     if isinstance(cause, IncompatibleProtocolError):
-        return f"no AMQP spoken there, or with TLS our client certificate was refused ({text})"
+        return f"closed while opening: no broker behind that port, or with TLS our certificate was refused ({text})"
     return text
 
 
@@ -121,13 +120,17 @@ class Link:
     ) -> None:
         """Prepare; all callbacks run on the link's thread.
 
-        `on_up` comes when the connection is open and when a blocked one takes messages again, `on_refused` when the
-        login or the vhost is refused, which time alone does not cure; the link goes on trying even so.
+        `on_up` comes when the connection is open and when a blocked one takes messages again, `on_down` when one is
+        lost or could not be opened, `on_refused` when that was because the login or the vhost is refused, which time
+        alone does not cure; the link goes on trying even so.
         """
         self.connection: Any = None
         self.blocked = False
         """The broker takes no messages just now: an alarm for its memory or disk."""
-        self.trouble = "no answer yet"
+        self.closing = False
+        """`close` was called; what goes down now is meant to."""
+        self.trouble: str | None = None
+        """What went wrong last; None before the first failure and while connected."""
         self._url = url
         self._name = name
         self._on_up = on_up
@@ -138,14 +141,18 @@ class Link:
         self._loop = IOLoop()
         self._attempt: Any = None
         self._opened_at = 0.0
-        self._closing = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether channels can be opened now."""
+        return self.connection is not None and bool(self.connection.is_open)
 
     def start(self) -> None:
         """Begin to connect, unless that was done before."""
         with self._lock:
-            if self._thread is None and not self._closing:
+            if self._thread is None and not self.closing:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
 
@@ -164,7 +171,7 @@ class Link:
     def close(self) -> None:
         """Disconnect and end the thread; a connection that no longer answers is dropped."""
         with self._lock:
-            self._closing = True
+            self.closing = True
             thread = self._thread
         if thread is None:
             self._loop.close()
@@ -188,7 +195,7 @@ class Link:
         self._loop.close()
 
     def _connect(self) -> None:
-        if self._closing:
+        if self.closing:
             self._loop.stop()
             return
         try:
@@ -203,10 +210,10 @@ class Link:
             self._lost(error)
 
     def _on_open(self, connection: pika.SelectConnection) -> None:
-        if connection is not self._attempt or self._closing:
+        if connection is not self._attempt or self.closing:
             self._abandon(connection)
             return
-        self.connection = connection
+        self.connection, self.trouble = connection, None
         self._opened_at = time.monotonic()
         # The broker blocks only connections that publish.
         connection.add_on_connection_blocked_callback(lambda *_: self._on_blocked(True))
@@ -230,11 +237,10 @@ class Link:
     def _lost(self, cause: BaseException) -> None:
         self.trouble = trouble = _describe(cause)
         was_up, self.connection, self.blocked = self.connection is not None, None, False
-        if was_up:
-            self._on_down()
+        self._on_down()
         if isinstance(cause, ProbableAuthenticationError | ProbableAccessDeniedError):
             self._on_refused(NotAllowed(f"broker {self._url}: {trouble}"))
-        if self._closing:
+        if self.closing:
             self._loop.stop()
             return
         if was_up and time.monotonic() - self._opened_at > _SETTLED:

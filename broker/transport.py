@@ -12,7 +12,6 @@ from protocol import limits
 from protocol.errors import ConfigError, TooLarge
 from protocol.topology import Topology
 
-
 Handler = Callable[["Delivery"], None]
 Verb = Literal["ack", "retry", "dead_letter"]
 
@@ -78,6 +77,8 @@ class Transport(Protocol):
 
         The future fails with `Unroutable`, `NotAllowed` or `QueueFull` (or plain `TransportError` for any other refusal
         and when the transport is closed first); while the broker is away it simply waits. It cannot be cancelled.
+        Its callbacks may run on the connection's thread: they must be quick and never wait.
+
         A message may arrive twice when a connection breaks before its confirm. When one of a fanout's queues refuses,
         the others have the message and the future fails with `QueueFull`. Messages of one thread to one exchange keep
         their order, except that a refused one does not hold up those behind it.

@@ -14,19 +14,24 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker.transport import Delivery, Transport
-from deploy.topology import site_permissions
+from deploy.topology import aggregator_permissions, site_permissions
 from protocol import limits
 from protocol.errors import NotAllowed, TransportError, Unroutable
 from protocol.topology import (
+    AGGREGATOR,
     DEAD,
     DEAD_LETTERS,
+    DIRECT,
     GLOBAL,
     Binding,
     Exchange,
     Queue,
     Topology,
     down_queue,
+    event_exchange,
+    event_queue,
     in_queue,
+    inbox_queue,
     topology,
     up_exchange,
 )
@@ -253,6 +258,27 @@ def test_a_site_may_only_do_what_its_permissions_say(rabbit_broker: RabbitVhost)
         site.declare(topology(["site-c"]))
     site.publish(up_exchange("site-a"), "", b"still works").result(DEADLINE)
     assert rabbit_broker.open().depth(in_queue("site-b")) == 0
+
+
+def test_the_aggregators_permissions_are_enough_and_no_more(rabbit_broker: RabbitVhost) -> None:
+    wanted = topology(["site-a"])
+    rabbit_broker.apply(wanted)
+    with_permissions(rabbit_broker, "aggregator", aggregator_permissions())
+    aggregator = rabbit_broker.open(rabbit_broker.url(user="aggregator", password="pw"))
+    got = Collector()
+    for queue in (in_queue("site-a"), event_queue("site-a"), inbox_queue(AGGREGATOR), DEAD_LETTERS):
+        aggregator.consume(queue, got)
+    for exchange, key in ((DEAD, ""), (DIRECT, AGGREGATOR), (GLOBAL, "")):
+        aggregator.publish(exchange, key, b"mine").result(DEADLINE)
+    operator = rabbit_broker.open()
+    operator.publish(up_exchange("site-a"), "", b"update").result(DEADLINE)
+    operator.publish(event_exchange("site-a"), "", b"event").result(DEADLINE)
+    got.wait_for(4)
+    assert sorted(got.bodies) == [b"event", b"mine", b"mine", b"update"]
+    with pytest.raises(NotAllowed):
+        aggregator.publish(up_exchange("site-a"), "", b"forged").result(DEADLINE)
+    with pytest.raises(NotAllowed):
+        aggregator.declare(topology(["site-b"]))
 
 
 def test_a_refused_publisher_is_slowed_down_and_served_once_permitted(rabbit_broker: RabbitVhost) -> None:

@@ -10,14 +10,19 @@ import pytest
 from tests.support.rabbit import INSTALL, RabbitNode, RabbitVhost, installed
 
 
-@pytest.fixture(scope="session")
-def rabbit_node() -> Iterator[RabbitNode]:
-    """A node of this test process alone; it is gone afterwards, whatever happens to the process."""
+def require_rabbit() -> None:
+    """Skip when RabbitMQ is not installed; where everything has to be tested, fail."""
     if not installed():
         missing = f"RabbitMQ is not installed. Run: {INSTALL}"
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def rabbit_node() -> Iterator[RabbitNode]:
+    """A node of this test process alone; it is gone afterwards, whatever happens to the process."""
+    require_rabbit()
     node = RabbitNode()
     try:
         node.start()
