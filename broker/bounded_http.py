@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from urllib3 import BaseHTTPResponse, HTTPResponse, PoolManager, Timeout
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager, Timeout
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ProtocolError
 
 CONNECT_S = 5.0
@@ -40,6 +41,7 @@ class BoundedPool(PoolManager):
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None, connections: int = 16) -> None:
         options: dict[str, Any] = {} if ssl_context is None else {"ssl_context": ssl_context}
         super().__init__(maxsize=connections, retries=False, blocksize=_PIECE, **options)
+        self.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
         self._calls = threading.local()
 
     @contextmanager
@@ -107,6 +109,35 @@ class BoundedPool(PoolManager):
             pieces.append(piece)
             size += len(piece)
         return b"".join(pieces)
+
+
+# A server that refuses a large body answers and closes while it is still being sent. urllib3 then reads the answer
+# after a BrokenPipeError, but not after the two other errors by which the same thing shows itself.
+_HUNG_UP = (ConnectionResetError, ssl.SSLEOFError)
+
+
+class _Connection(HTTPConnection):
+    def send(self, data: Any) -> None:
+        try:
+            super().send(data)
+        except _HUNG_UP as error:
+            raise BrokenPipeError(str(error)) from error
+
+
+class _TlsConnection(HTTPSConnection):
+    def send(self, data: Any) -> None:
+        try:
+            super().send(data)
+        except _HUNG_UP as error:
+            raise BrokenPipeError(str(error)) from error
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
 
 
 class _Body(io.BytesIO):

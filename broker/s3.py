@@ -22,7 +22,7 @@ from xml.etree.ElementTree import ParseError
 
 from minio import Minio
 from minio.error import InvalidResponseError, S3Error, ServerError
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, SSLError
 
 from broker.backoff import full_jitter
 from broker.blobs import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
@@ -243,6 +243,8 @@ class S3Blobs:
         Bodies of answers are not repeated: servers put access keys and signatures into them.
         """
         answer = self._http.answer
+        if isinstance(error, SSLError) and any(isinstance(e, ssl.SSLCertVerificationError) for e in error.args):
+            raise StoreError(f"{what} at {self._where}: the server's certificate is not trusted: {error}") from None
         if answer is None:
             return f"{type(error).__name__}: {error}"
         said = f"{answer.status} {answer.code}".strip()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -376,3 +378,46 @@ def test_credentials_may_come_from_the_environment(
     store = open_blobs(f"s3://127.0.0.1:{s3_server.port}/{bucket}")
     store.put(key_of(b"x"), b"x")
     assert store.has(key_of(b"x"))
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[tuple[S3Server, Path]]:
+    """A server that speaks TLS with a certificate of its own for 127.0.0.1, and that certificate."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed; nothing else here can make a certificate")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=test"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, *new.split(), *names], check=True, capture_output=True)
+    server = S3Server(tmp_path / "objects", tmp_path / "log", tls=(certificate, key))
+    yield server, certificate
+    server.stop()
+
+
+def test_tls_is_spoken_with_a_server_whose_authority_is_given(tls_server: tuple[S3Server, Path], bucket: str) -> None:
+    server, certificate = tls_server
+    store = open_blobs(server.url(bucket, options=f"?cacertfile={certificate}"))
+    data = chunks(1)[0]
+    store.put(key_of(data), data)
+    assert store.get(key_of(data), LIMIT) == data
+    assert repr(store).startswith("S3Blobs('s3s://127.0.0.1")
+
+
+def test_a_refusal_in_the_middle_of_a_large_body_is_understood(
+    tls_server: tuple[S3Server, Path], s3_server: S3Server, bucket: str
+) -> None:
+    tls, certificate = tls_server
+    data = chunks(1)[0]
+    for url in (tls.url(bucket, options=f"?cacertfile={certificate}"), s3_server.url(bucket)):
+        with pytest.raises(Forbidden, match="SignatureDoesNotMatch"):
+            open_blobs(url.replace(SECRET_KEY, "not-the-secret")).put(key_of(data), data)
+
+
+def test_a_certificate_nobody_vouches_for_is_refused_at_once(tls_server: tuple[S3Server, Path], bucket: str) -> None:
+    server, _ = tls_server
+    begun = time.monotonic()
+    with pytest.raises(StoreError, match="certificate is not trusted"):
+        open_blobs(server.url(bucket)).put(key_of(b"x"), b"x")
+    assert time.monotonic() - begun < 5
+    assert finished(server, bucket) == []

@@ -18,16 +18,19 @@ SECRET_KEY = "fledge-test-secret"
 class S3Server:
     """One server process on a fixed port and directory; objects are plain files below `directory / bucket`."""
 
-    def __init__(self, directory: Path, log: Path) -> None:
+    def __init__(self, directory: Path, log: Path, *, tls: tuple[Path, Path] | None = None) -> None:
+        """Start; `tls` holds the files of a certificate and its key."""
         self.directory = directory
         self.port = _free_port()
         self._log = log
+        self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def url(self, bucket: str, *, port: int | None = None, options: str = "") -> str:
         """The store URL of one bucket, optionally by way of a proxy's port."""
-        return f"s3://{ACCESS_KEY}:{SECRET_KEY}@127.0.0.1:{port or self.port}/{bucket}{options}"
+        scheme = "s3" if self._tls is None else "s3s"
+        return f"{scheme}://{ACCESS_KEY}:{SECRET_KEY}@127.0.0.1:{port or self.port}/{bucket}{options}"
 
     def start(self) -> None:
         """Start and wait until the port answers."""
@@ -42,6 +45,7 @@ class S3Server:
                     f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
                     "--etag-hash=",  # HEAD would otherwise hash the whole object
                     "--config=",
+                    *([] if self._tls is None else [f"--cert={self._tls[0]}", f"--key={self._tls[1]}"]),
                     str(self.directory),
                 ],
                 stdout=log,

@@ -21,8 +21,8 @@ HEAVY = {"torch", "monai", "sklearn", "safetensors"}
 ALLOWED = {
     "protocol": {"msgpack", "nacl", "numpy", "pydantic"},
     "broker": {"protocol", "pika", "minio", "urllib3", "structlog", "sqlalchemy"},
-    "aggregator": {"protocol", "broker", "numpy", "pydantic", "sqlalchemy", "structlog", "prometheus_client"},
-    "worker": {"protocol", "broker", "numpy", "pydantic", "sqlalchemy", "structlog"},
+    "aggregator": {"protocol", "broker", "nacl", "numpy", "pydantic", "sqlalchemy", "structlog", "prometheus_client"},
+    "worker": {"protocol", "broker", "nacl", "numpy", "pydantic", "sqlalchemy", "structlog"},
     "deploy": {"protocol", "broker", "nacl", "pydantic", "structlog", "urllib3"},
     "fledge": {
         *("protocol", "broker", "aggregator", "worker", "deploy"),
