@@ -29,6 +29,7 @@ Span = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
 MAX_BUFFER = 128
+_NO_WEIGHT = 1e-30  # a total below this counts as zero: nobody means it, and dividing by it overflows
 _BLOCK = 32_768  # elements; two float64 blocks and the float32 ones then stay in a 2 MiB cache
 
 
@@ -179,7 +180,7 @@ def _float32_range() -> Iterator[None]:
 def _direction_factor(members: Sequence[tuple[Span, float]], step: Step) -> float:
     """Return what sum(w_i * delta_i) over the present members is multiplied by to give the direction (rule 3)."""
     present = math.fsum(weight for _, weight in members)
-    if present <= 0.0:
+    if present < _NO_WEIGHT:
         return 0.0
     return math.fsum(step.weights) / present / step.divisor
 
@@ -194,7 +195,7 @@ def merge_buffers(
     """
     members = _present(deltas, weights)
     present = math.fsum(weight for _, weight in members)
-    if present <= 0.0:
+    if present < _NO_WEIGHT:
         np.copyto(out, old)
         return
     _add_scaled(old, members, 1.0 / present, out, scratch)

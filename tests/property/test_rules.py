@@ -15,7 +15,7 @@ from aggregator.strategies import STRATEGIES, Scratch, Span, Step, ema_release, 
 from aggregator.weighting import MAX_SHARE, SiteStats, clip_factor, example_weights
 
 VALUES = st.floats(-1e6, 1e6, width=32)
-WEIGHTS = st.floats(0, 10)
+WEIGHTS = st.just(0.0) | st.floats(1e-9, 10)
 
 
 @st.composite

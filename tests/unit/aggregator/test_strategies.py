@@ -77,9 +77,10 @@ def test_a_tensor_nobody_has_keeps_its_value_and_its_state(name: str) -> None:
     assert all(stream.tolist() == [4, 5, 6] for stream in out_state)
 
 
+@pytest.mark.parametrize("weight", [0.0, 5e-324])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_members_without_weight_change_nothing(name: str) -> None:
-    out = merged(strategy(name), span(1, 2), [span(9, 9)], Step(weights=(0.0,), divisor=1, rate=1.0))
+def test_members_without_weight_change_nothing(name: str, weight: float) -> None:
+    out = merged(strategy(name), span(1, 2), [span(9, 9)], Step(weights=(weight,), divisor=1, rate=1.0))
     assert out.tolist() == [1, 2]
 
 
@@ -131,9 +132,10 @@ def test_running_statistics_move_by_the_plain_weighted_mean() -> None:
     assert out.tolist() == [1 + (2 + 18) / 4, 1 + (4 + 24) / 4]
 
 
-def test_running_statistics_nobody_sent_stay() -> None:
+@pytest.mark.parametrize(("delta", "weight"), [(None, 1.0), (span(1), 0.0), (span(1), 5e-324)])
+def test_running_statistics_nobody_sent_stay(delta: Span | None, weight: float) -> None:
     out = span(0)
-    merge_buffers(span(3), [None], (1.0,), out, Scratch())
+    merge_buffers(span(3), [delta], (weight,), out, Scratch())
     assert out.item() == 3
 
 

@@ -54,7 +54,8 @@ def test_the_training_time_is_a_plain_mean_at_first_and_then_follows_changes() -
     known = observe(None, examples=10, seconds=1.0)
     for seconds in (2.0, 3.0):
         known = observe(known, examples=10, seconds=seconds)
-    assert (known.examples, known.seconds, known.updates) == (10, pytest.approx(2.0), 3)
+    assert known.seconds == pytest.approx(2.0)
+    assert (known.examples, known.updates) == (10, 3)
     for _ in range(30):
         known = observe(known, examples=12, seconds=9.0)
     assert known.seconds == pytest.approx(9.0, rel=0.01)
