@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from broker.blobs import open_blobs
 from broker.chunks import upload
 from broker.s3 import S3Blobs
 from protocol.errors import ConfigError, Corrupt, FledgeError, Forbidden, Missing, StoreError
+from tests.support.certificates import make_authority, make_certificate
 from tests.support.fault_proxy import FaultProxy
 from tests.support.flaky_http import FlakyHttp
 from tests.support.s3 import ACCESS_KEY, SECRET_KEY, S3Server
@@ -382,16 +381,11 @@ def test_credentials_may_come_from_the_environment(
 
 @pytest.fixture
 def tls_server(tmp_path: Path) -> Iterator[tuple[S3Server, Path]]:
-    """A server that speaks TLS with a certificate of its own for 127.0.0.1, and that certificate."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed; nothing else here can make a certificate")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=test"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([openssl, *new.split(), *names], check=True, capture_output=True)
-    server = S3Server(tmp_path / "objects", tmp_path / "log", tls=(certificate, key))
-    yield server, certificate
+    """A server that speaks TLS for 127.0.0.1, and the certificate of its authority."""
+    make_authority(tmp_path, "authority")
+    make_certificate(tmp_path, "server", authority="authority", usage="serverAuth")
+    server = S3Server(tmp_path / "objects", tmp_path / "log", tls=(tmp_path / "server.pem", tmp_path / "server.key"))
+    yield server, tmp_path / "authority.pem"
     server.stop()
 
 

@@ -290,4 +290,4 @@ def test_compose_and_image_install_from_the_constraints_as_an_ordinary_user() ->
     assert {"rabbitmq", "minio", "aggregator"} <= set(re.findall(r"^  ([a-z0-9-]+):$", compose, re.MULTILINE))
     image = (ROOT / "deploy" / "docker" / "Dockerfile").read_text(encoding="utf-8")
     assert "-c constraints.txt" in image
-    assert re.search(r"^USER (?!root)\w+", image, re.MULTILINE)
+    assert re.search(r"^USER (?!root|0)\w+", image, re.MULTILINE)
