@@ -93,7 +93,7 @@ class Production:
             if verified.manifest is None:
                 raise WireError("an update without a blob", "truncated")
             key_of = partial(topology.update_chunk, site)
-            yield from read_blob(records.store, verified.manifest, key, key_of, pool=records.pool, digest=False)
+            yield from read_blob(records.trusted, verified.manifest, key, key_of, pool=records.pool, digest=False)
         except (WireError, StoreError) as error:
             raise BadMember(id, error) from error
 

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from broker.blobs import BlobStore
+from broker.cache import CachedBlobs
+from broker.chunks import Getter
 from broker.streams import ChunkUploads, read_blob
 from protocol import limits, topology
 from protocol.codec import encode
@@ -38,6 +40,8 @@ class Records:
         self.identity = identity
         self.store = store
         self.pool = pool
+        self.trusted: Getter = store.authenticated if isinstance(store, CachedBlobs) else store
+        """For blobs that passed admission or that we wrote: our own copies are authenticated, not hashed again."""
 
     # ---- opening
 
@@ -55,7 +59,8 @@ class Records:
         """The plaintext records of a record's blob."""
         if opened.verified.manifest is None:
             raise Malformed(f"a {opened.verified.kind.name} record without a blob")
-        return read_blob(self.store, opened.verified.manifest, opened.key, key_of, pool=self.pool, digest=digest)
+        source = self.store if digest else self.trusted
+        return read_blob(source, opened.verified.manifest, opened.key, key_of, pool=self.pool, digest=digest)
 
     def read_spec(self, raw: bytes, registry: Registry) -> ModelSpec:
         """The model specification a record holds."""

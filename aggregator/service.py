@@ -6,7 +6,6 @@ and merged on worker threads, the head is put by a thread of its own; all of the
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ from aggregator.records import Records, version_body
 from aggregator.rules import AggregatorRules
 from broker.actor import Actor
 from broker.blobs import BlobStore
+from broker.cache import CachedBlobs
 from broker.crash import crash_point
 from broker.outbox import Relay
 from broker.streams import read_blob
@@ -67,8 +67,11 @@ class AggregatorService:
         state: Path | None,
         genesis: Genesis | None,
         observer: Observer = _nobody,
+        cache_bytes: int = 4 << 30,
     ) -> None:
         """`genesis` (version 0) is needed the first time only; `state` None keeps the database in memory.
+
+        `cache_bytes` bounds the local ciphertext cache: best a little more than K + 3 times the model.
 
         Raises:
             ConfigError, StateError, WireError, StoreError: the run cannot be opened.
@@ -78,12 +81,12 @@ class AggregatorService:
         self._identity = identity
         self._root = root
         self._transport = transport
-        self._store = store
+        self._store = store if state is None else CachedBlobs(store, state / "cache", cache_bytes, keep_puts=True)
         self._observer = observer
         self._io = ThreadPoolExecutor(4, thread_name_prefix="aggregator io")
         self._cipher = ThreadPoolExecutor(3, thread_name_prefix="aggregator cipher")
         self._work = ThreadPoolExecutor(2, thread_name_prefix="aggregator work")
-        self.records = Records(federation, config.name, identity, store, self._io)
+        self.records = Records(federation, config.name, identity, self._store, self._io)
         self.journal = Journal(None if state is None else state / "aggregator.db", self._seal)
         opened = open_run(config, self.journal, self.records, registry_record, root, genesis)
         self.spec, self._strategy, self.registry = opened.spec, opened.strategy, opened.registry
@@ -374,11 +377,3 @@ def _rebind(spec_record: bytes, registry: int, body: bytes) -> bytes:
 
 def _new_id() -> bytes:
     return nacl.utils.random(16)
-
-
-def payload_digest(chunks: Any) -> bytes:
-    """SHA-256 over an iterable of bytes."""
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.digest()

@@ -26,8 +26,12 @@ class CachedBlobs:
     disk) only costs speed.
     """
 
-    def __init__(self, store: BlobStore, directory: Path, quota_bytes: int) -> None:
+    def __init__(self, store: BlobStore, directory: Path, quota_bytes: int, *, keep_puts: bool = False) -> None:
+        """`keep_puts`: what this process stores itself enters the cache too, for those who read their own objects."""
         self._store = store
+        self._keep_puts = keep_puts
+        self.authenticated = _Authenticated(self)
+        """The same for callers who authenticate every record they read: hits are not hashed again."""
         self._directory = directory
         self._quota = quota_bytes
         self._lock = threading.Lock()
@@ -47,16 +51,26 @@ class CachedBlobs:
 
     def get(self, key: str, limit: int) -> bytes:
         """The object's bytes, from the cache if they are there and right, otherwise from the store."""
+        return self.fetch(key, limit, hashed=True)
+
+    def fetch(self, key: str, limit: int, *, hashed: bool) -> bytes:
+        """As `get`; with `hashed` False a hit is taken as it lies in the cache (see `authenticated`)."""
         name = check_key(key)
-        data = self._hit(name, key, limit)
+        data = self._hit(name, key, limit, hashed)
         if data is None:
             data = self._store.get(key, limit)
             self._keep(name, data)
         return data
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Store `data`; it enters the cache when it is read."""
+        """Store `data`; without `keep_puts` it enters the cache when it is read."""
         self._store.put(key, data)
+        if self._keep_puts:
+            self._keep(check_key(key), data)
+
+    def forget(self, key: str) -> None:
+        """Drop the object from the cache, so that the next `get` asks the store."""
+        self._forget(check_key(key))
 
     def has(self, key: str) -> bool:
         """Whether the store has the object."""
@@ -83,7 +97,7 @@ class CachedBlobs:
         """Close the store; the cache stays for the next start."""
         self._store.close()
 
-    def _hit(self, name: str, key: str, limit: int) -> bytes | None:
+    def _hit(self, name: str, key: str, limit: int, hashed: bool) -> bytes | None:
         with self._lock:
             size = self._sizes.get(name)
             if size is None:
@@ -93,7 +107,9 @@ class CachedBlobs:
             raise TooLarge(f"{key}: {size} bytes in the cache, at most {limit} expected; refused unread")
         path = self._directory / name
         try:
-            data = check_bytes(key, path.read_bytes())
+            data = path.read_bytes()
+            if hashed:
+                check_bytes(key, data)
             os.utime(path)  # the order of use outlives the process
         except (OSError, Corrupt) as error:
             _log.warning("cache.dropped", key=key, reason=type(error).__name__)
@@ -101,7 +117,7 @@ class CachedBlobs:
             return None
         return data
 
-    def _keep(self, name: str, data: bytes) -> None:
+    def _keep(self, name: str, data: bytes | memoryview) -> None:
         if len(data) > self._quota:
             return
         unfinished = self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
@@ -142,7 +158,18 @@ class CachedBlobs:
         self._make_room(0)
 
 
-def _write_private(path: Path, data: bytes) -> None:
+class _Authenticated:
+    """A view of the cache whose hits are not hashed."""
+
+    def __init__(self, cache: CachedBlobs) -> None:
+        self._cache = cache
+
+    def get(self, key: str, limit: int) -> bytes:
+        """The object's bytes; authenticate every record of them."""
+        return self._cache.fetch(key, limit, hashed=False)
+
+
+def _write_private(path: Path, data: bytes | memoryview) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0) as file:
         rest = memoryview(data)
         while rest:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Protocol
 
 from broker.blobs import BlobStore
 from protocol.errors import Forbidden
@@ -51,8 +52,16 @@ def upload(store: BlobStore, items: Iterable[Item], *, parallel: int = 4) -> Upl
     return Uploaded(sent=len(sent), skipped=len(sizes) - len(sent), sent_bytes=sum(sent))
 
 
+class Getter(Protocol):
+    """Whatever gets an object's bytes by key."""
+
+    def get(self, key: str, limit: int) -> bytes:
+        """As `BlobStore.get`."""
+        ...
+
+
 def fetch_ahead(
-    store: BlobStore,
+    store: Getter,
     keys: Iterable[str],
     limit: int,
     *,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from broker.blobs import BlobStore
-from broker.chunks import fetch_ahead
+from broker.chunks import Getter, fetch_ahead
 from protocol import limits
 from protocol.blob import Manifest, split_chunks
 from protocol.envelope import ContentKey
@@ -17,7 +17,7 @@ KeyOf = Callable[[str], str]
 
 
 def read_blob(
-    store: BlobStore,
+    store: Getter,
     manifest: Manifest,
     key: ContentKey,
     key_of: KeyOf,
