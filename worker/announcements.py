@@ -11,26 +11,12 @@ from typing import Any
 
 from protocol import limits
 from protocol.blob import Manifest
-from protocol.codec import decode
-from protocol.envelope import ContentKey, Trust, Verified, body, raw_body, unlock, verify
-from protocol.errors import Malformed, Untrusted, WrongContext
-from protocol.keys import Identity, Participant, Role, key_id
+from protocol.envelope import ContentKey, Trust, Verified, body, unlock, verify
+from protocol.errors import Malformed, WrongContext
+from protocol.keys import Identity
 from protocol.messages import Head, Kind, Receipt, Version
-from protocol.registry import Registry
+from protocol.registry import open_registry
 from worker.events import HeadSeen, ReceiptSeen, RegistrySeen, VersionSeen
-
-
-class RootTrust:
-    """Trusts the federation's offline root alone: who may sign a registry."""
-
-    def __init__(self, verify_key: bytes) -> None:
-        self._root = Participant(name="root", role=Role.ROOT, verify_key=verify_key, box_key=b"")
-
-    def signer(self, kid: bytes) -> Participant:
-        """The root, or `Untrusted`."""
-        if kid != key_id(self._root.verify_key):
-            raise Untrusted(f"{kid.hex()[:8]} is not the key of this federation's root")
-        return self._root
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,14 +121,7 @@ def read_registry(raw: bytes, root: bytes, federation: str) -> RegistrySeen:
     Raises:
         WireError: it has not, or says something else.
     """
-    verified = verify(raw, RootTrust(root), federation=federation, kinds=(Kind.REGISTRY,), limit=limits.STORED_RECORD)
-    if verified.recipients:
-        raise Malformed("a registry record has to be readable by everybody")
-    return RegistrySeen(
-        registry=decode(Registry, raw_body(verified), limits.STORED_RECORD),
-        digest=hashlib.sha256(raw).digest(),
-        record=raw,
-    )
+    return RegistrySeen(registry=open_registry(raw, root, federation), digest=hashlib.sha256(raw).digest(), record=raw)
 
 
 def _manifest(verified: Verified) -> Manifest:

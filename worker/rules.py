@@ -8,7 +8,7 @@
 4. An update is journalled with its signed bytes before anything leaves the site, then uploaded, then published; a
    failure or a restart repeats these steps with the same bytes until a final receipt comes.
 5. A reused sequence means that the journal is older than what the aggregator has seen (a restored backup): a higher
-   key epoch begins and every unsettled update is sealed again under it. Its message id stays, so it counts once.
+   key epoch begins; that update, and whatever has not left the site yet, is sealed again under it. Message ids stay.
 6. Nothing is decided while events of one batch are still coming in: `Tick`, which ends each batch, decides.
 """
 

@@ -52,9 +52,14 @@ class _Outgoing:
 
     update: UpdateRow
     at: float
+    offered: bool
+    """Whether its bytes may have left the site."""
     busy: bool = False
     attempts: int = 0
     anew: bool = False
+    """Whether every chunk has to be put again."""
+    spent: bool = False
+    """Whether its sequence number is used up, so that it has to be sealed again."""
 
 
 class Sending:
@@ -65,7 +70,7 @@ class Sending:
         self._dice = dice
         self.epoch = snapshot.epoch
         self._sequence = snapshot.sequence
-        self._outgoing = {update.row: _Outgoing(update, at=float("-inf")) for update in snapshot.updates}
+        self._outgoing = {u.row: _Outgoing(u, at=float("-inf"), offered=True) for u in snapshot.updates}
         self._rows = {update.id: update.row for update in snapshot.updates}
         self._messages = set(snapshot.messages)
         self._unpublished = list(snapshot.messages)
@@ -89,7 +94,8 @@ class Sending:
     def add_update(self, update: UpdateRow, sealed: Sealed, now: float, decided: Decided) -> None:
         """Take charge of a new update; its row number is given here."""
         update = replace(update, row=self._take_row())
-        self._outgoing[update.row] = _Outgoing(update, at=now)
+        spent = update.epoch != self.epoch
+        self._outgoing[update.row] = _Outgoing(update, at=now, offered=False, spent=spent)
         self._rows[update.id] = update.row
         decided.writes.append(AddUpdate(row=update, sealed=sealed))
 
@@ -125,20 +131,29 @@ class Sending:
                 out.anew = True
                 out.at = now
             case Outcome.SEQUENCE_REUSED:
-                self._renew_epoch(out.update, event.receipt, decided)
+                self._on_reused(out, event.receipt, now, decided)
             case outcome:
                 self._forget(out, outcome, event, decided)
 
-    def _renew_epoch(self, update: UpdateRow, receipt: Receipt, decided: Decided) -> None:
-        """Begin a key epoch above all others, unless the receipt is about bytes that have been replaced already."""
-        if (receipt.epoch, receipt.sequence) != (update.epoch, update.sequence) or update.epoch != self.epoch:
+    def _on_reused(self, out: _Outgoing, receipt: Receipt, now: float, decided: Decided) -> None:
+        """Have the update sealed again, unless the receipt is about bytes that have been replaced already.
+
+        What the aggregator may have journalled under its old number keeps it until a receipt says otherwise: sealed
+        again, it would be refused as other bytes under a known id.
+        """
+        update = out.update
+        if (receipt.epoch, receipt.sequence) != (update.epoch, update.sequence):
+            return
+        out.spent, out.at = True, now
+        if update.epoch != self.epoch:
             return
         self.epoch = max(self.epoch, receipt.highest_epoch) + 1
         self._sequence = 0
         self.reserve(0, decided)
-        decided.effects.append(
-            Alarm(event="epoch.renewed", details={"epoch": self.epoch, "updates": len(self._outgoing)})
-        )
+        for other in self._outgoing.values():
+            if not other.offered:
+                other.spent, other.at = True, now
+        decided.effects.append(Alarm(event="epoch.renewed", details={"epoch": self.epoch}))
 
     def _forget(self, out: _Outgoing, outcome: Outcome, event: ReceiptSeen | None, decided: Decided) -> None:
         update = out.update
@@ -172,12 +187,12 @@ class Sending:
         out.busy = False
         out.at = now
         match event:
-            case Uploaded() if out.update.epoch == self.epoch:
-                out.busy = True
+            case Uploaded() if not out.spent:
+                out.busy, out.offered = True, True
                 decided.effects.append(Publish(row=event.row))
             case Published():
                 out.attempts = 0
-                if not out.anew:
+                if not out.anew and not out.spent:
                     out.at = now + RECEIPT_WITHIN
             case SendingFailed(lost=True):
                 self._forget(out, Outcome.REJECTED, None, decided)
@@ -192,6 +207,7 @@ class Sending:
     def _replace(self, out: _Outgoing, event: Resealed, decided: Decided) -> None:
         old = out.update
         out.update = replace(old, epoch=event.epoch, sequence=event.sequence, chunks=event.sealed.chunks)
+        out.offered, out.attempts, out.spent = False, 0, event.epoch != self.epoch
         decided.writes.append(ReplaceUpdate(row=out.update, sealed=event.sealed))
         decided.effects.append(DropSpool(chunks=old.chunks))
 
@@ -200,11 +216,10 @@ class Sending:
         decided.effects += [Publish(row=row) for row in self._unpublished]
         self._unpublished = []
         for out in self._outgoing.values():
-            stale = out.update.epoch != self.epoch
-            if out.busy or (out.at > now and not (stale and not out.attempts)):
+            if out.busy or out.at > now:
                 continue
             out.busy = True
-            if stale:
+            if out.spent:
                 sequence = self.reserve(1, decided)
                 decided.effects.append(Reseal(row=out.update, epoch=self.epoch, sequence=sequence))
             else:

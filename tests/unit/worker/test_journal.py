@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import StateError
+from protocol.messages import RunState
+from worker import events
+from worker.events import RunRow, Sealed, Snapshot, UpdateRow
+from worker.journal import Journal
+
+RUN = RunRow(run="r", version=3, digest=b"d" * 32, updates_per_base=2, evaluate=True, sent=1, listed=True)
+UPDATE = UpdateRow(row=1, id=b"i" * 16, run="r", base_version=3, epoch=0, sequence=9, chunks=(b"a" * 32, b"b" * 32))
+SEALED = Sealed(envelope=b"signed", chunks=UPDATE.chunks, key=b"wrapped")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "worker.db"
+
+
+def reopened(path: Path) -> Journal:
+    return Journal(path, "alpha")
+
+
+def settle(update: UpdateRow = UPDATE, receipt: bytes = b"receipt") -> events.SettleUpdate:
+    return events.SettleUpdate(row=update, outcome="merged", reason="ok", version=4, receipt=receipt)
+
+
+def test_a_new_journal_is_empty_and_readable_by_its_owner_only(path: Path) -> None:
+    assert reopened(path).load() == Snapshot()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_was_committed_is_there_after_a_restart(path: Path) -> None:
+    journal = reopened(path)
+    journal.commit(
+        [
+            events.NoteVersion(row=RUN, record=b"record"),
+            events.NoteHead(number=12),
+            events.NoteRegistry(version=2, digest=b"r" * 32, record=b"registry"),
+            events.Reserve(epoch=1, sequence=9),
+            events.AddUpdate(row=UPDATE, sealed=SEALED),
+            events.AddMessage(row=2, exchange="up.alpha", body=b"evaluation"),
+        ]
+    )
+    journal.close()
+    journal = reopened(path)
+    assert journal.load() == Snapshot(
+        epoch=1,
+        sequence=9,
+        head=12,
+        registry=2,
+        registry_digest=b"r" * 32,
+        runs=(RUN,),
+        updates=(UPDATE,),
+        messages=(2,),
+    )
+    assert journal.version_record("r") == b"record"
+    assert journal.registry_record() == b"registry"
+    assert journal.sealed(1) == SEALED
+
+
+def test_what_a_head_says_of_a_run_leaves_its_record(path: Path) -> None:
+    journal = reopened(path)
+    journal.commit([events.NoteVersion(row=RUN, record=b"record")])
+    stopped = replace(RUN, state=RunState.STOPPED)
+    journal.commit([events.NoteRun(row=stopped)])
+    assert journal.load().runs == (stopped,)
+    assert journal.version_record("r") == b"record"
+
+
+def test_a_run_that_only_a_head_has_named_has_no_record(path: Path) -> None:
+    journal = reopened(path)
+    journal.commit([events.NoteRun(row=RunRow(run="new", listed=True))])
+    assert journal.version_record("new") == b""
+    assert journal.version_record("unheard-of") == b""
+
+
+def test_updates_and_messages_go_out_with_the_bytes_that_were_signed(path: Path) -> None:
+    journal = reopened(path)
+    journal.commit(
+        [
+            events.AddUpdate(row=UPDATE, sealed=SEALED),
+            events.AddMessage(row=2, exchange="up.alpha", body=b"evaluation"),
+        ]
+    )
+    rows = [journal.outgoing(row) for row in (1, 2, 3)]
+    assert [(row.id, row.exchange, row.key, row.body) for row in rows if row] == [
+        (1, "up.alpha", "", b"signed"),
+        (2, "up.alpha", "", b"evaluation"),
+    ]
+    journal.commit([events.RemoveMessage(row=2)])
+    assert journal.outgoing(2) is None
+    assert journal.load().messages == ()
+
+
+def test_a_settled_update_leaves_its_receipt_and_nothing_else(path: Path) -> None:
+    journal = reopened(path)
+    journal.commit([events.AddUpdate(row=UPDATE, sealed=SEALED)])
+    journal.commit([settle()])
+    assert journal.load().updates == ()
+    assert journal.outgoing(1) is None
+    assert journal.sealed(1) is None
+    (kept,) = journal.receipts()
+    assert (kept["id"], kept["outcome"], kept["version"], kept["receipt"]) == (b"i" * 16, "merged", 4, b"receipt")
+
+
+def test_a_receipt_that_comes_twice_is_kept_once(path: Path) -> None:
+    journal = reopened(path)
+    journal.commit([events.AddUpdate(row=UPDATE, sealed=SEALED), settle(), settle(receipt=b"again")])
+    assert [kept["receipt"] for kept in journal.receipts()] == [b"receipt"]
+
+
+def test_an_update_that_was_sealed_again_replaces_the_old_one(path: Path) -> None:
+    journal = reopened(path)
+    journal.commit([events.AddUpdate(row=UPDATE, sealed=SEALED)])
+    fresh = replace(UPDATE, epoch=4, sequence=1, chunks=(b"c" * 32,))
+    sealed = Sealed(envelope=b"signed again", chunks=fresh.chunks, key=b"other")
+    journal.commit([events.ReplaceUpdate(row=fresh, sealed=sealed)])
+    assert journal.load().updates == (fresh,)
+    assert journal.sealed(1) == sealed
+
+
+def test_the_newest_registry_is_the_one_that_counts(path: Path) -> None:
+    journal = reopened(path)
+    for version in (1, 3, 2):
+        journal.commit([events.NoteRegistry(version=version, digest=bytes([version]) * 32, record=b"%d" % version)])
+    assert journal.load().registry == 3
+    assert journal.registry_record() == b"3"
+
+
+def test_a_commit_is_all_or_nothing(path: Path) -> None:
+    journal = reopened(path)
+    with pytest.raises(StateError, match="no write str"):
+        journal.commit([events.NoteHead(number=5), "nonsense"])
+    assert journal.load() == Snapshot()
+
+
+def test_a_disk_that_refuses_to_write_is_reported_with_the_files_path(path: Path) -> None:
+    journal = reopened(path)
+    with journal._begin() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")  # the smallest disk SQLite can have
+    with pytest.raises(StateError, match="disk is full") as failure:
+        journal.commit([events.AddMessage(row=1, exchange="up.alpha", body=b"x" * 1_000_000)])
+    assert str(path) in str(failure.value)
+
+
+def test_a_journal_of_another_schema_is_refused(path: Path) -> None:
+    reopened(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute("update schema set version = 99")
+    database.close()
+    with pytest.raises(StateError, match="schema 99"):
+        reopened(path)
+
+
+def test_a_journal_in_memory_forgets_nothing_while_it_is_open() -> None:
+    journal = Journal(None, "alpha")
+    journal.commit([events.AddUpdate(row=UPDATE, sealed=SEALED)])
+    assert journal.load().updates == (UPDATE,)

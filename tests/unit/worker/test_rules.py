@@ -1,0 +1,520 @@
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any, TypeVar
+
+import pytest
+
+from broker.actor import Step, Tick
+from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
+from protocol.registry import Registry
+from worker import events
+from worker.events import RunRow, Sealed, Snapshot, UpdateRow
+from worker.rules import HEAD_EVERY, WorkerRules
+from worker.sending import RECEIPT_WITHIN
+
+T = TypeVar("T")
+SEALED = Sealed(envelope=b"signed", chunks=(b"c" * 32,), key=b"wrapped")
+KNOWN_REGISTRY = b"r" * 32
+
+
+def rules(snapshot: Snapshot | None = None) -> WorkerRules:
+    ids = itertools.count(1)
+    return WorkerRules(
+        snapshot or Snapshot(registry=1, registry_digest=KNOWN_REGISTRY),
+        site="alpha",
+        heartbeat=20.0,
+        new_id=lambda: next(ids).to_bytes(16, "big"),
+        dice=random.Random(1),
+    )
+
+
+def turn(machine: WorkerRules, *events: Any, now: float = 0.0) -> Step:
+    """What the actor does with a batch: every event, then a tick."""
+    steps = [machine.step(event, now) for event in (*events, Tick())]
+    return Step(
+        tuple(write for step in steps for write in step.writes),
+        tuple(effect for step in steps for effect in step.effects),
+    )
+
+
+def only(kind: type[T], values: tuple[Any, ...]) -> T:
+    found = [value for value in values if isinstance(value, kind)]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def some(kind: type[T], values: tuple[Any, ...]) -> list[T]:
+    return [value for value in values if isinstance(value, kind)]
+
+
+def version(number: int, *, run: str = "r", quota: int = 1, evaluate: bool = False, digest: bytes = b"") -> Any:
+    return events.VersionSeen(
+        delivery=f"delivery {number}",
+        run=run,
+        version=number,
+        record=b"record %d" % number,
+        digest=digest or number.to_bytes(32, "big"),
+        updates_per_base=quota,
+        evaluate=evaluate,
+    )
+
+
+def head(
+    number: int,
+    *runs: tuple[str, RunState, int],
+    registry: bytes = KNOWN_REGISTRY,
+    not_after: int = 2_000,
+    wall: float = 1_000.0,
+) -> events.HeadSeen:
+    listed = tuple(
+        RunHead(run=run, state=state, reason="ok", version=at, record=at.to_bytes(32, "big")) for run, state, at in runs
+    )
+    told = Head(number=number, issued=1, not_after=not_after, registry=registry, runs=listed)
+    return events.HeadSeen(delivery=None, head=told, wall=wall)
+
+
+def receipt(update: UpdateRow, outcome: Outcome, *, highest: int = 0, merged: int = 0) -> events.ReceiptSeen:
+    said = Receipt(
+        message=update.id,
+        epoch=update.epoch,
+        sequence=update.sequence,
+        outcome=outcome,
+        reason="ok",
+        highest_epoch=highest,
+    )
+    return events.ReceiptSeen(delivery="receipt", receipt=said, version=merged, raw=b"signed receipt")
+
+
+def trained(machine: WorkerRules, seen: events.VersionSeen, now: float = 0.0) -> UpdateRow:
+    """Show a version, let it be trained from, and return the update that was journalled."""
+    training = only(events.Train, turn(machine, seen, now=now).effects)
+    step = turn(machine, events.Trained(id=training.id, sealed=SEALED), now=now)
+    return only(events.AddUpdate, step.writes).row
+
+
+def sent(machine: WorkerRules, update: UpdateRow, now: float = 0.0) -> None:
+    turn(machine, events.Uploaded(row=update.row), now=now)
+    turn(machine, events.Published(row=update.row), now=now)
+
+
+# ---- announcements
+
+
+def test_a_version_is_noted_before_it_is_acked_and_trained_from() -> None:
+    machine = rules()
+    step = turn(machine, version(0))
+    assert only(events.NoteVersion, step.writes).record == b"record 0"
+    assert only(events.Settle, step.effects).delivery == "delivery 0"
+    training = only(events.Train, step.effects)
+    assert (training.run, training.version, training.evaluation) == ("r", 0, b"")
+
+
+def test_the_sequence_is_reserved_in_the_commit_that_precedes_the_training() -> None:
+    step = turn(rules(Snapshot(epoch=2, sequence=7)), version(0))
+    assert only(events.Reserve, step.writes) == events.Reserve(epoch=2, sequence=8)
+    assert only(events.Train, step.effects).sequence == 8
+
+
+def test_of_several_versions_that_wait_only_the_newest_is_trained_from() -> None:
+    step = turn(rules(), version(3), version(5), version(4))
+    assert only(events.Train, step.effects).version == 5
+    assert len(some(events.Settle, step.effects)) == 3
+
+
+def test_an_older_version_changes_nothing() -> None:
+    machine = rules()
+    turn(machine, version(5))
+    step = turn(machine, version(4))
+    assert step.writes == ()
+    assert [type(effect) for effect in step.effects] == [events.Settle]
+
+
+def test_a_version_that_arrives_in_mid_training_does_not_interrupt_it() -> None:
+    machine = rules()
+    first = only(events.Train, turn(machine, version(0)).effects)
+    step = turn(machine, version(1))
+    assert not some(events.Train, step.effects)
+    assert not some(events.AbortTraining, step.effects)
+    step = turn(machine, events.Trained(id=first.id, sealed=SEALED))
+    assert only(events.AddUpdate, step.writes).row.base_version == 0
+    assert only(events.Train, step.effects).version == 1
+
+
+def test_a_worker_makes_as_many_updates_from_a_version_as_its_quota_allows() -> None:
+    machine = rules()
+    seen = version(0, quota=3)
+    made = 0
+    step = turn(machine, seen)
+    while trainings := some(events.Train, step.effects):
+        made += 1
+        step = turn(machine, events.Trained(id=trainings[0].id, sealed=SEALED))
+    assert made == 3
+
+
+def test_a_reissued_record_of_the_same_version_replaces_the_record_and_starts_no_training() -> None:
+    machine = rules()
+    trained(machine, version(0))
+    step = turn(machine, version(0, digest=b"n" * 32))
+    assert only(events.NoteVersion, step.writes).row.sent == 1
+    assert not some(events.Train, step.effects)
+
+
+# ---- heads
+
+
+def test_the_head_is_pulled_at_once_and_every_quarter_of_an_hour() -> None:
+    machine = rules()
+    assert some(events.PullHead, turn(machine).effects)
+    assert not some(events.PullHead, turn(machine, now=HEAD_EVERY - 1).effects)
+    assert some(events.PullHead, turn(machine, now=HEAD_EVERY).effects)
+
+
+def test_the_head_is_pulled_when_the_connection_is_new() -> None:
+    machine = rules()
+    turn(machine)
+    assert some(events.PullHead, turn(machine, events.HeadWanted(connected=True), now=1.0).effects)
+
+
+def test_doubtful_messages_cannot_make_the_worker_pull_the_head_more_often_than_every_ten_seconds() -> None:
+    machine = rules()
+    turn(machine)
+    pulls = [turn(machine, events.HeadWanted(connected=False), now=float(at)).effects for at in range(1, 31)]
+    assert sum(bool(some(events.PullHead, effects)) for effects in pulls) == 3
+
+
+def test_a_failed_fetch_is_tried_again_within_a_minute() -> None:
+    machine = rules()
+    turn(machine)
+    for attempt in range(10):
+        turn(machine, events.FetchFailed(), now=float(attempt * 100))
+        deadline = machine.deadline()
+        assert deadline is not None
+        assert deadline <= attempt * 100 + 60
+        assert some(events.PullHead, turn(machine, now=attempt * 100 + 60.0).effects)
+
+
+def test_a_version_the_head_names_is_fetched_if_it_was_never_announced() -> None:
+    machine = rules()
+    turn(machine, version(2))
+    step = turn(machine, head(1, ("r", RunState.RUNNING, 3)))
+    assert only(events.FetchVersion, step.effects) == events.FetchVersion(
+        run="r", version=3, digest=(3).to_bytes(32, "big")
+    )
+    assert not some(events.FetchVersion, turn(machine, head(2, ("r", RunState.RUNNING, 2))).effects)
+
+
+def test_a_head_that_goes_back_is_refused_with_an_alarm() -> None:
+    machine = rules()
+    turn(machine, head(5, ("r", RunState.RUNNING, 3)))
+    step = turn(machine, head(4, ("r", RunState.STOPPED, 9)))
+    assert only(events.Alarm, step.effects).event == "head.went_back"
+    assert step.writes == ()
+    assert not some(events.FetchVersion, step.effects)
+
+
+def test_a_head_that_nobody_signs_any_more_raises_an_alarm_and_training_goes_on() -> None:
+    machine = rules()
+    step = turn(machine, version(0), head(1, ("r", RunState.RUNNING, 0), not_after=1_000, wall=1_601.0))
+    assert only(events.Alarm, step.effects).event == "head.stale"
+    assert some(events.Train, step.effects)
+    assert not some(events.Alarm, turn(machine, head(1, not_after=1_000, wall=1_599.0)).effects)
+
+
+@pytest.mark.parametrize("state", [RunState.STOPPED, RunState.ABORTED])
+def test_the_end_of_its_run_aborts_a_training_and_leaves_the_worker_idle(state: RunState) -> None:
+    machine = rules()
+    training = only(events.Train, turn(machine, version(0)).effects)
+    assert some(events.AbortTraining, turn(machine, head(1, ("r", state, 0))).effects)
+    step = turn(machine, events.TrainingFailed(id=training.id, reason="aborted"))
+    assert not some(events.Train, step.effects)
+    assert only(events.Report, step.effects).state == "idle"
+
+
+def test_what_a_training_finished_after_the_end_of_its_run_is_thrown_away() -> None:
+    machine = rules()
+    training = only(events.Train, turn(machine, version(0)).effects)
+    turn(machine, head(1, ("r", RunState.ABORTED, 0)))
+    step = turn(machine, events.Trained(id=training.id, sealed=SEALED))
+    assert only(events.DropSpool, step.effects).chunks == SEALED.chunks
+    assert not some(events.AddUpdate, step.writes)
+
+
+def test_a_paused_run_lets_the_training_finish_and_starts_none() -> None:
+    machine = rules()
+    training = only(events.Train, turn(machine, version(0, quota=2)).effects)
+    assert not some(events.AbortTraining, turn(machine, head(1, ("r", RunState.PAUSED, 0))).effects)
+    step = turn(machine, events.Trained(id=training.id, sealed=SEALED))
+    assert some(events.AddUpdate, step.writes)
+    assert not some(events.Train, step.effects)
+    assert some(events.Train, turn(machine, head(2, ("r", RunState.RUNNING, 0))).effects)
+
+
+def test_a_run_that_later_heads_no_longer_name_has_stopped() -> None:
+    machine = rules()
+    turn(machine, version(0, quota=2), head(1, ("r", RunState.RUNNING, 0)))
+    assert some(events.AbortTraining, turn(machine, head(2)).effects)
+
+
+def test_a_run_that_was_announced_before_any_head_named_it_goes_on() -> None:
+    machine = rules()
+    turn(machine, version(0))
+    assert not some(events.AbortTraining, turn(machine, head(1)).effects)
+
+
+def test_another_registry_is_fetched_used_and_never_goes_back() -> None:
+    machine = rules()
+    step = turn(machine, head(1, registry=b"n" * 32))
+    assert only(events.FetchRegistry, step.effects).digest == b"n" * 32
+    newer = events.RegistrySeen(registry=Registry(version=3, entries=()), digest=b"n" * 32, record=b"raw")
+    step = turn(machine, newer)
+    assert only(events.NoteRegistry, step.writes).version == 3
+    assert only(events.UseRegistry, step.effects).registry.version == 3
+    older = events.RegistrySeen(registry=Registry(version=2, entries=()), digest=b"o" * 32, record=b"raw")
+    step = turn(machine, older)
+    assert step.writes == ()
+    assert only(events.Alarm, step.effects).event == "registry.went_back"
+
+
+# ---- evaluation
+
+
+def test_a_version_is_evaluated_once_before_it_is_trained_from() -> None:
+    machine = rules()
+    step = turn(machine, version(0, quota=2, evaluate=True))
+    training = only(events.Train, step.effects)
+    assert training.evaluation
+    assert (training.sequence, only(events.Reserve, step.writes).sequence) == (2, 2)
+    step = turn(machine, events.Evaluated(id=training.id, envelope=b"evaluation"))
+    message = only(events.AddMessage, step.writes)
+    assert (message.exchange, message.body) == ("up.alpha", b"evaluation")
+    assert only(events.Publish, step.effects).row == message.row
+    step = turn(machine, events.Published(row=message.row), events.Trained(id=training.id, sealed=SEALED))
+    assert only(events.RemoveMessage, step.writes).row == message.row
+    assert only(events.Train, step.effects).evaluation == b""
+
+
+# ---- sending
+
+
+def test_an_update_is_journalled_then_uploaded_then_published() -> None:
+    machine = rules()
+    training = only(events.Train, turn(machine, version(0)).effects)
+    step = turn(machine, events.Trained(id=training.id, sealed=SEALED))
+    update = only(events.AddUpdate, step.writes).row
+    assert only(events.Upload, step.effects).row == update
+    assert not some(events.Publish, step.effects)
+    step = turn(machine, events.Uploaded(row=update.row))
+    assert only(events.Publish, step.effects).row == update.row
+    assert not some(events.Upload, turn(machine, events.Published(row=update.row)).effects)
+
+
+def test_a_failed_upload_is_tried_again_within_a_minute_and_at_once_when_the_connection_is_new() -> None:
+    machine = rules()
+    update = trained(machine, version(0))
+    for attempt in range(12):
+        now = 100.0 * attempt
+        turn(machine, events.SendingFailed(row=update.row, lost=False), now=now)
+        assert not some(events.Upload, turn(machine, now=now).effects)
+        assert some(events.Upload, turn(machine, now=now + 60).effects)
+    turn(machine, events.SendingFailed(row=update.row, lost=False), now=2000.0)
+    assert some(events.Upload, turn(machine, events.HeadWanted(connected=True), now=2000.1).effects)
+
+
+@pytest.mark.parametrize(
+    "outcome", [Outcome.MERGED, Outcome.REJECTED, Outcome.SUPERSEDED, Outcome.RUN_ABORTED, Outcome.RUN_ENDED]
+)
+def test_a_final_receipt_is_kept_then_acked_then_the_spool_is_emptied(outcome: Outcome) -> None:
+    machine = rules()
+    update = trained(machine, version(0))
+    sent(machine, update)
+    step = turn(machine, receipt(update, outcome, merged=4))
+    kept = only(events.SettleUpdate, step.writes)
+    assert (kept.row, kept.outcome, kept.receipt) == (update, outcome.value, b"signed receipt")
+    assert kept.version == (4 if outcome == Outcome.MERGED else 0)
+    order = [type(effect) for effect in step.effects]
+    assert order.index(events.Settle) < order.index(events.DropSpool)
+    assert only(events.DropSpool, step.effects).chunks == update.chunks
+    assert turn(machine, receipt(update, outcome)).writes == ()
+
+
+def test_a_receipt_that_is_not_final_leaves_the_update_where_it_is() -> None:
+    machine = rules()
+    update = trained(machine, version(0))
+    sent(machine, update)
+    step = turn(machine, receipt(update, Outcome.JOURNALLED))
+    assert step.writes == ()
+    assert [type(effect) for effect in step.effects] == [events.Settle]
+
+
+def test_a_reupload_puts_every_chunk_again_and_publishes_the_same_row_again() -> None:
+    machine = rules()
+    update = trained(machine, version(0))
+    sent(machine, update)
+    step = turn(machine, receipt(update, Outcome.REUPLOAD))
+    assert only(events.Upload, step.effects) == events.Upload(row=update, anew=True)
+    step = turn(machine, events.Uploaded(row=update.row))
+    assert only(events.Publish, step.effects).row == update.row
+
+
+def test_a_reupload_asked_for_while_the_update_is_being_published_is_not_forgotten() -> None:
+    machine = rules()
+    update = trained(machine, version(0))
+    turn(machine, events.Uploaded(row=update.row))
+    assert not some(events.Upload, turn(machine, receipt(update, Outcome.REUPLOAD)).effects)
+    step = turn(machine, events.Published(row=update.row))
+    assert only(events.Upload, step.effects).anew
+
+
+def test_an_update_without_a_receipt_for_a_day_is_sent_again() -> None:
+    machine = rules()
+    update = trained(machine, version(0))
+    sent(machine, update, now=10.0)
+    assert not some(events.Upload, turn(machine, now=9.0 + RECEIPT_WITHIN).effects)
+    assert only(events.Upload, turn(machine, now=10.0 + RECEIPT_WITHIN).effects).row == update
+
+
+def test_a_reused_sequence_begins_a_key_epoch_above_all_others() -> None:
+    machine = rules(Snapshot(epoch=1, sequence=4))
+    update = trained(machine, version(0))
+    sent(machine, update)
+    step = turn(machine, receipt(update, Outcome.SEQUENCE_REUSED, highest=6))
+    assert some(events.Reserve, step.writes)[-1] == events.Reserve(epoch=7, sequence=1)
+    assert only(events.Reseal, step.effects) == events.Reseal(row=update, epoch=7, sequence=1)
+    fresh = Sealed(envelope=b"new", chunks=(b"d" * 32,), key=b"k")
+    step = turn(machine, events.Resealed(row=update.row, epoch=7, sequence=1, sealed=fresh))
+    replaced = only(events.ReplaceUpdate, step.writes).row
+    assert (replaced.id, replaced.epoch, replaced.sequence) == (update.id, 7, 1)
+    assert only(events.DropSpool, step.effects).chunks == update.chunks
+    assert only(events.Upload, step.effects).row == replaced
+
+
+def test_a_second_receipt_about_replaced_bytes_changes_nothing() -> None:
+    machine = rules()
+    update = trained(machine, version(0))
+    sent(machine, update)
+    turn(machine, receipt(update, Outcome.SEQUENCE_REUSED))
+    turn(machine, events.Resealed(row=update.row, epoch=1, sequence=1, sealed=SEALED))
+    step = turn(machine, receipt(update, Outcome.SEQUENCE_REUSED))
+    assert step.writes == ()
+    assert [type(effect) for effect in step.effects] == [events.Settle]
+
+
+def test_two_reused_sequences_begin_one_key_epoch() -> None:
+    machine = rules()
+    seen = version(0, quota=2)
+    first = trained(machine, seen)
+    second_training = machine._training  # the second training began with the commit of the first
+    assert second_training is not None
+    step = turn(machine, events.Trained(id=second_training.id, sealed=SEALED))
+    second = only(events.AddUpdate, step.writes).row
+    sent(machine, first)
+    sent(machine, second)
+    step = turn(
+        machine,
+        receipt(first, Outcome.SEQUENCE_REUSED),
+        receipt(second, Outcome.SEQUENCE_REUSED),
+    )
+    assert [(reseal.epoch, reseal.sequence) for reseal in some(events.Reseal, step.effects)] == [(1, 1), (1, 2)]
+
+
+def test_what_has_not_left_the_site_is_sealed_again_with_the_first_reused_sequence() -> None:
+    machine = rules()
+    seen = version(0, quota=2)
+    first = trained(machine, seen)
+    sent(machine, first)
+    training = machine._training
+    assert training is not None
+    turn(machine, receipt(first, Outcome.SEQUENCE_REUSED))
+    step = turn(machine, events.Trained(id=training.id, sealed=SEALED))
+    assert only(events.AddUpdate, step.writes).row.epoch == 0
+    assert only(events.Reseal, step.effects).epoch == 1
+    assert not some(events.Upload, step.effects)
+
+
+def test_an_update_whose_chunks_are_lost_is_settled_here_and_trained_again() -> None:
+    machine = rules()
+    update = trained(machine, version(0))
+    step = turn(machine, events.SendingFailed(row=update.row, lost=True))
+    kept = only(events.SettleUpdate, step.writes)
+    assert (kept.outcome, kept.reason, kept.receipt) == ("rejected", "spool_lost", b"")
+    assert only(events.Train, step.effects).version == 0
+
+
+# ---- failures
+
+
+def test_a_full_disk_blocks_training_until_the_next_heartbeat() -> None:
+    machine = rules()
+    training = only(events.Train, turn(machine, version(0)).effects)
+    step = turn(machine, events.TrainingFailed(id=training.id, reason="disk_full"))
+    assert only(events.Report, step.effects).state == "blocked"
+    assert not some(events.Train, turn(machine, now=19.0).effects)
+    assert some(events.Train, turn(machine, now=20.0).effects)
+
+
+def test_a_trainer_that_keeps_failing_is_tried_again_ever_more_rarely() -> None:
+    machine = rules()
+    training = only(events.Train, turn(machine, version(0)).effects)
+    now, waits = 0.0, []
+    for _ in range(12):
+        turn(machine, events.TrainingFailed(id=training.id, reason="trainer"), now=now)
+        due = machine._train_at
+        waits.append(due - now)
+        now = due
+        training = only(events.Train, turn(machine, now=now).effects)
+    assert waits[0] <= 2.0
+    assert waits[5] > waits[0]
+    assert 150.0 <= max(waits) <= 300.0
+
+
+def test_the_answer_of_another_training_is_ignored() -> None:
+    machine = rules()
+    turn(machine, version(0))
+    step = turn(machine, events.Trained(id=b"?" * 16, sealed=SEALED))
+    assert step.writes == ()
+    assert only(events.DropSpool, step.effects).chunks == SEALED.chunks
+
+
+# ---- restart and signs of life
+
+
+def test_after_a_restart_everything_pending_is_taken_up_again() -> None:
+    update = UpdateRow(row=4, id=b"u" * 16, run="r", base_version=0, epoch=0, sequence=1, chunks=(b"c" * 32,))
+    run = RunRow(run="r", version=1, digest=b"1" * 32, updates_per_base=1)
+    step = turn(rules(Snapshot(sequence=3, runs=(run,), updates=(update,), messages=(7,))))
+    assert only(events.PullHead, step.effects)
+    assert only(events.Upload, step.effects).row == update
+    assert only(events.Publish, step.effects).row == 7
+    training = only(events.Train, step.effects)
+    assert (training.version, training.sequence) == (1, 4)
+
+
+def test_rows_given_after_a_restart_are_new() -> None:
+    update = UpdateRow(row=4, id=b"u" * 16, run="r", base_version=0, epoch=0, sequence=1, chunks=())
+    machine = rules(Snapshot(updates=(update,), messages=(7,)))
+    assert trained(machine, version(1)).row == 8
+
+
+def test_a_worker_that_finds_its_quota_used_up_waits_for_the_next_version() -> None:
+    run = RunRow(run="r", version=1, digest=b"1" * 32, updates_per_base=2, sent=2)
+    machine = rules(Snapshot(runs=(run,)))
+    assert not some(events.Train, turn(machine).effects)
+    assert only(events.Train, turn(machine, version(2)).effects).version == 2
+
+
+def test_signs_of_life_come_with_every_heartbeat_and_changes_at_most_once_a_second() -> None:
+    machine = rules()
+    assert only(events.Report, turn(machine).effects).publish
+    reports = some(events.Report, turn(machine, version(0), now=0.5).effects)
+    assert [(report.state, report.publish) for report in reports] == [("training", False)]
+    assert machine.deadline() == 1.0
+    assert only(events.Report, turn(machine, now=1.0).effects).publish
+    assert not some(events.Report, turn(machine, now=20.5).effects)
+    assert only(events.Report, turn(machine, now=21.0).effects).publish
+
+
+def test_an_unknown_event_is_a_defect_and_says_so() -> None:
+    with pytest.raises(TypeError, match="str"):
+        rules().step("what?", 0.0)

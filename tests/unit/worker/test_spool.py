@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import DiskFull, Missing, StateError
+from worker.spool import Spool
+
+MIB = 1024 * 1024
+CHUNK = b"ciphertext" * 100
+NAME = hashlib.sha256(CHUNK).digest()
+
+
+def spool(directory: Path, quota: int = 10 * MIB, free: int = 1024 * MIB) -> Spool:
+    return Spool(directory, quota, free=lambda _: free)
+
+
+def test_a_chunk_comes_back_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    kept = spool(tmp_path / "spool")
+    kept.put(NAME, CHUNK)
+    kept.sync()
+    assert kept.get(NAME) == CHUNK
+    assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "spool" / NAME.hex()).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_damaged_or_missing_chunk_is_never_returned(tmp_path: Path) -> None:
+    kept = spool(tmp_path)
+    kept.put(NAME, CHUNK)
+    (tmp_path / NAME.hex()).write_bytes(CHUNK[:-1])
+    with pytest.raises(Missing, match="damaged"):
+        kept.get(NAME)
+    kept.drop([NAME])
+    with pytest.raises(Missing, match="cannot be read"):
+        kept.get(NAME)
+
+
+def test_sweeping_keeps_what_the_journal_names_and_deletes_the_rest(tmp_path: Path) -> None:
+    kept = spool(tmp_path)
+    kept.put(NAME, CHUNK)
+    kept.put(b"x" * 32, b"leftover")
+    later = spool(tmp_path)
+    assert later.sweep([NAME]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [NAME.hex()]
+    assert later.used == len(CHUNK)
+
+
+def test_dropping_frees_the_quota_and_may_be_repeated(tmp_path: Path) -> None:
+    kept = spool(tmp_path)
+    kept.put(NAME, CHUNK)
+    kept.drop([NAME])
+    kept.drop([NAME])
+    assert kept.used == 0
+
+
+def test_a_failed_training_leaves_no_chunks(tmp_path: Path) -> None:
+    kept = spool(tmp_path)
+    kept.put(NAME, CHUNK)
+    kept.sync()
+    kept.put(b"x" * 32, b"of a training that failed")
+    kept.discard()
+    assert [path.name for path in tmp_path.iterdir()] == [NAME.hex()]
+    assert kept.used == len(CHUNK)
+
+
+def test_an_update_beyond_the_quota_is_refused_with_place_and_sizes(tmp_path: Path) -> None:
+    kept = spool(tmp_path, quota=3 * MIB)
+    kept.put(NAME, CHUNK)
+    kept.check_room(2 * MIB)
+    with pytest.raises(DiskFull) as refused:
+        kept.check_room(3 * MIB)
+    assert str(tmp_path) in str(refused.value)
+    assert "needs 3 MiB" in str(refused.value)
+    assert "quota of 3 MiB" in str(refused.value)
+
+
+def test_a_disk_without_room_is_refused_before_training_starts(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match="needs 66 MiB, the disk has 65 MiB free"):
+        spool(tmp_path, free=65 * MIB).check_room(2 * MIB)
+    spool(tmp_path, free=66 * MIB).check_room(2 * MIB)
+
+
+def test_a_chunk_that_does_not_fit_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = spool(tmp_path)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_room(*_: object, **__: object) -> int:
+        raise full
+
+    monkeypatch.setattr(os, "open", no_room)  # a full disk cannot be had without root
+    with pytest.raises(DiskFull, match="no room"):
+        kept.put(NAME, CHUNK)
+    assert list(tmp_path.iterdir()) == []
+    assert kept.used == 0
+
+
+def test_a_spool_that_cannot_be_made_says_where(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StateError, match="file"):
+        spool(tmp_path / "file" / "spool")
