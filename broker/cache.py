@@ -21,8 +21,8 @@ _UNFINISHED = ".unfinished-"
 class CachedBlobs:
     """A `BlobStore` that keeps up to `quota_bytes` of what `get` brought in `directory`, least recently used out first.
 
-    The directory is one process's alone and survives restarts. Nothing in it is trusted or synced: each hit is hashed
-    again, and a file that fails is deleted and fetched anew. Heads are never cached. A cache that cannot write (a full
+    The directory is one process's alone and survives restarts. Nothing in it is trusted or synced: each hit of `get`
+    is hashed again, and a file that fails is deleted and fetched anew. Heads are never cached. A cache that cannot write (a full
     disk) only costs speed.
     """
 

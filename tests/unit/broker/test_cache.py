@@ -169,3 +169,32 @@ def test_many_threads_may_use_it_at_once(store: Counted, tmp_path: Path) -> None
         got = list(pool.map(lambda i: cache.get(KEYS[i % 6], LIMIT), range(300)))
     assert got == [DATA[i % 6] for i in range(300)]
     assert cache.used_bytes == sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2500
+
+
+def test_what_this_process_puts_enters_the_cache_only_if_asked(store: Counted, tmp_path: Path) -> None:
+    data = b"my own"
+    for keep, fetched in ((True, []), (False, [key_of(data)])):
+        cache = CachedBlobs(store, tmp_path / str(keep), 5000, keep_puts=keep)
+        store.fetched.clear()
+        cache.put(key_of(data), memoryview(data))
+        assert store.has(key_of(data))
+        assert cache.get(key_of(data), LIMIT) == data
+        assert store.fetched == fetched
+
+
+def test_an_authenticated_hit_is_taken_as_it_lies_until_it_is_forgotten(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    assert cache.authenticated.get(KEYS[0], LIMIT) == DATA[0]
+    (tmp_path / KEYS[0][-64:]).write_bytes(b"?" * 1000)
+    assert cache.authenticated.get(KEYS[0], LIMIT) == b"?" * 1000
+    cache.forget(KEYS[0])
+    assert cache.authenticated.get(KEYS[0], LIMIT) == DATA[0]
+    assert store.fetched == [KEYS[0]] * 2
+
+
+def test_what_comes_from_the_store_is_hashed_also_for_those_who_authenticate(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    store._objects[KEYS[0]] = (b"?" * 1000, 0.0)
+    with pytest.raises(Corrupt):
+        cache.authenticated.get(KEYS[0], LIMIT)
+    assert cache.used_bytes == 0
