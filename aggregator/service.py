@@ -38,12 +38,13 @@ from broker.transport import Delivery, Subscription, Transport
 from protocol import limits, topology
 from protocol.codec import decode
 from protocol.envelope import seal, unlock, verify
-from protocol.errors import FledgeError, Missing, StoreError, WireError
+from protocol.errors import DiskFull, FledgeError, Missing, StoreError, WireError
 from protocol.keys import Identity, Role
 from protocol.messages import Event, Kind, RunHead, Version
 from protocol.registry import Registry, open_registry
 
 log = structlog.get_logger("aggregator")
+_ROOM_AGAIN = 5.0  # seconds between looks at a full disk
 Observer = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -105,6 +106,7 @@ class AggregatorService:
         self._subscriptions: list[Subscription] = []
         self._sites: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="aggregator", daemon=True)
+        self._stopping = threading.Event()
         self._error: BaseException | None = None
         self.ended = threading.Event()
         """Set when the run has ended by itself or by command."""
@@ -124,6 +126,7 @@ class AggregatorService:
 
     def stop(self) -> None:
         """End orderly: what is journalled stays journalled, what is in the outbox goes out at the next start."""
+        self._stopping.set()
         for subscription in self._subscriptions:
             subscription.cancel()
         self._work.shutdown(wait=False, cancel_futures=True)
@@ -197,10 +200,20 @@ class AggregatorService:
         for write in writes:
             if isinstance(write, events.CommitVersion):
                 crash_point("aggregator.merged")
-        answers = self.journal.commit(writes)
+        answers = self._commit_when_there_is_room(writes)
         for write in writes:
             self._after(write)
         return answers
+
+    def _commit_when_there_is_room(self, writes: Any) -> list[Any]:
+        """Commit; on a full disk wait and try again: nothing is acked meanwhile, so the broker keeps what arrives."""
+        while True:
+            try:
+                return self.journal.commit(writes)
+            except DiskFull as error:
+                log.error("disk.full", error=str(error), seconds=_ROOM_AGAIN)
+                if self._stopping.wait(_ROOM_AGAIN):
+                    raise
 
     def _after(self, write: Any) -> None:
         """Follow the database with what is kept beside it, once it is committed."""
@@ -277,7 +290,8 @@ class AggregatorService:
                 log.exception("work.failed", work=work.__name__)
                 raise
 
-        self._work.submit(run)
+        if not self._stopping.is_set():  # what is not begun now is begun at the next start
+            self._work.submit(run)
 
     def _admit(self, id: bytes, envelope: bytes) -> Any:
         log.info("admission.started", update=id.hex()[:8])
