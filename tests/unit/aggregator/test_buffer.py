@@ -90,6 +90,11 @@ def test_a_half_filled_buffer_is_merged_after_max_wait_and_divided_by_k() -> Non
     assert choice.divisor == 4
 
 
+def test_max_wait_counts_from_the_first_validated_whatever_the_journal_order() -> None:
+    waiting = [update(1, "a", since=150.0), update(2, "b", since=100.0)]
+    assert members(chosen(*waiting, now=160.0, buffer_size=4)) == [1, 2]
+
+
 def test_what_waits_beyond_two_quotas_is_superseded_oldest_first() -> None:
     waiting = [update(order, "a") for order in range(1, 7)]
     gone = outdated(waiting, version=5, quota=2, max_staleness=8)
