@@ -11,11 +11,11 @@ from typing import Any
 
 from protocol import limits
 from protocol.blob import Manifest
-from protocol.envelope import ContentKey, Trust, Verified, body, unlock, verify
+from protocol.envelope import ContentKey, Verified, body, unlock, verify
 from protocol.errors import Malformed, WrongContext
-from protocol.keys import Identity
+from protocol.keys import Identity, Participant, Role
 from protocol.messages import Head, Kind, Receipt, Version
-from protocol.registry import open_registry
+from protocol.registry import Registry, open_registry
 from worker.events import HeadSeen, ReceiptSeen, RegistrySeen, VersionSeen
 
 
@@ -43,11 +43,16 @@ class SpecRecord:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Whose eyes these are: the site's identity, its federation and whom it trusts."""
+    """Whose eyes these are: the site's identity, its federation and the registry in force."""
 
     identity: Identity
     federation: str
-    trust: Trust
+    registry: Registry
+
+    @property
+    def aggregators(self) -> tuple[Participant, ...]:
+        """Whom updates and evaluations are sealed for."""
+        return self.registry.members(Role.AGGREGATOR)
 
     def announcement(self, raw: bytes, delivery: Any, wall: float) -> HeadSeen | VersionSeen:
         """What came on the announcement queue.
@@ -55,14 +60,16 @@ class Reader:
         Raises:
             WireError: not a head or version record of this federation for this site.
         """
-        verified = verify(raw, self.trust, federation=self.federation, kinds=(Kind.HEAD, Kind.VERSION))
+        verified = verify(raw, self.registry, federation=self.federation, kinds=(Kind.HEAD, Kind.VERSION))
         if verified.kind == Kind.HEAD:
             return HeadSeen(delivery=delivery, head=body(verified, Head), wall=wall)
         return self._version_seen(verified, delivery)
 
     def head(self, raw: bytes, wall: float) -> HeadSeen:
         """A head from the store."""
-        verified = verify(raw, self.trust, federation=self.federation, kinds=(Kind.HEAD,), limit=limits.STORED_RECORD)
+        verified = verify(
+            raw, self.registry, federation=self.federation, kinds=(Kind.HEAD,), limit=limits.STORED_RECORD
+        )
         return HeadSeen(delivery=None, head=body(verified, Head), wall=wall)
 
     def version(self, raw: bytes, run: str, version: int) -> VersionSeen:
@@ -92,14 +99,14 @@ class Reader:
 
     def receipt(self, raw: bytes, delivery: Any) -> ReceiptSeen:
         """What came on the site's own queue."""
-        verified = verify(raw, self.trust, federation=self.federation, kinds=(Kind.RECEIPT,))
+        verified = verify(raw, self.registry, federation=self.federation, kinds=(Kind.RECEIPT,))
         key = unlock(verified, self.identity) if verified.recipients else None
         return ReceiptSeen(
             delivery=delivery, receipt=body(verified, Receipt, key), version=verified.core.version, raw=raw
         )
 
     def _stored(self, raw: bytes, kind: Kind) -> Verified:
-        return verify(raw, self.trust, federation=self.federation, kinds=(kind,), limit=limits.STORED_RECORD)
+        return verify(raw, self.registry, federation=self.federation, kinds=(kind,), limit=limits.STORED_RECORD)
 
     def _version_seen(self, verified: Verified, delivery: Any) -> VersionSeen:
         says = body(verified, Version, unlock(verified, self.identity))

@@ -69,7 +69,7 @@ def reseal(
     """The same update under another epoch and sequence; `load` reads old chunks, `emit` takes new ones.
 
     Raises:
-        Missing, Tampered: the old chunks are gone or damaged.
+        StateError, Tampered: the old chunks are gone or damaged, or the site's key was replaced.
     """
     old = verify(sealed.envelope, _SelfTrust(identity), federation=federation, kinds=(Kind.UPDATE,))
     key = unwrap(sealed.key, identity)

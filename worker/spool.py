@@ -1,7 +1,7 @@
 """The spool: encrypted chunks on disk until their update has its final receipt.
 
-Files are named by the SHA-256 of their bytes and readable by their owner only. They are synced by `sync`, once per
-update, before the journal names them; a file the journal does not name is left over and goes at the next start.
+Files are named by the SHA-256 of their bytes and readable by their owner only. Those of one update are a batch, synced
+before the journal names them; a file that the journal does not name is left over and goes at the next start.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from protocol.errors import DiskFull, Missing, StateError
+from protocol.errors import DiskFull, StateError
 
 _NAME = 64
 _MIB = 1024 * 1024
@@ -23,7 +23,7 @@ _RESERVE = 64 * _MIB
 
 
 class Spool:
-    """A directory of chunks with a quota. Written by one training at a time, read and deleted by other threads."""
+    """A directory of chunks with a quota; safe to use from any thread."""
 
     def __init__(
         self, directory: Path, quota: int, *, free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
@@ -37,7 +37,6 @@ class Spool:
         self._quota = quota
         self._free = free
         self._sizes: dict[bytes, int] = {}
-        self._unsynced: list[bytes] = []
         self._lock = threading.Lock()
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -84,13 +83,34 @@ class Spool:
                 "MiB free; free some space there"
             )
 
-    def put(self, name: bytes, data: bytes) -> None:
-        """Write a chunk called by its SHA-256; `sync` makes it durable.
+    def batch(self) -> Batch:
+        """Begin to write the chunks of one update."""
+        return Batch(self)
+
+    def get(self, name: bytes) -> bytes:
+        """A chunk's bytes.
 
         Raises:
-            DiskFull: the disk is full; what was written of the chunk is gone again.
-            StateError: the disk failed.
+            StateError: it is not there, or its bytes are no longer the ones that were written.
         """
+        try:
+            data = self._path(name).read_bytes()
+        except OSError as error:
+            raise StateError(
+                f"spool {self._directory}: chunk {name.hex()[:12]} cannot be read: {error.strerror}"
+            ) from error
+        if hashlib.sha256(data).digest() != name:
+            raise StateError(f"spool {self._directory}: chunk {name.hex()[:12]} is damaged")
+        return data
+
+    def drop(self, names: Iterable[bytes]) -> None:
+        """Delete chunks; those that are gone already do no harm."""
+        for name in names:
+            self._path(name).unlink(missing_ok=True)
+            with self._lock:
+                self._sizes.pop(name, None)
+
+    def _write(self, name: bytes, data: bytes) -> None:
         path = self._path(name)
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -104,12 +124,8 @@ class Spool:
             raise StateError(f"spool {self._directory}: cannot write a chunk: {error.strerror}") from error
         with self._lock:
             self._sizes[name] = len(data)
-            self._unsynced.append(name)
 
-    def sync(self) -> None:
-        """Make every chunk written since the last time survive a power cut."""
-        with self._lock:
-            names, self._unsynced = self._unsynced, []
+    def _sync(self, names: Iterable[bytes]) -> None:
         for path in (*(self._path(name) for name in names), self._directory):
             try:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -120,37 +136,38 @@ class Spool:
             except OSError as error:
                 raise StateError(f"spool {self._directory}: cannot be synced: {error.strerror}") from error
 
-    def get(self, name: bytes) -> bytes:
-        """A chunk's bytes.
-
-        Raises:
-            Missing: it is not there, or its bytes are no longer the ones that were written.
-        """
-        try:
-            data = self._path(name).read_bytes()
-        except OSError as error:
-            raise Missing(
-                f"spool {self._directory}: chunk {name.hex()[:12]} cannot be read: {error.strerror}"
-            ) from error
-        if hashlib.sha256(data).digest() != name:
-            raise Missing(f"spool {self._directory}: chunk {name.hex()[:12]} is damaged")
-        return data
-
-    def drop(self, names: Iterable[bytes]) -> None:
-        """Delete chunks; those that are gone already do no harm."""
-        for name in names:
-            self._path(name).unlink(missing_ok=True)
-            with self._lock:
-                self._sizes.pop(name, None)
-
-    def discard(self) -> None:
-        """Delete what was written since the last `sync`: the leftovers of a training that failed."""
-        with self._lock:
-            names, self._unsynced = self._unsynced, []
-        self.drop(names)
-
     def _path(self, name: bytes) -> Path:
         return self._directory / name.hex()
+
+
+class Batch:
+    """The chunks of one update while they are being written, by one thread."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._names: list[bytes] = []
+
+    def put(self, name: bytes, data: bytes) -> None:
+        """Write a chunk called by its SHA-256.
+
+        Raises:
+            DiskFull: the disk is full; what was written of the chunk is gone again.
+            StateError: the disk failed.
+        """
+        self._spool._write(name, data)
+        self._names.append(name)
+
+    def sync(self) -> None:
+        """Make every chunk survive a power cut.
+
+        Raises:
+            StateError: the disk failed.
+        """
+        self._spool._sync(self._names)
+
+    def discard(self) -> None:
+        """Delete what was written: nothing came of it."""
+        self._spool.drop(self._names)
 
 
 def _mib(size: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import DiskFull, Missing, StateError
+from protocol.errors import DiskFull, StateError
 from worker.spool import Spool
 
 MIB = 1024 * 1024
@@ -19,10 +19,15 @@ def spool(directory: Path, quota: int = 10 * MIB, free: int = 1024 * MIB) -> Spo
     return Spool(directory, quota, free=lambda _: free)
 
 
+def put(kept: Spool, name: bytes = NAME, data: bytes = CHUNK) -> None:
+    batch = kept.batch()
+    batch.put(name, data)
+    batch.sync()
+
+
 def test_a_chunk_comes_back_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     kept = spool(tmp_path / "spool")
-    kept.put(NAME, CHUNK)
-    kept.sync()
+    put(kept)
     assert kept.get(NAME) == CHUNK
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "spool" / NAME.hex()).stat().st_mode & 0o777 == 0o600
@@ -30,19 +35,19 @@ def test_a_chunk_comes_back_and_only_its_owner_can_read_it(tmp_path: Path) -> No
 
 def test_a_damaged_or_missing_chunk_is_never_returned(tmp_path: Path) -> None:
     kept = spool(tmp_path)
-    kept.put(NAME, CHUNK)
+    put(kept)
     (tmp_path / NAME.hex()).write_bytes(CHUNK[:-1])
-    with pytest.raises(Missing, match="damaged"):
+    with pytest.raises(StateError, match="damaged"):
         kept.get(NAME)
     kept.drop([NAME])
-    with pytest.raises(Missing, match="cannot be read"):
+    with pytest.raises(StateError, match="cannot be read"):
         kept.get(NAME)
 
 
 def test_sweeping_keeps_what_the_journal_names_and_deletes_the_rest(tmp_path: Path) -> None:
     kept = spool(tmp_path)
-    kept.put(NAME, CHUNK)
-    kept.put(b"x" * 32, b"leftover")
+    put(kept)
+    put(kept, b"x" * 32, b"leftover")
     later = spool(tmp_path)
     assert later.sweep([NAME]) == 1
     assert [path.name for path in tmp_path.iterdir()] == [NAME.hex()]
@@ -51,7 +56,7 @@ def test_sweeping_keeps_what_the_journal_names_and_deletes_the_rest(tmp_path: Pa
 
 def test_dropping_frees_the_quota_and_may_be_repeated(tmp_path: Path) -> None:
     kept = spool(tmp_path)
-    kept.put(NAME, CHUNK)
+    put(kept)
     kept.drop([NAME])
     kept.drop([NAME])
     assert kept.used == 0
@@ -59,17 +64,17 @@ def test_dropping_frees_the_quota_and_may_be_repeated(tmp_path: Path) -> None:
 
 def test_a_failed_training_leaves_no_chunks(tmp_path: Path) -> None:
     kept = spool(tmp_path)
-    kept.put(NAME, CHUNK)
-    kept.sync()
-    kept.put(b"x" * 32, b"of a training that failed")
-    kept.discard()
+    put(kept)
+    failed = kept.batch()
+    failed.put(b"x" * 32, b"of a training that failed")
+    failed.discard()
     assert [path.name for path in tmp_path.iterdir()] == [NAME.hex()]
     assert kept.used == len(CHUNK)
 
 
 def test_an_update_beyond_the_quota_is_refused_with_place_and_sizes(tmp_path: Path) -> None:
     kept = spool(tmp_path, quota=3 * MIB)
-    kept.put(NAME, CHUNK)
+    put(kept)
     kept.check_room(2 * MIB)
     with pytest.raises(DiskFull) as refused:
         kept.check_room(3 * MIB)
@@ -93,7 +98,7 @@ def test_a_chunk_that_does_not_fit_leaves_nothing_behind(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "open", no_room)  # a full disk cannot be had without root
     with pytest.raises(DiskFull, match="no room"):
-        kept.put(NAME, CHUNK)
+        put(kept)
     assert list(tmp_path.iterdir()) == []
     assert kept.used == 0
 

@@ -1,0 +1,66 @@
+"""Reading heads and records from the store, on a thread of their own; every answer is an event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from broker.blobs import BlobStore
+from protocol import limits
+from protocol.errors import FledgeError, WireError
+from protocol.topology import record_key
+from worker.announcements import Reader, read_registry
+from worker.events import FetchFailed, FetchRegistry, FetchVersion, PullHead
+
+log = structlog.get_logger("worker")
+
+
+class Fetcher:
+    """Answers `PullHead`, `FetchRegistry` and `FetchVersion`."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        reader: Callable[[], Reader],
+        root: bytes,
+        tell: Callable[[Any], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """`reader` gives the one of the registry in force; `clock` is the wall clock."""
+        self._store = store
+        self._reader = reader
+        self._root = root
+        self._tell = tell
+        self._clock = clock
+
+    def fetch(self, effect: PullHead | FetchRegistry | FetchVersion) -> None:
+        """Read what `effect` names; tells what was read, or `FetchFailed`."""
+        try:
+            event = self._read(effect)
+        except WireError as error:
+            log.warning("record.refused", what=type(effect).__name__, reason=error.reason, error=str(error))
+            event = FetchFailed()
+        except FledgeError as error:
+            log.warning("record.not_read", what=type(effect).__name__, error=str(error))
+            event = FetchFailed()
+        if event is not None:
+            self._tell(event)
+
+    def _read(self, effect: PullHead | FetchRegistry | FetchVersion) -> Any:
+        reader = self._reader()
+        match effect:
+            case PullHead():
+                raw = self._store.get_head(reader.federation, limits.STORED_RECORD)
+                if raw is None:
+                    log.info("head.not_there", federation=reader.federation)
+                    return None
+                return reader.head(raw, self._clock())
+            case FetchRegistry():
+                return read_registry(self._record(effect.digest), self._root, reader.federation)
+            case FetchVersion():
+                return reader.version(self._record(effect.digest), effect.run, effect.version)
+
+    def _record(self, digest: bytes) -> bytes:
+        return self._store.get(record_key(digest.hex()), limits.STORED_RECORD)
