@@ -6,10 +6,10 @@ import contextlib
 import itertools
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,10 +29,14 @@ USER, PASSWORD = "fledge", "s3cr:t/@word"
 
 # Outlives the test process: its standard input ends however that process ends, and then it cleans up.
 _GUARDIAN = """
-read -r _
-kill -KILL -- "-$(cat "$1/pgid")" 2>/dev/null
-ERL_EPMD_RELAXED_COMMAND_CHECK=true epmd -port "$2" -kill >/dev/null 2>&1
-rm -rf -- "$1"
+import contextlib, os, pathlib, shutil, signal, subprocess, sys
+base, epmd_port = sys.argv[1:]
+sys.stdin.read()
+with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+    os.killpg(int(pathlib.Path(base, "pgid").read_text()), signal.SIGKILL)
+relaxed = {**os.environ, "ERL_EPMD_RELAXED_COMMAND_CHECK": "true"}
+subprocess.run(["epmd", "-port", epmd_port, "-kill"], env=relaxed, capture_output=True)
+shutil.rmtree(base, ignore_errors=True)
 """
 
 
@@ -65,7 +69,7 @@ class RabbitNode:
         self._write_configuration(tls)
         self._env = self._environment(dist_port)
         self._guardian = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARDIAN, "guardian", str(self.base), str(self._epmd_port)],
+            [sys.executable, "-c", _GUARDIAN, str(self.base), str(self._epmd_port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -97,12 +101,12 @@ class RabbitNode:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            (self.base / "pgid").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Kill the broker and its epmd, and remove its files."""
         self.kill()
-        self._guardian.communicate(b"\n", timeout=30)
-        shutil.rmtree(self.base, ignore_errors=True)
+        self._guardian.communicate(timeout=30)
 
     def api(self, method: str, *path: str, body: Any = None) -> Any:
         """Call the management API as administrator."""
