@@ -179,11 +179,12 @@ class Merged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeFailed:
-    """A merge could not be completed; `bad` names a member that no longer decrypts."""
+    """A merge could not be completed; `bad` names a member that no longer decrypts, or (`reject`) must never merge."""
 
     plan: MergePlan
     reason: str
     bad: bytes | None
+    reject: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from broker.cache import CachedBlobs
 from broker.chunks import Getter
 from broker.streams import ChunkUploads, read_blob
 from protocol import limits, topology
+from protocol.blob import Slices
 from protocol.codec import encode
 from protocol.envelope import ContentKey, Sealer, Verified, raw_body, reissue, seal, unlock, verify
 from protocol.errors import Malformed, Tampered
@@ -40,8 +41,13 @@ class Records:
         self.identity = identity
         self.store = store
         self.pool = pool
-        self.trusted: Getter = store.authenticated if isinstance(store, CachedBlobs) else store
+        self.trusted: Getter[Slices] = store.authenticated if isinstance(store, CachedBlobs) else store
         """For blobs that passed admission or that we wrote: our own copies are authenticated, not hashed again."""
+
+    def distrust(self) -> None:
+        """Drop our own copies: one of them did not authenticate, so the store is asked again."""
+        if isinstance(self.store, CachedBlobs):
+            self.store.clear()
 
     # ---- opening
 

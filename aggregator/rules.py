@@ -296,11 +296,15 @@ class AggregatorRules:
         self._merging = None
         self._merge_after = self._now + _RETRY
         row = self._rows.get(event.bad) if event.bad is not None else None
-        if row is not None:
-            self._rows[row.id] = replace(row, state=UpdateState.PARKED)
-            self._writes.append(events.SetState(id=row.id, state=UpdateState.PARKED, reason=event.reason))
-            self._merge_after = self._now
-            self._admit(row.id)
+        if row is None:
+            return
+        self._merge_after = self._now
+        if event.reject:
+            self._finish(row, UpdateState.REJECTED, event.reason)
+            return
+        self._rows[row.id] = replace(row, state=UpdateState.PARKED)
+        self._writes.append(events.SetState(id=row.id, state=UpdateState.PARKED, reason=event.reason))
+        self._admit(row.id)
 
     def _announce(self, record: bytes) -> None:
         """Tell all sites of the record just written, inline if it fits into a message."""

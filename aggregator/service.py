@@ -38,7 +38,7 @@ from broker.transport import Delivery, Subscription, Transport
 from protocol import limits, topology
 from protocol.codec import decode
 from protocol.envelope import seal, unlock, verify
-from protocol.errors import DiskFull, FledgeError, Missing, StoreError, WireError
+from protocol.errors import DiskFull, FledgeError, Missing, StoreError, TrainingError, WireError
 from protocol.keys import Identity, Role
 from protocol.messages import Event, Kind, RunHead, Version
 from protocol.registry import Registry, open_registry
@@ -341,7 +341,12 @@ class AggregatorService:
         except BadMember as error:
             log.warning("merge.bad_member", version=plan.version, update=error.id.hex()[:8], reason=error.reason)
             return events.MergeFailed(plan=plan, reason=error.reason, bad=error.id)
+        except TrainingError as error:
+            worst = max(plan.members, key=lambda member: member.weight * member.norm)
+            log.warning("merge.overflow", version=plan.version, update=worst.id.hex()[:8], error=str(error))
+            return events.MergeFailed(plan=plan, reason="does_not_fit", bad=worst.id, reject=True)
         except FledgeError as error:
+            self.records.distrust()
             log.warning("merge.failed", version=plan.version, error=str(error))
             return events.MergeFailed(plan=plan, reason="merge_failed", bad=None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from broker.blobs import BlobStore, ObjectInfo, check_bytes, check_key
+from broker.files import FileBlobs
 from protocol.errors import Corrupt, StoreError, TooLarge
 
 _log = structlog.get_logger(__name__)
@@ -22,8 +24,8 @@ class CachedBlobs:
     """A `BlobStore` that keeps up to `quota_bytes` of what `get` brought in `directory`, least recently used out first.
 
     The directory is one process's alone and survives restarts. Nothing in it is trusted or synced: each hit of `get`
-    is hashed again, and a file that fails is deleted and fetched anew. Heads are never cached. A cache that cannot write (a full
-    disk) only costs speed.
+    is hashed again, and a file that fails is deleted and fetched anew. Heads are never cached. A cache that cannot
+    write (a full disk) only costs speed.
     """
 
     def __init__(self, store: BlobStore, directory: Path, quota_bytes: int, *, keep_puts: bool = False) -> None:
@@ -51,22 +53,38 @@ class CachedBlobs:
 
     def get(self, key: str, limit: int) -> bytes:
         """The object's bytes, from the cache if they are there and right, otherwise from the store."""
-        return self.fetch(key, limit, hashed=True)
-
-    def fetch(self, key: str, limit: int, *, hashed: bool) -> bytes:
-        """As `get`; with `hashed` False a hit is taken as it lies in the cache (see `authenticated`)."""
         name = check_key(key)
-        data = self._hit(name, key, limit, hashed)
+        data = self._hit(name, key, limit)
         if data is None:
             data = self._store.get(key, limit)
-            self._keep(name, data)
+            self._keep(key, name, data)
         return data
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Store `data`; without `keep_puts` it enters the cache when it is read."""
         self._store.put(key, data)
         if self._keep_puts:
-            self._keep(check_key(key), data)
+            self._keep(key, check_key(key), data)
+
+    def slices(self, key: str) -> FileChunk | None:
+        """The cached object, unhashed and to be read slice by slice; None if it is not in the cache."""
+        name = check_key(key)
+        with self._lock:
+            if name not in self._sizes:
+                return None
+            self._sizes.move_to_end(name)
+        try:
+            return FileChunk(self._directory / name)
+        except OSError:
+            self._forget(name)
+            return None
+
+    def clear(self) -> None:
+        """Drop everything: for a reader whose copies did not authenticate."""
+        with self._lock:
+            names = list(self._sizes)
+        for name in names:
+            self._forget(name)
 
     def forget(self, key: str) -> None:
         """Drop the object from the cache, so that the next `get` asks the store."""
@@ -97,7 +115,7 @@ class CachedBlobs:
         """Close the store; the cache stays for the next start."""
         self._store.close()
 
-    def _hit(self, name: str, key: str, limit: int, hashed: bool) -> bytes | None:
+    def _hit(self, name: str, key: str, limit: int) -> bytes | None:
         with self._lock:
             size = self._sizes.get(name)
             if size is None:
@@ -107,9 +125,7 @@ class CachedBlobs:
             raise TooLarge(f"{key}: {size} bytes in the cache, at most {limit} expected; refused unread")
         path = self._directory / name
         try:
-            data = path.read_bytes()
-            if hashed:
-                check_bytes(key, data)
+            data = check_bytes(key, path.read_bytes())
             os.utime(path)  # the order of use outlives the process
         except (OSError, Corrupt) as error:
             _log.warning("cache.dropped", key=key, reason=type(error).__name__)
@@ -117,12 +133,14 @@ class CachedBlobs:
             return None
         return data
 
-    def _keep(self, name: str, data: bytes | memoryview) -> None:
+    def _keep(self, key: str, name: str, data: bytes | memoryview) -> None:
         if len(data) > self._quota:
             return
         unfinished = self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
         try:
-            _write_private(unfinished, data)
+            # In front of a local directory a second name for the same file saves writing every byte twice.
+            if not (isinstance(self._store, FileBlobs) and self._store.link(key, unfinished)):
+                _write_private(unfinished, data)
             with self._lock:
                 self._make_room(len(data) - self._sizes.get(name, 0))
                 os.replace(unfinished, self._directory / name)
@@ -158,15 +176,33 @@ class CachedBlobs:
         self._make_room(0)
 
 
+class FileChunk:
+    """A cached object that is read slice by slice, so that a stream holds one record and not a whole chunk."""
+
+    __slots__ = ("__weakref__", "_descriptor", "_size")
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._descriptor).st_size
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        return os.pread(self._descriptor, stop - start, start)
+
+
 class _Authenticated:
     """A view of the cache whose hits are not hashed."""
 
     def __init__(self, cache: CachedBlobs) -> None:
         self._cache = cache
 
-    def get(self, key: str, limit: int) -> bytes:
-        """The object's bytes; authenticate every record of them."""
-        return self._cache.fetch(key, limit, hashed=False)
+    def get(self, key: str, limit: int) -> bytes | FileChunk:
+        """The object; authenticate every record of it."""
+        return self._cache.slices(key) or self._cache.get(key, limit)
 
 
 def _write_private(path: Path, data: bytes | memoryview) -> None:

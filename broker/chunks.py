@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from broker.blobs import BlobStore
+from protocol.blob import Slices
 from protocol.errors import Forbidden
 
 Item = tuple[str, Callable[[], bytes | memoryview]]
@@ -52,23 +53,26 @@ def upload(store: BlobStore, items: Iterable[Item], *, parallel: int = 4) -> Upl
     return Uploaded(sent=len(sent), skipped=len(sizes) - len(sent), sent_bytes=sum(sent))
 
 
-class Getter(Protocol):
+S_co = TypeVar("S_co", bound=Slices, covariant=True)
+
+
+class Getter(Protocol[S_co]):
     """Whatever gets an object's bytes by key."""
 
-    def get(self, key: str, limit: int) -> bytes:
+    def get(self, key: str, limit: int) -> S_co:
         """As `BlobStore.get`."""
         ...
 
 
 def fetch_ahead(
-    store: Getter,
+    store: Getter[S_co],
     keys: Iterable[str],
     limit: int,
     *,
     parallel: int = 2,
     ahead: int = 2,
     pool: ThreadPoolExecutor | None = None,
-) -> Generator[bytes, None, None]:
+) -> Generator[S_co, None, None]:
     """Yield the objects' bytes in the order of `keys` while up to `ahead` further ones are being fetched.
 
     At most `ahead` + 1 objects are in memory, besides what the caller keeps. Fetching begins with the first `next`.
@@ -79,7 +83,7 @@ def fetch_ahead(
         Missing, Corrupt, TooLarge, StoreError: as `get`, at the place in the order where the object stands.
     """
     threads = pool or ThreadPoolExecutor(parallel, thread_name_prefix="fetch")
-    waiting: deque[Future[bytes]] = deque()
+    waiting: deque[Future[S_co]] = deque()
     try:
         for key in keys:
             waiting.append(threads.submit(store.get, key, limit))

@@ -62,6 +62,17 @@ class FileBlobs:
             raise Missing(f"{key}: no such object in {self._root}")
         return check_bytes(key, data)
 
+    def link(self, key: str, target: Path) -> bool:
+        """Make `target` a second name of the object's file, if both lie on one file system; tells whether it did.
+
+        What is put under the key later is a new file, so the second name keeps the bytes it has.
+        """
+        try:
+            os.link(self._root / check_key(key), target)
+        except OSError:
+            return False
+        return True
+
     def has(self, key: str) -> bool:
         """Whether the object is there."""
         check_key(key)

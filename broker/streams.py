@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from broker.blobs import BlobStore
 from broker.chunks import Getter, fetch_ahead
 from protocol import limits
-from protocol.blob import Manifest, split_chunks
+from protocol.blob import Manifest, Slices, split_chunks
 from protocol.envelope import ContentKey
 
 KeyOf = Callable[[str], str]
@@ -17,7 +17,7 @@ KeyOf = Callable[[str], str]
 
 
 def read_blob(
-    store: Getter,
+    store: Getter[Slices],
     manifest: Manifest,
     key: ContentKey,
     key_of: KeyOf,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import nacl.bindings as sodium
 import nacl.exceptions
@@ -104,7 +105,15 @@ class BlobWriter:
         )
 
 
-def split_chunks(manifest: Manifest, chunks: Iterable[bytes], *, verify: bool = True) -> Iterator[bytes]:
+class Slices(Protocol):
+    """A chunk's bytes, whole or to be read slice by slice."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
+def split_chunks(manifest: Manifest, chunks: Iterable[Slices], *, verify: bool = True) -> Iterator[bytes]:
     """Encrypted records from whole chunks fetched in order, each checked by size and (`verify`) by hash.
 
     Raises:
@@ -114,7 +123,7 @@ def split_chunks(manifest: Manifest, chunks: Iterable[bytes], *, verify: bool = 
     for index, chunk in enumerate(chunks):
         if index >= len(manifest.chunks) or len(chunk) != manifest.chunk_size(index):
             raise Tampered(f"chunk {index} has the wrong size", "truncated")
-        if verify and hashlib.sha256(chunk).digest() != manifest.chunks[index]:
+        if verify and hashlib.sha256(chunk[:]).digest() != manifest.chunks[index]:
             raise Tampered(f"chunk {index} is not the one that was signed")
         count += 1
         step = limits.RECORD + limits.OVERHEAD
