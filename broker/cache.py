@@ -86,10 +86,6 @@ class CachedBlobs:
         for name in names:
             self._forget(name)
 
-    def forget(self, key: str) -> None:
-        """Drop the object from the cache, so that the next `get` asks the store."""
-        self._forget(check_key(key))
-
     def has(self, key: str) -> bool:
         """Whether the store has the object."""
         return self._store.has(key)
