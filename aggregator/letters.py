@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from aggregator.events import Refused, Send, SendRaw, UpdateNotice, UpdateRow
 from protocol import limits, topology
 from protocol.codec import encode
 from protocol.messages import Kind, Outcome, Receipt
 
 _WRAPPER = 1024  # room for the fields around the original bytes
+_PER_SITE = 256
+_HOUR = 3600.0
+
+
+class Budget:
+    """How many dead letters a site may cause: 256 an hour; what exceeds them is only noted in the ledger."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._counts: Counter[str] = Counter()
+
+    def allows(self, site: str, now: float) -> bool:
+        """Count one more and say whether it may be published."""
+        if now - self._since > _HOUR:
+            self._counts.clear()
+            self._since = now
+        self._counts[site] += 1
+        return self._counts[site] <= _PER_SITE
 
 
 def receipt(

@@ -7,7 +7,7 @@ plaintext digest with the journal's. It never decides again which updates were r
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,14 +76,17 @@ class Replay:
         for replayed, _, _ in self._walk(upto, what_if or WhatIf()):
             yield replayed
 
-    def export(self, version: int, write: Callable[[bytes], object], what_if: WhatIf, *, released: bool) -> None:
-        """Rebuild up to `version` and write its plaintext payload (or the released average's)."""
+    def model(self, version: int, what_if: WhatIf, *, released: bool) -> Iterator[bytes]:
+        """Rebuild up to `version` and yield its plaintext payload (or the released average's), record by record.
+
+        Raises:
+            StateError: there is no such version, or it is version 0, which needs no rebuilding.
+        """
         if version == 0:
             raise StateError("version 0 is what the run began with; export it without replaying")
         for replayed, records, inputs in self._walk(version, what_if):
             if replayed.version == version:
-                for record in read_version(records, self.registry, inputs.parent, inputs.states, released=released):
-                    write(record)
+                yield from read_version(records, self.registry, inputs.parent, inputs.states, released=released)
 
     def _walk(self, upto: int | None, what_if: WhatIf) -> Iterator[tuple[Replayed, Records, Inputs]]:
         plans = self.history.plans()

@@ -11,13 +11,13 @@ Rule 5: nothing verified is dropped in silence: it gets a receipt; nothing unver
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from aggregator import buffer, events, letters, plan, planning
 from aggregator.events import UpdateRow, UpdateState
+from aggregator.liveness import Liveness
 from aggregator.snapshot import RunRules, Snapshot
 from aggregator.stopping import reason_to_stop
 from aggregator.strategies import ema_decay
@@ -29,8 +29,17 @@ from protocol.registry import Registry
 
 HEAD_EVERY = 6 * 3600.0
 _RETRY = 30.0  # seconds until a parked update or a failed merge is tried again
-_DEAD_PER_SITE = 256  # dead letters of one site in one hour; the rest is only counted in the ledger
-_HOUR = 3600.0
+
+
+_COMMANDS = {
+    "pause": (RunState.PAUSED, (RunState.RUNNING,)),
+    "resume": (RunState.RUNNING, (RunState.PAUSED,)),
+    "stop": (RunState.STOPPED, (RunState.RUNNING, RunState.PAUSED)),
+    "abort": (RunState.ABORTED, (RunState.RUNNING, RunState.PAUSED)),
+}
+"""What each command makes of a run, and in which states it is taken."""
+_LAST_STATE = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: UpdateState.RUN_ENDED}
+"""How a run's end ends its updates."""
 
 
 class AggregatorRules:
@@ -56,14 +65,13 @@ class AggregatorRules:
         self._counters = snapshot.counters
         self._elapsed = snapshot.elapsed
         self._resumed = now
-        self._seen = dict.fromkeys(self._sites(), now)
+        self._liveness = Liveness(run.heartbeat, self._sites(), now)
         self._admitting: set[bytes] = set()
         self._retry_at: dict[bytes, float] = {}
         self._merging: plan.MergePlan | None = None
         self._merge_after = now
         self._head_due = now + HEAD_EVERY
-        self._dead: Counter[str] = Counter()
-        self._dead_since = now
+        self._letters = letters.Budget(now)
         self._now = now
         self._writes: list[Any] = []
         self._effects: list[Any] = []
@@ -95,7 +103,7 @@ class AggregatorRules:
             case events.Published(row=row):
                 self._writes.append(events.RemoveSent(row=row))
             case events.SiteSeen(delivery=delivery, site=site):
-                self._seen[site] = now
+                self._liveness.seen(site, now)
                 self._effects.append(events.Settle(delivery=delivery))
             case events.EvaluationArrived():
                 self._evaluated(event)
@@ -120,8 +128,7 @@ class AggregatorRules:
             if self._merging is None and (waiting := self._waiting()):
                 due = buffer.next_deadline(waiting, **self._buffer_rules())
                 times += [] if due is None else [max(due, self._merge_after)]
-                expiring = [seen + 3 * self.run.heartbeat for seen in self._seen.values()]
-                times += [at + 0.01 for at in expiring if at + 0.01 > self._now]
+                times += self._liveness.expiring(self._now)
         return min(times)
 
     # ---- arriving updates
@@ -138,7 +145,7 @@ class AggregatorRules:
 
     def _update_arrived(self, event: events.UpdateArrived) -> None:
         notice = event.notice
-        self._seen[notice.site] = self._now
+        self._liveness.seen(notice.site, self._now)
         self._effects.append(events.Settle(delivery=event.delivery))
         high = self._highest.get((notice.site, notice.epoch), 0)
         if notice.sequence > high + limits.SEQUENCE_WINDOW:
@@ -165,7 +172,7 @@ class AggregatorRules:
             norm=0.0,
         )
         self._rows[row.id] = row
-        ended = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: UpdateState.RUN_ENDED}.get(self.state)
+        ended = _LAST_STATE.get(self.state)
         if ended is not None:
             self._finish(row, ended, self.reason)
         elif (reason := self.run.reason_against(notice, self.version, self._max_staleness())) is not None:
@@ -344,12 +351,7 @@ class AggregatorRules:
             return
         self._counters[event.operator] = event.counter
         self._writes.append(events.SetCounter(operator=event.operator, counter=event.counter))
-        wanted = {
-            "pause": (RunState.PAUSED, (RunState.RUNNING,)),
-            "resume": (RunState.RUNNING, (RunState.PAUSED,)),
-            "stop": (RunState.STOPPED, (RunState.RUNNING, RunState.PAUSED)),
-            "abort": (RunState.ABORTED, (RunState.RUNNING, RunState.PAUSED)),
-        }.get(event.command)
+        wanted = _COMMANDS.get(event.command)
         taken = wanted is not None and self.state in wanted[1]
         self._audit("command", {"operator": event.operator, "command": event.command, "taken": taken})
         if wanted is not None and taken:
@@ -360,7 +362,7 @@ class AggregatorRules:
         self.state, self.reason, self._elapsed, self._resumed = state, reason, elapsed, self._now
         self._writes.append(events.SetRun(state=state, reason=reason, elapsed=elapsed))
         self._audit("run", {"state": state.value, "reason": reason, "version": self.version})
-        ended = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: UpdateState.RUN_ENDED}.get(state)
+        ended = _LAST_STATE.get(state)
         if ended is not None:
             for row in sorted(self._rows.values(), key=lambda row: row.order):
                 self._finish(row, ended, reason)
@@ -368,7 +370,7 @@ class AggregatorRules:
         self._new_head(announce=True)
 
     def _evaluated(self, event: events.EvaluationArrived) -> None:
-        self._seen[event.site] = self._now
+        self._liveness.seen(event.site, self._now)
         self._effects.append(events.Settle(delivery=event.delivery))
         if event.version <= self.version:
             self._evaluations.add(event.version, event.site, event.evaluation)
@@ -383,8 +385,7 @@ class AggregatorRules:
             return
         self.registry = registry
         sites = self._sites()
-        for site in sites - self._seen.keys():
-            self._seen[site] = self._now
+        self._liveness.expect(sites, self._now)
         for row in sorted(self._rows.values(), key=lambda row: row.order):
             if row.site not in sites:
                 self._finish(row, UpdateState.REJECTED, "revoked")
@@ -406,12 +407,8 @@ class AggregatorRules:
 
     def _refused(self, event: events.Refused) -> None:
         self._effects.append(events.Settle(delivery=event.delivery))
-        if self._now - self._dead_since > _HOUR:
-            self._dead.clear()
-            self._dead_since = self._now
-        self._dead[event.site] += 1
         self._audit("refused", {"queue": event.queue, "reason": event.reason, "bytes": len(event.raw)})
-        if self._dead[event.site] <= _DEAD_PER_SITE:
+        if self._letters.allows(event.site, self._now):
             row = self._next_row()
             self._writes.append(letters.dead_letter(event, row=row))
             self._effects.append(events.Publish(row=row))
@@ -445,8 +442,7 @@ class AggregatorRules:
         return {participant.name for participant in self.registry.members(Role.SITE)}
 
     def _live(self) -> frozenset[str]:
-        oldest = self._now - 3 * self.run.heartbeat
-        return frozenset(site for site in self._sites() if self._seen.get(site, oldest - 1) >= oldest)
+        return self._liveness.live(self._now) & self._sites()
 
     def _quota(self) -> int:
         return self.run.strategy.updates_per_base
