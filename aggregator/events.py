@@ -69,6 +69,23 @@ class UpdateRow:
     absent: tuple[str, ...]
     norm: float
 
+    @classmethod
+    def new(cls, order: int, notice: UpdateNotice) -> UpdateRow:
+        """The row of an update that was just journalled."""
+        return cls(
+            order=order,
+            id=notice.id,
+            site=notice.site,
+            epoch=notice.epoch,
+            sequence=notice.sequence,
+            base_version=notice.base_version,
+            state=UpdateState.JOURNALLED,
+            examples=notice.examples,
+            seconds=notice.seconds,
+            absent=notice.absent,
+            norm=0.0,
+        )
+
 
 # ---- events
 

@@ -6,6 +6,7 @@ same numbers.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,11 @@ class Standing:
     def copy(self) -> Standing:
         """An independent copy."""
         return Standing(dict(self.stats), list(self.norms))
+
+    def max_wait(self) -> float:
+        """Seconds a half-filled buffer waits by default: a minute, or twice the median training time if longer."""
+        seconds = [stats.seconds for stats in self.stats.values()]
+        return max(60.0, 2 * statistics.median(seconds)) if seconds else 60.0
 
     def observe(self, site: str, examples: int, seconds: float) -> None:
         """Take one more update of a site into account."""

@@ -10,7 +10,6 @@ Rule 5: nothing verified is dropped in silence: it gets a receipt; nothing unver
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -158,19 +157,7 @@ class AggregatorRules:
     def _journalled(self, order: int, notice: events.UpdateNotice) -> None:
         key = (notice.site, notice.epoch)
         self._highest[key] = max(self._highest.get(key, 0), notice.sequence)
-        row = UpdateRow(
-            order=order,
-            id=notice.id,
-            site=notice.site,
-            epoch=notice.epoch,
-            sequence=notice.sequence,
-            base_version=notice.base_version,
-            state=UpdateState.JOURNALLED,
-            examples=notice.examples,
-            seconds=notice.seconds,
-            absent=notice.absent,
-            norm=0.0,
-        )
+        row = UpdateRow.new(order, notice)
         self._rows[row.id] = row
         ended = _LAST_STATE.get(self.state)
         if ended is not None:
@@ -460,17 +447,13 @@ class AggregatorRules:
         ]
 
     def _buffer_rules(self) -> dict[str, Any]:
-        max_wait = self.run.max_wait
-        if max_wait is None:
-            seconds = [stats.seconds for stats in self._standing.stats.values()]
-            max_wait = max(60.0, 2 * statistics.median(seconds)) if seconds else 60.0
         return {
             "version": self.version,
             "quota": self._quota(),
             "live": self._live(),
             "min_sites": self.run.min_sites,
             "synchronous": self.run.strategy.synchronous,
-            "max_wait": max_wait,
+            "max_wait": self.run.max_wait or self._standing.max_wait(),
             "grace": self.run.grace,
             "max_staleness": self._max_staleness(),
         }
