@@ -69,6 +69,11 @@ class UpdateRow:
     absent: tuple[str, ...]
     norm: float
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it stands in the queue for the next version."""
+        return {"id": self.id, "site": self.site, "base_version": self.base_version, "order": self.order}
+
     @classmethod
     def new(cls, order: int, notice: UpdateNotice) -> UpdateRow:
         """The row of an update that was just journalled."""
@@ -421,3 +426,13 @@ OUTCOME: dict[UpdateState, Outcome] = {
     UpdateState.RUN_ENDED: Outcome.RUN_ENDED,
 }
 """The receipt each final state is told by."""
+
+COMMANDS = {
+    "pause": (RunState.PAUSED, (RunState.RUNNING,)),
+    "resume": (RunState.RUNNING, (RunState.PAUSED,)),
+    "stop": (RunState.STOPPED, (RunState.RUNNING, RunState.PAUSED)),
+    "abort": (RunState.ABORTED, (RunState.RUNNING, RunState.PAUSED)),
+}
+"""What each command makes of a run, and in which states it is taken."""
+LAST_STATE = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: UpdateState.RUN_ENDED}
+"""How a run's end ends its updates."""

@@ -30,17 +30,6 @@ HEAD_EVERY = 6 * 3600.0
 _RETRY = 30.0  # seconds until a parked update or a failed merge is tried again
 
 
-_COMMANDS = {
-    "pause": (RunState.PAUSED, (RunState.RUNNING,)),
-    "resume": (RunState.RUNNING, (RunState.PAUSED,)),
-    "stop": (RunState.STOPPED, (RunState.RUNNING, RunState.PAUSED)),
-    "abort": (RunState.ABORTED, (RunState.RUNNING, RunState.PAUSED)),
-}
-"""What each command makes of a run, and in which states it is taken."""
-_LAST_STATE = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: UpdateState.RUN_ENDED}
-"""How a run's end ends its updates."""
-
-
 class AggregatorRules:
     """One run's state machine. Rebuilt from a `Snapshot` at every start."""
 
@@ -159,7 +148,7 @@ class AggregatorRules:
         self._highest[key] = max(self._highest.get(key, 0), notice.sequence)
         row = UpdateRow.new(order, notice)
         self._rows[row.id] = row
-        ended = _LAST_STATE.get(self.state)
+        ended = events.LAST_STATE.get(self.state)
         if ended is not None:
             self._finish(row, ended, self.reason)
         elif (reason := self.run.reason_against(notice, self.version, self._max_staleness())) is not None:
@@ -338,7 +327,7 @@ class AggregatorRules:
             return
         self._counters[event.operator] = event.counter
         self._writes.append(events.SetCounter(operator=event.operator, counter=event.counter))
-        wanted = _COMMANDS.get(event.command)
+        wanted = events.COMMANDS.get(event.command)
         taken = wanted is not None and self.state in wanted[1]
         self._audit("command", {"operator": event.operator, "command": event.command, "taken": taken})
         if wanted is not None and taken:
@@ -349,7 +338,7 @@ class AggregatorRules:
         self.state, self.reason, self._elapsed, self._resumed = state, reason, elapsed, self._now
         self._writes.append(events.SetRun(state=state, reason=reason, elapsed=elapsed))
         self._audit("run", {"state": state.value, "reason": reason, "version": self.version})
-        ended = _LAST_STATE.get(state)
+        ended = events.LAST_STATE.get(state)
         if ended is not None:
             for row in sorted(self._rows.values(), key=lambda row: row.order):
                 self._finish(row, ended, reason)
@@ -438,13 +427,8 @@ class AggregatorRules:
         return self.run.strategy.max_staleness(len(self._sites()) or 1)
 
     def _waiting(self) -> list[buffer.Waiting]:
-        return [
-            buffer.Waiting(
-                id=row.id, site=row.site, base_version=row.base_version, order=row.order, since=self._since[row.id]
-            )
-            for row in self._rows.values()
-            if row.state == UpdateState.VALIDATED
-        ]
+        rows = [row for row in self._rows.values() if row.state == UpdateState.VALIDATED]
+        return [buffer.Waiting(**row.place, since=self._since[row.id]) for row in rows]
 
     def _buffer_rules(self) -> dict[str, Any]:
         return {
