@@ -1,0 +1,210 @@
+"""The command line: thin, and every library beyond the command's own need is loaded inside the command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protocol.errors import ConfigError, Fenced, FledgeError
+
+app = typer.Typer(
+    name="fledge",
+    help="Asynchronous federated learning for hospitals over a message queue.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[Path, typer.Option("--config", help="The aggregator's configuration file.")]
+RunDirectory = Annotated[Path, typer.Option("--run", help="The directory that `fledge init-run` made.")]
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one line and an exit code: 2 configuration, 3 fenced, else 1."""
+    try:
+        app()
+    except FledgeError as error:
+        _complain(str(error))
+        raise SystemExit(exit_code(error)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def exit_code(error: FledgeError) -> int:
+    """The process's exit code for an error that ended it."""
+    if isinstance(error, Fenced):
+        return 3
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def _complain(text: str) -> None:
+    from fledge.log import without_credentials
+
+    line = f"fledge: {without_credentials(text)}"
+    typer.secho(line, fg=typer.colors.RED, err=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log details too.")] = False,
+    json_logs: Annotated[bool, typer.Option("--json-logs", help="Log JSON lines also on a terminal.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Asynchronous federated learning for hospitals over a message queue."""
+    from fledge import log
+
+    log.configure(verbose=verbose, json_lines=True if json_logs else None)
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    import fledge
+
+    typer.echo(f"fledge {fledge.__version__}")
+
+
+@app.command("new-federation")
+def new_federation(
+    directory: Annotated[Path, typer.Argument(help="A new directory for all files.")],
+    site: Annotated[list[str], typer.Option("--site", help="A site's name; give it once for each.")],
+    broker: Annotated[str, typer.Option(help="amqps://host:5671/vhost (or amqp:, memory:)")],
+    store: Annotated[str, typer.Option(help="s3s://host/bucket (or s3:, file:///directory)")],
+    name: Annotated[str, typer.Option(help="The federation's name; default: the directory's.")] = "",
+    trainer: Annotated[str, typer.Option(help="The sites' training code, module:factory.")] = "mytask:trainer",
+) -> None:
+    """Make keys, a signed registry and configuration files for an aggregator and its sites."""
+    from fledge import federation
+
+    federation.new_federation(
+        directory, name=name or directory.resolve().name, sites=site, broker=broker, store=store, trainer=trainer
+    )
+    typer.echo(f"{directory / federation.ROOT_KEYS}: the root of all trust; take it off this machine")
+    typer.echo(f"{directory / federation.AGGREGATOR_TOML}: start with `fledge aggregator`")
+    typer.echo(f"{directory / 'sites'}: one folder per site, to be handed over on a channel you trust")
+
+
+@app.command("init-run")
+def init_run(
+    factory: Annotated[str, typer.Argument(help="Your training code, module:factory, as at the sites.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A new directory for the run.")],
+    name: Annotated[str, typer.Option(help="The run's name; default: the directory's.")] = "",
+) -> None:
+    """Make a run: its initial model (version 0), the model's specification, and run.toml with every default."""
+    from fledge import init_run as runs
+
+    made = runs.init_run(factory, out, name=name or out.resolve().name)
+    typer.echo(f"{out}: {made!r}; edit {out / runs.RUN_TOML}, then `fledge aggregator --run {out}`")
+
+
+@app.command()
+def aggregator(
+    run: RunDirectory,
+    config: Config = Path("aggregator.toml"),
+    exit_at_end: Annotated[bool, typer.Option(help="Exit when the run has ended instead of serving on.")] = False,
+) -> None:
+    """Serve a run: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
+    from fledge.bootstrap import open_aggregator, stopped_by_signals
+
+    with open_aggregator(config, run) as service, stopped_by_signals(service.stop):
+        service.start()
+        if exit_at_end:
+            service.ended.wait()
+            service.stop()
+        service.join()
+
+
+@app.command()
+def worker(
+    config: Annotated[Path, typer.Option("--config", help="The site's configuration file.")] = Path("worker.toml"),
+    kit: Annotated[Path | None, typer.Option(help="The site's kit: a folder that holds worker.toml.")] = None,
+) -> None:
+    """Train at a site whenever there is something to train."""
+    from fledge.federation import WORKER_TOML
+    from worker.service import run_worker
+
+    run_worker(config if kit is None else kit / WORKER_TOML)
+
+
+Run = Annotated[str, typer.Option("--run", help="The run's name, or its directory.")]
+Without = Annotated[list[str] | None, typer.Option(help="Leave out this site; may be given again.")]
+Otherwise = Annotated[str | None, typer.Option(help="Merge with this strategy instead.")]
+
+
+@app.command()
+def replay(
+    run: Run,
+    config: Config = Path("aggregator.toml"),
+    upto: Annotated[int | None, typer.Option(min=1, help="Stop after this version.")] = None,
+    without: Without = None,
+    strategy: Otherwise = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Only check the ledger and every stored weight.")] = False,
+) -> None:
+    """Rebuild a run's versions from the journal and compare them, or see what would have been."""
+    from fledge import history
+
+    if audit:
+        lines = history.audit_run(config, run)
+    else:
+        lines = history.replay_run(config, run, upto=upto, without=without or (), strategy=strategy)
+    good = True
+    for line in lines:
+        typer.echo(line.text)
+        good = good and line.good
+    if not good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="A new file; the safetensors library opens it.")],
+    run: Run,
+    config: Config = Path("aggregator.toml"),
+    number: Annotated[int | None, typer.Option("--model", min=0, help="The version; default: the newest.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The raw version, not the released average.")] = False,
+    without: Without = None,
+    strategy: Otherwise = None,
+) -> None:
+    """Write a version of the model, as it is or as it would have been, as a plain safetensors file."""
+    from fledge import history
+
+    done = history.export_run(
+        config, run, out, version=number, released=not raw, without=without or (), strategy=strategy
+    )
+    typer.echo(f"{out}: version {done.version}, {done.size} bytes")
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="Faster hospitals: under 40 seconds.")] = False,
+    broker: Annotated[str, typer.Option(help="A real broker: amqp://…")] = "",
+    store: Annotated[str, typer.Option(help="A real store: s3://…")] = "",
+    processes: Annotated[bool, typer.Option("--processes", help="One process per hospital.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the data's split and the speeds.")] = 42,
+    sites: Annotated[int, typer.Option(min=2, max=32, help="Hospitals.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Keep all files in this new directory.")] = None,
+) -> None:
+    """Watch hospitals train one model together, asynchronously; then the same synchronously."""
+    from fledge.demo import Options, run_demo
+
+    options = Options(
+        quick=quick, broker=broker, store=store, processes=processes, seed=seed, sites=sites, out=out
+    )
+    if not run_demo(options):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Found a federation: the root's keys, the aggregator's and every site's, a signed registry, and what each starts from.
+
+Everything is made in one place, which suits a trial; the founder has then seen every secret key once. What lies in
+`sites/NAME` goes to that site over a channel you trust and is deleted here; `root.keys` goes offline.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nacl.utils
+
+from broker.blobs import check_head
+from fledge.keyfiles import write_identity, write_private
+from protocol.errors import ConfigError
+from protocol.keys import Identity, Role
+from protocol.limits import RECIPIENTS
+from protocol.registry import Registry, sign_registry
+from protocol.topology import AGGREGATOR, check_site
+
+ROOT_KEYS = "root.keys"
+AGGREGATOR_TOML = "aggregator.toml"
+WORKER_TOML = "worker.toml"
+_NOWHERE = "see the variables FLEDGE_BROKER and FLEDGE_STORE for keeping passwords out of this file"
+
+_AGGREGATOR = """\
+# The aggregator of federation {name}. Paths are relative to this file.
+federation = {federation}
+# {nowhere}
+broker = {broker}
+store = {store}
+keys = "aggregator.keys"
+registry = "registry.bin"
+# The federation's root: what the registry has to be signed with.
+root = "{root}"
+state = "state"
+"""
+
+_WORKER = """\
+# Site {site} of federation {name}. Paths are relative to this file.
+federation = {federation}
+# {nowhere}
+broker = {broker}
+store = {store}
+keys = "site.keys"
+registry = "registry.bin"
+# The federation's root: what the registry has to be signed with.
+root = "{root}"
+state = "state"
+# Your training code, as module:factory; the module is looked for beside this file too.
+trainer = {trainer}
+"""
+
+
+def new_federation(
+    directory: Path,
+    *,
+    name: str,
+    sites: Sequence[str],
+    broker: str,
+    store: str,
+    trainer: str = "mytask:trainer",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    filters: str = "",
+) -> None:
+    """Make a federation's files in a new directory.
+
+    Args:
+        options: per site, values for the trainer's factory.
+        filters: the privacy filters of every site, as TOML; a note on how to choose by default.
+
+    Raises:
+        ConfigError: a name cannot be used, or the directory holds something already.
+    """
+    _check(directory, name, sites)
+    root = Identity.generate("root", Role.ROOT)
+    members = [Identity.generate(AGGREGATOR, Role.AGGREGATOR), *(Identity.generate(site, Role.SITE) for site in sites)]
+    registry = Registry(version=0, entries=())
+    for member in members:
+        registry = registry.with_entry(member.public)
+    record = sign_registry(registry, root, name, nacl.utils.random(16))
+    common = {
+        "name": name,
+        "federation": quoted(name),
+        "broker": quoted(broker),
+        "store": quoted(store),
+        "root": bytes(root.sign.verify_key).hex(),
+        "nowhere": _NOWHERE,
+    }
+    _private_directory(directory)
+    write_identity(directory / ROOT_KEYS, root)
+    write_identity(directory / "aggregator.keys", members[0])
+    write_private(directory / "registry.bin", record)
+    write_private(directory / AGGREGATOR_TOML, _AGGREGATOR.format(**common).encode())
+    for member in members[1:]:
+        kit = directory / "sites" / member.name
+        _private_directory(kit)
+        write_identity(kit / "site.keys", member)
+        write_private(kit / "registry.bin", record)
+        text = _WORKER.format(**common, site=member.name, trainer=quoted(trainer))
+        text += filters or _FILTERS
+        text += _table("options", (options or {}).get(member.name, {}))
+        write_private(kit / WORKER_TOML, text.encode())
+
+
+_FILTERS = """
+# What is done to every update before it leaves this site; the site decides, and an empty list is refused.
+# Each further [[filters]] is applied after the one before.
+[[filters]]
+name = "clip"
+norm = 10.0
+"""
+
+
+def quoted(text: str) -> str:
+    """A TOML string."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _table(name: str, values: Mapping[str, Any]) -> str:
+    if not values:
+        return ""
+    return f"\n[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def _check(directory: Path, name: str, sites: Sequence[str]) -> None:
+    check_head(name)
+    if not 1 <= len(sites) <= RECIPIENTS:
+        raise ConfigError(f"a federation has 1 to {RECIPIENTS} sites, not {len(sites)}; name them with --site")
+    for site in sites:
+        check_site(site)
+    if twice := sorted({site for site in sites if list(sites).count(site) > 1}):
+        raise ConfigError(f"named twice: {', '.join(twice)}; every site needs a name of its own")
+    try:
+        used = directory.exists() and any(directory.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror or error}; name a new directory") from error
+    if used:
+        raise ConfigError(f"{directory} is not empty, and keys are never overwritten; name a new directory")
+
+
+def _private_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be made ({error.strerror or error})") from error

@@ -1,0 +1,132 @@
+"""Commands that look back: replay, audit and export, beside a running aggregator or after it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aggregator.export import write_file
+from aggregator.replay import Replay, WhatIf, audit, read_version
+from aggregator.strategies import strategy as strategy_named
+from fledge.bootstrap import Kept, open_kept, read_centre
+from fledge.init_run import RUN_TOML, load_run
+from protocol.errors import ConfigError
+from protocol.keys import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a report, and whether it is good news."""
+
+    text: str
+    good: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written."""
+
+    version: int
+    size: int
+
+
+def run_name(run: str) -> str:
+    """The name of a run given by name or by its directory."""
+    directory = Path(run)
+    return load_run(directory).name if (directory / RUN_TOML).is_file() else run
+
+
+def replay_run(
+    config: Path,
+    run: str,
+    *,
+    upto: int | None = None,
+    without: Collection[str] = (),
+    strategy: str | None = None,
+) -> Iterator[Line]:
+    """Rebuild versions one after another and say of each whether its bytes are the journal's.
+
+    A replay that changes something (`without`, `strategy`) is expected to differ.
+
+    Raises:
+        ConfigError: a site or strategy is unknown.
+        StateError: there is no such run or version.
+        StoreError: an update is gone from the store.
+    """
+    centre, name = read_centre(config), run_name(run)
+    changed = bool(without) or strategy is not None
+    with open_kept(centre, name) as kept:
+        count = differing = 0
+        for version in _replay(kept).versions(upto, _what_if(kept, without, strategy)):
+            count += 1
+            differing += not version.same
+            verdict = "same bytes" if version.same else "differs"
+            good = version.same or changed
+            yield Line(f"version {version.version}: {verdict}  {version.digest.hex()}", good)
+    word = "differ, as asked" if changed else "differ from the journal"
+    yield Line(f"{count} versions rebuilt, " + (f"{differing} {word}" if differing else "all the same bytes"))
+
+
+def audit_run(config: Path, run: str) -> Iterator[Line]:
+    """Check the ledger's chain and compute every stored weight again from journal values."""
+    with open_kept(read_centre(config), run_name(run)) as kept:
+        findings = audit(kept.history)
+        yield from (Line(finding, False) for finding in findings)
+        if not findings:
+            yield Line(f"{len(kept.history.plans())} versions: the ledger and every weight add up")
+
+
+def export_run(
+    config: Path,
+    run: str,
+    out: Path,
+    *,
+    version: int | None = None,
+    released: bool = True,
+    without: Collection[str] = (),
+    strategy: str | None = None,
+) -> Exported:
+    """Write a version as a file that the safetensors library opens; the newest by default.
+
+    Args:
+        released: the average over versions where the run keeps one, not the raw version.
+        without: sites to leave out; with it, or with `strategy`, the version is rebuilt first.
+
+    Raises:
+        StateError: there is no such run or version, or the file exists already.
+    """
+    with open_kept(read_centre(config), run_name(run)) as kept:
+        number = len(kept.history.plans()) if version is None else version
+        if not without and strategy is None:
+            model = released_records(kept, number, released=released)
+        else:
+            model = _replay(kept).model(number, _what_if(kept, without, strategy), released=released)
+        return Exported(number, write_file(out, model))
+
+
+def released_records(kept: Kept, version: int, *, released: bool = True) -> Iterator[bytes]:
+    """The plaintext records of a version's model, in order."""
+    history = kept.history
+    return read_version(
+        kept.records, kept.registry, history.version_record(version), history.state_records(version), released=released
+    )
+
+
+def _replay(kept: Kept) -> Replay:
+    records = kept.records
+    return Replay(
+        federation=records.federation,
+        run=records.run,
+        identity=records.identity,
+        registry=kept.registry,
+        history=kept.history,
+        store=records.store,
+    )
+
+
+def _what_if(kept: Kept, without: Collection[str], strategy: str | None) -> WhatIf:
+    known = {entry.name for entry in kept.registry.entries if entry.role == Role.SITE}
+    if strangers := sorted(set(without) - known):
+        raise ConfigError(f"no site is called {', '.join(strangers)}; there are {', '.join(sorted(known))}")
+    return WhatIf(without=tuple(without), strategy=None if strategy is None else strategy_named(strategy))

@@ -1,0 +1,55 @@
+"""Logs: to standard error, for people on a terminal and as one JSON object a line otherwise. Secrets never."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+_CREDENTIALS = re.compile(r"(://)[^\s/@]+@")
+_SECRET_FIELD = re.compile(r"password|secret|credential|token|private", re.IGNORECASE)
+
+
+def configure(*, verbose: bool = False, json_lines: bool | None = None) -> None:
+    """Set up structlog for this process; `json_lines` None means JSON unless standard error is a terminal."""
+    as_json = not sys.stderr.isatty() if json_lines is None else json_lines
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S", utc=as_json),
+            *([structlog.processors.dict_tracebacks] if as_json else []),
+            hide_secrets,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    # Libraries log through the standard module; only what an operator should see passes.
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+
+
+def quiet(level: int = logging.CRITICAL) -> None:
+    """Only let through what is at least as bad as `level`, for commands that own the screen."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+
+
+def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace credentials in URLs, and whatever a field of a telling name holds."""
+    for name, value in event.items():
+        if _SECRET_FIELD.search(name):
+            event[name] = "***"
+        elif isinstance(value, str):
+            event[name] = without_credentials(value)
+    return event
+
+
+def without_credentials(text: str) -> str:
+    """The text with user and password of every URL in it replaced by stars."""
+    return _CREDENTIALS.sub(r"\1***@", text)
