@@ -218,7 +218,8 @@ class MemoryTransport:
     @classmethod
     def named(cls, url: str) -> MemoryTransport:
         """Open `memory:` (a private broker) or `memory:NAME` (shared; it lives while any handle onto it is open)."""
-        return cls(urlsplit(url).path)
+        parts = urlsplit(url)
+        return cls(f"{parts.netloc}{parts.path}".strip("/"))
 
     def declare(self, topology: Topology) -> None:
         self._check_open()

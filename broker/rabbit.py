@@ -76,7 +76,11 @@ class RabbitTransport:
         return f"RabbitTransport({self._url})"
 
     def declare(self, topology: Topology) -> None:
-        """Make what is missing. Limits are policies, which AMQP cannot set: `deploy.apply` does."""
+        """Make what is missing, without limits: those are policies, which only `deploy.apply` can set.
+
+        A broker without them works, but holds messages without bound and dead-letters nothing (from RabbitMQ 4.0 on it
+        drops a message that was given back twenty times).
+        """
 
         def ask(channel: Channel, done: Callable[[Any], None]) -> None:
             # Nothing of this waits for its answer: the broker works in order and closes the channel at the first

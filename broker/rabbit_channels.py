@@ -52,12 +52,7 @@ class Outlet:
             self._channel = self._link.connection.channel(on_open_callback=self._on_open)
             self._channel.add_on_close_callback(self._on_closed)
             return
-        while (
-            self._channel.is_open
-            and not self._link.blocked
-            and self.pending.waiting
-            and len(self.pending.in_flight) < _WINDOW
-        ):
+        while self._channel.is_open and self.pending.waiting and len(self.pending.in_flight) < _WINDOW:
             tag, message = self.pending.send_next()
             # By the message id a returned message is told from its neighbours; nobody else reads it.
             properties = persistent(message_id=str(tag))

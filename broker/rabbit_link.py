@@ -36,7 +36,8 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 _SETTLED = 30.0
 """A connection that lived this many seconds was a good one: its loss starts the back-off from the beginning."""
-_CLOSE_GRACE = 5.0
+_CLOSE_GRACE = 2.0
+"""Seconds a broker has to answer a goodbye."""
 _REFUSED = 403
 _NOT_FOUND = 404
 
@@ -120,13 +121,10 @@ class Link:
     ) -> None:
         """Prepare; all callbacks run on the link's thread.
 
-        `on_up` comes when the connection is open and when a blocked one takes messages again, `on_down` when one is
-        lost or could not be opened, `on_refused` when that was because the login or the vhost is refused, which time
-        alone does not cure; the link goes on trying even so.
+        `on_up` comes when the connection is open, `on_down` when it is lost or could not be opened, `on_refused` when
+        that was because the login or the vhost is refused, which time alone does not cure; the link goes on trying.
         """
         self.connection: Any = None
-        self.blocked = False
-        """The broker takes no messages just now: an alarm for its memory or disk."""
         self.closing = False
         """`close` was called; what goes down now is meant to."""
         self.trouble: str | None = None
@@ -222,12 +220,12 @@ class Link:
         self._on_up()
 
     def _on_blocked(self, blocked: bool) -> None:
-        self.blocked = blocked
+        # Nothing to do: what was sent stays unconfirmed, the window ends the sending, and after the timeout of
+        # `_parameters` a new connection starts over.
         if blocked:
             log.warning("broker.blocked", link=self._name, broker=str(self._url))
         else:
             log.info("broker.unblocked", link=self._name, broker=str(self._url))
-            self._on_up()
 
     def _on_closed(self, connection: pika.SelectConnection, reason: BaseException) -> None:
         if connection is self._attempt:
@@ -236,7 +234,7 @@ class Link:
 
     def _lost(self, cause: BaseException) -> None:
         self.trouble = trouble = _describe(cause)
-        was_up, self.connection, self.blocked = self.connection is not None, None, False
+        was_up, self.connection = self.connection is not None, None
         self._on_down()
         if isinstance(cause, ProbableAuthenticationError | ProbableAccessDeniedError):
             self._on_refused(NotAllowed(f"broker {self._url}: {trouble}"))

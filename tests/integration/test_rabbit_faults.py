@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker.transport import Delivery, Transport
+from deploy.apply import Management
 from deploy.topology import aggregator_permissions, site_permissions
 from protocol import limits
 from protocol.errors import NotAllowed, TransportError, Unroutable
@@ -379,5 +380,5 @@ def test_applying_a_federation_twice_changes_nothing_but_limits(rabbit_broker: R
 
 def with_permissions(broker: RabbitVhost, user: str, permissions: dict[str, str]) -> None:
     """Make a user (password `pw`) whose permissions are these."""
-    broker.node.api("PUT", "users", user, body={"password": "pw", "tags": ""})
-    broker.node.api("PUT", "permissions", broker.vhost, user, body=permissions)
+    with Management(broker.node.management_url) as management:
+        management.declare_user(user, "pw", broker.vhost, permissions)

@@ -13,7 +13,7 @@ QUEUE = inbox_queue(AGGREGATOR)
 
 
 def test_handles_of_one_name_share_a_broker_until_the_last_is_closed() -> None:
-    first, second = open_transport("memory:shared"), open_transport("memory:shared")
+    first, second = open_transport("memory:shared"), open_transport("memory://shared")
     first.declare(topology([]))
     first.publish(DIRECT, AGGREGATOR, b"1").result(0)
     first.close()
