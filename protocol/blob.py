@@ -16,11 +16,12 @@ import nacl.bindings as sodium
 import nacl.exceptions
 
 from protocol import limits
-from protocol.errors import Tampered, TooLarge
+from protocol.errors import Malformed, Tampered, TooLarge
 from protocol.spec import records
 
 FINAL = sodium.crypto_secretstream_xchacha20poly1305_TAG_FINAL
 MESSAGE = sodium.crypto_secretstream_xchacha20poly1305_TAG_MESSAGE
+_STREAM_HEADER = sodium.crypto_secretstream_xchacha20poly1305_HEADERBYTES
 StreamState = sodium.crypto_secretstream_xchacha20poly1305_state
 Emit = Callable[[bytes, bytes], None]
 """Takes a finished chunk: its SHA-256 and its bytes."""
@@ -53,8 +54,11 @@ class Manifest:
 
         Raises:
             TooLarge: over the limit of a blob.
+            Malformed: the stream header or the digest has the wrong size.
             Tampered: the number of chunks does not follow from the length.
         """
+        if len(self.stream) != _STREAM_HEADER or len(self.digest) != hashlib.sha256().digest_size:
+            raise Malformed("the blob's stream header or digest has the wrong size")
         if self.length > limits.BLOB:
             raise TooLarge(f"a blob of {self.length} bytes; at most {limits.BLOB} are allowed")
         if len(self.chunks) != -(-records(self.length) // limits.RECORDS_PER_CHUNK):
@@ -159,9 +163,9 @@ class BlobReader:
         associated = self._associated + self._index.to_bytes(8, "big")
         try:
             plain, tag = sodium.crypto_secretstream_xchacha20poly1305_pull(self._state, record, associated)
-        except (nacl.exceptions.CryptoError, nacl.exceptions.RuntimeError, RuntimeError, ValueError):
+        except nacl.exceptions.CryptoError:
             raise Tampered(f"record {self._index} does not decrypt") from None
-        if (tag == FINAL) != (self._index == self._last):
+        if tag != (FINAL if self._index == self._last else MESSAGE):
             raise Tampered(f"record {self._index} ends the stream in the wrong place", "truncated")
         if self._digest is not None:
             self._digest.update(plain)

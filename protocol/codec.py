@@ -7,21 +7,39 @@ and infinity, trailing bytes and anything over a limit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgpack
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from protocol.errors import Malformed, TooLarge
+from protocol import limits
+from protocol.errors import Malformed, TooLarge, WrongContext
 
 EXACT = ConfigDict(extra="forbid")
 """What every wire dataclass carries as `__pydantic_config__`; the field types below are strict one by one, because
 pydantic's strict mode for a whole dataclass refuses the mapping it should be read from."""
 
+
+def _exactly(kind: type) -> BeforeValidator:
+    """Let only instances of `kind` through to a validator that would otherwise convert."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise ValueError(f"not {kind.__name__}")
+        return value
+
+    return BeforeValidator(check)
+
+
+TEXT = _exactly(str)
+"""For enumerations of words, which pydantic would also read from bytes."""
+
 Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""A finite number; an integer is read as the real of its value."""
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Word = Annotated[str, Field(strict=True, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:+-]+$")]
@@ -31,10 +49,14 @@ Bytes = Annotated[bytes, Field(strict=True)]
 Digest = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
 Id = Annotated[bytes, Field(strict=True, min_length=16, max_length=16)]
 Metrics = Annotated[dict[Word, Real], Field(max_length=256)]
-Plain = Flag | Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)] | Real | Text | None
-Parameters = Annotated[dict[Word, Plain | tuple[Plain, ...]], Field(max_length=64)]
+_Integer = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
+Plain = Flag | _Integer | Annotated[Real, _exactly(float)] | Text | None
+Plains = Annotated[tuple[Plain, ...], Field(max_length=limits.PLAINS, fail_fast=True)]
+"""Fails at the first wrong element: an error report for each of 200,000 would take more memory than any message."""
+Parameters = Annotated[dict[Word, Plain | Plains], Field(max_length=64)]
 
 T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
 _adapters: dict[type, TypeAdapter[Any]] = {}
 
 
@@ -49,14 +71,17 @@ def decode(kind: type[T], raw: bytes, limit: int) -> T:
 
     Raises:
         TooLarge: `raw` is over `limit` bytes.
+        WrongContext: it says itself that a newer version wrote it (`upgrade_needed`).
         Malformed: anything else is wrong; the text names fields, never their values.
     """
     plain = unpack(raw, limit)
     try:
         value: T = _adapter(kind).validate_python(plain)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:80]
+        if _is_newer(plain):
+            raise WrongContext(f"{kind.__name__} was written by a newer version of fledge", "upgrade_needed") from None
+        first = error.errors(include_context=False, include_input=False, include_url=False)[0]
+        where = ".".join(_place(part) for part in first["loc"])[:80]
         raise Malformed(f"{kind.__name__}: field {where or '(whole)'}: {first['type']}") from None
     return value
 
@@ -77,12 +102,29 @@ def unpack(raw: bytes, limit: int) -> Any:
             use_list=False,
             strict_map_key=True,
             object_pairs_hook=_no_duplicates,
-            max_ext_len=0,
+            ext_hook=_no_extensions,
+            # Nothing on the wire has more; checked before the array or map is made.
+            max_array_len=limits.TENSORS,
+            max_map_len=limits.FIELDS,
         )
     except Malformed:
         raise
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise Malformed(f"not valid msgpack ({type(error).__name__})") from None
+
+
+def _is_newer(plain: Any) -> bool:
+    version = plain.get("v") if isinstance(plain, dict) else None
+    return isinstance(version, int) and version > 1
+
+
+def _place(part: int | str) -> str:
+    """Part of a place within a message; a name that is not a word was made up by the sender and is not shown."""
+    return str(part) if isinstance(part, int) or _NAME.fullmatch(part) else "?"
+
+
+def _no_extensions(code: int, data: bytes) -> NoReturn:
+    raise Malformed("msgpack extension types are not used")
 
 
 def _no_duplicates(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from protocol import limits
 from protocol.blob import BlobReader, BlobWriter, Emit, Manifest
-from protocol.codec import EXACT, Bytes, Count, Digest, Id, Word, decode, encode
+from protocol.codec import EXACT, Bytes, Count, Digest, Id, Word, decode, encode, unpack
 from protocol.errors import Malformed, Tampered, TooLarge, Untrusted, WrongContext
 from protocol.keys import Identity, Participant
 from protocol.messages import BODY, SIGNER, Kind
@@ -39,7 +39,6 @@ COMMIT_PURPOSE = b"fledge/v1/commitment\0"
 BODY_LABEL = b"body"
 _FRAME = struct.Struct(">5sB16sI")
 _SIGNATURE = 64
-_NO_DIGEST = b""
 _WRAP = 32 + 32 + sodium.crypto_box_SEALBYTES
 NO_RUN = "-"
 B = TypeVar("B")
@@ -54,7 +53,8 @@ class Trust(Protocol):
 
 
 _Version = Annotated[int, Field(strict=True, ge=1, le=1)]
-_Commit = Annotated[bytes, Field(strict=True, max_length=32)]
+_Empty = Annotated[bytes, Field(strict=True, max_length=0)]
+_Stream = Annotated[bytes, Field(strict=True, min_length=24, max_length=24)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +73,13 @@ class Core:
     id: Id
     version: Count
     """The base version of an update, the version itself of a version record; else 0."""
-    spec: _Commit
+    spec: Digest | _Empty
     """Digest of the model specification; empty where there is no model."""
     length: Count
     """Plaintext bytes of the blob; 0 without one."""
     record: Count
-    stream: _Commit
-    commitment: _Commit
+    stream: _Stream | _Empty
+    commitment: Digest | _Empty
     """SHA-256 over the content key (the cipher alone does not commit to its key); empty when nothing is encrypted."""
 
 
@@ -93,7 +93,7 @@ class _Header:
         Field(max_length=limits.RECIPIENTS),
     ]
     chunks: Annotated[tuple[Digest, ...], Field(max_length=limits.CHUNKS)]
-    digest: _Commit
+    digest: Digest | _Empty
     body: Bytes
 
 
@@ -190,11 +190,12 @@ class Sealer:
         """The signed envelope.
 
         Raises:
-            TooLarge: the body or the number of recipients is over its limit.
+            TooLarge: the body, the number of recipients or the whole is over its limit.
+            Malformed: recipients without a key, a key without recipients, or a blob that was not written.
+            Untrusted: a recipient's encryption key cannot be used.
         """
-        if len(body) > limits.BODY and self._secret:
-            raise TooLarge(f"an inline body of {len(body)} bytes; at most {limits.BODY} are allowed")
-        sealed = _seal_body(self.key, body) if self._secret else body
+        if bool(recipients) != bool(self._secret) or bool(manifest) != bool(self.core.length):
+            raise Malformed(f"a {self._kind.name} message needs recipients if it has secrets, and a manifest if a blob")
         return _signed(
             self._signer,
             self._kind,
@@ -203,8 +204,8 @@ class Sealer:
                 to=tuple(p.box_kid for p in recipients),
                 wraps=_wraps(self.key, recipients),
                 chunks=manifest.chunks if manifest else (),
-                digest=manifest.digest if manifest else _NO_DIGEST,
-                body=sealed,
+                digest=manifest.digest if manifest else b"",
+                body=_seal_body(self.key, body) if self._secret else body,
             ),
         )
 
@@ -220,6 +221,8 @@ def verify(
 ) -> Verified:
     """Check size, frame, signature, then (only then) parse, and check sender and context.
 
+    `limit` is the size allowed here: a message on the broker, or a stored record.
+
     Raises:
         TooLarge, Malformed, Untrusted, WrongContext, Tampered: with the reason for a receipt or dead letter.
     """
@@ -233,11 +236,22 @@ def verify(
     sender = trust.signer(kid)
     try:
         nacl.signing.VerifyKey(sender.verify_key).verify(PURPOSE + raw[:-_SIGNATURE], raw[-_SIGNATURE:])
-    except (nacl.exceptions.CryptoError, ValueError):
+    except nacl.exceptions.CryptoError:
         raise Untrusted(f"the signature of {sender.name} does not verify", "bad_signature") from None
-    header = decode(_Header, raw[_FRAME.size : -_SIGNATURE], limit)
-    core = decode(Core, header.core, limits.MESSAGE)
+    header, core = _opened(raw[_FRAME.size : -_SIGNATURE], limit)
     return _checked(raw, kind_byte, kid, sender, header, core, federation, kinds)
+
+
+def _opened(packed: bytes, limit: int) -> tuple[_Header, Core]:
+    try:
+        header = decode(_Header, packed, limit)
+    except Malformed:
+        # A newer version may have other fields here; if its core says so, that is the reason to give.
+        plain = unpack(packed, limit)
+        if isinstance(plain, dict) and isinstance(plain.get("core"), bytes):
+            decode(Core, plain["core"], limit)
+        raise
+    return header, decode(Core, header.core, limit)
 
 
 def _checked(
@@ -271,11 +285,11 @@ def _checked(
 
 def _manifest(core: Core, header: _Header) -> Manifest | None:
     if not core.length:
-        if header.chunks or header.digest:
-            raise Malformed("chunks without a blob")
+        if core.record or core.stream or header.chunks or header.digest:
+            raise Malformed("parts of a blob where there is none")
         return None
-    if core.record != limits.RECORD or len(core.stream) != 24 or len(header.digest) != 32:
-        raise Malformed("the blob's record size, stream header or digest is wrong")
+    if core.record != limits.RECORD or not core.commitment:
+        raise Malformed("the blob's record size is wrong, or there is no key for it")
     manifest = Manifest(length=core.length, stream=core.stream, chunks=header.chunks, digest=header.digest)
     manifest.check()
     return manifest
@@ -294,7 +308,7 @@ def unlock(verified: Verified, identity: Identity) -> ContentKey:
     wrap = header.wraps[header.to.index(identity.box_kid)]
     try:
         opened = sodium.crypto_box_seal_open(wrap, bytes(identity.box.public_key), bytes(identity.box))
-    except (nacl.exceptions.CryptoError, nacl.exceptions.TypeError, ValueError):
+    except nacl.exceptions.CryptoError:
         raise Tampered("the wrapped key does not open") from None
     key = ContentKey(opened[:32], opened[32:])
     if not hmac.compare_digest(key.associated, _core_hash(header.core)):
@@ -326,7 +340,7 @@ def raw_body(verified: Verified, key: ContentKey | None = None) -> bytes:
     try:
         sodium.crypto_secretstream_xchacha20poly1305_init_pull(state, sealed[:24], key.secret)
         plain, tag = sodium.crypto_secretstream_xchacha20poly1305_pull(state, sealed[24:], key.associated + BODY_LABEL)
-    except (nacl.exceptions.CryptoError, nacl.exceptions.RuntimeError, RuntimeError, ValueError, TypeError):
+    except nacl.exceptions.CryptoError:
         raise Tampered("the body does not decrypt") from None
     if tag != sodium.crypto_secretstream_xchacha20poly1305_TAG_FINAL:
         raise Tampered("the body is not complete", "truncated")
@@ -342,10 +356,14 @@ def reissue(verified: Verified, key: ContentKey, signer: Identity, new_body: byt
     """The same core and ciphertext, wrapped for other recipients and signed again by the same sender.
 
     Raises:
-        Untrusted: `signer` is not who signed the message.
+        Untrusted: `signer` is not who signed the message, or a recipient's encryption key cannot be used.
+        TooLarge: the body, the number of recipients or the whole is over its limit.
+        Malformed: nobody is to read it.
     """
     if signer.kid != verified.core.sender:
         raise Untrusted("only the sender can wrap a message for new recipients")
+    if not to:
+        raise Malformed("a message cannot be wrapped for nobody")
     old = verified._header
     return _signed(
         signer,
@@ -366,14 +384,18 @@ def _signed(signer: Identity, kind: Kind, header: _Header) -> bytes:
         raise TooLarge(f"{len(header.to)} recipients; at most {limits.RECIPIENTS} are allowed")
     packed = encode(header)
     frame = _FRAME.pack(MAGIC, int(kind), signer.kid, len(packed)) + packed
+    if len(frame) + _SIGNATURE > limits.STORED_RECORD:
+        raise TooLarge(f"a {kind.name} record of {len(frame)} bytes; at most {limits.STORED_RECORD} are allowed")
     return frame + signer.sign.sign(PURPOSE + frame).signature
 
 
 def _wraps(key: ContentKey, recipients: Sequence[Participant]) -> tuple[bytes, ...]:
-    return tuple(sodium.crypto_box_seal(key.secret + key.associated, p.box_key) for p in recipients)
+    return tuple(p.wrap(key.secret + key.associated) for p in recipients)
 
 
 def _seal_body(key: ContentKey, plain: bytes) -> bytes:
+    if len(plain) > limits.BODY:
+        raise TooLarge(f"an inline body of {len(plain)} bytes; at most {limits.BODY} are allowed")
     state = sodium.crypto_secretstream_xchacha20poly1305_state()
     start: bytes = sodium.crypto_secretstream_xchacha20poly1305_init_push(state, key.secret)
     sealed: bytes = sodium.crypto_secretstream_xchacha20poly1305_push(

@@ -26,7 +26,12 @@ BLOB: Final = CHUNKS * RECORDS_PER_CHUNK * RECORD
 TENSORS: Final = 20_000
 """Tensors of one model."""
 TENSOR_NAME: Final = 256
+"""Characters of a tensor's name."""
 DIMENSIONS: Final = 8
+FIELDS: Final = 256
+"""Keys of one map in a message."""
+PLAINS: Final = 1024
+"""Elements of one list among the parameters of a filter, task or command."""
 SPEC: Final = 8 * RECORD
 """Bytes of one encoded model specification."""
 MERGE_MEMBERS: Final = 128

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol import limits
-from protocol.codec import EXACT, Count, Digest, Flag, Id, Metrics, Parameters, Real, Share, Text, Word
+from protocol.codec import EXACT, TEXT, Count, Digest, Flag, Id, Metrics, Parameters, Real, Share, Text, Word
 from protocol.keys import Role
 
 TensorNames = Annotated[
@@ -165,7 +165,7 @@ class Receipt:
     message: Id
     epoch: Count
     sequence: Count
-    outcome: Outcome
+    outcome: Annotated[Outcome, TEXT]
     reason: Word
     """`ok`, or the fixed word that says why not."""
     highest_epoch: Count
@@ -178,7 +178,7 @@ class RunHead:
 
     __pydantic_config__ = EXACT
     run: Word
-    state: RunState
+    state: Annotated[RunState, TEXT]
     reason: Word
     version: Count
     record: Digest

@@ -8,10 +8,10 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol import limits
-from protocol.codec import EXACT, Count, Word, decode, encode
+from protocol.codec import EXACT, TEXT, Count, Word, decode, encode
 from protocol.envelope import raw_body, seal, verify
-from protocol.errors import Untrusted
-from protocol.keys import Identity, Participant, Role
+from protocol.errors import ConfigError, Malformed, Untrusted
+from protocol.keys import Identity, Participant, Role, key_id
 from protocol.messages import Kind
 
 PublicKey = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
@@ -23,7 +23,7 @@ class Entry:
 
     __pydantic_config__ = EXACT
     name: Word
-    role: Role
+    role: Annotated[Role, TEXT]
     verify_key: PublicKey
     box_key: PublicKey
     since: Count
@@ -51,11 +51,10 @@ class Registry:
             Untrusted: nobody does, or the key is revoked.
         """
         for entry in self.entries:
-            participant = entry.participant
-            if participant.kid == kid:
+            if key_id(entry.verify_key) == kid:
                 if entry.revoked is not None:
                     raise Untrusted(f"the key {kid.hex()[:8]} of {entry.name} is revoked", "revoked")
-                return participant
+                return entry.participant
         raise Untrusted(f"no participant has the key {kid.hex()[:8]}")
 
     def members(self, role: Role) -> tuple[Participant, ...]:
@@ -73,8 +72,29 @@ class Registry:
                 return entry.participant
         raise Untrusted(f"{name} is not a member of registry version {self.version}", "revoked")
 
+    def former(self, name: str) -> Participant:
+        """Whoever holds or last held this name, also if revoked: for the last words to a site that was cut off.
+
+        Raises:
+            Untrusted: nobody ever did.
+        """
+        for entry in reversed(self.entries):
+            if entry.name == name:
+                return entry.participant
+        raise Untrusted(f"{name} never was a member")
+
     def with_entry(self, participant: Participant) -> Registry:
-        """The next version, with one more participant; an earlier entry of that name is revoked."""
+        """The next version, with one more participant; an earlier entry of that name is revoked.
+
+        Raises:
+            ConfigError: one of the keys is or was somebody's already, or cannot be used.
+        """
+        if any(e.verify_key == participant.verify_key or e.box_key == participant.box_key for e in self.entries):
+            raise ConfigError(f"a key of {participant.name} is in the registry already; entries never share keys")
+        try:
+            participant.wrap(b"")
+        except Untrusted as error:
+            raise ConfigError(f"{participant.name} cannot be added: {error}") from None
         number = self.version + 1
         kept = self.revoke(participant.name).entries
         new = Entry(
@@ -119,7 +139,11 @@ def open_registry(raw: bytes, root: bytes, federation: str) -> Registry:
         WireError: it did not, or the record is not a registry.
     """
     verified = verify(raw, _Root(root), federation=federation, kinds={Kind.REGISTRY}, limit=limits.STORED_RECORD)
-    return decode(Registry, raw_body(verified), limits.STORED_RECORD)
+    registry = decode(Registry, raw_body(verified), limits.STORED_RECORD)
+    names = [entry.name for entry in registry.entries if entry.revoked is None]
+    if registry.version != verified.core.sequence or len(set(names)) != len(names):
+        raise Malformed("the registry's version is not its record's sequence, or a name stands for two members")
+    return registry
 
 
 class _Root:

@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol import limits
-from protocol.codec import EXACT, Count, decode, encode
+from protocol.codec import EXACT, TEXT, Count, decode, encode
 from protocol.errors import Malformed, TooLarge
 
 
@@ -47,7 +47,7 @@ class TensorSpec:
     name: Annotated[str, Field(strict=True, min_length=1, max_length=limits.TENSOR_NAME)]
     shape: Annotated[tuple[Count, ...], Field(max_length=limits.DIMENSIONS)]
     dtype: Annotated[str, Field(strict=True, max_length=8)]
-    kind: TensorKind
+    kind: Annotated[TensorKind, TEXT]
 
     @property
     def elements(self) -> int:
