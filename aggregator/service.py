@@ -23,6 +23,7 @@ from aggregator.config import RunConfig
 from aggregator.heads import HeadWriter
 from aggregator.intake import Intake
 from aggregator.journal import Journal
+from aggregator.letters import addressee
 from aggregator.opening import Genesis, open_run
 from aggregator.plan import MergePlan
 from aggregator.production import BadMember, Inputs, Production, record_digest
@@ -129,7 +130,6 @@ class AggregatorService:
         self._stopping.set()
         for subscription in self._subscriptions:
             subscription.cancel()
-        self._work.shutdown(wait=False, cancel_futures=True)
         self._actor.mailbox.close()
 
     def join(self, timeout: float | None = None) -> None:
@@ -150,6 +150,10 @@ class AggregatorService:
             self._error = error
             log.error("aggregator.failed", error=str(error), kind=type(error).__name__)
         finally:
+            # Whatever ended it: what was delivered and not acked goes back, for whoever comes next.
+            self._stopping.set()
+            for subscription in self._subscriptions:
+                subscription.cancel()
             self.ended.set()
             self._relay.close()
             self._heads.close()
@@ -249,7 +253,7 @@ class AggregatorService:
             self._identity,
             write.kind,
             write.body,
-            [self._intake.registry.member(write.recipient)],
+            [addressee(self._intake.registry, write.recipient)],
             federation=self._federation,
             message_id=write.id,
             run=self._config.name,

@@ -1,0 +1,173 @@
+"""The lockstep merge against the same arithmetic on whole tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from aggregator.merge import Sinks, Sources, blank, merge
+from aggregator.plan import Member, MergePlan
+from aggregator.strategies import strategy
+from protocol.errors import Tampered
+from protocol.spec import ModelSpec
+from tests.support.federation import SMALL, cut, payload, tensors, wide
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(3) as threads:
+        yield threads
+
+
+def member(number: int, *, weight: float = 1.0, absent: tuple[str, ...] = ()) -> Member:
+    return Member(
+        id=bytes([number]) * 16,
+        order=number,
+        site=f"site-{number}",
+        base_version=0,
+        staleness=0,
+        staleness_weight=1.0,
+        examples=10,
+        seconds=1.0,
+        example_weight=weight,
+        norm=1.0,
+        clip=1.0,
+        absent=absent,
+    )
+
+
+def plan(members: Sequence[Member], *, rate: float = 1.0, decay: float = 0.0, name: str = "fedbuff") -> MergePlan:
+    return MergePlan(
+        version=1,
+        parent=bytes(32),
+        strategy=name,
+        parameters={},
+        members=tuple(members),
+        population=(),
+        divisor=float(len(members)),
+        rate=rate,
+        release_decay=decay,
+        ids=(bytes(16), bytes(16)),
+        registry=1,
+    )
+
+
+def some(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:
+    dice = np.random.default_rng(seed)
+    return {
+        t.name: dice.integers(0, 9, t.shape) if t.dtype == "I64" else dice.standard_normal(t.shape).astype(np.float32)
+        for t in spec.tensors
+    }
+
+
+def run(
+    spec: ModelSpec,
+    made: MergePlan,
+    old: Mapping[str, NDArray[Any]],
+    deltas: Sequence[Mapping[str, NDArray[Any]]],
+    pool: ThreadPoolExecutor,
+    released: Mapping[str, NDArray[Any]] | None = None,
+) -> tuple[bytes, bytes, list[bytes]]:
+    chosen = strategy(made.strategy)
+    model, average = bytearray(), bytearray()
+    states = [bytearray() for _ in chosen.state]
+    merge(
+        spec,
+        made,
+        chosen,
+        Sources(
+            old=cut(payload(spec, old, update=False)),
+            deltas=[cut(payload(spec, delta, update=True)) for delta in deltas],
+            states=[blank(spec) for _ in chosen.state],
+            released=None if released is None else cut(payload(spec, released, update=False)),
+        ),
+        Sinks(
+            model=model.extend,
+            states=[state.extend for state in states],
+            released=None if released is None else average.extend,
+        ),
+        pool,
+    )
+    return bytes(model), bytes(average), [bytes(state) for state in states]
+
+
+@pytest.mark.parametrize("spec", [SMALL, wide(700_001)], ids=["one record", "three records"])
+def test_parameters_move_by_the_strategy_buffers_by_the_mean_and_integers_not_at_all(
+    spec: ModelSpec, pool: ThreadPoolExecutor
+) -> None:
+    old, one, two = some(spec, 1), some(spec, 2), some(spec, 3)
+    made = plan([member(1, weight=0.5), member(2, weight=1.5)], rate=2.0)
+    model, _, _ = run(spec, made, old, [one, two], pool)
+    got = tensors(spec, model)
+    wide64 = {name: (a.astype(np.float64), two[name].astype(np.float64)) for name, a in one.items()}
+    for name in ("weight", "running_mean"):
+        a, b = wide64[name]
+        mean = (0.5 * a + 1.5 * b) / 2
+        expected = old[name] + (2.0 if name == "weight" else 1.0) * mean
+        np.testing.assert_allclose(got[name], expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(got["batches"], old["batches"])
+    assert model[: len(spec.header)] == spec.header
+
+
+def test_a_tensor_one_member_keeps_to_itself_is_moved_by_the_others_alone(pool: ThreadPoolExecutor) -> None:
+    old, one, two = some(SMALL, 1), some(SMALL, 2), some(SMALL, 3)
+    made = plan([member(1, absent=("weight",)), member(2)])
+    got = tensors(SMALL, run(SMALL, made, old, [one, two], pool)[0])
+    np.testing.assert_allclose(got["weight"], old["weight"] + two["weight"], rtol=1e-6)
+    np.testing.assert_allclose(got["bias"], old["bias"] + (one["bias"] + two["bias"]) / 2, rtol=1e-6)
+
+
+def test_a_tensor_nobody_has_keeps_its_old_value(pool: ThreadPoolExecutor) -> None:
+    old, one = some(SMALL, 1), some(SMALL, 2)
+    got = tensors(SMALL, run(SMALL, plan([member(1, absent=("weight", "running_mean"))]), old, [one], pool)[0])
+    np.testing.assert_array_equal(got["weight"], old["weight"])
+    np.testing.assert_array_equal(got["running_mean"], old["running_mean"])
+
+
+def test_the_released_average_follows_the_raw_version(pool: ThreadPoolExecutor) -> None:
+    old, one, before = some(SMALL, 1), some(SMALL, 2), some(SMALL, 3)
+    model, average, _ = run(SMALL, plan([member(1)], decay=0.8), old, [one], pool, released=before)
+    raw, got = tensors(SMALL, model), tensors(SMALL, average)
+    for name in ("weight", "bias", "running_mean"):
+        np.testing.assert_allclose(got[name], 0.8 * before[name] + 0.2 * raw[name], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(got["batches"], raw["batches"])
+
+
+def test_an_optimizers_moments_are_streams_like_any_other(pool: ThreadPoolExecutor) -> None:
+    spec = wide(300_000)
+    old, one = some(spec, 1), some(spec, 2)
+    _, _, states = run(spec, plan([member(1)], name="fedadam"), old, [one], pool)
+    m = tensors(spec, states[0])
+    np.testing.assert_allclose(m["weight"], 0.1 * one["weight"], rtol=1e-5)
+    assert [len(state) for state in states] == [spec.update_length] * 2
+    np.testing.assert_array_equal(m["running_mean"], np.zeros(7, np.float32))
+
+
+def test_the_same_inputs_give_the_same_bytes(pool: ThreadPoolExecutor) -> None:
+    spec = wide(600_000)
+    old, deltas = some(spec, 1), [some(spec, seed) for seed in range(2, 6)]
+    made = plan([member(i, weight=0.3 * i) for i in range(1, 5)], rate=1.25, decay=0.5)
+    assert run(spec, made, old, deltas, pool, old) == run(spec, made, old, deltas, pool, old)
+
+
+@pytest.mark.parametrize("change", ["short", "long"])
+def test_streams_of_the_wrong_length_are_refused(change: str, pool: ThreadPoolExecutor) -> None:
+    spec = wide(600_000)
+    delta = list(cut(payload(spec, some(spec, 2), update=True)))
+    delta = delta[:-1] if change == "short" else [*delta, delta[-1]]
+    with pytest.raises(Tampered):
+        merge(
+            spec,
+            plan([member(1)]),
+            strategy("fedbuff"),
+            Sources(
+                old=cut(payload(spec, some(spec, 1), update=False)), deltas=[iter(delta)], states=[], released=None
+            ),
+            Sinks(model=lambda _: None, states=[], released=None),
+            pool,
+        )

@@ -1,0 +1,401 @@
+"""The aggregator's shell with a transport and a store in memory: what a site sends, what comes back, what is kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aggregator.config import RunConfig
+from aggregator.export import write_file
+from aggregator.history import History
+from aggregator.opening import Genesis
+from aggregator.records import Records
+from aggregator.replay import Replay, WhatIf, audit, read_version
+from aggregator.service import AggregatorService
+from aggregator.strategies import strategy
+from broker.blobs import BlobStore
+from broker.memory import MemoryTransport
+from broker.memory_blobs import MemoryBlobs
+from broker.transport import Delivery
+from protocol import limits, topology
+from protocol.codec import unpack
+from protocol.envelope import seal, typed_body, unlock, verify
+from protocol.errors import ConfigError, Fenced, StateError
+from protocol.keys import Identity, Role
+from protocol.messages import Command, Evaluation, Head, Kind, Outcome, Receipt, RunState
+from protocol.registry import sign_registry
+from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, cut, payload, tensors
+
+ONE = {t.name: np.ones(t.shape, np.float32) for t in SMALL.tensors if t.dtype == "F32"}
+ZERO = {name: np.zeros_like(value) for name, value in ONE.items()}
+
+
+class Bench:
+    """A running aggregator, the sites' inboxes, and ways to wait for what should happen."""
+
+    def __init__(self, state: Path, sites: int = 3) -> None:
+        self.state = state
+        self.federation = Federation(sites)
+        self.store: BlobStore = MemoryBlobs()
+        self.network = f"memory:{id(self)}"
+        self.transport = MemoryTransport.named(self.network)
+        self.arrived = threading.Condition()
+        self.inbox: dict[str, list[bytes]] = {}
+        self.services: list[AggregatorService] = []
+        self.sites = {name: Site(self.federation, name, self.store) for name in self.federation.members}
+
+    def start(self, **config: Any) -> AggregatorService:
+        config.setdefault("strategy", {"name": "fedbuff", "buffer": 2, "rate": 1.0})
+        service = AggregatorService(
+            RunConfig(name=RUN, **config),
+            federation=FEDERATION,
+            identity=self.federation.aggregator,
+            registry_record=self.federation.registry_record,
+            root=self.federation.root_key,
+            transport=MemoryTransport.named(self.network),
+            store=self.store,
+            state=self.state,
+            genesis=Genesis(SMALL, lambda: cut(payload(SMALL, ZERO, update=False))),
+        )
+        service.start()
+        if not self.services:
+            for queue in (
+                topology.DEAD_LETTERS,
+                *(topology.inbox_queue(site) for site in self.sites),
+                *(topology.down_queue(site) for site in self.sites),
+            ):
+                self.inbox[queue] = []
+                self.transport.consume(queue, self._take)
+        self.services.append(service)
+        return service
+
+    def _take(self, delivery: Delivery) -> None:
+        with self.arrived:
+            self.inbox[delivery.queue].append(delivery.body)
+            self.arrived.notify_all()
+        delivery.ack()
+
+    def send(self, site: str, raw: bytes) -> bytes:
+        self.transport.publish(topology.up_exchange(site), "", raw).result(10)
+        return raw
+
+    def command(self, name: str, counter: int, by: Identity | None = None) -> None:
+        order = Command(counter=counter, expires=int(time.time()) + 60, command=name, arguments={})
+        raw = seal(
+            by or self.federation.operator,
+            Kind.COMMAND,
+            order,
+            [self.federation.aggregator.public],
+            federation=FEDERATION,
+            message_id=bytes([counter]) * 16,
+        )
+        self.transport.publish(topology.DIRECT, topology.AGGREGATOR, raw).result(10)
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        with self.arrived:
+            assert self.arrived.wait_for(condition, 20), {q: len(m) for q, m in self.inbox.items()}
+
+    def receipts(self, site: str) -> list[Receipt]:
+        result = []
+        for raw in self.inbox[topology.inbox_queue(site)]:
+            verified = verify(raw, self.federation.registry, federation=FEDERATION, kinds={Kind.RECEIPT})
+            result.append(typed_body(verified, unlock(verified, self.federation.members[site])))
+        return result
+
+    def outcomes(self, site: str) -> list[tuple[Outcome, str]]:
+        return [(receipt.outcome, receipt.reason) for receipt in self.receipts(site)]
+
+    def wait_outcome(self, site: str, outcome: Outcome, reason: str = "ok", count: int = 1) -> None:
+        self.wait(lambda: self.outcomes(site).count((outcome, reason)) >= count)
+
+    def dead(self) -> list[str]:
+        return [unpack(raw, limits.MESSAGE)["reason"] for raw in self.inbox[topology.DEAD_LETTERS]]
+
+    def head(self) -> Head:
+        raw = self.store.get_head(FEDERATION, limits.STORED_RECORD)
+        assert raw is not None
+        verified = verify(raw, self.federation.registry, federation=FEDERATION, kinds={Kind.HEAD})
+        head: Head = typed_body(verified)
+        return head
+
+    def stop(self) -> None:
+        for service in self.services:
+            service.stop()
+            service.join(20)
+
+    def replay(self) -> Replay:
+        return Replay(
+            federation=FEDERATION,
+            run=RUN,
+            identity=self.federation.aggregator,
+            registry=self.federation.registry,
+            history=History.open(self.state / "aggregator.db"),
+            store=self.store,
+        )
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    for service in bench.services:
+        service.stop()
+
+
+def model(bench: Bench, version: int, *, released: bool = False) -> dict[str, Any]:
+    history = History.open(bench.state / "aggregator.db")
+    with ThreadPoolExecutor(2) as pool:
+        records = Records(FEDERATION, RUN, bench.federation.aggregator, bench.store, pool)
+        data = read_version(
+            records,
+            bench.federation.registry,
+            history.version_record(version),
+            history.state_records(version),
+            released=released,
+        )
+        return tensors(SMALL, b"".join(data))
+
+
+def test_two_updates_make_a_version_and_their_sites_get_receipts(bench: Bench) -> None:
+    bench.start()
+    for site in ("site-0", "site-1"):
+        bench.send(site, bench.sites[site].update(ONE))
+    for site in ("site-0", "site-1"):
+        bench.wait_outcome(site, Outcome.MERGED)
+    bench.stop()
+    np.testing.assert_allclose(model(bench, 1)["weight"], np.ones((5, 3)))
+    np.testing.assert_allclose(model(bench, 1, released=True)["weight"], np.ones((5, 3)))
+    assert bench.head().runs[0].version == 1
+    assert audit(bench.replay().history) == []
+
+
+def test_the_same_update_again_is_answered_with_the_same_receipt_and_merged_once(bench: Bench) -> None:
+    service = bench.start()
+    raw = bench.send("site-0", bench.sites["site-0"].update(ONE))
+    bench.send("site-0", raw)
+    bench.send("site-1", bench.sites["site-1"].update(ONE))
+    bench.wait_outcome("site-0", Outcome.MERGED)
+    bench.send("site-0", raw)
+    bench.wait_outcome("site-0", Outcome.MERGED, count=2)
+    assert service.rules.version == 1
+
+
+def test_other_bytes_under_a_used_sequence_are_answered_with_sequence_reused(bench: Bench) -> None:
+    bench.start()
+    site = bench.sites["site-0"]
+    bench.send("site-0", site.update(ONE))
+    site.sequence = 0
+    bench.send("site-0", site.update(ONE))
+    bench.wait_outcome("site-0", Outcome.SEQUENCE_REUSED, "sequence_reused")
+
+
+@pytest.mark.parametrize(
+    ("reason", "make"),
+    [
+        ("wrong_run", lambda site: site.update(ONE, run="another")),
+        ("future_base", lambda site: site.update(ONE, base=7)),
+        ("unknown_tensor", lambda site: site.update(ONE, absent=("no such",))),
+        ("not_finite", lambda site: site.update({**ONE, "bias": np.array([1, np.nan, 1])})),
+        ("not_finite", lambda site: site.update({**ONE, "bias": np.array([1, np.inf, 1])})),
+        ("too_large_norm", lambda site: site.update({**ONE, "bias": np.full(3, 3e38)})),
+        ("wrong_length", lambda site: site.update(payload(SMALL, ONE, update=True) + bytes(4))),
+        ("wrong_header", lambda site: site.update(b"?" + payload(SMALL, ONE, update=True)[1:])),
+    ],
+)
+def test_a_bad_update_gets_a_receipt_that_names_the_reason(
+    reason: str, make: Callable[[Site], bytes], bench: Bench
+) -> None:
+    service = bench.start()
+    bench.send("site-0", make(bench.sites["site-0"]))
+    bench.wait_outcome("site-0", Outcome.REJECTED, reason)
+    for site in ("site-0", "site-1"):
+        bench.send(site, bench.sites[site].update(ONE))
+    bench.wait_outcome("site-0", Outcome.MERGED)
+    assert service.rules.version == 1
+
+
+def test_a_missing_chunk_is_asked_for_and_its_update_merged_once_it_is_there(bench: Bench) -> None:
+    bench.start()
+    kept: list[tuple[bytes, bytes]] = []
+    raw = bench.sites["site-0"].update(ONE, emit=lambda name, chunk: kept.append((name, chunk)))
+    bench.send("site-0", raw)
+    bench.wait_outcome("site-0", Outcome.REUPLOAD, "chunk_missing")
+    for name, chunk in kept:
+        bench.store.put(topology.update_chunk("site-0", name.hex()), chunk)
+    bench.send("site-0", raw)
+    bench.send("site-1", bench.sites["site-1"].update(ONE))
+    bench.wait_outcome("site-0", Outcome.MERGED)
+
+
+def test_what_no_member_has_signed_becomes_a_dead_letter(bench: Bench) -> None:
+    bench.start()
+    stranger = Identity.generate("site-0", Role.SITE)
+    site = bench.sites["site-0"]
+    bench.send("site-0", b"not an envelope")
+    bench.send("site-0", site.update(ONE, signer=stranger))
+    bench.send("site-1", site.update(ONE))
+    bench.wait(lambda: len(bench.dead()) == 3)
+    assert sorted(bench.dead()) == ["bad_frame", "untrusted", "wrong_site"]
+
+
+def test_commands_pause_resume_and_abort_a_run(bench: Bench) -> None:
+    service = bench.start()
+    bench.command("pause", 1)
+    bench.wait(lambda: any(h.runs[0].state == RunState.PAUSED for h in _heads(bench)))
+    for site in ("site-0", "site-1"):
+        bench.send(site, bench.sites[site].update(ONE))
+    bench.command("resume", 2)
+    bench.wait_outcome("site-0", Outcome.MERGED)
+    bench.send("site-2", bench.sites["site-2"].update(ONE))
+    bench.command("abort", 3)
+    bench.wait_outcome("site-2", Outcome.RUN_ABORTED, "abort-by-operator")
+    assert service.ended.wait(10)
+    bench.send("site-2", bench.sites["site-2"].update(ONE))
+    bench.wait_outcome("site-2", Outcome.RUN_ABORTED, "abort-by-operator", count=2)
+
+
+def test_a_command_counts_once_and_only_from_an_operator(bench: Bench) -> None:
+    service = bench.start()
+    bench.command("pause", 5)
+    bench.command("resume", 5)
+    bench.command("resume", 6, by=bench.federation.members["site-0"])
+    bench.wait(lambda: len(bench.dead()) == 1)
+    assert bench.dead() == ["wrong_role"]
+    assert service.rules.state == RunState.PAUSED
+
+
+def _heads(bench: Bench) -> list[Head]:
+    result = []
+    for raw in bench.inbox[topology.down_queue("site-0")]:
+        verified = verify(raw, bench.federation.registry, federation=FEDERATION, kinds={Kind.HEAD, Kind.VERSION})
+        if verified.kind == Kind.HEAD:
+            result.append(typed_body(verified))
+    return result
+
+
+def test_a_run_stops_at_its_target_and_says_why(bench: Bench) -> None:
+    service = bench.start(stop={"metric": "accuracy", "target_metric": 0.9})
+    for name, site in bench.federation.members.items():
+        raw = seal(
+            site,
+            Kind.EVALUATION,
+            Evaluation(examples=10, metrics={"accuracy": 0.95}),
+            [bench.federation.aggregator.public],
+            federation=FEDERATION,
+            message_id=name.encode().ljust(16),
+            run=RUN,
+            version=0,
+        )
+        bench.send(name, raw)
+    bench.wait(lambda: any(h.runs[0].reason == "target_metric" for h in _heads(bench)))
+    assert service.ended.wait(10)
+
+
+def test_a_restart_goes_on_where_it_was(bench: Bench) -> None:
+    first = bench.start()
+    bench.send("site-0", bench.sites["site-0"].update(ONE))
+    bench.wait(lambda: bool(first.journal.load(first.registry).rows))
+    first.stop()
+    first.join(20)
+    bench.start()
+    bench.send("site-1", bench.sites["site-1"].update(ONE))
+    for site in ("site-0", "site-1"):
+        bench.wait_outcome(site, Outcome.MERGED)
+
+
+def test_a_second_aggregator_takes_over_and_the_first_is_fenced(bench: Bench) -> None:
+    first = bench.start()
+    second = bench.start()
+    for site in ("site-0", "site-1"):
+        bench.send(site, bench.sites[site].update(ONE))
+    with pytest.raises(Fenced):
+        _join(first)
+    for site in ("site-0", "site-1"):
+        bench.wait_outcome(site, Outcome.MERGED)
+    assert second.rules.version == 1
+
+
+def _join(service: AggregatorService) -> None:
+    assert service.ended.wait(20)
+    service.join(20)
+
+
+def test_a_new_registry_gives_a_new_site_the_current_version_and_cuts_off_a_revoked_one(bench: Bench) -> None:
+    service = bench.start()
+    bench.send("site-1", bench.sites["site-1"].update(ONE))
+    bench.wait(lambda: bool(service.journal.load(service.registry).rows))
+    newcomer = Identity.generate("site-9", Role.SITE)
+    registry = bench.federation.registry.with_entry(newcomer.public).revoke("site-1")
+    seen = len(bench.inbox[topology.down_queue("site-0")])
+    service.update_registry(sign_registry(registry, bench.federation.root, FEDERATION, bytes(16)))
+    bench.wait(lambda: len(bench.inbox[topology.down_queue("site-0")]) > seen)
+    record = bench.store.get(topology.record_key(bench.head().runs[0].record.hex()), limits.STORED_RECORD)
+    verified = verify(record, registry, federation=FEDERATION, kinds={Kind.VERSION}, limit=limits.STORED_RECORD)
+    assert unlock(verified, newcomer)
+    assert bench.federation.members["site-1"].box_kid not in verified.recipients
+    assert bench.head().registry != bytes(32)
+
+
+def test_a_replay_gives_the_same_bytes_and_a_what_if_does_not(bench: Bench, tmp_path: Path) -> None:
+    bench.start(stop={"max_versions": 3})
+    dice = np.random.default_rng(3)
+    for number in range(6):
+        site = f"site-{number % 3}"
+        delta = {name: dice.standard_normal(value.shape) for name, value in ONE.items()}
+        bench.send(site, bench.sites[site].update(delta, seconds=float(1 + number)))
+        if number % 2:
+            bench.wait_outcome(site, Outcome.MERGED, count=(number + 3) // 3)
+    bench.stop()
+    replay = bench.replay()
+    assert [r.same for r in replay.versions()] == [True] * 3
+    assert [r.same for r in replay.versions(2)] == [True] * 2
+    assert not all(r.same for r in replay.versions(what_if=WhatIf(without=("site-1",))))
+    assert not any(r.same for r in replay.versions(what_if=WhatIf(strategy=strategy("fedadam"))))
+    assert audit(replay.history) == []
+    with pytest.raises(StateError, match="no version 4"):
+        list(replay.versions(4))
+    out = b"".join(replay.model(3, WhatIf(), released=False))
+    np.testing.assert_array_equal(tensors(SMALL, out)["bias"], model(bench, 3)["bias"])
+    path = tmp_path / "model.safetensors"
+    assert write_file(path, cut(out)) == SMALL.model_length
+    with pytest.raises(StateError, match="exists already"):
+        write_file(path, cut(out))
+
+
+def test_a_damaged_own_copy_costs_a_second_look_and_nothing_else(bench: Bench) -> None:
+    service = bench.start()
+    bench.send("site-0", bench.sites["site-0"].update(ONE))
+    bench.wait(lambda: _validated(service, 1))
+    for path in (bench.state / "cache").iterdir():
+        path.write_bytes(bytes(path.stat().st_size))
+    bench.send("site-1", bench.sites["site-1"].update(ONE))
+    bench.wait_outcome("site-0", Outcome.MERGED)
+    assert [r.same for r in bench.replay().versions()] == [True]
+
+
+def _validated(service: AggregatorService, count: int) -> bool:
+    rows = History(service.journal.engine).load(service.registry).rows
+    return sum(row.state == "validated" for row in rows) >= count
+
+
+def test_a_run_without_version_0_says_how_to_make_one(tmp_path: Path) -> None:
+    federation = Federation()
+    with pytest.raises(ConfigError, match="init-run"):
+        AggregatorService(
+            RunConfig(name=RUN),
+            federation=FEDERATION,
+            identity=federation.aggregator,
+            registry_record=federation.registry_record,
+            root=federation.root_key,
+            transport=MemoryTransport.named("memory:"),
+            store=MemoryBlobs(),
+            state=tmp_path,
+            genesis=None,
+        )
