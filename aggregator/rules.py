@@ -27,7 +27,8 @@ from protocol.messages import Outcome, RunState
 from protocol.registry import Registry
 
 HEAD_EVERY = 6 * 3600.0
-_RETRY = 30.0  # seconds until a parked update or a failed merge is tried again
+_RETRY = 30.0  # seconds until a parked update is tried again
+_MERGE_AGAIN = 2.0  # seconds until a failed merge is; a store that is away takes its own deadline besides
 
 
 class AggregatorRules:
@@ -277,7 +278,7 @@ class AggregatorRules:
 
     def _merge_failed(self, event: events.MergeFailed) -> None:
         self._merging = None
-        self._merge_after = self._now + _RETRY
+        self._merge_after = self._now + _MERGE_AGAIN
         row = self._rows.get(event.bad) if event.bad is not None else None
         if row is None:
             return
