@@ -7,7 +7,10 @@ from collections import Counter
 from aggregator.events import Refused, Send, SendRaw, UpdateNotice, UpdateRow
 from protocol import limits, topology
 from protocol.codec import encode
+from protocol.errors import Untrusted
+from protocol.keys import Participant
 from protocol.messages import Kind, Outcome, Receipt
+from protocol.registry import Registry
 
 _WRAPPER = 1024  # room for the fields around the original bytes
 _PER_SITE = 256
@@ -51,6 +54,20 @@ def receipt(
         recipient=update.site,
         version=version,
     )
+
+
+def addressee(registry: Registry, site: str) -> Participant:
+    """Whom a receipt is sealed for: the keys of this name, the newest ones also when they are revoked.
+
+    Whoever was revoked is still told so; a receipt holds nothing that its site does not know.
+
+    Raises:
+        Untrusted: nobody ever had the name.
+    """
+    for entry in reversed(registry.entries):
+        if entry.name == site:
+            return entry.participant
+    raise Untrusted(f"registry version {registry.version} knows no {site}")
 
 
 def dead_letter(refused: Refused, *, row: int) -> SendRaw:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
+    Engine,
     Float,
     Integer,
     LargeBinary,
@@ -144,8 +145,12 @@ _message_of = select(_outbox).where(_outbox.c.id == bindparam("of"))
 class Journal:
     """One worker's database; every method belongs to the thread that runs the rules."""
 
-    def __init__(self, path: Path | None, site: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path | None, site: str, *, clock: Callable[[], float] = time.time, engine: Engine | None = None
+    ) -> None:
         """Open or create it; `path` None keeps it in memory. `clock` stamps rows for people to read.
+
+        `engine` lets a test keep one in-memory database over several lives of the journal.
 
         Raises:
             StateError: another version wrote it, it is damaged, or it cannot be opened.
@@ -153,7 +158,7 @@ class Journal:
         self._path = path
         self._site = site
         self._clock = clock
-        self._engine = open_database(path, _metadata, SCHEMA)
+        self._engine = engine if engine is not None else open_database(path, _metadata, SCHEMA)
         with self._begin() as connection:
             connection.execute(upsert(_counters).values(id=1, epoch=0, sequence=0, head=0).on_conflict_do_nothing())
 
