@@ -2,15 +2,19 @@
 
     python -m benchmarks.stages --size-mb 840 [--store s3] [--json out/stages.json]
 
-Baseline: the input bytes are read from the directory store and decrypted, nothing else. `admission` also fetches
-through the cache, hashes ciphertext and plaintext, and looks at every value; `merge` reads the old model, K deltas and the
-released average, combines them, and encrypts, hashes and stores the new model and the new average durably.
+Baseline: the input bytes are read from a directory and decrypted, nothing else. `admission` also fetches through the
+cache, hashes ciphertext and plaintext, and looks at every value; `merge` reads the old model, K deltas and the released
+average, combines them, and encrypts, hashes and stores the new model and the new average durably.
+
+With `--store s3` everything is done twice, over a directory and over a private S3 server, turn by turn: admission over
+S3 is to be compared with admission over the directory plus what reading the bytes from that server takes by itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -153,21 +157,16 @@ class Bench:
             self.store.get(blob.key_of(name.hex()), limits.CHUNK)
         return time.perf_counter() - start
 
-    def plain(self, blob: Blob, directory: Path | None) -> float:
-        """Read and decrypt, nothing else (from memory where the store is not a directory)."""
+    def plain(self, blob: Blob, directory: Path) -> float:
+        """Read from the store's directory and decrypt, nothing else."""
         manifest, key = self._open(blob)
         reader = key.reader(manifest, digest=False)
-        seconds = 0.0
+        start = time.perf_counter()
         for name in manifest.chunks:
-            path = blob.key_of(name.hex())
-            chunk = b"" if directory else self.store.get(path, limits.CHUNK)
-            start = time.perf_counter()
-            if directory:
-                chunk = (directory / path).read_bytes()
+            chunk = (directory / blob.key_of(name.hex())).read_bytes()
             for at in range(0, len(chunk), limits.RECORD + limits.OVERHEAD):
                 reader.open(chunk[at : at + limits.RECORD + limits.OVERHEAD])
-            seconds += time.perf_counter() - start
-        return seconds
+        return time.perf_counter() - start
 
     def admission(self, blob: Blob) -> float:
         """The product's admission of one update, with an empty cache."""
@@ -238,31 +237,52 @@ def measure(size_mb: int, members: int, store: str, rounds: int) -> dict[str, fl
     """Run all stages and return seconds (medians over `rounds`) and ratios."""
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fledge-stages-")))
-        url, directory = f"file://{work}/store", work / "store"
+        local = Bench(f"file://{work}/store", work / "cache", size_mb * 1_000_000, members)
+        remote = None
         if store == "s3":
             from tests.support.s3 import S3Server
 
             server = S3Server(work / "objects", work / "log")
             stack.callback(server.stop)
-            url = server.url("stages")
-        bench = Bench(url, work / "cache", size_mb * 1_000_000, members)
+            remote = Bench(server.url("stages"), work / "cache-s3", size_mb * 1_000_000, members)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        times: dict[str, list[float]] = {"plain": [], "raw": [], "admission": [], "merge": []}
+        times: dict[str, list[float]] = {}
         for _ in range(rounds):
-            bench.fresh_cache(work / "cache")
-            blobs = [bench.model, bench.average, *bench.updates]
-            local = directory if store == "file" else None
-            times["plain"].append(sum(bench.plain(blob, local) for blob in blobs) / len(blobs))
-            times["raw"].append(statistics.mean(bench.raw_read(blob) for blob in bench.updates))
-            times["admission"].append(statistics.mean(bench.admission(blob) for blob in bench.updates))
-            bench.warm()
-            times["merge"].append(bench.merge())
+            _round(local, work / "cache", "", times, plain=work / "store")
+            if remote is not None:
+                _round(remote, work / "cache-s3", " s3", times)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         result = {name: statistics.median(values) for name, values in times.items()}
-        result["admission / plain"] = result["admission"] / result["plain"]
-        result["merge / plain"] = result["merge"] / (result["plain"] * (members + 2))
+        result["admission / plain"] = _ratio(times, lambda t: t["admission"] / t["plain"])
+        result["merge / plain"] = _ratio(times, lambda t: t["merge"] / (t["plain"] * (members + 2)))
+        if remote is not None:
+            result["admission s3 / (admission + raw s3)"] = _ratio(
+                times, lambda t: t["admission s3"] / (t["admission"] + t["raw s3"])
+            )
         result["memory MiB"] = (peak - before) / 1024
         return result
+
+
+def _round(bench: Bench, cache: Path, suffix: str, times: dict[str, list[float]], plain: Path | None = None) -> None:
+    """Time every stage once over one store."""
+    bench.fresh_cache(cache)
+
+    def note(stage: str, seconds: float) -> None:
+        times.setdefault(stage + suffix, []).append(seconds)
+
+    if plain is not None:
+        blobs = [bench.model, bench.average, *bench.updates]
+        note("plain", statistics.mean(bench.plain(blob, plain) for blob in blobs))
+    note("raw", statistics.mean(bench.raw_read(blob) for blob in bench.updates))
+    note("admission", statistics.mean(bench.admission(blob) for blob in bench.updates))
+    bench.warm()
+    note("merge", bench.merge())
+
+
+def _ratio(times: dict[str, list[float]], of: Callable[[dict[str, float]], float]) -> float:
+    """The median over rounds of a ratio within one round: what else runs on the machine weighs on both sides."""
+    rounds = len(times["plain"])
+    return statistics.median(of({name: values[i] for name, values in times.items()}) for i in range(rounds))
 
 
 def main() -> None:
@@ -276,9 +296,10 @@ def main() -> None:
     options = parser.parse_args()
     result = measure(options.size_mb, options.members, options.store, options.rounds)
     print(f"{options.size_mb} MB model, K = {options.members}, {options.store} store, median of {options.rounds}")
+    print(f"load average {os.getloadavg()[0]:.2f}")
     print("plain, raw, admission: seconds a blob; merge: seconds a version; ratios: to decryption of the same bytes")
     for name, value in result.items():
-        print(f"  {name:20s} {value:8.3f}")
+        print(f"  {name:36s} {value:8.3f}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**vars(options), "json": None, "result": result}, indent=2))
