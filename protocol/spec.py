@@ -86,8 +86,16 @@ class ModelSpec:
     """The ordered tensors of a model and the layout that follows; equal specifications have equal digests."""
 
     def __init__(self, tensors: tuple[TensorSpec, ...]) -> None:
+        """Check the tensors together.
+
+        Raises:
+            Malformed: a name appears twice or a type does not go with its kind.
+            TooLarge: over a limit.
+        """
         _check(tensors)
         self.tensors = tensors
+        if len(self._encoded) > limits.SPEC or self.model_length > limits.BLOB:
+            raise TooLarge(f"the specification is over {limits.SPEC} bytes or the model over {limits.BLOB}")
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> ModelSpec:
@@ -216,5 +224,5 @@ def _check(tensors: tuple[TensorSpec, ...]) -> None:
             raise Malformed(f"tensor name {tensor.name!r} appears twice or is reserved")
         seen.add(tensor.name)
         total += tensor.elements * max(4, known[tensor.dtype])
-        if total > limits.BLOB - limits.SPEC:
+        if total > limits.BLOB:
             raise TooLarge(f"the model is over {limits.BLOB} bytes")
