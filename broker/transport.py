@@ -94,7 +94,8 @@ class Transport(Protocol):
         Survives broker restarts, channel closure and a queue that was deleted and comes back, or is not there yet. The
         handler must be quick and settle (or pass on) every delivery; an exception in it is logged and the delivery
         given back. At most `prefetch` deliveries are unsettled at a time. A queue with a single active consumer serves
-        the subscription that came first; the next one takes over when it ends.
+        the subscription that came first; the next one takes over when it ends. What is given back, for whatever
+        reason, may come after messages that are newer.
 
         Raises:
             TransportError: the transport is closed.

@@ -475,7 +475,8 @@ def test_a_single_active_consumer_hands_over_when_it_ends(broker: Broker, transp
     assert second.bodies == []
     active.cancel()
     second.wait_for(3)
-    assert second.bodies == [b"1", b"2", b"3"]
+    # What the first one gives back may come after what the queue still held.
+    assert sorted(second.bodies) == [b"1", b"2", b"3"]
 
 
 def test_consumers_of_one_queue_share_its_messages(broker: Broker, transport: Transport) -> None:
