@@ -33,7 +33,17 @@ _HOMES = {
 }
 """Where each public name lives."""
 
-__all__ = sorted(_HOMES)  # pyright: ignore
+__all__ = [
+    "AggregatorService",
+    "ConfigError",
+    "FledgeError",
+    "TrainingError",
+    "WorkerService",
+    "init_run",
+    "new_federation",
+    "open_aggregator",
+    "open_worker",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -101,12 +102,26 @@ def init_run(
     factory: Annotated[str, typer.Argument(help="Your training code, module:factory, as at the sites.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A new directory for the run.")],
     name: Annotated[str, typer.Option(help="The run's name; default: the directory's.")] = "",
+    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the factory; may be given again.")] = None,
 ) -> None:
     """Make a run: its initial model (version 0), the model's specification, and run.toml with every default."""
     from fledge import init_run as runs
 
-    made = runs.init_run(factory, out, name=name or out.resolve().name)
-    typer.echo(f"{out}: {made!r}; edit {out / runs.RUN_TOML}, then `fledge aggregator --run {out}`")
+    options = dict(_option(text) for text in option or ())
+    spec = runs.init_run(factory, out, name=name or out.resolve().name, options=options)
+    size = spec.model_length / 1e6
+    typer.echo(f"{out}: {len(spec.tensors)} tensors, {size:.3g} MB; edit {out / runs.RUN_TOML}, then `fledge aggregator --run {out}`")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """A factory's option as TOML would read it; text that TOML cannot read is a string."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ConfigError(f"--option {text!r}: write KEY=VALUE")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
 
 
 @app.command()
@@ -199,9 +214,7 @@ def demo(
     """Watch hospitals train one model together, asynchronously; then the same synchronously."""
     from fledge.demo import Options, run_demo
 
-    options = Options(
-        quick=quick, broker=broker, store=store, processes=processes, seed=seed, sites=sites, out=out
-    )
+    options = Options(quick=quick, broker=broker, store=store, processes=processes, seed=seed, sites=sites, out=out)
     if not run_demo(options):
         raise typer.Exit(1)
 

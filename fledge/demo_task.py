@@ -1,16 +1,23 @@
 """What the demo trains: scikit-learn's handwritten digits, spread unevenly over hospitals, and a small perceptron.
 
-This is also what a user's own training code looks like when it needs no torch: a factory that `init-run` and every
-worker call, here `fledge.demo_task:trainer`.
+This is also what training code looks like that needs no torch: a factory that `fledge init-run` and every worker call,
+here `fledge.demo_task:trainer`.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from protocol.spec import ModelSpec, TensorKind
+from worker.trainer import Control, EvaluationResult, TrainResult
+from worker.weights import Weights as StreamedWeights
+from worker.weights import tensor_spec, write_records
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -111,3 +118,55 @@ def _softmax(scores: Images) -> Images:
     powers = np.exp(scores - scores.max(1, keepdims=True))
     result: Images = powers / powers.sum(1, keepdims=True)
     return result
+
+
+SPEC = ModelSpec(tuple(tensor_spec(name, array, TensorKind.PARAMETER) for name, array in initial(0).items()))
+"""The perceptron's four tensors."""
+
+
+def from_records(records: Iterator[bytes]) -> Weights:
+    """The weights a model's payload holds."""
+    return dict(StreamedWeights(SPEC, lambda: records).tensors())
+
+
+class Trainer:
+    """One hospital: its images, and a machine of a certain speed."""
+
+    def __init__(self, seed: int, hospitals: int, hospital: int = 0, seconds: float = 0.0) -> None:
+        """`seconds`: what an update takes on this hospital's machine."""
+        self._seed = seed
+        self._hospitals = hospitals
+        self._hospital = hospital
+        self._seconds = seconds
+        self._weights = initial(seed)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model consists of."""
+        return SPEC
+
+    def initial(self) -> Iterator[bytes]:
+        """Version 0, as a payload."""
+        return write_records(SPEC, initial(self._seed).__getitem__)
+
+    def train(self, base: StreamedWeights, control: Control) -> TrainResult:
+        """Take ten steps from `base`, then wait as long as a slower machine would have worked on them."""
+        began = time.monotonic()
+        own = digits(self._seed, self._hospitals).hospitals[self._hospital]
+        base.copy_into(self._weights)
+        descend(self._weights, own, STEPS, np.random.default_rng(control.seed))
+        parts = 10
+        for part in range(parts):
+            control.progress(part / parts)
+            control.wait(self._seconds * (part + 1) / parts - (time.monotonic() - began))
+        return TrainResult(weights=self._weights, examples=len(own.labels), steps=STEPS)
+
+    def evaluate(self, model: StreamedWeights, control: Control) -> EvaluationResult:
+        """How `model` does on this hospital's own images."""
+        own = digits(self._seed, self._hospitals).hospitals[self._hospital]
+        return EvaluationResult(examples=len(own.labels), metrics={"accuracy": accuracy(dict(model.tensors()), own)})
+
+
+def trainer(seed: int, hospitals: int, hospital: int = 0, seconds: float = 0.0) -> Trainer:
+    """The factory that `init-run` and the workers call."""
+    return Trainer(seed, hospitals, hospital, seconds)

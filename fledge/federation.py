@@ -24,12 +24,11 @@ from protocol.topology import AGGREGATOR, check_site
 ROOT_KEYS = "root.keys"
 AGGREGATOR_TOML = "aggregator.toml"
 WORKER_TOML = "worker.toml"
-_NOWHERE = "see the variables FLEDGE_BROKER and FLEDGE_STORE for keeping passwords out of this file"
 
 _AGGREGATOR = """\
 # The aggregator of federation {name}. Paths are relative to this file.
 federation = {federation}
-# {nowhere}
+# FLEDGE_BROKER and FLEDGE_STORE in the environment win over these: a place for passwords outside this file.
 broker = {broker}
 store = {store}
 keys = "aggregator.keys"
@@ -42,7 +41,7 @@ state = "state"
 _WORKER = """\
 # Site {site} of federation {name}. Paths are relative to this file.
 federation = {federation}
-# {nowhere}
+# FLEDGE_BROKER and FLEDGE_STORE in the environment win over these: a place for passwords outside this file.
 broker = {broker}
 store = {store}
 keys = "site.keys"
@@ -88,7 +87,6 @@ def new_federation(
         "broker": quoted(broker),
         "store": quoted(store),
         "root": bytes(root.sign.verify_key).hex(),
-        "nowhere": _NOWHERE,
     }
     _private_directory(directory)
     write_identity(directory / ROOT_KEYS, root)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from aggregator.config import RunConfig, read_toml
 from aggregator.opening import Genesis
@@ -20,6 +20,7 @@ from worker.config import load_trainer
 RUN_TOML = "run.toml"
 INITIAL = "initial.safetensors"
 SPEC = "spec.bin"
+_TRAINING = ("torch", "monai", "sklearn", "safetensors")
 
 _RUN = """\
 # A run. Every key shows its value; what is commented out is off or follows from the rest.
@@ -68,16 +69,47 @@ def init_run(
     config = RunConfig.model_validate({**(settings.model_dump() if settings else {}), "name": name})
     strategy(config.strategy.name, **config.strategy.parameters)
     text = render(config)
+    trainer = _trainer(factory, options or {})
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise ConfigError(f"{directory} is not empty; a run is never overwritten, name a new directory")
-        spec = _write_model(factory, options or {}, directory)
+        with (directory / INITIAL).open("wb") as file:
+            for record in trainer.initial():
+                file.write(record)
+        spec = trainer.spec
         (directory / SPEC).write_bytes(spec.to_bytes())
         (directory / RUN_TOML).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{directory}: {error.strerror or error}; name a directory that can be written") from error
     return spec
+
+
+@runtime_checkable
+class Initial(Protocol):
+    """What a factory's trainer has to offer besides training: the model a run begins with."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Which tensors the model has."""
+        ...
+
+    def initial(self) -> Iterator[bytes]:
+        """Version 0's payload, record by record."""
+        ...
+
+
+def _trainer(factory: str, options: Mapping[str, Any]) -> Initial:
+    try:
+        trainer: Initial = load_trainer(factory, options, Path.cwd())
+    except ConfigError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name in _TRAINING:
+            raise ConfigError(f"{factory} needs {cause.name}; install it with: pip install 'fledge-fl[train]'") from error
+        raise
+    if not isinstance(trainer, Initial):
+        raise ConfigError(f"{factory} gives a {type(trainer).__name__}, which has no initial model: see `fledge.Trainer`")
+    return trainer
 
 
 def load_run(directory: Path) -> RunConfig:

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from aggregator.config import AggregatorConfig, read_toml
+from fledge.federation import AGGREGATOR_TOML, ROOT_KEYS, WORKER_TOML, new_federation
+from fledge.keyfiles import read_identity
+from protocol.errors import ConfigError, Untrusted
+from protocol.keys import Role
+from protocol.registry import open_registry
+from worker.config import read_config
+
+SITES = ["alpha", "beta-2"]
+BROKER = "amqps://broker.example:5671/clinics"
+STORE = "s3s://store.example/clinics"
+
+
+def found(directory: Path, **changes: object) -> Path:
+    given = {"name": "clinics", "sites": SITES, "broker": BROKER, "store": STORE, **changes}
+    new_federation(directory, **given)  # type: ignore[arg-type]  # keyword arguments of several types
+    return directory
+
+
+def test_every_file_is_its_owners_alone(tmp_path: Path) -> None:
+    paths = list(found(tmp_path / "f").rglob("*"))
+    files = [path for path in paths if path.is_file()]
+    assert len(files) == 4 + 3 * len(SITES)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "f" / "sites").iterdir()} == {0o700}
+
+
+def test_the_registry_names_everybody_and_is_signed_by_the_root(tmp_path: Path) -> None:
+    directory = found(tmp_path / "f")
+    config = read_toml(directory / AGGREGATOR_TOML, AggregatorConfig)
+    record = (directory / "registry.bin").read_bytes()
+    registry = open_registry(record, bytes.fromhex(config.root), "clinics")
+    assert [p.name for p in registry.members(Role.SITE)] == SITES
+    assert registry.members(Role.AGGREGATOR) == (read_identity(directory / "aggregator.keys").public,)
+    other = found(tmp_path / "g")
+    with pytest.raises(Untrusted):
+        open_registry((other / "registry.bin").read_bytes(), bytes.fromhex(config.root), "clinics")
+
+
+def test_a_sites_folder_holds_all_a_worker_needs_and_no_other_keys(tmp_path: Path) -> None:
+    directory = found(tmp_path / "f", options={"alpha": {"data": "/data/x", "limit": 3}}, trainer="mine:build")
+    kit = directory / "sites" / "alpha"
+    config = read_config(kit / WORKER_TOML, {})
+    assert (config.broker, config.store, config.trainer) == (BROKER, STORE, "mine:build")
+    assert config.options == {"data": "/data/x", "limit": 3}
+    assert [each.name for each in config.filters] == ["clip"]
+    assert read_identity(kit / config.keys).name == "alpha"
+    assert (kit / config.registry).read_bytes() == (directory / "registry.bin").read_bytes()
+    assert sorted(path.name for path in kit.iterdir()) == ["registry.bin", "site.keys", "worker.toml"]
+    secret = bytes(read_identity(directory / ROOT_KEYS).sign)
+    assert all(secret not in path.read_bytes() for path in kit.iterdir())
+
+
+def test_what_is_written_into_toml_comes_back_as_it_was(tmp_path: Path) -> None:
+    strange = 'amqp://user:p"a\\ss€@broker.example/%2f'
+    text = (found(tmp_path / "f", broker=strange) / AGGREGATOR_TOML).read_text()
+    assert tomllib.loads(text)["broker"] == strange
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sites": []}, "--site"),
+        ({"sites": ["Alpha"]}, "'Alpha' cannot name a site"),
+        ({"sites": ["aggregator"]}, "aggregator"),
+        ({"sites": ["alpha", "alpha"]}, "named twice: alpha"),
+        ({"name": "../up"}, "cannot name a federation"),
+    ],
+)
+def test_a_federation_that_cannot_work_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        found(tmp_path / "f", **changes)
+    assert not (tmp_path / "f").exists()
+
+
+def test_keys_are_never_overwritten(tmp_path: Path) -> None:
+    directory = found(tmp_path / "f")
+    before = (directory / ROOT_KEYS).read_bytes()
+    with pytest.raises(ConfigError, match="not empty"):
+        found(directory)
+    assert (directory / ROOT_KEYS).read_bytes() == before
+
+
+def test_keys_that_others_may_read_are_refused(tmp_path: Path) -> None:
+    path = found(tmp_path / "f") / "aggregator.keys"
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_identity(path)
+
+
+def test_a_file_that_holds_no_keys_is_refused_without_showing_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(b"hunter2")
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="does not hold fledge keys") as refused:
+        read_identity(path)
+    assert "hunter2" not in str(refused.value)
