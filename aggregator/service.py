@@ -39,7 +39,7 @@ from broker.transport import Delivery, Subscription, Transport
 from protocol import limits, topology
 from protocol.codec import decode
 from protocol.envelope import seal, unlock, verify
-from protocol.errors import DiskFull, FledgeError, Missing, StoreError, TrainingError, WireError
+from protocol.errors import Corrupt, DiskFull, FledgeError, Missing, StoreError, TrainingError, WireError
 from protocol.keys import Identity, Role
 from protocol.messages import Event, Kind, RunHead, Version
 from protocol.registry import Registry, open_registry
@@ -311,6 +311,9 @@ class AggregatorService:
             return events.NotAdmitted(id=id, reason=error.reason, retry=False)
         except Missing:
             return events.NotAdmitted(id=id, reason="chunk_missing", retry=True, missing=True)
+        except Corrupt as error:
+            log.warning("admission.damaged", update=id.hex()[:8], error=str(error))
+            return events.NotAdmitted(id=id, reason="chunk_damaged", retry=True, missing=True)
         except StoreError as error:
             log.warning("admission.parked", update=id.hex()[:8], error=str(error))
             return events.NotAdmitted(id=id, reason="store_away", retry=True)
