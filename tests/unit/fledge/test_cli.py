@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fledge import cli, log
+from fledge.federation import new_federation
+from fledge.init_run import init_run
+from protocol.errors import ConfigError, DiskFull, Fenced, FledgeError, Missing, Untrusted
+
+TRAINER = "fledge.demo_task:trainer"
+
+
+def fledge(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "fledge.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **environment},
+        timeout=60,
+    )
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line an error becomes."""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("fledge: ")
+    return lines[0]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A federation and a run that need no server."""
+    store = (tmp_path / "store").as_uri()
+    new_federation(tmp_path / "f", name="clinics", sites=["alpha"], broker="memory:", store=store, trainer=TRAINER)
+    init_run(TRAINER, tmp_path / "run", name="digits", options={"seed": 1, "hospitals": 2})
+    return tmp_path
+
+
+def test_help_needs_no_library_of_a_command() -> None:
+    code = "import sys; sys.argv = ['fledge', '--help']\nfrom fledge.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "import json; sys.stderr.write(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stderr))
+    assert "typer" in loaded
+    heavy = {"torch", "monai", "sklearn", "safetensors", "scipy", "numpy", "sqlalchemy", "pika", "minio", "pydantic"}
+    assert not loaded & {*heavy, "structlog", "aggregator", "worker", "broker"}
+    for command in ("new-federation", "init-run", "aggregator", "worker", "demo", "replay", "export", "version"):
+        assert command in done.stdout
+
+
+def test_the_version_is_the_distributions() -> None:
+    shown = fledge("--version")
+    assert shown.returncode == 0
+    assert shown.stdout == fledge("version").stdout
+    assert shown.stdout.startswith("fledge 0.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (Fenced("x"), 3),
+        (DiskFull("x"), 1),
+        (Missing("x"), 1),
+        (Untrusted("x"), 1),
+        (FledgeError("x"), 1),
+    ],
+)
+def test_every_error_has_its_exit_code(error: FledgeError, code: int) -> None:
+    assert cli.exit_code(error) == code
+
+
+def test_a_missing_configuration_is_one_line_and_code_2(tmp_path: Path) -> None:
+    for command in (["aggregator", "--run", "r"], ["worker"], ["replay", "--run", "r"], ["export", "m", "--run", "r"]):
+        done = fledge(*command, cwd=tmp_path)
+        assert done.returncode == 2
+        assert ".toml: No such file or directory; is the path right?" in complaint(done)
+
+
+def test_a_wrong_key_is_named_with_the_ones_that_exist(place: Path) -> None:
+    with (place / "run" / "run.toml").open("a") as file:
+        file.write("typo = 1\n")
+    done = fledge("aggregator", "--config", place / "f" / "aggregator.toml", "--run", place / "run")
+    assert done.returncode == 2
+    assert "stop.typo" in complaint(done)
+
+
+def test_a_run_that_was_never_served_cannot_be_replayed_or_exported(place: Path) -> None:
+    config = place / "f" / "aggregator.toml"
+    for command in (["replay"], ["replay", "--audit"], ["export", place / "model"]):
+        done = fledge(*command, "--config", config, "--run", "digits")
+        assert done.returncode == 1
+        assert "no such database" in complaint(done)
+    assert not (place / "model").exists()
+
+
+def test_passwords_in_urls_are_never_shown(place: Path) -> None:
+    done = fledge(
+        "aggregator",
+        *("--config", place / "f" / "aggregator.toml"),
+        *("--run", place / "run"),
+        FLEDGE_BROKER="amqp+typo://user:hunter2@broker.example/x",
+    )
+    assert done.returncode == 2
+    assert "unknown scheme" in complaint(done)
+    assert "hunter2" not in done.stderr
+
+
+def test_real_servers_of_the_demo_come_in_pairs() -> None:
+    done = fledge("demo", "--broker", "amqp://user:hunter2@broker.example/x")
+    assert done.returncode == 2
+    assert "--store" in complaint(done)
+
+
+def test_a_federation_and_a_run_are_made_from_the_command_line(tmp_path: Path) -> None:
+    arguments = ["--site", "alpha", "--site", "beta", "--broker", "memory:", "--store", "file:///srv/fledge"]
+    made = fledge("new-federation", "clinics", *arguments, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "clinics" / "sites" / "beta" / "worker.toml").is_file()
+    again = fledge("new-federation", "clinics", *arguments, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "never overwritten" in complaint(again)
+    options = ["--option", "seed=4", "--option", "hospitals=2"]
+    run = fledge("init-run", TRAINER, "-o", "run", *options, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "4 tensors" in run.stdout
+    wrong = fledge("init-run", TRAINER, "-o", "other", "--option", "seed", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "KEY=VALUE" in complaint(wrong)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_aggregator_ends_in_order_when_it_is_told_to(place: Path, number: int) -> None:
+    command = [sys.executable, "-m", "fledge.cli", "--json-logs", "aggregator"]
+    command += ["--config", str(place / "f" / "aggregator.toml"), "--run", str(place / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        lines = process.stderr
+        assert lines is not None
+        while '"aggregator.started"' not in (line := lines.readline()):
+            assert json.loads(line)
+        process.send_signal(number)
+        assert process.wait(20) == 0, lines.read()
+    kept = fledge("export", place / "model", "--config", place / "f" / "aggregator.toml", "--run", place / "run")
+    assert kept.returncode == 0, kept.stderr
+    assert (place / "model").read_bytes() == (place / "run" / "initial.safetensors").read_bytes()
+
+
+def test_logs_never_hold_secrets() -> None:
+    event = {
+        "event": "connecting",
+        "url": "amqps://user:hunter2@broker.example/x",
+        "error": "tried s3s://KEY:hunter2@store.example/bucket, failed",
+        "store_password": "hunter2",
+        "count": 3,
+    }
+    shown = log.hide_secrets(None, "info", event)
+    assert "hunter2" not in json.dumps(shown)
+    assert shown["url"] == "amqps://***@broker.example/x"
+    assert shown["count"] == 3
