@@ -319,6 +319,8 @@ class Train:
     id: bytes
     evaluation: bytes
     """Message id of the evaluation to make first; empty when none is due."""
+    count: int
+    """Updates made from this version before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

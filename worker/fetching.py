@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
 from broker.blobs import BlobStore
 from protocol import limits
 from protocol.errors import FledgeError, WireError
 from protocol.topology import record_key
 from worker.announcements import Reader, read_registry
 from worker.events import FetchFailed, FetchRegistry, FetchVersion, PullHead
-
-log = structlog.get_logger("worker")
 
 
 class Fetcher:
@@ -27,23 +23,25 @@ class Fetcher:
         root: bytes,
         tell: Callable[[Any], None],
         clock: Callable[[], float],
+        log: Any,
     ) -> None:
-        """`reader` gives the one of the registry in force; `clock` is the wall clock."""
+        """`reader` gives the one of the registry in force; `clock` is the wall clock, `log` a bound logger."""
         self._store = store
         self._reader = reader
         self._root = root
         self._tell = tell
         self._clock = clock
+        self._log = log
 
     def fetch(self, effect: PullHead | FetchRegistry | FetchVersion) -> None:
         """Read what `effect` names; tells what was read, or `FetchFailed`."""
         try:
             event = self._read(effect)
         except WireError as error:
-            log.warning("record.refused", what=type(effect).__name__, reason=error.reason, error=str(error))
+            self._log.warning("record.refused", what=type(effect).__name__, reason=error.reason, error=str(error))
             event = FetchFailed()
         except FledgeError as error:
-            log.warning("record.not_read", what=type(effect).__name__, error=str(error))
+            self._log.warning("record.not_read", what=type(effect).__name__, error=str(error))
             event = FetchFailed()
         if event is not None:
             self._tell(event)
@@ -54,7 +52,7 @@ class Fetcher:
             case PullHead():
                 raw = self._store.get_head(reader.federation, limits.STORED_RECORD)
                 if raw is None:
-                    log.info("head.not_there", federation=reader.federation)
+                    self._log.info("head.not_there", federation=reader.federation)
                     return None
                 return reader.head(raw, self._clock())
             case FetchRegistry():

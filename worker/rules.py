@@ -240,6 +240,7 @@ class WorkerRules:
             sequence=sequence,
             id=self._new_id(),
             evaluation=evaluation,
+            count=run.sent,
         )
         self._decided.effects.append(self._training)
 

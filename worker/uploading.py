@@ -6,8 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import structlog
-
 from broker.blobs import BlobStore
 from broker.chunks import upload
 from broker.crash import crash_point
@@ -18,24 +16,30 @@ from worker.events import Resealed, Sealed, SendingFailed, UpdateRow, Uploaded
 from worker.sealing import reseal
 from worker.spool import Spool
 
-log = structlog.get_logger("worker")
-
 
 class Uploader:
     """Answers `Upload` and `Reseal`."""
 
     def __init__(
-        self, store: BlobStore, spool: Spool, site: str, reader: Callable[[], Reader], tell: Callable[[Any], None]
+        self,
+        store: BlobStore,
+        spool: Spool,
+        site: str,
+        reader: Callable[[], Reader],
+        tell: Callable[[Any], None],
+        log: Any,
     ) -> None:
+        """`reader` gives the one of the registry in force; `log` is a bound logger."""
         self._store = store
         self._spool = spool
         self._site = site
         self._reader = reader
         self._tell = tell
+        self._log = log
 
     def upload(self, row: UpdateRow, *, anew: bool) -> None:
         """Put the update's chunks; those that are there are skipped, unless every one is wanted `anew`."""
-        log.info("upload.started", update=row.id.hex()[:8], chunks=len(row.chunks), anew=anew)
+        self._log.info("upload.started", update=row.id.hex()[:8], chunks=len(row.chunks), anew=anew)
         self._guard(row, partial(self._upload, row, anew))
 
     def reseal(self, row: UpdateRow, sealed: Sealed, epoch: int, sequence: int) -> None:
@@ -49,7 +53,7 @@ class Uploader:
             crash_point("worker.uploading")
         if rest and not anew:
             upload(self._store, [(self._key(name), partial(self._spool.get, name)) for name in rest])
-        log.info("upload.done", update=row.id.hex()[:8])
+        self._log.info("upload.done", update=row.id.hex()[:8])
         crash_point("worker.uploaded")
         return Uploaded(row=row.row)
 
@@ -75,7 +79,7 @@ class Uploader:
         except BaseException:
             batch.discard()
             raise
-        log.info("update.resealed", update=row.id.hex()[:8], epoch=epoch, sequence=sequence)
+        self._log.info("update.resealed", update=row.id.hex()[:8], epoch=epoch, sequence=sequence)
         return Resealed(row=row.row, epoch=epoch, sequence=sequence, sealed=again)
 
     def _guard(self, row: UpdateRow, work: Callable[[], Any]) -> None:
@@ -84,6 +88,6 @@ class Uploader:
         except FledgeError as error:
             # Chunks that cannot be read or opened do not come back; everything else passes.
             lost = isinstance(error, StateError | WireError) and not isinstance(error, DiskFull)
-            log.warning("update.lost" if lost else "upload.failed", update=row.id.hex()[:8], error=str(error))
+            self._log.warning("update.lost" if lost else "upload.failed", update=row.id.hex()[:8], error=str(error))
             answer = SendingFailed(row=row.row, lost=lost)
         self._tell(answer)

@@ -1,0 +1,147 @@
+"""Configuration of a site's worker: `worker.toml`. Paths are relative to the file."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import stat
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol.codec import Word
+from protocol.errors import ConfigError, FledgeError, Malformed
+from protocol.keys import Identity
+
+_KEYS_LIMIT = 4096
+
+
+class FilterConfig(BaseModel):
+    """A privacy filter by name; every other key is one of its parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: Word
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The filter's own parameters."""
+        return dict(self.model_extra or {})
+
+
+class WorkerConfig(BaseModel):
+    """Who this site is, where the federation is, what it trains and what may leave it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    federation: Word
+    site: str | None = None
+    """Only checked: the name stands in the keys."""
+    broker: str
+    store: str
+    keys: Path = Path("site.keys")
+    registry: Path = Path("registry.bin")
+    root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """The federation root's verify key, in hex."""
+    state: Path = Path("state")
+    trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    """`module:factory`; the module is looked for beside the file too."""
+    options: dict[str, Any] = {}
+    """Arguments of the trainer's factory."""
+    filters: tuple[FilterConfig, ...] = ()
+    """Applied to every update in this order; an empty list is refused when the worker starts."""
+    exclude: tuple[str, ...] = ()
+    """Tensors that stay at the site: names, or patterns with `*`."""
+    spool_mb: Annotated[int, Field(ge=1)] = 16_384
+    cache_mb: Annotated[int, Field(ge=0)] = 16_384
+    """MiB of published models kept as ciphertext, for stores that are not a directory; 0 keeps none."""
+    heartbeat: Annotated[float, Field(ge=0.1, le=3600)] = 20.0
+    """Seconds between signs of life."""
+
+    def __repr__(self) -> str:
+        # Broker and store may hold passwords, and so may the trainer's options.
+        return f"WorkerConfig(federation={self.federation!r}, trainer={self.trainer!r})"
+
+    __str__ = __repr__
+
+
+def read_config(path: Path, environment: Mapping[str, str] = os.environ) -> WorkerConfig:
+    """Read and check `worker.toml`; FLEDGE_BROKER and FLEDGE_STORE in the environment come before its URLs.
+
+    Raises:
+        ConfigError: it is missing, not TOML, or a value is wrong; says which, never the value.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; is the path right?") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for key in ("broker", "store"):
+        if given := environment.get(f"FLEDGE_{key.upper()}"):
+            table[key] = given
+    try:
+        return WorkerConfig.model_validate(table)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(WorkerConfig.model_fields)
+        raise ConfigError(f"{path}: {where}: {first['msg']} (known keys: {known})") from None
+
+
+def read_keys(path: Path, site: str | None) -> Identity:
+    """The site's identity.
+
+    Raises:
+        ConfigError: there is no such file, others may read it, or it holds other keys than `site`'s.
+    """
+    raw = read_limited(path, _KEYS_LIMIT)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigError(f"{path} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
+    try:
+        identity = Identity.from_bytes(raw)
+    except Malformed as error:
+        raise ConfigError(f"{path} does not hold fledge keys ({error}); restore it or enrol again") from error
+    if site not in (None, identity.name):
+        raise ConfigError(f"{path} holds the keys of {identity.name}, the configuration is for {site}")
+    return identity
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """A file's bytes, at most `limit` of them and one more.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; is this the right kit?") from error
+
+
+def load_trainer(name: str, options: Mapping[str, Any], beside: Path) -> Any:
+    """Call the trainer factory `module:factory` with `options`; modules in the directory `beside` come first.
+
+    Raises:
+        ConfigError: there is no such module or factory, or it does not take these options.
+    """
+    module_name, _, factory_name = name.partition(":")
+    directory = str(beside.resolve())
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    try:
+        factory: Any = importlib.import_module(module_name)
+        for part in factory_name.split("."):
+            factory = getattr(factory, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"trainer {name!r}: {error}; it has to be module:factory, and importable here") from error
+    try:
+        return factory(**options)
+    except FledgeError:
+        raise
+    except TypeError as error:
+        raise ConfigError(f"trainer {name!r} with options {sorted(options)}: {error}") from error

@@ -1,0 +1,230 @@
+"""Carrying out a training: model in, update out, on a thread of its own; every answer is an event."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from broker.blobs import BlobStore
+from broker.crash import crash_point
+from broker.streams import read_blob
+from protocol import limits
+from protocol.blob import Manifest
+from protocol.codec import encode
+from protocol.envelope import ContentKey, Sealer, seal
+from protocol.errors import (
+    Aborted,
+    ConfigError,
+    DiskFull,
+    FledgeError,
+    StoreError,
+    Tampered,
+    TooLarge,
+    TrainingError,
+    WireError,
+)
+from protocol.messages import Kind
+from protocol.spec import ModelSpec, records
+from protocol.topology import model_chunk, record_key
+from worker.announcements import ModelRecord, Reader
+from worker.contribute import contribute, evaluate
+from worker.events import Evaluated, Sealed, Train, Trained, TrainingFailed
+from worker.filters import FilterChain
+from worker.own import OwnTensors
+from worker.sealing import finish
+from worker.spool import Spool
+from worker.trainer import Control, Progress, Trainer, training_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training, the record of the version it starts from, and the way to stop it."""
+
+    training: Train
+    record: bytes
+    abort: threading.Event
+
+
+class _Base:
+    """The base model's records, decrypted anew by every call; the first one also checks the hash of the whole."""
+
+    def __init__(self, read: Callable[..., Iterator[bytes]]) -> None:
+        self._read = read
+        self._checked = False
+
+    def __call__(self) -> Iterator[bytes]:
+        digest, self._checked = not self._checked, True
+        return self._read(digest=digest)
+
+
+class Training:
+    """Answers `Train`."""
+
+    def __init__(
+        self,
+        *,
+        trainer: Trainer,
+        filters: FilterChain,
+        exclude: Sequence[str],
+        own: OwnTensors,
+        seed: bytes,
+        store: BlobStore,
+        spool: Spool,
+        reader: Callable[[], Reader],
+        tell: Callable[[Any], None],
+        progress: Progress,
+        log: Any,
+    ) -> None:
+        """`seed`: what all of the site's trainings are seeded from; `reader` gives the one of the registry in force."""
+        self._trainer = trainer
+        self._filters = filters
+        self._exclude = exclude
+        self._own = own
+        self._seed = seed
+        self._store = store
+        self._spool = spool
+        self._reader = reader
+        self._tell = tell
+        self._progress = progress
+        self._log = log
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="worker fetch")
+        self._spec: ModelSpec | None = None
+
+    def close(self) -> None:
+        """Release the threads that fetch ahead."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def run(self, job: Job) -> None:
+        """Train; tells `Evaluated` if it was asked for, then `Trained` or `TrainingFailed`."""
+        training = job.training
+        began = time.monotonic()
+        told = self._log.bind(run=training.run, version=training.version, update=training.id.hex()[:8])
+        told.info("training.started")
+        try:
+            sealed = self._train(job)
+        except Aborted:
+            told.info("training.aborted")
+            answer: Any = TrainingFailed(id=training.id, reason="aborted")
+        except FledgeError as error:
+            told.error("training.failed", kind=type(error).__name__, error=str(error))
+            answer = TrainingFailed(id=training.id, reason=_reason(error))
+        except Exception:
+            # A trainer is foreign code at a thread's edge; its traceback stays in the site's own log.
+            told.exception("training.failed")
+            answer = TrainingFailed(id=training.id, reason="trainer")
+        else:
+            told.info("training.done", seconds=round(time.monotonic() - began, 3))
+            crash_point("worker.trained")
+            answer = Trained(id=training.id, sealed=sealed)
+        self._tell(answer)
+
+    def _train(self, job: Job) -> Sealed:
+        reader, training = self._reader(), job.training
+        model = reader.model(job.record)
+        spec = self._spec_of(reader, model)
+        if model.manifest.length != spec.model_length:
+            raise Tampered(f"version {model.version} does not have the length that its specification gives")
+        self._spool.check_room(spec.update_length + limits.OVERHEAD * records(spec.update_length))
+        base = _Base(partial(self._read, model.manifest, model.key))
+        control = Control(
+            run=model.run,
+            version=model.version,
+            task=model.says.task,
+            seed=training_seed(self._seed, model.run, model.version, training.count),
+            on_progress=self._progress,
+            abort=job.abort,
+            fingerprint_key=_fingerprint_key(reader),
+        )
+        control.check()
+        if training.evaluation:
+            self._evaluate(reader, training, spec, base, control)
+        return self._contribute(reader, training, spec, base, control)
+
+    def _evaluate(self, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control) -> None:
+        evaluation = evaluate(
+            trainer=self._trainer, spec=spec, base=base, control=control, exclude=self._exclude, own=self._own
+        )
+        envelope = seal(
+            reader.identity,
+            Kind.EVALUATION,
+            evaluation,
+            reader.aggregators,
+            federation=reader.federation,
+            message_id=training.evaluation,
+            run=training.run,
+            epoch=training.epoch,
+            sequence=training.sequence - 1,
+            version=training.version,
+            spec=spec.digest,
+        )
+        self._tell(Evaluated(id=training.id, envelope=envelope))
+
+    def _contribute(self, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control) -> Sealed:
+        sealer = Sealer(
+            reader.identity,
+            Kind.UPDATE,
+            federation=reader.federation,
+            message_id=training.id,
+            run=training.run,
+            epoch=training.epoch,
+            sequence=training.sequence,
+            version=training.version,
+            spec=spec.digest,
+            length=spec.update_length,
+        )
+        batch = self._spool.batch()
+        try:
+            update, manifest = contribute(
+                trainer=self._trainer,
+                spec=spec,
+                base=base,
+                filters=self._filters,
+                exclude=self._exclude,
+                sealer=sealer,
+                emit=batch.put,
+                control=control,
+                own=self._own,
+            )
+            batch.sync()
+            return finish(sealer, encode(update), reader.aggregators, manifest, reader.identity)
+        except BaseException:
+            batch.discard()
+            raise
+
+    def _spec_of(self, reader: Reader, model: ModelRecord) -> ModelSpec:
+        """The specification of a version; fetched once, since it stays the same throughout a run."""
+        if self._spec is None or self._spec.digest != model.spec:
+            record = reader.spec(self._store.get(record_key(model.says.spec_record.hex()), limits.STORED_RECORD))
+            if record.manifest.length > limits.SPEC:
+                raise TooLarge(f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed")
+            spec = ModelSpec.from_bytes(b"".join(self._read(record.manifest, record.key)))
+            if spec.digest != model.spec:
+                raise Tampered("the specification is not the one the version names")
+            self._spec = spec
+        return self._spec
+
+    def _read(self, manifest: Manifest, key: ContentKey, *, digest: bool = True) -> Iterator[bytes]:
+        return read_blob(self._store, manifest, key, model_chunk, pool=self._pool, ahead=2, digest=digest)
+
+
+def _fingerprint_key(reader: Reader) -> bytes:
+    """A key that only this site has and that outlives restarts; fingerprints made with it can be checked here alone."""
+    return hashlib.sha256(b"fledge/v1/fingerprint key\0" + bytes(reader.identity.sign)).digest()
+
+
+def _reason(error: FledgeError) -> str:
+    if isinstance(error, DiskFull):
+        return "disk_full"
+    if isinstance(error, WireError):
+        return error.reason
+    if isinstance(error, StoreError):
+        return "store"
+    if isinstance(error, ConfigError):
+        return "config"
+    return "trainer" if isinstance(error, TrainingError) else "state"
