@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,18 @@ class History:
             raise StateError(f"update {id.hex()} is not in the journal")
         return found
 
+    def envelopes(self) -> Iterator[tuple[bytes, UpdateState]]:
+        """The signed bytes of every journalled update with its state, in order."""
+        with self.engine.connect() as db:
+            for row in db.execute(select(updates.c.envelope, updates.c.state).order_by(updates.c.order)):
+                yield row.envelope, UpdateState(row.state)
+
     def version_record(self, version: int) -> bytes:
         """The signed record of a version."""
         with self.engine.connect() as db:
             found: bytes | None = db.scalar(select(versions.c.record).where(versions.c.version == version))
         if found is None:
-            raise StateError(f"there is no version {version}; `fledge replay --list` shows what there is")
+            raise StateError(f"there is no version {version}; `fledge replay` lists what there is")
         return found
 
     def state_records(self, version: int) -> dict[str, bytes]:
@@ -155,6 +162,7 @@ def ledger_hash(previous: bytes, kind: str, entry: bytes) -> bytes:
 
 
 def _update_row(row: Any) -> UpdateRow:
+    state = UpdateState(row.state)
     return UpdateRow(
         order=row.order,
         id=row.id,
@@ -162,7 +170,8 @@ def _update_row(row: Any) -> UpdateRow:
         epoch=row.epoch,
         sequence=row.sequence,
         base_version=row.base_version,
-        state=UpdateState(row.state),
+        state=state,
+        objection=row.reason if state == UpdateState.JOURNALLED else "ok",
         examples=row.examples,
         seconds=row.seconds,
         absent=unpack(row.absent, limits.BODY),

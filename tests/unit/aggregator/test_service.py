@@ -18,6 +18,7 @@ from aggregator.history import History
 from aggregator.opening import Genesis
 from aggregator.records import Records
 from aggregator.replay import Replay, WhatIf, audit, read_version
+from aggregator.retention import References, collect_garbage
 from aggregator.service import AggregatorService
 from aggregator.strategies import strategy
 from broker.blobs import BlobStore
@@ -385,6 +386,25 @@ def test_a_damaged_own_copy_costs_a_second_look_and_nothing_else(bench: Bench) -
     bench.send("site-1", bench.sites["site-1"].update(ONE))
     bench.wait_outcome("site-0", Outcome.MERGED)
     assert [r.same for r in bench.replay().versions()] == [True]
+
+
+def test_garbage_is_what_no_journal_refers_to_and_a_replay_still_works_after_its_collection(bench: Bench) -> None:
+    bench.start(stop={"max_versions": 1})
+    bench.send("site-2", bench.sites["site-2"].update({**ONE, "bias": np.full(3, np.nan)}))
+    bench.wait_outcome("site-2", Outcome.REJECTED, "not_finite")
+    for site in ("site-0", "site-1"):
+        bench.send(site, bench.sites[site].update(ONE))
+        bench.sites[site].update(ONE)  # uploaded, never announced
+    bench.wait_outcome("site-1", Outcome.MERGED)
+    bench.stop()
+    replay, registry = bench.replay(), bench.federation.registry
+    keys = References(replay.history, FEDERATION, registry, bench.federation.aggregator.public).keys()
+    assert all(bench.store.has(key) for key in keys)
+    young = collect_garbage(bench.store, keys, registry, older_than_days=14)
+    old = collect_garbage(bench.store, keys, registry, older_than_days=-1)
+    assert (young.count, old.count) == (0, 3)
+    assert {info.key for info in bench.store.list("")} == keys
+    assert [r.same for r in replay.versions()] == [True]
 
 
 def test_a_run_without_version_0_says_how_to_make_one(tmp_path: Path) -> None:
