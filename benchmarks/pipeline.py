@@ -1,0 +1,161 @@
+"""What the pipeline costs: one federation from training to announcement, with the product's own processes.
+
+    python -m benchmarks.pipeline --size-mb 840 --broker amqp --store s3 --json out/pipeline.json
+    python -m benchmarks.pipeline --overhead
+
+Without `--overhead`: time per stage, memory, bytes moved. `--broker memory` runs everything as threads of one process,
+`--broker amqp` starts a private RabbitMQ node and one process each for the aggregator and every site; `--store s3`
+starts a private S3 server. With `--overhead`: a digits-sized model and a trainer that does nothing, so that what is
+left is the pipeline's own time; it is printed beside what one fsync of the same disk takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pipeline_events
+from benchmarks.pipeline_places import Result, Task, alone_kib, fsync_ms, run, table
+
+WARM_UP = 20
+MEASURED = 200
+_LABELS = {
+    "load": "load base into the trainer",
+    "train": "train",
+    "form": "form, filter, encrypt, spool",
+    "upload": "upload",
+    "notice": "uploaded -> admission begins",
+    "admission": "admission",
+    "merge": "merge and commit",
+    "announce": "committed -> received",
+}
+
+
+def overhead(result: Result, task: Task) -> dict[str, float]:
+    """Milliseconds a version after the warm-up, and seconds from the first process to the first local steps."""
+    at = pipeline_events.commits(result.entries)
+    versions = sorted(at)
+    first = versions[min(WARM_UP, len(versions) // 10)]
+    last = versions[-1]
+    steps = pipeline_events.first_steps(result.entries).values()
+    return {
+        "ms a version": 1000 * (at[last] - at[first]) / (last - first),
+        "versions measured": last - first,
+        "first local step s": min(steps) - result.began,
+        "first step of the last site s": max(steps) - result.began,
+    }
+
+
+def size(result: Result, task: Task) -> dict[str, float]:
+    """Median seconds of each stage, memory in MiB, bytes in MB."""
+    found = pipeline_events.stages(result.entries)
+    at = pipeline_events.commits(result.entries)
+    row: dict[str, float] = {f"{name} s": value for name, value in found.medians().items()}
+    row["wall time s"] = max(at.values()) - result.began
+    row["updates"] = len(found.upload)
+    row["versions"] = len(at)
+    row |= memory(result, task)
+    row |= {f"stored {kind} MB": stored / 1e6 for kind, stored in sorted(result.stored.items())}
+    return row
+
+
+def memory(result: Result, task: Task) -> dict[str, float]:
+    """MiB: peaks, and what is left of them after the idle aggregator or a script that only trains."""
+    alone = alone_kib(task.size_mb, task.versions)
+    row = {"script alone MiB": alone / 1024}
+    seen = result.memory
+    if "aggregator" in seen:
+        row["aggregator MiB"] = max(seen["aggregator"]) / 1024
+        row["aggregator above idle MiB"] = (max(seen["aggregator"]) - seen["aggregator idle"][0]) / 1024
+        row["worker MiB"] = max(seen["worker"]) / 1024
+        row["worker above script MiB"] = (max(seen["worker"]) - alone) / 1024
+    else:
+        models = task.sites * task.size_mb * 1e6 / 2**20
+        row["process MiB"] = seen["all"][0] / 1024
+        row["process above idle and models MiB"] = (seen["all"][0] - seen["all idle"][0]) / 1024 - models
+    return row
+
+
+def measure(task: Task, rounds: int, *, small: bool) -> list[dict[str, Any]]:
+    """Run the task in a fresh directory `rounds` times; each row also says how busy the machine was."""
+    rows = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="fledge-pipeline-") as folder:
+            work = Path(folder)
+            before = os.getloadavg()[0]
+            fsync = fsync_ms(work)
+            result = run(task, work, seconds=7200)
+            numbers: dict[str, Any] = dict(overhead(result, task) if small else size(result, task))
+            numbers["fsync p50 ms"] = fsync
+            numbers["load average before"] = before
+            numbers["warnings"] = pipeline_events.problems(result.entries)
+            rows.append(numbers)
+    return rows
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every number over the rounds; warnings of all."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    result: dict[str, Any] = {}
+    for name in names:
+        values = [row[name] for row in rows if name in row]
+        if name == "warnings":
+            result[name] = sorted({text for found in values for text in found})
+        else:
+            result[name] = statistics.median(values)
+    return result
+
+
+def render(task: Task, rows: Sequence[dict[str, Any]]) -> str:
+    """The table of one measurement."""
+    model = f"{task.size_mb} MB" if task.size_mb else "2,410 parameters"
+    lines = [f"{model}, {task.sites} sites, {task.versions} versions, broker {task.broker}, store {task.store}"]
+    shown = {}
+    for name, value in summary(rows).items():
+        label = f"{_LABELS.get(name.removesuffix(' s'), name.removesuffix(' s'))} s" if name.endswith(" s") else name
+        shown[label] = (", ".join(value) or "none") if name == "warnings" else f"{value:10.3f}"
+    if len(rows) > 1 and "ms a version" in rows[0]:
+        each = ", ".join(f"{row['ms a version']:.1f} (load {row['load average before']:.1f})" for row in rows)
+        shown["ms a version, each round"] = each
+    return "\n".join([*lines, table(shown)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table and write the JSON file."""
+    parser = argparse.ArgumentParser(prog="benchmarks.pipeline", description=__doc__.splitlines()[0])
+    parser.add_argument("--size-mb", type=int, default=100)
+    parser.add_argument("--sites", type=int, help="default: 4, with --overhead 8")
+    parser.add_argument("--versions", type=int, help="default: 3, with --overhead 200 after 20 to warm up")
+    parser.add_argument("--buffer", type=int, help="K; default: all sites, with --overhead the strategy's own")
+    parser.add_argument("--store", choices=("file", "s3"), default="file")
+    parser.add_argument("--broker", choices=("memory", "amqp"), default="memory")
+    parser.add_argument("--overhead", action="store_true")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=Path("out/pipeline.json"))
+    options = parser.parse_args(arguments)
+    small = options.overhead
+    sites = options.sites or (8 if small else 4)
+    task = Task(
+        size_mb=0 if small else options.size_mb,
+        sites=sites,
+        versions=options.versions or (WARM_UP + MEASURED if small else 3),
+        buffer=options.buffer or (None if small else sites),
+        store=options.store,
+        broker=options.broker,
+        train=not small,
+    )
+    rows = measure(task, options.rounds, small=small)
+    print(render(task, rows))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"task": asdict(task), "median": summary(rows), "rounds": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
