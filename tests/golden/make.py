@@ -1,0 +1,92 @@
+"""Makes the golden files: `python -m tests.golden.make` from the repository's root, once for each wire version.
+
+Keys and contents are the fixed ones of `tests/support/wire.py`; content keys and stream headers are random, which is
+why the files are kept and not made anew. A file that exists is never overwritten: from the first release on, what
+stands here was written by a version that somebody runs. New kinds of message and new attacks are added by running this
+again; whatever is there stays as it is.
+
+v1/<name>.identity        key files
+v1/registry.bin           the root-signed registry
+v1/model.spec             a model specification; model.header is the payload header that follows from it
+v1/<kind>.bin             an envelope; <kind>.chunk is its blob's only chunk; <kind>.txt is what it says
+v1/large.bin              a blob of three chunks: the envelope alone, its chunks are made again from the key inside
+attacks/<reason>--<what>  what has to be refused with that reason; with its chunks, if any, behind it
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgpack
+
+from protocol.keys import Identity
+from protocol.messages import Kind
+from tests.support.hostile import attacks
+from tests.support.wire import AGGREGATOR, PEOPLE, REGISTRY, SITE_A, SPEC, Made, Read, RootTrust, make, pattern, read
+
+HERE = Path(__file__).parent
+V1 = HERE / "v1"
+ATTACKS = HERE / "attacks"
+LARGE = 16 * 2**20 + 1
+"""Two whole chunks and one byte."""
+
+
+def reader_of(kind: Kind) -> Identity:
+    """Who opens the golden message of this kind."""
+    return SITE_A if kind in (Kind.RECEIPT, Kind.VERSION) else AGGREGATOR
+
+
+def golden_read(kind: Kind, made: Made) -> Read:
+    """Everything the golden message of this kind says."""
+    return read(made, reader_of(kind), trust=RootTrust() if kind == Kind.REGISTRY else REGISTRY)
+
+
+def described(said: Read) -> str:
+    """What is compared: every value, in the words of this version."""
+    lines = (f"sender: {said.sender}", said.core, said.manifest, said.body, said.blob)
+    return "".join(f"{line!r}\n" for line in lines)
+
+
+def pack(made: Made) -> bytes:
+    """An attack's envelope and chunks in one file."""
+    packed: bytes = msgpack.packb([made.raw, *made.chunks])
+    return packed
+
+
+def unpack(raw: bytes) -> Made:
+    """What `pack` packed."""
+    envelope, *chunks = msgpack.unpackb(raw)
+    return Made(envelope, tuple(chunks))
+
+
+def keep(path: Path, data: bytes) -> bool:
+    """Write a file that is not there yet; False if it is."""
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def main() -> None:
+    """Add what is missing."""
+    V1.mkdir(exist_ok=True)
+    ATTACKS.mkdir(exist_ok=True)
+    for name, person in PEOPLE.items():
+        keep(V1 / f"{name}.identity", person.to_bytes())
+    keep(V1 / "model.spec", SPEC.to_bytes())
+    keep(V1 / "model.header", SPEC.header)
+    for kind in Kind:
+        made = make(kind)
+        if keep(V1 / f"{kind.name.lower()}.bin", made.raw):
+            for chunk in made.chunks:
+                keep(V1 / f"{kind.name.lower()}.chunk", chunk)
+            keep(V1 / f"{kind.name.lower()}.txt", described(golden_read(kind, made)).encode())
+    keep(V1 / "large.bin", make(Kind.STATE, data=pattern(LARGE)).raw)
+    for name, attack in attacks().items():
+        keep(ATTACKS / name, pack(attack))
+
+
+if __name__ == "__main__":
+    main()
