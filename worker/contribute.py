@@ -74,7 +74,7 @@ def contribute(
     began = clock()
     with _foreign(trainer, "train"):
         result = trainer.train(weights, control)
-    seconds = max(0.0, clock() - began)
+    seconds = max(1e-6, clock() - began)
     update = _describe(trainer, result, seconds, filters, absent)
     manifest = _Delta(spec, base, result, absent, control).seal(filters, dice or fresh_dice(), sealer, emit)
     if own and private:
