@@ -11,19 +11,26 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 from aggregator.config import AggregatorConfig, read_toml
 from aggregator.history import History
 from aggregator.records import Records
 from aggregator.service import AggregatorService, Observer
 from broker.blobs import BlobStore, open_blobs
+from broker.cache import CachedBlobs
 from broker.transport import Transport, open_transport
 from fledge.init_run import load_genesis, load_run
 from fledge.keyfiles import read_identity
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.limits import STORED_RECORD
+from protocol.messages import Named
 from protocol.registry import Registry, open_registry
+from worker.config import load_trainer, read_config, read_keys, read_limited
+from worker.filters import build
+from worker.service import Observer as WorkerObserver
+from worker.service import WorkerEvent, WorkerService, WorkerSettings
 
 _JOIN_S = 30.0
 
@@ -110,9 +117,52 @@ def open_aggregator(config: Path, run: Path, *, observer: Observer | None = None
             genesis=load_genesis(run),
             observer=observer or _nobody,
         )
-        yield service
+        with _taken_apart(service):
+            yield service
+
+
+@contextmanager
+def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iterator[WorkerService]:
+    """Build the worker that `worker.toml` describes; it is not started yet, and stopped and taken apart at the end.
+
+    Raises:
+        ConfigError: a file is missing or wrong.
+        FledgeError: the state directory cannot be used, or whatever ended the worker.
+    """
+    settings, base = read_config(config), config.parent
+    identity = read_keys(base / settings.keys, settings.site)
+    state = base / settings.state
+    with connected(settings.broker, settings.store, identity.name) as (transport, store):
+        if settings.cache_mb and urlsplit(settings.store).scheme in ("s3", "s3s"):
+            store = CachedBlobs(store, state / "cache", settings.cache_mb * 1024**2)
+        service = WorkerService(
+            WorkerSettings(
+                federation=settings.federation,
+                identity=identity,
+                registry_record=read_limited(base / settings.registry, STORED_RECORD),
+                root=bytes.fromhex(settings.root),
+                trainer=load_trainer(settings.trainer, settings.options, base),
+                filters=build([Named(name=each.name, parameters=each.parameters) for each in settings.filters]),
+                exclude=settings.exclude,
+                spool_quota=settings.spool_mb * 1024**2,
+                heartbeat=settings.heartbeat,
+            ),
+            transport=transport,
+            store=store,
+            state=state,
+            on_event=on_event or _nobody_watches,
+        )
+        with _taken_apart(service):
+            yield service
+
+
+@contextmanager
+def _taken_apart(service: AggregatorService | WorkerService) -> Iterator[None]:
+    try:
+        yield
+    finally:
         service.stop()
-        service.join(_JOIN_S)
+    service.join(_JOIN_S)
 
 
 @contextmanager
@@ -166,4 +216,8 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _nobody(event: str, fields: object) -> None:
-    """The observer of a service that nobody watches."""
+    """The observer of an aggregator that nobody watches."""
+
+
+def _nobody_watches(event: WorkerEvent) -> None:
+    """The observer of a worker that nobody watches."""

@@ -110,7 +110,9 @@ def init_run(
     options = dict(_option(text) for text in option or ())
     spec = runs.init_run(factory, out, name=name or out.resolve().name, options=options)
     size = spec.model_length / 1e6
-    typer.echo(f"{out}: {len(spec.tensors)} tensors, {size:.3g} MB; edit {out / runs.RUN_TOML}, then `fledge aggregator --run {out}`")
+    typer.echo(
+        f"{out}: {len(spec.tensors)} tensors, {size:.3g} MB; edit {out / runs.RUN_TOML}, then `fledge aggregator --run {out}`"
+    )
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -147,10 +149,13 @@ def worker(
     kit: Annotated[Path | None, typer.Option(help="The site's kit: a folder that holds worker.toml.")] = None,
 ) -> None:
     """Train at a site whenever there is something to train."""
+    from fledge.bootstrap import open_worker, stopped_by_signals
     from fledge.federation import WORKER_TOML
-    from worker.service import run_worker
 
-    run_worker(config if kit is None else kit / WORKER_TOML)
+    path = config if kit is None else kit / WORKER_TOML
+    with open_worker(path) as service, stopped_by_signals(service.stop):
+        service.start()
+        service.join()
 
 
 Run = Annotated[str, typer.Option("--run", help="The run's name, or its directory.")]

@@ -105,10 +105,14 @@ def _trainer(factory: str, options: Mapping[str, Any]) -> Initial:
     except ConfigError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and cause.name in _TRAINING:
-            raise ConfigError(f"{factory} needs {cause.name}; install it with: pip install 'fledge-fl[train]'") from error
+            raise ConfigError(
+                f"{factory} needs {cause.name}; install it with: pip install 'fledge-fl[train]'"
+            ) from error
         raise
     if not isinstance(trainer, Initial):
-        raise ConfigError(f"{factory} gives a {type(trainer).__name__}, which has no initial model: see `fledge.Trainer`")
+        raise ConfigError(
+            f"{factory} gives a {type(trainer).__name__}, which has no initial model: see `fledge.Trainer`"
+        )
     return trainer
 
 
