@@ -213,6 +213,8 @@ class WorkerService:
         if not self._train.stop(_GRACE):
             self._log.warning("training.still_running", waited_s=_GRACE)
         self._actor.mailbox.close()
+        if self._thread.ident is None and not self.ended.is_set():
+            self._close()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for the end.
@@ -220,7 +222,8 @@ class WorkerService:
         Raises:
             FledgeError: what ended the worker, if it was not `stop`.
         """
-        self._thread.join(timeout)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
         if self._error is not None:
             raise self._error
 
@@ -236,14 +239,17 @@ class WorkerService:
             for subscription in self._subscriptions:
                 subscription.cancel()
             self._publish_event("stopped")
-            self._relay.close()
-            for lane in (self._fetch, self._send, self._train):
-                lane.stop(0)
-            self._training.close()
-            self.journal.close()
-            os.close(self._lock_file)
+            self._close()
             self._log.info("worker.stopped")
-            self.ended.set()
+
+    def _close(self) -> None:
+        self._relay.close()
+        for lane in (self._fetch, self._send, self._train):
+            lane.stop(0)
+        self._training.close()
+        self.journal.close()
+        os.close(self._lock_file)
+        self.ended.set()
 
     def _reading(self) -> Reader:
         return self._reader

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from protocol.errors import ConfigError, StateError
+from protocol.keys import Identity, Role
+from protocol.messages import Kind, Outcome, RunState
+from tests.unit.worker.centre import AddOne, Centre
+from worker.events import RunRow
+from worker.service import WorkerEvent, WorkerService
+
+
+@pytest.fixture
+def centre(request: pytest.FixtureRequest) -> Iterator[Centre]:
+    made = Centre(request.node.name[:60])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def trainer() -> AddOne:
+    return AddOne()
+
+
+@pytest.fixture
+def workers() -> Iterator[list[WorkerService]]:
+    """Workers to be stopped at the end."""
+    started: list[WorkerService] = []
+    yield started
+    for worker in started:
+        stop(worker)
+
+
+def stop(worker: WorkerService) -> None:
+    worker.stop()
+    worker.join(10)
+    worker._transport.close()
+
+
+class Seen:
+    """What a worker showed; `wait` blocks until something of this kind has been shown."""
+
+    def __init__(self) -> None:
+        self.events: list[WorkerEvent] = []
+        self._new = threading.Condition()
+
+    def __call__(self, event: WorkerEvent) -> None:
+        with self._new:
+            self.events.append(event)
+            self._new.notify_all()
+
+    def wait(self, state: str, version: int | None = None) -> None:
+        def shown() -> bool:
+            last = self.events[-1] if self.events else None
+            return last is not None and last.state == state and version in (None, last.version)
+
+        with self._new:
+            assert self._new.wait_for(shown, 10), [event.state for event in self.events]
+
+
+def start(centre: Centre, state: Path, trainer: Any, workers: list[WorkerService], **extra: Any) -> WorkerService:
+    worker = centre.worker(state, trainer, **extra)
+    workers.append(worker)
+    worker.start()
+    return worker
+
+
+def files(state: Path) -> list[str]:
+    return sorted(path.name for path in (state / "spool").iterdir())
+
+
+def test_an_announced_version_becomes_an_update_and_its_receipt_empties_the_spool(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    seen = Seen()
+    worker = start(centre, tmp_path, trainer, workers, on_event=seen)
+    centre.announce(centre.version(0, value=3.0))
+    update = centre.next_message()
+    assert (update.core.kind, update.core.version, update.core.epoch, update.core.sequence) == (Kind.UPDATE, 0, 0, 1)
+    assert np.array_equal(centre.delta(update), np.ones(8))
+    assert centre.body(update).examples == 10
+    assert len(files(tmp_path)) == 1
+    seen.wait("idle", 0)
+    centre.receipt(update, Outcome.MERGED, version=1)
+    centre.announce(centre.version(1, value=4.0))
+    second = centre.next_message()
+    assert (second.core.version, second.core.sequence) == (1, 2)
+    stop(worker)
+    journal = centre.worker(tmp_path, trainer).journal
+    (kept,) = journal.receipts()
+    assert (kept["id"], kept["outcome"], kept["version"]) == (update.core.id, "merged", 1)
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_worker_that_starts_late_finds_the_version_by_the_head(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    centre.head(centre.version(7), 7)
+    start(centre, tmp_path, trainer, workers)
+    assert centre.next_message().core.version == 7
+
+
+def test_a_version_is_evaluated_before_it_is_trained_from(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    start(centre, tmp_path, trainer, workers)
+    centre.announce(centre.version(0, evaluate=True, quota=2))
+    first, second, third = centre.next_message(), centre.next_message(), centre.next_message()
+    assert [message.kind for message in (first, second, third)] == [Kind.EVALUATION, Kind.UPDATE, Kind.UPDATE]
+    assert [message.core.sequence for message in (first, second, third)] == [1, 2, 3]
+    assert centre.body(first).metrics == {"accuracy": 0.9}
+    assert trainer.evaluated == [0]
+    assert len(set(trainer.seeds)) == 2
+
+
+def test_what_was_not_settled_is_sent_again_with_the_same_bytes_after_a_restart(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    worker = start(centre, tmp_path, trainer, workers)
+    centre.announce(centre.version(0))
+    update = centre.next_message()
+    stop(worker)
+    start(centre, tmp_path, trainer, workers)
+    assert centre.next_message().raw == update.raw
+    assert len(trainer.seeds) == 1
+
+
+def test_a_wanted_reupload_puts_missing_chunks_and_sends_the_same_bytes(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    start(centre, tmp_path, trainer, workers)
+    centre.announce(centre.version(0))
+    update = centre.next_message()
+    for info in list(centre.store.list("up/")):
+        centre.store.delete(info.key)
+    centre.receipt(update, Outcome.REUPLOAD)
+    assert centre.next_message().raw == update.raw
+    assert np.array_equal(centre.delta(update), np.ones(8))
+
+
+def test_a_reused_sequence_is_sealed_again_under_a_higher_key_epoch(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    start(centre, tmp_path, trainer, workers)
+    centre.announce(centre.version(0))
+    update = centre.next_message()
+    centre.receipt(update, Outcome.SEQUENCE_REUSED, highest=4)
+    again = centre.next_message()
+    assert (again.core.id, again.core.epoch, again.core.sequence) == (update.core.id, 5, 1)
+    assert again.core.spec == update.core.spec
+    assert centre.body(again) == centre.body(update)
+    assert np.array_equal(centre.delta(again), np.ones(8))
+    centre.receipt(again, Outcome.MERGED)
+    centre.announce(centre.version(1))
+    assert (centre.next_message().core.epoch, len(trainer.seeds)) == (5, 2)
+
+
+def test_the_end_of_a_run_stops_the_training(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    trainer.gate.clear()
+    seen = Seen()
+    start(centre, tmp_path, trainer, workers, on_event=seen)
+    record = centre.version(0)
+    centre.announce(record)
+    assert trainer.started.wait(10)
+    centre.announce(centre.head(record, 0, RunState.ABORTED))
+    seen.wait("idle")
+    assert files(tmp_path) == []
+    assert centre.inbound.empty()
+
+
+def test_a_failing_trainer_leaves_nothing_behind_and_is_tried_again(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    trainer.fails.append(ValueError("the scanner is on fire"))
+    with capture_logs() as logs:
+        start(centre, tmp_path, trainer, workers)
+        centre.announce(centre.version(0))
+        update = centre.next_message()
+    assert update.core.sequence == 2
+    assert len(files(tmp_path)) == 1
+    assert "the scanner is on fire" in next(log["error"] for log in logs if log["event"] == "training.failed")
+
+
+def test_a_full_spool_blocks_the_worker_but_does_not_end_it(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    seen = Seen()
+    worker = start(centre, tmp_path, trainer, workers, on_event=seen, spool_quota=100)
+    centre.announce(centre.version(0))
+    seen.wait("blocked", 0)
+    assert not worker.ended.is_set()
+    assert trainer.seeds == []
+
+
+def test_messages_that_nobody_here_should_believe_are_refused_and_forgotten(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    forger = Centre(centre.name)
+    forged = forger.version(5)
+    forger.close()
+    genuine = centre.version(0)
+    with capture_logs() as logs:
+        start(centre, tmp_path, trainer, workers)
+        for raw in (b"noise", genuine[:-1] + b"\0", forged, genuine):
+            centre.announce(raw)
+        assert centre.next_message().core.version == 0
+    reasons = [log["reason"] for log in logs if log["event"] == "message.refused"]
+    assert reasons == ["bad_frame", "bad_signature", "untrusted"]
+    assert centre.transport.depth("down.alpha") == 0
+
+
+def test_a_newer_registry_is_taken_over_from_the_head(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    from protocol.registry import sign_registry
+
+    centre.head(centre.version(0), 0)
+    worker = start(centre, tmp_path, trainer, workers)
+    centre.next_message()
+    centre.registry = centre.registry.with_entry(Identity.generate("beta", Role.SITE).public)
+    centre.registry_record = sign_registry(centre.registry, centre.root, "test", b"i" * 16)
+    centre._put_record(centre.registry_record)
+    record = centre.version(1)
+    with capture_logs() as logs:
+        centre.announce(centre.head(record, 1))
+        assert centre.next_message().core.version == 1
+        stop(worker)
+    assert [log["version"] for log in logs if log["event"] == "registry.changed"] == [centre.registry.version]
+    assert centre.worker(tmp_path, trainer)._reader.registry == centre.registry
+
+
+def test_signs_of_life_reach_the_aggregator(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    trainer.gate.clear()
+    start(centre, tmp_path, trainer, workers, heartbeat=0.2)
+    centre.announce(centre.version(0))
+    assert trainer.started.wait(10)
+    while True:
+        event = centre.body(centre.events.get(timeout=10))
+        if event.state == "training" and event.progress == 0.5:
+            break
+    assert event.metrics == {"loss": 1.0}
+
+
+def test_stopping_aborts_the_training_at_once(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    trainer.gate.clear()
+    worker = start(centre, tmp_path, trainer, workers)
+    centre.announce(centre.version(0))
+    assert trainer.started.wait(10)
+    stop(worker)
+    assert worker.ended.is_set()
+    journal = centre.worker(tmp_path, trainer).journal
+    snapshot = journal.load()
+    assert isinstance(snapshot.runs[0], RunRow)
+    assert (snapshot.runs[0].version, snapshot.runs[0].sent, snapshot.updates) == (0, 0, ())
+
+
+def test_two_workers_cannot_share_a_state_directory(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    start(centre, tmp_path, trainer, workers)
+    with pytest.raises(StateError, match="another worker"):
+        centre.worker(tmp_path, trainer)
+
+
+def test_only_a_sites_keys_make_a_worker(centre: Centre, trainer: AddOne, tmp_path: Path) -> None:
+    centre.site = centre.identity
+    with pytest.raises(ConfigError, match="aggregator"):
+        centre.worker(tmp_path, trainer)
+
+
+def test_neither_weights_nor_keys_lie_on_the_disk(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    start(centre, tmp_path, trainer, workers)
+    centre.announce(centre.version(0, value=1234.5))
+    centre.next_message()
+    stop(workers.pop())
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    for plain in (np.float32(1234.5).tobytes() * 2, np.float32(1).tobytes() * 4, centre.spec.header):
+        assert plain not in kept
+    for secret in (bytes(centre.site.sign), bytes(centre.site.box)):
+        assert secret not in kept
+    assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.rglob("*"))
