@@ -68,6 +68,8 @@ class UpdateRow:
     seconds: float
     absent: tuple[str, ...]
     norm: float
+    objection: str = "ok"
+    """Why it is to be refused, found when it arrived."""
 
     @property
     def place(self) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class UpdateRow:
         return {"id": self.id, "site": self.site, "base_version": self.base_version, "order": self.order}
 
     @classmethod
-    def new(cls, order: int, notice: UpdateNotice) -> UpdateRow:
+    def new(cls, order: int, notice: UpdateNotice, objection: str) -> UpdateRow:
         """The row of an update that was just journalled."""
         return cls(
             order=order,
@@ -89,6 +91,7 @@ class UpdateRow:
             seconds=notice.seconds,
             absent=notice.absent,
             norm=0.0,
+            objection=objection,
         )
 
 
@@ -151,14 +154,17 @@ class CommandArrived:
 class Journalled:
     """The journal's answer: the update is new and has this place in the order."""
 
+    delivery: Any
     order: int
     notice: UpdateNotice
+    objection: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duplicate:
     """The journal's answer: this very update is known, and this became of it."""
 
+    delivery: Any
     notice: UpdateNotice
     state: UpdateState
     reason: str
@@ -167,8 +173,9 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reused:
-    """The journal's answer: the site has used this sequence for other bytes."""
+    """The journal's answer: the site has used this sequence for another update."""
 
+    delivery: Any
     notice: UpdateNotice
     highest_epoch: int
 
@@ -239,9 +246,14 @@ class Reissued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalUpdate:
-    """Insert the update unless its id or its sequence is known; the journal answers with an event."""
+    """Insert the update unless its id or its sequence is known; the journal answers with an event.
 
+    The delivery is settled with the answer, so that a crash between the two brings the message back.
+    """
+
+    delivery: Any
     notice: UpdateNotice
+    objection: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,9 +339,10 @@ class SetRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetHead:
-    """The head's number rose (and the elapsed training time is noted with it)."""
+    """The head's number rose; the elapsed training time is noted with it."""
 
     number: int
+    elapsed: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,7 +121,7 @@ class Journal(History):
                         base_version=notice.base_version,
                         envelope=notice.envelope,
                         state=UpdateState.JOURNALLED.value,
-                        reason="ok",
+                        reason=write.objection,
                         examples=notice.examples,
                         seconds=notice.seconds,
                         absent=encode(notice.absent),
@@ -130,7 +130,7 @@ class Journal(History):
                     )
                 )
         except IntegrityError:
-            return self._known(notice, db)
+            return self._known(write, db)
         order = int(result.lastrowid)
         sha256 = hashlib.sha256(notice.envelope).digest()
         self._chain(
@@ -145,19 +145,27 @@ class Journal(History):
                 "envelope": sha256,
             },
         )
-        return events.Journalled(order=order, notice=notice)
+        return events.Journalled(delivery=write.delivery, order=order, notice=notice, objection=write.objection)
 
-    def _known(self, notice: events.UpdateNotice, db: Connection) -> Any:
-        """What the row in the way says: the same bytes again, or other bytes under a used sequence."""
-        row = db.execute(
-            select(updates.c.envelope, updates.c.state, updates.c.reason, updates.c.version).where(
-                updates.c.site == notice.site, updates.c.id == notice.id
+    def _known(self, write: events.JournalUpdate, db: Connection) -> Any:
+        """What the row in the way says: the same update again, or another one under a used sequence.
+
+        An update that its site sealed again under another epoch has other bytes and numbers, but it is the same update.
+        """
+        notice = write.notice
+        row = db.execute(select(updates).where(updates.c.site == notice.site, updates.c.id == notice.id)).one_or_none()
+        if row is not None and (
+            row.envelope == notice.envelope or (row.epoch, row.sequence) != (notice.epoch, notice.sequence)
+        ):
+            return events.Duplicate(
+                delivery=write.delivery,
+                notice=notice,
+                state=UpdateState(row.state),
+                reason=row.reason,
+                version=row.version,
             )
-        ).one_or_none()
-        if row is not None and row.envelope == notice.envelope:
-            return events.Duplicate(notice=notice, state=UpdateState(row.state), reason=row.reason, version=row.version)
         highest = db.scalar(select(func.max(updates.c.epoch)).where(updates.c.site == notice.site))
-        return events.Reused(notice=notice, highest_epoch=int(highest or 0))
+        return events.Reused(delivery=write.delivery, notice=notice, highest_epoch=int(highest or 0))
 
     @_write.register
     def _(self, write: events.SetState, db: Connection) -> None:
@@ -246,7 +254,7 @@ class Journal(History):
 
     @_write.register
     def _(self, write: events.SetHead, db: Connection) -> None:
-        db.execute(update(run).values(head=write.number))
+        db.execute(update(run).values(head=write.number, elapsed=write.elapsed))
 
     @_write.register
     def _(self, write: events.SetCounter, db: Connection) -> None:

@@ -75,11 +75,12 @@ class AggregatorRules:
                 self._tick()
             case events.UpdateArrived():
                 self._update_arrived(event)
-            case events.Journalled(order=order, notice=notice):
-                self._journalled(order, notice)
+            case events.Journalled():
+                self._journalled(event)
             case events.Duplicate():
                 self._duplicate(event)
             case events.Reused(notice=notice, highest_epoch=epoch):
+                self._effects.append(events.Settle(delivery=event.delivery))
                 self._receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_reused", highest_epoch=epoch)
             case events.Admitted(id=id, norm=norm):
                 self._admitted(id, norm)
@@ -117,6 +118,7 @@ class AggregatorRules:
             if self._merging is None and (waiting := self._waiting()):
                 due = buffer.next_deadline(waiting, **self._buffer_rules())
                 times += [] if due is None else [max(due, self._merge_after)]
+                times += [self._merge_after] if self._merge_after > self._now else []
                 times += self._liveness.expiring(self._now)
         return min(times)
 
@@ -125,9 +127,8 @@ class AggregatorRules:
     def _started(self) -> None:
         for row in self._outbox:
             self._effects.append(events.Publish(row=row))
-        for update in self._rows.values():
-            if update.state != UpdateState.VALIDATED:
-                self._admit(update.id)
+        for update in sorted(self._rows.values(), key=lambda row: row.order):
+            self._examine(update)
         if self._record_registry != self.registry.version:
             self._effects.append(events.Reissue(version=self.version, registry=self.registry))
         self._new_head(announce=True)
@@ -135,29 +136,41 @@ class AggregatorRules:
     def _update_arrived(self, event: events.UpdateArrived) -> None:
         notice = event.notice
         self._liveness.seen(notice.site, self._now)
-        self._effects.append(events.Settle(delivery=event.delivery))
         high = self._highest.get((notice.site, notice.epoch), 0)
         if notice.sequence > high + limits.SEQUENCE_WINDOW:
-            self._receipt(notice, Outcome.REJECTED, "sequence_gap")
-        elif notice.sequence <= high - limits.SEQUENCE_WINDOW:
-            self._receipt(notice, Outcome.REJECTED, "too_old")
-        else:
-            self._writes.append(events.JournalUpdate(notice=notice))
+            # Not journalled, so that the window stays where it is; in a new epoch the site counts from 1 again.
+            epoch = max(epoch for site, epoch in (*self._highest, (notice.site, 0)) if site == notice.site)
+            self._effects.append(events.Settle(delivery=event.delivery))
+            self._receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_gap", highest_epoch=epoch)
+            return
+        objection = self.run.reason_against(notice, self.version, self._max_staleness())
+        if notice.sequence <= high - limits.SEQUENCE_WINDOW:
+            objection = "too_old"
+        self._writes.append(events.JournalUpdate(delivery=event.delivery, notice=notice, objection=objection or "ok"))
 
-    def _journalled(self, order: int, notice: events.UpdateNotice) -> None:
+    def _journalled(self, event: events.Journalled) -> None:
+        notice = event.notice
+        self._effects.append(events.Settle(delivery=event.delivery))
         key = (notice.site, notice.epoch)
         self._highest[key] = max(self._highest.get(key, 0), notice.sequence)
-        row = UpdateRow.new(order, notice)
+        row = UpdateRow.new(event.order, notice, event.objection)
         self._rows[row.id] = row
+        self._examine(row)
+
+    def _examine(self, row: UpdateRow) -> None:
+        """Decide what is next for an update that is new or was found at the start."""
         ended = events.LAST_STATE.get(self.state)
         if ended is not None:
             self._finish(row, ended, self.reason)
-        elif (reason := self.run.reason_against(notice, self.version, self._max_staleness())) is not None:
-            self._finish(row, UpdateState.REJECTED, reason)
-        else:
+        elif row.site not in self._sites():
+            self._finish(row, UpdateState.REJECTED, "revoked")
+        elif row.objection != "ok":
+            self._finish(row, UpdateState.REJECTED, row.objection)
+        elif row.state != UpdateState.VALIDATED:
             self._admit(row.id)
 
     def _duplicate(self, event: events.Duplicate) -> None:
+        self._effects.append(events.Settle(delivery=event.delivery))
         if event.state.final:
             self._receipt(event.notice, events.OUTCOME[event.state], event.reason, version=event.version)
         elif event.state == UpdateState.PARKED and event.notice.id in self._rows:
@@ -246,7 +259,7 @@ class AggregatorRules:
             rate=strategy.rate,
             release_decay=ema_decay(number, self.run.release_decay),
             ids=tuple(self._new_id() for _ in range(2 + len(strategy.state))),
-            registry=self.registry.version,
+            registry=self._record_registry,  # older than the one in force: the version is issued again
         )
         self._effects.append(events.Merge(plan=self._merging))
 
@@ -301,7 +314,7 @@ class AggregatorRules:
     def _new_head(self, *, announce: bool = False) -> None:
         self._head += 1
         self._head_due = self._now + HEAD_EVERY
-        self._writes.append(events.SetHead(number=self._head))
+        self._writes.append(events.SetHead(number=self._head, elapsed=self._time_running()))
         self._effects.append(
             events.PutHead(number=self._head, state=self.state, reason=self.reason, version=self.version)
         )
@@ -371,7 +384,7 @@ class AggregatorRules:
         self._effects.append(events.Reissue(version=self.version, registry=registry))
 
     def _reissued(self, event: events.Reissued) -> None:
-        if event.version != self.version:
+        if (event.version, event.registry) != (self.version, self.registry.version):
             self._effects.append(events.Reissue(version=self.version, registry=self.registry))
             return
         self._record_registry = event.registry

@@ -53,13 +53,13 @@ updates = Table(
     Column("absent", LargeBinary, nullable=False),
     Column("norm", Float, nullable=False),
     Column("version", Integer, nullable=False),
-    UniqueConstraint("site", "id"),
+    UniqueConstraint("id"),
     UniqueConstraint("site", "epoch", "sequence"),
-    Index("updates_by_id", "id"),
     Index("updates_by_state", "state"),
     sqlite_autoincrement=True,
 )
-"""The journal. Its unique keys are the replay cache, for ever."""
+"""The journal. Its unique keys are the replay cache, for ever; ids are unique over all sites, so that no site can
+speak about another's update."""
 
 versions = Table(
     "versions",
