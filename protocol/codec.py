@@ -34,6 +34,14 @@ def _exactly(kind: type) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def many(most: int, least: int = 0) -> Any:
+    """Bounds of an array, whose check ends at the first wrong element.
+
+    Without that, 20 kB of wrong elements become 40 MB of error reports.
+    """
+    return Field(min_length=least, max_length=most, fail_fast=True)
+
+
 TEXT = _exactly(str)
 """For enumerations of words, which pydantic would also read from bytes."""
 
@@ -51,9 +59,7 @@ Id = Annotated[bytes, Field(strict=True, min_length=16, max_length=16)]
 Metrics = Annotated[dict[Word, Real], Field(max_length=256)]
 _Integer = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
 Plain = Flag | _Integer | Annotated[Real, _exactly(float)] | Text | None
-Plains = Annotated[tuple[Plain, ...], Field(max_length=limits.PLAINS, fail_fast=True)]
-"""Fails at the first wrong element: an error report for each of 200,000 would take more memory than any message."""
-Parameters = Annotated[dict[Word, Plain | Plains], Field(max_length=64)]
+Parameters = Annotated[dict[Word, Plain | Annotated[tuple[Plain, ...], many(limits.PLAINS)]], Field(max_length=64)]
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9._:+-]{1,64}")

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from protocol import limits
 from protocol.blob import BlobReader, BlobWriter, Emit, Manifest
-from protocol.codec import EXACT, Bytes, Count, Digest, Id, Word, decode, encode, unpack
+from protocol.codec import EXACT, Bytes, Count, Digest, Id, Word, decode, encode, many, unpack
 from protocol.errors import Malformed, Tampered, TooLarge, Untrusted, WrongContext
 from protocol.keys import Identity, Participant
 from protocol.messages import BODY, SIGNER, Kind
@@ -87,12 +87,12 @@ class Core:
 class _Header:
     __pydantic_config__ = EXACT
     core: Bytes
-    to: Annotated[tuple[Id, ...], Field(max_length=limits.RECIPIENTS)]
+    to: Annotated[tuple[Id, ...], many(limits.RECIPIENTS)]
     wraps: Annotated[
         tuple[Annotated[bytes, Field(strict=True, min_length=_WRAP, max_length=_WRAP)], ...],
-        Field(max_length=limits.RECIPIENTS),
+        many(limits.RECIPIENTS),
     ]
-    chunks: Annotated[tuple[Digest, ...], Field(max_length=limits.CHUNKS)]
+    chunks: Annotated[tuple[Digest, ...], many(limits.CHUNKS)]
     digest: Digest | _Empty
     body: Bytes
 

@@ -28,6 +28,8 @@ TENSORS: Final = 20_000
 TENSOR_NAME: Final = 256
 """Characters of a tensor's name."""
 DIMENSIONS: Final = 8
+ABSENT: Final = 8192
+"""Tensors one update may leave out."""
 FIELDS: Final = 256
 """Keys of one map in a message."""
 PLAINS: Final = 1024

@@ -12,11 +12,11 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol import limits
-from protocol.codec import EXACT, TEXT, Count, Digest, Flag, Id, Metrics, Parameters, Real, Share, Text, Word
+from protocol.codec import EXACT, TEXT, Count, Digest, Flag, Id, Metrics, Parameters, Real, Share, Text, Word, many
 from protocol.keys import Role
 
 TensorNames = Annotated[
-    tuple[Annotated[str, Field(strict=True, max_length=limits.TENSOR_NAME)], ...], Field(max_length=8192)
+    tuple[Annotated[str, Field(strict=True, max_length=limits.TENSOR_NAME)], ...], many(limits.ABSENT)
 ]
 
 
@@ -86,7 +86,7 @@ class Update:
     """Local optimizer steps."""
     seconds: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
     """Time the training took at the site."""
-    filters: Annotated[tuple[Named, ...], Field(min_length=1, max_length=16)]
+    filters: Annotated[tuple[Named, ...], many(16, 1)]
     trainer: Word
     bundle: Digest | None
     absent: TensorNames
@@ -197,7 +197,7 @@ class Head:
     """Seconds since the epoch; after this a worker raises an alarm (nobody re-signs the head any more)."""
     registry: Digest
     """SHA-256 of the stored registry record."""
-    runs: Annotated[tuple[RunHead, ...], Field(max_length=64)]
+    runs: Annotated[tuple[RunHead, ...], many(64)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol import limits
-from protocol.codec import EXACT, TEXT, Count, Word, decode, encode
+from protocol.codec import EXACT, TEXT, Count, Word, decode, encode, many
 from protocol.envelope import raw_body, seal, verify
 from protocol.errors import ConfigError, Malformed, Untrusted
 from protocol.keys import Identity, Participant, Role, key_id
@@ -42,7 +42,7 @@ class Registry:
 
     __pydantic_config__ = EXACT
     version: Count
-    entries: Annotated[tuple[Entry, ...], Field(max_length=4 * limits.RECIPIENTS)]
+    entries: Annotated[tuple[Entry, ...], many(4 * limits.RECIPIENTS)]
 
     def signer(self, kid: bytes) -> Participant:
         """Who signs with this key.

@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol import limits
-from protocol.codec import EXACT, TEXT, Count, decode, encode
+from protocol.codec import EXACT, TEXT, Count, decode, encode, many
 from protocol.errors import Malformed, TooLarge
 
 
@@ -45,7 +45,7 @@ class TensorSpec:
 
     __pydantic_config__ = EXACT
     name: Annotated[str, Field(strict=True, min_length=1, max_length=limits.TENSOR_NAME)]
-    shape: Annotated[tuple[Count, ...], Field(max_length=limits.DIMENSIONS)]
+    shape: Annotated[tuple[Count, ...], many(limits.DIMENSIONS)]
     dtype: Annotated[str, Field(strict=True, max_length=8)]
     kind: Annotated[TensorKind, TEXT]
 
@@ -59,7 +59,7 @@ class TensorSpec:
 class _Tensors:
     __pydantic_config__ = EXACT
     v: Annotated[int, Field(strict=True, ge=1, le=1)]
-    tensors: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=limits.TENSORS)]
+    tensors: Annotated[tuple[TensorSpec, ...], many(limits.TENSORS, 1)]
 
 
 @dataclass(frozen=True, slots=True)
