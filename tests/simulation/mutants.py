@@ -1,0 +1,293 @@
+"""Programs with one mistake each, made by subclassing: the simulation has to catch every one.
+
+What is shipped has no switch for any of this. A mutant names the faults its mistake needs to show itself; whatever
+else goes wrong is up to the seed. Each docstring says which promise is broken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from aggregator import events, plan, planning
+from aggregator.events import UpdateState
+from aggregator.journal import Journal
+from aggregator.rules import AggregatorRules
+from broker.actor import Actor, Step, Tick
+from protocol.messages import Outcome
+from tests.simulation.centre import Centre
+from tests.simulation.hospital import Hospital
+from tests.simulation.world import Parts
+from worker import events as worker
+from worker.journal import Journal as WorkerJournal
+from worker.rules import WorkerRules
+
+# ---- the loop
+
+
+class EffectsFirst(Actor):
+    """Carries out some effects before the commit."""
+
+    early: tuple[type, ...] = ()
+
+    def turn(self, events: Sequence[Any]) -> None:
+        """As the real one, with the two halves in the wrong order for `early` effects."""
+        while True:
+            steps = [self._rules.step(event, self._clock()) for event in (*events, Tick())]
+            effects = [effect for step in steps for effect in step.effects]
+            for effect in effects:
+                if isinstance(effect, self.early):
+                    self._perform(effect)
+            writes = [write for step in steps for write in step.writes]
+            events = self._commit(writes) if writes else ()
+            for effect in effects:
+                if not isinstance(effect, self.early):
+                    self._perform(effect)
+            if not events:
+                return
+
+
+class AckOnArrival(AggregatorRules):
+    """Settles an update when it comes, not when it is journalled."""
+
+    def step(self, event: Any, now: float) -> Step:
+        """The ack is asked for with the arrival."""
+        step = super().step(event, now)
+        if isinstance(event, events.UpdateArrived):
+            return Step(step.writes, (events.Settle(delivery=event.delivery), *step.effects))
+        return step
+
+
+class AckFirst(EffectsFirst):
+    """Acks before the commit."""
+
+    early = (events.Settle,)
+
+
+class AckReceiptFirst(EffectsFirst):
+    """A worker that acks receipts and announcements before it has noted them."""
+
+    early = (worker.Settle,)
+
+
+# ---- the journal
+
+
+def without_unique_keys(definition: str) -> str:
+    """A table's definition without its unique keys."""
+    return re.sub(r",\s*UNIQUE \([^)]*\)", "", definition)
+
+
+class AnnounceFirst(Journal):
+    """Hands the outbox to the broker while the transaction is still open."""
+
+    process: Any = None
+
+    def commit(self, writes: Sequence[Any]) -> list[Any]:
+        """Receipts and announcements leave, then the database is written."""
+        for write in writes:
+            if isinstance(write, events.Send | events.SendRaw):
+                body = write.body if isinstance(write, events.SendRaw) else self._seal(write)
+                self.process.world.broker.publish(write.exchange, write.key, body)
+                self.process.world.witness.published(self.process, write.row, write.exchange, write.key, body)
+                self.process.point("between announcement and commit")
+        return super().commit(writes)
+
+
+class AnnouncingCentre(Centre):
+    """An aggregator with such a journal."""
+
+    def commit(self, writes: Any) -> Any:
+        """Let the journal know its process."""
+        self.journal.process = self
+        return super().commit(writes)
+
+
+class Unfenced(Journal):
+    """Writes without looking whether somebody else has taken over."""
+
+    def _transaction(self) -> Any:
+        return self.engine.begin()
+
+
+class Piecemeal(Journal):
+    """Commits every write in a transaction of its own."""
+
+    def commit(self, writes: Sequence[Any]) -> list[Any]:
+        """One transaction each."""
+        return [answer for write in writes for answer in super(Piecemeal, self).commit([write])]
+
+
+class SentWhenHandedOver(Centre):
+    """Takes a row out of the outbox as soon as the relay has it, without waiting for the confirm."""
+
+    def hand_over(self, row: int) -> None:
+        """The relay has it, so it is as good as sent."""
+        super().hand_over(row)
+        self.mailbox.append(events.Published(row=row))
+
+
+# ---- the aggregator's rules
+
+
+class Unchecked(AggregatorRules):
+    """Commits a merge without looking at its members and the run's state again."""
+
+    def _merged(self, made: plan.MergePlan, product: plan.Product) -> None:
+        for member in made.members:
+            known = self._rows.get(member.id)
+            row = known or events.UpdateRow(
+                order=member.order,
+                id=member.id,
+                site=member.site,
+                epoch=0,
+                sequence=1,
+                base_version=member.base_version,
+                state=UpdateState.VALIDATED,
+                examples=member.examples,
+                seconds=member.seconds,
+                absent=member.absent,
+                norm=member.norm,
+            )
+            self._rows[member.id] = replace(row, state=UpdateState.VALIDATED)
+        state, self.state = self.state, type(self.state).RUNNING
+        super()._merged(made, product)
+        self.state = state if self.state == type(self.state).RUNNING else self.state
+
+
+class Trusting(AggregatorRules):
+    """Believes at the start that whatever is journalled may be admitted."""
+
+    def _started(self) -> None:
+        self._rows = {id: replace(row, objection="ok") for id, row in self._rows.items()}
+        super()._started()
+
+
+class NeverSays(AggregatorRules):
+    """Ends an update without a receipt when it is superseded or too stale."""
+
+    def _receipt(self, update: Any, outcome: Any, reason: str, **more: Any) -> None:
+        if reason not in ("newer_updates_wait", "too_stale", "revoked", "future_base"):
+            super()._receipt(update, outcome, reason, **more)
+
+
+class FreshAtArrival(AggregatorRules):
+    """Counts staleness when an update arrives, not when it is merged."""
+
+    def _consider_merge(self, waiting: Any) -> None:
+        real, arrived = planning.members, dict.fromkeys(self._rows, 0)
+
+        def as_at_arrival(rows: Any, version: int, *rest: Any) -> Any:
+            made = real(rows, version, *rest)
+            return tuple(replace(member, staleness=arrived.get(member.id, member.staleness)) for member in made)
+
+        planning.members = as_at_arrival
+        try:
+            super()._consider_merge(waiting)
+        finally:
+            planning.members = real
+
+
+class Forgetful(AggregatorRules):
+    """Does not take up at the start what the outbox holds."""
+
+    def _started(self) -> None:
+        self._outbox = []
+        super()._started()
+
+
+class Impatient(AggregatorRules):
+    """Lets a late answer to an older registry overwrite a newer one's records."""
+
+    def _reissued(self, event: events.Reissued) -> None:
+        if event.version == self.version:
+            event = replace(event, registry=self.registry.version)
+        super()._reissued(event)
+
+
+# ---- the worker
+
+
+class Unreserved(WorkerJournal):
+    """A worker that counts sequences in memory only."""
+
+    def commit(self, writes: Sequence[Any]) -> Sequence[Any]:
+        """Everything but the reservations."""
+        return super().commit([write for write in writes if not isinstance(write, worker.Reserve)])
+
+
+class Tidy(Hospital):
+    """A worker that empties its spool once the broker has the update, before any receipt."""
+
+    def confirmed(self, row: int) -> Any:
+        """It is out of the house."""
+        sealed = self.journal.sealed(row)
+        if sealed is not None:
+            self.drop(sealed.chunks)
+        return super().confirmed(row)
+
+
+class Gullible(WorkerRules):
+    """A worker that takes any head for the newest."""
+
+    def _on_head(self, event: worker.HeadSeen) -> None:
+        self._head = min(self._head, event.head.number - 1)
+        super()._on_head(event)
+
+
+class Backwards(WorkerRules):
+    """A worker that takes any version for the newest."""
+
+    def _on_version(self, event: worker.VersionSeen) -> None:
+        known = self._runs.get(event.run)
+        if known is not None:
+            self._runs[event.run] = replace(known, version=min(known.version, event.version))
+        super()._on_version(event)
+
+
+class Obstinate(WorkerRules):
+    """A worker that sends what has a used sequence again as it is."""
+
+    def step(self, event: Any, now: float) -> Step:
+        """The aggregator's word on sequences is not heard."""
+        if isinstance(event, worker.ReceiptSeen) and event.receipt.outcome == Outcome.SEQUENCE_REUSED:
+            return Step(effects=(worker.Settle(delivery=event.delivery, what="receipt"),))
+        return super().step(event, now)
+
+
+class Eager(Hospital):
+    """A worker that publishes an update before its chunks are in the store."""
+
+    def upload(self, row: worker.UpdateRow, anew: bool) -> Any:
+        """The chunks can wait."""
+        del anew
+        with suppress(KeyError):
+            self.world.store.chunks.pop((self.site, row.chunks[0]))
+        return worker.Uploaded(row=row.row)
+
+
+MUTANTS: dict[str, Parts] = {
+    "ack before journal": Parts(rules=AckOnArrival, actor=AckFirst, faults=("fuse",)),
+    "ack before the journal's answer": Parts(rules=AckOnArrival, faults=("restore", "fuse", "crash")),
+    "no unique key": Parts(schema=without_unique_keys, faults=("reconnect",)),
+    "announce before commit": Parts(journal=AnnounceFirst, centre=AnnouncingCentre, faults=("fuse",)),
+    "no fence": Parts(journal=Unfenced, faults=("takeover",)),
+    "a transaction per write": Parts(journal=Piecemeal, faults=("fuse",)),
+    "removed from the outbox before the confirm": Parts(centre=SentWhenHandedOver, faults=("crash",)),
+    "members not looked at again": Parts(rules=Unchecked, faults=("command", "registry")),
+    "not examined again at the start": Parts(rules=Trusting, faults=("noise", "fuse")),
+    "no receipt": Parts(rules=NeverSays, faults=("noise",)),
+    "staleness counted at arrival": Parts(rules=FreshAtArrival),
+    "outbox forgotten at the start": Parts(rules=Forgetful, faults=("crash",)),
+    "an older registry's answer wins": Parts(rules=Impatient, faults=("registry",)),
+    "worker: sequences in memory": Parts(worker_journal=Unreserved, faults=("crash",)),
+    "worker: spool emptied at the confirm": Parts(hospital=Tidy),
+    "worker: receipt acked before it is noted": Parts(worker_actor=AckReceiptFirst, faults=("fuse",)),
+    "worker: head goes back": Parts(worker_rules=Gullible, faults=("takeover",)),
+    "worker: version goes back": Parts(worker_rules=Backwards, faults=("reconnect",)),
+    "worker: reused sequence ignored": Parts(worker_rules=Obstinate, faults=("restore",)),
+    "worker: published before uploaded": Parts(hospital=Eager),
+}
