@@ -151,6 +151,13 @@ class Sealer:
         length: int = 0,
         clear: bool = False,
     ) -> None:
+        """Fix the core; a new content key comes from the operating system's randomness.
+
+        Raises:
+            Malformed: a blob in the clear.
+        """
+        if clear and length:
+            raise Malformed("a blob is never in the clear")
         self._signer = signer
         self._kind = kind
         self._secret = b"" if clear else nacl.utils.random(32)
