@@ -87,7 +87,9 @@ class AggregatorService:
         self._observer = observer
         self._io = ThreadPoolExecutor(4, thread_name_prefix="aggregator io")
         self._cipher = ThreadPoolExecutor(3, thread_name_prefix="aggregator cipher")
-        self._work = ThreadPoolExecutor(2, thread_name_prefix="aggregator work")
+        # A merge never queues behind admissions: the longer it waited, the more updates would come for nothing.
+        self._admissions = ThreadPoolExecutor(2, thread_name_prefix="aggregator admission")
+        self._merges = ThreadPoolExecutor(1, thread_name_prefix="aggregator merge")
         self.records = Records(federation, config.name, identity, self._store, self._io)
         self.journal = Journal(None if state is None else state / "aggregator.db", self._seal)
         opened = open_run(config, self.journal, self.records, registry_record, root, genesis)
@@ -157,7 +159,7 @@ class AggregatorService:
             self.ended.set()
             self._relay.close()
             self._heads.close()
-            for pool in (self._work, self._cipher, self._io):
+            for pool in (self._merges, self._admissions, self._cipher, self._io):
                 pool.shutdown(wait=False, cancel_futures=True)
             self.journal.close()
 
@@ -273,20 +275,20 @@ class AggregatorService:
                     self._relay.send([self.journal.fresh[row]])
                     crash_point("aggregator.publishing")
             case events.Admit(id=id):
-                self._submit(self._admit, id, self.journal.envelope(id))
+                self._submit(self._admissions, self._admit, id, self.journal.envelope(id))
             case events.Merge(plan=plan):
-                self._submit(self._merge, plan, self._inputs(plan))
+                self._submit(self._merges, self._merge, plan, self._inputs(plan))
             case events.PutHead():
                 self._heads.put(self._head(effect))
             case events.AnnounceHead():
                 self._transport.publish(topology.GLOBAL, "", self._heads.newest)
             case events.Reissue(registry=registry, version=version):
                 self._follow_registry(registry)
-                self._submit(self._reissue, version, registry, self._record, self._spec_record)
+                self._submit(self._merges, self._reissue, version, registry, self._record, self._spec_record)
             case events.Ended():
                 self.ended.set()
 
-    def _submit(self, work: Callable[..., Any], *arguments: Any) -> None:
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *arguments: Any) -> None:
         def run() -> None:
             try:
                 self._actor.mailbox.put(work(*arguments))
@@ -295,7 +297,7 @@ class AggregatorService:
                 raise
 
         if not self._stopping.is_set():  # what is not begun now is begun at the next start
-            self._work.submit(run)
+            pool.submit(run)
 
     def _admit(self, id: bytes, envelope: bytes) -> Any:
         log.info("admission.started", update=id.hex()[:8])

@@ -45,9 +45,12 @@ def overhead(result: Result, task: Task) -> dict[str, float]:
     first = versions[min(WARM_UP, len(versions) // 10)]
     last = versions[-1]
     steps = pipeline_events.first_steps(result.entries).values()
+    within = [entry.event for entry in result.entries if at[first] < entry.at <= at[last]]
+    counts = {name: within.count(f"update.{name}") for name in ("validated", "merged", "superseded", "rejected")}
     return {
         "ms a version": 1000 * (at[last] - at[first]) / (last - first),
         "versions measured": last - first,
+        **{f"{name} a version": count / (last - first) for name, count in counts.items()},
         "first local step s": min(steps) - result.began,
         "first step of the last site s": max(steps) - result.began,
     }
