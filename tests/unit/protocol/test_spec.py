@@ -42,6 +42,13 @@ def test_floating_tensors_come_first_as_float32_and_the_rest_as_it_is() -> None:
     assert SPEC.names == {"layer.weight", "norm.running_mean", "layer.bias", "empty"}
 
 
+def test_names_are_written_in_the_one_documented_way() -> None:
+    name = "a\"\\/\b\f\n\r\t\0\x1f\x7f é€𝔘"
+    text = ModelSpec((tensor(name),)).header[8:]
+    written = rb'"a\"\\/\b\f\n\r\t\u0000\u001f\u007f \u00e9\u20ac\ud835\udd18"'
+    assert text.rstrip(b" ") == b"{" + written + b':{"dtype":"F32","shape":[],"data_offsets":[0,4]}}'
+
+
 def test_equal_specifications_are_equal_in_every_way() -> None:
     again = ModelSpec.from_bytes(SPEC.to_bytes())
     assert (again, hash(again), again.digest, again.header) == (SPEC, hash(SPEC), SPEC.digest, SPEC.header)
