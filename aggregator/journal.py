@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import OperationalError
 
 from aggregator import events
 from aggregator.events import UpdateState
@@ -37,7 +39,39 @@ from protocol.errors import Fenced, StateError
 from protocol.messages import RunState
 
 Seal = Callable[[events.Send], bytes]
-_PLAN = 64 * 1024 * 1024
+_RECENT = 16 * 1024 * 1024
+"""Bytes of envelopes kept in memory between journalling and merge, so that they are not read back."""
+
+# Built once: making a statement costs SQLAlchemy more than carrying it out costs SQLite.
+_fence = select(lease.c.epoch)
+_last_hash = select(ledger.c.hash).order_by(ledger.c.number.desc()).limit(1)
+_add_entry = insert(ledger)
+_add_outgoing = insert(outbox)
+_remove_outgoing = delete(outbox).where(outbox.c.id == bindparam("sent"))
+_set_run = update(run)
+_add_update = upsert(updates).on_conflict_do_nothing()
+_set_state = (
+    update(updates)
+    .where(updates.c.id == bindparam("of"))
+    .values(
+        state=bindparam("new_state"),
+        reason=bindparam("new_reason"),
+        version=bindparam("new_version"),
+        norm=func.coalesce(func.nullif(bindparam("new_norm"), 0.0), updates.c.norm),
+    )
+)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What the transaction under way still has to write: many rows of a kind at once cost little more than one."""
+
+    states: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    outgoing: list[OutboxRow] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+    run: dict[str, Any] = field(default_factory=dict)
+    last_hash: bytes | None = None
 
 
 class Journal(History):
@@ -51,6 +85,9 @@ class Journal(History):
         super().__init__(engine if engine is not None else open_database(path, metadata, SCHEMA))
         self._path = path
         self._seal = seal
+        self._batch = _Batch()
+        self._recent: OrderedDict[bytes, bytes] = OrderedDict()
+        self._recent_bytes = 0
         with self.engine.begin() as db:
             found = db.scalar(select(lease.c.epoch))
             self._epoch = 1 if found is None else found + 1
@@ -78,7 +115,9 @@ class Journal(History):
                 )
             )
             db.execute(insert(versions).values(version=0, digest=digest, plan=b"", record=record, registry=registry))
+            self._batch = _Batch()
             self._chain(db, "run", {"name": name, "digest": digest, "registry": registry})
+            self._flush(db)
 
     # ---- commits
 
@@ -90,15 +129,39 @@ class Journal(History):
             StateError: the database cannot be written (the commit may still have happened).
         """
         answers: list[Any] = []
+        batch = self._batch = _Batch()
         try:
             with self._transaction() as db:
                 for write in writes:
                     answer = self._write(write, db)
                     if answer is not None:
                         answers.append(answer)
+                self._flush(db)
         except OperationalError as error:
             raise commit_error(self._path, error) from error
+        self.fresh.update((row.id, row) for row in batch.outgoing)
+        for sent in batch.sent:
+            self.fresh.pop(sent, None)
         return answers
+
+    def _flush(self, db: Connection) -> None:
+        """Write what was collected."""
+        batch = self._batch
+        self._flush_states(db)
+        if batch.entries:
+            db.execute(_add_entry, batch.entries)
+        if batch.outgoing:
+            rows = [{"id": r.id, "exchange": r.exchange, "key": r.key, "body": r.body} for r in batch.outgoing]
+            db.execute(_add_outgoing, rows)
+        if batch.sent:
+            db.execute(_remove_outgoing, [{"sent": row} for row in batch.sent])
+        if batch.run:
+            db.execute(_set_run, batch.run)
+
+    def _flush_states(self, db: Connection) -> None:
+        if self._batch.states:
+            db.execute(_set_state, self._batch.states)
+            self._batch.states = []
 
     def _transaction(self) -> Any:
         return _Fence(self.engine, self._epoch)
@@ -110,28 +173,26 @@ class Journal(History):
     @_write.register
     def _(self, write: events.JournalUpdate, db: Connection) -> Any:
         notice = write.notice
-        try:
-            with db.begin_nested():
-                result = db.execute(
-                    insert(updates).values(
-                        id=notice.id,
-                        site=notice.site,
-                        epoch=notice.epoch,
-                        sequence=notice.sequence,
-                        base_version=notice.base_version,
-                        envelope=notice.envelope,
-                        state=UpdateState.JOURNALLED.value,
-                        reason=write.objection,
-                        examples=notice.examples,
-                        seconds=notice.seconds,
-                        absent=encode(notice.absent),
-                        norm=0.0,
-                        version=0,
-                    )
-                )
-        except IntegrityError:
+        values = {
+            "id": notice.id,
+            "site": notice.site,
+            "epoch": notice.epoch,
+            "sequence": notice.sequence,
+            "base_version": notice.base_version,
+            "envelope": notice.envelope,
+            "state": UpdateState.JOURNALLED.value,
+            "reason": write.objection,
+            "examples": notice.examples,
+            "seconds": notice.seconds,
+            "absent": encode(notice.absent),
+            "norm": 0.0,
+            "version": 0,
+        }
+        result = db.execute(_add_update, values)
+        if result.rowcount == 0:
             return self._known(write, db)
         order = int(result.lastrowid)
+        self._remember(notice.id, notice.envelope)
         sha256 = hashlib.sha256(notice.envelope).digest()
         self._chain(
             db,
@@ -153,6 +214,7 @@ class Journal(History):
         An update that its site sealed again under another epoch has other bytes and numbers, but it is the same update.
         """
         notice = write.notice
+        self._flush_states(db)
         row = db.execute(select(updates).where(updates.c.site == notice.site, updates.c.id == notice.id)).one_or_none()
         if row is not None and (
             row.envelope == notice.envelope or (row.epoch, row.sequence) != (notice.epoch, notice.sequence)
@@ -169,28 +231,33 @@ class Journal(History):
 
     @_write.register
     def _(self, write: events.SetState, db: Connection) -> None:
-        values: dict[str, Any] = {"state": write.state.value, "reason": write.reason, "version": write.version}
-        if write.norm:
-            values["norm"] = write.norm
-        db.execute(update(updates).where(updates.c.id == write.id).values(**values))
+        self._batch.states.append(
+            {
+                "of": write.id,
+                "new_state": write.state.value,
+                "new_reason": write.reason,
+                "new_version": write.version,
+                "new_norm": write.norm,
+            }
+        )
+        if write.state.final:
+            self._forget(write.id)
 
     @_write.register
     def _(self, write: events.Send, db: Connection) -> None:
-        self._queue(db, write.row, write.exchange, write.key, self._seal(write))
+        self._queue(OutboxRow(id=write.row, exchange=write.exchange, key=write.key, body=self._seal(write)))
 
     @_write.register
     def _(self, write: events.SendRaw, db: Connection) -> None:
-        self._queue(db, write.row, write.exchange, write.key, write.body)
+        self._queue(OutboxRow(id=write.row, exchange=write.exchange, key=write.key, body=write.body))
 
-    def _queue(self, db: Connection, row: int, exchange: str, key: str, body: bytes) -> None:
-        db.execute(insert(outbox).values(id=row, exchange=exchange, key=key, body=body))
-        db.execute(update(run).values(last_row=row))
-        self.fresh[row] = OutboxRow(id=row, exchange=exchange, key=key, body=body)
+    def _queue(self, row: OutboxRow) -> None:
+        self._batch.outgoing.append(row)
+        self._batch.run["last_row"] = row.id
 
     @_write.register
     def _(self, write: events.RemoveSent, db: Connection) -> None:
-        db.execute(delete(outbox).where(outbox.c.id == write.row))
-        self.fresh.pop(write.row, None)
+        self._batch.sent.append(write.row)
 
     @_write.register
     def _(self, write: events.CommitVersion, db: Connection) -> None:
@@ -224,7 +291,7 @@ class Journal(History):
                 for i, m in enumerate(plan.members)
             ],
         )
-        db.execute(update(run).values(elapsed=write.elapsed))
+        self._batch.run["elapsed"] = write.elapsed
 
     @_write.register
     def _(self, write: events.ReplaceRecord, db: Connection) -> None:
@@ -233,7 +300,7 @@ class Journal(History):
             .where(versions.c.version == write.version)
             .values(record=write.record, registry=write.registry)
         )
-        db.execute(update(run).values(spec_record=write.spec_record))
+        self._batch.run["spec_record"] = write.spec_record
 
     @_write.register
     def _(self, write: events.StoreEvaluation, db: Connection) -> None:
@@ -250,11 +317,11 @@ class Journal(History):
 
     @_write.register
     def _(self, write: events.SetRun, db: Connection) -> None:
-        db.execute(update(run).values(state=write.state.value, reason=write.reason, elapsed=write.elapsed))
+        self._batch.run |= {"state": write.state.value, "reason": write.reason, "elapsed": write.elapsed}
 
     @_write.register
     def _(self, write: events.SetHead, db: Connection) -> None:
-        db.execute(update(run).values(head=write.number, elapsed=write.elapsed))
+        self._batch.run |= {"head": write.number, "elapsed": write.elapsed}
 
     @_write.register
     def _(self, write: events.SetCounter, db: Connection) -> None:
@@ -269,9 +336,28 @@ class Journal(History):
         self._chain(db, write.kind, write.entry)
 
     def _chain(self, db: Connection, kind: str, entry: Any) -> None:
-        last = db.scalar(select(ledger.c.hash).order_by(ledger.c.number.desc()).limit(1)) or b""
+        batch = self._batch
+        if batch.last_hash is None:
+            batch.last_hash = db.scalar(_last_hash) or b""
         packed = encode(dict(entry))
-        db.execute(insert(ledger).values(kind=kind, entry=packed, hash=ledger_hash(last, kind, packed)))
+        batch.last_hash = ledger_hash(batch.last_hash, kind, packed)
+        batch.entries.append({"kind": kind, "entry": packed, "hash": batch.last_hash})
+
+    # ---- envelopes
+
+    def envelope(self, id: bytes) -> bytes:
+        """The signed bytes of a journalled update."""
+        return self._recent.get(id) or super().envelope(id)
+
+    def _remember(self, id: bytes, envelope: bytes) -> None:
+        self._forget(id)
+        self._recent[id] = envelope
+        self._recent_bytes += len(envelope)
+        while self._recent_bytes > _RECENT:
+            self._forget(next(iter(self._recent)))
+
+    def _forget(self, id: bytes) -> None:
+        self._recent_bytes -= len(self._recent.pop(id, b""))
 
     def store_registry(self, version: int, record: bytes) -> None:
         """Keep a signed registry; an older one stays beside it."""
@@ -287,7 +373,7 @@ class _Fence:
 
     def __enter__(self) -> Connection:
         db: Connection = self._context.__enter__()
-        found = db.scalar(select(lease.c.epoch))
+        found = db.scalar(_fence)
         if found != self._epoch:
             self._context.__exit__(None, None, None)
             raise Fenced(f"another aggregator (epoch {found}) has taken over from this one (epoch {self._epoch})")
