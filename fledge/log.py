@@ -11,19 +11,25 @@ from typing import Any
 import structlog
 
 _CREDENTIALS = re.compile(r"(://)[^\s/@]+@")
+# A frame's local variables hold keys, tensors and, in a trainer, patients' data; structlog shows them by default.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 _SECRET_FIELD = re.compile(r"password|secret|credential|token|private", re.IGNORECASE)
 
 
 def configure(*, verbose: bool = False, json_lines: bool | None = None) -> None:
     """Set up structlog for this process; `json_lines` None means JSON unless standard error is a terminal."""
     as_json = not sys.stderr.isatty() if json_lines is None else json_lines
-    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S", utc=as_json),
-            *([structlog.processors.dict_tracebacks] if as_json else []),
+            *([_TRACEBACKS] if as_json else []),
             hide_secrets,
             renderer,
         ],
