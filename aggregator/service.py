@@ -293,6 +293,8 @@ class AggregatorService:
             try:
                 self._actor.mailbox.put(work(*arguments))
             except Exception:  # a defect must not leave an update or a merge waiting for ever without a word
+                if self._stopping.is_set():
+                    return  # its pools are gone; what was under way is done again at the next start
                 log.exception("work.failed", work=work.__name__)
                 raise
 

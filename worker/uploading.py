@@ -88,6 +88,7 @@ class Uploader:
         except FledgeError as error:
             # Chunks that cannot be read or opened do not come back; everything else passes.
             lost = isinstance(error, StateError | WireError) and not isinstance(error, DiskFull)
-            self._log.warning("update.lost" if lost else "upload.failed", update=row.id.hex()[:8], error=str(error))
+            # Lost chunks matter only while the update has no receipt, which the rules know.
+            self._log.warning("upload.failed", update=row.id.hex()[:8], lost=lost, error=str(error))
             answer = SendingFailed(row=row.row, lost=lost)
         self._tell(answer)
