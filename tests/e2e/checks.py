@@ -13,7 +13,7 @@ from protocol import topology
 from protocol.messages import Kind
 from tests.e2e.rig import RUN, Rig
 
-FAILURES = {"work.failed", "aggregator.failed", "worker.failed", "observer.failed", "training.failed", "update.lost"}
+FAILURES = {"work.failed", "aggregator.failed", "worker.failed", "observer.failed", "training.failed"}
 _KIND = 5  # where the kind stands in an envelope
 
 
@@ -106,7 +106,7 @@ def _logs(rig: Rig) -> Iterator[str]:
     for program in rig.programs:
         for line in program.events:
             if line.get("event") in FAILURES:
-                yield f"{program.name} logged {line}"
+                yield f"{program.name} logged {line}"[:2000]
 
 
 def _replay(rig: Rig) -> Iterator[str]:

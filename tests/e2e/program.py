@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -19,9 +20,13 @@ KILLED = -signal.SIGKILL
 _AGAIN = 0.1  # seconds until a dead process is started again
 _PATIENCE = 15.0  # seconds after which a kill whose moment does not come happens anyway
 
+_SETPRIV = shutil.which("setpriv")
+_LEASH = [_SETPRIV, "--pdeathsig", "KILL", "--"] if _SETPRIV else []
+"""So that no program outlives a test run that is killed itself."""
+
 _BEGIN = {"upload.started": "upload", "admission.started": "admission", "merge.started": "merge"}
 _END = {
-    **dict.fromkeys(("upload.done", "upload.failed", "update.lost"), "upload"),
+    **dict.fromkeys(("upload.done", "upload.failed"), "upload"),
     **dict.fromkeys(("update.validated", "update.rejected", "update.parked"), "admission"),
     **dict.fromkeys(("version.committed", "merge.failed", "merge.bad_member", "merge.overflow"), "merge"),
 }
@@ -61,6 +66,8 @@ class _Life:
     passed: int = 0
     begun: dict[tuple[str, Any], None] = field(default_factory=dict)
     planned: bool = False
+    ready: bool = False
+    """Whether it said that it started; before that it may not have learnt yet to stop in order."""
     timers: list[threading.Timer] = field(default_factory=list)
 
 
@@ -101,10 +108,10 @@ class Program:
 
     def stop(self, timeout: float = 40.0) -> int:
         """End it in order and for good; returns the exit code."""
-        self._wanted = False
-        life = self._life
-        if life is None:
+        if self._life is None:
             return 0
+        life = self._ready(timeout)
+        self._wanted = False
         if life.process.poll() is None:
             life.process.terminate()
         try:
@@ -117,9 +124,19 @@ class Program:
 
     def restart(self) -> None:
         """End the present life in order; another one follows."""
-        life = self._life
-        if life is not None and life.process.poll() is None:
-            life.process.terminate()
+        self._ready(30).process.terminate()
+
+    def _ready(self, timeout: float) -> _Life:
+        """The present life once it has started, or the last one if there is none."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while not (self._life and self._life.ready and self._life.process.poll() is None):
+                if time.monotonic() > deadline or not self._thread.is_alive():
+                    break
+                self._changed.wait(0.1)
+        if self._life is None:
+            raise RuntimeError(f"{self.name} was never started")
+        return self._life
 
     @property
     def pid(self) -> int:
@@ -156,7 +173,12 @@ class Program:
         if move is not None and move.kind == "label":
             environment["FLEDGE_CRASH_AT"] = f"{move.what}:{move.count}"
         process = subprocess.Popen(
-            self.command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, errors="replace"
+            [*_LEASH, *self.command],
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
         )
         self._life = life = _Life(process, move)
         if move is not None:
@@ -196,6 +218,8 @@ class Program:
             life.begun[_BEGIN[event], said.get("update", said.get("version"))] = None
         elif event in _END:
             life.begun.pop((_END[event], said.get("update", said.get("version"))), None)
+        if event in ("aggregator.started", "worker.started"):
+            life.ready = True
         move = life.move
         if move is not None and move.kind == "event" and move.what == event:
             life.passed += 1

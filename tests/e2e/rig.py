@@ -45,6 +45,7 @@ class Rig:
         seconds: float = 0.05,
         heartbeat: int = 10,
         main: Sequence[str] = MAIN,
+        mutant: str | None = None,
         **settings: Any,
     ) -> None:
         """`elements`: float32 values of the model; `seconds`: of one training; `settings`: of the run."""
@@ -59,7 +60,7 @@ class Rig:
         self._found(elements, seconds, settings)
         vhost.apply(topology.topology(self.sites))
         self._tap()
-        self._main = tuple(main)
+        self._main, self._mutant = tuple(main), mutant
         self.aggregator = self.program("aggregator")
         self.workers = {site: self._program(site, ("worker", "--kit", str(self.kit(site)))) for site in self.sites}
 
@@ -101,7 +102,12 @@ class Rig:
 
     def _program(self, name: str, arguments: Iterable[str]) -> Program:
         command = [sys.executable, *self._main, "--json-logs", *arguments]
-        environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = {
+            "FLEDGE_MUTANT": self._mutant or "",
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         return Program(name, command, self.directory / f"{name}.log", environment, self.changed)
 
     @property

@@ -1,0 +1,106 @@
+"""The broker or the store is away while everybody works on: nothing is lost, nobody dies, all goes on by itself."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.checks import violations
+from tests.e2e.program import Program
+from tests.e2e.rig import Rig
+from tests.support.fault_proxy import FaultProxy
+from tests.support.rabbit import RabbitVhost
+from tests.support.s3 import S3Server
+
+pytestmark = pytest.mark.servers
+
+AWAY_S = 12.0
+LONG_AWAY_S = 60.0
+
+
+def go_on_without(rig: Rig, proxy: FaultProxy, seconds: float, *, stalled: bool = False) -> int:
+    """Take a server away for `seconds` from where the run is; returns the version at which it came back."""
+    pids = [program.pid for program in rig.programs]
+    trained = {site: worker.count("training.done") for site, worker in rig.workers.items()}
+    if stalled:
+        proxy.stall()
+    else:
+        proxy.refuse()
+    back = time.monotonic() + seconds
+    # Training goes on: every site makes what it may make from the version it has.
+    rig.wait(lambda: time.monotonic() > back, "unreachable", seconds + 30)
+    more = {site: worker.count("training.done") - trained[site] for site, worker in rig.workers.items()}
+    assert all(more.values()), more
+    version = rig.version
+    if stalled:
+        proxy.cut()
+    proxy.heal()
+    rig.wait_version(version + 3, 60)
+    assert [program.pid for program in rig.programs] == pids
+    return version
+
+
+def settle(rig: Rig) -> None:
+    """Bring the run to its end and look at everything."""
+    rig.finish()
+    rig.stop()
+    assert violations(rig) == []
+
+
+def slow_rig(tmp_path: Path, vhost: RabbitVhost, s3: S3Server) -> Rig:
+    """Sites that may train eight times from one version, each of which takes a second."""
+    strategy = {"name": "fedbuff", "buffer": 2, "updates_per_base": 8, "stale_limit": 50}
+    return Rig(tmp_path, vhost, s3, seconds=1.0, strategy=strategy)
+
+
+@pytest.mark.parametrize("stalled", [False, True], ids=["refusing", "silent"])
+def test_the_broker_is_away_and_workers_train_on(
+    stalled: bool, tmp_path: Path, rabbit_broker: RabbitVhost, s3_server: S3Server
+) -> None:
+    with slow_rig(tmp_path, rabbit_broker, s3_server) as rig:
+        rig.start()
+        rig.wait_version(2)
+        go_on_without(rig, rabbit_broker.proxy, AWAY_S, stalled=stalled)
+        settle(rig)
+
+
+def test_the_store_is_away_and_workers_train_on(
+    tmp_path: Path, rabbit_broker: RabbitVhost, s3_server: S3Server
+) -> None:
+    with slow_rig(tmp_path, rabbit_broker, s3_server) as rig:
+        rig.start()
+        rig.wait_version(2)
+        go_on_without(rig, rig.s3_proxy, AWAY_S)
+        settle(rig)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("which", ["broker", "store"])
+def test_a_minute_without_a_server_loses_nothing(
+    which: str, tmp_path: Path, rabbit_broker: RabbitVhost, s3_server: S3Server
+) -> None:
+    with slow_rig(tmp_path, rabbit_broker, s3_server) as rig:
+        rig.start()
+        rig.wait_version(2)
+        go_on_without(rig, rabbit_broker.proxy if which == "broker" else rig.s3_proxy, LONG_AWAY_S)
+        settle(rig)
+
+
+def test_a_training_of_three_heartbeat_timeouts_keeps_its_connection(
+    tmp_path: Path, rabbit_broker: RabbitVhost, s3_server: S3Server
+) -> None:
+    """The broker closes a connection that is silent for a heartbeat timeout; here that is two seconds."""
+    with Rig(tmp_path, rabbit_broker, s3_server, sites=("anna", "bert"), seconds=6.5, heartbeat=2) as rig:
+        rig.start()
+        rig.wait(lambda: all(trained(worker) >= 2 for worker in rig.workers.values()), "two trainings each", 60)
+        for worker in rig.workers.values():
+            assert worker.count("broker.connected") == 2  # one to publish, one to consume, since the start
+            assert worker.count("broker.lost") == 0
+        rig.wait_version(1)
+
+
+def trained(worker: Program) -> int:
+    """Trainings that are done."""
+    return worker.count("training.done")
