@@ -10,39 +10,55 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aggregator.service import AggregatorService as AggregatorService
-    from fledge.bootstrap import open_aggregator as open_aggregator
-    from fledge.bootstrap import open_worker as open_worker
-    from fledge.federation import new_federation as new_federation
-    from fledge.init_run import init_run as init_run
-    from protocol.errors import ConfigError as ConfigError
-    from protocol.errors import FledgeError as FledgeError
-    from protocol.errors import TrainingError as TrainingError
-    from worker.service import WorkerService as WorkerService
+    from aggregator.service import AggregatorService
+    from fledge.bootstrap import open_aggregator, open_worker
+    from fledge.federation import new_federation
+    from protocol.errors import Aborted, ConfigError, FledgeError, TrainingError
+    from worker.rehearsal import rehearse
+    from worker.service import WorkerService
+    from worker.trainer import Control, EvaluationResult, Trainer, TrainResult
+    from worker.trainers.numpy import EstimatorTrainer, NumpyTrainer
+    from worker.trainers.torch import TorchTrainer
 
 _HOMES = {
+    "Aborted": "protocol.errors",
     "AggregatorService": "aggregator.service",
     "ConfigError": "protocol.errors",
+    "Control": "worker.trainer",
+    "EstimatorTrainer": "worker.trainers.numpy",
+    "EvaluationResult": "worker.trainer",
     "FledgeError": "protocol.errors",
+    "NumpyTrainer": "worker.trainers.numpy",
+    "TorchTrainer": "worker.trainers.torch",
+    "TrainResult": "worker.trainer",
+    "Trainer": "worker.trainer",
     "TrainingError": "protocol.errors",
     "WorkerService": "worker.service",
-    "init_run": "fledge.init_run",
     "new_federation": "fledge.federation",
     "open_aggregator": "fledge.bootstrap",
     "open_worker": "fledge.bootstrap",
+    "rehearse": "worker.rehearsal",
 }
 """Where each public name lives."""
 
 __all__ = [
+    "Aborted",
     "AggregatorService",
     "ConfigError",
+    "Control",
+    "EstimatorTrainer",
+    "EvaluationResult",
     "FledgeError",
+    "NumpyTrainer",
+    "TorchTrainer",
+    "TrainResult",
+    "Trainer",
     "TrainingError",
     "WorkerService",
-    "init_run",
     "new_federation",
     "open_aggregator",
     "open_worker",
+    "rehearse",
 ]
 
 
@@ -52,9 +68,9 @@ def __getattr__(name: str) -> Any:
 
         return version("fledge-fl")
     if name not in _HOMES:
-        raise AttributeError(f"fledge has no {name!r}; it has {', '.join(sorted(_HOMES))}")
+        raise AttributeError(f"fledge has no {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, "__version__"})
+    return sorted({*globals(), *__all__, "__version__"})

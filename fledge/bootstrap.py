@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 from urllib.parse import urlsplit
 
 from aggregator.config import AggregatorConfig, read_toml
@@ -198,7 +199,7 @@ def open_kept(centre: Centre, run: str) -> Iterator[Kept]:
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Within the block SIGTERM and SIGINT call `stop` once, on a thread of its own; a second signal kills."""
-    before = {}
+    before: dict[int, Any] = {}
 
     def handle(number: int, _frame: FrameType | None) -> None:
         # Stopping takes locks that the interrupted main thread may hold.

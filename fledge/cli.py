@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,13 +104,15 @@ def init_run(
     option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the factory; may be given again.")] = None,
 ) -> None:
     """Make a run: its initial model (version 0), the model's specification, and run.toml with every default."""
-    from fledge import init_run as runs
+    from fledge.init_run import RUN_TOML
+    from fledge.init_run import init_run as make_run
 
     options = dict(_option(text) for text in option or ())
-    spec = runs.init_run(factory, out, name=name or out.resolve().name, options=options)
+    spec = make_run(factory, out, name=name or out.resolve().name, options=options)
     size = spec.model_length / 1e6
     typer.echo(
-        f"{out}: {len(spec.tensors)} tensors, {size:.3g} MB; edit {out / runs.RUN_TOML}, then `fledge aggregator --run {out}`"
+        f"{out}: {len(spec.tensors)} tensors, {size:.3g} MB; look at {out / RUN_TOML}, "
+        f"then start `fledge aggregator --run {out}`"
     )
 
 
@@ -225,4 +226,4 @@ def demo(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -30,7 +30,7 @@ PATIENCE = 300
 """After this many updates of the fastest hospital without reaching the goal, something is wrong."""
 SYNCHRONOUS_LIMIT = 4.0
 """The synchronous training gets this many times the asynchronous one's time to the goal."""
-MODEL = "model.safetensors"
+MODEL = "fledge-demo.safetensors"
 ASYNCHRONOUS = "asynchronous"
 
 
@@ -92,7 +92,7 @@ def demonstrate(options: Options, console: Console) -> Summary:
         _introduce(cast, console)
         course, reached = _asynchronous(directory, cast, console)
         synchronous_s = _synchronous(directory, cast, console, reached)
-        model = directory / MODEL if options.out else Path(f"fledge-demo.{MODEL}")
+        model = directory / MODEL if options.out else Path(MODEL)
         if not options.out:
             model.unlink(missing_ok=True)
         export_run(directory / ASYNCHRONOUS / "federation" / AGGREGATOR_TOML, RUN, model)
@@ -194,7 +194,7 @@ def _compare(cast: Cast, course: Course, asynchronous_s: float, synchronous_s: f
     data = demo_task.digits(cast.seed, len(cast.seconds))
     steps = course.accepted * demo_task.STEPS
 
-    def trained_on(images: demo_task.Images10) -> float:
+    def trained_on(images: demo_task.Examples) -> float:
         weights = demo_task.initial(cast.seed)
         demo_task.descend(weights, images, steps, np.random.default_rng(cast.seed))
         return demo_task.accuracy(weights, data.held_out)

@@ -14,19 +14,19 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.spec import ModelSpec, TensorKind
-from worker.trainer import Control, EvaluationResult, TrainResult
+from worker.trainer import Control, EvaluationResult
+from worker.trainers import spec_and_payload
+from worker.trainers.numpy import NumpyTrainer
 from worker.weights import Weights as StreamedWeights
-from worker.weights import tensor_spec, write_records
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Weights = dict[str, NDArray[np.float32]]
 
-HIDDEN = 32
+HIDDEN = 64
 STEPS = 10
 BATCH = 32
-RATE = 0.25
+RATE = 0.1
 SKEW = 0.5
 """Dirichlet concentration of the classes over the hospitals: at 0.5 most see few of some digits."""
 LEAST = 16
@@ -34,8 +34,8 @@ LEAST = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Images10:
-    """Images of 64 pixels in [0, 1] and which of ten digits they show."""
+class Examples:
+    """Images of 64 pixels, whose mean is about 0, and which of ten digits they show."""
 
     images: Images
     labels: Labels
@@ -45,13 +45,13 @@ class Images10:
 class Digits:
     """The data: what each hospital has, and a fifth of all that nobody trains on."""
 
-    hospitals: tuple[Images10, ...]
-    held_out: Images10
+    hospitals: tuple[Examples, ...]
+    held_out: Examples
 
     @property
-    def pooled(self) -> Images10:
+    def pooled(self) -> Examples:
         """All hospitals' data in one place, which is what nobody may do."""
-        return Images10(
+        return Examples(
             np.concatenate([own.images for own in self.hospitals]),
             np.concatenate([own.labels for own in self.hospitals]),
         )
@@ -65,7 +65,7 @@ def digits(seed: int, hospitals: int) -> Digits:
 
     images, labels = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
-        (images / 16.0).astype(np.float32), labels, test_size=0.2, stratify=labels, random_state=seed
+        ((images - 5) / 8).astype(np.float32), labels, test_size=0.2, stratify=labels, random_state=seed
     )
     dice = np.random.default_rng(seed)
     while True:
@@ -77,7 +77,7 @@ def digits(seed: int, hospitals: int) -> Digits:
                 part.extend(piece.tolist())
         if min(map(len, parts)) >= LEAST:
             break
-    return Digits(tuple(Images10(train_x[part], train_y[part]) for part in parts), Images10(test_x, test_y))
+    return Digits(tuple(Examples(train_x[part], train_y[part]) for part in parts), Examples(test_x, test_y))
 
 
 def initial(seed: int) -> Weights:
@@ -91,7 +91,7 @@ def initial(seed: int) -> Weights:
     }
 
 
-def descend(weights: Weights, data: Images10, steps: int, dice: np.random.Generator) -> None:
+def descend(weights: Weights, data: Examples, steps: int, dice: np.random.Generator) -> None:
     """Take `steps` steps of SGD in place."""
     for _ in range(steps):
         chosen = dice.choice(len(data.labels), min(BATCH, len(data.labels)), replace=False)
@@ -107,7 +107,7 @@ def descend(weights: Weights, data: Images10, steps: int, dice: np.random.Genera
         weights["hidden.bias"] -= back.sum(0)
 
 
-def accuracy(weights: Weights, data: Images10) -> float:
+def accuracy(weights: Weights, data: Examples) -> float:
     """The share of images whose digit is recognised."""
     hidden = np.maximum(data.images @ weights["hidden.weight"] + weights["hidden.bias"], 0)
     scores = hidden @ weights["output.weight"] + weights["output.bias"]
@@ -120,53 +120,31 @@ def _softmax(scores: Images) -> Images:
     return result
 
 
-SPEC = ModelSpec(tuple(tensor_spec(name, array, TensorKind.PARAMETER) for name, array in initial(0).items()))
-"""The perceptron's four tensors."""
-
-
 def from_records(records: Iterator[bytes]) -> Weights:
     """The weights a model's payload holds."""
-    return dict(StreamedWeights(SPEC, lambda: records).tensors())
+    spec, _ = spec_and_payload(initial(0))
+    return dict(StreamedWeights(spec, lambda: records).tensors())
 
 
-class Trainer:
-    """One hospital: its images, and a machine of a certain speed."""
+def trainer(seed: int, hospitals: int, hospital: int = 0, seconds: float = 0.0) -> NumpyTrainer:
+    """The factory that `fledge init-run` and every worker call.
 
-    def __init__(self, seed: int, hospitals: int, hospital: int = 0, seconds: float = 0.0) -> None:
-        """`seconds`: what an update takes on this hospital's machine."""
-        self._seed = seed
-        self._hospitals = hospitals
-        self._hospital = hospital
-        self._seconds = seconds
-        self._weights = initial(seed)
+    Args:
+        hospital: which of the hospitals this one is, from 0.
+        seconds: what an update takes on this hospital's machine; the time the real training leaves is waited.
+    """
+    own = digits(seed, hospitals).hospitals[hospital]
+    weights = initial(seed)
 
-    @property
-    def spec(self) -> ModelSpec:
-        """What the model consists of."""
-        return SPEC
-
-    def initial(self) -> Iterator[bytes]:
-        """Version 0, as a payload."""
-        return write_records(SPEC, initial(self._seed).__getitem__)
-
-    def train(self, base: StreamedWeights, control: Control) -> TrainResult:
-        """Take ten steps from `base`, then wait as long as a slower machine would have worked on them."""
+    def fit(control: Control) -> int:
         began = time.monotonic()
-        own = digits(self._seed, self._hospitals).hospitals[self._hospital]
-        base.copy_into(self._weights)
-        descend(self._weights, own, STEPS, np.random.default_rng(control.seed))
-        parts = 10
-        for part in range(parts):
-            control.progress(part / parts)
-            control.wait(self._seconds * (part + 1) / parts - (time.monotonic() - began))
-        return TrainResult(weights=self._weights, examples=len(own.labels), steps=STEPS)
+        descend(weights, own, STEPS, np.random.default_rng(control.seed))
+        for tenth in range(1, 11):
+            control.wait(seconds * tenth / 10 - (time.monotonic() - began))
+            control.progress(tenth / 10)
+        return STEPS
 
-    def evaluate(self, model: StreamedWeights, control: Control) -> EvaluationResult:
-        """How `model` does on this hospital's own images."""
-        own = digits(self._seed, self._hospitals).hospitals[self._hospital]
-        return EvaluationResult(examples=len(own.labels), metrics={"accuracy": accuracy(dict(model.tensors()), own)})
+    def evaluate(control: Control) -> EvaluationResult:
+        return EvaluationResult(examples=len(own.labels), metrics={"accuracy": accuracy(weights, own)})
 
-
-def trainer(seed: int, hospitals: int, hospital: int = 0, seconds: float = 0.0) -> Trainer:
-    """The factory that `init-run` and the workers call."""
-    return Trainer(seed, hospitals, hospital, seconds)
+    return NumpyTrainer(weights, fit, examples=len(own.labels), evaluate=evaluate)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from aggregator.config import RunConfig, read_toml
 from aggregator.opening import Genesis
@@ -16,6 +16,7 @@ from protocol import limits
 from protocol.errors import ConfigError, TooLarge, WireError
 from protocol.spec import ModelSpec
 from worker.config import load_trainer
+from worker.trainers import spec_and_payload
 
 RUN_TOML = "run.toml"
 INITIAL = "initial.safetensors"
@@ -69,15 +70,14 @@ def init_run(
     config = RunConfig.model_validate({**(settings.model_dump() if settings else {}), "name": name})
     strategy(config.strategy.name, **config.strategy.parameters)
     text = render(config)
-    trainer = _trainer(factory, options or {})
+    spec, payload = _model(factory, options or {})
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise ConfigError(f"{directory} is not empty; a run is never overwritten, name a new directory")
         with (directory / INITIAL).open("wb") as file:
-            for record in trainer.initial():
+            for record in payload:
                 file.write(record)
-        spec = trainer.spec
         (directory / SPEC).write_bytes(spec.to_bytes())
         (directory / RUN_TOML).write_text(text, encoding="utf-8")
     except OSError as error:
@@ -85,23 +85,9 @@ def init_run(
     return spec
 
 
-@runtime_checkable
-class Initial(Protocol):
-    """What a factory's trainer has to offer besides training: the model a run begins with."""
-
-    @property
-    def spec(self) -> ModelSpec:
-        """Which tensors the model has."""
-        ...
-
-    def initial(self) -> Iterator[bytes]:
-        """Version 0's payload, record by record."""
-        ...
-
-
-def _trainer(factory: str, options: Mapping[str, Any]) -> Initial:
+def _model(factory: str, options: Mapping[str, Any]) -> tuple[ModelSpec, Iterator[bytes]]:
     try:
-        trainer: Initial = load_trainer(factory, options, Path.cwd())
+        return spec_and_payload(load_trainer(factory, options, Path.cwd()))
     except ConfigError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and cause.name in _TRAINING:
@@ -109,11 +95,6 @@ def _trainer(factory: str, options: Mapping[str, Any]) -> Initial:
                 f"{factory} needs {cause.name}; install it with: pip install 'fledge-fl[train]'"
             ) from error
         raise
-    if not isinstance(trainer, Initial):
-        raise ConfigError(
-            f"{factory} gives a {type(trainer).__name__}, which has no initial model: see `fledge.Trainer`"
-        )
-    return trainer
 
 
 def load_run(directory: Path) -> RunConfig:
@@ -174,17 +155,17 @@ def _line(key: str, value: Any, example: str = "") -> str:
 def _parameters(chosen: Strategy, given: Mapping[str, Any]) -> str:
     """What was given, then the defaults of a built-in strategy as comments."""
     lines = [_line(key, value) for key, value in given.items()]
-    for field in fields(chosen) if is_dataclass(chosen) else ():
-        value = getattr(chosen, field.name)
-        if field.name in given:
+    names = [each.name for each in fields(chosen)] if is_dataclass(chosen) else []
+    for name in names:
+        value = getattr(chosen, name)
+        if name in given:
             continue
         if value is None:
-            lines.append(f"# {field.name} follows from the number of live sites\n")
+            lines.append(f"# {name} follows from the number of live sites\n")
         elif is_dataclass(value) and not isinstance(value, type):
-            table = {"name": type(value).__name__.lower(), **asdict(value)}
-            lines.append(f"# {field.name} = {_toml(table)}\n")
+            lines.append(f"# {name} = {_toml({'name': type(value).__name__.lower(), **asdict(value)})}\n")
         else:
-            lines.append(f"# {field.name} = {_toml(value)}\n")
+            lines.append(f"# {name} = {_toml(value)}\n")
     return "".join(lines)
 
 
