@@ -52,6 +52,15 @@ def test_who_left_is_neither_signer_nor_member() -> None:
         assert refused.value.reason == "revoked"
 
 
+def test_the_last_words_to_who_left_can_still_be_sealed() -> None:
+    assert REGISTRY.former(GONE.name) == GONE.public
+    assert REGISTRY.former(SITE_A.name) == SITE_A.public
+    renewed = REGISTRY.with_entry(replace(identity("site-a-again", Role.SITE).public, name="site-a")).revoke("site-a")
+    assert renewed.former("site-a").kid == identity("site-a-again", Role.SITE).kid
+    with pytest.raises(Untrusted, match="never was"):
+        REGISTRY.former("nobody")
+
+
 def test_every_change_is_a_new_version_and_forgets_nobody() -> None:
     before = Registry(version=3, entries=())
     joined = before.with_entry(SITE_A.public)

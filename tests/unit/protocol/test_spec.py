@@ -43,7 +43,7 @@ def test_floating_tensors_come_first_as_float32_and_the_rest_as_it_is() -> None:
 
 
 def test_names_are_written_in_the_one_documented_way() -> None:
-    name = "a\"\\/\b\f\n\r\t\0\x1f\x7f é€𝔘"
+    name = 'a"\\/\b\f\n\r\t\0\x1f\x7f é€𝔘'
     text = ModelSpec((tensor(name),)).header[8:]
     written = rb'"a\"\\/\b\f\n\r\t\u0000\u001f\u007f \u00e9\u20ac\ud835\udd18"'
     assert text.rstrip(b" ") == b"{" + written + b':{"dtype":"F32","shape":[],"data_offsets":[0,4]}}'
