@@ -158,6 +158,9 @@ class Journal:
         self._path = path
         self._site = site
         self._clock = clock
+        self._records: dict[str, bytes] = {}
+        self._fresh: dict[int, OutboxRow] = {}
+        """Rows written by this process and not read yet: most are wanted once, right after their commit."""
         self._engine = engine if engine is not None else open_database(path, _metadata, SCHEMA)
         with self._begin() as connection:
             connection.execute(upsert(_counters).values(id=1, epoch=0, sequence=0, head=0).on_conflict_do_nothing())
@@ -182,7 +185,23 @@ class Journal:
                     self._write(write, connection)
         except OperationalError as error:
             raise commit_error(self._path, error) from error
+        for write in writes:
+            self._remember(write)
         return ()
+
+    def _remember(self, write: Any) -> None:
+        match write:
+            case NoteVersion(row=row, record=record):
+                self._records[row.run] = record
+            case AddUpdate(row=row, sealed=sealed) | ReplaceUpdate(row=row, sealed=sealed):
+                self._fresh[row.row] = self._up(row.row, sealed.envelope)
+            case AddMessage(row=number, exchange=exchange, body=body):
+                self._fresh[number] = OutboxRow(id=number, exchange=exchange, key="", body=body)
+            case SettleUpdate(row=row):
+                self._fresh.pop(row.row, None)
+
+    def _up(self, row: int, body: bytes) -> OutboxRow:
+        return OutboxRow(id=row, exchange=up_exchange(self._site), key="", body=body)
 
     @singledispatchmethod
     def _write(self, write: Any, connection: Connection) -> None:
@@ -304,9 +323,11 @@ class Journal:
 
     def version_record(self, run: str) -> bytes:
         """The signed record of the newest version of `run`; empty before the first."""
-        with self._begin() as connection:
-            found: bytes | None = connection.scalar(_record_of, {"name": run})
-        return found or b""
+        if run not in self._records:
+            with self._begin() as connection:
+                found: bytes | None = connection.scalar(_record_of, {"name": run})
+            self._records[run] = found or b""
+        return self._records[run]
 
     def sealed(self, row: int) -> Sealed | None:
         """An update's signed bytes, chunks and wrapped key; None once it is settled."""
@@ -318,10 +339,13 @@ class Journal:
 
     def outgoing(self, row: int) -> OutboxRow | None:
         """What the relay has to publish for this row; None once it is settled or confirmed."""
+        fresh = self._fresh.pop(row, None)
+        if fresh is not None:
+            return fresh
         with self._begin() as connection:
             envelope: bytes | None = connection.scalar(_envelope_of, {"of": row})
             if envelope is not None:
-                return OutboxRow(id=row, exchange=up_exchange(self._site), key="", body=envelope)
+                return self._up(row, envelope)
             found = connection.execute(_message_of, {"of": row}).first()
         return None if found is None else OutboxRow(**found._mapping)
 

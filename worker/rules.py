@@ -10,6 +10,7 @@
 5. A reused sequence means that the journal is older than what the aggregator has seen (a restored backup): a higher
    key epoch begins; that update, and whatever has not left the site yet, is sealed again under it. Message ids stay.
 6. Nothing is decided while events of one batch are still coming in: `Tick`, which ends each batch, decides.
+7. A version or receipt that starts nothing waits up to `HOLD` seconds for a commit to share, and is acked after it.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ HEAD_TOLERANCE = 10 * 60.0
 """Seconds by which this machine's clock may be wrong."""
 REPORT_AT_MOST_EVERY = 1.0
 """Seconds between two reports to the aggregator."""
+HOLD = 0.25
+"""Seconds; with sites that train for milliseconds this saves every third commit, with slower ones it costs nothing."""
 ENDED = (RunState.STOPPED, RunState.ABORTED)
 
 
@@ -98,10 +101,12 @@ class WorkerRules:
         self._reported_at = float("-inf")
         self._reported = ("", "", -1)
         self._decided = Decided()
+        self._held = Decided()
+        self._held_until = float("inf")
 
     def deadline(self) -> float | None:
         """When `Tick` should come at the latest."""
-        due = [self._pull_at, self._report_at, self._sending.deadline()]
+        due = [self._pull_at, self._report_at, self._held_until, self._sending.deadline()]
         if self._training is None and self._candidate() is not None:
             due.append(self._train_at)
         return min(due)
@@ -114,6 +119,7 @@ class WorkerRules:
                 self._tick(now)
             case VersionSeen():
                 self._on_version(event)
+                self._hold(now)
             case HeadSeen():
                 self._on_head(event)
             case HeadWanted():
@@ -126,7 +132,8 @@ class WorkerRules:
                 self._on_registry(event)
             case ReceiptSeen():
                 decided.effects.append(Settle(delivery=event.delivery, what="receipt"))
-                self._sending.on_receipt(event, now, decided)
+                if self._sending.on_receipt(event, now, decided):
+                    self._hold(now)
             case Evaluated():
                 self._on_evaluated(event)
             case Trained():
@@ -139,7 +146,24 @@ class WorkerRules:
                     self._count(lost, -1)
             case _:
                 raise TypeError(f"the worker's rules know no event {type(event).__name__}")
-        return Step(tuple(decided.writes), tuple(decided.effects))
+        if self._decided.writes or now >= self._held_until:
+            self._release()
+        return Step(tuple(self._decided.writes), tuple(self._decided.effects))
+
+    def _hold(self, now: float) -> None:
+        """Let what this step writes, and what follows from it, wait for a commit to share."""
+        if not self._decided.writes:
+            return
+        self._held.writes += self._decided.writes
+        self._held.effects += self._decided.effects
+        self._held_until = min(self._held_until, now + HOLD)
+        self._decided = Decided()
+
+    def _release(self) -> None:
+        """Put what was held before what this step decided: later rows of a run hold all that earlier ones did."""
+        held, self._held, self._held_until = self._held, Decided(), float("inf")
+        self._decided.writes[:0] = held.writes
+        self._decided.effects[:0] = held.effects
 
     # ---- what is announced
 

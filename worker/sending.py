@@ -118,15 +118,15 @@ class Sending:
 
     # ---- receipts
 
-    def on_receipt(self, event: ReceiptSeen, now: float, decided: Decided) -> None:
-        """Act on the aggregator's word; a receipt for what is settled already says nothing new."""
+    def on_receipt(self, event: ReceiptSeen, now: float, decided: Decided) -> bool:
+        """Act on the aggregator's word and tell whether that settles an update; receipts may come twice."""
         row = self._rows.get(event.receipt.message)
         if row is None:
-            return
+            return False
         out = self._outgoing[row]
         match event.receipt.outcome:
             case Outcome.JOURNALLED:
-                return
+                pass
             case Outcome.REUPLOAD:
                 out.anew = True
                 out.at = now
@@ -134,6 +134,8 @@ class Sending:
                 self._on_reused(out, event.receipt, now, decided)
             case outcome:
                 self._forget(out, outcome, event, decided)
+                return True
+        return False
 
     def _on_reused(self, out: _Outgoing, receipt: Receipt, now: float, decided: Decided) -> None:
         """Have the update sealed again, unless the receipt is about bytes that have been replaced already.

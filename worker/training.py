@@ -15,7 +15,7 @@ from broker.blobs import BlobStore
 from broker.crash import crash_point
 from broker.streams import read_blob
 from protocol import limits
-from protocol.blob import Manifest
+from protocol.blob import Manifest, split_chunks
 from protocol.codec import encode
 from protocol.envelope import ContentKey, Sealer, seal
 from protocol.errors import (
@@ -52,15 +52,26 @@ class Job:
 
 
 class _Base:
-    """The base model's records, decrypted anew by every call; the first one also checks the hash of the whole."""
+    """The base model's records, decrypted anew by every call; the first one also checks the hash of the whole.
 
-    def __init__(self, read: Callable[..., Iterator[bytes]]) -> None:
+    A model of a single record is kept: that costs no more memory than a larger one's record does.
+    """
+
+    def __init__(self, read: Callable[..., Iterator[bytes]], length: int) -> None:
         self._read = read
+        self._single = records(length) == 1
+        self._kept: list[bytes] | None = None
         self._checked = False
 
     def __call__(self) -> Iterator[bytes]:
+        if self._kept is not None:
+            return iter(self._kept)
         digest, self._checked = not self._checked, True
-        return self._read(digest=digest)
+        payload = self._read(digest=digest)
+        if self._single:
+            self._kept = list(payload)
+            return iter(self._kept)
+        return payload
 
 
 class Training:
@@ -95,6 +106,7 @@ class Training:
         self._log = log
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="worker fetch")
         self._spec: ModelSpec | None = None
+        self._opened: tuple[Reader, bytes, ModelRecord] | None = None
 
     def close(self) -> None:
         """Release the threads that fetch ahead."""
@@ -126,12 +138,12 @@ class Training:
 
     def _train(self, job: Job) -> Sealed:
         reader, training = self._reader(), job.training
-        model = reader.model(job.record)
+        model = self._model_of(reader, job.record)
         spec = self._spec_of(reader, model)
         if model.manifest.length != spec.model_length:
             raise Tampered(f"version {model.version} does not have the length that its specification gives")
         self._spool.check_room(spec.update_length + limits.OVERHEAD * records(spec.update_length))
-        base = _Base(partial(self._read, model.manifest, model.key))
+        base = _Base(partial(self._read, model.manifest, model.key), spec.model_length)
         control = Control(
             run=model.run,
             version=model.version,
@@ -197,6 +209,12 @@ class Training:
             batch.discard()
             raise
 
+    def _model_of(self, reader: Reader, record: bytes) -> ModelRecord:
+        """A version's record opened; kept for further trainings from it, as long as the same registry is in force."""
+        if self._opened is None or self._opened[:2] != (reader, record):
+            self._opened = (reader, record, reader.model(record))
+        return self._opened[2]
+
     def _spec_of(self, reader: Reader, model: ModelRecord) -> ModelSpec:
         """The specification of a version; fetched once, since it stays the same throughout a run."""
         if self._spec is None or self._spec.digest != model.spec:
@@ -210,6 +228,9 @@ class Training:
         return self._spec
 
     def _read(self, manifest: Manifest, key: ContentKey, *, digest: bool = True) -> Iterator[bytes]:
+        if len(manifest.chunks) == 1:  # nothing to fetch ahead: a hop to another thread would cost more than it saves
+            chunk = self._store.get(model_chunk(manifest.chunks[0].hex()), limits.CHUNK)
+            return key.reader(manifest, digest=digest).read(split_chunks(manifest, [chunk], verify=False))
         return read_blob(self._store, manifest, key, model_chunk, pool=self._pool, ahead=2, digest=digest)
 
 

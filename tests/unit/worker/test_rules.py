@@ -11,7 +11,7 @@ from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
 from protocol.registry import Registry
 from worker import events
 from worker.events import RunRow, Sealed, Snapshot, UpdateRow
-from worker.rules import HEAD_EVERY, WorkerRules
+from worker.rules import HEAD_EVERY, HOLD, WorkerRules
 from worker.sending import RECEIPT_WITHIN
 
 T = TypeVar("T")
@@ -156,9 +156,26 @@ def test_a_worker_makes_as_many_updates_from_a_version_as_its_quota_allows() -> 
 def test_a_reissued_record_of_the_same_version_replaces_the_record_and_starts_no_training() -> None:
     machine = rules()
     trained(machine, version(0))
-    step = turn(machine, version(0, digest=b"n" * 32))
+    turn(machine, version(0, digest=b"n" * 32))
+    step = turn(machine, now=HOLD)
     assert only(events.NoteVersion, step.writes).row.sent == 1
     assert not some(events.Train, step.effects)
+
+
+def test_a_version_that_starts_nothing_waits_for_a_commit_to_share_but_not_for_long() -> None:
+    machine = rules()
+    training = only(events.Train, turn(machine, version(0)).effects)
+    held = turn(machine, version(1))
+    assert held.writes == ()
+    assert not some(events.Settle, held.effects)
+    assert machine.deadline() == HOLD
+    step = turn(machine, now=HOLD)
+    assert only(events.NoteVersion, step.writes).row.version == 1
+    assert only(events.Settle, step.effects).delivery == "delivery 1"
+    turn(machine, version(2), now=1.0)
+    step = turn(machine, events.Trained(id=training.id, sealed=SEALED), now=1.1)
+    assert isinstance(step.writes[0], events.NoteVersion)
+    assert only(events.Settle, step.effects).delivery == "delivery 2"
 
 
 # ---- heads
@@ -329,7 +346,8 @@ def test_a_final_receipt_is_kept_then_acked_then_the_spool_is_emptied(outcome: O
     machine = rules()
     update = trained(machine, version(0))
     sent(machine, update)
-    step = turn(machine, receipt(update, outcome, merged=4))
+    turn(machine, receipt(update, outcome, merged=4))
+    step = turn(machine, now=HOLD)
     kept = only(events.SettleUpdate, step.writes)
     assert (kept.row, kept.outcome, kept.receipt) == (update, outcome.value, b"signed receipt")
     assert kept.version == (4 if outcome == Outcome.MERGED else 0)

@@ -19,7 +19,7 @@ from tests.support.training import FEDERATION, SITE, control, form
 from worker.own import OwnTensors
 from worker.trainer import TrainResult
 from worker.trainers import spec_and_payload
-from worker.trainers.torch import TorchTrainer, accuracy
+from worker.trainers.torch import TorchTrainer, accuracy, load
 from worker.weights import Records, Weights
 
 torch.set_num_threads(1)
@@ -202,6 +202,23 @@ def test_specifications_name_the_modules_own_types() -> None:
         spec, payload = spec_and_payload(nn.Linear(2, 2).to(dtype))
         assert {tensor.dtype for tensor in spec.tensors} == {name}
         assert len(b"".join(payload)) == spec.model_length
+
+
+def test_tensors_that_numpy_cannot_see_are_loaded_in_any_layout() -> None:
+    # Tensors of several records, in bfloat16 as they would be on a GPU.
+    shape = (4, 256, 32, 32)
+    values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    spec, payload = spec_and_payload({"plain": values, "turned": values})
+    model = nn.ParameterDict(
+        {
+            "plain": nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16)),
+            "turned": nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16).to(memory_format=torch.channels_last)),
+        }
+    )
+    loaded = load(model, Weights(spec, lambda: payload))
+    assert not loaded["turned"].is_contiguous()
+    for tensor in loaded.values():
+        assert torch.equal(tensor, torch.from_numpy(values).bfloat16())
 
 
 def test_channels_last_weights_are_loaded_and_read_in_place() -> None:
