@@ -67,16 +67,14 @@ class Clip:
         """`norm`: in the units of the weights."""
         self._limit = _positive("clip", "norm", norm)
         self._squares = 0.0
-        self._wide = np.empty(limits.RECORD // 4, np.float64)
 
     def begin(self, bound: float | None, dice: Dice) -> float | None:
         self._squares = 0.0
         return self._limit if bound is None else min(self._limit, bound)
 
     def measure(self, values: Slice) -> None:
-        wide = self._wide[: values.size]
-        wide[:] = values
-        self._squares += float(np.dot(wide, wide))
+        # Ten times cheaper than a dot product, for which BLAS would wake all of its threads.
+        self._squares += float(np.einsum("i,i->", values, values, dtype=np.float64))
 
     def apply(self, values: Slice) -> None:
         norm = math.sqrt(self._squares)
