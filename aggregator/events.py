@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from aggregator.plan import MergePlan, Product
-from protocol.messages import Evaluation, Kind, Outcome, RunState
+from protocol.messages import Evaluation, Kind, RunState
 from protocol.registry import Registry
 
 
@@ -241,15 +241,17 @@ class Reissued:
     spec_record: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class ReissueFailed:
+    """The store is away; the records are still for an older registry."""
+
+
 # ---- writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalUpdate:
-    """Insert the update unless its id or its sequence is known; the journal answers with an event.
-
-    The delivery is settled with the answer, so that a crash between the two brings the message back.
-    """
+    """Insert the update unless its id or its sequence is known; the delivery is settled with the journal's answer."""
 
     delivery: Any
     notice: UpdateNotice
@@ -429,23 +431,3 @@ class Ended:
     """The run is over; the shell may tell whoever waits."""
 
     reason: str
-
-
-OUTCOME: dict[UpdateState, Outcome] = {
-    UpdateState.MERGED: Outcome.MERGED,
-    UpdateState.REJECTED: Outcome.REJECTED,
-    UpdateState.SUPERSEDED: Outcome.SUPERSEDED,
-    UpdateState.RUN_ABORTED: Outcome.RUN_ABORTED,
-    UpdateState.RUN_ENDED: Outcome.RUN_ENDED,
-}
-"""The receipt each final state is told by."""
-
-COMMANDS = {
-    "pause": (RunState.PAUSED, (RunState.RUNNING,)),
-    "resume": (RunState.RUNNING, (RunState.PAUSED,)),
-    "stop": (RunState.STOPPED, (RunState.RUNNING, RunState.PAUSED)),
-    "abort": (RunState.ABORTED, (RunState.RUNNING, RunState.PAUSED)),
-}
-"""What each command makes of a run, and in which states it is taken."""
-LAST_STATE = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: UpdateState.RUN_ENDED}
-"""How a run's end ends its updates."""

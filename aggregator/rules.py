@@ -10,11 +10,12 @@ Rule 5: nothing verified is dropped in silence: it gets a receipt; nothing unver
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from aggregator import buffer, events, letters, plan, planning
+from aggregator import buffer, events, letters, lifecycle, plan, planning
 from aggregator.events import UpdateRow, UpdateState
 from aggregator.liveness import Liveness
 from aggregator.snapshot import RunRules, Snapshot
@@ -27,7 +28,7 @@ from protocol.messages import Outcome, RunState
 from protocol.registry import Registry
 
 HEAD_EVERY = 6 * 3600.0
-_RETRY = 30.0  # seconds until a parked update is tried again
+_RETRY = 30.0  # seconds until a parked update, or a record's new recipients, are tried again
 _MERGE_AGAIN = 2.0  # seconds until a failed merge is; a store that is away takes its own deadline besides
 
 
@@ -45,6 +46,7 @@ class AggregatorRules:
         self._head = snapshot.head
         self._row = snapshot.last_row
         self._record_registry = snapshot.record_registry
+        self._reissue_at = math.inf
         self._rows = {row.id: row for row in snapshot.rows}
         self._since = {row.id: now for row in snapshot.rows}
         self._outbox = list(snapshot.outbox)
@@ -81,7 +83,7 @@ class AggregatorRules:
                 self._duplicate(event)
             case events.Reused(notice=notice, highest_epoch=epoch):
                 self._effects.append(events.Settle(delivery=event.delivery))
-                self._receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_reused", highest_epoch=epoch)
+                self._receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_reused", epoch=epoch)
             case events.Admitted(id=id, norm=norm):
                 self._admitted(id, norm)
             case events.NotAdmitted():
@@ -105,13 +107,15 @@ class AggregatorRules:
                 self._registry_changed(event.registry, event.record)
             case events.Reissued():
                 self._reissued(event)
+            case events.ReissueFailed():
+                self._reissue_at = now + _RETRY
             case events.Started():
                 self._started()
         return Step(tuple(self._writes), tuple(self._effects))
 
     def deadline(self) -> float | None:
         """When the next tick is due."""
-        times = [self._head_due, *self._retry_at.values()]
+        times = [self._head_due, self._reissue_at, *self._retry_at.values()]
         if self.state == RunState.RUNNING:
             if self.run.stopping.max_wall_time is not None:
                 times.append(self._resumed + self.run.stopping.max_wall_time - self._elapsed)
@@ -125,12 +129,11 @@ class AggregatorRules:
     # ---- arriving updates
 
     def _started(self) -> None:
-        for row in self._outbox:
-            self._effects.append(events.Publish(row=row))
+        self._effects += [events.Publish(row=row) for row in self._outbox]
         for update in sorted(self._rows.values(), key=lambda row: row.order):
             self._examine(update)
         if self._record_registry != self.registry.version:
-            self._effects.append(events.Reissue(version=self.version, registry=self.registry))
+            self._reissue()
         self._new_head(announce=True)
 
     def _update_arrived(self, event: events.UpdateArrived) -> None:
@@ -141,7 +144,7 @@ class AggregatorRules:
             # Not journalled, so that the window stays where it is; in a new epoch the site counts from 1 again.
             epoch = max(epoch for site, epoch in (*self._highest, (notice.site, 0)) if site == notice.site)
             self._effects.append(events.Settle(delivery=event.delivery))
-            self._receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_gap", highest_epoch=epoch)
+            self._receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_gap", epoch=epoch)
             return
         objection = self.run.reason_against(notice, self.version, self._max_staleness())
         if notice.sequence <= high - limits.SEQUENCE_WINDOW:
@@ -153,13 +156,12 @@ class AggregatorRules:
         self._effects.append(events.Settle(delivery=event.delivery))
         key = (notice.site, notice.epoch)
         self._highest[key] = max(self._highest.get(key, 0), notice.sequence)
-        row = UpdateRow.new(event.order, notice, event.objection)
-        self._rows[row.id] = row
+        row = self._rows[notice.id] = UpdateRow.new(event.order, notice, event.objection)
         self._examine(row)
 
     def _examine(self, row: UpdateRow) -> None:
         """Decide what is next for an update that is new or was found at the start."""
-        ended = events.LAST_STATE.get(self.state)
+        ended = lifecycle.LAST_STATE.get(self.state)
         if ended is not None:
             self._finish(row, ended, self.reason)
         elif row.site not in self._sites():
@@ -172,7 +174,7 @@ class AggregatorRules:
     def _duplicate(self, event: events.Duplicate) -> None:
         self._effects.append(events.Settle(delivery=event.delivery))
         if event.state.final:
-            self._receipt(event.notice, events.OUTCOME[event.state], event.reason, version=event.version)
+            self._receipt(event.notice, lifecycle.OUTCOME[event.state], event.reason, version=event.version)
         elif event.state == UpdateState.PARKED and event.notice.id in self._rows:
             self._admit(event.notice.id)
 
@@ -214,7 +216,7 @@ class AggregatorRules:
         self._writes.append(events.SetState(id=row.id, state=state, reason=reason, norm=row.norm, version=version))
         if state != UpdateState.MERGED:
             self._audit("update", {"id": row.id, "site": row.site, "state": state.value, "reason": reason})
-        self._receipt(row, events.OUTCOME[state], reason, version=version)
+        self._receipt(row, lifecycle.OUTCOME[state], reason, version=version)
 
     # ---- versions
 
@@ -222,6 +224,8 @@ class AggregatorRules:
         for id, at in list(self._retry_at.items()):
             if at <= self._now:
                 self._admit(id)
+        if self._now >= self._reissue_at:
+            self._reissue()
         if self._now >= self._head_due:
             self._new_head()
         if self.state != RunState.RUNNING:
@@ -230,7 +234,8 @@ class AggregatorRules:
         if self.state != RunState.RUNNING or self._merging is not None:
             return
         waiting = self._waiting()
-        gone = buffer.outdated(waiting, version=self.version, quota=self._quota(), max_staleness=self._max_staleness())
+        quota, oldest = self.run.strategy.updates_per_base, self._max_staleness()
+        gone = buffer.outdated(waiting, version=self.version, quota=quota, max_staleness=oldest)
         for old in gone.superseded:
             self._finish(self._rows[old.id], UpdateState.SUPERSEDED, "newer_updates_wait")
         for old in gone.too_stale:
@@ -239,8 +244,6 @@ class AggregatorRules:
             self._consider_merge(self._waiting() if gone.superseded or gone.too_stale else waiting)
 
     def _consider_merge(self, waiting: list[buffer.Waiting]) -> None:
-        if not waiting:
-            return
         size = self.run.strategy.buffer_size(len(self._live()) or 1)
         choice = buffer.choose(waiting, buffer_size=size, now=self._now, **self._buffer_rules())
         if choice is None:
@@ -273,20 +276,13 @@ class AggregatorRules:
         self.version, self._digest = made.version, product.digest
         self._record_registry = made.registry
         self._standing.merged(made.members)
-        self._audit(
-            "version",
-            {
-                "version": made.version,
-                "digest": product.digest,
-                "parent": made.parent,
-                "members": [r.id for r in valid],
-            },
-        )
+        entry = {"version": made.version, "digest": product.digest, "parent": made.parent}
+        self._audit("version", {**entry, "members": [row.id for row in valid]})
         for row in valid:
             self._finish(row, UpdateState.MERGED, "ok", version=made.version)
         self._announce(product.record)
         if made.registry != self.registry.version:
-            self._effects.append(events.Reissue(version=self.version, registry=self.registry))
+            self._reissue()
         self._consider_stop()
 
     def _merge_failed(self, event: events.MergeFailed) -> None:
@@ -315,17 +311,14 @@ class AggregatorRules:
         self._head += 1
         self._head_due = self._now + HEAD_EVERY
         self._writes.append(events.SetHead(number=self._head, elapsed=self._time_running()))
-        self._effects.append(
-            events.PutHead(number=self._head, state=self.state, reason=self.reason, version=self.version)
-        )
+        head = events.PutHead(number=self._head, state=self.state, reason=self.reason, version=self.version)
+        self._effects.append(head)
         if announce:
             self._effects.append(events.AnnounceHead(number=self._head))
 
     # ---- the run
 
     def _consider_stop(self) -> None:
-        if self.state != RunState.RUNNING:
-            return
         why = reason_to_stop(
             self.run.stopping,
             version=self.version,
@@ -341,7 +334,7 @@ class AggregatorRules:
             return
         self._counters[event.operator] = event.counter
         self._writes.append(events.SetCounter(operator=event.operator, counter=event.counter))
-        wanted = events.COMMANDS.get(event.command)
+        wanted = lifecycle.COMMANDS.get(event.command)
         taken = wanted is not None and self.state in wanted[1]
         self._audit("command", {"operator": event.operator, "command": event.command, "taken": taken})
         if wanted is not None and taken:
@@ -352,7 +345,7 @@ class AggregatorRules:
         self.state, self.reason, self._elapsed, self._resumed = state, reason, elapsed, self._now
         self._writes.append(events.SetRun(state=state, reason=reason, elapsed=elapsed))
         self._audit("run", {"state": state.value, "reason": reason, "version": self.version})
-        ended = events.LAST_STATE.get(state)
+        ended = lifecycle.LAST_STATE.get(state)
         if ended is not None:
             for row in sorted(self._rows.values(), key=lambda row: row.order):
                 self._finish(row, ended, reason)
@@ -364,9 +357,8 @@ class AggregatorRules:
         self._effects.append(events.Settle(delivery=event.delivery))
         if event.version <= self.version:
             self._evaluations.add(event.version, event.site, event.evaluation)
-            self._writes.append(
-                events.StoreEvaluation(site=event.site, version=event.version, evaluation=event.evaluation)
-            )
+            stored = events.StoreEvaluation(site=event.site, version=event.version, evaluation=event.evaluation)
+            self._writes.append(stored)
 
     # ---- members and strangers
 
@@ -381,11 +373,15 @@ class AggregatorRules:
                 self._finish(row, UpdateState.REJECTED, "revoked")
         self._writes.append(events.StoreRegistry(version=registry.version, record=record))
         self._audit("registry", {"version": registry.version})
-        self._effects.append(events.Reissue(version=self.version, registry=registry))
+        self._reissue()
+
+    def _reissue(self) -> None:
+        self._reissue_at = math.inf
+        self._effects.append(events.Reissue(version=self.version, registry=self.registry))
 
     def _reissued(self, event: events.Reissued) -> None:
         if (event.version, event.registry) != (self.version, self.registry.version):
-            self._effects.append(events.Reissue(version=self.version, registry=self.registry))
+            self._reissue()
             return
         self._record_registry = event.registry
         self._writes.append(
@@ -412,13 +408,10 @@ class AggregatorRules:
         reason: str,
         *,
         version: int = 0,
-        highest_epoch: int = 0,
+        epoch: int = 0,
     ) -> None:
-        row = self._next_row()
-        message = letters.receipt(
-            update, outcome, reason, row=row, id=self._new_id(), version=version, epoch=highest_epoch
-        )
-        self._writes.append(message)
+        row, id = self._next_row(), self._new_id()
+        self._writes.append(letters.receipt(update, outcome, reason, row=row, id=id, version=version, epoch=epoch))
         self._effects.append(events.Publish(row=row))
 
     def _audit(self, kind: str, entry: Mapping[str, Any]) -> None:
@@ -434,9 +427,6 @@ class AggregatorRules:
     def _live(self) -> frozenset[str]:
         return self._liveness.live(self._now) & self._sites()
 
-    def _quota(self) -> int:
-        return self.run.strategy.updates_per_base
-
     def _max_staleness(self) -> int:
         return self.run.strategy.max_staleness(len(self._sites()) or 1)
 
@@ -447,7 +437,7 @@ class AggregatorRules:
     def _buffer_rules(self) -> dict[str, Any]:
         return {
             "version": self.version,
-            "quota": self._quota(),
+            "quota": self.run.strategy.updates_per_base,
             "live": self._live(),
             "min_sites": self.run.min_sites,
             "synchronous": self.run.strategy.synchronous,

@@ -31,7 +31,7 @@ from aggregator.records import Records, version_body
 from aggregator.rules import AggregatorRules
 from broker.actor import Actor
 from broker.blobs import BlobStore
-from broker.cache import CachedBlobs
+from broker.cache import SMALL, CachedBlobs
 from broker.crash import crash_point
 from broker.outbox import Relay
 from broker.streams import read_blob
@@ -83,7 +83,9 @@ class AggregatorService:
         self._identity = identity
         self._root = root
         self._transport = transport
-        self._store = store if state is None else CachedBlobs(store, state / "cache", cache_bytes, keep_puts=True)
+        self._store = store
+        if state is not None:
+            self._store = CachedBlobs(store, state / "cache", cache_bytes, keep_puts=True, small=SMALL)
         self._observer = observer
         self._io = ThreadPoolExecutor(4, thread_name_prefix="aggregator io")
         self._cipher = ThreadPoolExecutor(3, thread_name_prefix="aggregator cipher")
@@ -362,10 +364,14 @@ class AggregatorService:
             return events.MergeFailed(plan=plan, reason="merge_failed", bad=None)
 
     def _reissue(self, version: int, registry: Registry, record: bytes, spec_record: bytes) -> Any:
-        spec_record = self.records.rewrap(spec_record, registry, Kind.SPEC, lambda body: body)
-        digest = self.records.put_record(spec_record)
-        record = self.records.rewrap(record, registry, Kind.VERSION, partial(_rebind, digest, registry.version))
-        self.records.put_record(record)
+        try:
+            spec_record = self.records.rewrap(spec_record, registry, Kind.SPEC, lambda body: body)
+            digest = self.records.put_record(spec_record)
+            record = self.records.rewrap(record, registry, Kind.VERSION, partial(_rebind, digest, registry.version))
+            self.records.put_record(record)
+        except StoreError as error:
+            log.warning("reissue.failed", version=version, registry=registry.version, error=str(error))
+            return events.ReissueFailed()
         return events.Reissued(version=version, registry=registry.version, record=record, spec_record=spec_record)
 
     def _follow_registry(self, registry: Registry) -> None:

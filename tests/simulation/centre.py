@@ -269,6 +269,8 @@ class Centre(Process):
 
     def reissue(self, version: int, registry: Registry, record: bytes, spec_record: bytes) -> Any:
         """Both records with wraps for the sites of `registry`."""
+        if self.world.chance(0.2):
+            return events.ReissueFailed()
         sites = [participant.name for participant in registry.members(Role.SITE)]
         spec_record = write_down({**read_back(spec_record), "to": sites, "nonce": self.world.new_id()})
         digest = self.world.store.put_record(spec_record)

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select
 
 from aggregator import events
-from aggregator.events import OUTCOME, UpdateState
+from aggregator.events import UpdateState
 from aggregator.history import History
+from aggregator.lifecycle import OUTCOME
 from aggregator.replay import audit
 from aggregator.tables import evaluations, ledger, members, outbox, states, updates, versions
 from protocol import topology
@@ -85,6 +86,8 @@ class Witness:
         self.received: dict[Key, list[dict[str, Any]]] = {}
         self.dead: set[Key] = set()
         self.reused: set[Key] = set()
+        self.unsound: set[bytes] = set()
+        """Updates of a script that must be refused."""
         self.sites: dict[str, Site] = {}
 
     # ---- the aggregator
@@ -116,11 +119,13 @@ class Witness:
                     self.records.add(record)
                 case events.Send(kind=Kind.RECEIPT, body=body, recipient=site):
                     receipts.setdefault(body.message, set()).add(body.outcome.value)
+                    self._world.saw(f"receipt: {body.outcome.value} {body.reason}")
                     self.answered.add((site, body.message))
                     if body.reason == "sequence_reused":
                         self.reused.add((site, body.message))
                 case events.SetRun(state=state):
                     self.state = state
+                    self._world.saw(f"run: {state.value}")
                 case events.SetHead(number=number):
                     require(number > self.head, "the head's number rises")
                     self.head = number
@@ -133,6 +138,7 @@ class Witness:
                 require(final.get(id, UpdateState.MERGED) == UpdateState.MERGED, "a member is marked merged")
 
     def _journalled(self, answer: Any) -> None:
+        self._world.saw(f"journal: {type(answer).__name__}")
         if not isinstance(answer, events.Journalled):
             return
         notice = answer.notice
@@ -150,7 +156,9 @@ class Witness:
         require(not known.state.final, "a final state never changes:", known.state, "->", state)
         if state == UpdateState.MERGED:
             require(self.merged.get(id) == version, "what is called merged is in that version")
+        require(state != UpdateState.VALIDATED or id not in self.unsound, "what is unsound is not validated")
         known.state, known.version = state, version
+        self._world.saw(f"update: {state.value}")
 
     def _advanced(self, write: events.CommitVersion) -> None:
         plan = write.plan

@@ -278,7 +278,7 @@ MUTANTS: dict[str, Parts] = {
     "a transaction per write": Parts(journal=Piecemeal, faults=("fuse",)),
     "removed from the outbox before the confirm": Parts(centre=SentWhenHandedOver, faults=("crash",)),
     "members not looked at again": Parts(rules=Unchecked, faults=("command", "registry")),
-    "not examined again at the start": Parts(rules=Trusting, faults=("noise", "fuse")),
+    "not examined again at the start": Parts(rules=Trusting, faults=("noise", "fuse"), fuse=0.4),
     "no receipt": Parts(rules=NeverSays, faults=("noise",)),
     "staleness counted at arrival": Parts(rules=FreshAtArrival),
     "outbox forgotten at the start": Parts(rules=Forgetful, faults=("crash",)),

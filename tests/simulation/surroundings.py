@@ -235,9 +235,11 @@ class Process:
             work()
         except Crash as crash:
             self.world.tell(f"  {self.name} is killed {crash}")
+            self.world.saw(f"killed {crash}")
             self.die()
         except Fenced:
             self.world.tell(f"  {self.name} is fenced")
+            self.world.saw("fenced")
             self.die()
         return self.alive
 
@@ -292,6 +294,7 @@ class Process:
                     return False  # the confirm is still under way
             if self.world.chance(0.15):
                 accepted = False
+                self.world.saw("published again")
                 return False  # the confirm is lost with the connection
             self.flying.discard(row)
             self.mailbox.append(confirmed())

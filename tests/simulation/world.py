@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -68,6 +68,8 @@ class Parts:
     """Rewrites the definitions of the aggregator's tables."""
     faults: tuple[str, ...] = ()
     """Faults that every seed has; the others come and go with the seed."""
+    fuse: float | None = None
+    """How often a turn is played with a fuse that kills the process at one of its next points; None: by the seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,8 @@ class Told:
     crashes: int
     trace: int
     """A checksum over every action: two runs of a seed are the same run."""
+    sights: Counter[str]
+    """What was seen, and how often."""
 
 
 class Operator(Process):
@@ -106,6 +110,7 @@ class Counts:
     actions: int = 0
     crashes: int = 0
     trace: int = 0
+    sights: Counter[str] = field(default_factory=Counter)
     last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST))
 
 
@@ -119,6 +124,7 @@ class World:
         self.counts = Counts()
         self.now = 1000.0
         self.faulty = True
+        self.fuse = parts.fuse if parts.fuse is not None else self.dice.choice([0.03, 0.1, 0.3])
         self.faults = {name for name in FAULTS if self.dice.random() < 0.5} | set(parts.faults)
         self.beginners = self.dice.choice([1, 2, 2, 3])
         self.rules = self._rules()
@@ -174,6 +180,10 @@ class World:
     def chance(self, probability: float) -> bool:
         """Whether something goes wrong now; never in calm times."""
         return self.faulty and self.dice.random() < probability
+
+    def saw(self, what: str) -> None:
+        """Count something worth having been seen."""
+        self.counts.sights[what] += 1
 
     def tell(self, what: str) -> None:
         """Write down what happens."""
@@ -242,6 +252,8 @@ class World:
             [(_, what, action)] = self.dice.choices(choices, [weight for weight, _, _ in choices])
             self.counts.actions += 1
             self.tell(what)
+            if what.startswith("fault"):
+                self.saw(what)
             action()
         return until()
 
@@ -276,12 +288,13 @@ class World:
         return choices + self._faults() if self.faulty else choices
 
     def _turn(self, process: Process) -> None:
-        self._light_fuse(process, 0.06)
+        self._light_fuse(process, self.fuse)
         process.turn(self.dice.randint(1, len(process.mailbox)))
 
     def _work(self, process: Process) -> None:
         job = self.dice.choice(process.jobs)
         self.tell(f"  {job.label}")
+        self.saw(f"work: {job.label.split()[0]}")
         if job.run() and job in process.jobs:
             process.jobs.remove(job)
 
@@ -320,7 +333,7 @@ class World:
             "noise": lambda: self._noise(self.dice.choice(list(self.disks))),
             "announcement": lambda: self._lose_announcements(self.dice.choice(list(self.disks))),
         }
-        rates = {"takeover": 0.08, "restore": 0.08, "registry": 0.1, "command": 0.1, "noise": 0.15}
+        rates = {"takeover": 0.08, "restore": 0.2, "registry": 0.1, "command": 0.1, "noise": 0.15}
         return [
             (rates.get(kind, 0.2), f"fault: {kind}", act)
             for kind, act in kinds.items()
@@ -334,7 +347,7 @@ class World:
 
     def _restore(self, site: str) -> None:
         disk, hospital = self.disks[site], self.hospitals[site]
-        if disk.backup is None or self.dice.random() < 0.4:
+        if disk.backup is None or self.dice.random() < 0.2:
             disk.back_up()
             return
         self.tell(f"  {site} goes back to a backup")
@@ -385,7 +398,10 @@ class World:
             ]
             script = self.scripts[0]
             changes = {"sequence": 10 + self.counts.actions, **self.dice.choice(flaws)}
-            script.send(update_message(script.site, self.new_id(), sha256(self.new_id()), **changes))
+            update = update_message(script.site, self.new_id(), sha256(self.new_id()), **changes)
+            if update["sequence"] not in (1, 100_000):
+                self.witness.unsound.add(update["id"])
+            script.send(update)
 
     # ---- the acts
 
@@ -473,6 +489,7 @@ def run(seed: int, parts: Parts | None = None, *, last: int = LAST) -> Told:
         updates=len(world.witness.updates),
         crashes=world.counts.crashes,
         trace=world.counts.trace,
+        sights=world.counts.sights,
     )
 
 
