@@ -19,7 +19,7 @@ from aggregator.history import History
 from aggregator.records import Records
 from aggregator.service import AggregatorService, Observer
 from broker.blobs import BlobStore, open_blobs
-from broker.cache import CachedBlobs
+from broker.cache import SMALL, CachedBlobs
 from broker.transport import Transport, open_transport
 from fledge.init_run import load_genesis, load_run
 from fledge.keyfiles import read_identity
@@ -116,6 +116,7 @@ def open_aggregator(config: Path, run: Path, *, observer: Observer | None = None
             store=store,
             state=centre.state(rules.name),
             genesis=load_genesis(run),
+            cache_bytes=centre.config.cache_mb * 1024**2,
             observer=observer or _nobody,
         )
         with _taken_apart(service):
@@ -135,7 +136,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
     state = base / settings.state
     with connected(settings.broker, settings.store, identity.name) as (transport, store):
         if settings.cache_mb and urlsplit(settings.store).scheme in ("s3", "s3s"):
-            store = CachedBlobs(store, state / "cache", settings.cache_mb * 1024**2)
+            store = CachedBlobs(store, state / "cache", settings.cache_mb * 1024**2, small=SMALL)
         service = WorkerService(
             WorkerSettings(
                 federation=settings.federation,
@@ -204,16 +205,16 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         # Stopping takes locks that the interrupted main thread may hold.
         threading.Thread(target=stop, name="stop", daemon=True).start()
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
+        for taken in before:
+            signal.signal(taken, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, handle)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        before[each] = signal.signal(each, handle)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _nobody(event: str, fields: object) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +33,7 @@ SYNCHRONOUS_LIMIT = 4.0
 """The synchronous training gets this many times the asynchronous one's time to the goal."""
 MODEL = "fledge-demo.safetensors"
 ASYNCHRONOUS = "asynchronous"
+LOG = "demo.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,24 +73,25 @@ class Summary:
         return self.federated > max(self.alone.values())
 
 
-def run_demo(options: Options, console: Console | None = None) -> bool:
+def run_demo(options: Options) -> bool:
     """Run the demo on the screen; returns whether it showed what it promises.
 
     Raises:
         ConfigError: the options do not go together.
         FledgeError: the training failed.
     """
-    summary = demonstrate(options, console or Console(highlight=False))
-    return summary.good
+    screen = Console(highlight=False)
+    if not screen.is_terminal:
+        screen = Console(highlight=False, width=110)  # a pipe has no width, and 80 breaks lines
+    return demonstrate(options, screen).good
 
 
 def demonstrate(options: Options, console: Console) -> Summary:
     """Train twice, compare, export; what is shown is also returned."""
     if bool(options.broker) != bool(options.store) or (options.processes and not options.broker):
         raise ConfigError("real servers come in pairs: give --broker and --store; --processes needs both")
-    log.quiet()
     cast = _cast(options)
-    with _directory(options.out) as directory:
+    with _directory(options.out) as directory, _logging_to(directory / LOG):
         _introduce(cast, console)
         course, reached = _asynchronous(directory, cast, console)
         synchronous_s = _synchronous(directory, cast, console, reached)
@@ -117,6 +120,18 @@ def _directory(out: Path | None) -> Iterator[Path]:
     if used:
         raise ConfigError(f"{out} is not empty; name a new directory")
     yield out
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """The screen belongs to the demo; what aggregator and workers say goes to a file."""
+    before = structlog.get_config()
+    with path.open("w", encoding="utf-8") as file:
+        log.configure(file=file)
+        try:
+            yield
+        finally:
+            structlog.configure(**before)
 
 
 def _cast(options: Options) -> Cast:

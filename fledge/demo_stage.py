@@ -224,5 +224,7 @@ class Stage:
             if self._newest > measured:
                 return self._newest
         if left > _NOTHING_FOR_S:
-            self._finish(f"no new version for {_NOTHING_FOR_S:.0f} s; look at the log with -v and --out")
+            self._finish(
+                f"no new version for {_NOTHING_FOR_S:.0f} s; run it again with --out DIRECTORY and read demo.log there"
+            )
         return None

@@ -155,7 +155,7 @@ def _line(key: str, value: Any, example: str = "") -> str:
 def _parameters(chosen: Strategy, given: Mapping[str, Any]) -> str:
     """What was given, then the defaults of a built-in strategy as comments."""
     lines = [_line(key, value) for key, value in given.items()]
-    names = [each.name for each in fields(chosen)] if is_dataclass(chosen) else []
+    names: list[str] = [each.name for each in fields(chosen)] if is_dataclass(chosen) else []
     for name in names:
         value = getattr(chosen, name)
         if name in given:

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -16,9 +16,10 @@ _TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.Except
 _SECRET_FIELD = re.compile(r"password|secret|credential|token|private", re.IGNORECASE)
 
 
-def configure(*, verbose: bool = False, json_lines: bool | None = None) -> None:
-    """Set up structlog for this process; `json_lines` None means JSON unless standard error is a terminal."""
-    as_json = not sys.stderr.isatty() if json_lines is None else json_lines
+def configure(*, verbose: bool = False, json_lines: bool | None = None, file: TextIO | None = None) -> None:
+    """Set up structlog for this process; to `file` (default: standard error), in JSON unless that is a terminal."""
+    target = file or sys.stderr
+    as_json = not target.isatty() if json_lines is None else json_lines
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if as_json
@@ -34,16 +35,11 @@ def configure(*, verbose: bool = False, json_lines: bool | None = None) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=target),
         cache_logger_on_first_use=False,
     )
     # Libraries log through the standard module; only what an operator should see passes.
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
-
-
-def quiet(level: int = logging.CRITICAL) -> None:
-    """Only let through what is at least as bad as `level`, for commands that own the screen."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+    logging.basicConfig(level=logging.WARNING, stream=target, format="%(name)s: %(message)s")
 
 
 def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -48,8 +48,15 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_help_needs_no_library_of_a_command() -> None:
-    code = "import sys; sys.argv = ['fledge', '--help']\nfrom fledge.cli import main\n"
-    code += "try: main()\nexcept SystemExit: pass\nimport json; sys.stderr.write(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    code = """
+import json, sys
+from fledge.cli import main
+sys.argv = ["fledge", "--help"]
+try:
+    main()
+except SystemExit:
+    sys.stderr.write(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stderr))
     assert "typer" in loaded
