@@ -7,7 +7,7 @@ few records per stream, whatever the model's size, and there is no accumulator t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from aggregator.plan import MergePlan
 from aggregator.strategies import Scratch, Step, Strategy, ema_release, merge_buffers
+from broker.lanes import Here
 from protocol import limits
 from protocol.errors import Tampered
 from protocol.spec import ModelSpec, TensorKind, records
@@ -70,7 +71,7 @@ def merge(
     strategy: Strategy,
     sources: Sources,
     sinks: Sinks,
-    pool: ThreadPoolExecutor,
+    pool: Executor,
     *,
     step: Step | None = None,
 ) -> None:
@@ -84,6 +85,8 @@ def merge(
     """
     combiner = _Combiner(spec, plan, strategy, step)
     count, update_count = records(spec.model_length), records(spec.update_length)
+    if count == 1:
+        pool = Here()
     streams = [sources.old, *([sources.released] if sources.released is not None else [])]
     short = [*sources.deltas, *sources.states]
     coming = _start(pool, streams + short)
@@ -111,7 +114,7 @@ def merge(
             raise Tampered("a stream goes on after its last record")
 
 
-def _start(pool: ThreadPoolExecutor, streams: Sequence[Source]) -> list[Future[bytes]]:
+def _start(pool: Executor, streams: Sequence[Source]) -> list[Future[bytes]]:
     return [pool.submit(_next, stream) for stream in streams]
 
 

@@ -18,6 +18,9 @@ from protocol.errors import Corrupt, StoreError, TooLarge
 
 _log = structlog.get_logger(__name__)
 _UNFINISHED = ".unfinished-"
+_MOST_IN_MEMORY = 1024
+SMALL = 16 * 1024
+"""Bytes; a reasonable `small` in front of any store."""
 
 
 class CachedBlobs:
@@ -28,8 +31,16 @@ class CachedBlobs:
     write (a full disk) only costs speed.
     """
 
-    def __init__(self, store: BlobStore, directory: Path, quota_bytes: int, *, keep_puts: bool = False) -> None:
-        """`keep_puts`: what this process stores itself enters the cache too, for those who read their own objects."""
+    def __init__(
+        self, store: BlobStore, directory: Path, quota_bytes: int, *, keep_puts: bool = False, small: int = 0
+    ) -> None:
+        """Open the cache, or make it.
+
+        Args:
+            keep_puts: what this process stores itself enters the cache too, for those who read their own objects.
+            small: objects of up to so many bytes are kept in memory instead (the newest 1,024), where a file would
+                take longer to write than the object to fetch.
+        """
         self._store = store
         self._keep_puts = keep_puts
         self.authenticated = _Authenticated(self)
@@ -40,6 +51,8 @@ class CachedBlobs:
         self._sizes: OrderedDict[str, int] = OrderedDict()
         """SHA-256 to size, least recently used first; the object's folder does not matter, its bytes are the same."""
         self._used = 0
+        self._small = small
+        self._in_memory: OrderedDict[str, bytes] = OrderedDict()
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._take_stock()
@@ -48,7 +61,7 @@ class CachedBlobs:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes kept now."""
+        """Bytes kept in the directory now."""
         return self._used
 
     def get(self, key: str, limit: int) -> bytes:
@@ -66,10 +79,12 @@ class CachedBlobs:
         if self._keep_puts:
             self._keep(key, check_key(key), data)
 
-    def slices(self, key: str) -> FileChunk | None:
+    def slices(self, key: str) -> bytes | FileChunk | None:
         """The cached object, unhashed and to be read slice by slice; None if it is not in the cache."""
         name = check_key(key)
         with self._lock:
+            if name in self._in_memory:
+                return self._in_memory[name]
             if name not in self._sizes:
                 return None
             self._sizes.move_to_end(name)
@@ -82,7 +97,7 @@ class CachedBlobs:
     def clear(self) -> None:
         """Drop everything: for a reader whose copies did not authenticate."""
         with self._lock:
-            names = list(self._sizes)
+            names = [*self._sizes, *self._in_memory]
         for name in names:
             self._forget(name)
 
@@ -113,12 +128,16 @@ class CachedBlobs:
 
     def _hit(self, name: str, key: str, limit: int) -> bytes | None:
         with self._lock:
-            size = self._sizes.get(name)
+            held = self._in_memory.get(name)
+            size = self._sizes.get(name) if held is None else len(held)
             if size is None:
                 return None
-            self._sizes.move_to_end(name)
+            if held is None:
+                self._sizes.move_to_end(name)
         if size > limit:
             raise TooLarge(f"{key}: {size} bytes in the cache, at most {limit} expected; refused unread")
+        if held is not None:
+            return held
         path = self._directory / name
         try:
             data = check_bytes(key, path.read_bytes())
@@ -131,6 +150,12 @@ class CachedBlobs:
 
     def _keep(self, key: str, name: str, data: bytes | memoryview) -> None:
         if len(data) > self._quota:
+            return
+        if len(data) <= self._small:
+            with self._lock:
+                self._in_memory[name] = bytes(data)
+                while len(self._in_memory) > _MOST_IN_MEMORY:
+                    self._in_memory.popitem(last=False)
             return
         unfinished = self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
         try:
@@ -154,6 +179,8 @@ class CachedBlobs:
 
     def _forget(self, name: str) -> None:
         with self._lock:
+            if self._in_memory.pop(name, None) is not None:
+                return
             self._used -= self._sizes.pop(name, 0)
             (self._directory / name).unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Protocol, TypeVar
 
 from broker.blobs import BlobStore
@@ -82,10 +83,15 @@ def fetch_ahead(
     Raises:
         Missing, Corrupt, TooLarge, StoreError: as `get`, at the place in the order where the object stands.
     """
+    keys = iter(keys)
+    first = list(islice(keys, 2))
+    if len(first) < 2:  # there is nothing to be fetched ahead, so no thread either
+        yield from (store.get(key, limit) for key in first)
+        return
     threads = pool or ThreadPoolExecutor(parallel, thread_name_prefix="fetch")
     waiting: deque[Future[S_co]] = deque()
     try:
-        for key in keys:
+        for key in chain(first, keys):
             waiting.append(threads.submit(store.get, key, limit))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()

@@ -52,13 +52,16 @@ class ChunkUploads:
         self._pending: deque[Future[None]] = deque()
 
     def emit(self, name: bytes, chunk: bytes) -> None:
-        """Start putting a chunk; waits while too many are under way.
+        """Start putting a chunk; waits while too many are under way. The last one is put before this returns.
 
         Raises:
             StoreError: an earlier put failed.
         """
         while len(self._pending) >= self._limit:
             self._pending.popleft().result()
+        if len(chunk) < limits.CHUNK:  # only the last one is shorter: nothing is left to do beside its transfer
+            self._store.put(self._key_of(name.hex()), chunk)
+            return
         self._pending.append(self._pool.submit(self._store.put, self._key_of(name.hex()), chunk))
 
     def finish(self) -> None:
