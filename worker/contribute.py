@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,8 +20,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from broker.lanes import Here
 from protocol import limits
-from protocol.blob import Emit, Manifest
+from protocol.blob import BlobWriter, Emit, Manifest
 from protocol.codec import decode, encode
 from protocol.envelope import Sealer
 from protocol.errors import ConfigError, FledgeError, Malformed, Tampered, TrainingError
@@ -204,26 +205,38 @@ class _Delta:
         """Measure, then filter and write."""
         writer = sealer.writer(emit)
         filters.begin(dice)
-        with ThreadPoolExecutor(2, thread_name_prefix="worker update") as pool:
+        small = records(self._spec.update_length) == 1
+        with Here() if small else ThreadPoolExecutor(2, thread_name_prefix="worker update") as pool:
             for measuring, before in filters.measuring():
-                for _, slices in self._walk(pool):
-                    for values in slices:
-                        for each in before:
-                            each.apply(values)
-                        measuring.measure(values)
-            writing: Future[None] | None = None
-            for size, slices in self._walk(pool):
-                for values in slices:
-                    filters.apply(values)
-                record = self._bytes[:size].tobytes()
-                if writing is not None:
-                    writing.result()
-                writing = pool.submit(writer.write, record)
-            if writing is not None:
-                writing.result()
+                with closing(self._walk(pool)) as walk:
+                    for _, slices in walk:
+                        for values in slices:
+                            for each in before:
+                                each.apply(values)
+                            measuring.measure(values)
+            with closing(self._walk(pool)) as walk:
+                self._write(walk, filters, writer, pool)
         return writer.finish()
 
-    def _walk(self, pool: ThreadPoolExecutor) -> Iterator[tuple[int, list[Slice]]]:
+    def _write(
+        self,
+        walk: Iterator[tuple[int, list[Slice]]],
+        filters: FilterChain,
+        writer: BlobWriter,
+        pool: Executor,
+    ) -> None:
+        writing: Future[None] | None = None
+        for size, slices in walk:
+            for values in slices:
+                filters.apply(values)
+            record = self._bytes[:size].tobytes()
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(writer.write, record)
+        if writing is not None:
+            writing.result()
+
+    def _walk(self, pool: Executor) -> Generator[tuple[int, list[Slice]], None, None]:
         """Put each record into the buffer; gives its size in bytes and its shared elements."""
         length, count = self._spec.update_length, records(self._spec.update_length)
         self._name = ""
@@ -287,7 +300,7 @@ def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return rounded.astype(np.uint32, copy=False).view(np.float32)
 
 
-def _ahead(payload: Iterator[bytes], count: int, pool: ThreadPoolExecutor) -> Iterator[bytes]:
+def _ahead(payload: Iterator[bytes], count: int, pool: Executor) -> Iterator[bytes]:
     """The first `count` records, each decrypted by the pool while the one before is used."""
     coming = pool.submit(next, payload, None)
     try:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol import limits
-from protocol.blob import Manifest, split_chunks
+from protocol.blob import Emit, Manifest, split_chunks
 from protocol.envelope import Sealer
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Named, Update
@@ -84,6 +84,7 @@ def form(
     own: OwnTensors | None = None,
     dice: Dice | None = None,
     training: Control | None = None,
+    emit: Emit | None = None,
 ) -> Formed:
     """Train, encrypt into memory, decrypt."""
     sealer = Sealer(
@@ -102,7 +103,7 @@ def form(
         base=base,
         filters=filters,
         sealer=sealer,
-        emit=lambda _name, chunk: chunks.append(chunk),
+        emit=emit or (lambda _name, chunk: chunks.append(chunk)),
         control=training or control(),
         exclude=exclude,
         own=own,

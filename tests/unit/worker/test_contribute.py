@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from aggregator.admission import inspect
 from protocol import limits
-from protocol.errors import Aborted, ConfigError, StateError, TrainingError
+from protocol.errors import Aborted, ConfigError, DiskFull, StateError, TrainingError
 from protocol.keys import Identity, Role
 from protocol.messages import DENSE_F32, Fingerprint, Named
 from tests.support.training import FEDERATION, RAW, SITE, Adding, control, form, model
@@ -177,6 +177,25 @@ def test_whatever_a_trainer_raises_becomes_a_training_error() -> None:
         form(Broken(), spec, base)
     with pytest.raises(TrainingError, match=r"Broken.evaluate failed: ZeroDivisionError"):
         evaluate(trainer=Broken(), spec=spec, base=base, control=control())
+
+
+def test_a_full_disk_ends_the_forming_and_leaves_nothing_running() -> None:
+    spec, base = model({"w": np.zeros(12 * limits.RECORD // 4, np.float32)})
+    closed = []
+
+    def watched() -> Iterator[bytes]:
+        try:
+            yield from base()
+        finally:
+            closed.append(True)
+
+    def full(name: bytes, chunk: bytes) -> None:
+        raise DiskFull("no room for a chunk")
+
+    with pytest.raises(DiskFull, match="no room"):
+        form(Adding({"w": np.zeros(12 * limits.RECORD // 4, np.float32)}), spec, watched, filters=CLIP, emit=full)
+    assert len(closed) == 3
+    assert not [each for each in threading.enumerate() if each.name.startswith("worker update")]
 
 
 def test_an_order_to_stop_is_obeyed_while_the_update_is_formed() -> None:
