@@ -11,10 +11,12 @@ import msgpack
 import nacl.bindings as sodium
 
 from protocol import limits
+from protocol.codec import encode
 from protocol.keys import Identity, Role
 from protocol.messages import Kind
 from tests.support.wire import (
     AGGREGATOR,
+    BODIES,
     GONE,
     OPERATOR,
     SITE_A,
@@ -161,7 +163,11 @@ def attacks() -> dict[str, Made]:
         "malformed--short-wrap": changed(update, wraps=[bytes(111)]),
         "malformed--no-plaintext-digest": changed(update, digest=b""),
         "malformed--chunks-without-blob": changed(make(Kind.EVALUATION), chunks=[bytes(32)]),
-        "malformed--blob-in-the-clear": changed(update, core={"commitment": b""}, to=[], wraps=[], body=b"\x80"),
+        "malformed--blob-in-the-clear": changed(
+            update, core={"commitment": b""}, to=[], wraps=[], body=encode(BODIES[Kind.UPDATE])
+        ),
+        "malformed--sealed-without-commitment": changed(make(Kind.EVALUATION), core={"commitment": b""}),
+        "malformed--commitment-in-the-clear": changed(make(Kind.HEAD), core={"commitment": bytes(32)}),
         "malformed--body-with-nan": hand_made(said={"examples": 1, "metrics": {"loss": float("nan")}}),
         "malformed--body-of-another-kind": make(Kind.UPDATE, body=msgpack.packb({"examples": 1, "metrics": {}})),
         "malformed--body-with-escape-sequence": hand_made(said={"examples": 1, "metrics": {"\x1b[2J": 1.0}}),
