@@ -33,10 +33,11 @@ class HeadWriter:
             self._waiting = True
             self._changed.notify()
 
-    def close(self) -> None:
-        """Put what waits, then stop."""
+    def close(self, *, put: bool) -> None:
+        """Stop; with `put` what waits is put first (whoever was fenced must not cover a newer head)."""
         with self._changed:
             self._closed = True
+            self._waiting = self._waiting and put
             self._changed.notify()
         self._thread.join(_AGAIN)
 

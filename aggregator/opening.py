@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import nacl.utils
+import structlog
 
 from aggregator.config import RunConfig
 from aggregator.journal import Journal
@@ -19,6 +20,8 @@ from protocol.keys import Role
 from protocol.messages import Kind, Version
 from protocol.registry import Registry, open_registry
 from protocol.spec import ModelSpec
+
+log = structlog.get_logger("aggregator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class OpenedRun:
     spec: ModelSpec
     strategy: Strategy
     registry: Registry
+    registry_record: bytes
     rules: RunRules
 
 
@@ -49,6 +53,11 @@ def open_run(
         WireError: the registry is not signed by the root, or the store's records are not ours.
     """
     registry = open_registry(registry_record, root, records.federation)
+    stored = journal.registry_record()
+    if stored is not None and (newer := open_registry(stored, root, records.federation)).version > registry.version:
+        # A file somebody forgot to replace must not bring back whom a newer registry has revoked.
+        log.warning("registry.older_given", given=registry.version, in_force=newer.version)
+        registry_record, registry = stored, newer
     journal.store_registry(registry.version, registry_record)
     records.put_record(registry_record)
     chosen = strategy(config.strategy.name, **config.strategy.parameters)
@@ -61,6 +70,7 @@ def open_run(
         spec=spec,
         strategy=chosen,
         registry=registry,
+        registry_record=registry_record,
         rules=RunRules(
             run=config.name,
             spec=spec.digest,

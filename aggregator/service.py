@@ -39,7 +39,17 @@ from broker.transport import Delivery, Subscription, Transport
 from protocol import limits, topology
 from protocol.codec import decode
 from protocol.envelope import seal, unlock, verify
-from protocol.errors import Corrupt, DiskFull, FledgeError, Missing, StoreError, TrainingError, WireError
+from protocol.errors import (
+    Corrupt,
+    DiskFull,
+    Fenced,
+    FledgeError,
+    Missing,
+    StoreError,
+    TrainingError,
+    WireError,
+    WrongContext,
+)
 from protocol.keys import Identity, Role
 from protocol.messages import Event, Kind, RunHead, Version
 from protocol.registry import Registry, open_registry
@@ -96,7 +106,7 @@ class AggregatorService:
         self.journal = Journal(None if state is None else state / "aggregator.db", self._seal)
         opened = open_run(config, self.journal, self.records, registry_record, root, genesis)
         self.spec, self._strategy, self.registry = opened.spec, opened.strategy, opened.registry
-        self._registry_digest = record_digest(registry_record)
+        self._registry_digest = record_digest(opened.registry_record)
         self._intake = Intake(federation, identity, self.registry)
         self._production = Production(
             self.records, self.spec, self._strategy, self._cipher, average=config.release_decay > 0
@@ -160,7 +170,7 @@ class AggregatorService:
                 subscription.cancel()
             self.ended.set()
             self._relay.close()
-            self._heads.close()
+            self._heads.close(put=not isinstance(self._error, Fenced))
             for pool in (self._merges, self._admissions, self._cipher, self._io):
                 pool.shutdown(wait=False, cancel_futures=True)
             self.journal.close()
@@ -172,6 +182,9 @@ class AggregatorService:
             WireError: it is not signed by the root or not newer.
         """
         registry = open_registry(record, self._root, self._federation)
+        known = self._intake.registry.version
+        if registry.version <= known:
+            raise WrongContext(f"registry version {registry.version} is not newer than version {known}, in force")
         self._store.put(topology.record_key(record_digest(record).hex()), record)
         self._transport.declare(topology.topology(sorted(p.name for p in registry.members(Role.SITE))))
         self._intake.registry = registry
