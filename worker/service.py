@@ -9,36 +9,32 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import nacl.utils
 import structlog
 
 from broker.actor import Actor
-from broker.blobs import BlobStore, open_blobs
-from broker.cache import CachedBlobs
+from broker.blobs import BlobStore
 from broker.crash import crash_point
 from broker.lanes import Lane
 from broker.outbox import Relay
-from broker.transport import Delivery, Subscription, Transport, open_transport
-from protocol import limits, topology
+from broker.transport import Delivery, Subscription, Transport
+from protocol import topology
 from protocol.envelope import NO_RUN, seal
 from protocol.errors import ConfigError, FledgeError, StateError, WireError
 from protocol.keys import Identity, Role
-from protocol.messages import Event, Kind, Named
+from protocol.messages import Event, Kind
 from protocol.registry import Registry
 from worker import events
 from worker.announcements import Reader, read_registry
-from worker.config import load_trainer, read_config, read_keys, read_limited
 from worker.fetching import Fetcher
-from worker.filters import FilterChain, build
+from worker.filters import FilterChain
 from worker.journal import Journal
 from worker.own import OwnTensors
 from worker.rules import WorkerRules
@@ -144,7 +140,7 @@ class WorkerService:
         self._thread = threading.Thread(target=self._run, name=f"{self.site} worker", daemon=True)
         self._error: BaseException | None = None
         self.ended = threading.Event()
-        """Set when the worker has ended; whoever runs it may set it to say that it should be stopped."""
+        """Set when the worker has ended, by `stop` or by an error."""
 
     def _open(self, new_id: Callable[[], bytes]) -> WorkerRules:
         """Open journal and spool and build the rules from them."""
@@ -395,42 +391,3 @@ def _hold(state: Path) -> int:
         os.close(file)
         raise StateError(f"state directory {state}: another worker uses it; stop that one first") from None
     return file
-
-
-def run_worker(path: Path) -> int:
-    """Run the worker that `worker.toml` describes until SIGTERM or SIGINT; returns the process's exit code.
-
-    Raises:
-        FledgeError: it cannot be started.
-    """
-    config = read_config(path)
-    base = path.parent
-    identity = read_keys(base / config.keys, config.site)
-    state = base / config.state
-    store = open_blobs(config.store)
-    if config.cache_mb and urlsplit(config.store).scheme in ("s3", "s3s"):
-        store = CachedBlobs(store, state / "cache", config.cache_mb * 1024**2)
-    transport = open_transport(config.broker, name=identity.name)
-    try:
-        settings = WorkerSettings(
-            federation=config.federation,
-            identity=identity,
-            registry_record=read_limited(base / config.registry, limits.STORED_RECORD),
-            root=bytes.fromhex(config.root),
-            trainer=load_trainer(config.trainer, config.options, base),
-            filters=build([Named(name=each.name, parameters=each.parameters) for each in config.filters]),
-            exclude=config.exclude,
-            spool_quota=config.spool_mb * 1024**2,
-            heartbeat=config.heartbeat,
-        )
-        service = WorkerService(settings, transport=transport, store=store, state=state)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: service.ended.set())
-        service.start()
-        service.ended.wait()
-        service.stop()
-        service.join()
-    finally:
-        transport.close()
-        store.close()
-    return 0
