@@ -39,7 +39,8 @@ def inspect(spec: ModelSpec, payload: Iterator[bytes]) -> float:
         view = wide[: values.size]
         view[:] = values
         # The square of any finite float32 fits float64, so the sum is finite exactly when every value is.
-        squares += float(np.dot(view, view))
+        # einsum, because BLAS would wake all its threads for a dot product of this size (2.1 against 0.2 ms of CPU).
+        squares += float(np.einsum("i,i->", view, view))
         if not math.isfinite(squares):
             raise Tampered("the delta holds values that are not finite", _NOT_FINITE)
         position += len(record)
