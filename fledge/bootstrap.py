@@ -213,8 +213,8 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for taken, earlier in before.items():
+            signal.signal(taken, earlier)
 
 
 def _nobody(event: str, fields: object) -> None:
