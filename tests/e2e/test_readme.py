@@ -1,0 +1,111 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import structlog
+from pydantic import BaseModel
+from safetensors.numpy import load_file
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from aggregator.config import AggregatorConfig, RunConfig, StopConfig
+from fledge import cli, new_federation, open_aggregator, open_worker
+from fledge.init_run import RUN_TOML
+from worker.config import WorkerConfig
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SITES = ("north", "south")
+
+
+@pytest.fixture
+def mytask(tmp_path: Path) -> Iterator[Path]:
+    """The README's training code in a directory of its own, and some data for each site."""
+    (code,) = (text for language, text in FENCE.findall(README) if language == "python")
+    assert len(code.splitlines()) <= 27
+    (tmp_path / "mytask.py").write_text(code)
+    pixels, digits = load_digits(return_X_y=True)
+    for index, site in enumerate(SITES):
+        np.savez(tmp_path / f"{site}.npz", images=(pixels[index::2] / 16).astype(np.float32), labels=digits[index::2])
+    yield tmp_path
+    sys.modules.pop("mytask", None)
+    sys.path[:] = [path for path in sys.path if not path.startswith(str(tmp_path))]
+
+
+def fledge(*arguments: str) -> None:
+    """Run a command in this process."""
+    done = CliRunner().invoke(cli.app, arguments)
+    structlog.reset_defaults()  # it logs to a stream that is gone now
+    assert done.exit_code == 0, done.output
+
+
+def test_the_users_example_trains_in_a_federation(mytask: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mytask)
+    new_federation(
+        mytask / "clinics",
+        name="clinics",
+        sites=SITES,
+        broker="memory:readme",
+        store=(mytask / "store").as_uri(),
+        trainer="mytask:trainer",
+        options={site: {"data": str(mytask / f"{site}.npz")} for site in SITES},
+    )
+    fledge("init-run", "mytask:model", "-o", "run")
+    with (mytask / "run" / RUN_TOML).open("a") as file:
+        file.write("max_versions = 10\n")
+    ended = threading.Event()
+
+    def watch(event: str, fields: object) -> None:
+        if event == "run":
+            ended.set()
+
+    config = mytask / "clinics" / "aggregator.toml"
+    with ExitStack() as stack:
+        aggregator = stack.enter_context(open_aggregator(config, mytask / "run", observer=watch))
+        aggregator.start()
+        for site in SITES:
+            stack.enter_context(open_worker(mytask / "clinics" / "sites" / site / "worker.toml")).start()
+        assert ended.wait(60)
+    out = mytask / "model.safetensors"
+    fledge("export", str(out), "--config", str(config), "--run", "run", "--raw")
+    weights = load_file(out)
+    pixels, digits = load_digits(return_X_y=True)
+    hidden = np.maximum(pixels / 16 @ weights["0.weight"].T + weights["0.bias"], 0)
+    guesses = (hidden @ weights["2.weight"].T + weights["2.bias"]).argmax(1)
+    assert (guesses == digits).mean() > 0.5
+
+
+def test_every_command_shown_exists_with_its_options() -> None:
+    shown = [text.replace("\\\n", " ") for language, text in FENCE.findall(README) if language == "sh"]
+    lines = [line for text in shown for line in text.splitlines() if line.startswith("fledge ")]
+    assert len(lines) >= 6
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        helped = CliRunner().invoke(cli.app, [words[1], "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+        assert helped.exit_code == 0, line
+        for option in (word for word in words if word.startswith("-")):
+            assert re.search(rf"{option}\b", helped.output), f"{option} in: {line}"
+
+
+@pytest.mark.parametrize(
+    ("title", "model"), [("aggregator.toml", AggregatorConfig), ("run.toml", RunConfig), ("worker.toml", WorkerConfig)]
+)
+def test_the_tables_name_every_key_and_no_other(title: str, model: type[BaseModel]) -> None:
+    table = README.split(f"`{title}`, ", 1)[1].split("\n\n")[1]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(model.model_fields)
+
+
+def test_the_stop_rules_are_named() -> None:
+    (row,) = (line for line in README.splitlines() if line.startswith("| `stop` |"))
+    assert set(re.findall(r"`(\w+)`", row)) == {"stop", *StopConfig.model_fields}
