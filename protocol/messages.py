@@ -110,7 +110,7 @@ class Event:
 
     __pydantic_config__ = EXACT
     state: Word
-    """`idle`, `training`, `evaluating`, `sending` or `stopped`."""
+    """`idle`, `training`, `evaluating`, `sending`, `blocked` (no room, or training fails) or `stopped`."""
     progress: Share
     metrics: Metrics
     software: Word

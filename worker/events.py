@@ -351,6 +351,8 @@ class Publish:
     """Hand an update or message to the relay; the answer is `Published`."""
 
     row: int
+    update: bytes = b""
+    """The update's id, for the log; empty for other messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -191,7 +191,7 @@ class Sending:
         match event:
             case Uploaded() if not out.spent:
                 out.busy, out.offered = True, True
-                decided.effects.append(Publish(row=event.row))
+                decided.effects.append(Publish(row=event.row, update=out.update.id))
             case Published():
                 out.attempts = 0
                 if not out.anew and not out.spent:

@@ -27,7 +27,7 @@ from broker.outbox import Relay
 from broker.transport import Delivery, Subscription, Transport
 from protocol import topology
 from protocol.envelope import NO_RUN, seal
-from protocol.errors import ConfigError, FledgeError, StateError, WireError
+from protocol.errors import ConfigError, DiskFull, FledgeError, StateError, WireError
 from protocol.keys import Identity, Role
 from protocol.messages import Event, Kind
 from protocol.registry import Registry
@@ -48,6 +48,7 @@ DOUBTS = ("untrusted", "revoked", "not_for_us")
 """Reasons that a newer registry may explain."""
 _PROGRESS_EVERY = 0.1
 _GRACE = 30.0
+_AGAIN = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +130,10 @@ class WorkerService:
         except BaseException:
             os.close(self._lock_file)
             raise
-        self._actor = Actor(rules, self.journal.commit, self._perform)
+        self._actor = Actor(rules, self._commit, self._perform)
         self._relay = Relay(transport, self._confirmed, dice=self._dice)
         self._build_lanes(store)
+        self._publishing: dict[int, bytes] = {}
         self._abort = threading.Event()
         self._stopping = threading.Event()
         self._shown = WorkerEvent(site=self.site, state="idle", run="", version=-1, progress=0.0)
@@ -270,11 +272,24 @@ class WorkerService:
         self._actor.mailbox.put(event)
 
     def _confirmed(self, row: int) -> None:
-        self._log.info("update.published", row=row)
+        update = self._publishing.pop(row, b"")
+        if update:
+            self._log.info("update.published", update=update.hex()[:8])
         crash_point("worker.confirmed")
         self._actor.mailbox.put(events.Published(row=row))
 
-    # ---- effects
+    # ---- commits and effects
+
+    def _commit(self, writes: Sequence[Any]) -> Sequence[Any]:
+        """Commit as soon as the disk has room: everything waits until then, and nothing is lost."""
+        while True:
+            try:
+                return self.journal.commit(writes)
+            except DiskFull as error:
+                self._log.error("journal.blocked", error=str(error), seconds=_AGAIN)
+                self._show(replace(self._shown, state="blocked"))
+                if self._stopping.wait(_AGAIN):
+                    raise
 
     def _perform(self, effect: Any) -> None:
         match effect:
@@ -314,9 +329,10 @@ class WorkerService:
                 sealed = self.journal.sealed(row.row)
                 if sealed is not None:
                     self._send.put(lambda: self._uploader.reseal(row, sealed, epoch, sequence))
-            case events.Publish(row=number):
+            case events.Publish(row=number, update=id):
                 outgoing = self.journal.outgoing(number)
                 if outgoing is not None:
+                    self._publishing[number] = id
                     self._relay.send([outgoing])
                     crash_point("worker.published")
             case events.Settled(row=row, outcome=outcome, reason=reason, version=version):

@@ -51,6 +51,7 @@ class AddOne:
         self.seeds: list[int] = []
         self.evaluated: list[int] = []
         self.fails: list[Exception] = []
+        self.metrics = {"loss": 0.5}
 
     def train(self, base: Weights, control: Control) -> TrainResult:
         self.seeds.append(control.seed)
@@ -61,7 +62,7 @@ class AddOne:
         if self.fails:
             raise self.fails.pop(0)
         return TrainResult(
-            weights={name: array + 1 for name, array in base.tensors()}, examples=10, steps=1, metrics={"loss": 0.5}
+            weights={name: array + 1 for name, array in base.tensors()}, examples=10, steps=1, metrics=self.metrics
         )
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:

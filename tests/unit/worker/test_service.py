@@ -267,6 +267,31 @@ def test_stopping_aborts_the_training_at_once(
     assert (snapshot.runs[0].version, snapshot.runs[0].sent, snapshot.updates) == (0, 0, ())
 
 
+def test_a_full_disk_under_the_journal_holds_the_worker_up_and_loses_nothing(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.service._AGAIN", 0.02)
+    seen = Seen()
+    trainer.gate.clear()
+    trainer.metrics = {f"metric-{index}": float(index) for index in range(250)}  # a message of several pages
+    worker = start(centre, tmp_path, trainer, workers, on_event=seen)
+    centre.announce(centre.version(0))
+    assert trainer.started.wait(10)
+    seen.wait("training", 0)
+    pages(worker, 1)
+    trainer.gate.set()
+    seen.wait("blocked", 0)
+    pages(worker, 2**31 - 2)
+    assert centre.next_message().core.version == 0
+    assert len(trainer.seeds) == 1
+
+
+def pages(worker: WorkerService, count: int) -> None:
+    """Give the journal's disk room for this many pages."""
+    with worker.journal._engine.connect() as connection:
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {count}")
+
+
 def test_two_workers_cannot_share_a_state_directory(
     centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
 ) -> None:

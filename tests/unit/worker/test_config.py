@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import ConfigError
+from protocol.keys import Identity, Role
+from worker.config import load_trainer, read_config, read_keys, read_limited
+
+ROOT = "ab" * 32
+GOOD = f"""\
+federation = "heart"
+broker = "amqps://anna:hunter2@broker.example/heart"
+store = "s3s://KEY:hunter2@store.example/heart"
+root = "{ROOT}"
+trainer = "mytask:trainer"
+exclude = ["head.*"]
+
+[[filters]]
+name = "clip"
+norm = 5.0
+
+[[filters]]
+name = "gaussian"
+noise_multiplier = 0.1
+
+[options]
+data = "patients"
+"""
+
+
+def written(directory: Path, text: str = GOOD) -> Path:
+    path = directory / "worker.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Iterator[Path]:
+    """A directory with a trainer of the user's own; forgotten afterwards."""
+    (tmp_path / "hospital_task.py").write_text(
+        "def trainer(data, steps=1):\n    return (data, steps)\n\n\ndef broken():\n    raise TypeError('no GPU')\n",
+        encoding="utf-8",
+    )
+    yield tmp_path
+    sys.path[:] = [entry for entry in sys.path if entry != str(tmp_path.resolve())]
+    sys.modules.pop("hospital_task", None)
+
+
+def test_a_configuration_says_who_where_and_what(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path), {})
+    assert (config.federation, config.trainer, config.options) == ("heart", "mytask:trainer", {"data": "patients"})
+    assert [(each.name, each.parameters) for each in config.filters] == [
+        ("clip", {"norm": 5.0}),
+        ("gaussian", {"noise_multiplier": 0.1}),
+    ]
+    assert (config.keys, config.state, config.exclude) == (Path("site.keys"), Path("state"), ("head.*",))
+
+
+def test_the_environment_comes_before_the_files_addresses(tmp_path: Path) -> None:
+    given = {"FLEDGE_BROKER": "memory:", "FLEDGE_STORE": "", "HOME": "elsewhere"}
+    config = read_config(written(tmp_path), given)
+    assert config.broker == "memory:"
+    assert config.store.startswith("s3s:")
+
+
+def test_an_unknown_key_is_refused_and_the_known_ones_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_config(written(tmp_path, 'brokre = "memory:"\n' + GOOD), {})
+    assert "brokre" in str(refused.value)
+    assert "broker, store" in str(refused.value)
+
+
+def test_a_wrong_value_is_named_but_never_repeated(tmp_path: Path) -> None:
+    text = GOOD.replace(f'root = "{ROOT}"', 'root = "hunter2"')
+    with pytest.raises(ConfigError, match="root") as refused:
+        read_config(written(tmp_path, text), {})
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["federation = ", "\xff"])
+def test_a_file_that_is_not_toml_is_refused_with_its_path(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "worker.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match="not valid TOML") as refused:
+        read_config(path, {})
+    assert str(path) in str(refused.value)
+
+
+def test_a_missing_file_is_refused_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is the path right"):
+        read_config(tmp_path / "nowhere.toml", {})
+
+
+def test_passwords_are_never_shown(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path), {})
+    assert "hunter2" not in f"{config!r} {config}"
+    assert "heart" in repr(config)
+
+
+def test_keys_are_read_for_the_right_site_only(tmp_path: Path) -> None:
+    path = tmp_path / "site.keys"
+    identity = Identity.generate("anna", Role.SITE)
+    path.touch(mode=0o600)
+    path.write_bytes(identity.to_bytes())
+    assert read_keys(path, None).kid == identity.kid
+    assert read_keys(path, "anna").kid == identity.kid
+    with pytest.raises(ConfigError, match="keys of anna, the configuration is for bert"):
+        read_keys(path, "bert")
+
+
+def test_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "site.keys"
+    path.write_bytes(Identity.generate("anna", Role.SITE).to_bytes())
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_keys(path, None)
+
+
+def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "site.keys"
+    path.touch(mode=0o600)
+    path.write_bytes(b"not keys")
+    with pytest.raises(ConfigError, match="does not hold fledge keys"):
+        read_keys(path, None)
+    with pytest.raises(ConfigError, match="is this the right kit"):
+        read_keys(tmp_path / "nowhere", None)
+
+
+def test_reading_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(100))
+    assert len(read_limited(path, 10)) == 11
+
+
+def test_a_trainer_is_found_beside_the_configuration_and_given_its_options(module: Path) -> None:
+    assert load_trainer("hospital_task:trainer", {"data": "x", "steps": 3}, module) == ("x", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("no_such_module_anywhere:trainer", {}, "no_such_module_anywhere"),
+        ("hospital_task:nothing", {}, "nothing"),
+        ("hospital_task:trainer", {"date": 1}, "options \\['date'\\]"),
+        ("hospital_task:broken", {}, "no GPU"),
+    ],
+)
+def test_a_trainer_that_cannot_be_made_is_refused_with_the_reason(
+    module: Path, name: str, options: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_trainer(name, options, module)
