@@ -155,6 +155,21 @@ def test_a_stream_that_stops_early_or_goes_on_is_refused() -> None:
         reader.open(encrypted[1])
 
 
+def test_nothing_is_read_after_the_end_not_even_an_empty_record() -> None:
+    manifest, encrypted = sealed_records([FINAL, MESSAGE], [MIB, 0])
+    assert manifest.length == MIB
+    reader = BlobReader(KEY, BOUND, manifest)
+    assert len(reader.open(encrypted[0])) == MIB
+    with pytest.raises(Tampered, match="record 1"):
+        reader.open(encrypted[1])
+
+
+def test_missing_chunks_are_noticed_where_chunks_are_split() -> None:
+    manifest, chunks = written(pattern(9 * MIB))
+    with pytest.raises(Tampered, match="1 of 2 chunks"):
+        list(split_chunks(manifest, chunks[:1]))
+
+
 def test_the_plaintext_hash_is_compared_unless_it_was_before() -> None:
     manifest, chunks = written(b"data")
     lying = replace(manifest, digest=bytes(32))

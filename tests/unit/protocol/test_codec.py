@@ -152,6 +152,22 @@ def test_whatever_is_not_exactly_a_message_is_malformed(raw: bytes) -> None:
         decode(Sample, raw, limits.MESSAGE)
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xc7\x00\x05",
+        b"\xd4\x05\0",
+        msgpack.packb([0] * (limits.TENSORS + 1)),
+        msgpack.packb({f"{i}": 0 for i in range(limits.FIELDS + 1)}),
+        msgpack.packb([{b"a": 1}]),
+    ],
+    ids=["extension", "extension-of-one", "long-array", "wide-map", "binary-key"],
+)
+def test_plain_values_have_the_same_limits(raw: bytes) -> None:
+    with pytest.raises(Malformed):
+        unpack(raw, limits.MESSAGE)
+
+
 def test_arrays_become_tuples_and_the_largest_allowed_ones_pass() -> None:
     assert unpack(b"\x92\x01\x91\x02", 100) == (1, (2,))
     assert len(unpack(msgpack.packb([0] * limits.TENSORS), limits.MESSAGE)) == limits.TENSORS

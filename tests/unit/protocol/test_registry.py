@@ -79,6 +79,7 @@ def test_new_keys_of_a_member_replace_the_old_ones() -> None:
         renewed.signer(SITE_A.kid)
     assert refused.value.reason == "revoked"
     assert len(renewed.members(Role.SITE)) == 2
+    assert open_registry(sign_registry(renewed, ROOT, FEDERATION, bytes(16)), ROOT_KEY, FEDERATION) == renewed
 
 
 @pytest.mark.parametrize("owner", [SITE_B, GONE], ids=["member", "left"])
@@ -104,8 +105,9 @@ def test_a_signed_registry_is_read_by_everybody_who_knows_the_root() -> None:
 def test_a_registry_that_the_root_did_not_sign_is_refused() -> None:
     for signer in (AGGREGATOR, OPERATOR, SITE_A):
         raw = sign_registry(REGISTRY, signer, FEDERATION, bytes(16))
-        with pytest.raises(Untrusted):
+        with pytest.raises(Untrusted) as refused:
             open_registry(raw, ROOT_KEY, FEDERATION)
+        assert refused.value.reason == "untrusted"
     raw = sign_registry(REGISTRY, ROOT, FEDERATION, bytes(16))
     for other in (SITE_A.public.verify_key, bytes(32), b"short"):
         with pytest.raises(Untrusted):
