@@ -13,7 +13,9 @@ from protocol import topology
 from protocol.messages import Kind
 from tests.e2e.rig import RUN, Rig
 
-FAILURES = {"work.failed", "aggregator.failed", "worker.failed", "observer.failed", "training.failed"}
+FAILURES = {"work.failed", "aggregator.failed", "worker.failed", "observer.failed", "head.stale"}
+AWAY = {"StoreError", "Missing", "DiskFull"}
+"""A training may fail because the store is away or the disk full; it is tried again."""
 _KIND = 5  # where the kind stands in an envelope
 
 
@@ -104,8 +106,11 @@ def _announcements(rig: Rig) -> Iterator[str]:
 
 def _logs(rig: Rig) -> Iterator[str]:
     for program in rig.programs:
+        if program.strange:
+            yield f"{program.name} said {''.join(program.strange)[-2000:]}"
         for line in program.events:
-            if line.get("event") in FAILURES:
+            broken = line.get("event") == "training.failed" and line.get("kind") not in AWAY
+            if broken or line.get("event") in FAILURES:
                 yield f"{program.name} logged {line}"[:2000]
 
 

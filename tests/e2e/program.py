@@ -84,6 +84,8 @@ class Program:
         self.deaths: list[Death] = []
         self.events: list[dict[str, Any]] = []
         """Every JSON line of every life, in order."""
+        self.strange: list[str] = []
+        """Whatever it said that is no log line: a traceback, a warning of Python's."""
         self.moves: deque[Move] = deque()
         """One is taken by each new life."""
         self._environment = dict(environment)
@@ -205,9 +207,11 @@ class Program:
                 log.flush()
                 if line.startswith("crash point "):
                     life.planned = True
+                    continue
                 try:
                     said = json.loads(line)
                 except ValueError:
+                    self.strange.append(line)
                     continue
                 if isinstance(said, dict):
                     self._take(life, said)

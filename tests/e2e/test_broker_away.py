@@ -16,7 +16,7 @@ from tests.support.s3 import S3Server
 
 pytestmark = pytest.mark.servers
 
-AWAY_S = 12.0
+AWAY_S = 8.0
 LONG_AWAY_S = 60.0
 
 
@@ -32,7 +32,11 @@ def go_on_without(rig: Rig, proxy: FaultProxy, seconds: float, *, stalled: bool 
     # Training goes on: every site makes what it may make from the version it has.
     rig.wait(lambda: time.monotonic() > back, "unreachable", seconds + 30)
     more = {site: worker.count("training.done") - trained[site] for site, worker in rig.workers.items()}
-    assert all(more.values()), more
+    if proxy is rig.s3_proxy:
+        # Who was told of a version that he has not read yet has to wait for the store.
+        assert any(more.values()), more
+    else:
+        assert all(more.values()), more
     version = rig.version
     if stalled:
         proxy.cut()
@@ -55,7 +59,7 @@ def slow_rig(tmp_path: Path, vhost: RabbitVhost, s3: S3Server) -> Rig:
     return Rig(tmp_path, vhost, s3, seconds=1.0, strategy=strategy)
 
 
-@pytest.mark.parametrize("stalled", [False, True], ids=["refusing", "silent"])
+@pytest.mark.parametrize("stalled", [False, pytest.param(True, marks=pytest.mark.long)], ids=["refusing", "silent"])
 def test_the_broker_is_away_and_workers_train_on(
     stalled: bool, tmp_path: Path, rabbit_broker: RabbitVhost, s3_server: S3Server
 ) -> None:
