@@ -132,7 +132,7 @@ class WorkerRules:
                 self._on_registry(event)
             case ReceiptSeen():
                 decided.effects.append(Settle(delivery=event.delivery, what="receipt"))
-                if self._sending.on_receipt(event, now, decided):
+                if self._sending.on_receipt(event, now, decided) or not decided.writes:
                     self._hold(now)
             case Evaluated():
                 self._on_evaluated(event)
@@ -151,8 +151,11 @@ class WorkerRules:
         return Step(tuple(self._decided.writes), tuple(self._decided.effects))
 
     def _hold(self, now: float) -> None:
-        """Let what this step writes, and what follows from it, wait for a commit to share."""
-        if not self._decided.writes:
+        """Let what this step writes, and what follows from it, wait for a commit to share.
+
+        While something is held, so is the ack of a message that came again: what the first one said is not noted yet.
+        """
+        if not self._decided.writes and not self._held.writes:
             return
         self._held.writes += self._decided.writes
         self._held.effects += self._decided.effects

@@ -357,6 +357,19 @@ def test_a_final_receipt_is_kept_then_acked_then_the_spool_is_emptied(outcome: O
     assert turn(machine, receipt(update, outcome)).writes == ()
 
 
+def test_a_receipt_that_comes_again_before_the_first_is_kept_is_acked_with_it() -> None:
+    machine = rules()
+    update = trained(machine, version(0))
+    sent(machine, update)
+    turn(machine, receipt(update, Outcome.MERGED, merged=4))
+    again = turn(machine, receipt(update, Outcome.MERGED, merged=4))
+    assert not some(events.Settle, again.effects)
+    step = turn(machine, now=HOLD)
+    assert some(events.SettleUpdate, step.writes)
+    assert len(some(events.Settle, step.effects)) == 2
+    assert some(events.Settle, turn(machine, receipt(update, Outcome.MERGED, merged=4), now=1.0).effects)
+
+
 def test_a_receipt_that_is_not_final_leaves_the_update_where_it_is() -> None:
     machine = rules()
     update = trained(machine, version(0))
