@@ -206,7 +206,8 @@ class AggregatorRules:
             self._writes.append(events.SetState(id=row.id, state=UpdateState.PARKED, reason=event.reason))
         if event.missing:
             self._receipt(row, Outcome.REUPLOAD, event.reason)
-        self._retry_at[row.id] = self._now + _RETRY
+        # Only its site can bring a chunk; when it has, it sends the update again.
+        self._retry_at[row.id] = math.inf if event.missing else self._now + _RETRY
 
     def _finish(self, row: UpdateRow, state: UpdateState, reason: str, version: int = 0) -> None:
         """Bring an update to its end and say so to its site."""
@@ -233,15 +234,14 @@ class AggregatorRules:
         self._consider_stop()
         if self.state != RunState.RUNNING or self._merging is not None:
             return
-        waiting = self._waiting()
         quota, oldest = self.run.strategy.updates_per_base, self._max_staleness()
-        gone = buffer.outdated(waiting, version=self.version, quota=quota, max_staleness=oldest)
+        for row in [row for row in self._rows.values() if self.version - row.base_version > oldest]:
+            self._finish(row, UpdateState.REJECTED, "too_stale")
+        gone = buffer.outdated(self._waiting(), version=self.version, quota=quota, max_staleness=oldest)
         for old in gone.superseded:
             self._finish(self._rows[old.id], UpdateState.SUPERSEDED, "newer_updates_wait")
-        for old in gone.too_stale:
-            self._finish(self._rows[old.id], UpdateState.REJECTED, "too_stale")
         if self._now >= self._merge_after:
-            self._consider_merge(self._waiting() if gone.superseded or gone.too_stale else waiting)
+            self._consider_merge(self._waiting())
 
     def _consider_merge(self, waiting: list[buffer.Waiting]) -> None:
         size = self.run.strategy.buffer_size(len(self._live()) or 1)

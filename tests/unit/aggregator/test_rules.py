@@ -207,6 +207,19 @@ def test_a_missing_chunk_parks_the_update_and_asks_for_it() -> None:
     assert desk.state(notice) == (UpdateState.PARKED, "chunk_missing")
 
 
+def test_a_site_is_asked_for_a_chunk_once_and_again_only_when_it_has_sent_the_update_again() -> None:
+    desk = Desk()
+    notice = desk.notice()
+    missing = events.NotAdmitted(id=notice.id, reason="chunk_missing", retry=True, missing=True)
+    desk.arrive(notice)
+    desk.turn(missing)
+    assert desk.rules.deadline() == HEAD_EVERY
+    assert [type(effect) for effect in desk.turn(seconds=HEAD_EVERY)] == [events.PutHead]
+    desk.arrive(notice)
+    desk.turn(missing)
+    assert desk.told() == [(notice.id, Outcome.REUPLOAD, "chunk_missing")]
+
+
 def test_a_store_that_is_away_parks_the_update_in_silence_until_it_is_tried_again() -> None:
     desk = Desk()
     notice = desk.notice()
@@ -319,14 +332,20 @@ def test_what_waits_while_versions_pass_is_weighed_by_its_age_at_the_merge() -> 
     assert member.staleness_weight == pytest.approx(2**-0.5)
 
 
-def test_what_became_too_old_while_it_waited_is_refused() -> None:
+@pytest.mark.parametrize("state", [UpdateState.VALIDATED, UpdateState.JOURNALLED, UpdateState.PARKED])
+def test_what_became_too_old_while_it_waited_is_refused_wherever_it_stood(state: UpdateState) -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1, stale_limit=0))
+    first = desk.validate("alpha")
+    plan = desk.only(events.Merge).plan
     old = desk.notice("beta")
     desk.arrive(old)
-    desk.validate("alpha")
-    desk.merge()
-    desk.turn(events.Admitted(id=old.id, norm=1.0))
-    assert desk.told() == [(old.id, Outcome.REJECTED, "too_stale")]
+    if state == UpdateState.VALIDATED:
+        desk.turn(events.Admitted(id=old.id, norm=1.0))
+    elif state == UpdateState.PARKED:
+        desk.turn(events.NotAdmitted(id=old.id, reason="chunk_missing", retry=True, missing=True))
+    desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
+    assert desk.told() == [(first.id, Outcome.MERGED, "ok"), (old.id, Outcome.REJECTED, "too_stale")]
+    assert desk.turn(events.Admitted(id=old.id, norm=1.0)) == []
 
 
 def test_no_second_merge_begins_while_one_is_under_way() -> None:
