@@ -196,8 +196,9 @@ class Witness:
             self.received.setdefault(key, []).append(message)
             site = self.sites.get(message["site"])
             final = message["outcome"] not in ("reupload", "sequence_reused")
-            if site is not None and final:
-                require(message["message"] not in site.unsettled, "a receipt is noted before it is acked")
+            copies = [other for other in delivery.process.unacked if other.body == delivery.body]
+            if site is not None and final and not copies:
+                require(message["message"] not in site.unsettled, "a receipt is noted before its last copy is acked")
 
     def published(self, process: Process, row: int, exchange: str, key: str, body: bytes) -> None:
         """The broker took a message from a process's outbox."""
@@ -225,6 +226,11 @@ class Witness:
         """Whether an update waits, validated, for a version that will not come: the run does not go on."""
         known = self.updates.get((site, id))
         return self.state == RunState.PAUSED and known is not None and known.state == UpdateState.VALIDATED
+
+    def forgotten(self, site: str, id: bytes) -> bool:
+        """Whether a site's machine went back to a time before this update."""
+        known = self.sites.get(site)
+        return known is not None and known.restores > 0 and id not in known.unsettled
 
     def head_signed(self, raw: bytes) -> None:
         """The aggregator signed a head."""
@@ -306,7 +312,8 @@ def reckon(world: World) -> None:
     _check_members(rows, in_versions)
     pending = {UpdateState.VALIDATED.value} if witness.state == RunState.PAUSED else set()
     for (site, id), row in rows.items():
-        allowed = UpdateState(row.state).final or row.state in pending
+        forgotten = row.state == UpdateState.PARKED.value and bool(pending) and witness.forgotten(site, id)
+        allowed = UpdateState(row.state).final or row.state in pending or forgotten
         require(allowed, "at the end update", id.hex()[:4], "of", site, "is", row.state)
     _check_ledger(history, rows, entries, numbers)
     require(waiting == 0, "the outbox is empty at the end")

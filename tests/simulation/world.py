@@ -8,6 +8,7 @@ A seed decides everything; `Violation` carries the last actions and the line tha
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections import Counter, deque
@@ -444,8 +445,9 @@ class World:
         found = [f"mailbox: {type(event).__name__}" for event in process.mailbox]
         found += [job.label for job in process.jobs]
         found += [f"unacked from {delivery.queue}" for delivery in process.unacked]
-        if isinstance(process, Centre) and process.rules._retry_at:
-            found.append("has parked updates")
+        if isinstance(process, Centre):
+            # What waits for a chunk of a site that has forgotten the update waits until the run goes on.
+            found += ["tries an update again" for at in process.rules._retry_at.values() if at < math.inf]
         if not isinstance(process, Script | Operator) and (process.actor._rules.deadline() or self.now + 1) <= self.now:
             found.append("a deadline has passed")
         return found
