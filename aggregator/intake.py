@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aggregator import events
+from aggregator.opened import OpenBlob, OpenBlobs
 from protocol import topology
 from protocol.envelope import ContentKey, Verified, typed_body, unlock, verify
 from protocol.errors import WireError
@@ -20,9 +21,13 @@ COMMANDS = frozenset({Kind.COMMAND})
 class Intake:
     """Reads messages under the registry in force."""
 
-    def __init__(self, federation: str, identity: Identity, registry: Registry) -> None:
+    def __init__(
+        self, federation: str, identity: Identity, registry: Registry, opened: OpenBlobs | None = None
+    ) -> None:
+        """`opened` is told of every update's blob, for those who will read it."""
         self._federation = federation
         self._identity = identity
+        self._opened = opened
         self.registry = registry
         """Replaced as a whole when a newer one comes."""
 
@@ -69,7 +74,10 @@ class Intake:
         verified = verify(raw, self.registry, federation=self._federation, kinds=kinds)
         if site is not None and verified.sender.name != site:
             raise WireError(f"{verified.sender.name} wrote into the queue of {site}", "wrong_site")
-        return verified, unlock(verified, self._identity)
+        key = unlock(verified, self._identity)
+        if verified.manifest is not None and self._opened is not None:
+            self._opened.put(raw, OpenBlob(verified.sender.name, verified.manifest, key))
+        return verified, key
 
 
 def _notice(site: str, verified: Verified, body: Any) -> events.UpdateNotice:

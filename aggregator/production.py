@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from aggregator.merge import RELEASED, Sinks, Sources, blank, merge
+from aggregator.opened import OpenBlob
 from aggregator.plan import MergePlan, Product
 from aggregator.records import Records, state_body, version_body
 from aggregator.strategies import Strategy
@@ -67,9 +68,9 @@ class Production:
             WireError: a record does not open; `BadMember` for a member, also later while its stream is read.
         """
         records = self._records
-        parent = records.open(inputs.parent, inputs.registry, Kind.VERSION)
+        parent = records.open_blob(inputs.parent, inputs.registry, Kind.VERSION)
         own = {
-            name: records.read(records.open(raw, inputs.registry, Kind.STATE), topology.state_chunk)
+            name: records.read(records.open_blob(raw, inputs.registry, Kind.STATE), topology.state_chunk)
             for name, raw in inputs.states.items()
         }
         old = records.read(parent, topology.model_chunk)
@@ -88,14 +89,19 @@ class Production:
     def _delta(self, id: bytes, site: str, raw: bytes, registry: Registry) -> Iterator[bytes]:
         records = self._records
         try:
-            verified = verify(raw, _Known(registry), federation=records.federation, kinds={Kind.UPDATE})
-            key = unlock(verified, records.identity)
-            if verified.manifest is None:
-                raise WireError("an update without a blob", "truncated")
+            blob = records.opened.get(raw) or self._open(raw, registry)
             key_of = partial(topology.update_chunk, site)
-            yield from read_blob(records.trusted, verified.manifest, key, key_of, pool=records.pool, digest=False)
+            yield from read_blob(records.trusted, blob.manifest, blob.key, key_of, pool=records.pool, digest=False)
         except (WireError, StoreError) as error:
             raise BadMember(id, error) from error
+
+    def _open(self, raw: bytes, registry: Registry) -> OpenBlob:
+        """An update's blob, when its arrival was too long ago to be remembered."""
+        verified = verify(raw, _Known(registry), federation=self._records.federation, kinds={Kind.UPDATE})
+        key = unlock(verified, self._records.identity)
+        if verified.manifest is None:
+            raise WireError("an update without a blob", "truncated")
+        return OpenBlob(verified.sender.name, verified.manifest, key)
 
     def produce(self, plan: MergePlan, inputs: Inputs) -> Product:
         """Merge, and store every chunk and record of the new version.
@@ -153,7 +159,7 @@ class _Output:
     def __init__(
         self, production: Production, kind: Kind, plan: MergePlan, id: bytes, length: int, key_of: Callable[[str], str]
     ) -> None:
-        records = production.records
+        records = self._records = production.records
         self._sealer: Sealer = records.sealer(kind, id, production.spec, length, version=plan.version)
         self._uploads: ChunkUploads = records.output(key_of)
         self._writer: BlobWriter = self._sealer.writer(self._uploads.emit)
@@ -169,7 +175,9 @@ class _Output:
         manifest = self._writer.finish()
         self._uploads.finish()
         self.digest = manifest.digest
-        return self._sealer.finish(body, recipients, manifest)
+        record = self._sealer.finish(body, recipients, manifest)
+        self._records.opened.put(record, OpenBlob(self._records.identity.name, manifest, self._sealer.key))
+        return record
 
 
 class _Known:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from aggregator.opened import OpenBlob, OpenBlobs
 from broker.blobs import BlobStore
 from broker.cache import CachedBlobs
 from broker.chunks import Getter
@@ -29,6 +30,17 @@ class Opened:
     verified: Verified
     key: ContentKey
 
+    @property
+    def blob(self) -> OpenBlob:
+        """The record's blob.
+
+        Raises:
+            Malformed: it has none.
+        """
+        if self.verified.manifest is None:
+            raise Malformed(f"a {self.verified.kind.name} record without a blob")
+        return OpenBlob(self.verified.sender.name, self.verified.manifest, self.key)
+
 
 class Records:
     """Makes and opens records in the name of one aggregator; thread-safe."""
@@ -41,6 +53,8 @@ class Records:
         self.identity = identity
         self.store = store
         self.pool = pool
+        self.opened = OpenBlobs()
+        """What was opened lately, by its signed bytes."""
         self.trusted: Getter[Slices] = store.authenticated if isinstance(store, CachedBlobs) else store
         """For blobs that passed admission or that we wrote: our own copies are authenticated, not hashed again."""
 
@@ -61,17 +75,27 @@ class Records:
         verified = verify(raw, trust, federation=self.federation, kinds={kind}, limit=limits.STORED_RECORD)
         return Opened(verified, unlock(verified, self.identity))
 
-    def read(self, opened: Opened, key_of: Callable[[str], str], *, digest: bool = False) -> Iterator[bytes]:
+    def open_blob(self, raw: bytes, registry: Registry, kind: Kind) -> OpenBlob:
+        """The blob of a record of ours, which is verified unless that was done lately.
+
+        Raises:
+            WireError: it is not ours, or not for us.
+        """
+        found = self.opened.get(raw)
+        if found is None:
+            found = self.open(raw, registry, kind).blob
+            self.opened.put(raw, found)
+        return found
+
+    def read(self, blob: OpenBlob, key_of: Callable[[str], str], *, digest: bool = False) -> Iterator[bytes]:
         """The plaintext records of a record's blob."""
-        if opened.verified.manifest is None:
-            raise Malformed(f"a {opened.verified.kind.name} record without a blob")
         source = self.store if digest else self.trusted
-        return read_blob(source, opened.verified.manifest, opened.key, key_of, pool=self.pool, digest=digest)
+        return read_blob(source, blob.manifest, blob.key, key_of, pool=self.pool, digest=digest)
 
     def read_spec(self, raw: bytes, registry: Registry) -> ModelSpec:
         """The model specification a record holds."""
         opened = self.open(raw, registry, Kind.SPEC)
-        spec = ModelSpec.from_bytes(b"".join(self.read(opened, topology.model_chunk, digest=True)))
+        spec = ModelSpec.from_bytes(b"".join(self.read(opened.blob, topology.model_chunk, digest=True)))
         if spec.digest != opened.verified.core.spec:
             raise Tampered("the specification is not the one its record names")
         return spec

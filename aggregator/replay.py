@@ -141,8 +141,8 @@ def read_version(
     """Plaintext records of a version's model: the raw one, or the released average where there is one."""
     if released and RELEASED in states:
         opened = records.open(states[RELEASED], registry, Kind.STATE)
-        return records.read(opened, topology.state_chunk, digest=True)
-    return records.read(records.open(record, registry, Kind.VERSION), topology.model_chunk, digest=True)
+        return records.read(opened.blob, topology.state_chunk, digest=True)
+    return records.read(records.open(record, registry, Kind.VERSION).blob, topology.model_chunk, digest=True)
 
 
 def audit(history: History) -> list[str]:

@@ -24,6 +24,7 @@ from aggregator.heads import HeadWriter
 from aggregator.intake import Intake
 from aggregator.journal import Journal
 from aggregator.letters import addressee
+from aggregator.opened import OpenBlob
 from aggregator.opening import Genesis, open_run
 from aggregator.plan import MergePlan
 from aggregator.production import BadMember, Inputs, Production, record_digest
@@ -44,6 +45,7 @@ from protocol.errors import (
     DiskFull,
     Fenced,
     FledgeError,
+    Malformed,
     Missing,
     StoreError,
     TrainingError,
@@ -107,7 +109,7 @@ class AggregatorService:
         opened = open_run(config, self.journal, self.records, registry_record, root, genesis)
         self.spec, self._strategy, self.registry = opened.spec, opened.strategy, opened.registry
         self._registry_digest = record_digest(opened.registry_record)
-        self._intake = Intake(federation, identity, self.registry)
+        self._intake = Intake(federation, identity, self.registry, self.records.opened)
         self._production = Production(
             self.records, self.spec, self._strategy, self._cipher, average=config.release_decay > 0
         )
@@ -188,6 +190,7 @@ class AggregatorService:
         self._store.put(topology.record_key(record_digest(record).hex()), record)
         self._transport.declare(topology.topology(sorted(p.name for p in registry.members(Role.SITE))))
         self._intake.registry = registry
+        self.records.opened.clear()
         self._actor.mailbox.put(events.RegistryChanged(registry=registry, record=record))
 
     # ---- deliveries
@@ -319,12 +322,9 @@ class AggregatorService:
     def _admit(self, id: bytes, envelope: bytes) -> Any:
         log.info("admission.started", update=id.hex()[:8])
         try:
-            verified = verify(envelope, self._intake.registry, federation=self._federation, kinds={Kind.UPDATE})
-            key = unlock(verified, self._identity)
-            if verified.manifest is None:
-                return events.NotAdmitted(id=id, reason="truncated", retry=False)
-            key_of = partial(topology.update_chunk, verified.sender.name)
-            payload = read_blob(self._store, verified.manifest, key, key_of, pool=self._io, ahead=2)
+            blob = self.records.opened.get(envelope) or self._open_update(envelope)
+            key_of = partial(topology.update_chunk, blob.sender)
+            payload = read_blob(self._store, blob.manifest, blob.key, key_of, pool=self._io, ahead=2)
             norm = inspect(self.spec, payload)
         except WireError as error:
             return events.NotAdmitted(id=id, reason=error.reason, retry=False)
@@ -338,6 +338,13 @@ class AggregatorService:
             return events.NotAdmitted(id=id, reason="store_away", retry=True)
         crash_point("aggregator.admitted")
         return events.Admitted(id=id, norm=norm)
+
+    def _open_update(self, envelope: bytes) -> OpenBlob:
+        """An update that arrived too long ago to be remembered, or under an older registry."""
+        verified = verify(envelope, self._intake.registry, federation=self._federation, kinds={Kind.UPDATE})
+        if verified.manifest is None:
+            raise Malformed("an update without a blob", "truncated")
+        return OpenBlob(verified.sender.name, verified.manifest, unlock(verified, self._identity))
 
     def _inputs(self, plan: MergePlan) -> Inputs:
         return Inputs(

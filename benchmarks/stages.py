@@ -223,7 +223,7 @@ class Bench:
         """Bring the model and its average into the cache, where a running aggregator has them."""
         for blob in (self.model, self.average):
             opened = self.records.open(blob.raw, self.registry, blob.kind)
-            for _ in self.records.read(opened, blob.key_of, digest=True):
+            for _ in self.records.read(opened.blob, blob.key_of, digest=True):
                 pass
 
     def _open(self, blob: Blob) -> tuple[Manifest, ContentKey]:

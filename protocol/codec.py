@@ -63,6 +63,8 @@ Parameters = Annotated[dict[Word, Plain | Annotated[tuple[Plain, ...], many(limi
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
+_SCALARS = frozenset({bytes, str, int, float, bool, type(None)})
+_names: dict[type, tuple[str, ...] | None] = {}
 _adapters: dict[type, TypeAdapter[Any]] = {}
 
 
@@ -145,13 +147,23 @@ def _no_duplicates(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if (names := _field_names(kind)) is not None:
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
+
+
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """A dataclass's fields in declared order; None for other types."""
+    if kind not in _names:
+        _names[kind] = tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
+    return _names[kind]
 
 
 def _adapter(kind: type) -> TypeAdapter[Any]:

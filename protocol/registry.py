@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import Field
@@ -36,7 +37,7 @@ class Entry:
         return Participant(name=self.name, role=self.role, verify_key=self.verify_key, box_key=self.box_key)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: it keeps its index, which every message asks
 class Registry:
     """The members of a federation; the versions of this list only rise and entries are never removed."""
 
@@ -50,16 +51,26 @@ class Registry:
         Raises:
             Untrusted: nobody does, or the key is revoked.
         """
-        for entry in self.entries:
-            if key_id(entry.verify_key) == kid:
-                if entry.revoked is not None:
-                    raise Untrusted(f"the key {kid.hex()[:8]} of {entry.name} is revoked", "revoked")
-                return entry.participant
-        raise Untrusted(f"no participant has the key {kid.hex()[:8]}")
+        entry = self._by_kid.get(kid)
+        if entry is None:
+            raise Untrusted(f"no participant has the key {kid.hex()[:8]}")
+        if entry.revoked is not None:
+            raise Untrusted(f"the key {kid.hex()[:8]} of {entry.name} is revoked", "revoked")
+        return entry.participant
 
     def members(self, role: Role) -> tuple[Participant, ...]:
         """Everyone with this role whose keys hold, in the list's order."""
-        return tuple(e.participant for e in self.entries if e.role == role and e.revoked is None)
+        return self._by_role.get(role, ())
+
+    @cached_property
+    def _by_kid(self) -> dict[bytes, Entry]:
+        # Should a key stand twice, its first entry counts.
+        return {key_id(entry.verify_key): entry for entry in reversed(self.entries)}
+
+    @cached_property
+    def _by_role(self) -> dict[Role, tuple[Participant, ...]]:
+        valid = [entry.participant for entry in self.entries if entry.revoked is None]
+        return {role: tuple(member for member in valid if member.role == role) for role in Role}
 
     def member(self, name: str) -> Participant:
         """The participant of this name.
