@@ -131,16 +131,12 @@ def _option(text: str) -> tuple[str, Any]:
 def aggregator(
     run: RunDirectory,
     config: Config = Path("aggregator.toml"),
-    exit_at_end: Annotated[bool, typer.Option(help="Exit when the run has ended instead of serving on.")] = False,
 ) -> None:
     """Serve a run: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
     from fledge.bootstrap import open_aggregator, stopped_by_signals
 
     with open_aggregator(config, run) as service, stopped_by_signals(service.stop):
         service.start()
-        if exit_at_end:
-            service.ended.wait()
-            service.stop()
         service.join()
 
 

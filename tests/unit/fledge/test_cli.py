@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -147,17 +149,32 @@ def test_a_federation_and_a_run_are_made_from_the_command_line(tmp_path: Path) -
     assert "KEY=VALUE" in complaint(wrong)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_aggregator_ends_in_order_when_it_is_told_to(place: Path, number: int) -> None:
+@contextmanager
+def serving(place: Path) -> Iterator[subprocess.Popen[str]]:
+    """An aggregator as a process, once it has started; killed at the end if it is still there."""
     command = [sys.executable, "-m", "fledge.cli", "--json-logs", "aggregator"]
     command += ["--config", str(place / "f" / "aggregator.toml"), "--run", str(place / "run")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        lines = process.stderr
-        assert lines is not None
-        while '"aggregator.started"' not in (line := lines.readline()):
-            assert json.loads(line)
+        try:
+            lines = process.stderr
+            assert lines is not None
+            seen = []
+            for line in lines:
+                seen.append(line)
+                if '"aggregator.started"' in line:
+                    break
+            else:
+                pytest.fail("".join(seen))
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_aggregator_ends_in_order_when_it_is_told_to(place: Path, number: int) -> None:
+    with serving(place) as process:
         process.send_signal(number)
-        assert process.wait(20) == 0, lines.read()
+        assert process.wait(20) == 0
     kept = fledge("export", place / "model", "--config", place / "f" / "aggregator.toml", "--run", place / "run")
     assert kept.returncode == 0, kept.stderr
     assert (place / "model").read_bytes() == (place / "run" / "initial.safetensors").read_bytes()
