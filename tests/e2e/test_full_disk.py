@@ -64,6 +64,7 @@ def test_an_aggregator_on_a_full_disk_waits_for_room_and_loses_nothing(
         assert violations(rig) == []
 
 
+@pytest.mark.long  # a worker looks for room every half minute
 def test_a_worker_on_a_full_disk_stays_alive_and_trains_when_there_is_room(
     tmp_path: Path, rabbit_broker: RabbitVhost, s3_server: S3Server
 ) -> None:
