@@ -204,6 +204,18 @@ def export(
 
 
 @app.command()
+def collect(
+    config: Config = Path("aggregator.toml"),
+    days: Annotated[float, typer.Option(min=1, help="Only what is older than this many days.")] = 14.0,
+) -> None:
+    """Delete objects from the store that no run refers to any more (left by crashes and refused updates)."""
+    from fledge import history
+
+    done = history.collect(config, older_than_days=days)
+    typer.echo(f"{done.count} objects, {done.bytes} bytes collected")
+
+
+@app.command()
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Faster hospitals: under 40 seconds.")] = False,
     broker: Annotated[str, typer.Option(help="A real broker: amqp://…")] = "",

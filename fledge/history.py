@@ -8,10 +8,12 @@ from pathlib import Path
 
 from aggregator.export import write_file
 from aggregator.replay import Replay, WhatIf, audit, read_version
+from aggregator.retention import References, collect_garbage
 from aggregator.strategies import strategy as strategy_named
+from broker.garbage import Collected
 from fledge.bootstrap import Kept, open_kept, read_centre
 from fledge.init_run import RUN_TOML, load_run
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, StateError
 from protocol.keys import Role
 
 
@@ -130,3 +132,25 @@ def _what_if(kept: Kept, without: Collection[str], strategy: str | None) -> What
     if strangers := sorted(set(without) - known):
         raise ConfigError(f"no site is called {', '.join(strangers)}; there are {', '.join(sorted(known))}")
     return WhatIf(without=tuple(without), strategy=None if strategy is None else strategy_named(strategy))
+
+
+def collect(config: Path, *, older_than_days: float) -> Collected:
+    """Delete what no run of this aggregator refers to any more; every run it has kept is asked.
+
+    Raises:
+        StateError: there is no run here, so that nothing could be told from garbage.
+        StoreError: the store is away; what was deleted until then stays deleted.
+    """
+    centre = read_centre(config)
+    runs = sorted(path.parent.name for path in centre.state("").glob("*/aggregator.db"))
+    if not runs:
+        raise StateError(f"{centre.state('')} holds no run; nothing is deleted where nothing says what is needed")
+    needed: set[str] = set()
+    done = Collected(count=0, bytes=0)
+    for name in runs:
+        with open_kept(centre, name) as kept:
+            federation, member = centre.config.federation, centre.identity.public
+            needed |= References(kept.history, federation, kept.registry, member).keys()
+            if name == runs[-1]:
+                done = collect_garbage(kept.records.store, needed, kept.registry, older_than_days=older_than_days)
+    return done

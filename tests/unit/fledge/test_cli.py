@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from broker.files import FileBlobs
 from fledge import cli, log
 from fledge.federation import new_federation
 from fledge.init_run import init_run
@@ -28,7 +31,7 @@ def fledge(*arguments: str | Path, cwd: Path | None = None, **environment: str) 
         check=False,
         cwd=cwd,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **environment},
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -174,10 +177,30 @@ def serving(place: Path) -> Iterator[subprocess.Popen[str]]:
 def test_the_aggregator_ends_in_order_when_it_is_told_to(place: Path, number: int) -> None:
     with serving(place) as process:
         process.send_signal(number)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     kept = fledge("export", place / "model", "--config", place / "f" / "aggregator.toml", "--run", place / "run")
     assert kept.returncode == 0, kept.stderr
     assert (place / "model").read_bytes() == (place / "run" / "initial.safetensors").read_bytes()
+
+
+def test_garbage_is_collected_only_where_a_run_says_what_is_needed(place: Path) -> None:
+    config = place / "f" / "aggregator.toml"
+    refused = fledge("collect", "--config", config)
+    assert refused.returncode == 1
+    assert "holds no run" in complaint(refused)
+    with serving(place) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    data = b"left by a crash"
+    store = FileBlobs(place / "store")
+    for name, age_days in (("models", 15), ("models", 1), ("elsewhere", 15)):
+        key = f"{name}/{hashlib.sha256(data + bytes([age_days])).hexdigest()}"
+        store.put(key, data + bytes([age_days]))
+        then = time.time() - age_days * 86400
+        os.utime(place / "store" / key, (then, then))
+    assert fledge("collect", "--config", config).stdout == "1 objects, 16 bytes collected\n"
+    kept = fledge("export", place / "model", "--config", config, "--run", "digits")
+    assert kept.returncode == 0, kept.stderr
 
 
 def test_logs_never_hold_secrets() -> None:
