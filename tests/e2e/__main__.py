@@ -6,6 +6,7 @@ import argparse
 import secrets
 from pathlib import Path
 
+from fledge import log
 from tests.e2e.long import out, report, run
 
 
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=15.0, help="time the kills may take")
     parser.add_argument("--keep", type=Path, default=None, help="a new directory for files and logs")
     given = parser.parse_args()
+    log.configure()
     seed = secrets.randbelow(2**31) if given.seed is None else given.seed
     out(f"seed={seed}")
     ordeal = run(seed, given.kills, minutes=given.minutes, keep=given.keep)

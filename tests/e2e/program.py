@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 KILLED = -signal.SIGKILL
 _AGAIN = 0.1  # seconds until a dead process is started again
-_PATIENCE = 15.0  # seconds after which a kill whose moment does not come happens anyway
+_PATIENCE = 25.0  # seconds after which a kill whose moment does not come happens anyway
 
 _SETPRIV = shutil.which("setpriv")
 _LEASH = [_SETPRIV, "--pdeathsig", "KILL", "--"] if _SETPRIV else []
