@@ -173,6 +173,7 @@ class WorkerRules:
     def _on_version(self, event: VersionSeen) -> None:
         if event.delivery is not None:
             self._decided.effects.append(Settle(delivery=event.delivery, what="version"))
+        self._fetch_failures = 0
         known = self._runs.get(event.run, RunRow(run=event.run))
         if event.version < known.version or event.digest == known.digest:
             return
@@ -194,22 +195,26 @@ class WorkerRules:
         if event.delivery is not None:
             self._decided.effects.append(Settle(delivery=event.delivery, what="head"))
         head = event.head
-        self._fetch_failures = 0
         if head.number < self._head:
             self._alarm("head.went_back", number=head.number, seen=self._head)
             return
         if event.wall > head.not_after + HEAD_TOLERANCE:
             self._alarm("head.stale", number=head.number, overdue_s=round(event.wall - head.not_after))
+        wanted: list[Any] = []
         if head.registry != self._registry_digest:
-            self._decided.effects.append(FetchRegistry(digest=head.registry))
+            wanted.append(FetchRegistry(digest=head.registry))
         if head.number > self._head:
             self._head = head.number
             self._decided.writes.append(NoteHead(number=head.number))
             self._apply(head)
         for run in head.runs:
-            known = self._runs.get(run.run)
-            if run.state not in ENDED and (known is None or run.version > known.version):
-                self._decided.effects.append(FetchVersion(run=run.run, version=run.version, digest=run.record))
+            known = self._runs.get(run.run, RunRow(run=run.run))
+            reissued = run.version == known.version and run.record != known.digest
+            if run.state not in ENDED and (run.version > known.version or reissued):
+                wanted.append(FetchVersion(run=run.run, version=run.version, digest=run.record))
+        self._decided.effects += wanted
+        if not wanted:
+            self._fetch_failures = 0
 
     def _apply(self, head: Head) -> None:
         named = {run.run: run.state for run in head.runs}

@@ -7,6 +7,7 @@ and uploading have a thread each, which lives as long as the worker and sleeps w
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import os
 import random
 import threading
@@ -43,7 +44,6 @@ from worker.trainer import Trainer
 from worker.training import Job, Training
 from worker.uploading import Uploader
 
-SOFTWARE = "fledge-0.1.0"
 DOUBTS = ("untrusted", "revoked", "not_for_us")
 """Reasons that a newer registry may explain."""
 _PROGRESS_EVERY = 0.1
@@ -122,6 +122,7 @@ class WorkerService:
         self._state = state
         self._transport = transport
         self._on_event = on_event
+        self._software = _software()
         self._log = structlog.get_logger("worker").bind(site=self.site)
         self._dice = dice or random.Random()
         self._lock_file = _hold(state)
@@ -378,7 +379,7 @@ class WorkerService:
         """Tell the aggregator; nobody waits for the confirm and a failure is dropped."""
         shown = self._shown
         try:
-            event = Event(state=state, progress=shown.progress, metrics=dict(shown.metrics), software=SOFTWARE)
+            event = Event(state=state, progress=shown.progress, metrics=dict(shown.metrics), software=self._software)
             raw = seal(
                 self._settings.identity,
                 Kind.EVENT,
@@ -392,6 +393,13 @@ class WorkerService:
             self._transport.publish(topology.event_exchange(self.site), "", raw)
         except FledgeError as error:
             self._log.debug("event.dropped", error=str(error))
+
+
+def _software() -> str:
+    try:
+        return f"fledge-{importlib.metadata.version('fledge-fl')}"
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        return "fledge"
 
 
 def _hold(state: Path) -> int:

@@ -126,7 +126,7 @@ class Training:
         except FledgeError as error:
             told.error("training.failed", kind=type(error).__name__, error=str(error))
             answer = TrainingFailed(id=training.id, reason=_reason(error))
-        except Exception:
+        except (Exception, SystemExit):
             # A trainer is foreign code at a thread's edge; its traceback stays in the site's own log.
             told.exception("training.failed")
             answer = TrainingFailed(id=training.id, reason="trainer")

@@ -222,6 +222,28 @@ def test_a_version_the_head_names_is_fetched_if_it_was_never_announced() -> None
     assert not some(events.FetchVersion, turn(machine, head(2, ("r", RunState.RUNNING, 2))).effects)
 
 
+def test_a_record_that_cannot_be_fetched_is_asked_for_ever_more_rarely() -> None:
+    machine = rules()
+    turn(machine)
+    now, waits = 0.0, []
+    for number in range(1, 12):
+        step = turn(machine, head(number, ("r", RunState.RUNNING, 3)), now=now)
+        assert some(events.FetchVersion, step.effects)
+        turn(machine, events.FetchFailed(), now=now)
+        waits.append(machine._pull_at - now)
+        now = machine._pull_at
+        assert some(events.PullHead, turn(machine, now=now).effects)
+    assert waits[0] <= 2.0
+    assert waits[-1] >= 30.0
+
+
+def test_a_record_that_was_issued_again_is_fetched_when_its_announcement_was_lost() -> None:
+    machine = rules()
+    turn(machine, version(3, digest=b"o" * 32))
+    step = turn(machine, head(1, ("r", RunState.RUNNING, 3)))
+    assert only(events.FetchVersion, step.effects).digest == (3).to_bytes(32, "big")
+
+
 def test_a_head_that_goes_back_is_refused_with_an_alarm() -> None:
     machine = rules()
     turn(machine, head(5, ("r", RunState.RUNNING, 3)))
