@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,7 +84,12 @@ def run_demo(options: Options) -> bool:
     screen = Console(highlight=False)
     if not screen.is_terminal:
         screen = Console(highlight=False, width=110)  # a pipe has no width, and 80 breaks lines
-    return demonstrate(options, screen).good
+    # Being told to stop means to stop everybody, as with Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return demonstrate(options, screen).good
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def demonstrate(options: Options, console: Console) -> Summary:
@@ -126,12 +132,13 @@ def _directory(out: Path | None) -> Iterator[Path]:
 def _logging_to(path: Path) -> Iterator[None]:
     """The screen belongs to the demo; what aggregator and workers say goes to a file."""
     before = structlog.get_config()
-    with path.open("w", encoding="utf-8") as file:
-        log.configure(file=file)
-        try:
-            yield
-        finally:
-            structlog.configure(**before)
+    file = log.LogFile(path)
+    log.configure(file=file)
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+        file.close()
 
 
 def _cast(options: Options) -> Cast:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -40,6 +42,25 @@ def configure(*, verbose: bool = False, json_lines: bool | None = None, file: Te
     )
     # Libraries log through the standard module; only what an operator should see passes.
     logging.basicConfig(level=logging.WARNING, stream=target, format="%(name)s: %(message)s")
+
+
+class LogFile(io.TextIOWrapper):
+    """A new file for logs. Threads that end late may still write to it after it was closed; that is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.open("wb"), encoding="utf-8")
+
+    def write(self, text: str, /) -> int:
+        """Append `text`."""
+        try:
+            return super().write(text)
+        except ValueError:
+            return len(text)
+
+    def flush(self) -> None:
+        """Hand what was written to the operating system."""
+        if not self.closed:
+            super().flush()
 
 
 def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

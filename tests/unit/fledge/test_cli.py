@@ -215,3 +215,12 @@ def test_logs_never_hold_secrets() -> None:
     assert "hunter2" not in json.dumps(shown)
     assert shown["url"] == "amqps://***@broker.example/x"
     assert shown["count"] == 3
+
+
+def test_a_log_file_takes_what_late_threads_still_say(tmp_path: Path) -> None:
+    file = log.LogFile(tmp_path / "demo.log")
+    file.write("first\n")
+    file.close()
+    file.write("late\n")
+    file.flush()
+    assert (tmp_path / "demo.log").read_text() == "first\n"
