@@ -20,6 +20,7 @@ import structlog
 from aggregator import events
 from aggregator.admission import inspect
 from aggregator.config import RunConfig
+from aggregator.events import UpdateState
 from aggregator.heads import HeadWriter
 from aggregator.intake import Intake
 from aggregator.journal import Journal
@@ -117,7 +118,7 @@ class AggregatorService:
         self._record = self.journal.version_record(snapshot.version)
         self._spec_record = self.journal.spec_record()
         self.rules = AggregatorRules(opened.rules, snapshot, new_id=_new_id, now=time.monotonic())
-        self._actor = Actor(self.rules, self._commit, self._perform)
+        self._actor = Actor(self.rules, self._commit, self._perform, may_wait=_may_wait)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
         self._heads = HeadWriter(store, federation)
         self._subscriptions: list[Subscription] = []
@@ -413,6 +414,13 @@ class AggregatorService:
         return self.records.head(
             effect.number, int(time.time()), self._registry_digest, [run], _new_id(), lifetime=lifetime
         )
+
+
+def _may_wait(write: Any) -> bool:
+    """Lost confirms are published again, lost admissions done again."""
+    return isinstance(write, events.RemoveSent) or (
+        isinstance(write, events.SetState) and write.state == UpdateState.VALIDATED
+    )
 
 
 def _rebind(spec_record: bytes, registry: int, body: bytes) -> bytes:

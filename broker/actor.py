@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 E = TypeVar("E")
+SOON = 0.05
+"""Seconds for which a write that may wait does so at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +84,32 @@ class Actor:
         commit: Callable[[Sequence[Any]], Sequence[Any]],
         perform: Callable[[Any], None],
         *,
+        may_wait: Callable[[Any], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`may_wait` tells the writes whose loss only means to do something again: alone they make no commit, but
+        share the next one, which comes soon.
+        """
         self.mailbox: Mailbox[Any] = Mailbox()
         self._rules = rules
         self._commit = commit
         self._perform = perform
+        self._may_wait = may_wait
+        self._held: list[Any] = []
+        self._held_until = 0.0
         self._clock = clock
 
     def run(self) -> None:
         """Loop on the calling thread; an error from the journal or an effect ends it and is raised."""
         self.turn([])
         while True:
-            deadline = self._rules.deadline()
+            times = [self._rules.deadline(), self._held_until if self._held else None]
+            deadline = min((at for at in times if at is not None), default=None)
             timeout = None if deadline is None else max(0.0, deadline - self._clock())
             events = self.mailbox.take(timeout)
             if events is None:
+                if self._held:
+                    self._commit(self._held)
                 return
             self.turn(events)
 
@@ -109,9 +121,19 @@ class Actor:
         while True:
             steps = [self._rules.step(event, self._clock()) for event in (*events, Tick())]
             writes = [write for step in steps for write in step.writes]
-            events = self._commit(writes) if writes else ()
+            events = self._write(writes)
             for step in steps:
                 for effect in step.effects:
                     self._perform(effect)
             if not events:
                 return
+
+    def _write(self, writes: list[Any]) -> Sequence[Any]:
+        if not self._held:
+            self._held_until = self._clock() + SOON
+        writes = self._held + writes
+        if self._may_wait is not None and self._clock() < self._held_until and all(map(self._may_wait, writes)):
+            self._held = writes
+            return ()
+        self._held = []
+        return self._commit(writes) if writes else ()
