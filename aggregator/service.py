@@ -92,6 +92,8 @@ class AggregatorService:
             ConfigError, StateError, WireError, StoreError: the run cannot be opened.
         """
         self._config = config
+        # Bound once: a logger of the module is set up anew for every line.
+        self._log = log.bind()
         self._federation = federation
         self._identity = identity
         self._root = root
@@ -261,7 +263,7 @@ class AggregatorService:
             case events.JournalUpdate():
                 crash_point("aggregator.journalled")
             case events.SetState(id=id, state=state, reason=reason):
-                log.info("update." + state.value, update=id.hex()[:8], reason=reason)
+                self._log.info("update." + state.value, update=id.hex()[:8], reason=reason)
                 self._observer("update", {"state": state.value, "reason": reason})
             case events.SetRun(state=state, reason=reason):
                 log.info("run." + state.value, reason=reason)
@@ -321,7 +323,7 @@ class AggregatorService:
             pool.submit(run)
 
     def _admit(self, id: bytes, envelope: bytes) -> Any:
-        log.info("admission.started", update=id.hex()[:8])
+        self._log.info("admission.started", update=id.hex()[:8])
         try:
             blob = self.records.opened.get(envelope) or self._open_update(envelope)
             key_of = partial(topology.update_chunk, blob.sender)

@@ -20,7 +20,7 @@ from fledge.federation import AGGREGATOR_TOML, WORKER_TOML
 
 def main() -> None:
     """Serve until the run has ended."""
-    federation, run, *sites = (Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    federation, run, sites = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     log.configure(json_lines=True)
     with ExitStack() as stack:
         aggregator = stack.enter_context(open_aggregator(federation / AGGREGATOR_TOML, run))

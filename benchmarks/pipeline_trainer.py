@@ -1,18 +1,15 @@
-"""The trainer of the pipeline benchmark: a numpy model to which training adds noise; it logs where its time went."""
+"""The trainer of the pipeline benchmark: a numpy model to which training adds noise; it tells where its time went."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 
-import structlog
-
+from benchmarks.pipeline_events import tell
 from benchmarks.pipeline_model import NoiseModel
 from protocol.spec import ModelSpec, TensorKind
 from worker.trainer import Control, EvaluationResult, TrainResult
 from worker.weights import Weights, tensor_spec, write_records
-
-log = structlog.get_logger("benchmark")
 
 
 class NoiseTrainer:
@@ -21,6 +18,7 @@ class NoiseTrainer:
     def __init__(self, site: str, size_mb: int, train: bool) -> None:
         self._site = site
         self._train = train
+        self._begun = False
         self._model = NoiseModel(size_mb)
 
     @property
@@ -34,15 +32,17 @@ class NoiseTrainer:
         return write_records(self.spec, self._model.weights.__getitem__)
 
     def train(self, base: Weights, control: Control) -> TrainResult:
-        """Load the base and add noise."""
+        """Load the base and add noise; a trainer that does nothing tells its first step only."""
         began = time.perf_counter()
-        log.info("step.began", site=self._site, version=control.version)
+        if self._train or not self._begun:
+            tell("step.began", site=self._site, version=control.version)
+        self._begun = True
         base.copy_into(self._model.weights)
         loaded = time.perf_counter()
         if self._train:
             self._model.train()
-        done = time.perf_counter()
-        log.info("step.done", site=self._site, version=control.version, load=loaded - began, train=done - loaded)
+            done = time.perf_counter()
+            tell("step.done", site=self._site, version=control.version, load=loaded - began, train=done - loaded)
         return TrainResult(weights=self._model.weights, examples=100, steps=1)
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:

@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -66,11 +67,16 @@ class LogFile(io.TextIOWrapper):
 def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace credentials in URLs, and whatever a field of a telling name holds."""
     for name, value in event.items():
-        if _SECRET_FIELD.search(name):
+        if _is_secret(name):
             event[name] = "***"
-        elif isinstance(value, str):
+        elif isinstance(value, str) and "://" in value:
             event[name] = without_credentials(value)
     return event
+
+
+@cache
+def _is_secret(field: str) -> bool:
+    return _SECRET_FIELD.search(field) is not None
 
 
 def without_credentials(text: str) -> str:
