@@ -486,6 +486,16 @@ def test_what_has_not_left_the_site_is_sealed_again_with_the_first_reused_sequen
     assert not some(events.Upload, step.effects)
 
 
+def test_what_the_aggregator_may_have_journalled_keeps_its_number() -> None:
+    machine = rules()
+    first = trained(machine, version(0))
+    second = trained(machine, version(1))
+    sent(machine, first)
+    sent(machine, second)
+    step = turn(machine, receipt(first, Outcome.SEQUENCE_REUSED))
+    assert only(events.Reseal, step.effects).row == first
+
+
 def test_an_update_whose_chunks_are_lost_is_settled_here_and_trained_again() -> None:
     machine = rules()
     update = trained(machine, version(0))
