@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import structlog
 
@@ -16,9 +17,12 @@ _AGAIN = 5.0  # seconds between tries; the store's own deadline comes on top
 class HeadWriter:
     """Keeps the store's head at the newest one given."""
 
-    def __init__(self, store: BlobStore, federation: str) -> None:
+    def __init__(self, store: BlobStore, federation: str, announce: Callable[[bytes], object]) -> None:
+        """`announce` publishes a head to all sites; it must not wait."""
         self._store = store
         self._federation = federation
+        self._publish = announce
+        self._to_announce = False
         self._changed = threading.Condition()
         self._waiting = False
         self._closed = False
@@ -33,6 +37,14 @@ class HeadWriter:
             self._waiting = True
             self._changed.notify()
 
+    def announce(self) -> None:
+        """Publish the newest head once it is in the store (or the store is away): never before who hears of it can
+        pull it, or a worker would find an older one and take it for a head that goes back.
+        """
+        with self._changed:
+            self._to_announce = True
+            self._changed.notify()
+
     def close(self, *, put: bool) -> None:
         """Stop; with `put` what waits is put first (whoever was fenced must not cover a newer head)."""
         with self._changed:
@@ -44,14 +56,23 @@ class HeadWriter:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._to_announce or self._closed)
+                if not self._waiting and not self._to_announce:
                     return
-                head, self._waiting = self.newest, False
-            try:
-                self._store.put_head(self._federation, head)
-            except FledgeError as error:
-                log.warning("head.not_written", error=str(error), seconds=_AGAIN)
+                head, put, announce = self.newest, self._waiting, self._to_announce
+                self._waiting = self._to_announce = False
+            written = self._put(head) if put else True
+            if announce:
+                self._publish(head)
+            if not written:
                 with self._changed:
                     self._waiting = not self._closed
                     self._changed.wait_for(lambda: self._closed, _AGAIN)
+
+    def _put(self, head: bytes) -> bool:
+        try:
+            self._store.put_head(self._federation, head)
+        except FledgeError as error:
+            log.warning("head.not_written", error=str(error), seconds=_AGAIN)
+            return False
+        return True

@@ -122,7 +122,7 @@ class AggregatorService:
         self.rules = AggregatorRules(opened.rules, snapshot, new_id=_new_id, now=time.monotonic())
         self._actor = Actor(self.rules, self._commit, self._perform, may_wait=_may_wait)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
-        self._heads = HeadWriter(store, federation)
+        self._heads = HeadWriter(store, federation, partial(transport.publish, topology.GLOBAL, ""))
         self._subscriptions: list[Subscription] = []
         self._sites: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="aggregator", daemon=True)
@@ -302,7 +302,7 @@ class AggregatorService:
             case events.PutHead():
                 self._heads.put(self._head(effect))
             case events.AnnounceHead():
-                self._transport.publish(topology.GLOBAL, "", self._heads.newest)
+                self._heads.announce()
             case events.Reissue(registry=registry, version=version):
                 self._follow_registry(registry)
                 self._submit(self._merges, self._reissue, version, registry, self._record, self._spec_record)

@@ -6,6 +6,7 @@ import threading
 
 from aggregator.heads import HeadWriter
 from broker.memory_blobs import MemoryBlobs
+from protocol.errors import StoreError
 
 
 class Slow(MemoryBlobs):
@@ -16,6 +17,12 @@ class Slow(MemoryBlobs):
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.put: list[bytes] = []
+        self.announced: list[tuple[bytes, list[bytes]]] = []
+        self.told = threading.Event()
+
+    def tell(self, head: bytes) -> None:
+        self.announced.append((head, list(self.put)))
+        self.told.set()
 
     def put_head(self, name: str, data: bytes) -> None:
         self.entered.set()
@@ -27,7 +34,7 @@ class Slow(MemoryBlobs):
 def held_up() -> tuple[Slow, HeadWriter]:
     """A writer that is putting `first` while `second` and `third` come."""
     store = Slow()
-    writer = HeadWriter(store, "federation")
+    writer = HeadWriter(store, "federation", store.tell)
     writer.put(b"first")
     assert store.entered.wait(10)
     writer.put(b"second")
@@ -48,3 +55,27 @@ def test_whoever_was_fenced_does_not_put_what_still_waits() -> None:
     opened.start()
     writer.close(put=False)
     assert store.put == [b"first"]
+
+
+def test_a_head_is_announced_only_after_it_was_put() -> None:
+    store, writer = held_up()
+    writer.announce()
+    assert not store.announced
+    store.gate.set()
+    assert store.told.wait(10)
+    writer.close(put=True)
+    assert store.announced == [(b"third", [b"first", b"third"])]
+
+
+def test_a_head_is_announced_although_the_store_is_away() -> None:
+    class Away(Slow):
+        def put_head(self, name: str, data: bytes) -> None:
+            raise StoreError("the store is away")
+
+    store = Away()
+    writer = HeadWriter(store, "federation", store.tell)
+    writer.put(b"head")
+    writer.announce()
+    assert store.told.wait(10)
+    writer.close(put=False)
+    assert store.announced == [(b"head", [])]
