@@ -32,6 +32,7 @@ from protocol import topology
 from protocol.codec import unpack
 from protocol.keys import Role
 from protocol.messages import Kind, RunState
+from tests.simulation.centre import product_digest
 from tests.simulation.surroundings import Delivery, read_back, require, sha256
 from worker import events as worker
 
@@ -289,7 +290,8 @@ def reckon(world: World) -> None:
 
     The journal: versions are contiguous and chain; members are exactly the updates called merged, each once; nothing is
     journalled or parked, and nothing is pending at all if the run has ended; the ledger's chain holds and has one entry
-    per journalled update, per version and per other end; the stored weights follow from the journal (`audit`).
+    per journalled update, per version and per other end; the stored weights follow from the journal (`audit`), and with
+    them every version replays to its digest.
 
     Towards the sites: the outbox is empty; every update whose publish was confirmed is in the journal (or was refused
     with a receipt, or is a dead letter of a revoked site); every final state's receipt reached its site; every worker
@@ -316,6 +318,7 @@ def reckon(world: World) -> None:
         allowed = UpdateState(row.state).final or row.state in pending or forgotten
         require(allowed, "at the end update", id.hex()[:4], "of", site, "is", row.state)
     _check_ledger(history, rows, entries, numbers)
+    _check_replay(history)
     require(waiting == 0, "the outbox is empty at the end")
     _check_receipts(world, rows)
     _check_workers(world, rows)
@@ -341,12 +344,21 @@ def _check_ledger(history: History, rows: dict[Key, Any], entries: list[Any], nu
     require(sorted(told) == sorted(final), "the ledger tells the end of every update once")
 
 
+def _check_replay(history: History) -> None:
+    digest = sha256(b"version 0")
+    for plan, stored in history.plans():
+        require(plan.parent == digest, "version", plan.version, "follows from the one before")
+        contents = [read_back(history.envelope(member.id))["content"] for member in plan.members]
+        digest = product_digest(digest, plan, contents)
+        require(digest == stored, "version", plan.version, "replays to the same digest")
+
+
 def _check_receipts(world: World, rows: dict[Key, Any]) -> None:
     witness = world.witness
     members_now = {participant.name for participant in world.registry.members(Role.SITE)}
     for key in witness.confirmed:
         if key[0] not in members_now:
-            continue  # what a revoked site sent last may wait in a queue that nobody reads
+            continue  # what a revoked site sent last, and what it is told, may wait in queues that nobody reads
         refused = any(m["outcome"] == "rejected" for m in witness.received.get(key, ()))
         # Refused under a used sequence, and then forgotten because the machine went back to an older backup again.
         forgotten = key in witness.reused and witness.sites.get(key[0], Site()).restores > 0
@@ -354,7 +366,7 @@ def _check_receipts(world: World, rows: dict[Key, Any]) -> None:
         require(known, "what the broker confirmed is known:", key[0], key[1].hex()[:4])
     for key, row in rows.items():
         state = UpdateState(row.state)
-        if state.final:
+        if state.final and key[0] in members_now:
             said = [(m["outcome"], m["version"]) for m in witness.received.get(key, ())]
             told = (OUTCOME[state].value, row.version)
             require(told in said, "a receipt", told, "reached", key[0], "for", key[1].hex()[:4], "not only", said)

@@ -13,7 +13,7 @@ import random
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -69,6 +69,8 @@ class Parts:
     """Rewrites the definitions of the aggregator's tables."""
     faults: tuple[str, ...] = ()
     """Faults that every seed has; the others come and go with the seed."""
+    often: tuple[str, ...] = ()
+    """Faults that every seed has six times as often as usual."""
     fuse: float | None = None
     """How often a turn is played with a fuse that kills the process at one of its next points; None: by the seed."""
 
@@ -118,17 +120,17 @@ class Counts:
 class World:
     """Everything there is under one seed."""
 
-    def __init__(self, seed: int, parts: Parts) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, parts: Parts, *, rules: RunRules | None = None) -> None:
+        """`rules`: those of the run; without any, the seed draws them."""
         self.parts = parts
         self.dice = random.Random(seed)
         self.counts = Counts()
         self.now = 1000.0
         self.faulty = True
         self.fuse = parts.fuse if parts.fuse is not None else self.dice.choice([0.03, 0.1, 0.3])
-        self.faults = {name for name in FAULTS if self.dice.random() < 0.5} | set(parts.faults)
+        self.faults = {name for name in FAULTS if self.dice.random() < 0.5} | {*parts.faults, *parts.often}
         self.beginners = self.dice.choice([1, 2, 2, 3])
-        self.rules = self._rules()
+        self.rules = rules or self._rules()
         self.evaluate = self.dice.random() < 0.4
         self.store = Store()
         self.broker = Broker(limit=self.dice.choice([3, 6, 20]))
@@ -236,6 +238,11 @@ class World:
         everybody = [*self.centres, *self.hospitals.values(), *self.scripts, self.operator]
         return [process for process in everybody if process.alive]
 
+    def _taking_part(self) -> list[Process]:
+        """Everybody whose work the end waits for; who is revoked tries to send for ever."""
+        revoked = set() if self.faulty else self._revoked()
+        return [process for process in self.processes() if process.name not in revoked]
+
     def _light_fuse(self, process: Process, probability: float) -> None:
         if "fuse" in self.faults and self.chance(probability):
             process.fuse = self.dice.randrange(12)
@@ -261,7 +268,7 @@ class World:
     def _choices(self) -> list[Action]:
         choices: list[Action] = []
         consumers: dict[str, list[Process]] = {}
-        for process in self.processes():
+        for process in self._taking_part():
             if process.mailbox:
                 choices.append((4.0, f"{process.name}: turn", lambda p=process: self._turn(p)))
             elif not isinstance(process, Script | Operator):
@@ -312,7 +319,7 @@ class World:
     def _pass_time(self) -> None:
         deadlines = [
             deadline
-            for process in self.processes()
+            for process in self._taking_part()
             if not isinstance(process, Script | Operator) and (deadline := process.actor._rules.deadline()) is not None
         ]
         due = min(deadlines, default=self.now + 60.0)
@@ -336,9 +343,9 @@ class World:
         }
         rates = {"takeover": 0.08, "restore": 0.2, "registry": 0.1, "command": 0.1, "noise": 0.15}
         return [
-            (rates.get(kind, 0.2), f"fault: {kind}", act)
+            (rates.get(kind, 0.2) * (6 if kind in self.parts.often else 1), f"fault: {kind}", act)
             for kind, act in kinds.items()
-            if kind in self.faults and everybody and sites
+            if kind in self.faults and (everybody if kind in ("crash", "takeover", "reconnect") else sites)
         ]
 
     def _kill(self, process: Process) -> None:
@@ -419,7 +426,7 @@ class World:
         # pull tells the sites.
         for seconds in (0.0, HEAD_EVERY, PULL_EVERY):
             self.now += seconds
-            require(self.play(6000, self._quiet), "everything comes to its end:", self._noisy())
+            require(self.play(1500, self._quiet), "everything comes to its end:", self._noisy())
 
     def _quiet(self) -> bool:
         busy = any(process.mailbox or process.jobs for process in self.processes() if isinstance(process, Centre))
@@ -427,19 +434,23 @@ class World:
 
     def _noisy(self) -> list[str]:
         """What is still under way, apart from what never ends."""
-        revoked = {entry.name for entry in self.registry.entries if entry.revoked is not None}
+        revoked = self._revoked()
         ignored = {topology.DEAD_LETTERS} | {topology.event_queue(site) for site in self.disks}
-        ignored |= {queue(site) for site in revoked for queue in (topology.in_queue, topology.down_queue)}
+        read_by_nobody = (topology.in_queue, topology.down_queue, topology.inbox_queue)
+        ignored |= {queue(site) for site in revoked for queue in read_by_nobody}
         queues = self.broker.queues.items()
         found = [f"{len(messages)} in {name}" for name, messages in queues if messages and name not in ignored]
         found += [f"{name} is down" for name, hospital in self.hospitals.items() if not hospital.alive]
         found += [] if len(self.centres) == 1 else [f"{len(self.centres)} aggregators"]
-        members = [process for process in self.processes() if process.name not in revoked]
+        members = self._taking_part()
         found += [f"{process.name}: {what}" for process in members for what in self._business(process)]
         if not found:  # asked last, because it reads the databases
             sites = [process for process in members if isinstance(process, Hospital | Script)]
             found += [f"{process.name} has something to send" for process in sites if not process.idle]
         return found
+
+    def _revoked(self) -> set[str]:
+        return {entry.name for entry in self.registry.entries if entry.revoked is not None}
 
     def _business(self, process: Process) -> list[str]:
         found = [f"mailbox: {type(event).__name__}" for event in process.mailbox]
@@ -455,8 +466,7 @@ class World:
     def end(self) -> None:
         """The operator ends or pauses the run."""
         command = self.dice.choice(["stop", "stop", "abort", "pause"])
-        if self.witness.state == RunState.RUNNING or command != "pause":
-            self.command(command)
+        self.command(command)
 
 
 @cache
@@ -515,14 +525,9 @@ def _acts(world: World) -> None:
     world.command("resume")
     reached = world.witness.version + 1
     ended = (RunState.STOPPED, RunState.ABORTED)
-    went_on = world.play(3000, lambda: world.witness.version >= reached or world.witness.state in ended)
+    went_on = world.play(1500, lambda: world.witness.version >= reached or world.witness.state in ended)
     require(went_on, "the run gets on once faults have stopped; version", world.witness.version)
     world.play(dice.randint(0, 60))
     world.end()
     world.drain()
     reckon(world)
-
-
-def with_faults(parts: Parts, *faults: str) -> Parts:
-    """The same parts in a world that always has these faults."""
-    return replace(parts, faults=(*parts.faults, *faults))
