@@ -26,7 +26,7 @@ GOAL = 0.95
 FASTEST_S, QUICK_S = 0.5, 0.15
 SLOWEST = 5.0
 """How many times longer the slowest hospital takes than the fastest."""
-LENGTH = 60
+LENGTH = 65
 """The asynchronous training goes on for this many updates of the fastest hospital, so that one sees where it ends."""
 PATIENCE = 300
 """After this many updates of the fastest hospital without reaching the goal, something is wrong."""

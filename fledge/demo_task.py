@@ -23,7 +23,7 @@ Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Weights = dict[str, NDArray[np.float32]]
 
-HIDDEN = 64
+HIDDEN = 128
 STEPS = 10
 BATCH = 32
 RATE = 0.1
