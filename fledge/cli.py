@@ -22,12 +22,20 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Option("--config", help="The aggregator's configuration file.")]
 RunDirectory = Annotated[Path, typer.Option("--run", help="The directory that `fledge init-run` made.")]
 
+TRAIN_EXTRA = ("torch", "monai", "sklearn", "safetensors")
+"""What an aggregator runs without."""
+
 
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code: 2 configuration, 3 fenced, else 1."""
     try:
         app()
-    except FledgeError as error:
+    except (FledgeError, ModuleNotFoundError) as error:
+        missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        if isinstance(missing, ModuleNotFoundError) and missing.name in TRAIN_EXTRA:
+            error = ConfigError(f"this needs {missing.name}; install it with: pip install 'fledge-fl[train]'")
+        if not isinstance(error, FledgeError):
+            raise
         _complain(str(error))
         raise SystemExit(exit_code(error)) from None
     except KeyboardInterrupt:
@@ -133,8 +141,10 @@ def aggregator(
     config: Config = Path("aggregator.toml"),
 ) -> None:
     """Serve a run: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
+    from fledge.allocator import return_large_blocks
     from fledge.bootstrap import open_aggregator, stopped_by_signals
 
+    return_large_blocks()
     with open_aggregator(config, run) as service, stopped_by_signals(service.stop):
         service.start()
         service.join()
@@ -146,9 +156,11 @@ def worker(
     kit: Annotated[Path | None, typer.Option(help="The site's kit: a folder that holds worker.toml.")] = None,
 ) -> None:
     """Train at a site whenever there is something to train."""
+    from fledge.allocator import return_large_blocks
     from fledge.bootstrap import open_worker, stopped_by_signals
     from fledge.federation import WORKER_TOML
 
+    return_large_blocks()
     path = config if kit is None else kit / WORKER_TOML
     with open_worker(path) as service, stopped_by_signals(service.stop):
         service.start()

@@ -21,7 +21,6 @@ from worker.trainers import spec_and_payload
 RUN_TOML = "run.toml"
 INITIAL = "initial.safetensors"
 SPEC = "spec.bin"
-_TRAINING = ("torch", "monai", "sklearn", "safetensors")
 
 _RUN = """\
 # A run. Every key shows its value; what is commented out is off or follows from the rest.
@@ -70,7 +69,7 @@ def init_run(
     config = RunConfig.model_validate({**(settings.model_dump() if settings else {}), "name": name})
     strategy(config.strategy.name, **config.strategy.parameters)
     text = render(config)
-    spec, payload = _model(factory, options or {})
+    spec, payload = spec_and_payload(load_trainer(factory, options or {}, Path.cwd()))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
@@ -83,18 +82,6 @@ def init_run(
     except OSError as error:
         raise ConfigError(f"{directory}: {error.strerror or error}; name a directory that can be written") from error
     return spec
-
-
-def _model(factory: str, options: Mapping[str, Any]) -> tuple[ModelSpec, Iterator[bytes]]:
-    try:
-        return spec_and_payload(load_trainer(factory, options, Path.cwd()))
-    except ConfigError as error:
-        cause = error.__cause__
-        if isinstance(cause, ModuleNotFoundError) and cause.name in _TRAINING:
-            raise ConfigError(
-                f"{factory} needs {cause.name}; install it with: pip install 'fledge-fl[train]'"
-            ) from error
-        raise
 
 
 def load_run(directory: Path) -> RunConfig:

@@ -203,6 +203,36 @@ def test_garbage_is_collected_only_where_a_run_says_what_is_needed(place: Path) 
     assert kept.returncode == 0, kept.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "library"),
+    [
+        (["init-run", "mytask:model", "-o", "run"], "torch"),
+        (["init-run", TRAINER, "-o", "run", "--option", "seed=1", "--option", "hospitals=2"], "sklearn"),
+        (["demo", "--quick"], "sklearn"),
+    ],
+)
+def test_a_training_library_that_is_missing_is_named_with_the_extra_that_has_it(
+    tmp_path: Path, arguments: list[str], library: str
+) -> None:
+    (tmp_path / "mytask.py").write_text("import torch\n")
+    program = f"""
+import sys
+class Uninstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "monai", "sklearn", "safetensors"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Uninstalled())
+sys.argv = ["fledge", *{arguments!r}]
+from fledge.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"needs {library}" in complaint(done)
+    assert "[train]" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["mytask.py"]
+
+
 def test_logs_never_hold_secrets() -> None:
     event = {
         "event": "connecting",
