@@ -120,7 +120,7 @@ class AggregatorService:
         self._record = self.journal.version_record(snapshot.version)
         self._spec_record = self.journal.spec_record()
         self.rules = AggregatorRules(opened.rules, snapshot, new_id=_new_id, now=time.monotonic())
-        self._actor = Actor(self.rules, self._commit, self._perform, may_wait=_may_wait)
+        self._actor = Actor(self.rules, self._commit, self._perform, may_wait=may_wait)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
         self._heads = HeadWriter(store, federation, partial(transport.publish, topology.GLOBAL, ""))
         self._subscriptions: list[Subscription] = []
@@ -418,8 +418,8 @@ class AggregatorService:
         )
 
 
-def _may_wait(write: Any) -> bool:
-    """Lost confirms are published again, lost admissions done again."""
+def may_wait(write: Any) -> bool:
+    """Whether a write may share the commit after next: lost confirms are published again, lost admissions done again."""
     return isinstance(write, events.RemoveSent) or (
         isinstance(write, events.SetState) and write.state == UpdateState.VALIDATED
     )

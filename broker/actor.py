@@ -103,8 +103,7 @@ class Actor:
         """Loop on the calling thread; an error from the journal or an effect ends it and is raised."""
         self.turn([])
         while True:
-            times = [self._rules.deadline(), self._held_until if self._held else None]
-            deadline = min((at for at in times if at is not None), default=None)
+            deadline = self.deadline()
             timeout = None if deadline is None else max(0.0, deadline - self._clock())
             events = self.mailbox.take(timeout)
             if events is None:
@@ -112,6 +111,11 @@ class Actor:
                     self._commit(self._held)
                 return
             self.turn(events)
+
+    def deadline(self) -> float | None:
+        """When the next turn is due though nothing has happened."""
+        times = [self._rules.deadline(), self._held_until if self._held else None]
+        return min((at for at in times if at is not None), default=None)
 
     def turn(self, events: Sequence[Any]) -> None:
         """Step the rules through `events` and a tick, commit once, then carry out the effects.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aggregator import events
 from aggregator.letters import addressee
 from aggregator.plan import MergePlan, Product
+from aggregator.service import may_wait
 from protocol import topology
 from protocol.keys import Role
 from protocol.messages import Evaluation
@@ -90,7 +91,7 @@ class Centre(Process):
         self.record = self.journal.version_record(snapshot.version)
         self.spec_record = self.journal.spec_record()
         self.rules = parts.rules(world.rules, snapshot, new_id=world.new_id, now=world.now)
-        self.actor = parts.actor(self.rules, self.commit, self.perform, clock=lambda: world.now)
+        self.actor = parts.actor(self.rules, self.commit, self.perform, may_wait=may_wait, clock=lambda: world.now)
         self.mailbox = [events.Started()]
         self.subscribe()
 
@@ -207,6 +208,10 @@ class Centre(Process):
                     f"reissue {version} for registry {registry.version}",
                     partial(self.reissue, version, registry, self.record, self.spec_record),
                 )
+            case events.Ended():
+                pass
+            case _:
+                raise TypeError(f"the simulated aggregator does not know {effect}")
 
     def hand_over(self, row: int) -> None:
         """Give an outbox row to the relay."""

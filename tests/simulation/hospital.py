@@ -141,6 +141,8 @@ class Hospital(Process):
                 self.alarms.append(event)
             case events.Report() | events.Settled():
                 pass
+            case _:
+                raise TypeError(f"the simulated worker does not know {effect}")
 
     def confirmed(self, row: int) -> Any:
         """The broker has this row."""

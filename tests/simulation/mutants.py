@@ -42,7 +42,7 @@ class EffectsFirst(Actor):
                 if isinstance(effect, self.early):
                     self._perform(effect)
             writes = [write for step in steps for write in step.writes]
-            events = self._commit(writes) if writes else ()
+            events = self._write(writes)
             for effect in effects:
                 if not isinstance(effect, self.early):
                     self._perform(effect)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 200
 BATCH = 20
 ARRIVALS = 12
-MUTANT_SEEDS = 60
+MUTANT_SEEDS = 200
 RARE_SEEDS = 600
 LONG_SEEDS = 10_000
 

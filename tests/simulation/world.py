@@ -272,7 +272,7 @@ class World:
             if process.mailbox:
                 choices.append((4.0, f"{process.name}: turn", lambda p=process: self._turn(p)))
             elif not isinstance(process, Script | Operator):
-                deadline = process.actor._rules.deadline()
+                deadline = process.actor.deadline()
                 if deadline is not None and deadline <= self.now:
                     choices.append((4.0, f"{process.name}: tick", process.turn))
             if process.jobs:
@@ -320,7 +320,7 @@ class World:
         deadlines = [
             deadline
             for process in self._taking_part()
-            if not isinstance(process, Script | Operator) and (deadline := process.actor._rules.deadline()) is not None
+            if not isinstance(process, Script | Operator) and (deadline := process.actor.deadline()) is not None
         ]
         due = min(deadlines, default=self.now + 60.0)
         self.now = due if due > self.now else self.now + self.dice.random()
@@ -459,8 +459,10 @@ class World:
         if isinstance(process, Centre):
             # What waits for a chunk of a site that has forgotten the update waits until the run goes on.
             found += ["tries an update again" for at in process.rules._retry_at.values() if at < math.inf]
-        if not isinstance(process, Script | Operator) and (process.actor._rules.deadline() or self.now + 1) <= self.now:
+        if not isinstance(process, Script | Operator) and (process.actor.deadline() or self.now + 1) <= self.now:
             found.append("a deadline has passed")
+        if isinstance(process, Centre | Hospital) and process.actor._held:
+            found.append("holds back a commit")
         return found
 
     def end(self) -> None:
