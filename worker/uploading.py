@@ -16,6 +16,9 @@ from worker.events import Resealed, Sealed, SendingFailed, UpdateRow, Uploaded
 from worker.sealing import reseal
 from worker.spool import Spool
 
+_PARALLEL = 3
+"""Chunks on their way at once; each is in memory, beside a training that has its own."""
+
 
 class Uploader:
     """Answers `Upload` and `Reseal`."""
@@ -52,7 +55,8 @@ class Uploader:
             self._store.put(self._key(name), self._spool.get(name))
             crash_point("worker.uploading")
         if rest and not anew:
-            upload(self._store, [(self._key(name), partial(self._spool.get, name)) for name in rest])
+            chunks = [(self._key(name), partial(self._spool.get, name)) for name in rest]
+            upload(self._store, chunks, parallel=_PARALLEL)
         self._log.info("upload.done", update=row.id.hex()[:8])
         crash_point("worker.uploaded")
         return Uploaded(row=row.row)
