@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,18 +110,7 @@ class AggregatorService:
         self._merges = ThreadPoolExecutor(1, thread_name_prefix="aggregator merge")
         self.records = Records(federation, config.name, identity, self._store, self._io)
         self.journal = Journal(None if state is None else state / "aggregator.db", self._seal)
-        opened = open_run(config, self.journal, self.records, registry_record, root, genesis)
-        self.spec, self._strategy, self.registry = opened.spec, opened.strategy, opened.registry
-        self._registry_digest = record_digest(opened.registry_record)
-        self._intake = Intake(federation, identity, self.registry, self.records.opened)
-        self._production = Production(
-            self.records, self.spec, self._strategy, self._cipher, average=config.release_decay > 0
-        )
-        snapshot = self.journal.load(self.registry)
-        self._record = self.journal.version_record(snapshot.version)
-        self._spec_record = self.journal.spec_record()
-        self.rules = AggregatorRules(opened.rules, snapshot, new_id=_new_id, now=time.monotonic())
-        self._actor = Actor(self.rules, self._commit, self._perform, may_wait=may_wait)
+        self._open(registry_record, genesis)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
         self._heads = HeadWriter(store, federation, partial(transport.publish, topology.GLOBAL, ""))
         self._subscriptions: list[Subscription] = []
@@ -130,6 +120,22 @@ class AggregatorService:
         self._error: BaseException | None = None
         self.ended = threading.Event()
         """Set when the run has ended by itself or by command."""
+
+    def _open(self, registry_record: bytes, genesis: Genesis | None) -> None:
+        """Open the run and build the rules from what the journal remembers of it."""
+        config = self._config
+        opened = open_run(config, self.journal, self.records, registry_record, self._root, genesis)
+        self.spec, self._strategy, self.registry = opened.spec, opened.strategy, opened.registry
+        self._registry_digest = record_digest(opened.registry_record)
+        self._intake = Intake(self._federation, self._identity, self.registry, self.records.opened)
+        self._production = Production(
+            self.records, self.spec, self._strategy, self._cipher, average=config.release_decay > 0
+        )
+        snapshot = self.journal.load(self.registry)
+        self._record = self.journal.version_record(snapshot.version)
+        self._spec_record = self.journal.spec_record()
+        self.rules = AggregatorRules(opened.rules, snapshot, new_id=_new_id, now=time.monotonic())
+        self._actor = Actor(self.rules, self._commit, self._perform, may_wait=may_wait)
 
     # ---- life
 
@@ -419,7 +425,7 @@ class AggregatorService:
 
 
 def may_wait(write: Any) -> bool:
-    """Whether a write may share the commit after next: lost confirms are published again, lost admissions done again."""
+    """Whether a write may share a later commit: lost confirms are published again, lost admissions done again."""
     return isinstance(write, events.RemoveSent) or (
         isinstance(write, events.SetState) and write.state == UpdateState.VALIDATED
     )
@@ -427,18 +433,7 @@ def may_wait(write: Any) -> bool:
 
 def _rebind(spec_record: bytes, registry: int, body: bytes) -> bytes:
     """A version record's body under a newer registry."""
-    old = decode(Version, body, limits.BODY)
-    return version_body(
-        Version(
-            parent=old.parent,
-            spec_record=spec_record,
-            updates_per_base=old.updates_per_base,
-            max_staleness=old.max_staleness,
-            evaluate=old.evaluate,
-            task=old.task,
-            registry=registry,
-        )
-    )
+    return version_body(replace(decode(Version, body, limits.BODY), spec_record=spec_record, registry=registry))
 
 
 def _new_id() -> bytes:
