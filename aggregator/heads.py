@@ -50,6 +50,7 @@ class HeadWriter:
         with self._changed:
             self._closed = True
             self._waiting = self._waiting and put
+            self._to_announce = self._to_announce and put
             self._changed.notify()
         self._thread.join(_AGAIN)
 

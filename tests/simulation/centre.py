@@ -67,6 +67,7 @@ class Centre(Process):
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
         self.newest_head = b""
+        self.head_to_put = self.head_to_announce = False
         self.seals = 0
 
     def start(self) -> None:
@@ -197,11 +198,11 @@ class Centre(Process):
             case events.PutHead():
                 self.newest_head = self.head(effect)
                 world.witness.head_signed(self.newest_head)
-                if not any(job.label == "put the head" for job in self.jobs):
-                    self.job("put the head", self.put_head)
+                self.head_to_put = True
+                self.begin_head()
             case events.AnnounceHead():
-                if not world.chance(0.2):
-                    world.broker.publish(topology.GLOBAL, "", self.newest_head)
+                self.head_to_announce = True
+                self.begin_head()
             case events.Reissue(registry=registry, version=version):
                 self.follow(registry)
                 self.answer(
@@ -257,12 +258,20 @@ class Centre(Process):
             }
         )
 
+    def begin_head(self) -> None:
+        """Wake the head writer."""
+        if not any(job.label == "put the head" for job in self.jobs):
+            self.job("put the head", self.put_head)
+
     def put_head(self) -> bool:
-        """The head writer's turn: the newest head wins, a store that is away is tried again."""
-        if self.world.chance(0.2):
-            return False
-        self.world.store.head = self.newest_head
-        return True
+        """The head writer's turn: the newest head wins, a store that is away is tried again, then it is announced."""
+        away = self.head_to_put and self.world.chance(0.2)
+        if self.head_to_put and not away:
+            self.world.store.head = self.newest_head
+        if self.head_to_announce and not self.world.chance(0.2):
+            self.world.broker.publish(topology.GLOBAL, "", self.newest_head)
+        self.head_to_put, self.head_to_announce = away, False
+        return not away
 
     def follow(self, registry: Registry) -> None:
         """Consume the queues of new sites, name the registry in heads."""
