@@ -99,16 +99,14 @@ class BoundedPool(PoolManager):
 
     def read(self, response: BaseHTTPResponse, limit: int) -> bytes:
         """The body, or its first `limit` + 1 bytes or a little more if it is longer; never decompressed."""
-        pieces = []
-        size = 0
-        while size <= limit:
+        body = bytearray()  # one block, where pieces kept until the end would leave the heap full of holes
+        while len(body) <= limit:
             self.check_deadline()
-            piece = response.read(min(_PIECE, limit + 1 - size), decode_content=False)
+            piece = response.read(min(_PIECE, limit + 1 - len(body)), decode_content=False)
             if not piece:
                 break
-            pieces.append(piece)
-            size += len(piece)
-        return b"".join(pieces)
+            body += piece
+        return bytes(body)
 
 
 # A server that refuses a large body answers and closes while it is still being sent. urllib3 then reads the answer

@@ -110,6 +110,11 @@ def _put_unless_there(store: BlobStore, key: str, load: Callable[[], bytes | mem
             return None
     except Forbidden:  # an identity that may put but not look: putting again is harmless
         pass
+    return _put(store, key, load)
+
+
+def _put(store: BlobStore, key: str, load: Callable[[], bytes | memoryview]) -> int:
+    # A frame of its own: the caller's is kept by the error that told of the missing object until garbage is collected.
     data = load()
     store.put(key, data)
     return len(data)

@@ -16,9 +16,6 @@ from worker.events import Resealed, Sealed, SendingFailed, UpdateRow, Uploaded
 from worker.sealing import reseal
 from worker.spool import Spool
 
-_PARALLEL = 3
-"""Chunks on their way at once; each is in memory, beside a training that has its own."""
-
 
 class Uploader:
     """Answers `Upload` and `Reseal`."""
@@ -56,7 +53,7 @@ class Uploader:
             crash_point("worker.uploading")
         if rest and not anew:
             chunks = [(self._key(name), partial(self._spool.get, name)) for name in rest]
-            upload(self._store, chunks, parallel=_PARALLEL)
+            upload(self._store, chunks)
         self._log.info("upload.done", update=row.id.hex()[:8])
         crash_point("worker.uploaded")
         return Uploaded(row=row.row)
