@@ -433,6 +433,69 @@ def test_a_site_that_fell_silent_no_longer_counts_for_the_buffer() -> None:
     assert len(desk.only(events.Merge).plan.members) == 2
 
 
+@pytest.mark.parametrize("sign", ["event", "evaluation", "update"])
+def test_an_event_an_evaluation_or_an_update_is_a_sign_of_life(sign: str) -> None:
+    desk = Desk(chosen=strategy("fedbuff", buffer=4, updates_per_base=2), heartbeat=10.0)
+    desk.validate("alpha")
+    desk.validate("alpha")
+    due = desk.rules.deadline()
+    assert due is not None
+    desk.now = due - 1.0
+    if sign == "event":
+        assert desk.turn(events.SiteSeen(delivery="event", site="beta")) == [events.Settle(delivery="event")]
+    elif sign == "evaluation":
+        desk.evaluate("beta", 0, 0.5)
+    else:
+        desk.arrive(desk.notice("beta", run="another"))
+    desk.turn(seconds=1.0)
+    assert desk.some(events.Merge) == []
+
+
+def test_a_member_that_makes_the_result_overflow_is_refused_and_the_others_are_merged() -> None:
+    desk = Desk(max_wait=10.0)
+    huge, good = desk.validate("alpha"), desk.validate("beta")
+    plan = desk.only(events.Merge).plan
+    desk.turn(events.MergeFailed(plan=plan, reason="does_not_fit", bad=huge.id, reject=True))
+    assert desk.told() == [(huge.id, Outcome.REJECTED, "does_not_fit")]
+    desk.turn(seconds=10.0)
+    assert [member.id for member in desk.only(events.Merge).plan.members] == [good.id]
+
+
+def test_weights_take_into_account_what_earlier_versions_merged() -> None:
+    desk = Desk(chosen=strategy("fedbuff", buffer=1))
+    desk.validate("alpha", examples=30)
+    desk.merge()
+    desk.validate("beta", examples=10, base_version=1)
+    [member] = desk.only(events.Merge).plan.members
+    assert member.example_weight == pytest.approx(0.5)
+
+
+def test_an_ended_update_is_not_tried_again() -> None:
+    desk = Desk()
+    notice = desk.notice()
+    desk.arrive(notice)
+    desk.turn(events.NotAdmitted(id=notice.id, reason="store_away", retry=True))
+    desk.command("abort", 1)
+    assert desk.rules.deadline() == desk.now + HEAD_EVERY
+
+
+def test_the_ledger_tells_the_end_of_every_update_every_version_and_every_turn_of_the_run() -> None:
+    desk = Desk(chosen=strategy("fedbuff", buffer=1))
+    bad = desk.notice(run="another")
+    desk.arrive(bad)
+    entries = [(write.kind, write.entry) for write in desk.writes if isinstance(write, events.Audit)]
+    assert entries == [("update", {"id": bad.id, "site": "alpha", "state": "rejected", "reason": "wrong_run"})]
+    good = desk.validate()
+    plan = desk.merge()
+    [(kind, entry)] = [(write.kind, write.entry) for write in desk.writes if isinstance(write, events.Audit)]
+    digest = desk.product(plan).digest
+    assert (kind, entry) == ("version", {"version": 1, "digest": digest, "parent": GENESIS, "members": [good.id]})
+    desk.command("pause", 1)
+    kinds = [write.kind for write in desk.writes if isinstance(write, events.Audit)]
+    assert kinds == ["command", "run"]
+    assert desk.journal.broken_link() is None
+
+
 # ---- the run
 
 
@@ -631,6 +694,16 @@ def test_a_record_issued_for_a_registry_that_is_no_longer_in_force_is_issued_aga
     desk.turn(reissued(0, 3))
     assert desk.journal.version_record(0) == b"0 for 4"
     assert desk.only(events.Reissue).registry == desk.registry
+
+
+def test_records_that_could_not_be_issued_are_issued_after_a_while() -> None:
+    desk = Desk()
+    joined(desk, "gamma")
+    assert desk.turn(events.ReissueFailed()) == []
+    due = desk.rules.deadline()
+    assert due is not None
+    assert desk.turn(seconds=due - desk.now) == [events.Reissue(version=0, registry=desk.registry)]
+    assert desk.rules.deadline() == HEAD_EVERY
 
 
 def test_a_version_made_under_an_older_registry_is_issued_again() -> None:
