@@ -132,13 +132,12 @@ def _directory(out: Path | None) -> Iterator[Path]:
 def _logging_to(path: Path) -> Iterator[None]:
     """The screen belongs to the demo; what aggregator and workers say goes to a file."""
     before = structlog.get_config()
-    file = log.LogFile(path)
-    log.configure(file=file)
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
-        file.close()
+    with path.open("w", encoding="utf-8") as file:
+        log.configure(file=file)
+        try:
+            yield
+        finally:
+            structlog.configure(**before)
 
 
 def _cast(options: Options) -> Cast:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -38,30 +37,29 @@ def configure(*, verbose: bool = False, json_lines: bool | None = None, file: Te
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=target),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Steady(target))),
         cache_logger_on_first_use=False,
     )
     # Libraries log through the standard module; only what an operator should see passes.
     logging.basicConfig(level=logging.WARNING, stream=target, format="%(name)s: %(message)s")
 
 
-class LogFile(io.TextIOWrapper):
-    """A new file for logs. Threads that end late may still write to it after it was closed; that is dropped."""
+class Steady:
+    """A stream for logs that drops what cannot be written: a full disk or a closed pipe must not stop a service."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path.open("wb"), encoding="utf-8")
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def write(self, text: str, /) -> int:
-        """Append `text`."""
-        try:
-            return super().write(text)
-        except ValueError:
-            return len(text)
+        """Append `text`, or drop it."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
         """Hand what was written to the operating system."""
-        if not self.closed:
-            super().flush()
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -2,4 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
 pytest_plugins = ["tests.support.s3_fixtures", "tests.support.rabbit_fixtures"]
+
+
+@pytest.fixture(autouse=True)
+def log_configuration() -> Iterator[None]:
+    """A command run within a test sets up logging to the test's own streams, which are closed when it ends."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)

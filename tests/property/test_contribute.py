@@ -96,5 +96,6 @@ def test_noise_touches_every_shared_value_and_nothing_else(chosen: tuple[Arrays,
     formed = form(trainer, spec, base, exclude=excluded, filters=noisy, dice=np.random.default_rng(seed))
     assert formed.payload.startswith(spec.header)
     for name, values in formed.delta.items():
-        # The chance that a normal number is exactly 0 in float32 is about 2 in 10^8 for each.
-        assert not values.any() if name in excluded else np.count_nonzero(values) >= values.size - 1
+        # A float32 normal number is made from 23 random bits, so one in some millions is exactly 0.
+        zeros = values.size - np.count_nonzero(values)
+        assert not values.any() if name in excluded else zeros <= 1 + values.size // 100_000

@@ -248,9 +248,9 @@ def test_logs_never_hold_secrets() -> None:
 
 
 def test_a_log_file_takes_what_late_threads_still_say(tmp_path: Path) -> None:
-    file = log.LogFile(tmp_path / "demo.log")
-    file.write("first\n")
-    file.close()
-    file.write("late\n")
-    file.flush()
+    with (tmp_path / "demo.log").open("w") as file:
+        steady = log.Steady(file)
+        steady.write("first\n")
+    steady.write("late\n")
+    steady.flush()
     assert (tmp_path / "demo.log").read_text() == "first\n"

@@ -29,3 +29,19 @@ def test_a_traceback_shows_no_values_and_no_secrets(json_lines: bool) -> None:
     assert "train" in done.stderr
     assert "Jane Doe" not in done.stderr
     assert "hunter2" not in done.stderr
+
+
+def test_a_log_that_cannot_be_written_stops_nobody() -> None:
+    code = """
+import os, structlog
+from fledge import log
+reading, writing = os.pipe()
+os.close(reading)
+log.configure(json_lines=True, file=os.fdopen(writing, "w"))
+for number in range(3):
+    structlog.get_logger().info("said", number=number)
+
+os._exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (7, ""), done.stderr
