@@ -20,7 +20,7 @@ from tests.simulation.surroundings import Violation
 from tests.simulation.world import Parts, run
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = 200
+SEEDS = 240
 BATCH = 20
 ARRIVALS = 12
 MUTANT_SEEDS = 200
