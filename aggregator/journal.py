@@ -32,7 +32,7 @@ from aggregator.tables import (
     versions,
 )
 from aggregator.tables import evaluations as evaluations_table
-from broker.database import commit_error, open_database
+from broker.database import Prepared, commit_error, open_database
 from broker.outbox import OutboxRow
 from protocol.codec import encode
 from protocol.errors import Fenced, StateError
@@ -42,15 +42,16 @@ Seal = Callable[[events.Send], bytes]
 _RECENT = 16 * 1024 * 1024
 """Bytes of envelopes kept in memory between journalling and merge, so that they are not read back."""
 
-# Built once: making a statement costs SQLAlchemy more than carrying it out costs SQLite.
-_fence = select(lease.c.epoch)
-_last_hash = select(ledger.c.hash).order_by(ledger.c.number.desc()).limit(1)
-_add_entry = insert(ledger)
-_add_outgoing = insert(outbox)
-_remove_outgoing = delete(outbox).where(outbox.c.id == bindparam("sent"))
+_fence = Prepared(select(lease.c.epoch))
+_last_hash = Prepared(select(ledger.c.hash).order_by(ledger.c.number.desc()).limit(1))
+_add_entry = Prepared(insert(ledger), "kind", "entry", "hash")
+_add_outgoing = Prepared(insert(outbox), "id", "exchange", "key", "body")
+_remove_outgoing = Prepared(delete(outbox).where(outbox.c.id == bindparam("sent")))
 _set_run = update(run)
-_add_update = upsert(updates).on_conflict_do_nothing()
-_set_state = (
+_add_update = Prepared(
+    upsert(updates).on_conflict_do_nothing(), *(column.name for column in updates.columns if column.name != "order")
+)
+_set_state = Prepared(
     update(updates)
     .where(updates.c.id == bindparam("of"))
     .values(
@@ -149,18 +150,18 @@ class Journal(History):
         batch = self._batch
         self._flush_states(db)
         if batch.entries:
-            db.execute(_add_entry, batch.entries)
+            _add_entry.run_many(db, batch.entries)
         if batch.outgoing:
             rows = [{"id": r.id, "exchange": r.exchange, "key": r.key, "body": r.body} for r in batch.outgoing]
-            db.execute(_add_outgoing, rows)
+            _add_outgoing.run_many(db, rows)
         if batch.sent:
-            db.execute(_remove_outgoing, [{"sent": row} for row in batch.sent])
+            _remove_outgoing.run_many(db, [{"sent": row} for row in batch.sent])
         if batch.run:
             db.execute(_set_run, batch.run)
 
     def _flush_states(self, db: Connection) -> None:
         if self._batch.states:
-            db.execute(_set_state, self._batch.states)
+            _set_state.run_many(db, self._batch.states)
             self._batch.states = []
 
     def _transaction(self) -> Any:
@@ -188,7 +189,7 @@ class Journal(History):
             "norm": 0.0,
             "version": 0,
         }
-        result = db.execute(_add_update, values)
+        result = _add_update.run(db, values)
         if result.rowcount == 0:
             return self._known(write, db)
         order = int(result.lastrowid)
@@ -338,7 +339,7 @@ class Journal(History):
     def _chain(self, db: Connection, kind: str, entry: Any) -> None:
         batch = self._batch
         if batch.last_hash is None:
-            batch.last_hash = db.scalar(_last_hash) or b""
+            batch.last_hash = _last_hash.run(db).scalar() or b""
         packed = encode(dict(entry))
         batch.last_hash = ledger_hash(batch.last_hash, kind, packed)
         batch.entries.append({"kind": kind, "entry": packed, "hash": batch.last_hash})
@@ -373,7 +374,7 @@ class _Fence:
 
     def __enter__(self) -> Connection:
         db: Connection = self._context.__enter__()
-        found = db.scalar(_fence)
+        found = _fence.run(db).scalar()
         if found != self._epoch:
             self._context.__exit__(None, None, None)
             raise Fenced(f"another aggregator (epoch {found}) has taken over from this one (epoch {self._epoch})")

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
-from broker.database import commit_error, open_database
+from broker.database import Prepared, commit_error, open_database
 from broker.outbox import OutboxRow, outbox_table
 from protocol.errors import StateError
 from protocol.messages import RunState
@@ -114,29 +114,31 @@ _receipts = Table(
 _outbox = outbox_table(_metadata)
 
 _run_names = [column.name for column in _runs.columns if column.name not in ("run", "record")]
-_note_version = upsert(_runs)
-_note_version = _note_version.on_conflict_do_update(
-    index_elements=[_runs.c.run], set_={name: _note_version.excluded[name] for name in (*_run_names, "record")}
-)
-_note_run = upsert(_runs)
-_note_run = _note_run.on_conflict_do_update(
-    index_elements=[_runs.c.run], set_={name: _note_run.excluded[name] for name in _run_names}
-)
+
+
+def _note(names: Sequence[str]) -> Prepared:
+    note = upsert(_runs)
+    note = note.on_conflict_do_update(index_elements=[_runs.c.run], set_={name: note.excluded[name] for name in names})
+    return Prepared(note, *(column.name for column in _runs.columns))
+
+
+_note_version = _note([*_run_names, "record"])
+_note_run = _note(_run_names)
 _note_registry = upsert(_registries).on_conflict_do_nothing()
 _forget_registries = delete(_registries).where(_registries.c.version < bindparam("below"))
-_note_head = update(_counters).values(head=bindparam("number"))
-_reserve = update(_counters).values(epoch=bindparam("new_epoch"), sequence=bindparam("new_sequence"))
-_add_update = insert(_updates)
+_note_head = Prepared(update(_counters).values(head=bindparam("number")))
+_reserve = Prepared(update(_counters).values(epoch=bindparam("new_epoch"), sequence=bindparam("new_sequence")))
+_add_update = Prepared(insert(_updates), *(column.name for column in _updates.columns))
 _replace_update = (
     update(_updates)
     .where(_updates.c.row == bindparam("of"))
     .values({name: bindparam(f"new_{name}") for name in ("epoch", "sequence", "chunks", "envelope", "key")})
 )
-_forget_update = delete(_updates).where(_updates.c.row == bindparam("of"))
-_add_receipt = upsert(_receipts).on_conflict_do_nothing()
+_forget_update = Prepared(delete(_updates).where(_updates.c.row == bindparam("of")))
+_add_receipt = Prepared(upsert(_receipts).on_conflict_do_nothing(), *(column.name for column in _receipts.columns))
 _add_message = insert(_outbox)
 _forget_message = delete(_outbox).where(_outbox.c.id == bindparam("of"))
-_record_of = select(_runs.c.record).where(_runs.c.run == bindparam("name"))
+_record_of = Prepared(select(_runs.c.record).where(_runs.c.run == bindparam("name")))
 _sealed_of = select(_updates.c.envelope, _updates.c.chunks, _updates.c.key).where(_updates.c.row == bindparam("of"))
 _envelope_of = select(_updates.c.envelope).where(_updates.c.row == bindparam("of"))
 _message_of = select(_outbox).where(_outbox.c.id == bindparam("of"))
@@ -209,15 +211,15 @@ class Journal:
 
     @_write.register
     def _(self, write: NoteVersion, connection: Connection) -> None:
-        connection.execute(_note_version, _run_values(write.row) | {"record": write.record})
+        _note_version.run(connection, _run_values(write.row) | {"record": write.record})
 
     @_write.register
     def _(self, write: NoteRun, connection: Connection) -> None:
-        connection.execute(_note_run, _run_values(write.row) | {"record": b""})
+        _note_run.run(connection, _run_values(write.row) | {"record": b""})
 
     @_write.register
     def _(self, write: NoteHead, connection: Connection) -> None:
-        connection.execute(_note_head, {"number": write.number})
+        _note_head.run(connection, {"number": write.number})
 
     @_write.register
     def _(self, write: NoteRegistry, connection: Connection) -> None:
@@ -226,13 +228,13 @@ class Journal:
 
     @_write.register
     def _(self, write: Reserve, connection: Connection) -> None:
-        connection.execute(_reserve, {"new_epoch": write.epoch, "new_sequence": write.sequence})
+        _reserve.run(connection, {"new_epoch": write.epoch, "new_sequence": write.sequence})
 
     @_write.register
     def _(self, write: AddUpdate, connection: Connection) -> None:
         row = write.row
-        connection.execute(
-            _add_update,
+        _add_update.run(
+            connection,
             {
                 "row": row.row,
                 "id": row.id,
@@ -263,8 +265,8 @@ class Journal:
     @_write.register
     def _(self, write: SettleUpdate, connection: Connection) -> None:
         row = write.row
-        connection.execute(
-            _add_receipt,
+        _add_receipt.run(
+            connection,
             {
                 "id": row.id,
                 "run": row.run,
@@ -278,7 +280,7 @@ class Journal:
                 "received": self._clock(),
             },
         )
-        connection.execute(_forget_update, {"of": row.row})
+        _forget_update.run(connection, {"of": row.row})
 
     @_write.register
     def _(self, write: AddMessage, connection: Connection) -> None:
@@ -325,7 +327,7 @@ class Journal:
         """The signed record of the newest version of `run`; empty before the first."""
         if run not in self._records:
             with self._begin() as connection:
-                found: bytes | None = connection.scalar(_record_of, {"name": run})
+                found: bytes | None = _record_of.run(connection, {"name": run}).scalar()
             self._records[run] = found or b""
         return self._records[run]
 
