@@ -140,6 +140,9 @@ class Witness:
 
     def _journalled(self, answer: Any) -> None:
         self._world.saw(f"journal: {type(answer).__name__}")
+        if isinstance(answer, events.Reused):
+            site = self.sites.get(answer.notice.site)
+            require(site is None or site.restores > 0, "only a restored site reuses a sequence:", answer.notice.site)
         if not isinstance(answer, events.Journalled):
             return
         notice = answer.notice

@@ -119,6 +119,7 @@ class Broker:
 
     def __init__(self, limit: int) -> None:
         self.queues: dict[str, list[bytes]] = {}
+        self.unbounded = {DEAD_LETTERS}
         self._dropping: set[str] = set()
         self._bindings: list[tuple[str, str, str]] = []
         self._limit = limit
@@ -137,8 +138,8 @@ class Broker:
     def publish(self, exchange: str, key: str, body: bytes) -> bool:
         """Whether the broker took the message: False when nothing is bound or a queue is full."""
         queues = [name for bound, with_key, name in self._bindings if (bound, with_key) == (exchange, key)]
-        full = [name for name in queues if name not in self._dropping and len(self.queues[name]) >= self._limit]
-        if not queues or (full and full != [DEAD_LETTERS]):
+        bounded = [name for name in queues if name not in self._dropping and name not in self.unbounded]
+        if not queues or any(len(self.queues[name]) >= self._limit for name in bounded):
             return False
         for name in queues:
             self.queues[name].append(body)

@@ -418,6 +418,8 @@ class World:
         self.faulty = False
         for process in self.processes():
             process.fuse = None
+        # Nobody reads what a revoked site is told; its queue must not fill up and hold the outbox for ever.
+        self.broker.unbounded |= {topology.inbox_queue(site) for site in self._revoked()}
         self.tell("calm")
 
     def drain(self) -> None:
