@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -23,13 +24,12 @@ def configure(*, verbose: bool = False, json_lines: bool | None = None, file: Te
     target = file or sys.stderr
     as_json = not target.isatty() if json_lines is None else json_lines
     renderer: Any = (
-        structlog.processors.JSONRenderer()
+        structlog.processors.JSONRenderer(serializer=_to_json)
         if as_json
         else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S", utc=as_json),
             *([_TRACEBACKS] if as_json else []),
@@ -60,6 +60,14 @@ class Steady:
         """Hand what was written to the operating system."""
         with suppress(OSError, ValueError):
             self._stream.flush()
+
+
+_ENCODER = json.JSONEncoder(default=repr)
+"""Made once: `json.dumps` makes one for every line when it is given a default."""
+
+
+def _to_json(event: Any, **_options: Any) -> str:
+    return _ENCODER.encode(event)
 
 
 def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
