@@ -6,6 +6,7 @@ After every step:
 - a final state never changes, and the transaction that sets it holds the receipt that says so;
 - a version follows the one before by one, from its digest; its members are validated at that moment, at most
   `updates_per_base` of a site, none merged before, none from the future, none too stale;
+- a record that counts as issued for a registry can be read by each of its sites, and so can the specification it names;
 - nothing is published that is not committed: receipts, announcements, heads;
 - an outbox row is removed only after the broker has had it;
 - only whoever took the database over last writes to it;
@@ -116,7 +117,8 @@ class Witness:
                         final[id] = state
                 case events.CommitVersion():
                     self._advanced(write)
-                case events.ReplaceRecord(record=record):
+                case events.ReplaceRecord(record=record, registry=number):
+                    self._readable(record, number)
                     self.records.add(record)
                 case events.Send(kind=Kind.RECEIPT, body=body, recipient=site):
                     receipts.setdefault(body.message, set()).add(body.outcome.value)
@@ -179,8 +181,21 @@ class Witness:
             per_site[member.site] = per_site.get(member.site, 0) + 1
         quota = self._world.rules.strategy.updates_per_base
         require(max(per_site.values()) <= quota, "at most", quota, "updates of a site in one version")
+        self._readable(write.product.record, plan.registry)
         self.version, self.digest = plan.version, write.product.digest
         self.records.add(write.product.record)
+
+    def _readable(self, record: bytes, number: int) -> None:
+        """A record that counts as wrapped for a registry is, and so is the specification it names."""
+        version = read_back(record)
+        spec = read_back(self._world.store.records[version["spec_record"]])
+        sites = self._sites_of(number) & self._sites_of(version["registry"])  # it may be wrapped for a newer one
+        readable = sites <= set(version["to"]) and sites <= set(spec["to"])
+        require(readable, "what is issued for registry", number, "is readable by all of", sorted(sites))
+
+    def _sites_of(self, number: int) -> set[str]:
+        [registry] = [registry for registry in self._world.registries.values() if registry.version == number]
+        return {participant.name for participant in registry.members(Role.SITE)}
 
     def acked(self, delivery: Delivery) -> None:
         """A process let go of a delivery."""

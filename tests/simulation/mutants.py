@@ -130,19 +130,6 @@ class SentWhenHandedOver(Centre):
         self.mailbox.append(events.Published(row=row))
 
 
-class Literal(Journal):
-    """Takes an update that its site sealed again for another one, because its bytes are others."""
-
-    def commit(self, writes: Sequence[Any]) -> list[Any]:
-        """Other bytes, other update."""
-        return [
-            events.Reused(delivery=answer.delivery, notice=answer.notice, highest_epoch=answer.notice.epoch)
-            if isinstance(answer, events.Duplicate) and self.envelope(answer.notice.id) != answer.notice.envelope
-            else answer
-            for answer in super().commit(writes)
-        ]
-
-
 # ---- the aggregator's rules
 
 
@@ -334,9 +321,3 @@ MUTANTS: dict[str, Parts] = {
     "worker: reused sequence ignored": Parts(worker_rules=Obstinate, often=("restore",)),
     "worker: published before uploaded": Parts(hospital=Eager),
 }
-
-RARE: dict[str, Parts] = {
-    # Needs a machine that goes back to a backup twice, with an update sealed again in between.
-    "an update sealed again is another one": Parts(journal=Literal, faults=("restore",)),
-}
-"""Mistakes that show in one seed out of a hundred."""

@@ -15,7 +15,7 @@ import pytest
 
 from aggregator import events
 from tests.simulation.arrivals import play
-from tests.simulation.mutants import MUTANTS, RARE
+from tests.simulation.mutants import MUTANTS
 from tests.simulation.surroundings import Violation
 from tests.simulation.world import Parts, run
 
@@ -24,7 +24,6 @@ SEEDS = 240
 BATCH = 20
 ARRIVALS = 12
 MUTANT_SEEDS = 200
-RARE_SEEDS = 600
 LONG_SEEDS = 10_000
 
 SIGHTS = (
@@ -106,9 +105,3 @@ def test_ten_thousand_seeds_hold() -> None:
     command = [sys.executable, "-m", "tests.simulation", "--seeds", str(LONG_SEEDS), "--processes", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", RARE)
-def test_a_mistake_that_shows_rarely_is_caught_in_the_long_run(name: str) -> None:
-    assert caught(RARE[name], RARE_SEEDS), f"the mutant {name!r} survived {RARE_SEEDS} seeds"

@@ -361,6 +361,8 @@ class World:
         self.tell(f"  {site} goes back to a backup")
         hospital.die()
         disk.restore()
+        if self.dice.random() < 0.5:
+            disk.backup = None  # the next one is made of the restored machine
         self.witness.restored(site)
 
     def _change_registry(self) -> None:
