@@ -72,7 +72,7 @@ class Witness:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._writer: Process | None = None
+        self.writer: Process | None = None
         self.version = 0
         self.digest = sha256(b"version 0")
         self.state = RunState.RUNNING
@@ -96,7 +96,7 @@ class Witness:
 
     def take_over(self, process: Process) -> None:
         """This process opened the journal; it alone may write from now on."""
-        self._writer = process
+        self.writer = process
 
     def begun(self, record: bytes) -> None:
         """Version 0 is stored."""
@@ -104,7 +104,7 @@ class Witness:
 
     def committed(self, process: Centre, writes: Any, answers: Any) -> None:
         """One transaction of the aggregator."""
-        require(process is self._writer, "only the aggregator that took over last commits, not", process.name)
+        require(process is self.writer, "only the aggregator that took over last commits, not", process.name)
         for answer in answers:
             self._journalled(answer)
         final: dict[bytes, UpdateState] = {}

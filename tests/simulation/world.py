@@ -291,7 +291,7 @@ class World:
             if not hospital.alive
         ]
         self.centres = [centre for centre in self.centres if centre.alive]
-        if not self.centres:
+        if self.witness.writer not in self.centres:
             choices.append((6.0, "an aggregator starts", self.start_centre))
         return choices + self._faults() if self.faulty else choices
 
@@ -445,7 +445,8 @@ class World:
         queues = self.broker.queues.items()
         found = [f"{len(messages)} in {name}" for name, messages in queues if messages and name not in ignored]
         found += [f"{name} is down" for name, hospital in self.hospitals.items() if not hospital.alive]
-        found += [] if len(self.centres) == 1 else [f"{len(self.centres)} aggregators"]
+        # One that was fenced and has nothing to commit learns of it when it next signs the head.
+        found += [] if any(centre is self.witness.writer for centre in self.centres) else ["no aggregator"]
         members = self._taking_part()
         found += [f"{process.name}: {what}" for process in members for what in self._business(process)]
         if not found:  # asked last, because it reads the databases
