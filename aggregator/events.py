@@ -339,6 +339,11 @@ class SetRun:
     elapsed: float
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Write nothing, but look at the fence: an idle aggregator that was taken over from has to notice, too."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetHead:
     """The head's number rose; the elapsed training time is noted with it."""

@@ -321,6 +321,10 @@ class Journal(History):
         self._batch.run |= {"state": write.state.value, "reason": write.reason, "elapsed": write.elapsed}
 
     @_write.register
+    def _(self, write: events.Look, db: Connection) -> None:
+        """The transaction itself looked."""
+
+    @_write.register
     def _(self, write: events.SetHead, db: Connection) -> None:
         self._batch.run |= {"head": write.number, "elapsed": write.elapsed}
 

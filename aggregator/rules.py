@@ -54,8 +54,7 @@ class AggregatorRules:
         self._standing = snapshot.standing
         self._evaluations = snapshot.evaluations
         self._counters = snapshot.counters
-        self._elapsed = snapshot.elapsed
-        self._resumed = now
+        self._elapsed, self._resumed = snapshot.elapsed, now
         self._liveness = Liveness(run.heartbeat, self._sites(), now)
         self._admitting: set[bytes] = set()
         self._retry_at: dict[bytes, float] = {}
@@ -96,6 +95,7 @@ class AggregatorRules:
                 self._writes.append(events.RemoveSent(row=row))
             case events.SiteSeen(delivery=delivery, site=site):
                 self._liveness.seen(site, now)
+                self._writes.append(events.Look())
                 self._effects.append(events.Settle(delivery=delivery))
             case events.EvaluationArrived():
                 self._evaluated(event)
