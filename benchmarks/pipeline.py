@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ _LABELS = {
 }
 
 
-def overhead(result: Result, task: Task) -> dict[str, float]:
+def overhead(result: Result) -> dict[str, float]:
     """Milliseconds a version after the warm-up, and seconds from the first process to the first local steps."""
     at = pipeline_events.commits(result.entries)
     versions = sorted(at)
@@ -92,15 +93,21 @@ def measure(task: Task, rounds: int, *, small: bool) -> list[dict[str, Any]]:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="fledge-pipeline-") as folder:
             work = Path(folder)
-            before = os.getloadavg()[0]
-            fsync = fsync_ms(work)
+            load, fsync, busy = os.getloadavg()[0], fsync_ms(work), _children_s()
             result = run(task, work, seconds=7200)
-            numbers: dict[str, Any] = dict(overhead(result, task) if small else size(result, task))
-            numbers["fsync p50 ms"] = fsync
-            numbers["load average before"] = before
+            numbers: dict[str, Any] = dict(overhead(result) if small else size(result, task))
+            numbers["processor s in all processes"] = _children_s() - busy
+            numbers["fsync p50 ms, before"] = fsync
+            numbers["fsync p50 ms, after"] = fsync_ms(work)
+            numbers["load average before"] = load
             numbers["warnings"] = pipeline_events.problems(result.entries)
             rows.append(numbers)
     return rows
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -119,15 +126,16 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def render(task: Task, rows: Sequence[dict[str, Any]]) -> str:
     """The table of one measurement."""
     model = f"{task.size_mb} MB" if task.size_mb else "2,410 parameters"
-    lines = [f"{model}, {task.sites} sites, {task.versions} versions, broker {task.broker}, store {task.store}"]
+    title = f"{model}, {task.sites} sites, {task.versions} versions, broker {task.broker}, store {task.store}"
     shown = {}
     for name, value in summary(rows).items():
-        label = f"{_LABELS.get(name.removesuffix(' s'), name.removesuffix(' s'))} s" if name.endswith(" s") else name
+        stage = _LABELS.get(name.removesuffix(" s"))
+        label = f"{stage} s" if stage else name
         shown[label] = (", ".join(value) or "none") if name == "warnings" else f"{value:10.3f}"
     if len(rows) > 1 and "ms a version" in rows[0]:
-        each = ", ".join(f"{row['ms a version']:.1f} (load {row['load average before']:.1f})" for row in rows)
-        shown["ms a version, each round"] = each
-    return "\n".join([*lines, table(shown)])
+        each = (f"{row['ms a version']:.1f} (load {row['load average before']:.1f})" for row in rows)
+        shown["ms a version, each round"] = ", ".join(each)
+    return f"{title}\n{table(shown)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
