@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 from tests.simulation.surroundings import Violation
@@ -15,7 +17,7 @@ from tests.simulation.world import LAST, Told, run
 def play(seed: int, last: int) -> Told | str:
     """What came of a seed, or what it broke and the last actions before."""
     try:
-        return run(seed, last=last)
+        return replace(run(seed, last=last), sights=Counter())
     except Violation as violation:
         return str(violation)
 
