@@ -94,6 +94,8 @@ class HeadSeen:
     delivery: Any
     head: Head
     wall: float
+    known: int = 0
+    """What is older than this was put back in the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +283,9 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullHead:
-    """Read the head from the store; the answer is `HeadSeen`."""
+    """Read the head from the store; the answer is `HeadSeen` with the same `known`: the newest number so far."""
+
+    known: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from broker.blobs import BlobStore
@@ -49,12 +50,12 @@ class Fetcher:
     def _read(self, effect: PullHead | FetchRegistry | FetchVersion) -> Any:
         reader = self._reader()
         match effect:
-            case PullHead():
+            case PullHead(known=known):
                 raw = self._store.get_head(reader.federation, limits.STORED_RECORD)
                 if raw is None:
                     self._log.info("head.not_there", federation=reader.federation)
                     return None
-                return reader.head(raw, self._clock())
+                return replace(reader.head(raw, self._clock()), known=known)
             case FetchRegistry():
                 return read_registry(self._record(effect.digest), self._root, reader.federation)
             case FetchVersion():

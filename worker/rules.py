@@ -196,7 +196,10 @@ class WorkerRules:
             self._decided.effects.append(Settle(delivery=event.delivery, what="head"))
         head = event.head
         if head.number < self._head:
-            self._alarm("head.went_back", number=head.number, seen=self._head)
+            # A message may come again, and a newer head may be announced while an older one is being pulled; but what
+            # is pulled may not be older than what was known before.
+            if head.number < event.known:
+                self._alarm("head.went_back", number=head.number, seen=self._head)
             return
         if event.wall > head.not_after + HEAD_TOLERANCE:
             self._alarm("head.stale", number=head.number, overdue_s=round(event.wall - head.not_after))
@@ -249,7 +252,7 @@ class WorkerRules:
         self._decided.writes.append(
             NoteRegistry(version=event.registry.version, digest=event.digest, record=event.record)
         )
-        self._decided.effects += [UseRegistry(registry=event.registry), PullHead()]
+        self._decided.effects += [UseRegistry(registry=event.registry), PullHead(known=self._head)]
 
     # ---- training
 
@@ -334,7 +337,7 @@ class WorkerRules:
         if now >= self._pull_at:
             self._pull_at = now + HEAD_EVERY
             self._pulled_at = now
-            self._decided.effects.append(PullHead())
+            self._decided.effects.append(PullHead(known=self._head))
         self._decide(now)
         self._sending.tick(now, self._decided)
         self._report(now)

@@ -256,7 +256,13 @@ class WorkerService:
     # ---- deliveries
 
     def _take_announcement(self, delivery: Delivery) -> None:
-        self._take(delivery, lambda: self._reader.announcement(delivery.body, delivery, time.time()))
+        self._take(delivery, lambda: self._announced(delivery))
+
+    def _announced(self, delivery: Delivery) -> Any:
+        event = self._reader.announcement(delivery.body, delivery, time.time())
+        if isinstance(event, events.VersionSeen):
+            self._log.info("version.received", run=event.run, version=event.version)
+        return event
 
     def _take_receipt(self, delivery: Delivery) -> None:
         self._take(delivery, lambda: self._reader.receipt(delivery.body, delivery))

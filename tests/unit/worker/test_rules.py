@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -247,10 +248,20 @@ def test_a_record_that_was_issued_again_is_fetched_when_its_announcement_was_los
 def test_a_head_that_goes_back_is_refused_with_an_alarm() -> None:
     machine = rules()
     turn(machine, head(5, ("r", RunState.RUNNING, 3)))
-    step = turn(machine, head(4, ("r", RunState.STOPPED, 9)))
+    pull = only(events.PullHead, turn(machine, events.HeadWanted(connected=True)).effects)
+    step = turn(machine, replace(head(4, ("r", RunState.STOPPED, 9)), known=pull.known))
     assert only(events.Alarm, step.effects).event == "head.went_back"
     assert step.writes == ()
     assert not some(events.FetchVersion, step.effects)
+
+
+def test_a_head_that_was_overtaken_is_ignored_without_an_alarm() -> None:
+    machine = rules()
+    pull = only(events.PullHead, turn(machine, events.HeadWanted(connected=True)).effects)
+    turn(machine, head(5, ("r", RunState.RUNNING, 3)))
+    step = turn(machine, replace(head(4, ("r", RunState.STOPPED, 9)), known=pull.known))
+    assert step.writes == ()
+    assert not some(events.Alarm, step.effects)
 
 
 def test_a_head_that_nobody_signs_any_more_raises_an_alarm_and_training_goes_on() -> None:
