@@ -26,6 +26,8 @@ check: setup
 benchmarks: setup
 	$(PYTHON) -m benchmarks.convergence
 	$(PYTHON) -m benchmarks.pipeline
+	$(PYTHON) -m benchmarks.pipeline --overhead --json out/overhead.json
+	$(PYTHON) -m benchmarks.stages --json out/stages.json
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist out *.egg-info
