@@ -2,8 +2,10 @@
 
 1. What is announced is noted, then acked; only the newest version of a run counts, and versions, registries and the
    head's number never go back.
-2. A running run's newest version is trained from until `updates_per_base` updates have been made from it. A version
-   that arrives in mid-training does not interrupt it; the end of its run does.
+2. A running run's newest version is trained from until `updates_per_base` updates have been made from it, and only
+   while fewer than that many of the run's updates (and fewer than two) are on their way: behind a slow line or a busy
+   aggregator more of them would only grow old. A version that arrives in mid-training does not interrupt it; the end
+   of its run does.
 3. A sequence number is reserved in the journal before anything is sealed under it. A number may stay unused.
 4. An update is journalled with its signed bytes before anything leaves the site, then uploaded, then published; a
    failure or a restart repeats these steps with the same bytes until a final receipt comes.
@@ -66,6 +68,8 @@ REPORT_AT_MOST_EVERY = 1.0
 """Seconds between two reports to the aggregator."""
 HOLD = 0.25
 """Seconds; with sites that train for milliseconds this saves every third commit, with slower ones it costs nothing."""
+ON_THEIR_WAY = 2
+"""Updates of a run without a final receipt that a site may always have: one is sent while the next is trained."""
 ENDED = (RunState.STOPPED, RunState.ABORTED)
 
 
@@ -258,7 +262,11 @@ class WorkerRules:
 
     def _candidate(self) -> RunRow | None:
         for run in reversed(self._runs.values()):
-            if run.state == RunState.RUNNING and run.version >= 0 and run.sent < run.updates_per_base:
+            if run.state != RunState.RUNNING or run.version < 0:
+                continue
+            if run.sent < run.updates_per_base and self._sending.on_their_way(run.run) < max(
+                ON_THEIR_WAY, run.updates_per_base
+            ):
                 return run
         return None
 

@@ -34,8 +34,8 @@ from worker.events import (
     Uploaded,
 )
 
-RECEIPT_WITHIN = 24 * 3600.0
-"""Seconds after which an update without a receipt is sent again."""
+RECEIPT_WITHIN = 3600.0
+"""Seconds after which an update without a receipt is sent again, since without it the site trains no further."""
 
 
 @dataclass(slots=True)
@@ -80,6 +80,10 @@ class Sending:
     def busy(self) -> bool:
         """Whether something is being uploaded or published."""
         return any(out.busy for out in self._outgoing.values())
+
+    def on_their_way(self, run: str) -> int:
+        """How many of a run's updates have no final receipt yet."""
+        return sum(out.update.run == run for out in self._outgoing.values())
 
     def deadline(self) -> float:
         """When the next step of any update is due."""

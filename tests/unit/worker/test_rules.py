@@ -154,6 +154,33 @@ def test_a_worker_makes_as_many_updates_from_a_version_as_its_quota_allows() -> 
     assert made == 3
 
 
+@pytest.mark.parametrize(("quota", "most"), [(1, 2), (2, 2), (3, 3)])
+def test_a_worker_whose_updates_have_no_receipts_trains_no_further_whatever_is_announced(quota: int, most: int) -> None:
+    machine, made = rules(), 0
+    for number in range(6):
+        step = turn(machine, version(number, quota=quota))
+        while trainings := some(events.Train, step.effects):
+            made += 1
+            step = turn(machine, events.Trained(id=trainings[0].id, sealed=SEALED))
+    assert made == most
+
+
+def test_a_receipt_lets_a_worker_train_on_from_the_newest_version() -> None:
+    machine = rules()
+    first = trained(machine, version(0))
+    trained(machine, version(1))
+    assert not some(events.Train, turn(machine, version(2), version(3)).effects)
+    step = turn(machine, receipt(first, Outcome.SUPERSEDED))
+    assert only(events.Train, step.effects).version == 3
+
+
+def test_updates_of_one_run_on_their_way_hold_no_other_run_up() -> None:
+    machine = rules()
+    trained(machine, version(0))
+    trained(machine, version(1))
+    assert only(events.Train, turn(machine, version(0, run="other")).effects).run == "other"
+
+
 def test_a_reissued_record_of_the_same_version_replaces_the_record_and_starts_no_training() -> None:
     machine = rules()
     trained(machine, version(0))
