@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, bindparam, func, select
 
 from aggregator.evaluations import Evaluations
 from aggregator.events import UpdateRow, UpdateState
@@ -16,7 +16,7 @@ from aggregator.planning import Standing
 from aggregator.snapshot import Snapshot
 from aggregator.tables import counters, ledger, members, outbox, registries, run, states, updates, versions
 from aggregator.tables import evaluations as evaluations_table
-from broker.database import open_readonly
+from broker.database import Prepared, open_readonly
 from broker.outbox import OutboxRow
 from protocol import limits
 from protocol.codec import decode, unpack
@@ -25,6 +25,7 @@ from protocol.messages import Evaluation, RunState
 from protocol.registry import Registry
 
 _PLAN = 64 * 1024 * 1024
+_states_of = Prepared(select(states.c.stream, states.c.record).where(states.c.version == bindparam("of")))
 
 
 class History:
@@ -115,7 +116,7 @@ class History:
     def state_records(self, version: int) -> dict[str, bytes]:
         """The signed records of a version's own streams, by name."""
         with self.engine.connect() as db:
-            return {r.stream: r.record for r in db.execute(select(states).where(states.c.version == version))}
+            return {row.stream: row.record for row in _states_of.run(db, {"of": version})}
 
     def spec_record(self) -> bytes:
         """The signed record of the model specification."""

@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import singledispatchmethod
+from functools import cache, singledispatchmethod
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ _last_hash = Prepared(select(ledger.c.hash).order_by(ledger.c.number.desc()).lim
 _add_entry = Prepared(insert(ledger), "kind", "entry", "hash")
 _add_outgoing = Prepared(insert(outbox), "id", "exchange", "key", "body")
 _remove_outgoing = Prepared(delete(outbox).where(outbox.c.id == bindparam("sent")))
-_set_run = update(run)
+_add_version = Prepared(insert(versions), *(column.name for column in versions.columns))
+_add_state = Prepared(insert(states), *(column.name for column in states.columns))
+_add_member = Prepared(insert(members), *(column.name for column in members.columns))
 _add_update = Prepared(
     upsert(updates).on_conflict_do_nothing(), *(column.name for column in updates.columns if column.name != "order")
 )
@@ -157,7 +159,7 @@ class Journal(History):
         if batch.sent:
             _remove_outgoing.run_many(db, [{"sent": row} for row in batch.sent])
         if batch.run:
-            db.execute(_set_run, batch.run)
+            _set_run(frozenset(batch.run)).run(db, batch.run)
 
     def _flush_states(self, db: Connection) -> None:
         if self._batch.states:
@@ -263,35 +265,23 @@ class Journal(History):
     @_write.register
     def _(self, write: events.CommitVersion, db: Connection) -> None:
         plan, product = write.plan, write.product
-        db.execute(
-            insert(versions).values(
-                version=plan.version,
-                digest=product.digest,
-                plan=encode(plan),
-                record=product.record,
-                registry=plan.registry,
-            )
-        )
-        if product.states:
-            db.execute(
-                insert(states),
-                [{"version": plan.version, "stream": name, "record": raw} for name, raw in product.states.items()],
-            )
-        db.execute(
-            insert(members),
-            [
-                {
-                    "version": plan.version,
-                    "position": i,
-                    "id": m.id,
-                    "site": m.site,
-                    "examples": m.examples,
-                    "seconds": m.seconds,
-                    "norm": m.norm,
-                }
-                for i, m in enumerate(plan.members)
-            ],
-        )
+        version = {"version": plan.version, "digest": product.digest, "plan": encode(plan), "record": product.record}
+        _add_version.run(db, version | {"registry": plan.registry})
+        for name, raw in product.states.items():
+            _add_state.run(db, {"version": plan.version, "stream": name, "record": raw})
+        rows = [
+            {
+                "version": plan.version,
+                "position": i,
+                "id": m.id,
+                "site": m.site,
+                "examples": m.examples,
+                "seconds": m.seconds,
+                "norm": m.norm,
+            }
+            for i, m in enumerate(plan.members)
+        ]
+        _add_member.run_many(db, rows)
         self._batch.run["elapsed"] = write.elapsed
 
     @_write.register
@@ -367,6 +357,12 @@ class Journal(History):
     def store_registry(self, version: int, record: bytes) -> None:
         """Keep a signed registry; an older one stays beside it."""
         self.commit([events.StoreRegistry(version=version, record=record)])
+
+
+@cache
+def _set_run(columns: frozenset[str]) -> Prepared:
+    """The statement that sets these columns of the run."""
+    return Prepared(update(run).values({name: bindparam(name) for name in columns}))
 
 
 class _Fence:

@@ -278,9 +278,10 @@ class AggregatorRules:
         self._standing.merged(made.members)
         entry = {"version": made.version, "digest": product.digest, "parent": made.parent}
         self._audit("version", {**entry, "members": [row.id for row in valid]})
+        # Before the receipts: a site that was waiting for one then trains from the version that holds its update.
+        self._announce(product.record)
         for row in valid:
             self._finish(row, UpdateState.MERGED, "ok", version=made.version)
-        self._announce(product.record)
         if made.registry != self.registry.version:
             self._reissue()
         self._consider_stop()
