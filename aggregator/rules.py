@@ -276,10 +276,9 @@ class AggregatorRules:
         self.version, self._digest = made.version, product.digest
         self._record_registry = made.registry
         self._standing.merged(made.members)
-        entry = {"version": made.version, "digest": product.digest, "parent": made.parent}
-        self._audit("version", {**entry, "members": [row.id for row in valid]})
-        # Before the receipts: a site that was waiting for one then trains from the version that holds its update.
-        self._announce(product.record)
+        ids, entry = [row.id for row in valid], {"version": made.version, "digest": product.digest}
+        self._audit("version", {**entry, "parent": made.parent, "members": ids})
+        self._announce(product.record)  # before the receipts: who waits for one trains from the new version then
         for row in valid:
             self._finish(row, UpdateState.MERGED, "ok", version=made.version)
         if made.registry != self.registry.version:

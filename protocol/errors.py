@@ -69,6 +69,12 @@ class WrongContext(WireError):
     reason = "wrong_context"
 
 
+class Unauthorized(WireError):
+    """Genuine, but its sender may not ask for this."""
+
+    reason = "not_authorized"
+
+
 class Tampered(WireError):
     """Ciphertext, hash or key commitment does not match what was signed."""
 

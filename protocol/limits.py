@@ -10,6 +10,10 @@ BODY: Final = 192 * 1024
 """Bytes of one inline body inside a message."""
 STORED_RECORD: Final = 1024 * 1024
 """Bytes of one signed record in the store (version, specification and registry records, the head)."""
+URLS: Final = 256
+"""Objects one request may ask URLs for."""
+HEAD: Final = 16 * 1024
+"""Bytes of a head that a grant carries."""
 RECIPIENTS: Final = 1500
 """Participants one message or record may be wrapped for."""
 RECORD: Final = 1024 * 1024

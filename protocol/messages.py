@@ -34,6 +34,9 @@ class Kind(IntEnum):
     STATE = 9
     COMMAND = 10
     REPLY = 11
+    ANSWER = 12
+    REQUEST = 13
+    GRANT = 14
 
 
 SIGNER: dict[Kind, Role] = {
@@ -46,6 +49,9 @@ SIGNER: dict[Kind, Role] = {
     Kind.HEAD: Role.AGGREGATOR,
     Kind.SPEC: Role.AGGREGATOR,
     Kind.STATE: Role.AGGREGATOR,
+    Kind.ANSWER: Role.AGGREGATOR,
+    Kind.REQUEST: Role.SITE,
+    Kind.GRANT: Role.AGGREGATOR,
     Kind.REGISTRY: Role.ROOT,
     Kind.COMMAND: Role.OPERATOR,
 }
@@ -210,11 +216,13 @@ class Command:
     """Seconds since the epoch."""
     command: Word
     arguments: Parameters
+    targets: Annotated[tuple[Word, ...], many(limits.RECIPIENTS)] = ()
+    """The sites that have to obey, each of them also a recipient; empty: the aggregator alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """The answer to a command."""
+    """The answer to a command, by a site or by the aggregator; a table in `values` is a list for each column."""
 
     __pydantic_config__ = EXACT
     message: Id
@@ -222,6 +230,30 @@ class Reply:
     reason: Word
     text: Text
     values: Parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A site without credentials for the store asks for URLs: to put these chunks of its own, to get these objects."""
+
+    __pydantic_config__ = EXACT
+    puts: Annotated[tuple[Digest, ...], many(limits.URLS)]
+    gets: Annotated[tuple[Text, ...], many(limits.URLS)]
+    """Object keys of published models and records; with `puts` at most `URLS` in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """The answer to a request: the newest head, and one URL for each thing asked for, in that order."""
+
+    __pydantic_config__ = EXACT
+    message: Id
+    head: Annotated[bytes, Field(strict=True, max_length=limits.HEAD)]
+    """The signed head; empty while there is none or if it is larger (it can be got by URL then)."""
+    urls: Annotated[tuple[Text, ...], many(limits.URLS)]
+    """Empty where the request was for something this site may not have."""
+    expires: Count
+    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +275,9 @@ BODY: dict[Kind, type] = {
     Kind.HEAD: Head,
     Kind.COMMAND: Command,
     Kind.REPLY: Reply,
+    Kind.ANSWER: Reply,
+    Kind.REQUEST: Request,
+    Kind.GRANT: Grant,
     Kind.STATE: State,
 }
 """The body of each kind; registry and specification records carry their own."""

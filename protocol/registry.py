@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated
 
@@ -14,7 +14,9 @@ from protocol.envelope import raw_body, seal, verify
 from protocol.errors import ConfigError, Malformed, Untrusted
 from protocol.keys import Identity, Participant, Role, key_id
 from protocol.messages import Kind
+from protocol.rights import NO_POLICY, Person, Policy, Rights
 
+NO_ORGANISATION = "-"
 PublicKey = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
 
 
@@ -30,6 +32,9 @@ class Entry:
     since: Count
     revoked: Count | None
     """The registry version that revoked the keys; None while they hold."""
+    organisation: Word = NO_ORGANISATION
+    roles: Annotated[tuple[Word, ...], many(16)] = ()
+    """What an operator is, in the words of the policy."""
 
     @property
     def participant(self) -> Participant:
@@ -44,6 +49,18 @@ class Registry:
     __pydantic_config__ = EXACT
     version: Count
     entries: Annotated[tuple[Entry, ...], many(4 * limits.RECIPIENTS)]
+    policy: Policy = NO_POLICY
+    """What operators may do where; without one nobody may more than the defaults say."""
+
+    @cached_property
+    def rights(self) -> Rights:
+        """The policy, ready to be asked about the operators and sites whose keys hold."""
+        held = [entry for entry in self.entries if entry.revoked is None]
+        return Rights(
+            self.policy,
+            {e.name: Person(organisation=e.organisation, roles=e.roles) for e in held if e.role == Role.OPERATOR},
+            {e.name: e.organisation for e in held if e.role in (Role.SITE, Role.AGGREGATOR)},
+        )
 
     def signer(self, kid: bytes) -> Participant:
         """Who signs with this key.
@@ -94,7 +111,9 @@ class Registry:
                 return entry.participant
         raise Untrusted(f"{name} never was a member")
 
-    def with_entry(self, participant: Participant) -> Registry:
+    def with_entry(
+        self, participant: Participant, *, organisation: str = NO_ORGANISATION, roles: tuple[str, ...] = ()
+    ) -> Registry:
         """The next version, with one more participant; an earlier entry of that name is revoked.
 
         Raises:
@@ -115,26 +134,23 @@ class Registry:
             box_key=participant.box_key,
             since=number,
             revoked=None,
+            organisation=organisation,
+            roles=roles,
         )
-        return Registry(version=number, entries=(*kept, new))
+        return replace(self, version=number, entries=(*kept, new))
 
     def revoke(self, name: str) -> Registry:
         """The next version, without the keys of `name`."""
         number = self.version + 1
-        return Registry(
-            version=number,
-            entries=tuple(
-                Entry(
-                    name=e.name,
-                    role=e.role,
-                    verify_key=e.verify_key,
-                    box_key=e.box_key,
-                    since=e.since,
-                    revoked=number if e.name == name and e.revoked is None else e.revoked,
-                )
-                for e in self.entries
-            ),
+        entries = tuple(
+            replace(entry, revoked=number) if entry.name == name and entry.revoked is None else entry
+            for entry in self.entries
         )
+        return replace(self, version=number, entries=entries)
+
+    def with_policy(self, policy: Policy) -> Registry:
+        """The next version, under another policy."""
+        return replace(self, version=self.version + 1, policy=policy)
 
 
 def sign_registry(registry: Registry, root: Identity, federation: str, message_id: bytes) -> bytes:

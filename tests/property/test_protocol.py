@@ -28,12 +28,14 @@ from protocol.messages import (
     Evaluation,
     Event,
     Fingerprint,
+    Grant,
     Head,
     Kind,
     Named,
     Outcome,
     Receipt,
     Reply,
+    Request,
     RunHead,
     RunState,
     State,
@@ -73,6 +75,7 @@ PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | REAL | TE
 PARAMETERS = st.dictionaries(WORD, PLAIN | st.lists(PLAIN, max_size=4).map(tuple), max_size=5)
 NAMED = st.builds(Named, name=WORD, parameters=PARAMETERS)
 RUN_HEAD = st.builds(RunHead, run=WORD, state=st.sampled_from(RunState), reason=WORD, version=COUNT, record=DIGEST)
+REPLY = st.builds(Reply, message=ID, ok=st.booleans(), reason=WORD, text=TEXT, values=PARAMETERS)
 BODIES: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.UPDATE: st.builds(
         Update,
@@ -116,8 +119,22 @@ BODIES: dict[Kind, st.SearchStrategy[Any]] = {
         registry=DIGEST,
         runs=st.lists(RUN_HEAD, max_size=3).map(tuple),
     ),
-    Kind.COMMAND: st.builds(Command, counter=COUNT, expires=COUNT, command=WORD, arguments=PARAMETERS),
-    Kind.REPLY: st.builds(Reply, message=ID, ok=st.booleans(), reason=WORD, text=TEXT, values=PARAMETERS),
+    Kind.COMMAND: st.builds(
+        Command,
+        counter=COUNT,
+        expires=COUNT,
+        command=WORD,
+        arguments=PARAMETERS,
+        targets=st.lists(WORD, max_size=3).map(tuple),
+    ),
+    Kind.REPLY: REPLY,
+    Kind.ANSWER: REPLY,
+    Kind.REQUEST: st.builds(
+        Request, puts=st.lists(DIGEST, max_size=3).map(tuple), gets=st.lists(TEXT, max_size=3).map(tuple)
+    ),
+    Kind.GRANT: st.builds(
+        Grant, message=ID, head=st.binary(max_size=50), urls=st.lists(TEXT, max_size=3).map(tuple), expires=COUNT
+    ),
     Kind.STATE: st.builds(State, stream=WORD, weight=REAL),
 }
 CONTEXTS = st.fixed_dictionaries(

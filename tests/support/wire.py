@@ -23,12 +23,14 @@ from protocol.messages import (
     Evaluation,
     Event,
     Fingerprint,
+    Grant,
     Head,
     Kind,
     Named,
     Outcome,
     Receipt,
     Reply,
+    Request,
     RunHead,
     RunState,
     State,
@@ -123,6 +125,16 @@ BODIES: dict[Kind, Any] = {
     Kind.REPLY: Reply(
         message=fixed("command")[:16], ok=False, reason="unknown_run", text="no such run", values={"n": 1}
     ),
+    Kind.ANSWER: Reply(
+        message=fixed("command")[:16], ok=True, reason="ok", text="", values={"site": ("site-a", "site-b"), "n": (1, 2)}
+    ),
+    Kind.REQUEST: Request(puts=(fixed("chunk"),), gets=(f"models/{fixed('model').hex()}",)),
+    Kind.GRANT: Grant(
+        message=fixed("request")[:16],
+        head=b"a signed head",
+        urls=("https://store.example/up?signature=1", "https://store.example/models?signature=2"),
+        expires=1_790_003_600,
+    ),
     Kind.STATE: State(stream="fedadam.m", weight=0.75),
 }
 SENDER = {
@@ -130,6 +142,9 @@ SENDER = {
     Kind.EVALUATION: SITE_A,
     Kind.EVENT: SITE_A,
     Kind.REPLY: SITE_A,
+    Kind.REQUEST: SITE_A,
+    Kind.ANSWER: AGGREGATOR,
+    Kind.GRANT: AGGREGATOR,
     Kind.VERSION: AGGREGATOR,
     Kind.RECEIPT: AGGREGATOR,
     Kind.HEAD: AGGREGATOR,
@@ -150,6 +165,9 @@ TO: dict[Kind, Sequence[Identity]] = {
     Kind.STATE: (AGGREGATOR,),
     Kind.REGISTRY: (),
     Kind.COMMAND: (AGGREGATOR,),
+    Kind.ANSWER: (OPERATOR,),
+    Kind.REQUEST: (AGGREGATOR,),
+    Kind.GRANT: (SITE_A,),
 }
 BLOBS = {Kind.UPDATE, Kind.VERSION, Kind.SPEC, Kind.STATE}
 
@@ -201,7 +219,7 @@ def make(
     recipients = [i.public for i in (TO[kind] if to is None else to)]
     data = payload(kind) if data is None else data
     usual = {"run": RUN, "epoch": 1, "sequence": 17, "version": 7, "spec": SPEC.digest, "message_id": fixed("id")[:16]}
-    if kind in (Kind.HEAD, Kind.COMMAND, Kind.REPLY):
+    if kind in (Kind.HEAD, Kind.COMMAND, Kind.REPLY, Kind.ANSWER, Kind.REQUEST, Kind.GRANT):
         usual = {"sequence": 17, "message_id": fixed("id")[:16]}
     sealer = Sealer(signer, kind, federation=federation, length=len(data), clear=not recipients, **{**usual, **context})
     chunks: list[bytes] = []

@@ -1,0 +1,108 @@
+"""Clara's rules, as tables: each stock role with each action, at a site of its own organisation and at another's."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol.errors import Unauthorized
+from protocol.rights import ROLES, STOCK, Action, Group, Organisation, Person, Policy, Rights
+
+SITES = {"own": "here", "other": "there", "aggregator": "hub", "strict": "guarded", "nowhere": "unknown-org"}
+ORGANISATIONS = (
+    Organisation(name="here", groups=("general", "relaxed")),
+    Organisation(name="there", groups=("general", "relaxed")),
+    Organisation(name="hub", groups=("general",)),
+    Organisation(name="guarded", groups=("general", "strict")),
+)
+
+
+def rights(*roles: str, groups: tuple[Group, ...] = STOCK.groups, at: str = "here") -> Rights:
+    policy = Policy(groups=groups, organisations=ORGANISATIONS)
+    return Rights(policy, {"somebody": Person(organisation=at, roles=roles)}, SITES)
+
+
+EVERYWHERE, AT_HOME, NOWHERE = ("own", "other"), ("own",), ()
+TABLE = {
+    "super": dict.fromkeys(("upload", "deploy", "train", "view", "operate"), EVERYWHERE),
+    "lead_researcher": {
+        "upload": EVERYWHERE,
+        "deploy": EVERYWHERE,
+        "train": EVERYWHERE,
+        "view": EVERYWHERE,
+        "operate": NOWHERE,
+    },
+    "site_researcher": {
+        "upload": EVERYWHERE,
+        "deploy": AT_HOME,
+        "train": AT_HOME,
+        "view": AT_HOME,
+        "operate": NOWHERE,
+    },
+    "lead_it": {
+        "upload": EVERYWHERE,
+        "deploy": NOWHERE,
+        "train": NOWHERE,
+        "view": EVERYWHERE,
+        "operate": EVERYWHERE,
+    },
+    "site_it": {"upload": EVERYWHERE, "deploy": NOWHERE, "train": NOWHERE, "view": AT_HOME, "operate": AT_HOME},
+}
+
+
+def test_the_table_has_every_stock_role() -> None:
+    assert set(TABLE) == set(ROLES)
+
+
+@pytest.mark.parametrize("role", TABLE)
+@pytest.mark.parametrize("action", ["upload", "deploy", "train", "view", "operate"])
+def test_a_stock_role_may_what_the_table_says(role: str, action: str) -> None:
+    allowed = tuple(site for site in ("own", "other") if rights(role).may("somebody", Action(action), site))
+    assert allowed == TABLE[role][action]
+
+
+def test_without_any_word_the_defaults_hold() -> None:
+    nobody = rights("unheard-of")
+    assert nobody.may("somebody", Action.UPLOAD, "other")
+    assert nobody.may("somebody", Action.VIEW, "own")
+    assert not nobody.may("somebody", Action.VIEW, "other")
+    assert not any(nobody.may("somebody", Action(name), "own") for name in ("deploy", "train", "operate"))
+
+
+def test_one_yes_outweighs_any_number_of_no() -> None:
+    groups = (
+        Group(name="general", rules={}, rights={"r": {"train_all": False}, "s": {"train_all": True}}),
+        Group(name="relaxed", rules={}, rights={"r": {"train_all": False}}),
+    )
+    assert rights("r", "s", groups=groups).may("somebody", Action.TRAIN, "other")
+    assert not rights("r", groups=groups).may("somebody", Action.TRAIN, "other")
+
+
+def test_a_no_outweighs_a_default_of_yes() -> None:
+    groups = (Group(name="general", rules={}, rights={"r": {"view_self": False, "upload": False}}),)
+    assert not rights("r", groups=groups).may("somebody", Action.VIEW, "own")
+    assert not rights("r", groups=groups).may("somebody", Action.UPLOAD, "own")
+
+
+def test_code_and_data_lists_are_answered_by_the_sites_rules() -> None:
+    asked = rights("super")
+    assert asked.may("somebody", Action.BYOC, "own")
+    assert not asked.may("somebody", Action.BYOC, "aggregator")
+    assert not asked.may("somebody", Action.BYOC, "strict")
+    assert asked.may("somebody", Action.CUSTOM_DATALIST, "aggregator")
+    assert not asked.may("somebody", Action.CUSTOM_DATALIST, "strict")
+
+
+def test_strangers_and_unknown_sites_have_nothing() -> None:
+    asked = rights("super")
+    assert not asked.may("stranger", Action.VIEW, "own")
+    assert not asked.may("stranger", Action.BYOC, "own")
+    assert not asked.may("somebody", Action.VIEW, "not-there")
+    assert not asked.may("somebody", Action.CUSTOM_DATALIST, "not-there")
+
+
+def test_an_action_has_to_be_allowed_at_every_target_and_the_refusal_names_the_first_that_is_not() -> None:
+    rights("site_researcher").check("somebody", Action.TRAIN, ["own"])
+    with pytest.raises(Unauthorized, match="not authorized to train at other"):
+        rights("site_researcher").check("somebody", Action.TRAIN, ["own", "other"])
+    with pytest.raises(Unauthorized, match="code of their own to strict"):
+        rights("super").check("somebody", Action.BYOC, ["strict"])
