@@ -24,9 +24,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_site(site: str) -> str:
-    """Return `site` if it may name a site (1 to 32 of a-z, 0-9 and inner hyphens; not the aggregator's own name)."""
+    """Return `site` if it may name a site or operator (1 to 32 of a-z, 0-9, inner hyphens; not the aggregator's)."""
     if not _SITE.fullmatch(site) or site == AGGREGATOR:
-        raise ConfigError(f"{site!r} cannot name a site: use 1 to 32 of a-z, 0-9 and hyphens inside, not 'aggregator'")
+        raise ConfigError(
+            f"{site!r} cannot name a site or operator: use 1 to 32 of a-z, 0-9 and hyphens inside, not 'aggregator'"
+        )
     return site
 
 
@@ -130,8 +132,13 @@ class Topology:
     bindings: tuple[Binding, ...]
 
 
-def topology(sites: Iterable[str]) -> Topology:
-    """Everything a federation of these sites needs on its vhost."""
+def inbox(name: str) -> Queue:
+    """The queue of what is meant for one participant alone."""
+    return Queue(name=inbox_queue(name), max_length=1024, overflow="reject-publish", dead_letter=True)
+
+
+def topology(sites: Iterable[str], operators: Iterable[str] = ()) -> Topology:
+    """Everything a federation of these sites and operators needs on its vhost."""
     exchanges = [
         Exchange(name=GLOBAL, type="fanout"),
         Exchange(name=DIRECT, type="direct"),
@@ -139,12 +146,15 @@ def topology(sites: Iterable[str]) -> Topology:
     ]
     queues = [
         Queue(name=DEAD_LETTERS, max_length=10_000, overflow="reject-publish"),
-        Queue(name=inbox_queue(AGGREGATOR), max_length=1024, overflow="reject-publish", dead_letter=True),
+        inbox(AGGREGATOR),
     ]
     bindings = [
         Binding(exchange=DEAD, queue=DEAD_LETTERS),
         Binding(exchange=DIRECT, queue=inbox_queue(AGGREGATOR), key=AGGREGATOR),
     ]
+    for operator in operators:
+        queues.append(inbox(check_site(operator)))
+        bindings.append(Binding(exchange=DIRECT, queue=inbox_queue(operator), key=operator))
     for site in sites:
         check_site(site)
         exchanges += [
@@ -161,7 +171,7 @@ def topology(sites: Iterable[str]) -> Topology:
             ),
             Queue(name=event_queue(site), max_length=64, overflow="drop-head"),
             Queue(name=down_queue(site), max_length=64, overflow="drop-head"),
-            Queue(name=inbox_queue(site), max_length=1024, overflow="reject-publish", dead_letter=True),
+            inbox(site),
         ]
         bindings += [
             Binding(exchange=up_exchange(site), queue=in_queue(site)),

@@ -1,0 +1,87 @@
+"""What operators can order, in one table: who may, who obeys, and whether it has to be confirmed first.
+
+Arguments and answers are plain values (`Command.arguments`, `Reply.values`). A table in an answer has one list for each
+column, all of the same length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.rights import Action
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One command."""
+
+    name: str
+    action: Action
+    """What the operator needs the right to: at the aggregator, or at every site it is for."""
+    at_sites: bool
+    """Whether sites obey (`Command.targets`); otherwise the aggregator does."""
+    summary: str
+    dangerous: bool = False
+    """Whether a console asks before it sends it."""
+    repeatable: bool = True
+    """Whether it may simply be carried out again when a crash leaves open whether it was."""
+
+
+def _hub(name: str, action: Action, summary: str, *, dangerous: bool = False, repeatable: bool = True) -> Order:
+    return Order(name=name, action=action, at_sites=False, summary=summary, dangerous=dangerous, repeatable=repeatable)
+
+
+def _site(name: str, action: Action, summary: str, *, dangerous: bool = False, repeatable: bool = True) -> Order:
+    return Order(name=name, action=action, at_sites=True, summary=summary, dangerous=dangerous, repeatable=repeatable)
+
+
+ORDERS: dict[str, Order] = {
+    order.name: order
+    for order in (
+        _hub("status", Action.VIEW, "The run, and every site: when last seen, what it does, how old its version is."),
+        _hub("site.list", Action.VIEW, "Every member with its organisation, and whether its keys hold."),
+        _hub("site.show", Action.VIEW, "One site: what it does now and what became of its updates."),
+        _hub(
+            "site.quarantine",
+            Action.OPERATE,
+            "Take a site's updates no longer, but leave it connected.",
+            dangerous=True,
+        ),
+        _hub("site.readmit", Action.OPERATE, "Take a quarantined site's updates again."),
+        _hub("site.revoke", Action.OPERATE, "Cut a site off at once; the root's signature follows.", dangerous=True),
+        _hub("run.list", Action.VIEW, "Every run with its state and version."),
+        _hub("run.show", Action.VIEW, "The run's settings, state and reason."),
+        _hub("run.pause", Action.TRAIN, "Merge nothing until the run is resumed; updates are still taken."),
+        _hub("run.resume", Action.TRAIN, "Go on after a pause."),
+        _hub("run.stop", Action.TRAIN, "End the run in order; what waits gets its receipt.", dangerous=True),
+        _hub("run.abort", Action.TRAIN, "End the run at once; workers drop what they train.", dangerous=True),
+        _hub("model.list", Action.VIEW, "Every version: members, staleness, digest."),
+        _hub("model.show", Action.VIEW, "One version: who is in it, with which weight."),
+        _hub("update.list", Action.VIEW, "The newest updates and what became of them."),
+        _hub("update.show", Action.VIEW, "One update."),
+        _hub("metrics", Action.VIEW, "What sites measured of each version."),
+        _hub("dead.list", Action.VIEW, "Messages that were refused, with the reason."),
+        _hub("dead.show", Action.VIEW, "One refused message: from which queue, why, how large."),
+        _hub("dead.replay", Action.OPERATE, "Hand a refused message to intake again."),
+        _hub("dead.purge", Action.OPERATE, "Forget refused messages.", dangerous=True),
+        _hub("queue.list", Action.VIEW, "How many messages wait in each queue."),
+        _hub("audit.log", Action.VIEW, "The newest entries of the hash-chained ledger."),
+        _site("site.drain", Action.OPERATE, "Finish what is trained, send it, and train no more."),
+        _site("site.undrain", Action.OPERATE, "Train again after a drain."),
+        _site(
+            "site.restart", Action.OPERATE, "End the worker in order; its supervisor starts it again.", dangerous=True
+        ),
+        _site("site.shutdown", Action.OPERATE, "End the worker in order and leave it down.", dangerous=True),
+        _site("site.doctor", Action.OPERATE, "What the site's own checks say, without anything private."),
+        _site("logs", Action.VIEW, "The newest lines of the worker's log, without anything private."),
+        _site("sys.info", Action.OPERATE, "Memory, processors, disk and accelerators of the site's machine."),
+        _site("file.pwd", Action.VIEW, "The folder that file commands start from."),
+        _site("file.env", Action.VIEW, "Names of the worker's settings in its environment."),
+        _site("file.ls", Action.VIEW, "A listing of the worker's own folder."),
+        _site("file.cat", Action.VIEW, "A text file of the worker's own folder."),
+        _site("file.head", Action.VIEW, "The first lines of one."),
+        _site("file.tail", Action.VIEW, "The last lines of one."),
+        _site("file.grep", Action.VIEW, "Lines of one that match."),
+    )
+}
+"""Every command by name."""
