@@ -20,13 +20,17 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "monai", "sklearn", "safetensors"}
 ALLOWED = {
     "protocol": {"msgpack", "nacl", "numpy", "pydantic"},
-    "broker": {"protocol", "pika", "minio", "urllib3", "structlog", "sqlalchemy"},
+    "broker": {"protocol", "cryptography", "pika", "minio", "urllib3", "structlog", "sqlalchemy"},
     "aggregator": {"protocol", "broker", "nacl", "numpy", "pydantic", "sqlalchemy", "structlog", "prometheus_client"},
-    "worker": {"protocol", "broker", "nacl", "numpy", "pydantic", "sqlalchemy", "structlog"},
-    "deploy": {"protocol", "broker", "nacl", "pydantic", "structlog", "urllib3"},
+    "worker": {"protocol", "broker", "nacl", "numpy", "psutil", "pydantic", "sqlalchemy", "structlog"},
+    "deploy": {
+        *("protocol", "broker"),
+        *("cryptography", "nacl", "pydantic", "pyzipper", "structlog", "urllib3", "yaml"),
+    },
     "fledge": {
         *("protocol", "broker", "aggregator", "worker", "deploy"),
-        *("click", "nacl", "numpy", "pydantic", "rich", "sqlalchemy", "structlog", "typer"),
+        *("click", "cryptography", "nacl", "numpy", "prompt_toolkit", "psutil", "pydantic", "rich", "sqlalchemy"),
+        *("structlog", "typer", "urllib3"),
     },
 }
 """What each package may import besides the standard library and itself; HEAVY has rules of its own."""
