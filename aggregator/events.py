@@ -141,16 +141,6 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommandArrived:
-    """A verified operator's order."""
-
-    delivery: Any
-    operator: str
-    counter: int
-    command: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Journalled:
     """The journal's answer: the update is new and has this place in the order."""
 
@@ -350,14 +340,6 @@ class SetHead:
 
     number: int
     elapsed: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetCounter:
-    """An operator's command was taken; lower counters are refused from now on."""
-
-    operator: str
-    counter: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

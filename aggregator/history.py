@@ -11,10 +11,11 @@ from sqlalchemy import Engine, bindparam, func, select
 
 from aggregator.evaluations import Evaluations
 from aggregator.events import UpdateRow, UpdateState
+from aggregator.order_events import Measured
 from aggregator.plan import MergePlan
-from aggregator.planning import Standing
 from aggregator.snapshot import Snapshot
-from aggregator.tables import counters, ledger, members, outbox, registries, run, states, updates, versions
+from aggregator.standing import Standing
+from aggregator.tables import counters, ledger, measures, members, outbox, registries, run, states, updates, versions
 from aggregator.tables import evaluations as evaluations_table
 from broker.database import Prepared, open_readonly
 from broker.outbox import OutboxRow
@@ -89,6 +90,7 @@ class History:
                 standing=standing,
                 evaluations=kept,
                 counters={row.operator: row.counter for row in db.execute(select(counters))},
+                measures={row.site: Measured(row.measure, row.registry) for row in db.execute(select(measures))},
             )
 
     def envelope(self, id: bytes) -> bytes:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from aggregator import events
+from aggregator import events, order_events
 from aggregator.opened import OpenBlob, OpenBlobs
+from aggregator.signs import Sign
 from protocol import topology
+from protocol.commands import ORDERS
 from protocol.envelope import ContentKey, Verified, typed_body, unlock, verify
-from protocol.errors import WireError
-from protocol.keys import Identity
-from protocol.messages import Event, Kind
+from protocol.errors import Unauthorized, WireError
+from protocol.keys import Identity, Role
+from protocol.messages import Command, Kind, Reply
 from protocol.registry import Registry
 
-FROM_SITES = frozenset({Kind.UPDATE, Kind.EVALUATION})
+FROM_SITES = frozenset({Kind.UPDATE, Kind.EVALUATION, Kind.REPLY, Kind.REQUEST})
 LIVE_EVENTS = frozenset({Kind.EVENT})
 COMMANDS = frozenset({Kind.COMMAND})
+LONGEST_ORDER = 24 * 3600.0
+"""Seconds a command may be good for."""
+TOLERANCE = 600.0
+"""Seconds by which two clocks may differ."""
 
 
 class Intake:
@@ -32,15 +38,16 @@ class Intake:
         """Replaced as a whole when a newer one comes."""
 
     def update(self, site: str, delivery: Any, raw: bytes) -> Any:
-        """What arrived in `in.<site>`: an `UpdateArrived`, an `EvaluationArrived`, or `Refused`."""
+        """What arrived in `in.<site>`: an update, evaluation, reply or request, or `Refused`."""
         return self._read(site, topology.in_queue(site), delivery, raw, FROM_SITES)
 
-    def live(self, site: str, delivery: Any, raw: bytes) -> tuple[Any, Event | None]:
+    def live(self, site: str, delivery: Any, raw: bytes) -> tuple[Any, Sign | None]:
         """What arrived in `events.<site>`: `SiteSeen` and the sign of life, or `Refused` and None."""
         queue = topology.event_queue(site)
         try:
             verified, key = self._open(site, raw, LIVE_EVENTS)
-            return events.SiteSeen(delivery=delivery, site=site), typed_body(verified, key)
+            sign = Sign(typed_body(verified, key), verified.core.run, verified.core.version)
+            return events.SiteSeen(delivery=delivery, site=site), sign
         except WireError as error:
             return events.Refused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw), None
 
@@ -49,14 +56,36 @@ class Intake:
         queue = topology.inbox_queue(topology.AGGREGATOR)
         try:
             verified, key = self._open(None, raw, COMMANDS)
-            order = typed_body(verified, key)
+            order: Command = typed_body(verified, key)
         except WireError as error:
             return events.Refused(delivery=delivery, site="", queue=queue, reason=error.reason, raw=raw)
-        if order.expires < now:
-            return events.Refused(delivery=delivery, site="", queue=queue, reason="expired", raw=raw)
-        return events.CommandArrived(
-            delivery=delivery, operator=verified.sender.name, counter=order.counter, command=order.command
+        operator = verified.sender.name
+        objection, text = self._objection(operator, order, now)
+        return order_events.CommandArrived(
+            delivery=delivery,
+            operator=operator,
+            counter=order.counter,
+            command=order.command,
+            id=verified.core.id,
+            arguments=order.arguments,
+            targets=order.targets,
+            raw=raw,
+            objection=objection,
+            text=text,
         )
+
+    def _objection(self, operator: str, order: Command, now: float) -> tuple[str, str]:
+        """Why a genuine command is not to be carried out: a word and a sentence."""
+        if not now < order.expires <= now + LONGEST_ORDER + TOLERANCE:
+            return "expired", "the command is too old or from the future; compare the clocks and send it again"
+        known = ORDERS.get(order.command)
+        sites = order.targets if known is not None and known.at_sites else (topology.AGGREGATOR,)
+        try:
+            if known is not None:
+                self.registry.rights.check(operator, known.action, sites)
+        except Unauthorized as error:
+            return error.reason, str(error)
+        return "ok", ""
 
     def _read(self, site: str, queue: str, delivery: Any, raw: bytes, kinds: frozenset[Kind]) -> Any:
         try:
@@ -64,11 +93,27 @@ class Intake:
             body = typed_body(verified, key)
         except WireError as error:
             return events.Refused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw)
+        if verified.kind == Kind.REPLY:
+            return self._reply(site, delivery, verified, body)
+        if verified.kind == Kind.REQUEST:
+            return order_events.RequestArrived(delivery=delivery, site=site, id=verified.core.id, request=body)
         if verified.kind == Kind.EVALUATION:
             return events.EvaluationArrived(
                 delivery=delivery, site=site, version=verified.core.version, evaluation=body
             )
         return events.UpdateArrived(delivery=delivery, notice=_notice(site, verified, body))
+
+    def _reply(self, site: str, delivery: Any, verified: Verified, body: Reply) -> order_events.ReplyArrived:
+        operators = self.registry.members(Role.OPERATOR)
+        return order_events.ReplyArrived(
+            delivery=delivery,
+            site=site,
+            command=body.message,
+            ok=body.ok,
+            reason=body.reason,
+            operators=tuple(each.name for each in operators if each.box_kid in verified.recipients),
+            raw=verified.raw,
+        )
 
     def _open(self, site: str | None, raw: bytes, kinds: frozenset[Kind]) -> tuple[Verified, ContentKey]:
         verified = verify(raw, self.registry, federation=self._federation, kinds=kinds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
-from aggregator import events
+from aggregator import events, order_events
 from aggregator.events import UpdateState
 from aggregator.history import History, ledger_hash
 from aggregator.tables import (
@@ -22,6 +23,8 @@ from aggregator.tables import (
     counters,
     lease,
     ledger,
+    letters,
+    measures,
     members,
     metadata,
     outbox,
@@ -39,6 +42,8 @@ from protocol.errors import Fenced, StateError
 from protocol.messages import RunState
 
 Seal = Callable[[events.Send], bytes]
+LETTERS_KEPT = 256
+"""Refused messages kept of each queue."""
 _RECENT = 16 * 1024 * 1024
 """Bytes of envelopes kept in memory between journalling and merge, so that they are not read back."""
 
@@ -319,7 +324,28 @@ class Journal(History):
         self._batch.run |= {"head": write.number, "elapsed": write.elapsed}
 
     @_write.register
-    def _(self, write: events.SetCounter, db: Connection) -> None:
+    def _(self, write: order_events.SetMeasure, db: Connection) -> None:
+        values = {"measure": write.measured.measure, "registry": write.measured.registry, "operator": write.operator}
+        db.execute(
+            upsert(measures)
+            .values(site=write.site, **values)
+            .on_conflict_do_update(index_elements=["site"], set_=values)
+        )
+
+    @_write.register
+    def _(self, write: order_events.KeepLetter, db: Connection) -> None:
+        db.execute(insert(letters).values(queue=write.queue, reason=write.reason, at=time.time(), message=write.raw))
+        of_queue = select(letters.c.number).where(letters.c.queue == write.queue)
+        oldest = of_queue.order_by(letters.c.number.desc()).offset(LETTERS_KEPT)
+        db.execute(delete(letters).where(letters.c.number.in_(oldest)))
+
+    @_write.register
+    def _(self, write: order_events.ForgetLetters, db: Connection) -> None:
+        forget = delete(letters)
+        db.execute(forget if write.number is None else forget.where(letters.c.number == write.number))
+
+    @_write.register
+    def _(self, write: order_events.SetCounter, db: Connection) -> None:
         db.execute(
             upsert(counters)
             .values(operator=write.operator, counter=write.counter)

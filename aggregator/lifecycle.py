@@ -15,10 +15,10 @@ OUTCOME: dict[UpdateState, Outcome] = {
 """The receipt each final state is told by."""
 
 COMMANDS = {
-    "pause": (RunState.PAUSED, (RunState.RUNNING,)),
-    "resume": (RunState.RUNNING, (RunState.PAUSED,)),
-    "stop": (RunState.STOPPED, (RunState.RUNNING, RunState.PAUSED)),
-    "abort": (RunState.ABORTED, (RunState.RUNNING, RunState.PAUSED)),
+    "run.pause": (RunState.PAUSED, (RunState.RUNNING,)),
+    "run.resume": (RunState.RUNNING, (RunState.PAUSED,)),
+    "run.stop": (RunState.STOPPED, (RunState.RUNNING, RunState.PAUSED)),
+    "run.abort": (RunState.ABORTED, (RunState.RUNNING, RunState.PAUSED)),
 }
 """What each command makes of a run, and in which states it is taken."""
 LAST_STATE = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: UpdateState.RUN_ENDED}

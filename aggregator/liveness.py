@@ -32,6 +32,10 @@ class Liveness:
         """Who was heard of lately."""
         return frozenset(site for site, at in self._seen.items() if now - at <= self._patience)
 
+    def ages(self, now: float) -> dict[str, float]:
+        """Seconds since each site was heard of, or expected."""
+        return {site: now - at for site, at in self._seen.items()}
+
     def expiring(self, now: float) -> list[float]:
         """When those who are live will no longer be, should nothing be heard of them."""
         times = [at + self._patience + _MARGIN for at in self._seen.values()]

@@ -6,42 +6,48 @@ same numbers.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 
 from aggregator.events import UpdateRow
-from aggregator.plan import Member
-from aggregator.strategies import Strategy
-from aggregator.weighting import NORMS_KEPT, SiteStats, clip_factor, example_weights, observe
+from aggregator.plan import Member, MergePlan
+from aggregator.snapshot import RunRules
+from aggregator.standing import Standing
+from aggregator.strategies import Strategy, ema_decay
+from aggregator.weighting import clip_factor, example_weights
 
 
-@dataclass(slots=True)
-class Standing:
-    """What is known of the sites from the updates merged so far."""
+def next_plan(
+    run: RunRules,
+    rows: Sequence[UpdateRow],
+    *,
+    version: int,
+    parent: bytes,
+    population: tuple[str, ...],
+    divisor: int,
+    standing: Standing,
+    new_id: Callable[[], bytes],
+    registry: int,
+) -> MergePlan:
+    """The plan of the version after `version` (whose plaintext digest is `parent`) from these updates, in their order.
 
-    stats: dict[str, SiteStats] = field(default_factory=dict)
-    norms: list[float] = field(default_factory=list)
-
-    def copy(self) -> Standing:
-        """An independent copy."""
-        return Standing(dict(self.stats), list(self.norms))
-
-    def max_wait(self) -> float:
-        """Seconds a half-filled buffer waits by default: a minute, or twice the median training time if longer."""
-        seconds = [stats.seconds for stats in self.stats.values()]
-        return max(60.0, 2 * statistics.median(seconds)) if seconds else 60.0
-
-    def observe(self, site: str, examples: int, seconds: float) -> None:
-        """Take one more update of a site into account."""
-        self.stats[site] = observe(self.stats.get(site), examples=examples, seconds=seconds)
-
-    def merged(self, members: Iterable[Member]) -> None:
-        """Take a committed version's members into account."""
-        for member in members:
-            self.observe(member.site, member.examples, member.seconds)
-            self.norms.append(member.norm)
-        del self.norms[:-NORMS_KEPT]
+    Args:
+        population: the sites that are live.
+        registry: version of the registry its record is wrapped for.
+    """
+    chosen, number = run.strategy, version + 1
+    return MergePlan(
+        version=number,
+        parent=parent,
+        strategy=chosen.name,
+        parameters=run.parameters,
+        members=members(rows, version, chosen, standing, population),
+        population=population,
+        divisor=float(divisor),
+        rate=chosen.rate,
+        release_decay=ema_decay(number, run.release_decay),
+        ids=tuple(new_id() for _ in range(2 + len(chosen.state))),
+        registry=registry,
+    )
 
 
 def members(

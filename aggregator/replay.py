@@ -15,9 +15,10 @@ from pathlib import Path
 from aggregator.history import History
 from aggregator.merge import RELEASED
 from aggregator.plan import Member, MergePlan
-from aggregator.planning import Standing, members
+from aggregator.planning import members
 from aggregator.production import Inputs, Production, record_digest
 from aggregator.records import Records
+from aggregator.standing import Standing
 from aggregator.strategies import Strategy, strategy
 from broker.blobs import BlobStore, ObjectInfo
 from broker.files import FileBlobs

@@ -5,7 +5,7 @@ Rule 1: an update is journalled, then acked; from then on the row is the update.
 Rule 2: the model changes only in `CommitVersion`, by one version, from members that are all validated at that moment.
 Rule 3: every effect may be lost or repeated; `Started` finds in the snapshot whatever is still to be done.
 Rule 4: staleness is counted at the merge; a base version from the future is refused, never "fresh".
-Rule 5: nothing verified is dropped in silence: it gets a receipt; nothing unverified either: it becomes a dead letter.
+Rule 5: nothing verified is dropped in silence: it gets a receipt; nothing unverified: it becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from aggregator import buffer, events, letters, lifecycle, plan, planning
+from aggregator import buffer, events, lifecycle, order_events, plan, planning
+from aggregator.decided import Decided
 from aggregator.events import UpdateRow, UpdateState
 from aggregator.liveness import Liveness
+from aggregator.orders import REPLAYED, Orders
 from aggregator.snapshot import RunRules, Snapshot
 from aggregator.stopping import reason_to_stop
-from aggregator.strategies import ema_decay
 from broker.actor import Step, Tick
 from protocol import limits, topology
 from protocol.keys import Role
@@ -40,11 +41,10 @@ class AggregatorRules:
         self.version = snapshot.version
         self.state = snapshot.state
         self.reason = snapshot.reason
-        self.registry = snapshot.registry
         self._digest = snapshot.digest
         self._new_id = new_id
+        self._out = Decided(snapshot.last_row, new_id, now)
         self._head = snapshot.head
-        self._row = snapshot.last_row
         self._record_registry = snapshot.record_registry
         self._reissue_at = math.inf
         self._rows = {row.id: row for row in snapshot.rows}
@@ -53,7 +53,9 @@ class AggregatorRules:
         self._highest = snapshot.highest
         self._standing = snapshot.standing
         self._evaluations = snapshot.evaluations
-        self._counters = snapshot.counters
+        self.orders = Orders(snapshot.counters, snapshot.measures)
+        self.registry = self.orders.narrowed(snapshot.registry)
+        self._root_registry = snapshot.registry
         self._elapsed, self._resumed = snapshot.elapsed, now
         self._liveness = Liveness(run.heartbeat, self._sites(), now)
         self._admitting: set[bytes] = set()
@@ -61,16 +63,13 @@ class AggregatorRules:
         self._merging: plan.MergePlan | None = None
         self._merge_after = now
         self._head_due = now + HEAD_EVERY
-        self._letters = letters.Budget(now)
         self._now = now
-        self._writes: list[Any] = []
-        self._effects: list[Any] = []
 
     # ---- the two calls of the loop
 
     def step(self, event: Any, now: float) -> Step:
         """Decide what `event` leads to at `now`, in monotonic seconds."""
-        self._now, self._writes, self._effects = now, [], []
+        self._now = now
         match event:
             case Tick():
                 self._tick()
@@ -81,8 +80,8 @@ class AggregatorRules:
             case events.Duplicate():
                 self._duplicate(event)
             case events.Reused(notice=notice, highest_epoch=epoch):
-                self._effects.append(events.Settle(delivery=event.delivery))
-                self._receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_reused", epoch=epoch)
+                self._out.settle(event.delivery)
+                self._out.receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_reused", epoch=epoch)
             case events.Admitted(id=id, norm=norm):
                 self._admitted(id, norm)
             case events.NotAdmitted():
@@ -92,17 +91,24 @@ class AggregatorRules:
             case events.MergeFailed():
                 self._merge_failed(event)
             case events.Published(row=row):
-                self._writes.append(events.RemoveSent(row=row))
+                self._out.write(events.RemoveSent(row=row))
             case events.SiteSeen(delivery=delivery, site=site):
                 self._liveness.seen(site, now)
-                self._writes.append(events.Look())
-                self._effects.append(events.Settle(delivery=delivery))
+                self._out.write(events.Look())
+                self._out.settle(delivery)
             case events.EvaluationArrived():
                 self._evaluated(event)
-            case events.CommandArrived():
+            case order_events.CommandArrived():
                 self._command(event)
+            case order_events.ReplyArrived():
+                self._liveness.seen(event.site, now)
+                self._out.hand_on(event)
+            case order_events.RequestArrived():
+                self._liveness.seen(event.site, now)
+                self._out.settle(event.delivery)
+                self._out.do(order_events.Grant(request=event))
             case events.Refused():
-                self._refused(event)
+                self._out.refuse(event, now)
             case events.RegistryChanged():
                 self._registry_changed(event.registry, event.record)
             case events.Reissued():
@@ -111,7 +117,7 @@ class AggregatorRules:
                 self._reissue_at = now + _RETRY
             case events.Started():
                 self._started()
-        return Step(tuple(self._writes), tuple(self._effects))
+        return self._out.step()
 
     def deadline(self) -> float | None:
         """When the next tick is due."""
@@ -129,7 +135,9 @@ class AggregatorRules:
     # ---- arriving updates
 
     def _started(self) -> None:
-        self._effects += [events.Publish(row=row) for row in self._outbox]
+        self._use_registry(self._root_registry)
+        self._out.do(*(order_events.CutOff(site=site) for site in sorted(self.orders.revoked)))
+        self._out.do(*(events.Publish(row=row) for row in self._outbox))
         for update in sorted(self._rows.values(), key=lambda row: row.order):
             self._examine(update)
         if self._record_registry != self.registry.version:
@@ -143,17 +151,19 @@ class AggregatorRules:
         if notice.sequence > high + limits.SEQUENCE_WINDOW:
             # Not journalled, so that the window stays where it is; in a new epoch the site counts from 1 again.
             epoch = max(epoch for site, epoch in (*self._highest, (notice.site, 0)) if site == notice.site)
-            self._effects.append(events.Settle(delivery=event.delivery))
-            self._receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_gap", epoch=epoch)
+            self._out.settle(event.delivery)
+            self._out.receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_gap", epoch=epoch)
             return
         objection = self.run.reason_against(notice, self.version, self._max_staleness())
         if notice.sequence <= high - limits.SEQUENCE_WINDOW:
             objection = "too_old"
-        self._writes.append(events.JournalUpdate(delivery=event.delivery, notice=notice, objection=objection or "ok"))
+        if self.orders.quarantined(notice.site):
+            objection = "quarantined"
+        self._out.write(events.JournalUpdate(delivery=event.delivery, notice=notice, objection=objection or "ok"))
 
     def _journalled(self, event: events.Journalled) -> None:
         notice = event.notice
-        self._effects.append(events.Settle(delivery=event.delivery))
+        self._out.settle(event.delivery)
         key = (notice.site, notice.epoch)
         self._highest[key] = max(self._highest.get(key, 0), notice.sequence)
         row = self._rows[notice.id] = UpdateRow.new(event.order, notice, event.objection)
@@ -172,9 +182,9 @@ class AggregatorRules:
             self._admit(row.id)
 
     def _duplicate(self, event: events.Duplicate) -> None:
-        self._effects.append(events.Settle(delivery=event.delivery))
+        self._out.settle(event.delivery)
         if event.state.final:
-            self._receipt(event.notice, lifecycle.OUTCOME[event.state], event.reason, version=event.version)
+            self._out.receipt(event.notice, lifecycle.OUTCOME[event.state], event.reason, version=event.version)
         elif event.state == UpdateState.PARKED and event.notice.id in self._rows:
             self._admit(event.notice.id)
 
@@ -182,7 +192,7 @@ class AggregatorRules:
         self._retry_at.pop(id, None)
         if id not in self._admitting:
             self._admitting.add(id)
-            self._effects.append(events.Admit(id=id))
+            self._out.do(events.Admit(id=id))
 
     def _admitted(self, id: bytes, norm: float) -> None:
         self._admitting.discard(id)
@@ -191,7 +201,7 @@ class AggregatorRules:
             return
         self._rows[id] = replace(row, state=UpdateState.VALIDATED, norm=norm)
         self._since[id] = self._now
-        self._writes.append(events.SetState(id=id, state=UpdateState.VALIDATED, norm=norm))
+        self._out.write(events.SetState(id=id, state=UpdateState.VALIDATED, norm=norm))
 
     def _not_admitted(self, event: events.NotAdmitted) -> None:
         self._admitting.discard(event.id)
@@ -203,9 +213,9 @@ class AggregatorRules:
             return
         if row.state != UpdateState.PARKED:
             self._rows[row.id] = replace(row, state=UpdateState.PARKED)
-            self._writes.append(events.SetState(id=row.id, state=UpdateState.PARKED, reason=event.reason))
+            self._out.write(events.SetState(id=row.id, state=UpdateState.PARKED, reason=event.reason))
         if event.missing:
-            self._receipt(row, Outcome.REUPLOAD, event.reason)
+            self._out.receipt(row, Outcome.REUPLOAD, event.reason)
         # Only its site can bring a chunk; when it has, it sends the update again.
         self._retry_at[row.id] = math.inf if event.missing else self._now + _RETRY
 
@@ -214,10 +224,10 @@ class AggregatorRules:
         self._rows.pop(row.id, None)
         self._since.pop(row.id, None)
         self._retry_at.pop(row.id, None)
-        self._writes.append(events.SetState(id=row.id, state=state, reason=reason, norm=row.norm, version=version))
+        self._out.write(events.SetState(id=row.id, state=state, reason=reason, norm=row.norm, version=version))
         if state != UpdateState.MERGED:
-            self._audit("update", {"id": row.id, "site": row.site, "state": state.value, "reason": reason})
-        self._receipt(row, lifecycle.OUTCOME[state], reason, version=version)
+            self._out.audit("update", {"id": row.id, "site": row.site, "state": state.value, "reason": reason})
+        self._out.receipt(row, lifecycle.OUTCOME[state], reason, version=version)
 
     # ---- versions
 
@@ -229,8 +239,6 @@ class AggregatorRules:
             self._reissue()
         if self._now >= self._head_due:
             self._new_head()
-        if self.state != RunState.RUNNING:
-            return
         self._consider_stop()
         if self.state != RunState.RUNNING or self._merging is not None:
             return
@@ -248,36 +256,33 @@ class AggregatorRules:
         choice = buffer.choose(waiting, buffer_size=size, now=self._now, **self._buffer_rules())
         if choice is None:
             return
-        strategy, population = self.run.strategy, tuple(sorted(self._live()))
-        rows = [self._rows[member.id] for member in choice.members]
-        number = self.version + 1
-        self._merging = plan.MergePlan(
-            version=number,
+        self._merging = planning.next_plan(
+            self.run,
+            [self._rows[member.id] for member in choice.members],
+            version=self.version,
             parent=self._digest,
-            strategy=strategy.name,
-            parameters=self.run.parameters,
-            members=planning.members(rows, self.version, strategy, self._standing, population),
-            population=population,
-            divisor=float(choice.divisor),
-            rate=strategy.rate,
-            release_decay=ema_decay(number, self.run.release_decay),
-            ids=tuple(self._new_id() for _ in range(2 + len(strategy.state))),
+            population=tuple(sorted(self._live())),
+            divisor=choice.divisor,
+            standing=self._standing,
+            new_id=self._new_id,
             registry=self._record_registry,  # older than the one in force: the version is issued again
         )
-        self._effects.append(events.Merge(plan=self._merging))
+        self._out.do(events.Merge(plan=self._merging))
 
     def _merged(self, made: plan.MergePlan, product: plan.Product) -> None:
+        if made is not self._merging:
+            return  # the product stays an orphan in the store until it is collected
         self._merging = None
         rows = [self._rows.get(member.id) for member in made.members]
         valid = [row for row in rows if row is not None and row.state == UpdateState.VALIDATED]
         if self.state != RunState.RUNNING or made.version != self.version + 1 or len(valid) != len(rows):
-            return  # the product stays an orphan in the store until it is collected
-        self._writes.append(events.CommitVersion(plan=made, product=product, elapsed=self._time_running()))
+            return
+        self._out.write(events.CommitVersion(plan=made, product=product, elapsed=self._time_running()))
         self.version, self._digest = made.version, product.digest
         self._record_registry = made.registry
         self._standing.merged(made.members)
         ids, entry = [row.id for row in valid], {"version": made.version, "digest": product.digest}
-        self._audit("version", {**entry, "parent": made.parent, "members": ids})
+        self._out.audit("version", {**entry, "parent": made.parent, "members": ids})
         self._announce(product.record)  # before the receipts: who waits for one trains from the new version then
         for row in valid:
             self._finish(row, UpdateState.MERGED, "ok", version=made.version)
@@ -286,8 +291,8 @@ class AggregatorRules:
         self._consider_stop()
 
     def _merge_failed(self, event: events.MergeFailed) -> None:
-        self._merging = None
-        self._merge_after = self._now + _MERGE_AGAIN
+        if event.plan is self._merging:
+            self._merging, self._merge_after = None, self._now + _MERGE_AGAIN
         row = self._rows.get(event.bad) if event.bad is not None else None
         if row is None:
             return
@@ -296,130 +301,121 @@ class AggregatorRules:
             self._finish(row, UpdateState.REJECTED, event.reason)
             return
         self._rows[row.id] = replace(row, state=UpdateState.PARKED)
-        self._writes.append(events.SetState(id=row.id, state=UpdateState.PARKED, reason=event.reason))
+        self._out.write(events.SetState(id=row.id, state=UpdateState.PARKED, reason=event.reason))
         self._admit(row.id)
 
     def _announce(self, record: bytes) -> None:
         """Tell all sites of the record just written, inline if it fits into a message."""
         self._new_head(announce=len(record) > limits.MESSAGE)
         if len(record) <= limits.MESSAGE:
-            row = self._next_row()
-            self._writes.append(events.SendRaw(row=row, exchange=topology.GLOBAL, key="", body=record))
-            self._effects.append(events.Publish(row=row))
+            self._out.send(topology.GLOBAL, "", record)
 
     def _new_head(self, *, announce: bool = False) -> None:
         self._head += 1
         self._head_due = self._now + HEAD_EVERY
-        self._writes.append(events.SetHead(number=self._head, elapsed=self._time_running()))
+        self._out.write(events.SetHead(number=self._head, elapsed=self._time_running()))
         head = events.PutHead(number=self._head, state=self.state, reason=self.reason, version=self.version)
-        self._effects.append(head)
+        self._out.do(head)
         if announce:
-            self._effects.append(events.AnnounceHead(number=self._head))
+            self._out.do(events.AnnounceHead(number=self._head))
 
     # ---- the run
 
     def _consider_stop(self) -> None:
-        why = reason_to_stop(
-            self.run.stopping,
-            version=self.version,
-            elapsed=self._time_running(),
-            history=self._evaluations.history(self.run.stopping.metric, len(self._sites())),
-        )
-        if why is not None:
+        history = self._evaluations.history(self.run.stopping.metric, len(self._sites()))
+        why = reason_to_stop(self.run.stopping, version=self.version, elapsed=self._time_running(), history=history)
+        if why is not None and self.state == RunState.RUNNING:
             self._change_run(RunState.STOPPED, why.value)
 
-    def _command(self, event: events.CommandArrived) -> None:
-        self._effects.append(events.Settle(delivery=event.delivery))
-        if event.counter <= self._counters.get(event.operator, 0):
-            return
-        self._counters[event.operator] = event.counter
-        self._writes.append(events.SetCounter(operator=event.operator, counter=event.counter))
-        wanted = lifecycle.COMMANDS.get(event.command)
-        taken = wanted is not None and self.state in wanted[1]
-        self._audit("command", {"operator": event.operator, "command": event.command, "taken": taken})
-        if wanted is not None and taken:
-            self._change_run(wanted[0], f"{event.command}-by-{event.operator}"[:64])
+    def _command(self, event: order_events.CommandArrived) -> None:
+        why = self.orders.judge(event, self._out, run=self.run.run, state=self.state, sites=self._sites())
+        seen = self._liveness.ages(self._now)
+        if why != REPLAYED and (why != "ok" or self._obey(event, seen)):
+            self._out.tell(event, why, seen)
+
+    def _obey(self, event: order_events.CommandArrived, seen: Mapping[str, float]) -> bool:
+        """Carry out an order; tells whether it is done, which otherwise means that its answer is being looked up."""
+        if event.targets:
+            for site in event.targets:
+                self._out.pass_on(site, event.raw)
+        elif (wanted := lifecycle.COMMANDS.get(event.command)) is not None:
+            self._change_run(wanted[0], f"{event.command.removeprefix('run.')}-by-{event.operator}"[:64])
+        elif (measured := self.orders.measure(event, self._root_registry.version)) is not None:
+            self._measure(*measured, event.operator)
+        elif event.command == "dead.purge":
+            self._out.write(order_events.ForgetLetters(number=event.arguments.get("id")))
+        else:
+            self._out.do(order_events.LookUp(command=event, seen=seen))
+            return False
+        return True
+
+    def _measure(self, site: str, measured: order_events.Measured, operator: str) -> None:
+        self._out.write(order_events.SetMeasure(site=site, measured=measured, operator=operator))
+        for row in [row for row in self._rows.values() if row.site == site and measured.measure != "none"]:
+            self._finish(row, UpdateState.REJECTED, measured.measure)
+        if measured.measure == "revoked":
+            self._merging = None  # what is being merged is wrapped for the site, too
+            self._out.do(order_events.CutOff(site=site))
+            self._use_registry(self._root_registry)
+            self._reissue()
 
     def _change_run(self, state: RunState, reason: str) -> None:
         elapsed = self._time_running()
         self.state, self.reason, self._elapsed, self._resumed = state, reason, elapsed, self._now
-        self._writes.append(events.SetRun(state=state, reason=reason, elapsed=elapsed))
-        self._audit("run", {"state": state.value, "reason": reason, "version": self.version})
+        self._out.write(events.SetRun(state=state, reason=reason, elapsed=elapsed))
+        self._out.audit("run", {"state": state.value, "reason": reason, "version": self.version})
         ended = lifecycle.LAST_STATE.get(state)
         if ended is not None:
             for row in sorted(self._rows.values(), key=lambda row: row.order):
                 self._finish(row, ended, reason)
-            self._effects.append(events.Ended(reason=reason))
+            self._out.do(events.Ended(reason=reason))
         self._new_head(announce=True)
 
     def _evaluated(self, event: events.EvaluationArrived) -> None:
         self._liveness.seen(event.site, self._now)
-        self._effects.append(events.Settle(delivery=event.delivery))
+        self._out.settle(event.delivery)
         if event.version <= self.version:
             self._evaluations.add(event.version, event.site, event.evaluation)
             stored = events.StoreEvaluation(site=event.site, version=event.version, evaluation=event.evaluation)
-            self._writes.append(stored)
+            self._out.write(stored)
 
     # ---- members and strangers
 
     def _registry_changed(self, registry: Registry, record: bytes) -> None:
-        if registry.version <= self.registry.version:
+        if registry.version <= self._root_registry.version:
             return
-        self.registry = registry
+        self.orders.follow(registry)
+        self._use_registry(registry)
         sites = self._sites()
         self._liveness.expect(sites, self._now)
         for row in sorted(self._rows.values(), key=lambda row: row.order):
             if row.site not in sites:
                 self._finish(row, UpdateState.REJECTED, "revoked")
-        self._writes.append(events.StoreRegistry(version=registry.version, record=record))
-        self._audit("registry", {"version": registry.version})
+        self._out.write(events.StoreRegistry(version=registry.version, record=record))
+        self._out.audit("registry", {"version": registry.version})
         self._reissue()
+
+    def _use_registry(self, registry: Registry) -> None:
+        self._root_registry, self.registry = registry, self.orders.narrowed(registry)
+        self._out.do(order_events.UseRegistry(registry=self.registry))
 
     def _reissue(self) -> None:
         self._reissue_at = math.inf
-        self._effects.append(events.Reissue(version=self.version, registry=self.registry))
+        self._out.do(events.Reissue(version=self.version, registry=self.registry))
 
     def _reissued(self, event: events.Reissued) -> None:
         if (event.version, event.registry) != (self.version, self.registry.version):
             self._reissue()
             return
         self._record_registry = event.registry
-        self._writes.append(
+        self._out.write(
             events.ReplaceRecord(
                 version=event.version, record=event.record, registry=event.registry, spec_record=event.spec_record
             )
         )
         self._announce(event.record)
 
-    def _refused(self, event: events.Refused) -> None:
-        self._effects.append(events.Settle(delivery=event.delivery))
-        self._audit("refused", {"queue": event.queue, "reason": event.reason, "bytes": len(event.raw)})
-        if self._letters.allows(event.site, self._now):
-            row = self._next_row()
-            self._writes.append(letters.dead_letter(event, row=row))
-            self._effects.append(events.Publish(row=row))
-
     # ---- small things
-
-    def _receipt(
-        self,
-        update: UpdateRow | events.UpdateNotice,
-        outcome: Outcome,
-        reason: str,
-        *,
-        version: int = 0,
-        epoch: int = 0,
-    ) -> None:
-        row, id = self._next_row(), self._new_id()
-        self._writes.append(letters.receipt(update, outcome, reason, row=row, id=id, version=version, epoch=epoch))
-        self._effects.append(events.Publish(row=row))
-
-    def _audit(self, kind: str, entry: Mapping[str, Any]) -> None:
-        self._writes.append(events.Audit(kind=kind, entry=entry))
-
-    def _next_row(self) -> int:
-        self._row += 1
-        return self._row
 
     def _sites(self) -> set[str]:
         return {participant.name for participant in self.registry.members(Role.SITE)}

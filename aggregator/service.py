@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,44 +17,36 @@ from typing import Any
 import nacl.utils
 import structlog
 
-from aggregator import events
-from aggregator.admission import inspect
+from aggregator import events, order_events
 from aggregator.config import RunConfig
+from aggregator.desk import NOBODY, Desk
+from aggregator.doors import Doors
 from aggregator.events import UpdateState
 from aggregator.heads import HeadWriter
 from aggregator.intake import Intake
 from aggregator.journal import Journal
 from aggregator.letters import addressee
-from aggregator.opened import OpenBlob
 from aggregator.opening import Genesis, open_run
 from aggregator.plan import MergePlan
-from aggregator.production import BadMember, Inputs, Production, record_digest
-from aggregator.records import Records, version_body
+from aggregator.production import Inputs, Production, record_digest
+from aggregator.records import Records
 from aggregator.rules import AggregatorRules
+from aggregator.work import Work
 from broker.actor import Actor
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.crash import crash_point
 from broker.outbox import Relay
-from broker.streams import read_blob
 from broker.transport import Delivery, Subscription, Transport
-from protocol import limits, topology
-from protocol.codec import decode
-from protocol.envelope import seal, unlock, verify
+from protocol import topology
+from protocol.envelope import seal
 from protocol.errors import (
-    Corrupt,
     DiskFull,
     Fenced,
-    FledgeError,
-    Malformed,
-    Missing,
-    StoreError,
-    TrainingError,
-    WireError,
     WrongContext,
 )
 from protocol.keys import Identity, Role
-from protocol.messages import Event, Kind, RunHead, Version
+from protocol.messages import RunHead, Version
 from protocol.registry import Registry, open_registry
 
 log = structlog.get_logger("aggregator")
@@ -84,6 +75,7 @@ class AggregatorService:
         genesis: Genesis | None,
         observer: Observer = _nobody,
         cache_bytes: int = 4 << 30,
+        doors: Doors = Doors(),  # noqa: B008  # frozen
     ) -> None:
         """`genesis` (version 0) is needed the first time only; `state` None keeps the database in memory.
 
@@ -103,6 +95,7 @@ class AggregatorService:
         if state is not None:
             self._store = CachedBlobs(store, state / "cache", cache_bytes, keep_puts=True, small=SMALL)
         self._observer = observer
+        self._doors = doors
         self._io = ThreadPoolExecutor(4, thread_name_prefix="aggregator io")
         self._cipher = ThreadPoolExecutor(3, thread_name_prefix="aggregator cipher")
         # A merge never queues behind admissions: the longer it waited, the more updates would come for nothing.
@@ -128,20 +121,32 @@ class AggregatorService:
         self.spec, self._strategy, self.registry = opened.spec, opened.strategy, opened.registry
         self._registry_digest = record_digest(opened.registry_record)
         self._intake = Intake(self._federation, self._identity, self.registry, self.records.opened)
-        self._production = Production(
-            self.records, self.spec, self._strategy, self._cipher, average=config.release_decay > 0
-        )
+        production = Production(self.records, self.spec, self._strategy, self._cipher, average=config.release_decay > 0)
+        self._work = Work(self.records, self.spec, production, self._store, self._io, lambda: self._intake.registry)
         snapshot = self.journal.load(self.registry)
         self._record = self.journal.version_record(snapshot.version)
         self._spec_record = self.journal.spec_record()
         self.rules = AggregatorRules(opened.rules, snapshot, new_id=_new_id, now=time.monotonic())
+        self._desk = Desk(
+            self._federation,
+            self._identity,
+            self.registry,
+            self._transport,
+            self.journal,
+            rules=self.rules,
+            run=config,
+            head=lambda: self._heads.newest,
+            again=lambda site, raw: self._actor.mailbox.put(self._intake.update(site, NOBODY, raw)),
+            later=self._io.submit,
+            doors=self._doors,
+        )
         self._actor = Actor(self.rules, self._commit, self._perform, may_wait=may_wait)
 
     # ---- life
 
     def start(self) -> None:
         """Declare the topology, begin to consume and to step."""
-        self._transport.declare(topology.topology(sorted(p.name for p in self.registry.members(Role.SITE))))
+        self._declare(self.registry)
         self._actor.mailbox.put(events.Started())
         self._thread.start()
         self._consume_sites()
@@ -193,14 +198,16 @@ class AggregatorService:
             WireError: it is not signed by the root or not newer.
         """
         registry = open_registry(record, self._root, self._federation)
-        known = self._intake.registry.version
+        known = self.registry.version
         if registry.version <= known:
             raise WrongContext(f"registry version {registry.version} is not newer than version {known}, in force")
         self._store.put(topology.record_key(record_digest(record).hex()), record)
-        self._transport.declare(topology.topology(sorted(p.name for p in registry.members(Role.SITE))))
-        self._intake.registry = registry
-        self.records.opened.clear()
+        self._declare(registry)
         self._actor.mailbox.put(events.RegistryChanged(registry=registry, record=record))
+
+    def _declare(self, registry: Registry) -> None:
+        members = {role: sorted(p.name for p in registry.members(role)) for role in (Role.SITE, Role.OPERATOR)}
+        self._transport.declare(topology.topology(members[Role.SITE], members[Role.OPERATOR]))
 
     # ---- deliveries
 
@@ -221,8 +228,10 @@ class AggregatorService:
     def _take_event(self, site: str, delivery: Delivery) -> None:
         event, sign = self._intake.live(site, delivery, delivery.body)
         self._actor.mailbox.put(event)
-        if isinstance(sign, Event):
-            self._observer("site", {"site": site, "state": sign.state, "progress": sign.progress, **sign.metrics})
+        if sign is not None:
+            self._desk.seen(site, sign)
+            told = sign.event
+            self._observer("site", {"site": site, "state": told.state, "progress": told.progress, **told.metrics})
 
     def _take_command(self, delivery: Delivery) -> None:
         self._actor.mailbox.put(self._intake.command(delivery, delivery.body, time.time()))
@@ -302,18 +311,21 @@ class AggregatorService:
                     self._relay.send([self.journal.fresh[row]])
                     crash_point("aggregator.publishing")
             case events.Admit(id=id):
-                self._submit(self._admissions, self._admit, id, self.journal.envelope(id))
+                self._submit(self._admissions, self._work.admit, id, self.journal.envelope(id))
             case events.Merge(plan=plan):
-                self._submit(self._merges, self._merge, plan, self._inputs(plan))
+                self._submit(self._merges, self._work.merge, plan, self._inputs(plan))
             case events.PutHead():
                 self._heads.put(self._head(effect))
             case events.AnnounceHead():
                 self._heads.announce()
             case events.Reissue(registry=registry, version=version):
-                self._follow_registry(registry)
-                self._submit(self._merges, self._reissue, version, registry, self._record, self._spec_record)
+                self._submit(self._merges, self._work.reissue, version, registry, self._record, self._spec_record)
             case events.Ended():
                 self.ended.set()
+            case order_events.UseRegistry(registry=registry):
+                self._follow_registry(registry)
+            case _:
+                self._desk.serve(effect)
 
     def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *arguments: Any) -> None:
         def run() -> None:
@@ -327,33 +339,6 @@ class AggregatorService:
 
         if not self._stopping.is_set():  # what is not begun now is begun at the next start
             pool.submit(run)
-
-    def _admit(self, id: bytes, envelope: bytes) -> Any:
-        self._log.info("admission.started", update=id.hex()[:8])
-        try:
-            blob = self.records.opened.get(envelope) or self._open_update(envelope)
-            key_of = partial(topology.update_chunk, blob.sender)
-            payload = read_blob(self._store, blob.manifest, blob.key, key_of, pool=self._io, ahead=2)
-            norm = inspect(self.spec, payload)
-        except WireError as error:
-            return events.NotAdmitted(id=id, reason=error.reason, retry=False)
-        except Missing:
-            return events.NotAdmitted(id=id, reason="chunk_missing", retry=True, missing=True)
-        except Corrupt as error:
-            log.warning("admission.damaged", update=id.hex()[:8], error=str(error))
-            return events.NotAdmitted(id=id, reason="chunk_damaged", retry=True, missing=True)
-        except StoreError as error:
-            log.warning("admission.parked", update=id.hex()[:8], error=str(error))
-            return events.NotAdmitted(id=id, reason="store_away", retry=True)
-        crash_point("aggregator.admitted")
-        return events.Admitted(id=id, norm=norm)
-
-    def _open_update(self, envelope: bytes) -> OpenBlob:
-        """An update that arrived too long ago to be remembered, or under an older registry."""
-        verified = verify(envelope, self._intake.registry, federation=self._federation, kinds={Kind.UPDATE})
-        if verified.manifest is None:
-            raise Malformed("an update without a blob", "truncated")
-        return OpenBlob(verified.sender.name, verified.manifest, unlock(verified, self._identity))
 
     def _inputs(self, plan: MergePlan) -> Inputs:
         return Inputs(
@@ -376,35 +361,9 @@ class AggregatorService:
             registry=registry.version,
         )
 
-    def _merge(self, plan: MergePlan, inputs: Inputs) -> Any:
-        log.info("merge.started", version=plan.version, members=[m.id.hex()[:8] for m in plan.members])
-        try:
-            return events.Merged(plan=plan, product=self._production.produce(plan, inputs))
-        except BadMember as error:
-            log.warning("merge.bad_member", version=plan.version, update=error.id.hex()[:8], reason=error.reason)
-            return events.MergeFailed(plan=plan, reason=error.reason, bad=error.id)
-        except TrainingError as error:
-            worst = max(plan.members, key=lambda member: member.weight * member.norm)
-            log.warning("merge.overflow", version=plan.version, update=worst.id.hex()[:8], error=str(error))
-            return events.MergeFailed(plan=plan, reason="does_not_fit", bad=worst.id, reject=True)
-        except FledgeError as error:
-            self.records.distrust()
-            log.warning("merge.failed", version=plan.version, error=str(error))
-            return events.MergeFailed(plan=plan, reason="merge_failed", bad=None)
-
-    def _reissue(self, version: int, registry: Registry, record: bytes, spec_record: bytes) -> Any:
-        try:
-            spec_record = self.records.rewrap(spec_record, registry, Kind.SPEC, lambda body: body)
-            digest = self.records.put_record(spec_record)
-            record = self.records.rewrap(record, registry, Kind.VERSION, partial(_rebind, digest, registry.version))
-            self.records.put_record(record)
-        except StoreError as error:
-            log.warning("reissue.failed", version=version, registry=registry.version, error=str(error))
-            return events.ReissueFailed()
-        return events.Reissued(version=version, registry=registry.version, record=record, spec_record=spec_record)
-
     def _follow_registry(self, registry: Registry) -> None:
-        self.registry = registry
+        self.registry = self._intake.registry = self._desk.registry = registry
+        self.records.opened.clear()
         raw = self.journal.registry_record()
         if raw is not None:
             self._registry_digest = record_digest(raw)
@@ -429,11 +388,6 @@ def may_wait(write: Any) -> bool:
     return isinstance(write, events.RemoveSent) or (
         isinstance(write, events.SetState) and write.state == UpdateState.VALIDATED
     )
-
-
-def _rebind(spec_record: bytes, registry: int, body: bytes) -> bytes:
-    """A version record's body under a newer registry."""
-    return version_body(replace(decode(Version, body, limits.BODY), spec_record=spec_record, registry=registry))
 
 
 def _new_id() -> bytes:

@@ -8,7 +8,8 @@ from typing import Any
 
 from aggregator.evaluations import Evaluations
 from aggregator.events import UpdateNotice, UpdateRow
-from aggregator.planning import Standing
+from aggregator.order_events import Measured
+from aggregator.standing import Standing
 from aggregator.stopping import Stopping
 from aggregator.strategies import Strategy
 from protocol.messages import DENSE_F32, RunState
@@ -68,3 +69,4 @@ class Snapshot:
     standing: Standing
     evaluations: Evaluations
     counters: dict[str, int]
+    measures: dict[str, Measured]

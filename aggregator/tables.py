@@ -17,7 +17,7 @@ from sqlalchemy import (
 
 from broker.outbox import outbox_table
 
-SCHEMA = 1
+SCHEMA = 2
 metadata = MetaData()
 
 lease = Table("lease", metadata, Column("id", Integer, primary_key=True), Column("epoch", Integer, nullable=False))
@@ -104,6 +104,29 @@ evaluations = Table(
 counters = Table(
     "counters", metadata, Column("operator", String, primary_key=True), Column("counter", Integer, nullable=False)
 )
+
+measures = Table(
+    "measures",
+    metadata,
+    Column("site", String, primary_key=True),
+    Column("measure", String, nullable=False),
+    Column("registry", Integer, nullable=False),
+    Column("operator", String, nullable=False),
+)
+"""Sites that operators revoked or quarantined."""
+
+letters = Table(
+    "letters",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("queue", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("message", LargeBinary, nullable=False),
+    Index("letters_by_queue", "queue"),
+    sqlite_autoincrement=True,
+)
+"""Refused messages, for operators to look at."""
 
 registries = Table(
     "registries", metadata, Column("version", Integer, primary_key=True), Column("record", LargeBinary, nullable=False)

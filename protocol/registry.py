@@ -139,9 +139,9 @@ class Registry:
         )
         return replace(self, version=number, entries=(*kept, new))
 
-    def revoke(self, name: str) -> Registry:
-        """The next version, without the keys of `name`."""
-        number = self.version + 1
+    def revoke(self, name: str, *, version: int | None = None) -> Registry:
+        """The next version (or the one given), without the keys of `name`."""
+        number = self.version + 1 if version is None else version
         entries = tuple(
             replace(entry, revoked=number) if entry.name == name and entry.revoked is None else entry
             for entry in self.entries

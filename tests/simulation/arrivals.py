@@ -103,7 +103,7 @@ def play(content: int, faults: int) -> World:
     world.drain()
     outcomes = {id: outcome for script in world.scripts for id, outcome in script.outcomes.items()}
     require(outcomes == expected, "what becomes of each update does not depend on faults:", outcomes, expected)
-    world.command("stop")
+    world.command("run.stop")
     world.drain()
     reckon(world)
     history = History(world.centre_database.engine)

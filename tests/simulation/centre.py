@@ -6,7 +6,7 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aggregator import events
+from aggregator import events, order_events
 from aggregator.letters import addressee
 from aggregator.plan import MergePlan, Product
 from aggregator.service import may_wait
@@ -145,7 +145,7 @@ class Centre(Process):
         message, queue = read_back(delivery.body), delivery.queue
         site = queue.partition(".")[2]
         if queue == topology.inbox_queue(topology.AGGREGATOR):
-            event: Any = events.CommandArrived(
+            event: Any = order_events.CommandArrived(
                 delivery=delivery, operator=OPERATOR, counter=message["counter"], command=message["command"]
             )
         elif message["kind"] == "noise" or site not in self.sites():
@@ -203,8 +203,11 @@ class Centre(Process):
             case events.AnnounceHead():
                 self.head_to_announce = True
                 self.begin_head()
-            case events.Reissue(registry=registry, version=version):
+            case order_events.UseRegistry(registry=registry):
                 self.follow(registry)
+            case order_events.Tell() | order_events.LookUp():
+                pass  # an answer that is lost is asked for again
+            case events.Reissue(registry=registry, version=version):
                 self.answer(
                     f"reissue {version} for registry {registry.version}",
                     partial(self.reissue, version, registry, self.record, self.spec_record),

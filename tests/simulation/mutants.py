@@ -169,9 +169,15 @@ class Trusting(AggregatorRules):
 class NeverSays(AggregatorRules):
     """Ends an update without a receipt when it is superseded or too stale."""
 
-    def _receipt(self, update: Any, outcome: Any, reason: str, **more: Any) -> None:
-        if reason not in ("newer_updates_wait", "too_stale", "revoked", "future_base"):
-            super()._receipt(update, outcome, reason, **more)
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        tell = self._out.receipt
+
+        def sometimes(update: Any, outcome: Any, reason: str, **rest: Any) -> None:
+            if reason not in ("newer_updates_wait", "too_stale", "revoked", "future_base"):
+                tell(update, outcome, reason, **rest)
+
+        self._out.receipt = sometimes
 
 
 class FreshAtArrival(AggregatorRules):

@@ -336,7 +336,9 @@ class World:
             "reconnect": lambda: self.dice.choice(everybody).reconnect(),
             "restore": lambda: self._restore(self.dice.choice(sites)),
             "registry": self._change_registry,
-            "command": lambda: self.command(self.dice.choice(["pause", "resume", "resume", "pause", "unknown"])),
+            "command": lambda: self.command(
+                self.dice.choice(["run.pause", "run.resume", "run.resume", "run.pause", "unknown"])
+            ),
             "chunk": self._lose_chunk,
             "noise": lambda: self._noise(self.dice.choice(list(self.disks))),
             "announcement": lambda: self._lose_announcements(self.dice.choice(list(self.disks))),
@@ -472,7 +474,7 @@ class World:
 
     def end(self) -> None:
         """The operator ends or pauses the run."""
-        command = self.dice.choice(["stop", "stop", "abort", "pause"])
+        command = self.dice.choice(["run.stop", "run.stop", "run.abort", "run.pause"])
         self.command(command)
 
 
@@ -529,7 +531,7 @@ def _acts(world: World) -> None:
             world.join(participant.name)
     world.play(dice.randint(80, 400))
     world.settle()
-    world.command("resume")
+    world.command("run.resume")
     reached = world.witness.version + 1
     ended = (RunState.STOPPED, RunState.ABORTED)
     went_on = world.play(1500, lambda: world.witness.version >= reached or world.witness.state in ended)

@@ -70,7 +70,8 @@ class Federation:
         self.members = {f"site-{i}": Identity.generate(f"site-{i}", Role.SITE) for i in range(self.sites)}
         self.registry = Registry(version=0, entries=())
         for identity in (self.aggregator, self.operator, *self.members.values()):
-            self.registry = self.registry.with_entry(identity.public)
+            roles = ("super",) if identity.role == Role.OPERATOR else ()
+            self.registry = self.registry.with_entry(identity.public, organisation="clinic", roles=roles)
 
     @property
     def root_key(self) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 
-from aggregator import events
+from aggregator import events, order_events
 from aggregator.events import UpdateState
 from aggregator.journal import Journal
 from aggregator.plan import MergePlan, Product
@@ -159,7 +159,9 @@ class Desk:
 
     def command(self, command: str, counter: int, operator: str = "olga") -> list[Any]:
         """An operator's order."""
-        return self.turn(events.CommandArrived(delivery="command", operator=operator, counter=counter, command=command))
+        return self.turn(
+            order_events.CommandArrived(delivery="command", operator=operator, counter=counter, command=command)
+        )
 
     def state(self, notice: events.UpdateNotice) -> tuple[UpdateState, str]:
         """What the journal says of an update."""

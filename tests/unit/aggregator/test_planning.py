@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from aggregator.events import UpdateRow, UpdateState
-from aggregator.planning import Standing, members
+from aggregator.planning import members
+from aggregator.standing import Standing
 from aggregator.strategies import strategy
 from aggregator.weighting import NORMS_KEPT
 

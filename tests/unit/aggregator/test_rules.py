@@ -256,7 +256,7 @@ def test_what_had_to_be_refused_is_refused_at_the_next_start_if_the_answer_was_l
 
 def test_what_was_journalled_after_the_end_of_the_run_is_ended_at_the_next_start() -> None:
     desk = Desk()
-    desk.command("stop", 1)
+    desk.command("run.stop", 1)
     notice = desk.notice()
     desk.journal.commit([events.JournalUpdate(delivery=None, notice=notice, objection="ok")])
     desk.start()
@@ -475,7 +475,7 @@ def test_an_ended_update_is_not_tried_again() -> None:
     notice = desk.notice()
     desk.arrive(notice)
     desk.turn(events.NotAdmitted(id=notice.id, reason="store_away", retry=True))
-    desk.command("abort", 1)
+    desk.command("run.abort", 1)
     assert desk.rules.deadline() == desk.now + HEAD_EVERY
 
 
@@ -490,7 +490,7 @@ def test_the_ledger_tells_the_end_of_every_update_every_version_and_every_turn_o
     [(kind, entry)] = [(write.kind, write.entry) for write in desk.writes if isinstance(write, events.Audit)]
     digest = desk.product(plan).digest
     assert (kind, entry) == ("version", {"version": 1, "digest": digest, "parent": GENESIS, "members": [good.id]})
-    desk.command("pause", 1)
+    desk.command("run.pause", 1)
     kinds = [write.kind for write in desk.writes if isinstance(write, events.Audit)]
     assert kinds == ["command", "run"]
     assert desk.journal.broken_link() is None
@@ -501,12 +501,12 @@ def test_the_ledger_tells_the_end_of_every_update_every_version_and_every_turn_o
 
 def test_pause_keeps_admitting_and_resume_merges_what_waited() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
-    desk.command("pause", 1)
+    desk.command("run.pause", 1)
     assert desk.only(events.PutHead).state == RunState.PAUSED
     notice = desk.validate()
     assert desk.some(events.Merge) == []
     assert desk.state(notice)[0] == UpdateState.VALIDATED
-    desk.command("resume", 2)
+    desk.command("run.resume", 2)
     assert [member.id for member in desk.only(events.Merge).plan.members] == [notice.id]
 
 
@@ -514,7 +514,7 @@ def test_a_merge_that_ends_during_a_pause_is_not_committed() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     notice = desk.validate()
     plan = desk.only(events.Merge).plan
-    desk.command("pause", 1)
+    desk.command("run.pause", 1)
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
     assert desk.rules.version == 0
     assert desk.state(notice)[0] == UpdateState.VALIDATED
@@ -522,7 +522,7 @@ def test_a_merge_that_ends_during_a_pause_is_not_committed() -> None:
 
 @pytest.mark.parametrize(
     ("command", "state", "outcome"),
-    [("stop", RunState.STOPPED, Outcome.RUN_ENDED), ("abort", RunState.ABORTED, Outcome.RUN_ABORTED)],
+    [("run.stop", RunState.STOPPED, Outcome.RUN_ENDED), ("run.abort", RunState.ABORTED, Outcome.RUN_ABORTED)],
 )
 def test_the_end_of_a_run_ends_what_waits_and_what_still_comes(command: str, state: RunState, outcome: Outcome) -> None:
     desk = Desk()
@@ -530,7 +530,7 @@ def test_the_end_of_a_run_ends_what_waits_and_what_still_comes(command: str, sta
     desk.arrive(parked)
     desk.turn(events.NotAdmitted(id=parked.id, reason="store_away", retry=True))
     desk.command(command, 1)
-    reason = f"{command}-by-olga"
+    reason = f"{command.removeprefix('run.')}-by-olga"
     assert desk.told() == [(waiting.id, outcome, reason), (parked.id, outcome, reason)]
     assert desk.only(events.PutHead).state == state
     assert desk.only(events.Ended).reason == reason
@@ -543,8 +543,8 @@ def test_the_end_of_a_run_ends_what_waits_and_what_still_comes(command: str, sta
 
 def test_an_ended_run_does_not_begin_again_by_command_or_by_restart() -> None:
     desk = Desk()
-    desk.command("abort", 1)
-    desk.command("resume", 2)
+    desk.command("run.abort", 1)
+    desk.command("run.resume", 2)
     assert desk.rules.state == RunState.ABORTED
     desk.start()
     assert (desk.rules.state, desk.rules.reason) == (RunState.ABORTED, "abort-by-olga")
@@ -552,15 +552,15 @@ def test_an_ended_run_does_not_begin_again_by_command_or_by_restart() -> None:
 
 def test_a_command_that_comes_again_or_late_is_acked_and_not_taken() -> None:
     desk = Desk()
-    desk.command("pause", 5)
-    desk.command("resume", 6)
+    desk.command("run.pause", 5)
+    desk.command("run.resume", 6)
     for counter in (5, 6):
-        assert desk.command("pause", counter) == [events.Settle(delivery="command")]
+        assert desk.command("run.pause", counter) == [events.Settle(delivery="command")]
         assert desk.rules.state == RunState.RUNNING
     desk.start()
-    desk.command("pause", 6)
+    desk.command("run.pause", 6)
     assert desk.rules.state == RunState.RUNNING
-    desk.command("pause", 1, operator="otto")
+    desk.command("run.pause", 1, operator="otto")
     assert desk.rules.state == RunState.PAUSED
 
 
@@ -569,7 +569,7 @@ def test_an_unknown_command_is_kept_in_the_ledger_and_changes_nothing() -> None:
     desk.command("fly", 1)
     assert desk.rules.state == RunState.RUNNING
     [audit] = [write for write in desk.writes if isinstance(write, events.Audit)]
-    assert audit.entry == {"operator": "olga", "command": "fly", "taken": False}
+    assert audit.entry == {"operator": "olga", "command": "fly", "taken": False, "reason": "unknown_command"}
 
 
 def test_a_run_stops_after_its_last_version() -> None:
@@ -597,13 +597,13 @@ def test_a_run_stops_when_patience_ends() -> None:
 def test_the_time_of_a_run_counts_over_restarts_and_not_while_it_pauses() -> None:
     desk = Desk(stopping=Stopping(max_wall_time=100.0))
     desk.turn(seconds=30.0)
-    desk.command("pause", 1)
+    desk.command("run.pause", 1)
     desk.turn(seconds=500.0)
-    desk.command("resume", 2)
+    desk.command("run.resume", 2)
     desk.turn(seconds=30.0)
-    desk.command("pause", 3)
+    desk.command("run.pause", 3)
     desk.start()
-    desk.command("resume", 4)
+    desk.command("run.resume", 4)
     assert desk.rules.deadline() == pytest.approx(desk.now + 40.0)
     desk.turn(seconds=41.0)
     assert (desk.rules.state, desk.rules.reason) == (RunState.STOPPED, "max_wall_time")

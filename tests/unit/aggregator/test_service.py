@@ -255,14 +255,14 @@ def test_what_no_member_has_signed_becomes_a_dead_letter(bench: Bench) -> None:
 
 def test_commands_pause_resume_and_abort_a_run(bench: Bench) -> None:
     service = bench.start()
-    bench.command("pause", 1)
+    bench.command("run.pause", 1)
     bench.wait(lambda: any(h.runs[0].state == RunState.PAUSED for h in _heads(bench)))
     for site in ("site-0", "site-1"):
         bench.send(site, bench.sites[site].update(ONE))
-    bench.command("resume", 2)
+    bench.command("run.resume", 2)
     bench.wait_outcome("site-0", Outcome.MERGED)
     bench.send("site-2", bench.sites["site-2"].update(ONE))
-    bench.command("abort", 3)
+    bench.command("run.abort", 3)
     bench.wait_outcome("site-2", Outcome.RUN_ABORTED, "abort-by-operator")
     assert service.ended.wait(10)
     bench.send("site-2", bench.sites["site-2"].update(ONE))
@@ -271,9 +271,9 @@ def test_commands_pause_resume_and_abort_a_run(bench: Bench) -> None:
 
 def test_a_command_counts_once_and_only_from_an_operator(bench: Bench) -> None:
     service = bench.start()
-    bench.command("pause", 5)
-    bench.command("resume", 5)
-    bench.command("resume", 6, by=bench.federation.members["site-0"])
+    bench.command("run.pause", 5)
+    bench.command("run.resume", 5)
+    bench.command("run.resume", 6, by=bench.federation.members["site-0"])
     bench.wait(lambda: len(bench.dead()) == 1)
     assert bench.dead() == ["wrong_role"]
     assert service.rules.state == RunState.PAUSED

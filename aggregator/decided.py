@@ -1,0 +1,94 @@
+"""What one step of the rules has come to so far: writes, effects, and the messages that go out with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aggregator import events, letters, order_events
+from broker.actor import Step
+from protocol import topology
+from protocol.messages import Outcome
+
+
+class Decided:
+    """Collects a step; outbox rows are numbered here, one after the other for as long as the run lasts."""
+
+    def __init__(self, last_row: int, new_id: Callable[[], bytes], now: float) -> None:
+        self._row = last_row
+        self._new_id = new_id
+        self._budget = letters.Budget(now)
+        self._writes: list[Any] = []
+        self._effects: list[Any] = []
+
+    def step(self) -> Step:
+        """Everything decided since the last call."""
+        done = Step(tuple(self._writes), tuple(self._effects))
+        self._writes, self._effects = [], []
+        return done
+
+    def write(self, *writes: Any) -> None:
+        """Into the step's transaction."""
+        self._writes += writes
+
+    def do(self, *effects: Any) -> None:
+        """After the commit."""
+        self._effects += effects
+
+    def settle(self, delivery: Any) -> None:
+        """Ack a delivery after the commit."""
+        self._effects.append(events.Settle(delivery=delivery))
+
+    def audit(self, kind: str, entry: Mapping[str, Any]) -> None:
+        """Note something in the ledger."""
+        self._writes.append(events.Audit(kind=kind, entry=entry))
+
+    def send(self, exchange: str, key: str, body: bytes) -> None:
+        """Finished bytes, published until the broker has them."""
+        row = self._next()
+        self._writes.append(events.SendRaw(row=row, exchange=exchange, key=key, body=body))
+        self._effects.append(events.Publish(row=row))
+
+    def pass_on(self, name: str, raw: bytes) -> None:
+        """Signed bytes for one participant."""
+        self.send(topology.DIRECT, name, raw)
+
+    def tell(self, event: order_events.CommandArrived, why: str, seen: Mapping[str, float]) -> None:
+        """Answer an operator in a word, and in a sentence where there is one."""
+        text = event.text if why == event.objection else ""
+        self.do(order_events.Tell(operator=event.operator, command=event.id, reason=why, text=text, seen=seen))
+
+    def hand_on(self, event: order_events.ReplyArrived) -> None:
+        """A site's answer, for the operators it is sealed for."""
+        self.settle(event.delivery)
+        self.audit("reply", {"site": event.site, "command": event.command, "ok": event.ok, "reason": event.reason})
+        for operator in event.operators:
+            self.pass_on(operator, event.raw)
+
+    def receipt(
+        self,
+        update: events.UpdateRow | events.UpdateNotice,
+        outcome: Outcome,
+        reason: str,
+        *,
+        version: int = 0,
+        epoch: int = 0,
+    ) -> None:
+        """The signed word on an update, for its site."""
+        row, id = self._next(), self._new_id()
+        self._writes.append(letters.receipt(update, outcome, reason, row=row, id=id, version=version, epoch=epoch))
+        self._effects.append(events.Publish(row=row))
+
+    def refuse(self, event: events.Refused, now: float) -> None:
+        """Ack what is no message of this federation; keep it for operators, and publish it within the site's budget."""
+        self.settle(event.delivery)
+        self.audit("refused", {"queue": event.queue, "reason": event.reason, "bytes": len(event.raw)})
+        self.write(order_events.KeepLetter(queue=event.queue, reason=event.reason, raw=event.raw))
+        if self._budget.allows(event.site, now):
+            row = self._next()
+            self._writes.append(letters.dead_letter(event, row=row))
+            self._effects.append(events.Publish(row=row))
+
+    def _next(self) -> int:
+        self._row += 1
+        return self._row

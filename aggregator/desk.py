@@ -1,0 +1,172 @@
+"""The desk: where operators are answered and sites that ask for something are served. Nothing here changes the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import nacl.utils
+import structlog
+
+from aggregator import order_events
+from aggregator.config import RunConfig
+from aggregator.doors import Doors
+from aggregator.history import History
+from aggregator.lookups import View, letter, look_up
+from aggregator.rules import AggregatorRules
+from aggregator.signs import Sign
+from broker.transport import Transport
+from protocol import limits, topology
+from protocol.envelope import seal
+from protocol.errors import FledgeError, WireError
+from protocol.keys import Identity, Participant
+from protocol.messages import Grant, Kind, Reply
+from protocol.registry import Registry
+
+log = structlog.get_logger("aggregator")
+_GRANT_S = 3600
+_TEXT = 1024
+
+
+class Nobody:
+    """A delivery that nobody waits for: of bytes handed to intake once more."""
+
+    def ack(self) -> None:
+        """Nothing to do."""
+
+
+NOBODY = Nobody()
+
+
+class Desk:
+    """Serves what the rules want told, on the thread that owns the journal; publishing never waits."""
+
+    def __init__(
+        self,
+        federation: str,
+        identity: Identity,
+        registry: Registry,
+        transport: Transport,
+        history: History,
+        *,
+        rules: AggregatorRules,
+        run: RunConfig,
+        head: Callable[[], bytes],
+        again: Callable[[str, bytes], None],
+        later: Callable[[Callable[[], None]], object],
+        doors: Doors,
+    ) -> None:
+        """Open the desk.
+
+        Args:
+            head: gives the newest signed head.
+            again: hands a site's refused bytes to intake once more.
+            later: runs what has to wait for others on a thread of its own.
+        """
+        self.registry = registry
+        self._federation = federation
+        self._identity = identity
+        self._transport = transport
+        self._history = history
+        self._rules = rules
+        self._run = run
+        self._head = head
+        self._again = again
+        self._later = later
+        self._doors = doors
+        self._signs: dict[str, Sign] = {}
+
+    def seen(self, site: str, sign: Sign) -> None:
+        """Note a site's newest sign of life; safe from any thread."""
+        self._signs[site] = sign
+
+    def serve(self, effect: Any) -> None:
+        """Carry out one of the desk's effects."""
+        match effect:
+            case order_events.Tell():
+                self._tell(effect)
+            case order_events.LookUp(command=command) if command.command == "queue.list":
+                self._later(partial(self._look_up, effect))  # which asks the broker and not the journal
+            case order_events.LookUp():
+                self._look_up(effect)
+            case order_events.Grant(request=request):
+                self._grant(request)
+            case order_events.CutOff(site=site):
+                self._later(partial(self._cut_off, site))
+
+    def _tell(self, told: order_events.Tell) -> None:
+        sites = sorted(told.seen)
+        values = {"site": tuple(sites), "seen": tuple(round(told.seen[site], 1) for site in sites)}
+        small = len(sites) <= limits.PLAINS
+        self._answer(told.operator, told.command, told.reason, told.text, values if small else {})
+
+    def _look_up(self, question: order_events.LookUp) -> None:
+        command = question.command
+        view = View(
+            history=self._history,
+            rules=self._rules,
+            config=self._run,
+            registry=self.registry,
+            signs=dict(self._signs),
+            seen=question.seen,
+            depths=self._doors.depths,
+        )
+        reason, text, values = "ok", "", {}
+        try:
+            values = look_up(command.command, command.arguments, view)
+            if command.command == "dead.replay":
+                row = letter(self._history, int(values["id"]))
+                self._again(row.queue.partition(".")[2], row.message)
+        except FledgeError as error:
+            reason, text = "not_possible", str(error)[:_TEXT]
+        self._answer(command.operator, command.id, reason, text, values)
+
+    def _answer(self, operator: str, command: bytes, reason: str, text: str, values: dict[str, Any]) -> None:
+        reply = Reply(message=command, ok=reason == "ok", reason=reason, text=text, values=values)
+        self._send(operator, Kind.ANSWER, reply)
+
+    def _grant(self, asked: order_events.RequestArrived) -> None:
+        request, now = asked.request, int(time.time())
+        urls: tuple[str, ...] = ()
+        expires = now + _GRANT_S
+        if request.puts or request.gets:
+            try:
+                if self._doors.granting is None:
+                    raise WireError("this aggregator signs no URLs; give the site credentials for the store", "no_urls")
+                granted, expires = self._doors.granting.grant(asked.site, request, now)
+                urls = tuple(granted)
+            except FledgeError as error:
+                log.warning("grant.refused", site=asked.site, error=str(error))
+        head = self._head()
+        told = Grant(message=asked.id, head=head if len(head) <= limits.HEAD else b"", urls=urls, expires=expires)
+        self._send(asked.site, Kind.GRANT, told)
+
+    def _cut_off(self, site: str) -> None:
+        """A broker that cannot be told now is told at the next start; the site's signatures count no more anyway."""
+        if self._doors.cut_off is None:
+            log.warning("site.login_kept", site=site, todo="delete the site's user at the broker")
+            return
+        try:
+            self._doors.cut_off(site)
+            log.info("site.cut_off", site=site)
+        except FledgeError as error:
+            log.error("site.not_cut_off", site=site, error=str(error))
+
+    def _send(self, name: str, kind: Kind, body: Any) -> None:
+        try:
+            raw = seal(
+                self._identity,
+                kind,
+                body,
+                [self._member(name)],
+                federation=self._federation,
+                message_id=nacl.utils.random(16),
+            )
+            self._transport.publish(topology.DIRECT, name, raw)
+        except FledgeError as error:
+            log.warning("answer.dropped", to=name, error=str(error))
+
+    def _member(self, name: str) -> Participant:
+        return self.registry.member(name)

@@ -1,0 +1,301 @@
+"""Answers to operators' questions, read from the journal and the rules; every function only looks.
+
+Values are plain. A table is one tuple for each column; ids and digests are shown by their first hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Select, func, select
+
+from aggregator.config import RunConfig
+from aggregator.events import UpdateState
+from aggregator.history import History
+from aggregator.plan import MergePlan
+from aggregator.rules import AggregatorRules
+from aggregator.signs import Sign
+from aggregator.tables import evaluations as evaluations_table
+from aggregator.tables import ledger, letters, members, updates, versions
+from protocol import limits
+from protocol.codec import decode, unpack
+from protocol.errors import ConfigError
+from protocol.keys import Role
+from protocol.messages import Evaluation
+from protocol.registry import Registry
+
+Values = dict[str, Any]
+MOST = 200
+"""Rows of a table unless fewer are asked for."""
+_ENTRY = 800
+_PLAN = 64 * 1024 * 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class View:
+    """What there is to look at."""
+
+    history: History
+    rules: AggregatorRules
+    config: RunConfig
+    registry: Registry
+    signs: Mapping[str, Sign]
+    seen: Mapping[str, float] = field(default_factory=dict)
+    """Seconds since each site was heard of."""
+    depths: Callable[[], Sequence[tuple[str, int, int]]] | None = None
+
+    def rows(self, statement: Select[Any]) -> list[Any]:
+        """What a statement finds."""
+        with self.history.engine.connect() as db:
+            return list(db.execute(statement))
+
+
+def look_up(order: str, arguments: Mapping[str, Any], view: View) -> Values:
+    """The answer to a question.
+
+    Raises:
+        ConfigError: an argument is wrong, or there is no such thing.
+    """
+    return _ANSWERS[order](view, arguments)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Values:
+    rows = rows[: limits.PLAINS]
+    return {name: tuple(row[index] for row in rows) for index, name in enumerate(columns)}
+
+
+def _limit(arguments: Mapping[str, Any]) -> int:
+    limit = arguments.get("limit", MOST)
+    if not isinstance(limit, int) or not 1 <= limit <= limits.PLAINS:
+        raise ConfigError(f"limit: a number from 1 to {limits.PLAINS}")
+    return limit
+
+
+def _number(arguments: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = arguments.get(name, default)
+    if not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{name}: a number is needed")
+    return value
+
+
+def _short(id: bytes) -> str:
+    return id.hex()[:16]
+
+
+def _status(view: View, arguments: Mapping[str, Any]) -> Values:
+    rules = view.rules
+    pending = [state.value for state in UpdateState if not state.final]
+    counted = select(updates.c.site, func.count().label("number")).group_by(updates.c.site)
+    waiting = {row.site: row.number for row in view.rows(counted.where(updates.c.state.in_(pending)))}
+    rows = []
+    for name in sorted(p.name for p in view.registry.members(Role.SITE)):
+        sign = view.signs.get(name)
+        base = sign.version if sign else 0
+        rows.append(
+            (
+                name,
+                round(view.seen.get(name, -1.0), 1) if sign else -1.0,
+                sign.event.state if sign else "never seen",
+                sign.run if sign else "-",
+                base,
+                sign.event.progress if sign else 0.0,
+                max(0, rules.version - base) if sign else 0,
+                waiting.get(name, 0),
+                rules.orders.held(name),
+            )
+        )
+    columns = ("site", "seen", "doing", "run_of", "base", "progress", "staleness", "waiting", "held")
+    scalars = {"run": view.config.name, "state": rules.state.value, "version": rules.version}
+    return scalars | {"registry": view.registry.version} | _table(columns, rows)
+
+
+def _site_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    rows = [
+        (
+            entry.name,
+            entry.role.value,
+            entry.organisation,
+            "revoked" if entry.revoked is not None else "ok",
+            entry.since,
+        )
+        for entry in view.registry.entries
+    ]
+    return _table(("site", "role", "organisation", "held", "since"), rows)
+
+
+def _site_show(view: View, arguments: Mapping[str, Any]) -> Values:
+    site = str(arguments.get("site", ""))
+    if all(entry.name != site for entry in view.registry.entries):
+        raise ConfigError(f"there is no member {site!r}; `site list` shows who there is")
+    rows = view.rows(
+        select(updates).where(updates.c.site == site).order_by(updates.c.order.desc()).limit(_limit(arguments))
+    )
+    sign = view.signs.get(site)
+    told: Values = {
+        "site_name": site,
+        "held": view.rules.orders.held(site),
+        "seen": round(view.seen.get(site, -1.0), 1),
+    }
+    if sign is not None:
+        told |= {"doing": sign.event.state, "software": sign.event.software, "base_version": sign.version}
+    columns = ("update", "base", "state", "reason", "version")
+    return told | _table(columns, [(_short(r.id), r.base_version, r.state, r.reason, r.version) for r in rows])
+
+
+def _run_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    rules = view.rules
+    row = (view.config.name, rules.state.value, rules.reason, rules.version)
+    return _table(("run", "state", "reason", "version"), [row])
+
+
+def _run_show(view: View, arguments: Mapping[str, Any]) -> Values:
+    config = view.config.model_dump(exclude={"task", "strategy", "stop"})
+    flat = {name: value for name, value in config.items() if value is not None}
+    strategy = {"strategy." + name: value for name, value in view.config.strategy.model_dump().items()}
+    stop = {"stop." + name: value for name, value in view.config.stop.model_dump().items() if value is not None}
+    task = {"task." + name: value for name, value in view.config.task.items()}
+    state = {"state": view.rules.state.value, "reason": view.rules.reason, "version": view.rules.version}
+    told = {**flat, **state, **strategy, **stop, **task}
+    return {name[:64]: value for name, value in list(told.items())[:64] if not isinstance(value, dict)}
+
+
+def _model_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    found = view.rows(select(versions).order_by(versions.c.version.desc()).limit(_limit(arguments)))
+    rows = []
+    for row in found:
+        plan = decode(MergePlan, row.plan, _PLAN) if row.plan else None
+        sites = sorted({member.site for member in plan.members}) if plan else []
+        stalest = max((member.staleness for member in plan.members), default=0) if plan else 0
+        rows.append(
+            (row.version, _short(row.digest), len(plan.members) if plan else 0, ", ".join(sites)[:200], stalest)
+        )
+    return _table(("version", "digest", "members", "sites", "staleness"), rows)
+
+
+def _model_show(view: View, arguments: Mapping[str, Any]) -> Values:
+    number = _number(arguments, "version", view.rules.version)
+    found = view.rows(select(versions).where(versions.c.version == number))
+    if not found:
+        raise ConfigError(f"there is no version {number}; the newest is {view.rules.version}")
+    plan = decode(MergePlan, found[0].plan, _PLAN) if found[0].plan else None
+    rows = [(m.site, _short(m.id), m.staleness, m.weight, m.examples, m.norm) for m in (plan.members if plan else ())]
+    columns = ("site", "update", "staleness", "weight", "examples", "norm")
+    scalars = {"number": number, "digest": found[0].digest.hex(), "strategy": plan.strategy if plan else "-"}
+    return scalars | _table(columns, rows)
+
+
+def _update_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    statement = select(updates).order_by(updates.c.order.desc()).limit(_limit(arguments))
+    if "site" in arguments:
+        statement = statement.where(updates.c.site == str(arguments["site"]))
+    if "state" in arguments:
+        statement = statement.where(updates.c.state == str(arguments["state"]))
+    rows = [(_short(r.id), r.site, r.base_version, r.state, r.reason, r.version, r.norm) for r in view.rows(statement)]
+    return _table(("update", "site", "base", "state", "reason", "version", "norm"), rows)
+
+
+def _update_show(view: View, arguments: Mapping[str, Any]) -> Values:
+    wanted = str(arguments.get("update", ""))
+    if len(wanted) < 4:
+        raise ConfigError("update: at least four digits of its id are needed")
+    text = func.lower(func.hex(updates.c.id))
+    found = view.rows(select(updates).where(text.like(f"{_plain_hex(wanted)}%")).limit(2))
+    if len(found) != 1:
+        raise ConfigError(f"{wanted}: {'several updates begin' if found else 'no update begins'} with these digits")
+    row = found[0]
+    position = view.rows(select(members).where(members.c.id == row.id))
+    return {
+        "update": row.id.hex(),
+        "site": row.site,
+        "base": row.base_version,
+        "state": row.state,
+        "reason": row.reason,
+        "version": row.version,
+        "position": position[0].position if position else -1,
+        "examples": row.examples,
+        "seconds": row.seconds,
+        "norm": row.norm,
+        "epoch": row.epoch,
+        "sequence": row.sequence,
+    }
+
+
+def _plain_hex(text: str) -> str:
+    if any(letter not in "0123456789abcdef" for letter in text.lower()):
+        raise ConfigError("update: its id in hexadecimal digits")
+    return text.lower()
+
+
+def _metrics(view: View, arguments: Mapping[str, Any]) -> Values:
+    statement = select(evaluations_table).where(evaluations_table.c.version >= _number(arguments, "since", 0))
+    rows: list[tuple[Any, ...]] = []
+    for row in view.rows(statement.order_by(evaluations_table.c.version.desc()).limit(_limit(arguments))):
+        said = decode(Evaluation, row.body, limits.BODY)
+        rows += [(row.version, row.site, name, value, said.examples) for name, value in sorted(said.metrics.items())]
+    return _table(("version", "site", "metric", "value", "examples"), rows)
+
+
+def _dead_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    size = func.length(letters.c.message).label("size")
+    statement = select(letters.c.number, letters.c.queue, letters.c.reason, size, letters.c.at)
+    rows = view.rows(statement.order_by(letters.c.number.desc()).limit(_limit(arguments)))
+    return _table(("id", "queue", "reason", "bytes", "at"), [tuple(row) for row in rows])
+
+
+def _dead_show(view: View, arguments: Mapping[str, Any]) -> Values:
+    row = letter(view.history, _number(arguments, "id"))
+    return {"id": row.number, "queue": row.queue, "reason": row.reason, "bytes": len(row.message), "at": row.at}
+
+
+def letter(history: History, number: int) -> Any:
+    """One refused message.
+
+    Raises:
+        ConfigError: there is none of this number.
+    """
+    with history.engine.connect() as db:
+        row = db.execute(select(letters).where(letters.c.number == number)).one_or_none()
+    if row is None:
+        raise ConfigError(f"there is no refused message {number}; `dead list` shows which there are")
+    return row
+
+
+def _queue_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    if view.depths is None:
+        raise ConfigError("the aggregator was not told where the broker's management is; set FLEDGE_MANAGEMENT there")
+    return _table(("queue", "ready", "consumers"), sorted(view.depths()))
+
+
+def _audit_log(view: View, arguments: Mapping[str, Any]) -> Values:
+    statement = select(ledger).where(ledger.c.number > _number(arguments, "since", 0))
+    statement = statement.order_by(ledger.c.number.desc()).limit(_limit(arguments))
+    rows = [(r.number, r.kind, _shown(r.entry), r.hash.hex()[:16]) for r in reversed(view.rows(statement))]
+    return _table(("number", "kind", "entry", "hash"), rows)
+
+
+def _shown(entry: bytes) -> str:
+    """A ledger entry as JSON; bytes in hexadecimal digits."""
+    plain = unpack(entry, limits.STORED_RECORD)
+    return json.dumps(plain, default=lambda value: value.hex() if isinstance(value, bytes) else str(value))[:_ENTRY]
+
+
+_ANSWERS: dict[str, Callable[[View, Mapping[str, Any]], Values]] = {
+    "status": _status,
+    "site.list": _site_list,
+    "site.show": _site_show,
+    "run.list": _run_list,
+    "run.show": _run_show,
+    "model.list": _model_list,
+    "model.show": _model_show,
+    "update.list": _update_list,
+    "update.show": _update_show,
+    "metrics": _metrics,
+    "dead.list": _dead_list,
+    "dead.show": _dead_show,
+    "dead.replay": _dead_show,
+    "queue.list": _queue_list,
+    "audit.log": _audit_log,
+}

@@ -1,0 +1,114 @@
+"""The rules about operators' orders: who is obeyed, once each, and what becomes of sites that were sent away.
+
+1. A counter counts once: lower or equal ones are noted in the ledger and answered no more.
+2. Everything else that is genuine is noted, with the reason if it is refused, and answered.
+3. What sites are to do is handed to them as it was signed; they check it again.
+4. A revoked site is cut off by what an operator signed alone; it stays so until the root's registry says the same, and
+   only a key that the root lists anew brings the name back. A quarantined one stays connected, its updates are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from aggregator import lifecycle
+from aggregator.decided import Decided
+from aggregator.order_events import CommandArrived, Measure, Measured, SetCounter
+from protocol.commands import ORDERS
+from protocol.messages import RunState
+from protocol.registry import Registry
+
+REPLAYED = "replayed"
+_MEASURES: Mapping[str, Measure] = {
+    "site.revoke": "revoked",
+    "site.quarantine": "quarantined",
+    "site.readmit": "none",
+}
+
+
+class Orders:
+    """What operators ordered so far, as far as it matters from now on."""
+
+    def __init__(self, counters: Mapping[str, int], measures: Mapping[str, Measured]) -> None:
+        self._counters = dict(counters)
+        self._measures = dict(measures)
+
+    # ---- sites
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """Sites that operators revoked."""
+        return frozenset(site for site, it in self._measures.items() if it.measure == "revoked")
+
+    def quarantined(self, site: str) -> bool:
+        """Whether a site's updates are refused."""
+        return site in self._measures and self._measures[site].measure == "quarantined"
+
+    def held(self, site: str) -> str:
+        """`revoked`, `quarantined` or `ok`."""
+        return (
+            self._measures[site].measure if site in self._measures and self._measures[site].measure != "none" else "ok"
+        )
+
+    def narrowed(self, registry: Registry) -> Registry:
+        """The root's registry without whom operators revoked; it keeps its version, which is the root's to count."""
+        number = registry.version
+        for site in self.revoked:
+            registry = registry.revoke(site, version=number)
+        return registry
+
+    def follow(self, registry: Registry) -> list[str]:
+        """Drop and return whom the root's newer registry revoked too, or listed anew with other keys since."""
+        held = {entry.name: entry.since for entry in registry.entries if entry.revoked is None}
+        settled = [
+            site for site in sorted(self.revoked) if held.get(site, registry.version) > self._measures[site].registry
+        ]
+        for site in settled:
+            del self._measures[site]
+        return settled
+
+    def measure(self, event: CommandArrived, registry: int) -> tuple[str, Measured] | None:
+        """The site and what a command does to it, if it is of that sort; noted from here on."""
+        measure = _MEASURES.get(event.command)
+        if measure is None:
+            return None
+        site = str(event.arguments.get("site", ""))
+        self._measures[site] = Measured(measure, registry)
+        return site, self._measures[site]
+
+    # ---- orders
+
+    def judge(self, event: CommandArrived, out: Decided, *, run: str, state: RunState, sites: Collection[str]) -> str:
+        """Why a command is not carried out, in a word (`ok`: nothing speaks against it); noted, counted and acked."""
+        out.settle(event.delivery)
+        if event.counter <= self._counters.get(event.operator, 0):
+            why = REPLAYED
+        else:
+            why = self._refusal(event, run, state, sites)
+            self._counters[event.operator] = event.counter
+            out.write(SetCounter(operator=event.operator, counter=event.counter))
+        entry = {"operator": event.operator, "command": event.command, "taken": why == "ok", "reason": why}
+        out.audit("command", entry | ({"sites": event.targets} if event.targets else {}))
+        return why
+
+    def _refusal(self, event: CommandArrived, run: str, state: RunState, sites: Collection[str]) -> str:
+        order = ORDERS.get(event.command)
+        if order is None:
+            return "unknown_command"
+        if event.objection != "ok":
+            return event.objection
+        if order.at_sites and not event.targets:
+            return "no_site"
+        named = [*event.targets, *([str(event.arguments.get("site", ""))] if event.command in _MEASURES else [])]
+        if any(site not in sites for site in named):
+            return "unknown_site"
+        if event.command == "site.readmit" and not self.quarantined(named[-1]):
+            return "not_quarantined"
+        if event.command == "dead.purge" and not isinstance(event.arguments.get("id"), int | None):
+            return "bad_argument"
+        wanted = lifecycle.COMMANDS.get(event.command)
+        if wanted is not None and event.arguments.get("run", run) != run:
+            return "unknown_run"
+        if wanted is not None and state not in wanted[1]:
+            return f"run_{state.value}"
+        return "ok"
