@@ -73,6 +73,15 @@ class RunConfig(BaseModel):
     stop: StopConfig = StopConfig()
 
 
+class TlsConfig(BaseModel):
+    """Certificate files; paths are relative to the file that names them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    ca: Path
+    cert: Path
+    key: Path
+
+
 class AggregatorConfig(BaseModel):
     """The aggregator's surroundings, as in `aggregator.toml`; paths are relative to the file."""
 
@@ -86,6 +95,10 @@ class AggregatorConfig(BaseModel):
     """The federation root's verify key, in hex."""
     state: Path = Path("state")
     cache_mb: Annotated[int, Field(ge=0)] = 4096
+    insecure: bool = False
+    """Lets `amqp:` and `s3:` be used without TLS to other machines; for tests on a closed network only."""
+    tls: TlsConfig | None = None
+    proxy: str | None = None
 
     def __repr__(self) -> str:
         return f"AggregatorConfig(federation={self.federation!r})"

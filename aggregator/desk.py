@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,16 +18,16 @@ from aggregator.history import History
 from aggregator.lookups import View, letter, look_up
 from aggregator.rules import AggregatorRules
 from aggregator.signs import Sign
+from broker.granting import Granted
 from broker.transport import Transport
 from protocol import limits, topology
 from protocol.envelope import seal
-from protocol.errors import FledgeError, WireError
+from protocol.errors import ConfigError, FledgeError
 from protocol.keys import Identity, Participant
-from protocol.messages import Grant, Kind, Reply
+from protocol.messages import Kind, Reply
 from protocol.registry import Registry
 
 log = structlog.get_logger("aggregator")
-_GRANT_S = 3600
 _TEXT = 1024
 
 
@@ -55,6 +56,7 @@ class Desk:
         run: RunConfig,
         head: Callable[[], bytes],
         again: Callable[[str, bytes], None],
+        put_registry: Callable[[bytes], None],
         later: Callable[[Callable[[], None]], object],
         doors: Doors,
     ) -> None:
@@ -63,6 +65,7 @@ class Desk:
         Args:
             head: gives the newest signed head.
             again: hands a site's refused bytes to intake once more.
+            put_registry: puts a newer signed registry in force.
             later: runs what has to wait for others on a thread of its own.
         """
         self.registry = registry
@@ -74,6 +77,7 @@ class Desk:
         self._run = run
         self._head = head
         self._again = again
+        self._put_registry = put_registry
         self._later = later
         self._doors = doors
         self._signs: dict[str, Sign] = {}
@@ -89,6 +93,8 @@ class Desk:
                 self._tell(effect)
             case order_events.LookUp(command=command) if command.command == "queue.list":
                 self._later(partial(self._look_up, effect))  # which asks the broker and not the journal
+            case order_events.LookUp(command=command) if command.command == "registry.put":
+                self._later(partial(self._take_registry, command))
             case order_events.LookUp():
                 self._look_up(effect)
             case order_events.Grant(request=request):
@@ -123,25 +129,34 @@ class Desk:
             reason, text = "not_possible", str(error)[:_TEXT]
         self._answer(command.operator, command.id, reason, text, values)
 
+    def _take_registry(self, command: order_events.CommandArrived) -> None:
+        """The root has signed a newer registry, and an operator brings it; only the signature counts."""
+        reason, text = "ok", ""
+        try:
+            lines = command.arguments.get("record", ())
+            if not isinstance(lines, tuple) or not all(isinstance(line, str) for line in lines):
+                raise ConfigError("record: the signed registry in base64, a list of lines, is needed")
+            self._put_registry(base64.b64decode("".join(lines), validate=True))
+        except (FledgeError, ValueError) as error:
+            reason, text = "not_possible", str(error)[:_TEXT]
+        self._answer(command.operator, command.id, reason, text, {})
+
     def _answer(self, operator: str, command: bytes, reason: str, text: str, values: dict[str, Any]) -> None:
         reply = Reply(message=command, ok=reason == "ok", reason=reason, text=text, values=values)
         self._send(operator, Kind.ANSWER, reply)
 
     def _grant(self, asked: order_events.RequestArrived) -> None:
-        request, now = asked.request, int(time.time())
-        urls: tuple[str, ...] = ()
-        expires = now + _GRANT_S
-        if request.puts or request.gets:
-            try:
-                if self._doors.granting is None:
-                    raise WireError("this aggregator signs no URLs; give the site credentials for the store", "no_urls")
-                granted, expires = self._doors.granting.grant(asked.site, request, now)
-                urls = tuple(granted)
-            except FledgeError as error:
-                log.warning("grant.refused", site=asked.site, error=str(error))
-        head = self._head()
-        told = Grant(message=asked.id, head=head if len(head) <= limits.HEAD else b"", urls=urls, expires=expires)
-        self._send(asked.site, Kind.GRANT, told)
+        request, granter, now = asked.request, self._doors.granter, time.time()
+        if not (request.puts or request.gets):
+            granted = Granted(urls=(), expires=int(now))
+        elif granter is None:
+            refused = "this aggregator signs no URLs; give the site credentials for the store"
+            granted = Granted(urls=(), expires=int(now), refused=refused)
+        else:
+            granted = granter.grant(asked.site, request, now)
+        if granted.refused:
+            log.warning("grant.refused", site=asked.site, why=granted.refused)
+        self._send(asked.site, Kind.GRANT, granted.answer(asked.id, self._head()))
 
     def _cut_off(self, site: str) -> None:
         """A broker that cannot be told now is told at the next start; the site's signatures count no more anyway."""

@@ -5,6 +5,7 @@ Values are plain. A table is one tuple for each column; ids and digests are show
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ Values = dict[str, Any]
 MOST = 200
 """Rows of a table unless fewer are asked for."""
 _ENTRY = 800
+_LINE = 1024
+_REGISTRY = 128 * 1024
+"""Bytes of a signed registry that an answer holds."""
 _PLAN = 64 * 1024 * 1024
 
 
@@ -110,6 +114,16 @@ def _status(view: View, arguments: Mapping[str, Any]) -> Values:
     columns = ("site", "seen", "doing", "run_of", "base", "progress", "staleness", "waiting", "held")
     scalars = {"run": view.config.name, "state": rules.state.value, "version": rules.version}
     return scalars | {"registry": view.registry.version} | _table(columns, rows)
+
+
+def _registry(view: View, arguments: Mapping[str, Any]) -> Values:
+    record = view.history.registry_record()
+    if record is None or len(record) > _REGISTRY:
+        raise ConfigError(
+            "the registry is too large for a message; fetch the newest registry.bin from whoever signs it"
+        )
+    text = base64.b64encode(record).decode()
+    return {"record": tuple(text[at : at + _LINE] for at in range(0, len(text), _LINE))}
 
 
 def _site_list(view: View, arguments: Mapping[str, Any]) -> Values:
@@ -284,6 +298,7 @@ def _shown(entry: bytes) -> str:
 
 _ANSWERS: dict[str, Callable[[View, Mapping[str, Any]], Values]] = {
     "status": _status,
+    "registry": _registry,
     "site.list": _site_list,
     "site.show": _site_show,
     "run.list": _run_list,

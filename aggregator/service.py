@@ -29,6 +29,7 @@ from aggregator.letters import addressee
 from aggregator.opening import Genesis, open_run
 from aggregator.plan import MergePlan
 from aggregator.production import Inputs, Production, record_digest
+from aggregator.pulse import Pulse
 from aggregator.records import Records
 from aggregator.rules import AggregatorRules
 from aggregator.work import Work
@@ -105,6 +106,7 @@ class AggregatorService:
         self.journal = Journal(None if state is None else state / "aggregator.db", self._seal)
         self._open(registry_record, genesis)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
+        self._pulse = None if state is None else Pulse(transport, state)
         self._heads = HeadWriter(store, federation, partial(transport.publish, topology.GLOBAL, ""))
         self._subscriptions: list[Subscription] = []
         self._sites: set[str] = set()
@@ -137,6 +139,7 @@ class AggregatorService:
             run=config,
             head=lambda: self._heads.newest,
             again=lambda site, raw: self._actor.mailbox.put(self._intake.update(site, NOBODY, raw)),
+            put_registry=self.update_registry,
             later=self._io.submit,
             doors=self._doors,
         )
@@ -153,6 +156,8 @@ class AggregatorService:
         self._subscriptions.append(
             self._transport.consume(topology.inbox_queue(topology.AGGREGATOR), self._take_command)
         )
+        if self._pulse is not None:
+            self._pulse.start()
         log.info("aggregator.started", run=self._config.name, version=self.rules.version, sites=len(self._sites))
 
     def stop(self) -> None:
@@ -185,6 +190,8 @@ class AggregatorService:
             for subscription in self._subscriptions:
                 subscription.cancel()
             self.ended.set()
+            if self._pulse is not None:
+                self._pulse.stop()
             self._relay.close()
             self._heads.close(put=not isinstance(self._error, Fenced))
             for pool in (self._merges, self._admissions, self._cipher, self._io):
@@ -203,6 +210,9 @@ class AggregatorService:
             raise WrongContext(f"registry version {registry.version} is not newer than version {known}, in force")
         self._store.put(topology.record_key(record_digest(record).hex()), record)
         self._declare(registry)
+        # At once for what arrives, not only once the rules have heard of it: whom it revokes says nothing more.
+        self._intake.registry = self.rules.orders.narrowed(registry)
+        self.records.opened.clear()
         self._actor.mailbox.put(events.RegistryChanged(registry=registry, record=record))
 
     def _declare(self, registry: Registry) -> None:

@@ -6,10 +6,10 @@ import ssl
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from broker.security import FILES, Tls
 from protocol.errors import ConfigError
 from protocol.topology import Queue
 
-_FILES = ("cacertfile", "certfile", "keyfile")
 _MAX_HEARTBEAT = 30
 """Seconds; no answer of the broker is waited for with another deadline, so a dead link must be noticed by this one."""
 
@@ -27,9 +27,7 @@ class AmqpUrl:
     tls: bool
     heartbeat: int
     """Seconds."""
-    cacertfile: str | None = None
-    certfile: str | None = None
-    keyfile: str | None = None
+    files: Tls
 
     def __str__(self) -> str:
         return f"{'amqps' if self.tls else 'amqp'}://{self.host}:{self.port}/{quote(self.vhost, safe='')}"
@@ -40,25 +38,15 @@ class AmqpUrl:
         Raises:
             ConfigError: a file is missing or not what it should be.
         """
-        if not self.tls:
-            return None
-        try:
-            context = ssl.create_default_context(cafile=self.cacertfile)
-            if self.certfile is not None:
-                context.load_cert_chain(self.certfile, self.keyfile)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(
-                f"broker {self}: cannot use cacertfile={self.cacertfile}, certfile={self.certfile}, "
-                f"keyfile={self.keyfile}: {error}; all have to be readable PEM files, and the key has to fit"
-            ) from error
-        return context
+        return self.files.context(f"broker {self}") if self.tls else None
 
 
-def parse_amqp_url(url: str) -> AmqpUrl:
+def parse_amqp_url(url: str, tls: Tls | None = None) -> AmqpUrl:
     """Take apart `amqp(s)://[user:password@]host[:port][/vhost][?option=value&…]`.
 
     Options: `heartbeat` (1 to 30 seconds) and, for amqps, `cacertfile` (default: the system's authorities), `certfile`
-    and `keyfile`. With a client certificate and no user the login is by certificate; without either it is guest's.
+    and `keyfile`; if the URL names no file, those of `tls` are taken. With a client certificate and no user the login
+    is by certificate; without either it is guest's.
 
     Raises:
         ConfigError: says what is wrong without repeating the URL, which may hold a password.
@@ -74,25 +62,26 @@ def parse_amqp_url(url: str) -> AmqpUrl:
         raise ConfigError("broker URL: expected amqp(s)://user:password@host:port/vhost")
     if "/" in parts.path[1:]:
         raise ConfigError("broker URL: more than one part in the vhost; write a slash inside its name as %2F")
-    if unknown := set(options) - set(_FILES):
-        raise ConfigError(f"broker URL: unknown options {sorted(unknown)}; known: heartbeat, {', '.join(_FILES)}")
+    if unknown := set(options) - set(FILES):
+        raise ConfigError(f"broker URL: unknown options {sorted(unknown)}; known: heartbeat, {', '.join(FILES)}")
     if not 1 <= heartbeat <= _MAX_HEARTBEAT:
         raise ConfigError(f"broker URL: heartbeat={heartbeat} is not between 1 and {_MAX_HEARTBEAT} seconds")
-    tls = parts.scheme == "amqps"
-    if options and not tls:
+    encrypted = parts.scheme == "amqps"
+    if options and not encrypted:
         raise ConfigError(f"broker URL: {sorted(options)} need amqps://")
     if "keyfile" in options and "certfile" not in options:
         raise ConfigError("broker URL: keyfile without certfile")
-    by_certificate = "certfile" in options and parts.username is None
+    files = Tls(**{FILES[name]: path for name, path in options.items()}) if options else tls or Tls()
+    by_certificate = encrypted and files.cert is not None and parts.username is None
     return AmqpUrl(
         host=parts.hostname,
-        port=port or (5671 if tls else 5672),
+        port=port or (5671 if encrypted else 5672),
         vhost=unquote(parts.path[1:]) or "/",
         user=None if by_certificate else unquote(parts.username or "guest"),
         password=unquote(parts.password or ("guest" if parts.username is None else "")),
-        tls=tls,
+        tls=encrypted,
         heartbeat=heartbeat,
-        **options,
+        files=files,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from broker.security import Tls
 from protocol.errors import ConfigError, Corrupt
 
 # Inner parts are at most 63 characters, so that no directory can ever carry the name of an object (64 hex digits),
@@ -128,14 +129,20 @@ class BlobStore(Protocol):
         ...
 
 
-def open_blobs(url: str) -> BlobStore:
+def open_blobs(url: str, *, insecure: bool = False, tls: Tls | None = None, proxy: str | None = None) -> BlobStore:
     """Open the store a URL names: `memory:` (`memory:NAME` shares one), `file:///dir`, `s3(s)://KEY:SECRET@host:port/bucket`.
 
     For S3 the credentials may also come from the environment (`FLEDGE_S3_ACCESS_KEY`, `FLEDGE_S3_SECRET_KEY`); options
-    are `?region=`, `?cacertfile=` (s3s: a PEM file of authorities instead of the system's) and `?deadline=` (seconds).
+    are `?region=`, `?deadline=` (seconds) and, for s3s, `?cacertfile=` (a PEM file of authorities instead of the
+    system's), `?certfile=` and `?keyfile=`. A site without credentials uses `broker.presigned`.
+
+    Args:
+        insecure: allow plain text to other machines than this one.
+        tls: the certificate files, where the URL names none.
+        proxy: the proxy's URL; without it HTTPS_PROXY counts. NO_PROXY counts always.
 
     Raises:
-        ConfigError: the scheme is unknown or the URL incomplete.
+        ConfigError: the scheme is unknown, the URL incomplete, a file unusable, or plain text not allowed.
     """
     scheme = urlsplit(url).scheme
     if scheme == "memory":
@@ -149,5 +156,5 @@ def open_blobs(url: str) -> BlobStore:
     if scheme in ("s3", "s3s"):
         from broker.s3 import S3Blobs
 
-        return S3Blobs.from_url(url)
+        return S3Blobs.from_url(url, insecure=insecure, tls=tls, proxy=proxy)
     raise ConfigError(f"store URL {url.split('@')[-1]!r}: unknown scheme; known: memory:, file:///dir, s3://, s3s://")

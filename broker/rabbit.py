@@ -6,10 +6,11 @@ trainers do: one publishes, one consumes (an alarm on the broker blocks the publ
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -20,6 +21,7 @@ from broker.lanes import CallbackLane, HandlerLane
 from broker.pending import Message
 from broker.rabbit_channels import Inlet, Outlet, Question
 from broker.rabbit_link import Channel, Link
+from broker.security import Tls, check_plain, proxy_for
 from broker.transport import Handler, check_size
 from protocol.errors import NotAllowed, TransportError
 from protocol.topology import Topology
@@ -37,14 +39,28 @@ _HANDLER_GRACE = 10.0
 class RabbitTransport:
     """Moves messages through RabbitMQ; see `broker.transport.Transport`. Connects when first used."""
 
-    def __init__(self, url: str, *, name: str = "fledge", dice: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "fledge",
+        dice: random.Random | None = None,
+        insecure: bool = False,
+        tls: Tls | None = None,
+        proxy: str | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
         """Take the broker's URL (see `broker.amqp.parse_amqp_url`); `dice` draws the waits between attempts.
 
+        `insecure`, `tls` and `proxy` are as in `open_transport`.
+
         Raises:
-            ConfigError: the URL or a certificate file it names is wrong.
+            ConfigError: the URL or a certificate file is wrong, or plain text is not allowed.
         """
-        self._url = parse_amqp_url(url)
+        self._url = parse_amqp_url(url, tls)
+        check_plain(f"broker {self._url}", self._url.host, encrypted=self._url.tls, insecure=insecure)
         self._url.tls_context()  # a wrong certificate file is told now, not in a log hours later
+        way = proxy_for(self._url.host, self._url.port, encrypted=self._url.tls, explicit=proxy, environ=environ)
         self._dice = dice or random.Random()
         self._lock = threading.Lock()
         self._closed = False
@@ -59,6 +75,7 @@ class RabbitTransport:
             self._url,
             f"{name} publish",
             self._dice,
+            proxy=way,
             on_up=self._publishing_up,
             on_down=self._publishing_down,
             on_refused=lambda _: None,  # what was published waits in its future, and in somebody's outbox
@@ -67,6 +84,7 @@ class RabbitTransport:
             self._url,
             f"{name} consume",
             self._dice,
+            proxy=way,
             on_up=self._consuming_up,
             on_down=self._consuming_down,
             on_refused=self._consuming_refused,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pika
 import structlog
+from pika.adapters.base_connection import _StreamingProtocolShim
 from pika.adapters.select_connection import IOLoop
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.channel import Channel
 from pika.exceptions import (
     AMQPError,
@@ -25,6 +30,8 @@ from pika.spec import PERSISTENT_DELIVERY_MODE, Basic, BasicProperties
 
 from broker.amqp import AmqpUrl
 from broker.backoff import full_jitter
+from broker.security import Proxy
+from broker.tunnel import HopError, connect_through
 from protocol.errors import ConfigError, NotAllowed, TransportError, Unroutable
 
 __all__ = ["Basic", "BasicProperties", "Channel", "Link", "channel_alone_closed", "persistent", "refusal"]
@@ -38,6 +45,10 @@ _SETTLED = 30.0
 """A connection that lived this many seconds was a good one: its loss starts the back-off from the beginning."""
 _CLOSE_GRACE = 2.0
 """Seconds a broker has to answer a goodbye."""
+_TCP_S = 10
+"""Seconds for a TCP connection, or for one through a proxy."""
+_STACK_S = 20
+"""Seconds until everything stands: TCP, TLS and AMQP."""
 _REFUSED = 403
 _NOT_FOUND = 404
 
@@ -53,8 +64,8 @@ def _parameters(url: AmqpUrl, name: str) -> pika.ConnectionParameters:
         ssl_options=None if context is None else pika.SSLOptions(context, url.host),
         heartbeat=url.heartbeat,
         blocked_connection_timeout=60,
-        socket_timeout=10,
-        stack_timeout=20,
+        socket_timeout=_TCP_S,
+        stack_timeout=_STACK_S,
         connection_attempts=1,
         tcp_options={"TCP_USER_TIMEOUT": 2000 * url.heartbeat, "TCP_KEEPIDLE": 30},
         client_properties={"connection_name": name, "product": "fledge"},
@@ -73,8 +84,15 @@ def _cause(error: BaseException) -> BaseException:
         error = cause
 
 
-def _describe(cause: BaseException) -> str:
+def _describe(cause: BaseException, url: AmqpUrl, proxy: Proxy | None) -> str:
+    if isinstance(cause, HopError):
+        return str(cause)
     text = f"{type(cause).__name__}: {cause}".rstrip(": ")
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        behind = "" if proxy is None else f" behind proxy {proxy}, which may be reading along"
+        return f"the broker's certificate is not trusted{behind} ({text})"
+    if isinstance(cause, IncompatibleProtocolError) and (end := url.files.expired(time.time())):
+        return f"closed while opening: our certificate expired on {end:%Y-%m-%d at %H:%M} UTC; have it renewed"
     if isinstance(cause, ProbableAuthenticationError):
         return f"login refused; check user and password, or the client certificate ({text})"
     if isinstance(cause, ProbableAccessDeniedError):
@@ -115,6 +133,7 @@ class Link:
         name: str,
         dice: random.Random,
         *,
+        proxy: Proxy | None = None,
         on_up: Callable[[], None],
         on_down: Callable[[], None],
         on_refused: Callable[[NotAllowed], None],
@@ -131,6 +150,7 @@ class Link:
         """What went wrong last; None before the first failure and while connected."""
         self._url = url
         self._name = name
+        self._proxy = proxy
         self._on_up = on_up
         self._on_down = on_down
         self._on_refused = on_refused
@@ -138,6 +158,8 @@ class Link:
         self._waits = full_jitter(self._dice)
         self._loop = IOLoop()
         self._attempt: Any = None
+        self._linking: Any = None
+        """The TLS handshake over a socket that stands, if one was ever begun; it can be cancelled until it is done."""
         self._opened_at = 0.0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -196,16 +218,66 @@ class Link:
         if self.closing:
             self._loop.stop()
             return
+        if self._proxy is not None:
+            # On a thread of its own: a proxy may take its time, and this one has to go on answering.
+            threading.Thread(target=self._dial, args=(self._proxy,), name=f"{self._name} dial", daemon=True).start()
+            return
         try:
-            self._attempt = pika.SelectConnection(
-                _parameters(self._url, self._name),
-                on_open_callback=self._on_open,
-                on_open_error_callback=self._on_closed,
-                on_close_callback=self._on_closed,
-                custom_ioloop=self._loop,
-            )
+            self._attempt = self._connection(_parameters(self._url, self._name))
         except (ConfigError, AMQPError, OSError) as error:
             self._lost(error)
+
+    def _connection(self, parameters: pika.ConnectionParameters, *, dials: bool = True) -> pika.SelectConnection:
+        return pika.SelectConnection(
+            parameters,
+            on_open_callback=self._on_open,
+            on_open_error_callback=self._on_closed,
+            on_close_callback=self._on_closed,
+            custom_ioloop=self._loop,
+            internal_connection_workflow=dials,
+        )
+
+    def _dial(self, proxy: Proxy) -> None:
+        try:
+            sock = connect_through(proxy, self._url.host, self._url.port, _TCP_S)
+        except HopError as error:
+            self.call(partial(self._lost, error))
+        else:
+            self.call(partial(self._speak_over, sock))
+
+    def _speak_over(self, sock: socket.socket) -> None:
+        """Open the connection over a socket that stands; pika has no public way to be given one."""
+        if self.closing:
+            sock.close()
+            self._loop.stop()
+            return
+        try:
+            parameters = _parameters(self._url, self._name)
+            self._attempt = connection = self._connection(parameters, dials=False)
+        except (ConfigError, AMQPError, OSError) as error:
+            sock.close()
+            self._lost(error)
+            return
+
+        def linked(result: Any) -> None:
+            if isinstance(result, BaseException):
+                self._on_closed(connection, result)
+
+        def too_long() -> None:
+            if linking.cancel():  # False once it was done, or cancelled by somebody else
+                self._on_closed(connection, TimeoutError(f"TLS was not there after {_STACK_S} s"))
+            elif connection is self._attempt and not (connection.is_open or connection.is_closing):
+                connection.close()
+
+        sock.setblocking(False)
+        linking = self._linking = SelectorIOServicesAdapter(self._loop).create_streaming_connection(
+            partial(_StreamingProtocolShim, connection),
+            sock,
+            linked,
+            ssl_context=parameters.ssl_options.context if parameters.ssl_options else None,
+            server_hostname=parameters.ssl_options.server_hostname if parameters.ssl_options else None,
+        )
+        self.later(_STACK_S, too_long)
 
     def _on_open(self, connection: pika.SelectConnection) -> None:
         if connection is not self._attempt or self.closing:
@@ -233,7 +305,7 @@ class Link:
             self._lost(_cause(reason))
 
     def _lost(self, cause: BaseException) -> None:
-        self.trouble = trouble = _describe(cause)
+        self.trouble = trouble = _describe(cause, self._url, self._proxy)
         was_up, self.connection = self.connection is not None, None
         self._on_down()
         if isinstance(cause, ProbableAuthenticationError | ProbableAccessDeniedError):
@@ -249,7 +321,7 @@ class Link:
 
     def _shut(self) -> None:
         self.later(_CLOSE_GRACE, self._loop.stop)
-        if self._attempt is None:
+        if self._attempt is None or (self._linking is not None and self._linking.cancel()):
             self._loop.stop()
         else:
             self._abandon(self._attempt)

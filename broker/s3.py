@@ -8,102 +8,76 @@ from __future__ import annotations
 
 import io
 import os
-import random
-import re
-import ssl
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
-from typing import TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.etree.ElementTree import ParseError
 
 from minio import Minio
 from minio.error import InvalidResponseError, S3Error, ServerError
-from urllib3.exceptions import HTTPError, SSLError
+from urllib3.exceptions import HTTPError
 
-from broker.backoff import full_jitter
 from broker.blobs import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
-from broker.bounded_http import Answer, BoundedPool
-from protocol.errors import ConfigError, Forbidden, Missing, StoreError, TooLarge
+from broker.patience import open_http
+from broker.s3_url import S3Url, parse_s3_url
+from broker.security import Tls
+from protocol.errors import ConfigError, Missing, StoreError
 from protocol.topology import head_key
 
 # minio-py lets urllib3's errors through, turns an answer that is not application/xml into InvalidResponseError
 # whatever its status, and trips over XML or text that does not decode.
 _FAULTS = (S3Error, InvalidResponseError, ServerError, HTTPError, OSError, ParseError, ValueError)
-_LASTING = frozenset({301, 302, 307, 308, 400, 405, 411, 413, 501})
 _MIN_PART = 5 * 1024 * 1024
 _PAGE = 1000
-_LONGEST_PAUSE_S = 5.0
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_OPTIONS = frozenset({"region", "cacertfile", "deadline"})
-
-T = TypeVar("T")
 
 
 class S3Blobs:
     """Keeps objects in one bucket; makes the bucket with the first put if it may.
 
-    A call is repeated with growing random pauses until it succeeds, `deadline` seconds have passed or the server
-    gives an answer that repeating cannot change.
+    A call is repeated with growing random pauses until it succeeds, the URL's deadline has passed or the server gives
+    an answer that repeating cannot change.
     """
 
     def __init__(
         self,
-        endpoint: str,
-        bucket: str,
-        access_key: str,
-        secret_key: str,
+        url: S3Url,
         *,
-        region: str = "us-east-1",
-        tls: ssl.SSLContext | None = None,
-        deadline: float = 120.0,
+        insecure: bool = False,
+        proxy: str | None = None,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self._where = f"{'s3' if tls is None else 's3s'}://{endpoint}/{bucket}"
-        self._bucket = bucket
-        self._deadline = deadline
-        self._closed = threading.Event()
-        self._http = BoundedPool(ssl_context=tls)
+        """Prepare; nothing is sent before the first call.
+
+        Raises:
+            ConfigError: the URL holds no credentials, plain text is not allowed there, or a certificate file or the
+                proxy's URL is wrong.
+        """
+        self._where = str(url)
+        self._bucket = url.bucket
+        if not url.access_key or not url.secret_key:
+            raise ConfigError(
+                f"store URL {self._where!r}: no credentials; write KEY:SECRET@ before the host or set"
+                " FLEDGE_S3_ACCESS_KEY and FLEDGE_S3_SECRET_KEY"
+            )
+        self._http, self._patience = open_http(url, insecure=insecure, proxy=proxy, environ=environ, faults=_FAULTS)
         try:
             # With a region given, minio-py asks the server nothing before the first request.
             self._client = Minio(
-                endpoint, access_key, secret_key, secure=tls is not None, region=region, http_client=self._http
+                url.endpoint,
+                url.access_key,
+                url.secret_key,
+                secure=url.encrypted,
+                region=url.region,
+                http_client=self._http,
             )
         except ValueError as error:
             raise ConfigError(f"store {self._where}: {error}") from None
 
     @classmethod
-    def from_url(cls, url: str) -> S3Blobs:
-        """Open `s3(s)://KEY:SECRET@host:port/bucket`; nothing is sent before the first call."""
-        parts = urlsplit(url)
-        endpoint = parts.netloc.rpartition("@")[2]
-        shown = f"{parts.scheme}://{endpoint}{parts.path}"
-        bucket = parts.path.strip("/")
-        if not endpoint or not _BUCKET.fullmatch(bucket):
-            raise ConfigError(f"store URL {shown!r}: write s3://KEY:SECRET@host:port/bucket (s3s:// for TLS)")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if unknown := sorted(options.keys() - _OPTIONS):
-            raise ConfigError(
-                f"store URL {shown!r}: unknown option {unknown[0]!r}; known: {', '.join(sorted(_OPTIONS))}"
-            )
-        access_key = unquote(parts.username or "") or os.environ.get("FLEDGE_S3_ACCESS_KEY", "")
-        secret_key = unquote(parts.password or "") or os.environ.get("FLEDGE_S3_SECRET_KEY", "")
-        if not access_key or not secret_key:
-            raise ConfigError(
-                f"store URL {shown!r}: no credentials; write KEY:SECRET@ before the host or set"
-                " FLEDGE_S3_ACCESS_KEY and FLEDGE_S3_SECRET_KEY"
-            )
-        return cls(
-            endpoint,
-            bucket,
-            access_key,
-            secret_key,
-            region=options.get("region", "us-east-1"),
-            tls=_tls(shown, options.get("cacertfile")) if parts.scheme == "s3s" else None,
-            deadline=_seconds(shown, options.get("deadline", "120")),
-        )
+    def from_url(cls, url: str, *, insecure: bool = False, tls: Tls | None = None, proxy: str | None = None) -> S3Blobs:
+        """Open `s3(s)://KEY:SECRET@host:port/bucket`; see `broker.blobs.open_blobs`."""
+        return cls(parse_s3_url(url, tls, environ=os.environ), insecure=insecure, proxy=proxy)
 
     def __repr__(self) -> str:
         return f"S3Blobs({self._where!r})"
@@ -116,7 +90,7 @@ class S3Blobs:
     def get(self, key: str, limit: int) -> bytes:
         """The object's bytes, checked against its name."""
         check_key(key)
-        return check_bytes(key, self._call(f"get {key}", lambda: self._fetch(key, limit)))
+        return check_bytes(key, self._patience.call(f"get {key}", lambda: self._fetch(key, limit)))
 
     def has(self, key: str) -> bool:
         """Whether the object is there.
@@ -126,7 +100,7 @@ class S3Blobs:
         """
         check_key(key)
         try:
-            self._call(f"look for {key}", lambda: self._client.stat_object(self._bucket, key))
+            self._patience.call(f"look for {key}", lambda: self._client.stat_object(self._bucket, key))
         except Missing:
             return False
         return True
@@ -137,7 +111,7 @@ class S3Blobs:
         after = ""
         while True:
             try:
-                page = self._call(f"list {prefix or 'everything'}", partial(self._page, prefix, after))
+                page = self._patience.call(f"list {prefix or 'everything'}", partial(self._page, prefix, after))
             except Missing:  # no bucket yet
                 return
             for info in page:
@@ -155,7 +129,7 @@ class S3Blobs:
         """Remove the object if it is there."""
         check_key(key)
         try:
-            self._call(f"delete {key}", lambda: self._client.remove_object(self._bucket, key))
+            self._patience.call(f"delete {key}", lambda: self._client.remove_object(self._bucket, key))
         except Missing:
             return
 
@@ -171,14 +145,34 @@ class S3Blobs:
         """The current head, or None before the first."""
         key = head_key(check_head(name))
         try:
-            return self._call(f"get {key}", lambda: self._fetch(key, limit))
+            return self._patience.call(f"get {key}", lambda: self._fetch(key, limit))
         except Missing:
             return None
 
+    def presign_put(self, key: str, seconds: int, *, at: float | None = None) -> str:
+        """A URL with which anybody may put this one object, for `seconds` from `at` (by default from now).
+
+        Nothing is sent: a signature is computed, and it is worth what this identity may do. It neither bounds the size
+        nor, on servers that read `x-amz-copy-source` from requests that did not sign it, what is put: sign with an
+        identity that can only put.
+        """
+        return self._presign("PUT", key, seconds, at)
+
+    def presign_get(self, key: str, seconds: int, *, at: float | None = None) -> str:
+        """A URL with which anybody may get this one object, or a federation's head; see `presign_put`."""
+        return self._presign("GET", key, seconds, at)
+
     def close(self) -> None:
         """Release connections; calls that are waiting to try again give up."""
-        self._closed.set()
-        self._http.clear()
+        self._patience.close()
+
+    def _presign(self, method: str, key: str, seconds: int, at: float | None) -> str:
+        if not key.startswith(head_key("")):
+            check_key(key)
+        date = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
+        return self._client.get_presigned_url(
+            method, self._bucket, key, expires=timedelta(seconds=seconds), request_date=date
+        )
 
     def _put(self, key: str, data: bytes) -> None:
         def send() -> None:
@@ -196,22 +190,10 @@ class S3Blobs:
                 self._client.make_bucket(self._bucket)
                 send()
 
-        self._call(f"put {key} ({len(data)} bytes)", send_and_make_bucket)
+        self._patience.call(f"put {key} ({len(data)} bytes)", send_and_make_bucket)
 
     def _fetch(self, key: str, limit: int) -> bytes:
-        response = self._client.get_object(self._bucket, key)
-        try:
-            declared = response.headers.get("Content-Length", "")
-            if declared.isdecimal() and int(declared) > limit:
-                raise TooLarge(f"{key}: {declared} bytes in {self._where}, at most {limit} expected; refused unread")
-            data = self._http.read(response, limit)
-            if len(data) > limit:
-                raise TooLarge(f"{key}: more than the expected {limit} bytes in {self._where}; reading was stopped")
-        except BaseException:
-            response.close()
-            raise
-        response.release_conn()
-        return data
+        return self._http.collect(self._client.get_object(self._bucket, key), f"{key} in {self._where}", limit)
 
     def _page(self, prefix: str, after: str) -> Sequence[ObjectInfo]:
         found = self._client.list_objects(self._bucket, prefix or None, recursive=True, start_after=after or None)
@@ -221,57 +203,3 @@ class S3Blobs:
             )
             for item in islice(found, _PAGE)
         ]
-
-    def _call(self, what: str, action: Callable[[], T]) -> T:
-        """Do `action` until it succeeds, cannot, or the deadline is over."""
-        deadline = time.monotonic() + self._deadline
-        # Full jitter keeps many workers from coming back together after an outage.
-        for pause in full_jitter(random.Random(), base=0.1, cap=_LONGEST_PAUSE_S):
-            with self._http.until(deadline):
-                try:
-                    return action()
-                except _FAULTS as error:
-                    trouble = self._judge(what, error)
-            if time.monotonic() + pause >= deadline or self._closed.wait(pause):
-                break
-        ended = "the store was closed" if self._closed.is_set() else f"not done within {self._deadline:g} s"
-        raise StoreError(f"{what} at {self._where}: {ended}; last trouble: {trouble}; it can be tried again later")
-
-    def _judge(self, what: str, error: Exception) -> str:
-        """Say in words what happened if trying again may help; raise what it means otherwise.
-
-        Bodies of answers are not repeated: servers put access keys and signatures into them.
-        """
-        answer = self._http.answer
-        if isinstance(error, SSLError) and any(isinstance(e, ssl.SSLCertVerificationError) for e in error.args):
-            raise StoreError(f"{what} at {self._where}: the server's certificate is not trusted: {error}") from None
-        if answer is None:
-            return f"{type(error).__name__}: {error}"
-        said = f"{answer.status} {answer.code}".strip()
-        if answer.status == 404:
-            raise Missing(f"{what} at {self._where}: no such object ({said})") from None
-        if answer.status in (401, 403):
-            raise Forbidden(
-                f"{what} at {self._where}: the store refused this identity ({said});"
-                " check access key, secret, this machine's clock and what the identity may do"
-            ) from None
-        if answer.status in _LASTING and answer != Answer(400, "RequestTimeout"):
-            raise StoreError(f"{what} at {self._where}: the store will not do this ({said})") from None
-        return f"answer {said}" if answer.status >= 300 else f"{type(error).__name__}: {error}"
-
-
-def _tls(shown: str, authorities: str | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=authorities)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"store URL {shown!r}: cacertfile {authorities!r} cannot be used: {error}") from error
-
-
-def _seconds(shown: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < 86_400.0:
-        raise ConfigError(f"store URL {shown!r}: deadline {text!r} must be seconds between 0 and a day")
-    return value

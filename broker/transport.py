@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
+from broker.security import Tls
 from protocol import limits
 from protocol.errors import ConfigError, TooLarge
 from protocol.topology import Topology
@@ -122,13 +123,19 @@ class Transport(Protocol):
         ...
 
 
-def open_transport(url: str, *, name: str = "fledge") -> Transport:
+def open_transport(
+    url: str, *, name: str = "fledge", insecure: bool = False, tls: Tls | None = None, proxy: str | None = None
+) -> Transport:
     """Open the transport a URL names: `memory:` (this process only; `memory:NAME` shares one), `amqp(s)://…`.
 
-    `name` is shown on the broker's list of connections.
+    Args:
+        name: shown on the broker's list of connections.
+        insecure: allow plain text to other machines than this one.
+        tls: the certificate files, where the URL names none; with a certificate and no user that is the login.
+        proxy: the proxy's URL; without it HTTPS_PROXY counts. NO_PROXY counts always.
 
     Raises:
-        ConfigError: the scheme is unknown.
+        ConfigError: the scheme is unknown, a file unusable, or plain text not allowed.
     """
     scheme = urlsplit(url).scheme
     if scheme == "memory":
@@ -138,7 +145,7 @@ def open_transport(url: str, *, name: str = "fledge") -> Transport:
     if scheme in ("amqp", "amqps"):
         from broker.rabbit import RabbitTransport
 
-        return RabbitTransport(url, name=name)
+        return RabbitTransport(url, name=name, insecure=insecure, tls=tls, proxy=proxy)
     # Everything before the last @ may be a password.
     raise ConfigError(f"broker URL {url.split('@')[-1]!r}: unknown scheme; known: memory:, amqp://, amqps://")
 

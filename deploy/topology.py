@@ -7,7 +7,6 @@ that an operator changes a limit of all sites in one place. Only keys that every
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from broker.amqp import queue_arguments
@@ -90,24 +89,25 @@ def definitions(topology: Topology) -> Definition:
 
 def site_permissions(site: str) -> dict[str, str]:
     """What one site's user may do: write to its two exchanges and read its two queues, nothing else."""
-    return _permissions(
-        write=(names.up_exchange(site), names.event_exchange(site)),
-        read=(names.down_queue(names.check_site(site)), names.inbox_queue(site)),
-    )
+    # A checked name holds nothing that a pattern would read as anything but itself.
+    name = names.check_site(site)
+    return _permissions(write=rf"^(up|ev)\.{name}$", read=rf"^(down|inbox)\.{name}$")
+
+
+def operator_permissions(operator: str) -> dict[str, str]:
+    """What one operator's user may do: send to the aggregator's inbox (or another) and read its own."""
+    name = names.check_site(operator)
+    return _permissions(write=f"^{names.DIRECT}$", read=rf"^inbox\.{name}$")
 
 
 def aggregator_permissions() -> dict[str, str]:
     """What the aggregator's user may do; it declares nothing, the operator applies the topology."""
-    return {
-        "configure": "^$",
-        "write": f"^({names.GLOBAL}|{names.DIRECT}|{names.DEAD})$",
-        "read": r"^(in|events)\.[a-z0-9-]+$|^inbox\.aggregator$|^dead\.letters$",
-    }
+    return _permissions(
+        write=f"^({names.GLOBAL}|{names.DIRECT}|{names.DEAD})$",
+        read=r"^(in|events)\.[a-z0-9-]+$|^inbox\.aggregator$|^dead\.letters$",
+    )
 
 
-def _permissions(*, write: Iterable[str], read: Iterable[str]) -> dict[str, str]:
-    return {
-        "configure": "^$",
-        "write": f"^({'|'.join(map(re.escape, write))})$",
-        "read": f"^({'|'.join(map(re.escape, read))})$",
-    }
+def _permissions(*, write: str, read: str) -> dict[str, str]:
+    """Patterns that are anchored at both ends: RabbitMQ looks for them anywhere in a name."""
+    return {"configure": "^$", "write": write, "read": read}

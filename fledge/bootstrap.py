@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,22 +19,27 @@ from aggregator.config import AggregatorConfig, read_toml
 from aggregator.history import History
 from aggregator.records import Records
 from aggregator.service import AggregatorService, Observer
-from broker.blobs import BlobStore, open_blobs
+from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
-from broker.transport import Transport, open_transport
+from broker.presigned import Ask
+from deploy.keyfiles import read_identity
+from fledge.connecting import broker_of, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run
-from fledge.keyfiles import read_identity
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.limits import STORED_RECORD
-from protocol.messages import Named
+from protocol.messages import Grant, Named, Request
 from protocol.registry import Registry, open_registry
-from worker.config import load_trainer, read_config, read_keys, read_limited
+from worker.config import load_trainer, read_config, read_keys, read_limited, site_policy, trainer_digest
 from worker.filters import build
-from worker.service import Observer as WorkerObserver
-from worker.service import WorkerEvent, WorkerService, WorkerSettings
+from worker.looking.answers import Looking
+from worker.looking.settings import write_settings
+from worker.service import WorkerService, WorkerSettings
+from worker.signs import Observer as WorkerObserver
+from worker.signs import WorkerEvent
 
 _JOIN_S = 30.0
+LOG = "worker.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +111,8 @@ def open_aggregator(config: Path, run: Path, *, observer: Observer | None = None
     """
     centre = read_centre(config)
     rules = load_run(run)
-    with connected(centre.config.broker, centre.config.store, "aggregator") as (transport, store):
+    line = centre.config
+    with broker_of(line, centre.base, "aggregator") as transport, store_of(line, centre.base) as store:
         service = AggregatorService(
             rules,
             federation=centre.config.federation,
@@ -118,6 +125,7 @@ def open_aggregator(config: Path, run: Path, *, observer: Observer | None = None
             genesis=load_genesis(run),
             cache_bytes=centre.config.cache_mb * 1024**2,
             observer=observer or _nobody,
+            doors=doors_of(line, centre.base),
         )
         with _taken_apart(service):
             yield service
@@ -134,7 +142,20 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
     settings, base = read_config(config), config.parent
     identity = read_keys(base / settings.keys, settings.site)
     state = base / settings.state
-    with connected(settings.broker, settings.store, identity.name) as (transport, store):
+    policy = site_policy(settings, base)
+    chosen = [Named(name=each.name, parameters=each.parameters) for each in settings.filters]
+    policy.check_filters(chosen)
+    if policy.code is not None:
+        policy.check_code(trainer_digest(settings.trainer, base))
+    line = settings
+    with ExitStack() as stack:
+        transport = stack.enter_context(broker_of(line, base, identity.name))
+        if line.access == "presigned":
+            # The store asks for URLs by way of the service that is given the store.
+            store: BlobStore = granted_store(line, base, identity.name, _ask_by(lambda: service))
+            stack.callback(store.close)
+        else:
+            store = stack.enter_context(store_of(line, base))
         if settings.cache_mb and urlsplit(settings.store).scheme in ("s3", "s3s"):
             store = CachedBlobs(store, state / "cache", settings.cache_mb * 1024**2, small=SMALL)
         service = WorkerService(
@@ -144,18 +165,39 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
                 registry_record=read_limited(base / settings.registry, STORED_RECORD),
                 root=bytes.fromhex(settings.root),
                 trainer=load_trainer(settings.trainer, settings.options, base),
-                filters=build([Named(name=each.name, parameters=each.parameters) for each in settings.filters]),
+                filters=build(chosen),
                 exclude=settings.exclude,
                 spool_quota=settings.spool_mb * 1024**2,
                 heartbeat=settings.heartbeat,
+                policy=policy,
+                looking=Looking(state, log_file=state / LOG, environment=os.environ),
+                checks=partial(_checks, config),
             ),
             transport=transport,
             store=store,
             state=state,
             on_event=on_event or _nobody_watches,
         )
+        write_settings(state, settings)
         with _taken_apart(service):
             yield service
+
+
+def _ask_by(service: Callable[[], WorkerService]) -> Ask:
+    """Ask for URLs by way of a service that is made after the store it is given."""
+
+    def ask(request: Request) -> Grant:
+        return service().grants.ask(request)
+
+    return ask
+
+
+def _checks(config: Path) -> Mapping[str, Any]:
+    """What `fledge doctor` finds at a site, as far as it may leave the site."""
+    from fledge.doctor.examine import examine
+    from fledge.doctor.place import read_place
+
+    return examine(read_place(config)).shareable()
 
 
 @contextmanager
@@ -168,17 +210,6 @@ def _taken_apart(service: AggregatorService | WorkerService) -> Iterator[None]:
 
 
 @contextmanager
-def connected(broker: str, store: str, name: str) -> Iterator[tuple[Transport, BlobStore]]:
-    """Open a transport and a store by URL and close them at the end."""
-    with ExitStack() as stack:
-        blobs = open_blobs(store)
-        stack.callback(blobs.close)
-        transport = open_transport(broker, name=name)
-        stack.callback(transport.close)
-        yield transport, blobs
-
-
-@contextmanager
 def open_kept(centre: Centre, run: str) -> Iterator[Kept]:
     """Open what the aggregator has kept of a run, beside the aggregator if that is running.
 
@@ -188,8 +219,7 @@ def open_kept(centre: Centre, run: str) -> Iterator[Kept]:
     with ExitStack() as stack:
         history = History.open(centre.state(run) / "aggregator.db")
         stack.callback(history.close)
-        store = open_blobs(centre.config.store)
-        stack.callback(store.close)
+        store = stack.enter_context(store_of(centre.config, centre.base))
         pool = stack.enter_context(ThreadPoolExecutor(4, thread_name_prefix="history"))
         newest = history.registry_record()
         registry = open_registry(newest, centre.root, centre.config.federation) if newest else centre.registry

@@ -8,20 +8,30 @@ from typing import Annotated, Any
 
 import typer
 
+from fledge import cli_deploy, cli_health, cli_provision, cli_site
+from fledge.ctl.app import app as ctl
+from fledge.doctor.cli import doctor
 from protocol.errors import ConfigError, Fenced, FledgeError
 
 app = typer.Typer(
     name="fledge",
     help="Asynchronous federated learning for hospitals over a message queue.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_site.app)
+app.add_typer(cli_deploy.app)
+app.command()(doctor)
+app.command()(cli_health.healthcheck)
+cli_provision.register(app)
+app.add_typer(ctl, name="ctl")
 
 Config = Annotated[Path, typer.Option("--config", help="The aggregator's configuration file.")]
 RunDirectory = Annotated[Path, typer.Option("--run", help="The directory that `fledge init-run` made.")]
 
+RESTART = 75
+"""Exit code of a worker that wants to be started again (a temporary failure, to whoever supervises it)."""
 TRAIN_EXTRA = ("torch", "monai", "sklearn", "safetensors")
 """What an aggregator runs without."""
 
@@ -64,6 +74,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log details too.")] = False,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log JSON lines also on a terminal.")] = False,
     show_version: Annotated[
@@ -73,7 +84,8 @@ def common(
     """Asynchronous federated learning for hospitals over a message queue."""
     from fledge import log
 
-    log.configure(verbose=verbose, json_lines=True if json_logs else None)
+    context.obj = {"verbose": verbose, "json_lines": True if json_logs else None}
+    log.configure(**context.obj)
 
 
 @app.command()
@@ -152,19 +164,25 @@ def aggregator(
 
 @app.command()
 def worker(
+    context: typer.Context,
     config: Annotated[Path, typer.Option("--config", help="The site's configuration file.")] = Path("worker.toml"),
     kit: Annotated[Path | None, typer.Option(help="The site's kit: a folder that holds worker.toml.")] = None,
 ) -> None:
-    """Train at a site whenever there is something to train."""
+    """Train at a site whenever there is something to train. Exit code 75: an operator ordered a restart."""
+    from fledge import log
     from fledge.allocator import return_large_blocks
-    from fledge.bootstrap import open_worker, stopped_by_signals
+    from fledge.bootstrap import LOG, open_worker, stopped_by_signals
     from fledge.federation import WORKER_TOML
+    from worker.config import read_config
 
     return_large_blocks()
     path = config if kit is None else kit / WORKER_TOML
+    log.configure(**context.obj, also=path.parent / read_config(path).state / LOG)
     with open_worker(path) as service, stopped_by_signals(service.stop):
         service.start()
         service.join()
+    if service.leaving == "restart":
+        raise typer.Exit(RESTART)
 
 
 Run = Annotated[str, typer.Option("--run", help="The run's name, or its directory.")]

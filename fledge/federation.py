@@ -14,7 +14,8 @@ from typing import Any
 import nacl.utils
 
 from broker.blobs import check_head
-from fledge.keyfiles import write_identity, write_private
+from deploy.keyfiles import private_directory, write_identity, write_private
+from deploy.kit_files import quoted
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.limits import RECIPIENTS
@@ -88,14 +89,14 @@ def new_federation(
         "store": quoted(store),
         "root": bytes(root.sign.verify_key).hex(),
     }
-    _private_directory(directory)
+    private_directory(directory)
     write_identity(directory / ROOT_KEYS, root)
     write_identity(directory / "aggregator.keys", members[0])
     write_private(directory / "registry.bin", record)
     write_private(directory / AGGREGATOR_TOML, _AGGREGATOR.format(**common).encode())
     for member in members[1:]:
         kit = directory / "sites" / member.name
-        _private_directory(kit)
+        private_directory(kit)
         write_identity(kit / "site.keys", member)
         write_private(kit / "registry.bin", record)
         text = _WORKER.format(**common, site=member.name, trainer=quoted(trainer))
@@ -111,11 +112,6 @@ _FILTERS = """
 name = "clip"
 norm = 10.0
 """
-
-
-def quoted(text: str) -> str:
-    """A TOML string."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _table(name: str, values: Mapping[str, Any]) -> str:
@@ -138,10 +134,3 @@ def _check(directory: Path, name: str, sites: Sequence[str]) -> None:
         raise ConfigError(f"{directory}: {error.strerror or error}; name a new directory") from error
     if used:
         raise ConfigError(f"{directory} is not empty, and keys are never overwritten; name a new directory")
-
-
-def _private_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be made ({error.strerror or error})") from error

@@ -1,30 +1,52 @@
-"""Logs: to standard error, for people on a terminal and as one JSON object a line otherwise. Secrets never."""
+"""Logs: to standard error, for people on a terminal and as one JSON object a line otherwise. Secrets never.
+
+A service keeps a second copy in a file of its own (`log_file.py`), from which operators may be told a part.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import structlog
 
+from fledge.log_file import TRACEBACKS, LogFile, to_json
+
 _CREDENTIALS = re.compile(r"(://)[^\s/@]+@")
-# A frame's local variables hold keys, tensors and, in a trainer, patients' data; structlog shows them by default.
-_TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 _SECRET_FIELD = re.compile(r"password|secret|credential|token|private", re.IGNORECASE)
 
 
-def configure(*, verbose: bool = False, json_lines: bool | None = None, file: TextIO | None = None) -> None:
-    """Set up structlog for this process; to `file` (default: standard error), in JSON unless that is a terminal."""
+def configure(
+    *,
+    verbose: bool = False,
+    json_lines: bool | None = None,
+    file: TextIO | None = None,
+    also: Path | None = None,
+) -> None:
+    """Set up structlog for this process; to `file` (default: standard error), in JSON unless that is a terminal.
+
+    Args:
+        verbose: log details too.
+        json_lines: whether to write JSON, whatever `file` is.
+        file: where to write.
+        also: a local file that gets a copy of everything, always in JSON, with whatever libraries complain of.
+
+    Raises:
+        StateError: the local file cannot be written.
+    """
+    _close_local()
+    local = None if also is None else LogFile(also, without_credentials)
     target = file or sys.stderr
     as_json = not target.isatty() if json_lines is None else json_lines
     renderer: Any = (
-        structlog.processors.JSONRenderer(serializer=_to_json)
+        structlog.processors.JSONRenderer(serializer=to_json)
         if as_json
         else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     )
@@ -32,8 +54,9 @@ def configure(*, verbose: bool = False, json_lines: bool | None = None, file: Te
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S", utc=as_json),
-            *([_TRACEBACKS] if as_json else []),
+            *([TRACEBACKS] if as_json else []),
             hide_secrets,
+            *([_copying(local)] if local else []),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
@@ -42,6 +65,28 @@ def configure(*, verbose: bool = False, json_lines: bool | None = None, file: Te
     )
     # Libraries log through the standard module; only what an operator should see passes.
     logging.basicConfig(level=logging.WARNING, stream=target, format="%(name)s: %(message)s")
+    if local is not None:
+        local.setLevel(logging.WARNING)
+        logging.getLogger().addHandler(local)
+
+
+def _close_local() -> None:
+    """End the local file of an earlier configuration."""
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, LogFile)]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _copying(file: LogFile) -> structlog.typing.Processor:
+    """A processor that copies every entry into `file`."""
+
+    def copy(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        entry = TRACEBACKS(logger, method, dict(event))
+        file.keep({**entry, "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")})
+        return event
+
+    return copy
 
 
 class Steady:
@@ -60,14 +105,6 @@ class Steady:
         """Hand what was written to the operating system."""
         with suppress(OSError, ValueError):
             self._stream.flush()
-
-
-_ENCODER = json.JSONEncoder(default=repr)
-"""Made once: `json.dumps` makes one for every line when it is given a default."""
-
-
-def _to_json(event: Any, **_options: Any) -> str:
-    return _ENCODER.encode(event)
 
 
 def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -39,6 +39,8 @@ ORDERS: dict[str, Order] = {
     order.name: order
     for order in (
         _hub("status", Action.VIEW, "The run, and every site: when last seen, what it does, how old its version is."),
+        _hub("registry", Action.VIEW, "The signed list of members, for a kit that has an older one."),
+        _hub("registry.put", Action.OPERATE, "Put a newer list of members, signed by the root, in force."),
         _hub("site.list", Action.VIEW, "Every member with its organisation, and whether its keys hold."),
         _hub("site.show", Action.VIEW, "One site: what it does now and what became of its updates."),
         _hub(

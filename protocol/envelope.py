@@ -249,6 +249,11 @@ def verify(
     return _checked(raw, kind_byte, kid, sender, header, core, federation, kinds)
 
 
+def kind_of(raw: bytes) -> int:
+    """The kind a frame claims, to choose who reads it; nothing is known of it before `verify`. 0: not a frame."""
+    return raw[5] if len(raw) > _FRAME.size and raw[:5] == MAGIC else 0
+
+
 def _opened(packed: bytes, limit: int) -> tuple[_Header, Core]:
     try:
         header = decode(_Header, packed, limit)

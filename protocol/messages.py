@@ -116,10 +116,15 @@ class Event:
 
     __pydantic_config__ = EXACT
     state: Word
-    """`idle`, `training`, `evaluating`, `sending`, `blocked` (no room, or training fails) or `stopped`."""
+    """`idle`, `training`, `evaluating`, `sending`, `blocked` (no room, or training fails), `waiting` (for a person's
+    yes, or the hours the site trains in), `drained` or `stopped`."""
     progress: Share
     metrics: Metrics
     software: Word
+    code: Word = "-"
+    """Why the last training failed, in a fixed word; `-` once one has succeeded."""
+    case: Word = "-"
+    """The number under which the site keeps the full text, for those who work there."""
 
 
 class RunState(StrEnum):

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Sets up everything `make demo` and `make test` need, once: the virtual environment with pinned packages and,
-# with the argument `servers`, RabbitMQ from Debian. Safe to run again; it does nothing when nothing changed.
+# with the argument `servers`, RabbitMQ and HAProxy from Debian. Safe to run again; it does nothing when nothing changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if [ "${1:-}" = servers ] && [ ! -x /usr/lib/rabbitmq/bin/rabbitmq-server ]; then
-    install="apt-get update && apt-get install -y --no-install-recommends rabbitmq-server"
+if [ "${1:-}" = servers ] && ! { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && [ -x /usr/sbin/haproxy ]; }; then
+    install="apt-get update && apt-get install -y --no-install-recommends rabbitmq-server haproxy"
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "setup: installing RabbitMQ (tests use a private node; the system service is not touched)"
+        echo "setup: installing RabbitMQ and HAProxy (tests run private ones; the system services are not touched)"
         log=$(mktemp)
         bash -c "export DEBIAN_FRONTEND=noninteractive; $install" >"$log" 2>&1 ||
-            { tail -n 20 "$log"; echo "setup: RabbitMQ could not be installed; the log is above"; exit 1; }
+            { tail -n 20 "$log"; echo "setup: they could not be installed; the log is above"; exit 1; }
     else
-        echo "setup: the tests need RabbitMQ. Run this line, then try again:"
+        echo "setup: the tests need RabbitMQ and HAProxy. Run this line, then try again:"
         echo "    sudo sh -c '$install'"
         exit 1
     fi

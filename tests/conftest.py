@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-pytest_plugins = ["tests.support.s3_fixtures", "tests.support.rabbit_fixtures"]
+pytest_plugins = ["tests.support.s3_fixtures", "tests.support.rabbit_fixtures", "tests.support.tls_fixtures"]
 
 
 @pytest.fixture(autouse=True)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
+import hashlib
+import importlib.util
 import os
 import stat
 import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.codec import Word
 from protocol.errors import ConfigError, FledgeError, Malformed
 from protocol.keys import Identity
+from worker.policy import SitePolicy, read_policy
 
 _KEYS_LIMIT = 4096
 
@@ -30,6 +32,15 @@ class FilterConfig(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """The filter's own parameters."""
         return dict(self.model_extra or {})
+
+
+class TlsConfig(BaseModel):
+    """Whom the site trusts on the line, and the certificate it shows; paths are relative to `worker.toml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    ca: Path
+    cert: Path
+    key: Path
 
 
 class WorkerConfig(BaseModel):
@@ -59,9 +70,18 @@ class WorkerConfig(BaseModel):
     """MiB of published models kept as ciphertext, for stores that are not a directory; 0 keeps none."""
     heartbeat: Annotated[float, Field(ge=0.1, le=3600)] = 20.0
     """Seconds between signs of life."""
+    insecure: bool = False
+    """Lets `amqp:` and `s3:` be used without TLS to other machines; for tests on a closed network only."""
+    tls: TlsConfig | None = None
+    proxy: Annotated[str, Field(pattern=r"^https?://.")] | None = None
+    """An HTTP proxy for both connections; without it HTTPS_PROXY and NO_PROXY of the environment count."""
+    access: Literal["credentials", "presigned"] = "credentials"
+    """How the store lets the site in: by keys of its own, or by URLs that the aggregator grants."""
+    policy: Path = Path("policy.toml")
+    """What the hospital allows; without this file everything that the registry allows."""
 
     def __repr__(self) -> str:
-        # Broker and store may hold passwords, and so may the trainer's options.
+        # Broker, store and proxy may hold passwords, and so may the trainer's options.
         return f"WorkerConfig(federation={self.federation!r}, trainer={self.trainer!r})"
 
     __str__ = __repr__
@@ -123,6 +143,37 @@ def read_limited(path: Path, limit: int) -> bytes:
         raise ConfigError(f"{path}: {error.strerror or error}; is this the right kit?") from error
 
 
+def site_policy(config: WorkerConfig, base: Path) -> SitePolicy:
+    """The site's policy; `base` is the directory of `worker.toml`.
+
+    Raises:
+        ConfigError: the file is wrong, or `worker.toml` names one that is not there.
+    """
+    return read_policy(base / config.policy, needed="policy" in config.model_fields_set)
+
+
+def trainer_digest(name: str, beside: Path) -> str:
+    """SHA-256, in hex, of the source file of the module that `module:factory` names; the module itself is not run.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    module = name.partition(":")[0]
+    _look_beside(beside)
+    try:
+        spec = importlib.util.find_spec(module)
+        source = Path(spec.origin or "") if spec is not None else Path()
+        return hashlib.sha256(source.read_bytes()).hexdigest()
+    except (ImportError, OSError, ValueError) as error:
+        raise ConfigError(f"trainer {name!r}: there is no source file of {module} to check: {error}") from error
+
+
+def _look_beside(directory: Path) -> None:
+    resolved = str(directory.resolve())
+    if resolved not in sys.path:
+        sys.path.insert(0, resolved)
+
+
 def load_trainer(name: str, options: Mapping[str, Any], beside: Path) -> Any:
     """Call the trainer factory `module:factory` with `options`; modules in the directory `beside` come first.
 
@@ -130,9 +181,7 @@ def load_trainer(name: str, options: Mapping[str, Any], beside: Path) -> Any:
         ConfigError: there is no such module or factory, or it does not take these options.
     """
     module_name, _, factory_name = name.partition(":")
-    directory = str(beside.resolve())
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
+    _look_beside(beside)
     try:
         factory: Any = importlib.import_module(module_name)
         for part in factory_name.split("."):

@@ -7,7 +7,6 @@ are read from the trainer's live arrays, and what is written is encrypted at onc
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -30,10 +29,10 @@ from protocol.messages import DENSE_F32, Evaluation, Update
 from protocol.spec import ModelSpec, Span, TensorKind, records
 from worker.filters import Dice, FilterChain, Slice, fresh_dice
 from worker.own import OwnTensors
+from worker.policy import METRIC
 from worker.trainer import Control, EvaluationResult, Trainer, TrainResult
 from worker.weights import F32, Array, Records, Weights, check_array
 
-_METRIC = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
 _MAX_METRICS = 256
 _MAX_ABSENT = 8192
 _log = structlog.get_logger(__name__)
@@ -164,7 +163,7 @@ def _metrics(given: Mapping[str, float]) -> dict[str, float]:
         raise TrainingError(f"the trainer reports {len(given)} metrics; at most {_MAX_METRICS} are allowed")
     result: dict[str, float] = {}
     for name, value in given.items():
-        if not _METRIC.fullmatch(name):
+        if not METRIC.fullmatch(name):
             raise TrainingError(f"metric {name!r}: names have 1 to 64 letters, digits and the characters . _ : + -")
         if math.isfinite(value):
             result[name] = float(value)

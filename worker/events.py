@@ -6,7 +6,8 @@ Events come from the shell; writes go into one transaction; effects follow the c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from protocol.messages import Head, Outcome, Receipt, RunState
@@ -69,6 +70,12 @@ class Snapshot:
     updates: tuple[UpdateRow, ...] = ()
     messages: tuple[int, ...] = ()
     """Outbox rows that are not confirmed yet."""
+    answers: Mapping[str, bool] = field(default_factory=dict)
+    """What a person at the site said to each run."""
+    drained: bool = False
+    """Whether the site begins no training until it is undrained."""
+    orders: Mapping[str, int] = field(default_factory=dict)
+    """The highest counter each operator used."""
 
 
 # ---- events
@@ -147,10 +154,38 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingFailed:
-    """No update came of a training: `aborted`, `disk_full`, `store`, or a word that says what else was wrong."""
+    """No update came of a training."""
 
     id: bytes
-    reason: str
+    code: str
+    """`aborted`, `disk_full`, `store`, or another fixed word that says what was wrong; safe to tell anybody."""
+    case: str = "-"
+    """Under which number the full text is kept at the site."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAnswered:
+    """A person at the site approved or refused a run."""
+
+    run: str
+    approved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockSeen:
+    """The answer to `LookAtClock`: the time of day at the site."""
+
+    local: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Begin no further training; what is being trained is finished, and everything is sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undrain:
+    """Train again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +255,21 @@ class NoteRegistry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoteAnswer:
+    """Keep what a person at the site said to a run."""
+
+    run: str
+    approved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteDrained:
+    """Keep whether the site is drained."""
+
+    drained: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
     """Sequence numbers up to this one are taken in this key epoch."""
 
@@ -278,7 +328,7 @@ class Settle:
     """Ack a delivery."""
 
     delivery: Any
-    what: Literal["version", "head", "receipt"]
+    what: Literal["version", "head", "receipt", "command"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +375,18 @@ class Train:
     """Message id of the evaluation to make first; empty when none is due."""
     count: int
     """Updates made from this version before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookAtClock:
+    """A training could begin if the site's hours allow it; the answer is `ClockSeen`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetAnswer:
+    """The answer to this run is in the journal: the note that told of it can go."""
+
+    run: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,6 +446,9 @@ class Report:
     run: str
     version: int
     publish: bool
+    code: str = "-"
+    """Why the last training failed, if none has succeeded since."""
+    case: str = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

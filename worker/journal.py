@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
-from broker.database import Prepared, commit_error, open_database
+from broker.database import Prepared, commit_error, open_database, open_readonly
 from broker.outbox import OutboxRow, outbox_table
 from protocol.errors import StateError
 from protocol.messages import RunState
@@ -36,6 +36,8 @@ from protocol.topology import up_exchange
 from worker.events import (
     AddMessage,
     AddUpdate,
+    NoteAnswer,
+    NoteDrained,
     NoteHead,
     NoteRegistry,
     NoteRun,
@@ -49,6 +51,7 @@ from worker.events import (
     Snapshot,
     UpdateRow,
 )
+from worker.obeying import NoteCounter
 
 SCHEMA = 1
 _DIGEST = 32
@@ -111,6 +114,21 @@ _receipts = Table(
     Column("receipt", LargeBinary, nullable=False),
     Column("received", Float, nullable=False),
 )
+_answers = Table(
+    "answers",
+    _metadata,
+    Column("run", String, primary_key=True),
+    Column("approved", Boolean, nullable=False),
+    Column("given", Float, nullable=False),
+)
+_orders = Table(
+    "orders",
+    _metadata,
+    Column("operator", String, primary_key=True),
+    Column("counter", Integer, nullable=False),
+)
+_drains = Table("drained", _metadata, Column("since", Float, primary_key=True))
+"""One row while the site is drained."""
 _outbox = outbox_table(_metadata)
 
 _run_names = [column.name for column in _runs.columns if column.name not in ("run", "record")]
@@ -138,6 +156,10 @@ _forget_update = Prepared(delete(_updates).where(_updates.c.row == bindparam("of
 _add_receipt = Prepared(upsert(_receipts).on_conflict_do_nothing(), *(column.name for column in _receipts.columns))
 _add_message = insert(_outbox)
 _forget_message = delete(_outbox).where(_outbox.c.id == bindparam("of"))
+_answer = upsert(_answers)
+_note_answer = _answer.on_conflict_do_update(
+    index_elements=[_answers.c.run], set_={"approved": _answer.excluded.approved, "given": _answer.excluded.given}
+)
 _record_of = Prepared(select(_runs.c.record).where(_runs.c.run == bindparam("name")))
 _sealed_of = select(_updates.c.envelope, _updates.c.chunks, _updates.c.key).where(_updates.c.row == bindparam("of"))
 _envelope_of = select(_updates.c.envelope).where(_updates.c.row == bindparam("of"))
@@ -166,6 +188,22 @@ class Journal:
         self._engine = engine if engine is not None else open_database(path, _metadata, SCHEMA)
         with self._begin() as connection:
             connection.execute(upsert(_counters).values(id=1, epoch=0, sequence=0, head=0).on_conflict_do_nothing())
+
+    @classmethod
+    def beside(cls, path: Path) -> Snapshot:
+        """What a worker has noted, read beside it while it runs.
+
+        Raises:
+            StateError: there is no journal, or it cannot be read.
+        """
+        engine = open_readonly(path)
+        try:
+            with engine.connect() as connection:
+                return _load(connection)
+        except OperationalError as error:
+            raise StateError(f"{path}: {error.orig}; has its worker been started with this version?") from error
+        finally:
+            engine.dispose()
 
     def _begin(self) -> Any:
         return self._engine.begin()
@@ -225,6 +263,16 @@ class Journal:
     def _(self, write: NoteRegistry, connection: Connection) -> None:
         connection.execute(_note_registry, {"version": write.version, "digest": write.digest, "record": write.record})
         connection.execute(_forget_registries, {"below": write.version})
+
+    @_write.register
+    def _(self, write: NoteAnswer, connection: Connection) -> None:
+        connection.execute(_note_answer, {"run": write.run, "approved": write.approved, "given": self._clock()})
+
+    @_write.register
+    def _(self, write: NoteDrained, connection: Connection) -> None:
+        connection.execute(delete(_drains))
+        if write.drained:
+            connection.execute(insert(_drains).values(since=self._clock()))
 
     @_write.register
     def _(self, write: Reserve, connection: Connection) -> None:
@@ -290,30 +338,15 @@ class Journal:
     def _(self, write: RemoveMessage, connection: Connection) -> None:
         connection.execute(_forget_message, {"of": write.row})
 
+    @_write.register
+    def _(self, write: NoteCounter, connection: Connection) -> None:
+        row = upsert(_orders).values(operator=write.operator, counter=write.counter)
+        connection.execute(row.on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter}))
+
     def load(self) -> Snapshot:
         """What the rules start from."""
         with self._begin() as connection:
-            counters = connection.execute(select(_counters)).one()
-            registry = connection.execute(
-                select(_registries.c.version, _registries.c.digest).order_by(_registries.c.version.desc())
-            ).first()
-            runs = connection.execute(select(*(c for c in _runs.columns if c.name != "record")))
-            updates = connection.execute(
-                select(*(c for c in _updates.columns if c.name not in ("envelope", "key", "made"))).order_by(
-                    _updates.c.row
-                )
-            )
-            messages = connection.scalars(select(_outbox.c.id).order_by(_outbox.c.id))
-            return Snapshot(
-                epoch=counters.epoch,
-                sequence=counters.sequence,
-                head=counters.head,
-                registry=registry.version if registry else 0,
-                registry_digest=registry.digest if registry else b"",
-                runs=tuple(RunRow(**(dict(row._mapping) | {"state": RunState(row.state)})) for row in runs),
-                updates=tuple(UpdateRow(**(dict(row._mapping) | {"chunks": _names(row.chunks)})) for row in updates),
-                messages=tuple(messages),
-            )
+            return _load(connection)
 
     def registry_record(self) -> bytes | None:
         """The newest registry's signed record, if one was noted."""
@@ -356,6 +389,33 @@ class Journal:
         with self._begin() as connection:
             rows = connection.execute(select(_receipts).order_by(_receipts.c.received, _receipts.c.id))
             return [dict(row._mapping) for row in rows]
+
+
+def _load(connection: Connection) -> Snapshot:
+    counters = connection.execute(select(_counters)).one()
+    registry = connection.execute(
+        select(_registries.c.version, _registries.c.digest).order_by(_registries.c.version.desc())
+    ).first()
+    runs = connection.execute(select(*(c for c in _runs.columns if c.name != "record")))
+    updates = connection.execute(
+        select(*(c for c in _updates.columns if c.name not in ("envelope", "key", "made"))).order_by(_updates.c.row)
+    )
+    messages = connection.scalars(select(_outbox.c.id).order_by(_outbox.c.id))
+    answers = connection.execute(select(_answers.c.run, _answers.c.approved))
+    drained = connection.scalar(select(_drains.c.since))
+    return Snapshot(
+        epoch=counters.epoch,
+        sequence=counters.sequence,
+        head=counters.head,
+        registry=registry.version if registry else 0,
+        registry_digest=registry.digest if registry else b"",
+        runs=tuple(RunRow(**(dict(row._mapping) | {"state": RunState(row.state)})) for row in runs),
+        updates=tuple(UpdateRow(**(dict(row._mapping) | {"chunks": _names(row.chunks)})) for row in updates),
+        messages=tuple(messages),
+        answers={row.run: row.approved for row in answers},
+        drained=drained is not None,
+        orders={row.operator: row.counter for row in connection.execute(select(_orders))},
+    )
 
 
 def _run_values(row: RunRow) -> dict[str, Any]:

@@ -13,12 +13,14 @@
    key epoch begins; that update, and whatever has not left the site yet, is sealed again under it. Message ids stay.
 6. Nothing is decided while events of one batch are still coming in: `Tick`, which ends each batch, decides.
 7. A version or receipt that starts nothing waits up to `HOLD` seconds for a commit to share, and is acked after it.
+8. The site has its own say (`gate.py`): a drained site begins no training, nor any site outside its hours; a run it
+   wants to be asked about waits for a person's yes, and a no ends the training under way. What is made is sent.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +29,8 @@ from protocol.messages import Head, RunState
 from worker.events import (
     AbortTraining,
     Alarm,
+    ClockSeen,
+    Drain,
     DropSpool,
     Evaluated,
     FetchFailed,
@@ -44,6 +48,7 @@ from worker.events import (
     RegistrySeen,
     Report,
     Resealed,
+    RunAnswered,
     RunRow,
     SendingFailed,
     Settle,
@@ -51,11 +56,15 @@ from worker.events import (
     Train,
     Trained,
     TrainingFailed,
+    Undrain,
     UpdateRow,
     Uploaded,
     UseRegistry,
     VersionSeen,
 )
+from worker.gate import Gate
+from worker.obeying import CommandSeen, Obeyed, Obeying
+from worker.policy import OPEN, SitePolicy
 from worker.sending import Decided, Sending, pause
 
 HEAD_EVERY = 15 * 60.0
@@ -70,6 +79,7 @@ HOLD = 0.25
 """Seconds; with sites that train for milliseconds this saves every third commit, with slower ones it costs nothing."""
 ON_THEIR_WAY = 2
 """Updates of a run without a final receipt that a site may always have: one is sent while the next is trained."""
+NOT_FAILED = ("-", "-")
 ENDED = (RunState.STOPPED, RunState.ABORTED)
 
 
@@ -84,12 +94,15 @@ class WorkerRules:
         heartbeat: float,
         new_id: Callable[[], bytes],
         dice: random.Random,
+        policy: SitePolicy = OPEN,
     ) -> None:
         """`heartbeat`: seconds between signs of life; `new_id` gives message ids of 16 random bytes."""
         self._heartbeat = heartbeat
         self._new_id = new_id
         self._dice = dice
         self._sending = Sending(snapshot, site, dice)
+        self._gate = Gate(snapshot, policy)
+        self._obeying = Obeying(snapshot.orders)
         self._head = snapshot.head
         self._registry = snapshot.registry
         self._registry_digest = snapshot.registry_digest
@@ -97,13 +110,14 @@ class WorkerRules:
         self._training: Train | None = None
         self._failures = 0
         self._blocked = False
+        self._failed = NOT_FAILED
         self._train_at = float("-inf")
         self._pull_at = float("-inf")
         self._pulled_at = float("-inf")
         self._fetch_failures = 0
         self._report_at = float("-inf")
         self._reported_at = float("-inf")
-        self._reported = ("", "", -1)
+        self._reported = ("", "", -1, *NOT_FAILED)
         self._decided = Decided()
         self._held = Decided()
         self._held_until = float("inf")
@@ -112,7 +126,7 @@ class WorkerRules:
         """When `Tick` should come at the latest."""
         due = [self._pull_at, self._report_at, self._held_until, self._sending.deadline()]
         if self._training is None and self._candidate() is not None:
-            due.append(self._train_at)
+            due.append(max(self._train_at, self._gate.deadline()))
         return min(due)
 
     def step(self, event: Any, now: float) -> Step:
@@ -144,7 +158,15 @@ class WorkerRules:
                 self._on_trained(event, now)
             case TrainingFailed():
                 self._on_training_failed(event, now)
+            case RunAnswered() | ClockSeen() | Drain() | Undrain():
+                self._on_gate(event, now)
+            case CommandSeen():
+                self._obeying.on_command(event, decided)
+            case Obeyed(envelope=envelope):
+                self._obeying.on_obeyed(event, self._sending.add_message(envelope, decided))
             case Uploaded() | SendingFailed() | Resealed() | Published():
+                if isinstance(event, Published):
+                    self._obeying.on_published(event.row, decided)
                 lost = self._sending.on_progress(event, now, decided)
                 if lost is not None:
                     self._count(lost, -1)
@@ -260,19 +282,37 @@ class WorkerRules:
 
     # ---- training
 
-    def _candidate(self) -> RunRow | None:
+    def _on_gate(self, event: RunAnswered | ClockSeen | Drain | Undrain, now: float) -> None:
+        if isinstance(event, ClockSeen):
+            self._gate.on_clock(event, now)
+        elif isinstance(event, RunAnswered):
+            self._gate.on_answer(event, self._decided)
+            if self._training is not None and self._training.run == event.run and not event.approved:
+                self._decided.effects.append(AbortTraining())
+        else:
+            self._gate.drain(isinstance(event, Drain), self._decided)
+
+    def _wanting(self) -> Iterator[RunRow]:
+        """Runs that could do with an update of this site, those with the latest news first."""
         for run in reversed(self._runs.values()):
             if run.state != RunState.RUNNING or run.version < 0:
                 continue
             if run.sent < run.updates_per_base and self._sending.on_their_way(run.run) < max(
                 ON_THEIR_WAY, run.updates_per_base
             ):
-                return run
-        return None
+                yield run
+
+    def _candidate(self) -> RunRow | None:
+        return next((run for run in self._wanting() if self._gate.lets(run.run)), None)
+
+    def _unwanted(self, run: str) -> bool:
+        return self._runs[run].state in ENDED or self._gate.refused(run)
 
     def _decide(self, now: float) -> None:
         run = self._candidate()
         if run is None or self._training is not None or now < self._train_at:
+            return
+        if not self._gate.open(now, self._decided):
             return
         evaluation = self._new_id() if run.evaluate and not run.evaluated else b""
         sequence = self._sending.reserve(2 if evaluation else 1, self._decided)
@@ -299,12 +339,12 @@ class WorkerRules:
 
     def _on_trained(self, event: Trained, now: float) -> None:
         training = self._training
-        if training is None or training.id != event.id or self._runs[training.run].state in ENDED:
+        if training is None or training.id != event.id or self._unwanted(training.run):
             self._decided.effects.append(DropSpool(chunks=event.sealed.chunks))
         if training is None or training.id != event.id:
             return
-        self._training, self._failures, self._blocked = None, 0, False
-        if self._runs[training.run].state in ENDED:
+        self._training, self._failures, self._blocked, self._failed = None, 0, False, NOT_FAILED
+        if self._unwanted(training.run):
             return
         update = UpdateRow(
             row=0,
@@ -322,10 +362,13 @@ class WorkerRules:
         if self._training is None or self._training.id != event.id:
             return
         self._training = None
-        self._blocked = event.reason != "aborted"
-        if event.reason == "disk_full":
+        self._blocked = event.code != "aborted"
+        if not self._blocked:
+            return
+        self._failed = (event.code, event.case)
+        if event.code == "disk_full":
             self._train_at = now + self._heartbeat
-        elif event.reason != "aborted":
+        else:
             self._failures += 1
             self._train_at = now + pause(self._dice, self._failures, longest=300.0)
 
@@ -347,6 +390,7 @@ class WorkerRules:
             self._pulled_at = now
             self._decided.effects.append(PullHead(known=self._head))
         self._decide(now)
+        self._gate.turned()
         self._sending.tick(now, self._decided)
         self._report(now)
 
@@ -361,17 +405,30 @@ class WorkerRules:
             self._reported_at = now
             self._report_at = now + self._heartbeat
         if publish or changed:
-            state, run, version = shown
-            self._decided.effects.append(Report(state=state, run=run, version=version, publish=publish))
+            state, run, version, code, case = shown
+            self._decided.effects.append(
+                Report(state=state, run=run, version=version, publish=publish, code=code, case=case)
+            )
 
-    def _shown(self) -> tuple[str, str, int]:
+    def _shown(self) -> tuple[str, str, int, str, str]:
+        return (*self._doing(), *self._failed)
+
+    def _doing(self) -> tuple[str, str, int]:
         training = self._training
         if training is not None:
             return ("evaluating" if training.evaluation else "training", training.run, training.version)
         last = next(reversed(self._runs.values()), RunRow(run=""))
-        if self._blocked and self._candidate() is not None:
+        candidate = self._candidate()
+        if self._blocked and candidate is not None:
             return ("blocked", last.run, last.version)
-        return ("sending" if self._sending.busy else "idle", last.run, last.version)
+        if self._sending.busy:
+            return ("sending", last.run, last.version)
+        if self._gate.drained:
+            return ("drained", last.run, last.version)
+        waits = candidate if self._gate.closed else next((r for r in self._wanting() if self._gate.awaits(r.run)), None)
+        if waits is not None:
+            return ("waiting", waits.run, waits.version)
+        return ("idle", last.run, last.version)
 
     def _alarm(self, event: str, **details: Any) -> None:
         self._decided.effects.append(Alarm(event=event, details=details))

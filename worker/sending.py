@@ -103,12 +103,13 @@ class Sending:
         self._rows[update.id] = update.row
         decided.writes.append(AddUpdate(row=update, sealed=sealed))
 
-    def add_message(self, body: bytes, decided: Decided) -> None:
-        """Take charge of a signed message for the aggregator until the broker has it."""
+    def add_message(self, body: bytes, decided: Decided) -> int:
+        """Take charge of a signed message for the aggregator until the broker has it; returns its outbox row."""
         row = self._take_row()
         self._messages.add(row)
         decided.writes.append(AddMessage(row=row, exchange=up_exchange(self._site), body=body))
         decided.effects.append(Publish(row=row))
+        return row
 
     def _take_row(self) -> int:
         self._next_row += 1

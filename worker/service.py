@@ -7,13 +7,13 @@ and uploading have a thread each, which lives as long as the worker and sleeps w
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,47 +23,41 @@ import structlog
 from broker.actor import Actor
 from broker.blobs import BlobStore
 from broker.crash import crash_point
+from broker.health import HEALTH, write_health
 from broker.lanes import Lane
 from broker.outbox import Relay
 from broker.transport import Delivery, Subscription, Transport
 from protocol import topology
-from protocol.envelope import NO_RUN, seal
-from protocol.errors import ConfigError, DiskFull, FledgeError, StateError, WireError
+from protocol.envelope import kind_of
+from protocol.errors import ConfigError, DiskFull, StateError, WireError
 from protocol.keys import Identity, Role
-from protocol.messages import Event, Kind
+from protocol.messages import Kind
 from protocol.registry import Registry
 from worker import events
 from worker.announcements import Reader, read_registry
+from worker.answers import Answers
+from worker.cases import Cases
 from worker.fetching import Fetcher
 from worker.filters import FilterChain
+from worker.grants import Grants
 from worker.journal import Journal
+from worker.obeying import CommandSeen, Leave, Leaving, Obey
+from worker.orders import Blind, Checks, Looking, Orders, no_checks
 from worker.own import OwnTensors
+from worker.policy import OPEN, SitePolicy
 from worker.rules import WorkerRules
+from worker.signs import Observer, Signs, WorkerEvent
 from worker.spool import Spool
 from worker.trainer import Trainer
 from worker.training import Job, Training
-from worker.uploading import Uploader
+from worker.uploading import Throttle, Uploader
 
+CASES, ANSWERS = "cases", "approvals"
+"""Directories below the state directory that people at the site look at and write to."""
 DOUBTS = ("untrusted", "revoked", "not_for_us")
 """Reasons that a newer registry may explain."""
-_PROGRESS_EVERY = 0.1
 _GRACE = 30.0
 _AGAIN = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerEvent:
-    """What one worker is doing now, for display."""
-
-    site: str
-    state: str
-    run: str
-    version: int
-    progress: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-Observer = Callable[[WorkerEvent], None]
 
 
 def _nobody(event: WorkerEvent) -> None:
@@ -87,6 +81,12 @@ class WorkerSettings:
     """Bytes."""
     heartbeat: float = 20.0
     """Seconds."""
+    policy: SitePolicy = OPEN
+    """What the hospital allows."""
+    looking: Looking = field(default_factory=Blind)
+    """Who answers operators' questions about this machine."""
+    checks: Checks = no_checks
+    """The site's own checks, for operators."""
     seed: bytes = field(default_factory=lambda: nacl.utils.random(32), repr=False)
     """What every training's seed is made from; given, trainings can be repeated."""
 
@@ -121,9 +121,8 @@ class WorkerService:
         self._settings = settings
         self._state = state
         self._transport = transport
-        self._on_event = on_event
-        self._software = _software()
         self._log = structlog.get_logger("worker").bind(site=self.site)
+        self._signs = Signs(self.site, on_event, transport, self._reading, self._log)
         self._dice = dice or random.Random()
         self._lock_file = _hold(state)
         try:
@@ -137,11 +136,14 @@ class WorkerService:
         self._publishing: dict[int, bytes] = {}
         self._abort = threading.Event()
         self._stopping = threading.Event()
-        self._shown = WorkerEvent(site=self.site, state="idle", run="", version=-1, progress=0.0)
-        self._shown_at = float("-inf")
         self._subscriptions: list[Subscription] = []
         self._thread = threading.Thread(target=self._run, name=f"{self.site} worker", daemon=True)
         self._error: BaseException | None = None
+        self.leaving: Leaving = ""
+        """What an operator ordered, if that is why the worker ends."""
+        self.accepted = threading.Event()
+        """Set when the hub has answered this process for the first time."""
+        self._began = time.time()
         self.ended = threading.Event()
         """Set when the worker has ended, by `stop` or by an error."""
 
@@ -155,12 +157,22 @@ class WorkerService:
         self._spool = Spool(self._state / "spool", settings.spool_quota)
         swept = self._spool.sweep([name for update in snapshot.updates for name in update.chunks])
         self._log.info("worker.opened", updates=len(snapshot.updates), leftovers=swept, registry=registry.version)
-        return WorkerRules(snapshot, site=self.site, heartbeat=settings.heartbeat, new_id=new_id, dice=self._dice)
+        return WorkerRules(
+            snapshot,
+            site=self.site,
+            heartbeat=settings.heartbeat,
+            new_id=new_id,
+            dice=self._dice,
+            policy=settings.policy,
+        )
 
     def _build_lanes(self, store: BlobStore) -> None:
         tell, settings = self._actor.mailbox.put, self._settings
         fetcher = Fetcher(store, self._reading, settings.root, tell, time.time, self._log)
-        self._uploader = Uploader(store, self._spool, self.site, self._reading, tell, self._log)
+        kbit = settings.policy.bandwidth_kbit
+        throttle = Throttle(None if kbit is None else kbit * 125.0)
+        self._uploader = Uploader(store, self._spool, self.site, self._reading, tell, self._log, throttle)
+        self._answers = Answers(self._state / ANSWERS)
         self._training = Training(
             trainer=settings.trainer,
             filters=settings.filters,
@@ -171,9 +183,16 @@ class WorkerService:
             spool=self._spool,
             reader=self._reading,
             tell=tell,
-            progress=self._on_progress,
+            progress=self._signs.progress,
             log=self._log,
+            cases=Cases(self._state / CASES),
+            policy=settings.policy,
         )
+        self.grants = Grants(self.site, self._reading, self._transport, self._log, accepted=self._accepted)
+        orders = self._orders = Orders(
+            self.site, self._reading, settings.policy, settings.looking, tell, self._log, checks=settings.checks
+        )
+        self._obey = Lane[CommandSeen](f"{self.site} obey", orders.obey)
         self._fetch = Lane[Any](f"{self.site} fetch", fetcher.fetch)
         self._send = Lane[Callable[[], None]](f"{self.site} send", lambda work: work())
         self._train = Lane[Job](f"{self.site} train", self._training.run)
@@ -195,10 +214,11 @@ class WorkerService:
 
     def start(self) -> None:
         """Begin to listen, train and send."""
+        write_health(self._state / HEALTH, accepted=None, started=self._began)
         self._thread.start()
         self._subscriptions += [
             self._transport.consume(topology.down_queue(self.site), self._take_announcement),
-            self._transport.consume(topology.inbox_queue(self.site), self._take_receipt),
+            self._transport.consume(topology.inbox_queue(self.site), self._take_inbox),
         ]
         self._transport.on_connected(lambda: self._actor.mailbox.put(events.HeadWanted(connected=True)))
         self._log.info("worker.started", federation=self._settings.federation)
@@ -237,13 +257,14 @@ class WorkerService:
             self._abort.set()
             for subscription in self._subscriptions:
                 subscription.cancel()
-            self._publish_event("stopped")
+            self._signs.tell("stopped")
             self._close()
             self._log.info("worker.stopped")
 
     def _close(self) -> None:
         self._relay.close()
-        for lane in (self._fetch, self._send, self._train):
+        self._uploader.close()
+        for lane in (self._fetch, self._send, self._train, self._obey):
             lane.stop(0)
         self._training.close()
         self.journal.close()
@@ -264,8 +285,28 @@ class WorkerService:
             self._log.info("version.received", run=event.run, version=event.version)
         return event
 
-    def _take_receipt(self, delivery: Delivery) -> None:
-        self._take(delivery, lambda: self._reader.receipt(delivery.body, delivery))
+    def _take_inbox(self, delivery: Delivery) -> None:
+        self._take(delivery, lambda: self._read_inbox(delivery))
+
+    def _read_inbox(self, delivery: Delivery) -> Any:
+        match kind_of(delivery.body):
+            case Kind.COMMAND:
+                return self._orders.read(delivery.body, delivery, time.time())
+            case Kind.GRANT:
+                self.grants.take(delivery.body)
+                delivery.ack()
+                return None
+            case _:
+                return self._reader.receipt(delivery.body, delivery)
+
+    def _accepted(self, head: bytes) -> None:
+        """The hub has answered: it knows this site now."""
+        write_health(self._state / HEALTH, accepted=time.time(), started=self._began)
+        if not self.accepted.is_set():
+            self.accepted.set()
+            self._log.info("worker.accepted")
+        if head:
+            self._actor.mailbox.put(self._reader.head(head, time.time()))
 
     def _take(self, delivery: Delivery, read: Callable[[], Any]) -> None:
         try:
@@ -276,7 +317,8 @@ class WorkerService:
             if error.reason not in DOUBTS:
                 return
             event = events.HeadWanted(connected=False)
-        self._actor.mailbox.put(event)
+        if event is not None:
+            self._actor.mailbox.put(event)
 
     def _confirmed(self, row: int) -> None:
         update = self._publishing.pop(row, b"")
@@ -294,7 +336,7 @@ class WorkerService:
                 return self.journal.commit(writes)
             except DiskFull as error:
                 self._log.error("journal.blocked", error=str(error), seconds=_AGAIN)
-                self._show(replace(self._shown, state="blocked"))
+                self._signs.blocked()
                 if self._stopping.wait(_AGAIN):
                     raise
 
@@ -306,6 +348,8 @@ class WorkerService:
                 delivery.ack()
             case events.PullHead() | events.FetchRegistry() | events.FetchVersion():
                 self._fetch.put(effect)
+                if isinstance(effect, events.PullHead):  # at every connection, and every now and then
+                    self.grants.hello()
             case events.UseRegistry(registry=registry):
                 self._reader = replace(self._reader, registry=registry)
                 self._log.info("registry.changed", version=registry.version)
@@ -313,6 +357,15 @@ class WorkerService:
                 self._begin_training(effect, self.journal.version_record(run))
             case events.AbortTraining():
                 self._abort.set()
+            case events.LookAtClock():
+                self._actor.mailbox.put(events.ClockSeen(local=datetime.now()))  # the hospital's own time of day
+            case events.ForgetAnswer(run=run):
+                self._answers.noted(run)
+            case Obey(command=command):
+                self._obey.put(command)
+            case Leave(leaving=leaving):
+                self.leaving = leaving
+                threading.Thread(target=self.stop, name=f"{self.site} leave", daemon=True).start()
             case events.Report():
                 self._report(effect)
             case events.Alarm(event=event, details=details):
@@ -359,53 +412,10 @@ class WorkerService:
     # ---- signs of life
 
     def _report(self, report: events.Report) -> None:
-        shown = self._shown
-        if (report.state, report.run, report.version) != (shown.state, shown.run, shown.version):
-            self._show(
-                WorkerEvent(site=self.site, state=report.state, run=report.run, version=report.version, progress=0.0)
-            )
+        self._signs.report(report)
         if report.publish:
-            self._publish_event(report.state)
-
-    def _on_progress(self, share: float, metrics: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if share < 1 and now - self._shown_at < _PROGRESS_EVERY:
-            return
-        self._shown_at = now
-        self._show(replace(self._shown, progress=min(1.0, max(0.0, share)), metrics=dict(metrics)))
-
-    def _show(self, event: WorkerEvent) -> None:
-        self._shown = event
-        try:
-            self._on_event(event)
-        except Exception:  # whoever watches must not be able to stop the worker
-            self._log.exception("observer.failed")
-
-    def _publish_event(self, state: str) -> None:
-        """Tell the aggregator; nobody waits for the confirm and a failure is dropped."""
-        shown = self._shown
-        try:
-            event = Event(state=state, progress=shown.progress, metrics=dict(shown.metrics), software=self._software)
-            raw = seal(
-                self._settings.identity,
-                Kind.EVENT,
-                event,
-                self._reader.aggregators,
-                federation=self._settings.federation,
-                message_id=nacl.utils.random(16),
-                run=shown.run or NO_RUN,
-                version=max(0, shown.version),
-            )
-            self._transport.publish(topology.event_exchange(self.site), "", raw)
-        except FledgeError as error:
-            self._log.debug("event.dropped", error=str(error))
-
-
-def _software() -> str:
-    try:
-        return f"fledge-{importlib.metadata.version('fledge-fl')}"
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree that was never installed
-        return "fledge"
+            for run, approved in self._answers.take().items():
+                self._actor.mailbox.put(events.RunAnswered(run=run, approved=approved))
 
 
 def _hold(state: Path) -> int:

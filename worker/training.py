@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,21 +23,22 @@ from protocol.errors import (
     Aborted,
     ConfigError,
     DiskFull,
-    FledgeError,
+    StateError,
     StoreError,
     Tampered,
     TooLarge,
-    TrainingError,
     WireError,
 )
 from protocol.messages import Kind
 from protocol.spec import ModelSpec, records
 from protocol.topology import model_chunk, record_key
 from worker.announcements import ModelRecord, Reader
+from worker.cases import Cases
 from worker.contribute import contribute, evaluate
 from worker.events import Evaluated, Sealed, Train, Trained, TrainingFailed
 from worker.filters import FilterChain
 from worker.own import OwnTensors
+from worker.policy import OPEN, SitePolicy
 from worker.sealing import finish
 from worker.spool import Spool
 from worker.trainer import Control, Progress, Trainer, training_seed
@@ -91,6 +93,8 @@ class Training:
         tell: Callable[[Any], None],
         progress: Progress,
         log: Any,
+        cases: Cases,
+        policy: SitePolicy = OPEN,
     ) -> None:
         """`seed`: what all of the site's trainings are seeded from; `reader` gives the one of the registry in force."""
         self._trainer = trainer
@@ -103,6 +107,10 @@ class Training:
         self._reader = reader
         self._tell = tell
         self._progress = progress
+        self._cases = cases
+        self._policy = policy
+        self._harmless: set[str] = set()
+        """Names of metrics that may leave the site."""
         self._log = log
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="worker fetch")
         self._spec: ModelSpec | None = None
@@ -122,14 +130,15 @@ class Training:
             sealed = self._train(job)
         except Aborted:
             told.info("training.aborted")
-            answer: Any = TrainingFailed(id=training.id, reason="aborted")
-        except FledgeError as error:
-            told.error("training.failed", kind=type(error).__name__, error=str(error))
-            answer = TrainingFailed(id=training.id, reason=_reason(error))
-        except (Exception, SystemExit):
-            # A trainer is foreign code at a thread's edge; its traceback stays in the site's own log.
-            told.exception("training.failed")
-            answer = TrainingFailed(id=training.id, reason="trainer")
+            answer: Any = TrainingFailed(id=training.id, code="aborted")
+        except (Exception, SystemExit) as error:
+            # A trainer is foreign code at a thread's edge. What it says may name a patient, so it goes into a case, and
+            # neither into the log, whose lines operators may ask for, nor into any message.
+            code = _code(error)
+            title = f"training of run {training.run} from version {training.version} failed ({code})"
+            case = self._cases.keep(title, "".join(traceback.format_exception(error)))
+            told.error("training.failed", kind=type(error).__name__, code=code, case=case)
+            answer = TrainingFailed(id=training.id, code=code, case=case)
         else:
             told.info("training.done", seconds=round(time.monotonic() - began, 3))
             crash_point("worker.trained")
@@ -149,7 +158,7 @@ class Training:
             version=model.version,
             task=model.says.task,
             seed=training_seed(self._seed, model.run, model.version, training.count),
-            on_progress=self._progress,
+            on_progress=self._on_progress,
             abort=job.abort,
             fingerprint_key=_fingerprint_key(reader),
         )
@@ -158,10 +167,20 @@ class Training:
             self._evaluate(reader, training, spec, base, control)
         return self._contribute(reader, training, spec, base, control)
 
+    def _on_progress(self, share: float, metrics: Mapping[str, float]) -> None:
+        self._check_metrics(metrics)
+        self._progress(share, metrics)
+
+    def _check_metrics(self, metrics: Mapping[str, float]) -> None:
+        new = metrics.keys() - self._harmless
+        self._policy.check_metrics(sorted(new))
+        self._harmless |= new
+
     def _evaluate(self, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control) -> None:
         evaluation = evaluate(
             trainer=self._trainer, spec=spec, base=base, control=control, exclude=self._exclude, own=self._own
         )
+        self._check_metrics(evaluation.metrics)
         envelope = seal(
             reader.identity,
             Kind.EVALUATION,
@@ -203,6 +222,7 @@ class Training:
                 control=control,
                 own=self._own,
             )
+            self._check_metrics(update.metrics)
             batch.sync()
             return finish(sealer, encode(update), reader.aggregators, manifest, reader.identity)
         except BaseException:
@@ -239,13 +259,16 @@ def _fingerprint_key(reader: Reader) -> bytes:
     return hashlib.sha256(b"fledge/v1/fingerprint key\0" + bytes(reader.identity.sign)).digest()
 
 
-def _reason(error: FledgeError) -> str:
+def _code(error: BaseException) -> str:
+    """The fixed word for an error, safe to tell anybody."""
     if isinstance(error, DiskFull):
         return "disk_full"
     if isinstance(error, WireError):
-        return error.reason
+        return type(error).reason  # not the error's own, which foreign code might have made up
     if isinstance(error, StoreError):
         return "store"
     if isinstance(error, ConfigError):
         return "config"
-    return "trainer" if isinstance(error, TrainingError) else "state"
+    if isinstance(error, StateError):
+        return "state"
+    return "memory" if isinstance(error, MemoryError) else "trainer"

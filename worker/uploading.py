@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,12 +11,59 @@ from typing import Any
 from broker.blobs import BlobStore
 from broker.chunks import upload
 from broker.crash import crash_point
-from protocol.errors import DiskFull, FledgeError, StateError, WireError
+from protocol.errors import DiskFull, FledgeError, StateError, StoreError, WireError
 from protocol.topology import update_chunk
 from worker.announcements import Reader
 from worker.events import Resealed, Sealed, SendingFailed, UpdateRow, Uploaded
 from worker.sealing import reseal
 from worker.spool import Spool
+
+
+class Throttle:
+    """Lets as many bytes pass a second as the site's policy says, averaged over a chunk.
+
+    Whoever has sent more than was due waits *before* taking the next chunk into its hands, without lock or data.
+    """
+
+    def __init__(
+        self,
+        bytes_per_second: float | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        """None lets everything pass; `wait` sleeps for some seconds, by default until `close`."""
+        self._rate = bytes_per_second
+        self._clock = clock
+        self._closed = threading.Event()
+        self._wait = wait or self._closed.wait
+        self._due = float("-inf")
+        """When everything sent so far would have been sent at the rate allowed."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._rate is not None
+
+    def pause(self) -> None:
+        """Wait until something may be sent.
+
+        Raises:
+            StoreError: the worker stops; what waits is sent at the next start.
+        """
+        while (rest := self._due - self._clock()) > 0 and not self._closed.is_set():
+            self._wait(rest)
+        if self._closed.is_set():
+            raise StoreError("the worker stops; the update is sent at its next start")
+
+    def spend(self, size: int) -> None:
+        """Count what is being sent now."""
+        if self._rate is not None:
+            self._due = max(self._due, self._clock()) + size / self._rate
+
+    def close(self) -> None:
+        """Let nobody wait any longer."""
+        self._closed.set()
 
 
 class Uploader:
@@ -28,6 +77,7 @@ class Uploader:
         reader: Callable[[], Reader],
         tell: Callable[[Any], None],
         log: Any,
+        throttle: Throttle | None = None,
     ) -> None:
         """`reader` gives the one of the registry in force; `log` is a bound logger."""
         self._store = store
@@ -36,6 +86,11 @@ class Uploader:
         self._reader = reader
         self._tell = tell
         self._log = log
+        self._throttle = throttle or Throttle(None)
+
+    def close(self) -> None:
+        """End an upload that waits for its turn."""
+        self._throttle.close()
 
     def upload(self, row: UpdateRow, *, anew: bool) -> None:
         """Put the update's chunks; those that are there are skipped, unless every one is wanted `anew`."""
@@ -49,14 +104,20 @@ class Uploader:
     def _upload(self, row: UpdateRow, anew: bool) -> Uploaded:
         first, rest = row.chunks[:1], row.chunks[1:]
         for name in row.chunks if anew else first:
-            self._store.put(self._key(name), self._spool.get(name))
+            self._store.put(self._key(name), self._take(name))
             crash_point("worker.uploading")
         if rest and not anew:
-            chunks = [(self._key(name), partial(self._spool.get, name)) for name in rest]
-            upload(self._store, chunks)
+            chunks = [(self._key(name), partial(self._take, name)) for name in rest]
+            upload(self._store, chunks, parallel=1 if self._throttle.limited else 4)
         self._log.info("upload.done", update=row.id.hex()[:8])
         crash_point("worker.uploaded")
         return Uploaded(row=row.row)
+
+    def _take(self, name: bytes) -> bytes:
+        self._throttle.pause()
+        data = self._spool.get(name)
+        self._throttle.spend(len(data))
+        return data
 
     def _key(self, name: bytes) -> str:
         return update_chunk(self._site, name.hex())

@@ -1,4 +1,4 @@
-"""What every blob store promises, on all of them: memory, a directory, S3, and S3 by way of a proxy."""
+"""What every blob store promises, on all of them: memory, a directory, S3, S3 by way of a proxy, S3 by signed URLs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from broker.files import FileBlobs
 from broker.memory_blobs import MemoryBlobs
 from protocol.errors import ConfigError, Corrupt, Missing, TooLarge
 from tests.support.fault_proxy import FaultProxy
+from tests.support.presigned import Halves
 from tests.support.s3 import S3Server
 
 LIMIT = 16 * 1024 * 1024
@@ -66,16 +67,27 @@ def _proxied(request: pytest.FixtureRequest) -> Iterator[Subject]:
     proxy.close()
 
 
+def _presigned(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    server: S3Server = request.getfixturevalue("s3_server")
+    bucket: str = request.getfixturevalue("bucket")
+    root = server.directory / bucket
+    yield Subject(Halves(server, bucket), lambda key, data: _write_file(root / key, data))
+
+
 def _write_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
 
-SUBJECTS = {"memory": _memory, "file": _file, "s3": _s3, "s3-proxied": _proxied}
+SUBJECTS = {"memory": _memory, "file": _file, "s3": _s3, "s3-proxied": _proxied, "presigned": _presigned}
 
 
 @pytest.fixture(
-    params=["memory", "file", *(pytest.param(name, marks=pytest.mark.servers) for name in ("s3", "s3-proxied"))]
+    params=[
+        "memory",
+        "file",
+        *(pytest.param(name, marks=pytest.mark.servers) for name in ("s3", "s3-proxied", "presigned")),
+    ]
 )
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """Each kind of store in turn, empty."""

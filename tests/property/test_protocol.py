@@ -91,7 +91,7 @@ BODIES: dict[Kind, st.SearchStrategy[Any]] = {
         metrics=METRICS,
     ),
     Kind.EVALUATION: st.builds(Evaluation, examples=COUNT, metrics=METRICS),
-    Kind.EVENT: st.builds(Event, state=WORD, progress=SHARE, metrics=METRICS, software=WORD),
+    Kind.EVENT: st.builds(Event, state=WORD, progress=SHARE, metrics=METRICS, software=WORD, code=WORD, case=WORD),
     Kind.VERSION: st.builds(
         Version,
         parent=st.none() | DIGEST,

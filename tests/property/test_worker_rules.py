@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from datetime import datetime
 from typing import Any
 
 from hypothesis import settings
@@ -15,6 +16,7 @@ from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
 from worker import events
 from worker.events import Sealed, UpdateRow
 from worker.journal import Journal
+from worker.policy import OPEN, SitePolicy
 from worker.rules import WorkerRules
 
 FINAL = [Outcome.MERGED, Outcome.REJECTED, Outcome.SUPERSEDED, Outcome.RUN_ABORTED, Outcome.RUN_ENDED]
@@ -42,17 +44,27 @@ class WorkerUnderFire(RuleBasedStateMachine):
         self.kept = self.journal.load()
         self.used: dict[tuple[int, int], bytes] = {}
         """The aggregator's replay cache: whose message has which epoch and sequence."""
+        self.policy = OPEN
+        self.night = True
+        """Whether it is an hour the site trains in, if it has such hours."""
         self.restart()
 
-    @initialize(used=st.integers(0, 6), epochs=st.integers(1, 3))
-    def the_aggregator_remembers_more_than_the_journal(self, used: int, epochs: int) -> None:
-        """As after a restored backup."""
+    @initialize(used=st.integers(0, 6), epochs=st.integers(1, 3), asks=st.booleans(), nights=st.booleans())
+    def the_aggregator_remembers_more_than_the_journal(self, used: int, epochs: int, asks: bool, nights: bool) -> None:
+        """As after a restored backup; and the hospital has its own say, or none."""
+        self.policy = SitePolicy(ask_first=asks, hours="20:00-06:00" if nights else None)
+        self.restart()
         self.used = {(epoch, 1 + number): b"another" for epoch in range(epochs) for number in range(used)}
 
     def restart(self) -> None:
         """What a new process does: rules from the journal, nothing else survives."""
         self.machine = WorkerRules(
-            self.journal.load(), site="alpha", heartbeat=20.0, new_id=lambda: next(self.ids), dice=random.Random(1)
+            self.journal.load(),
+            site="alpha",
+            heartbeat=20.0,
+            new_id=lambda: next(self.ids),
+            dice=random.Random(1),
+            policy=self.policy,
         )
         self.pending: list[Any] = []
 
@@ -92,6 +104,9 @@ class WorkerUnderFire(RuleBasedStateMachine):
         for effect in effects:
             match effect:
                 case events.Train(epoch=epoch, sequence=sequence, evaluation=evaluation):
+                    assert self.night or self.policy.hours is None
+                    assert kept.answers.get("r", not self.policy.ask_first)
+                    assert not kept.drained
                     self.seal(epoch, sequence)
                     if evaluation:
                         self.seal(epoch, sequence - 1)
@@ -145,7 +160,7 @@ class WorkerUnderFire(RuleBasedStateMachine):
         match effect:
             case events.Train(id=id, evaluation=evaluation):
                 sealed = Sealed(envelope=id, chunks=(id * 2,), key=b"k")
-                done = events.Trained(id=id, sealed=sealed) if good else events.TrainingFailed(id=id, reason="trainer")
+                done = events.Trained(id=id, sealed=sealed) if good else events.TrainingFailed(id=id, code="trainer")
                 return [*([events.Evaluated(id=id, envelope=b"e")] if evaluation else []), done]
             case events.Upload(row=row):
                 return [events.Uploaded(row=row.row) if good else events.SendingFailed(row=row.row, lost=False)]
@@ -153,6 +168,8 @@ class WorkerUnderFire(RuleBasedStateMachine):
                 sealed = Sealed(envelope=b"again", chunks=row.chunks, key=b"k")
                 again = events.Resealed(row=row.row, epoch=epoch, sequence=sequence, sealed=sealed)
                 return [again if good else events.SendingFailed(row=row.row, lost=True)]
+            case events.LookAtClock():
+                return [events.ClockSeen(local=datetime(2026, 5, 4, 23 if self.night else 12, 59))]
             case events.Publish(row=number):
                 rows = [row for row in self.journal.load().updates if row.row == number]
                 return [events.Published(row=number), *[self.deliver(row) for row in rows] * (1 if good else 2)]
@@ -182,6 +199,19 @@ class WorkerUnderFire(RuleBasedStateMachine):
         if self.used.setdefault(place, row.id) == row.id:
             return self.receipt(*place, Outcome.JOURNALLED)
         return self.receipt(*place, Outcome.SEQUENCE_REUSED, row.id)
+
+    @rule(approved=st.sampled_from([True, True, False]), dies=DIES)
+    def somebody_at_the_hospital_answers(self, approved: bool, dies: int) -> None:
+        self.turn(events.RunAnswered(run="r", approved=approved), dies=dies)
+
+    @rule(drained=st.booleans(), dies=DIES)
+    def an_operator_drains_the_site(self, drained: bool, dies: int) -> None:
+        self.turn(events.Drain() if drained else events.Undrain(), dies=dies)
+
+    @precondition(lambda self: self.policy.hours is not None)
+    @rule()
+    def a_day_or_a_night_begins(self) -> None:
+        self.night = not self.night
 
     @rule(seconds=st.sampled_from([0.5, 30.0, 1000.0, 100_000.0]))
     def time_passes(self, seconds: float) -> None:
@@ -224,6 +254,8 @@ class WorkerUnderFire(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Leave the worker alone with a friendly world: everything is sent, settled and idle in the end."""
+        self.night = True
+        self.turn(events.RunAnswered(run="r", approved=True), events.Undrain())
         self.a_version_is_announced(1, False, 0)
         self.a_head_is_seen(1, RunState.RUNNING, True, 0)
         for _ in range(100):

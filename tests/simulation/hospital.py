@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,8 @@ class Hospital(Process):
                 self.begin_training(effect)
             case events.AbortTraining():
                 self.aborting = True
+            case events.LookAtClock():
+                self.mailbox.append(events.ClockSeen(local=datetime.fromtimestamp(self.world.now, UTC)))
             case events.Upload(row=row, anew=anew):
                 self.answer(f"upload {row.id.hex()[:4]}", partial(self.upload, row, anew))
             case events.Reseal(row=row, epoch=epoch, sequence=sequence):
@@ -139,7 +142,7 @@ class Hospital(Process):
                 self.world.broker.publish(topology.event_exchange(self.site), "", body)
             case events.Alarm(event=event):
                 self.alarms.append(event)
-            case events.Report() | events.Settled():
+            case events.Report() | events.Settled() | events.ForgetAnswer():
                 pass
             case _:
                 raise TypeError(f"the simulated worker does not know {effect}")
@@ -191,11 +194,11 @@ class Hospital(Process):
 
         def run() -> bool:
             if self.aborting:
-                self.mailbox.append(events.TrainingFailed(id=effect.id, reason="aborted"))
+                self.mailbox.append(events.TrainingFailed(id=effect.id, code="aborted"))
                 return True
             if self.world.chance(0.1):
-                reason = self.world.dice.choice(["disk_full", "store", "trainer"])
-                self.mailbox.append(events.TrainingFailed(id=effect.id, reason=reason))
+                code = self.world.dice.choice(["disk_full", "store", "trainer"])
+                self.mailbox.append(events.TrainingFailed(id=effect.id, code=code))
                 return True
             if pending:
                 self.mailbox.append(events.Evaluated(id=effect.id, envelope=self.evaluation(pending.pop(), effect)))

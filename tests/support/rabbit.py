@@ -18,6 +18,7 @@ from typing import Any
 from broker.rabbit import RabbitTransport
 from broker.transport import Transport
 from deploy.apply import Management, apply_topology
+from deploy.files import security_settings
 from protocol.errors import TransportError
 from protocol.topology import Topology
 from tests.support.fault_proxy import FaultProxy
@@ -57,16 +58,16 @@ def free_ports(count: int) -> list[int]:
 class RabbitNode:
     """One broker process group. `start` returns when it serves; `kill` is SIGKILL; data survive both."""
 
-    def __init__(self, *, tls: Path | None = None) -> None:
+    def __init__(self, *, tls: Path | None = None, external_only: bool = False) -> None:
         """Write the configuration; with `tls` (a folder with ca.pem, server.pem, server.key) client
-        certificates are demanded on a second port."""
+        certificates are demanded on a second port, and with `external_only` they are the only login, as deployed."""
         self.base = Path(tempfile.mkdtemp(prefix="fledge-rabbit-"))
         self.amqp_port, self.management_port, self.amqps_port, dist_port, self._epmd_port = free_ports(5)
         self.management_url = (
             f"http://{USER}:{PASSWORD.replace('/', '%2F').replace('@', '%40')}@127.0.0.1:{self.management_port}"
         )
         self._process: subprocess.Popen[bytes] | None = None
-        self._write_configuration(tls)
+        self._write_configuration(tls, external_only)
         self._env = self._environment(dist_port)
         self._guardian = subprocess.Popen(
             [sys.executable, "-c", _GUARDIAN, str(self.base), str(self._epmd_port)],
@@ -139,7 +140,7 @@ class RabbitNode:
         except (OSError, TransportError):
             return False
 
-    def _write_configuration(self, tls: Path | None) -> None:
+    def _write_configuration(self, tls: Path | None, external_only: bool) -> None:
         lines = [
             f"listeners.tcp.1 = 127.0.0.1:{self.amqp_port}",
             "management.tcp.ip = 127.0.0.1",
@@ -156,17 +157,9 @@ class RabbitNode:
         plugins = ["rabbitmq_management"]
         if tls is not None:
             plugins.append("rabbitmq_auth_mechanism_ssl")
-            lines += [
-                f"listeners.ssl.1 = 127.0.0.1:{self.amqps_port}",
-                f"ssl_options.cacertfile = {tls}/ca.pem",
-                f"ssl_options.certfile = {tls}/server.pem",
-                f"ssl_options.keyfile = {tls}/server.key",
-                "ssl_options.verify = verify_peer",
-                "ssl_options.fail_if_no_peer_cert = true",
-                "ssl_cert_login_from = common_name",
-                "auth_mechanisms.1 = EXTERNAL",
-                "auth_mechanisms.2 = PLAIN",
-            ]
+            lines += [f"listeners.ssl.1 = 127.0.0.1:{self.amqps_port}", *security_settings(str(tls))]
+            if not external_only:
+                lines.append("auth_mechanisms.2 = PLAIN")
         (self.base / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         (self.base / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
         (self.base / "advanced.config").write_text("[].\n")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ACCESS_KEY = "fledge-test-key"
@@ -18,12 +19,24 @@ SECRET_KEY = "fledge-test-secret"
 class S3Server:
     """One server process on a fixed port and directory; objects are plain files below `directory / bucket`."""
 
-    def __init__(self, directory: Path, log: Path, *, tls: tuple[Path, Path] | None = None) -> None:
-        """Start; `tls` holds the files of a certificate and its key."""
+    def __init__(
+        self,
+        directory: Path,
+        log: Path,
+        *,
+        tls: tuple[Path, Path] | None = None,
+        client_ca: Path | None = None,
+        port: int | None = None,
+        keys: Sequence[tuple[str, str]] = ((ACCESS_KEY, SECRET_KEY),),
+    ) -> None:
+        """Start; `tls` holds the files of a certificate and its key, `client_ca` whose certificates clients need."""
         self.directory = directory
-        self.port = _free_port()
+        self.port = port or _free_port()
+        self.keys = list(keys)
+        """Access and secret keys, each of which sees everything; a restart takes notice of changes."""
         self._log = log
         self._tls = tls
+        self._client_ca = client_ca
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -42,10 +55,11 @@ class S3Server:
                     "serve",
                     "s3",
                     f"--addr=127.0.0.1:{self.port}",
-                    f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
+                    *(f"--auth-key={access},{secret}" for access, secret in self.keys),
                     "--etag-hash=",  # HEAD would otherwise hash the whole object
                     "--config=",
                     *([] if self._tls is None else [f"--cert={self._tls[0]}", f"--key={self._tls[1]}"]),
+                    *([] if self._client_ca is None else [f"--client-ca={self._client_ca}"]),
                     str(self.directory),
                 ],
                 stdout=log,

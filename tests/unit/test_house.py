@@ -286,12 +286,3 @@ def test_code_in_documents_parses(name: str) -> None:
             tomllib.loads(code)
         elif language == "json":
             json.loads(code)
-
-
-def test_compose_and_image_install_from_the_constraints_as_an_ordinary_user() -> None:
-    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    assert not re.search(r"^name:", compose, re.MULTILINE)  # older docker-compose refuses it
-    assert {"rabbitmq", "minio", "aggregator"} <= set(re.findall(r"^  ([a-z0-9-]+):$", compose, re.MULTILINE))
-    image = (ROOT / "deploy" / "docker" / "Dockerfile").read_text(encoding="utf-8")
-    assert "-c constraints.txt" in image
-    assert re.search(r"^USER (?!root|0)\w+", image, re.MULTILINE)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from aggregator.config import RunConfig
+from aggregator.doors import Doors
 from aggregator.export import write_file
 from aggregator.history import History
 from aggregator.opening import Genesis
@@ -51,6 +52,7 @@ class Bench:
         self.inbox: dict[str, list[bytes]] = {}
         self.happened: list[str] = []
         self.services: list[AggregatorService] = []
+        self.doors = Doors()
         self.sites = {name: Site(self.federation, name, self.store) for name in self.federation.members}
 
     def start(self, **config: Any) -> AggregatorService:
@@ -66,6 +68,7 @@ class Bench:
             state=self.state,
             genesis=Genesis(SMALL, lambda: cut(payload(SMALL, ZERO, update=False))),
             observer=self._happened,
+            doors=self.doors,
         )
         service.start()
         if not self.services:

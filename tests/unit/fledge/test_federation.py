@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from aggregator.config import AggregatorConfig, read_toml
+from deploy.keyfiles import read_identity
 from fledge.federation import AGGREGATOR_TOML, ROOT_KEYS, WORKER_TOML, new_federation
-from fledge.keyfiles import read_identity
 from protocol.errors import ConfigError, Untrusted
 from protocol.keys import Role
 from protocol.registry import open_registry

@@ -88,6 +88,7 @@ class Centre:
         self.registry_record = sign_registry(self.registry, self.root, FEDERATION, new_id())
         self.inbound: queue.Queue[Verified] = queue.Queue()
         self.events: queue.Queue[Verified] = queue.Queue()
+        self.requests: queue.Queue[Verified] = queue.Queue()
         self.transport.consume(topology.in_queue("alpha"), self._take(self.inbound))
         self.transport.consume(topology.event_queue("alpha"), self._take(self.events))
         self.number = 0
@@ -98,8 +99,9 @@ class Centre:
 
     def _take(self, into: queue.Queue[Verified]) -> Callable[[Delivery], None]:
         def take(delivery: Delivery) -> None:
-            kinds = {Kind.UPDATE, Kind.EVALUATION, Kind.EVENT}
-            into.put(verify(delivery.body, self.registry, federation=FEDERATION, kinds=kinds))
+            kinds = {Kind.UPDATE, Kind.EVALUATION, Kind.EVENT, Kind.REQUEST}
+            message = verify(delivery.body, self.registry, federation=FEDERATION, kinds=kinds)
+            (self.requests if message.core.kind == Kind.REQUEST else into).put(message)
             delivery.ack()
 
         return take
@@ -209,7 +211,7 @@ class Centre:
 
     def worker(self, state: Path, trainer: Any, transport: Any = None, **extra: Any) -> WorkerService:
         chosen: Mapping[str, Any] = {"seed": b"fixed", "heartbeat": 5.0} | {
-            key: extra.pop(key) for key in ("exclude", "spool_quota", "heartbeat", "seed") if key in extra
+            key: extra.pop(key) for key in ("exclude", "spool_quota", "heartbeat", "seed", "policy") if key in extra
         }
         settings = WorkerSettings(
             federation=FEDERATION,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
-from worker.config import load_trainer, read_config, read_keys, read_limited
+from worker.config import load_trainer, read_config, read_keys, read_limited, site_policy, trainer_digest
+from worker.policy import OPEN
 
 ROOT = "ab" * 32
 GOOD = f"""\
@@ -58,6 +60,45 @@ def test_a_configuration_says_who_where_and_what(tmp_path: Path) -> None:
         ("gaussian", {"noise_multiplier": 0.1}),
     ]
     assert (config.keys, config.state, config.exclude) == (Path("site.keys"), Path("state"), ("head.*",))
+
+
+def test_the_line_and_the_policy_are_part_of_the_configuration(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "[options]", '[tls]\nca = "tls/ca.pem"\ncert = "tls/client.pem"\nkey = "tls/client.key"\n[options]'
+    )
+    keys = 'proxy = "http://anna:hunter2@proxy.example:3128"\naccess = "presigned"\ninsecure = true\n'
+    config = read_config(written(tmp_path, keys + text), {})
+    assert config.tls is not None
+    assert (config.tls.ca, config.tls.key) == (Path("tls/ca.pem"), Path("tls/client.key"))
+    assert (config.access, config.insecure, config.policy) == ("presigned", True, Path("policy.toml"))
+    assert "hunter2" not in repr(config)
+    plain = read_config(written(tmp_path), {})
+    assert (plain.tls, plain.proxy, plain.access, plain.insecure) == (None, None, "credentials", False)
+
+
+@pytest.mark.parametrize("line", ['access = "anonymous"', 'proxy = "proxy.example:3128"', '[tls]\nca = "ca.pem"'])
+def test_a_line_that_cannot_be_meant_is_refused(tmp_path: Path, line: str) -> None:
+    text = line + "\n" + GOOD if "[" not in line else GOOD + "\n" + line
+    with pytest.raises(ConfigError, match=r"access|proxy|tls\.cert"):
+        read_config(written(tmp_path, text), {})
+
+
+def test_a_policy_may_be_missing_unless_the_configuration_names_one(tmp_path: Path) -> None:
+    assert site_policy(read_config(written(tmp_path), {}), tmp_path) == OPEN
+    named = read_config(written(tmp_path, 'policy = "policy.toml"\n' + GOOD), {})
+    with pytest.raises(ConfigError, match="no such policy"):
+        site_policy(named, tmp_path)
+    (tmp_path / "policy.toml").write_text("ask_first = true")
+    assert site_policy(named, tmp_path).ask_first
+
+
+def test_training_code_is_known_by_the_digest_of_its_file(module: Path) -> None:
+    source = module / "hospital_task.py"
+    assert trainer_digest("hospital_task:trainer", module) == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert "hospital_task" not in sys.modules
+    for name in ("no_such_module_anywhere:trainer", "no.such.package:trainer", "sys:trainer"):
+        with pytest.raises(ConfigError, match="no source file"):
+            trainer_digest(name, module)
 
 
 def test_the_environment_comes_before_the_files_addresses(tmp_path: Path) -> None:

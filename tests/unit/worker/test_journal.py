@@ -65,6 +65,45 @@ def test_what_was_committed_is_there_after_a_restart(path: Path) -> None:
     assert journal.sealed(1) == SEALED
 
 
+def test_what_people_said_of_runs_and_a_drain_are_there_after_a_restart(path: Path) -> None:
+    journal = reopened(path)
+    journal.commit(
+        [
+            events.NoteAnswer(run="r", approved=True),
+            events.NoteAnswer(run="s", approved=True),
+            events.NoteAnswer(run="s", approved=False),
+            events.NoteDrained(drained=True),
+            events.NoteDrained(drained=True),
+        ]
+    )
+    journal.close()
+    found = reopened(path).load()
+    assert (found.answers, found.drained) == ({"r": True, "s": False}, True)
+    reopened(path).commit([events.NoteDrained(drained=False)])
+    assert not reopened(path).load().drained
+
+
+def test_a_journal_can_be_read_beside_the_worker_that_writes_it(path: Path) -> None:
+    with pytest.raises(StateError, match="no such database"):
+        Journal.beside(path)
+    journal = reopened(path)
+    journal.commit([events.NoteVersion(row=RUN, record=b"record"), events.NoteAnswer(run="r", approved=False)])
+    found = Journal.beside(path)
+    assert (found.runs, found.answers) == ((RUN,), {"r": False})
+    journal.commit([events.NoteHead(number=1)])
+
+
+def test_a_journal_from_before_people_were_asked_gets_room_for_their_answers(path: Path) -> None:
+    reopened(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute("drop table answers")
+        database.execute("drop table drained")
+    database.close()
+    with pytest.raises(StateError, match="this version"):
+        Journal.beside(path)
+    assert reopened(path).load() == Snapshot()
+
+
 def test_what_a_head_says_of_a_run_leaves_its_record(path: Path) -> None:
     journal = reopened(path)
     journal.commit([events.NoteVersion(row=RUN, record=b"record")])

@@ -12,6 +12,7 @@ from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
 from protocol.registry import Registry
 from worker import events
 from worker.events import RunRow, Sealed, Snapshot, UpdateRow
+from worker.policy import OPEN, SitePolicy
 from worker.rules import HEAD_EVERY, HOLD, WorkerRules
 from worker.sending import RECEIPT_WITHIN
 
@@ -20,7 +21,7 @@ SEALED = Sealed(envelope=b"signed", chunks=(b"c" * 32,), key=b"wrapped")
 KNOWN_REGISTRY = b"r" * 32
 
 
-def rules(snapshot: Snapshot | None = None) -> WorkerRules:
+def rules(snapshot: Snapshot | None = None, policy: SitePolicy = OPEN) -> WorkerRules:
     ids = itertools.count(1)
     return WorkerRules(
         snapshot or Snapshot(registry=1, registry_digest=KNOWN_REGISTRY),
@@ -28,6 +29,7 @@ def rules(snapshot: Snapshot | None = None) -> WorkerRules:
         heartbeat=20.0,
         new_id=lambda: next(ids).to_bytes(16, "big"),
         dice=random.Random(1),
+        policy=policy,
     )
 
 
@@ -304,7 +306,7 @@ def test_the_end_of_its_run_aborts_a_training_and_leaves_the_worker_idle(state: 
     machine = rules()
     training = only(events.Train, turn(machine, version(0)).effects)
     assert some(events.AbortTraining, turn(machine, head(1, ("r", state, 0))).effects)
-    step = turn(machine, events.TrainingFailed(id=training.id, reason="aborted"))
+    step = turn(machine, events.TrainingFailed(id=training.id, code="aborted"))
     assert not some(events.Train, step.effects)
     assert only(events.Report, step.effects).state == "idle"
 
@@ -549,7 +551,7 @@ def test_an_update_whose_chunks_are_lost_is_settled_here_and_trained_again() -> 
 def test_a_full_disk_blocks_training_until_the_next_heartbeat() -> None:
     machine = rules()
     training = only(events.Train, turn(machine, version(0)).effects)
-    step = turn(machine, events.TrainingFailed(id=training.id, reason="disk_full"))
+    step = turn(machine, events.TrainingFailed(id=training.id, code="disk_full"))
     assert only(events.Report, step.effects).state == "blocked"
     assert not some(events.Train, turn(machine, now=19.0).effects)
     assert some(events.Train, turn(machine, now=20.0).effects)
@@ -560,7 +562,7 @@ def test_a_trainer_that_keeps_failing_is_tried_again_ever_more_rarely() -> None:
     training = only(events.Train, turn(machine, version(0)).effects)
     now, waits = 0.0, []
     for _ in range(12):
-        turn(machine, events.TrainingFailed(id=training.id, reason="trainer"), now=now)
+        turn(machine, events.TrainingFailed(id=training.id, code="trainer"), now=now)
         due = machine._train_at
         waits.append(due - now)
         now = due

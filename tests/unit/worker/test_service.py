@@ -12,9 +12,14 @@ from structlog.testing import capture_logs
 from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Outcome, RunState
-from tests.unit.worker.centre import AddOne, Centre
+from tests.unit.worker.centre import RUN, AddOne, Centre
+from worker.answers import Answers
+from worker.cases import Cases
 from worker.events import RunRow
-from worker.service import WorkerEvent, WorkerService
+from worker.journal import Journal
+from worker.policy import SitePolicy
+from worker.service import WorkerService
+from worker.signs import WorkerEvent
 
 
 @pytest.fixture
@@ -187,7 +192,32 @@ def test_a_failing_trainer_leaves_nothing_behind_and_is_tried_again(
         update = centre.next_message()
     assert update.core.sequence == 2
     assert len(files(tmp_path)) == 1
-    assert "the scanner is on fire" in next(log["error"] for log in logs if log["event"] == "training.failed")
+    failed = next(log for log in logs if log["event"] == "training.failed")
+    assert failed["code"] == "trainer"
+    assert "the scanner is on fire" in Cases(tmp_path / "cases").text(failed["case"])
+    assert "the scanner is on fire" not in str(logs)
+
+
+def test_a_run_waits_until_somebody_at_the_site_says_yes_and_a_no_stops_it(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    seen = Seen()
+    asks = SitePolicy(ask_first=True, hours="00:00-00:00", bandwidth_kbit=8000)
+    start(centre, tmp_path, trainer, workers, on_event=seen, policy=asks, heartbeat=0.2)
+    centre.announce(centre.version(0))
+    seen.wait("waiting", 0)
+    assert not trainer.started.is_set()
+    trainer.gate.clear()
+    answers = Answers(tmp_path / "approvals")
+    answers.say(RUN, True)
+    assert trainer.started.wait(10)
+    answers.say(RUN, False)
+    seen.wait("idle", 0)
+    stop(workers.pop())
+    found = Journal.beside(tmp_path / "worker.db")
+    assert (found.answers, found.updates) == ({RUN: False}, ())
+    assert list((tmp_path / "approvals").iterdir()) == []
+    assert centre.inbound.empty()
 
 
 def test_a_full_spool_blocks_the_worker_but_does_not_end_it(
@@ -210,7 +240,7 @@ def test_messages_that_nobody_here_should_believe_are_refused_and_forgotten(
     genuine = centre.version(0)
     with capture_logs() as logs:
         start(centre, tmp_path, trainer, workers)
-        for raw in (b"noise", genuine[:-1] + b"\0", forged, genuine):
+        for raw in (b"noise", genuine[:-1] + bytes([genuine[-1] ^ 1]), forged, genuine):
             centre.announce(raw)
         assert centre.next_message().core.version == 0
     reasons = [log["reason"] for log in logs if log["event"] == "message.refused"]

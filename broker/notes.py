@@ -1,0 +1,58 @@
+"""Small JSON files that one process leaves for another: replaced as a whole, readable by their owner only."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import StateError
+
+_LIMIT = 64 * 1024
+
+
+def write_note(path: Path, table: Mapping[str, Any]) -> None:
+    """Replace the file `path` by one that says `table`; a reader sees the old or the new one.
+
+    Nothing is synced: a note tells of a process that a power failure ends too.
+
+    Raises:
+        StateError: it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(file, "w", encoding="utf-8") as opened:
+                json.dump(table, opened)
+            os.replace(unfinished, path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StateError(
+            f"{path} cannot be written: {error.strerror or error}; check its folder and the disk"
+        ) from error
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What a note says; nothing if it is missing, torn or too long to be one.
+
+    Raises:
+        StateError: it is there but cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LIMIT + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StateError(f"{path} cannot be read: {error.strerror or error}; run this as the service's user") from error
+    try:
+        table = json.loads(raw) if len(raw) <= _LIMIT else None
+    except (ValueError, RecursionError):
+        table = None
+    return table if isinstance(table, dict) else {}

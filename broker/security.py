@@ -1,0 +1,180 @@
+"""What a connection may be: where plain text is allowed, whom TLS believes, which proxy is on the way.
+
+Rules about text, without I/O; only `Tls.context` and `Tls.expired` read files.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from protocol.errors import ConfigError
+
+FILES = {"cacertfile": "ca", "certfile": "cert", "keyfile": "key"}
+"""The options of URLs that name certificate files, and the field of `Tls` each is."""
+_MOST_PEM = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Where the certificates lie; they are read anew for every connection, so that a renewed one is simply used."""
+
+    ca: str | None = None
+    """A PEM file of authorities; None: the system's."""
+    cert: str | None = None
+    """Our own certificate, with what links it to its authority."""
+    key: str | None = None
+    """Its key; None: it stands in `cert`."""
+
+    def context(self, what: str) -> ssl.SSLContext:
+        """Read the files and return the settings of a TLS 1.3 client; `what` names the connection in errors.
+
+        Raises:
+            ConfigError: a file is missing or not what it should be.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"{what}: cacertfile {self.ca!r} cannot be used: {error}; it has to be a readable PEM file"
+            ) from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if self.cert is not None:
+            try:
+                # Without a password given here, a locked key would make OpenSSL ask for one on the terminal.
+                context.load_cert_chain(self.cert, self.key, password="")
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(
+                    f"{what}: certfile {self.cert!r} and keyfile {self.key!r} cannot be used: {error};"
+                    " both have to be readable PEM files without a password, and the key has to fit"
+                ) from error
+        return context
+
+    def expired(self, now: float) -> datetime | None:
+        """When our certificate ended, if that is over at `now` (seconds since the epoch) and the file can be read."""
+        if self.cert is None:
+            return None
+        from cryptography import x509
+
+        try:
+            with Path(self.cert).open("rb") as file:
+                end = x509.load_pem_x509_certificate(file.read(_MOST_PEM)).not_valid_after_utc
+        except (OSError, ValueError):
+            return None
+        return end if end <= datetime.fromtimestamp(now, UTC) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """An HTTP proxy that makes tunnels by CONNECT; its text and repr hold no credentials."""
+
+    host: str
+    port: int
+    tls: bool = False
+    """TLS to the proxy itself, outside the TLS of what goes through it."""
+    user: str | None = field(default=None, repr=False)
+    password: str = field(default="", repr=False)
+    ca: str | None = None
+    """A PEM file of authorities for the proxy's own certificate; None: the system's."""
+
+    def __str__(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{joined(self.host, self.port)}"
+
+
+def joined(host: str, port: int) -> str:
+    """Host and port in one word, as URLs and CONNECT have it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_local(host: str) -> bool:
+    """Whether `host` is this machine, by its name alone: `localhost`, 127.0.0.0/8 or ::1."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_plain(what: str, host: str, *, encrypted: bool, insecure: bool) -> None:
+    """Refuse a connection in plain text to another machine, unless that was asked for.
+
+    Raises:
+        ConfigError: it is refused; `what` stands at the beginning of the text.
+    """
+    if not (encrypted or insecure or is_local(host)):
+        raise ConfigError(
+            f"{what}: plain text is only for localhost; use amqps:// and s3s://,"
+            " or write insecure = true if nobody between here and there can listen"
+        )
+
+
+def parse_proxy(url: str, named: str = "proxy") -> Proxy:
+    """Take apart `http(s)://[user:password@]host[:port][?cacertfile=…]`; `named` says in errors where it was given.
+
+    Raises:
+        ConfigError: says what is wrong without repeating the URL, which may hold a password.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{named}: the port has to be a number") from error
+    option, _, ca = parts.query.partition("=")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+        raise ConfigError(f"{named}: expected http(s)://user:password@host:port")
+    if parts.query and (option != "cacertfile" or not ca or parts.scheme != "https"):
+        raise ConfigError(f"{named}: the only option is cacertfile=FILE, and it needs https://")
+    tls = parts.scheme == "https"
+    user = None if parts.username is None else unquote(parts.username)
+    return Proxy(
+        host=parts.hostname,
+        port=port or (443 if tls else 80),
+        tls=tls,
+        user=user,
+        password=unquote(parts.password or ""),
+        ca=unquote(ca) or None,
+    )
+
+
+def proxy_for(
+    host: str, port: int, *, encrypted: bool, explicit: str | None, environ: Mapping[str, str]
+) -> Proxy | None:
+    """The proxy on the way to `host`, or None: the explicit one, else that of HTTPS_PROXY; NO_PROXY wins over both.
+
+    What the environment says is for TLS to other machines only; an explicit proxy is for every connection.
+
+    Raises:
+        ConfigError: the proxy's URL is wrong.
+    """
+    if any(_spares(entry, host, port) for entry in re.split(r"[\s,]+", _either(environ, "no_proxy")) if entry):
+        return None
+    if explicit:
+        return parse_proxy(explicit)
+    given = _either(environ, "https_proxy")
+    if not given or not encrypted or is_local(host):
+        return None
+    return parse_proxy(given, "HTTPS_PROXY")
+
+
+def _either(environ: Mapping[str, str], name: str) -> str:
+    return environ.get(name) or environ.get(name.upper()) or ""
+
+
+def _spares(entry: str, host: str, port: int) -> bool:
+    """Whether one word of NO_PROXY means `host`: `*`, a domain and what is below it, an address or a network."""
+    if entry == "*":
+        return True
+    try:
+        return ip_address(host) in ip_network(entry.strip("[]"), strict=False)
+    except ValueError:
+        pass  # one of the two is a name
+    name, _, only = entry.lower().rpartition(":") if re.search(r"[^:]:\d+$", entry) else (entry.lower(), "", "")
+    if only and int(only) != port:
+        return False
+    name = name.strip("[]").removeprefix("*").removeprefix(".")
+    return bool(name) and (host == name or host.endswith(f".{name}"))

@@ -1,0 +1,199 @@
+"""From what a configuration says about the line to open connections: certificates, proxy, credentials for the store."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, unquote, urlsplit
+
+from aggregator.doors import Doors
+from broker.blobs import BlobStore, open_blobs
+from broker.granting import Granter
+from broker.presigned import Ask, PresignedBlobs
+from broker.s3 import S3Blobs
+from broker.security import Tls
+from broker.transport import Transport, open_transport
+from deploy.apply import Management
+from deploy.apply import cut_off as take_login
+from deploy.keyfiles import read_bounded
+from protocol.errors import ConfigError
+
+CREDENTIALS_TOML = "credentials.toml"
+_LIMIT = 4096
+
+
+class Files(Protocol):
+    """The `[tls]` table of a configuration."""
+
+    @property
+    def ca(self) -> Path:
+        """The authorities that are believed."""
+        ...
+
+    @property
+    def cert(self) -> Path:
+        """Our own certificate."""
+        ...
+
+    @property
+    def key(self) -> Path:
+        """Its key."""
+        ...
+
+
+class Line(Protocol):
+    """What every configuration says about its connections; paths are relative to `base`, the file's folder."""
+
+    @property
+    def federation(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def broker(self) -> str:
+        """The broker's URL, without a password."""
+        ...
+
+    @property
+    def insecure(self) -> bool:
+        """Whether plain text may go to other machines."""
+        ...
+
+    @property
+    def tls(self) -> Files | None:
+        """The certificate files."""
+        ...
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy's URL; without it the environment counts."""
+        ...
+
+
+def tls_of(line: Line, base: Path) -> Tls | None:
+    """The certificate files, with their places made absolute."""
+    if line.tls is None:
+        return None
+    ca, cert, key = (str((base / path).absolute()) for path in (line.tls.ca, line.tls.cert, line.tls.key))
+    return Tls(ca=ca, cert=cert, key=key)
+
+
+@contextmanager
+def broker_of(line: Line, base: Path, name: str) -> Iterator[Transport]:
+    """Open the broker a configuration names and close it at the end."""
+    tls = tls_of(line, base) if urlsplit(line.broker).scheme == "amqps" else None
+    transport = open_transport(line.broker, name=name, insecure=line.insecure, tls=tls, proxy=line.proxy)
+    try:
+        yield transport
+    finally:
+        transport.close()
+
+
+class WithStore(Line, Protocol):
+    """A configuration that names a store, too."""
+
+    @property
+    def store(self) -> str:
+        """The store's URL."""
+        ...
+
+
+@contextmanager
+def store_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.environ) -> Iterator[BlobStore]:
+    """Open the store a configuration names and close it at the end; see `store_url`."""
+    tls = tls_of(line, base) if urlsplit(line.store).scheme == "s3s" else None
+    blobs = open_blobs(store_url(line, base, environment), insecure=line.insecure, tls=tls, proxy=line.proxy)
+    try:
+        yield blobs
+    finally:
+        blobs.close()
+
+
+def granted_store(line: WithStore, base: Path, site: str, ask: Ask) -> PresignedBlobs:
+    """The store for a site that has no credentials and asks the hub for URLs; the caller closes it."""
+    tls = tls_of(line, base) if urlsplit(line.store).scheme == "s3s" else None
+    return PresignedBlobs.from_url(line.store, ask, site, insecure=line.insecure, tls=tls, proxy=line.proxy)
+
+
+def store_url(line: WithStore, base: Path, environment: Mapping[str, str] = os.environ) -> str:
+    """The store's URL with the credentials there are: it is a secret.
+
+    They come from the environment (FLEDGE_S3_ACCESS_KEY, FLEDGE_S3_SECRET_KEY), the URL, or `credentials.toml` beside
+    the configuration, in this order.
+    """
+    parts = urlsplit(line.store)
+    if parts.scheme in ("s3", "s3s") and not parts.username and not environment.get("FLEDGE_S3_ACCESS_KEY"):
+        return _with_credentials(line.store, base / CREDENTIALS_TOML)
+    return line.store
+
+
+def doors_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.environ) -> Doors:
+    """What the aggregator may do besides: FLEDGE_MANAGEMENT holds the URL of the broker's management, with a login."""
+    management, vhost = environment.get("FLEDGE_MANAGEMENT", ""), unquote(urlsplit(line.broker).path[1:]) or "/"
+    granter = _granter(line, base)
+    if not management:
+        return Doors(granter=granter)
+
+    tls = tls_of(line, base)
+    interface = partial(Management, management, ca=None if tls is None else tls.ca, insecure=line.insecure)
+
+    def cut_off(site: str) -> None:
+        with interface() as broker:
+            take_login(broker, vhost, site)
+
+    def depths() -> list[tuple[str, int, int]]:
+        with interface() as broker:
+            queues = broker.call("GET", "queues", vhost)
+        return [(queue["name"], queue.get("messages_ready", 0), queue.get("consumers", 0)) for queue in queues]
+
+    return Doors(cut_off=cut_off, granter=granter, depths=depths)
+
+
+def _granter(line: WithStore, base: Path) -> Granter | None:
+    signers = signers_of(line, base)
+    return None if signers is None else Granter(*signers, line.federation)
+
+
+def signers_of(line: WithStore, base: Path) -> tuple[S3Blobs, S3Blobs] | None:
+    """Who signs upload and download URLs for sites, if `credentials.toml` holds identities that can only do that."""
+    table = _credentials(base / CREDENTIALS_TOML)
+    if not {"upload", "download"} <= table.keys():
+        return None
+    tls = tls_of(line, base) if urlsplit(line.store).scheme == "s3s" else None
+    up, down = (
+        S3Blobs.from_url(_signed_in(line.store, table[name], base), insecure=line.insecure, tls=tls, proxy=line.proxy)
+        for name in ("upload", "download")
+    )
+    return up, down
+
+
+def _with_credentials(store: str, path: Path) -> str:
+    table = _credentials(path)
+    return _signed_in(store, table, path.parent) if table else store
+
+
+def _signed_in(store: str, identity: Mapping[str, Any], base: Path) -> str:
+    try:
+        access, secret = (quote(identity[key], safe="") for key in ("access_key", "secret_key"))
+    except (KeyError, TypeError):
+        raise ConfigError(f"{base / CREDENTIALS_TOML} has to hold access_key and secret_key, as the kit had") from None
+    scheme, _, rest = store.partition("://")
+    return f"{scheme}://{access}:{secret}@{rest.rpartition('@')[2]}"
+
+
+def _credentials(path: Path) -> Mapping[str, Any]:
+    """What the kit gave for the store; nothing if there is no such file."""
+    if not path.exists():
+        return {}
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise ConfigError(f"{path} can be read by others; run: chmod 600 {path}")
+    try:
+        return tomllib.loads(read_bounded(path, _LIMIT, "the keys of the store").decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise ConfigError(f"{path} is not valid TOML; take it from the kit again") from None

@@ -1,0 +1,50 @@
+"""`fledge ctl dead …` and `fledge ctl queue …`: messages that were refused, and messages that wait."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fledge.ctl.options import Yes, command, group, session_of
+
+dead = group("Messages that were refused.")
+queue = group("Queues of the federation.")
+
+Letter = Annotated[int, typer.Argument(min=0, metavar="ID", help="Its number in `dead list`.")]
+
+
+@command(dead, "list")
+def list_letters(context: typer.Context) -> int:
+    """Messages that were refused, with the reason."""
+    return session_of(context).order("dead.list")
+
+
+@command(dead, "show")
+def show(context: typer.Context, letter: Letter) -> int:
+    """One refused message: from which queue, why, how large."""
+    return session_of(context).order("dead.show", {"id": letter})
+
+
+@command(dead, "replay")
+def replay(context: typer.Context, letter: Letter) -> int:
+    """Hand a refused message to intake again."""
+    return session_of(context).order("dead.replay", {"id": letter})
+
+
+@command(dead, "purge")
+def purge(
+    context: typer.Context,
+    letter: Annotated[int | None, typer.Argument(min=0, metavar="ID", help="Only this one; default: all.")] = None,
+    yes: Yes = False,
+) -> int:
+    """Forget refused messages."""
+    session = session_of(context)
+    session.yes |= yes
+    return session.order("dead.purge", {"id": letter})
+
+
+@command(queue, "list")
+def list_queues(context: typer.Context) -> int:
+    """How many messages wait in each queue."""
+    return session_of(context).order("queue.list")

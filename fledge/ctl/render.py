@@ -1,0 +1,187 @@
+"""Answers as people and programs read them: tables, plain lines, or one JSON object. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.box import Box
+    from rich.table import Table
+
+    from fledge.operator import Said
+
+NO_ANSWER = "no_answer"
+OK, FAILED, SILENT = 0, 1, 4
+LINES = "lines"
+_CURSOR = "next"
+_SHORT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an answer holds: single values, the columns of its table, and lines of text."""
+
+    scalars: Mapping[str, Any]
+    columns: Mapping[str, Sequence[Any]]
+    lines: tuple[str, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table, row by row."""
+        return [dict(zip(self.columns, row, strict=True)) for row in zip(*self.columns.values(), strict=True)]
+
+
+def parts(values: Mapping[str, Any]) -> Parts:
+    """Take an answer apart; columns that are shorter than the longest are filled up with None."""
+    lists = {name: value for name, value in values.items() if isinstance(value, list | tuple)}
+    scalars = {name: value for name, value in values.items() if name not in lists and name != _CURSOR}
+    lines = tuple(str(line) for line in lists.pop(LINES, ()))
+    length = max(map(len, lists.values()), default=0)
+    columns = {name: [*column, *[None] * (length - len(column))] for name, column in lists.items()}
+    return Parts(scalars, columns, lines)
+
+
+def exit_code(answers: Iterable[Said]) -> int:
+    """0 if everybody said yes, 1 if anybody refused or failed, else 4: somebody has not answered yet."""
+    reasons = [answer.reason for answer in answers if not answer.ok]
+    if not reasons:
+        return OK
+    return SILENT if all(reason == NO_ANSWER for reason in reasons) else FAILED
+
+
+def as_json(answers: Iterable[Said]) -> str:
+    """One line that holds everything, digests and control characters included."""
+    said = [
+        {"sender": each.sender, "ok": each.ok, "reason": each.reason, "text": each.text, "values": dict(each.values)}
+        for each in answers
+    ]
+    return json.dumps({"answers": said}, default=_json_value)
+
+
+def _json_value(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def clean(text: str, *, keep: str = "") -> str:
+    """The text with everything escaped that could steer a terminal: control and format characters, surrogates."""
+    return "".join(each if each.isprintable() or each in keep else _escape(each) for each in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def line(text: str) -> str:
+    """A line of somebody's file or log: tabs stay, everything else that is not printable is escaped."""
+    return clean(text, keep="\t")
+
+
+def shown(column: str, value: Any) -> str:
+    """One value as people read it; what a number means follows from its column's name."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, bytes):
+        value = value.hex()
+    if column in _COLUMNS:
+        return _COLUMNS[column](value)
+    return f"{value:.5g}" if isinstance(value, float) else clean(str(value))
+
+
+def ago(seconds: Any) -> str:
+    """How long something is past, in the largest unit that fits."""
+    if not isinstance(seconds, int | float):
+        return clean(str(seconds))
+    if seconds < 0:
+        return "never"
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _when(seconds: Any) -> str:
+    if not isinstance(seconds, int | float):
+        return clean(str(seconds))
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
+
+
+def _share(value: Any) -> str:
+    return f"{value:.0%}" if isinstance(value, int | float) else clean(str(value))
+
+
+def _short(value: Any) -> str:
+    return clean(str(value))[:_SHORT]
+
+
+_COLUMNS: Mapping[str, Callable[[Any], str]] = {
+    "seen": ago,
+    "at": _when,
+    "progress": _share,
+    "digest": _short,
+    "hash": _short,
+}
+
+
+def table(columns: Mapping[str, Sequence[Any]], box: Box | None = None, heading: Callable[[str], str] = clean) -> Table:
+    """A table whose cells fold rather than vanish; numbers stand on the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box, pad_edge=box is not None, header_style="bold", show_header=True)
+    for name, column in columns.items():
+        numbers = bool(column) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in column)
+        drawn.add_column(Text(heading(clean(name))), justify="right" if numbers else "left", overflow="fold")
+    for row in zip(*columns.values(), strict=True):
+        drawn.add_row(*(Text(shown(name, value)) for name, value in zip(columns, row, strict=True)))
+    return drawn
+
+
+def pairs(scalars: Mapping[str, Any]) -> Table:
+    """Single values, one a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table.grid(padding=(0, 2))
+    drawn.add_column(style="dim", no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for name, value in scalars.items():
+        drawn.add_row(Text(clean(name)), Text(shown(name, value)))
+    return drawn
+
+
+def aside(answer: Said) -> str:
+    """What is said beside lines of text, and does not belong among them."""
+    return clean(answer.text) if answer.ok and answer.values.get(LINES) else ""
+
+
+def people(answer: Said, *, headed: bool) -> list[Any]:
+    """What to print of one answer: tables and styled lines, and plain strings that nothing may break up.
+
+    With `headed` the sender stands above, for there are several.
+    """
+    from rich.text import Text
+
+    name = clean(answer.sender)
+    if not answer.ok:
+        style = "yellow" if answer.reason == NO_ANSWER else "red"
+        return [Text(f"{name}: {clean(answer.text) or 'refused'} ({clean(answer.reason)})", style=style)]
+    found = parts(answer.values)
+    body: list[Any] = [Text(clean(answer.text))] if answer.text and not found.lines else []
+    if found.scalars:
+        body.append(pairs(found.scalars))
+    if found.columns:
+        body.append(table(found.columns) if any(found.columns.values()) else Text("nothing", style="dim"))
+    body += [line(each) for each in found.lines]
+    if not headed:
+        return body or [Text("done")]
+    if len(body) == 1 and answer.text:
+        return [Text(f"{name}: ", style="bold") + body[0]]
+    return [Text(name, style="bold"), *(body or [Text("done")])]

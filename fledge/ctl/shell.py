@@ -1,0 +1,185 @@
+"""`fledge ctl shell`: a console that understands Clara's commands and our own, from a terminal, a pipe or `-c`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.main import get_command
+
+from fledge.ctl import clara, render
+from fledge.ctl.lines import Given, Line, Lines, Piped, Typed, redirected, split
+from fledge.ctl.members import Members, read_members
+from fledge.ctl.session import Session
+from protocol.errors import ConfigError, FledgeError
+
+if TYPE_CHECKING:
+    from fledge.operator import Said
+
+
+def run_shell(session: Session, given: Sequence[str] | None = None) -> int:
+    """Obey lines until they end; the exit code is the first that was not 0, and 0 for a person on a terminal."""
+    interactive = not given and sys.stdin.isatty()
+    shell = Shell(session)
+    lines: Lines
+    if given:
+        lines = Given(given)
+    elif interactive:
+        from fledge.ctl.completion import ShellCompleter
+
+        lines = Typed(session.kit, ShellCompleter(shell))
+    else:
+        lines = Piped(sys.stdin)
+    shell.serve(lines)
+    return 0 if interactive else shell.code
+
+
+class Shell:
+    """One sitting at the console: the run that was chosen, and whether everything went well so far."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.run: str | None = None
+        """The run that `set_run_number` chose; None: the one being served."""
+        self.runs: set[str] = set()
+        """Names of runs that were seen, for completion."""
+        self.code = 0
+        self.left = False
+
+    def serve(self, lines: Lines) -> None:
+        """Obey one line after the other until `bye` or the end."""
+        self.session.ask_person = lines.confirm
+        console = self.session.console
+        self.say(f"{console.name}: help lists the commands, bye ends.")
+        while not self.left and (text := lines.read()) is not None:
+            if text.strip():
+                self.obey(text)
+
+    def obey(self, text: str) -> None:
+        """Obey one line, and say how long it took."""
+        began = time.perf_counter()
+        always = self.session.yes
+        self.session.as_json = False
+        try:
+            line = split(text)
+            with redirected(line):
+                self._dispatch(line)
+        except FledgeError as error:
+            self.fail(f"Error: {error}", 2 if isinstance(error, ConfigError) else render.FAILED)
+        except KeyboardInterrupt:
+            self.fail("stopped", 130)
+        self.session.yes = always
+        self.say(f"Done [{(time.perf_counter() - began) * 1e6:.0f} usecs] {datetime.now()}")
+
+    def _dispatch(self, line: Line) -> None:
+        name, *words = line.words or ("",)
+        if name in clara.HELP:
+            clara.show_help(self, words)
+        elif (found := clara.find(name)) is not None:
+            found.act(self, words)
+        elif name in self.commands:
+            self.own(line.words)
+        else:
+            raise ConfigError(f"there is no command {render.clean(name)!r}; help lists them")
+
+    def own(self, words: Sequence[str]) -> None:
+        """Run one of `fledge ctl`'s commands."""
+        try:
+            get_command(self._app).main(args=list(words), prog_name="", obj=self.session)
+        except SystemExit as done:
+            self.note(done.code if isinstance(done.code, int) else render.FAILED)
+
+    @cached_property
+    def _app(self) -> Any:
+        from fledge.ctl.app import app
+
+        return app
+
+    @cached_property
+    def commands(self) -> Mapping[str, Mapping[str, str]]:
+        """Our own commands by their first word, with what each second word does (`""` where there is none)."""
+        return {name: each for name, each in own_commands().items() if name != "shell"}
+
+    @property
+    def members(self) -> Members:
+        """The kit's own list of members."""
+        return read_members(self.session.kit)
+
+    # ---- what commands use
+
+    def say(self, *texts: str) -> None:
+        """Print lines; whatever could steer a terminal is escaped."""
+        for text in texts:
+            typer.echo(render.line(text))
+
+    def fail(self, text: str, code: int = render.FAILED) -> None:
+        """Print a line and note that a command did not do what it was to do."""
+        self.say(text)
+        self.note(code)
+
+    def note(self, code: int) -> None:
+        """Keep the first exit code that is not 0."""
+        self.code = self.code or code
+
+    def table(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Print a table in a frame."""
+        from rich import box
+
+        self.session.screen().print(render.table(columns, box.ASCII2, heading=str.upper))
+
+    def hub(self, order: str, arguments: Mapping[str, Any] | None = None) -> Said | None:
+        """Have the aggregator obey; a refusal is printed and None."""
+        self.session.confirm(order, arguments or {})
+        answer = self.session.ask(order, arguments)[0]
+        if answer.ok:
+            named = answer.values.get("run", ())
+            self.runs.update([named] if isinstance(named, str) else map(str, named))
+            return answer
+        self.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
+        return None
+
+    def at_sites(
+        self,
+        order: str,
+        sites: Sequence[str],
+        arguments: Mapping[str, Any] | None = None,
+        titles: Mapping[str, str] | None = None,
+    ) -> None:
+        """Have sites obey and print what each says; `titles` names columns as Clara does."""
+        self.session.confirm(order, arguments or {}, sites)
+        answers = self.session.ask(order, arguments, sites)
+        for answer in answers:
+            self._say_instance(answer, titles or {}, alone=len(answers) == 1)
+        self.note(render.exit_code(answers))
+
+    def _say_instance(self, answer: Said, titles: Mapping[str, str], *, alone: bool) -> None:
+        instance = f"instance:{answer.sender}"
+        if not answer.ok:
+            self.say(f"{instance} : Error: {answer.text or answer.reason}")
+            return
+        found = render.parts(answer.values)
+        if found.lines:
+            self.say(*(() if alone else (instance,)), *found.lines)
+        elif found.columns:
+            self.say(instance)
+            self.table({titles.get(name, name): column for name, column in found.columns.items()})
+        else:
+            self.say(f"{instance} : {answer.text or 'done'}")
+
+
+def own_commands() -> dict[str, dict[str, str]]:
+    """Every command of `fledge ctl`: first word to second word to what it does; `""` for commands of one word."""
+    from fledge.ctl.app import app
+
+    top: Any = get_command(app)
+    return {
+        name: {second: about.help for second, about in each.commands.items()}
+        if hasattr(each, "commands")
+        else {"": each.help}
+        for name, each in top.commands.items()
+    }

@@ -1,0 +1,144 @@
+"""All checks, in the order in which things have to work; what depends on something that failed is left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+from broker.amqp import AmqpUrl, parse_amqp_url
+from broker.s3_url import S3Url, parse_s3_url
+from broker.security import Tls, check_plain, proxy_for
+from deploy.members import members_of
+from fledge.connecting import store_url, tls_of
+from fledge.doctor.broker_checks import check_broker
+from fledge.doctor.findings import Finding, Server, bad, good, skipped
+from fledge.doctor.forbidden import Own, own
+from fledge.doctor.hops import Way
+from fledge.doctor.local import check_certificate, check_keys, check_machine, check_private, check_registry
+from fledge.doctor.place import Place
+from fledge.doctor.report import Report
+from fledge.doctor.store_checks import check_store_rights, check_store_way
+from fledge.operator import OperatorConfig
+from protocol.errors import ConfigError
+from protocol.keys import Identity, Role
+from protocol.registry import Registry
+from worker.config import WorkerConfig
+
+_WHY = {
+    "broker": "messages of the federated training (notices, receipts, orders; no patient data)",
+    "store": "models and updates of the federated training, encrypted before they leave",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """The two connections as they are configured, each None where there is none of that kind."""
+
+    broker: tuple[Way, AmqpUrl] | None
+    store: tuple[Way, S3Url] | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """Both ends."""
+        ways = [found[0] for found in (self.broker, self.store) if found is not None]
+        return tuple(way.server for way in ways)
+
+
+def examine(place: Place, environ: Mapping[str, str] = os.environ, *, machine: bool = True) -> Report:
+    """Look at everything between this participant and its federation.
+
+    Args:
+        machine: also look at disk, memory and accelerators, which takes seconds where torch is installed.
+    """
+    keys, identity = check_keys(place)
+    registry_found, registry = check_registry(place, identity)
+    name = identity.name if identity is not None else None
+    findings = [keys, registry_found, *check_private(place)]
+    findings.append(check_certificate(tls_of(place.config, place.base), name, datetime.now(UTC)))
+    line = read_line(place, environ)
+    findings += line.findings
+    if line.broker is not None:
+        findings += check_broker(*line.broker, owned(place, identity, registry))
+    if line.store is not None:
+        findings += _store(place, *line.store, identity)
+    if machine:
+        findings += check_machine(place)
+    return Report(participant=name or "this participant", findings=tuple(findings), servers=line.servers)
+
+
+def read_line(place: Place, environ: Mapping[str, str]) -> Line:
+    """Both connections, and what is wrong with how they are configured."""
+    findings: list[Finding] = []
+    broker = store = None
+    config, tls = place.config, tls_of(place.config, place.base)
+    if urlsplit(config.broker).scheme in ("amqp", "amqps"):
+        try:
+            amqp = parse_amqp_url(config.broker, tls)
+            broker = _way("broker", amqp.host, amqp.port, amqp.tls, amqp.files, place, environ), amqp
+        except ConfigError as error:
+            findings.append(bad("files.broker", "url", str(error), "take the line from the kit again"))
+    else:
+        findings.append(skipped("files.broker", "none", "the configuration names no RabbitMQ"))
+    if urlsplit(place.store).scheme in ("s3", "s3s"):
+        try:
+            s3 = parse_s3_url(_signed_in(place, environ), tls, environ=environ)
+            store = _way("store", s3.host, s3.port, s3.encrypted, s3.files, place, environ), s3
+        except ConfigError as error:
+            findings.append(bad("files.store", "url", str(error), "take it from the kit again"))
+    elif place.store:
+        findings.append(skipped("files.store", "none", "the configuration names no S3 store"))
+    if not any(finding.check.startswith("files.") and finding.code == "url" for finding in findings):
+        findings.insert(0, good("files.config", "can be read"))
+    return Line(broker=broker, store=store, findings=tuple(findings))
+
+
+def owned(place: Place, identity: Identity | None, registry: Registry | None) -> Own | None:
+    """What belongs to this participant on the broker, if its own files say who that is."""
+    if identity is None or registry is None or identity.role != place.role:
+        return None
+    members = members_of(registry)
+    return own(identity.role, identity.name, members.topology)
+
+
+def presigned(place: Place) -> bool:
+    """Whether the store is reached by URLs that the aggregator signs."""
+    return isinstance(place.config, WorkerConfig) and place.config.access == "presigned"
+
+
+def _signed_in(place: Place, environ: Mapping[str, str]) -> str:
+    if isinstance(place.config, OperatorConfig) or presigned(place):
+        return place.store
+    return store_url(place.config, place.base, environ)
+
+
+def _way(name: str, host: str, port: int, encrypted: bool, tls: Tls, place: Place, environ: Mapping[str, str]) -> Way:
+    config = place.config
+    check_plain(f"{name} {host}", host, encrypted=encrypted, insecure=config.insecure)
+    return Way(
+        server=Server(name=name, host=host, port=port, encrypted=encrypted, purpose=_WHY[name]),
+        tls=tls,
+        proxy=proxy_for(host, port, encrypted=encrypted, explicit=config.proxy, environ=environ),
+    )
+
+
+def _store(place: Place, way: Way, url: S3Url, identity: Identity | None) -> list[Finding]:
+    found, reached = check_store_way(way, url)
+    if not reached or identity is None:
+        return found
+    if presigned(place):
+        return [*found, skipped("store.read", "presigned", "the aggregator signs each request; the worker asks it")]
+    config = place.config
+    rights = check_store_rights(
+        url,
+        way.server,
+        role=Role(place.role),
+        name=identity.name,
+        federation=config.federation,
+        insecure=config.insecure,
+        proxy=config.proxy,
+    )
+    return [*found, *rights]

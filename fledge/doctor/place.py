@@ -1,0 +1,61 @@
+"""Whose machine this is: a kit's folder or a configuration file, of a site, an operator or the aggregator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from aggregator.config import AggregatorConfig, read_toml
+from deploy.kit_files import CONFIGURATION
+from fledge.operator import OperatorConfig
+from protocol.errors import ConfigError
+from protocol.keys import Role
+from worker.config import WorkerConfig, read_config
+
+Config = AggregatorConfig | OperatorConfig | WorkerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A participant's configuration and the folder its paths are relative to."""
+
+    role: Role
+    config: Config
+    base: Path
+
+    @property
+    def vhost(self) -> str:
+        """The vhost its broker URL names."""
+        return unquote(urlsplit(self.config.broker).path[1:]) or "/"
+
+    @property
+    def store(self) -> str:
+        """Its store URL; empty for operators, who need none."""
+        return "" if isinstance(self.config, OperatorConfig) else self.config.store
+
+
+def read_kit(folder: Path) -> Place:
+    """Read the configuration in a kit's folder.
+
+    Raises:
+        ConfigError: there is none, or it is wrong.
+    """
+    for name in CONFIGURATION.values():
+        if (folder / name).exists():
+            return read_place(folder / name)
+    raise ConfigError(f"{folder} holds none of {', '.join(CONFIGURATION.values())}; is it an unpacked kit?")
+
+
+def read_place(path: Path) -> Place:
+    """Read a configuration file; whose it is shows in its name, and if that was changed it is the aggregator's.
+
+    Raises:
+        ConfigError: it is missing or wrong.
+    """
+    base = path.parent
+    if path.name == CONFIGURATION[Role.SITE]:
+        return Place(role=Role.SITE, config=read_config(path), base=base)
+    if path.name == CONFIGURATION[Role.OPERATOR]:
+        return Place(role=Role.OPERATOR, config=read_toml(path, OperatorConfig), base=base)
+    return Place(role=Role.AGGREGATOR, config=read_toml(path, AggregatorConfig), base=base)

@@ -1,0 +1,89 @@
+"""What the doctor found, in order: for people, as JSON, and as what may leave the hospital. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fledge.doctor.findings import Finding, Server, Verdict
+from fledge.doctor.letter import firewall_letter, on_the_way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All findings, in the order in which things have to work."""
+
+    participant: str
+    findings: tuple[Finding, ...]
+    servers: tuple[Server, ...] = ()
+    """Everything this participant has to reach."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return self.blocked is None
+
+    @property
+    def blocked(self) -> Finding | None:
+        """The first thing that failed: what comes later may fail because of it."""
+        return next((finding for finding in self.findings if finding.verdict == Verdict.BAD), None)
+
+    @property
+    def letter(self) -> str:
+        """The paragraph for whoever looks after the firewall; empty unless a connection is blocked on the way."""
+        blocked = [finding for finding in self.findings if on_the_way(finding)]
+        return firewall_letter(self.servers, blocked) if blocked else ""
+
+    def lines(self) -> list[str]:
+        """One line for each check, and what to do about those that are not good."""
+        marks = {Verdict.GOOD: "ok  ", Verdict.WARNING: "look", Verdict.BAD: "BAD ", Verdict.SKIPPED: "-   "}
+        made = []
+        for finding in self.findings:
+            made.append(f"{marks[finding.verdict]} {finding.check:<20} {finding.cause}".rstrip())
+            if finding.advice:
+                made.append(f"     {'':<20} -> {finding.advice}")
+        return made
+
+    @property
+    def summary(self) -> str:
+        """The result in one sentence."""
+        blocked = self.blocked
+        if blocked is not None:
+            return f"{self.participant}: the first thing in the way is {blocked.check}: {blocked.cause}"
+        looks = sum(finding.verdict == Verdict.WARNING for finding in self.findings)
+        return f"{self.participant}: nothing is in the way" + (f"; {looks} to look at" if looks else "")
+
+    def document(self) -> dict[str, Any]:
+        """The whole report for `--json`: for this machine's own people, it holds paths."""
+        return {
+            "participant": self.participant,
+            "ok": self.ok,
+            "blocked": None if self.blocked is None else self.blocked.check,
+            "findings": [
+                {
+                    "check": finding.check,
+                    "verdict": finding.verdict.value,
+                    "code": finding.code,
+                    "cause": finding.cause,
+                    "advice": finding.advice,
+                    "number": finding.number,
+                    "server": None if finding.server is None else str(finding.server),
+                }
+                for finding in self.findings
+            ],
+            "letter": self.letter,
+        }
+
+    def shareable(self) -> dict[str, tuple[Any, ...]]:
+        """The columns of a table that may leave the hospital: fixed words, numbers, the federation's own servers."""
+        return {
+            "check": self._column(lambda finding: finding.check),
+            "verdict": self._column(lambda finding: finding.verdict.value),
+            "code": self._column(lambda finding: finding.code),
+            "number": self._column(lambda finding: None if finding.number is None else float(finding.number)),
+            "server": self._column(lambda finding: "" if finding.server is None else str(finding.server)),
+        }
+
+    def _column(self, value: Callable[[Finding], Any]) -> tuple[Any, ...]:
+        return tuple(map(value, self.findings))

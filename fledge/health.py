@@ -1,0 +1,57 @@
+"""Whether a site's worker or a hub's aggregator is healthy: what `fledge healthcheck` says."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker.health import HEALTH, trouble
+from protocol.errors import FledgeError
+
+SITE_LONGEST_S = 1800.0
+HUB_LONGEST_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Whether a service is as it should be, and one sentence that says so or why not."""
+
+    green: bool
+    text: str
+
+
+def site_health(kit: Path) -> Health:
+    """Whether the worker of this kit lives and was accepted by the hub since it started, not long ago."""
+    from fledge.federation import WORKER_TOML
+    from worker.config import read_config
+
+    try:
+        why = trouble(kit / read_config(kit / WORKER_TOML).state / HEALTH, time.time(), SITE_LONGEST_S)
+    except FledgeError as error:
+        why = str(error)
+    return _said(why, "accepted by the hub")
+
+
+def hub_health(config: Path, run: str) -> Health:
+    """Whether the aggregator of `run` (its name, or its directory) lives and was at work within two minutes."""
+    from aggregator.config import AggregatorConfig, read_toml
+
+    try:
+        state = config.parent / read_toml(config, AggregatorConfig).state
+        why = trouble(state / _name(run) / HEALTH, time.time(), HUB_LONGEST_S)
+    except FledgeError as error:
+        why = str(error)
+    return _said(why, "at work")
+
+
+def _name(run: str) -> str:
+    if not Path(run).is_dir():
+        return run
+    from fledge.init_run import load_run
+
+    return load_run(Path(run)).name
+
+
+def _said(why: str, otherwise: str) -> Health:
+    return Health(green=not why, text=why or otherwise)

@@ -1,0 +1,228 @@
+"""The compose file, the images and the servers' settings: what can be said of them without an engine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.docker.seaweedfs import identities
+from deploy.files import security_settings
+from tests.support.compose import COMPOSE, DOCKER, ROOT, filled, raw, services, stages
+
+SITES = ("site-1", "site-2", "site-3")
+FEDERATION = ("setup", "deploy", "aggregator", *SITES)
+SERVERS = ("rabbitmq", "minio", "front")
+ONCE = ("setup", "deploy")
+SERVICES = services()
+
+
+def mounts(name: str) -> dict[str, tuple[str, bool]]:
+    """What a service mounts: where, and whether for reading alone."""
+    found = {}
+    for line in SERVICES[name].get("volumes", ()):
+        source, target, *mode = line.split(":")
+        found[source] = (target, mode == ["ro"])
+    return found
+
+
+def mounted_by(volume: str) -> set[str]:
+    """The services that mount a volume."""
+    return {name for name in SERVICES if volume in mounts(name)}
+
+
+def test_every_part_of_a_federation_is_there() -> None:
+    assert set(SERVICES) == {*FEDERATION, *SERVERS, "ctl"}
+    assert "name" not in raw()  # older docker-compose refuses it
+
+
+@pytest.mark.parametrize("name", SERVICES)
+class TestEveryService:
+    """What holds for all of them, whoever made the image."""
+
+    def test_runs_as_an_ordinary_user_of_a_fixed_number(self, name: str) -> None:
+        assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", SERVICES[name]["user"])
+
+    def test_has_no_rights_beyond_that_users(self, name: str) -> None:
+        service = SERVICES[name]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not {"cap_add", "privileged", "devices", "pid", "ipc"} & service.keys()
+
+    def test_writes_to_named_volumes_and_a_temporary_folder_only(self, name: str) -> None:
+        service = SERVICES[name]
+        assert service["read_only"] is True
+        assert [entry.partition(":")[0] for entry in service["tmpfs"]] == ["/var/tmp"]
+        for source, (_, reading) in mounts(name).items():
+            assert source in raw()["volumes"] or (reading and (ROOT / source).is_file()), source
+
+    def test_has_an_image_that_is_pinned_and_can_be_exchanged(self, name: str) -> None:
+        written = raw()["services"][name]["image"]
+        assert re.fullmatch(r"\$\{FLEDGE_\w+_IMAGE:-[^}]+\}|\$\{FLEDGE_IMAGE:-[^}]+\}", written)
+        image, _, tag = filled(written).partition(":")
+        assert image
+        assert tag not in ("", "latest")
+
+    def test_is_asked_whether_it_works_unless_it_ends_by_itself(self, name: str) -> None:
+        service = SERVICES[name]
+        if name in (*ONCE, "ctl"):
+            assert service["healthcheck"] == {"disable": True}
+            assert service["restart"] == "no"
+        else:
+            assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+            assert service["restart"] == "unless-stopped"
+
+    def test_has_no_secret_in_clear(self, name: str) -> None:
+        for key, value in SERVICES[name].get("environment", {}).items():
+            if re.search("PASS|SECRET|KEY|TOKEN|LOGIN", key):
+                assert key.endswith("_FILE"), key
+                assert value.startswith("/"), key
+
+
+def test_port_443_is_all_that_is_open_and_management_is_for_this_machine() -> None:
+    open_ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert open_ports.pop("front") == ["443:443"]
+    for ports in open_ports.values():
+        assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_a_site_reaches_the_front_door_and_nothing_else() -> None:
+    networks: dict[str, Any] = raw()["networks"]
+    assert networks["outside"] == {"internal": True}
+    for site in (*SITES, "ctl"):
+        assert SERVICES[site]["networks"] == ["outside"]
+    others = set(SERVICES) - {*SITES, "ctl", "front"}
+    assert not [name for name in others if "outside" in SERVICES[name].get("networks", ())]
+    assert SERVICES["setup"]["network_mode"] == "none"
+
+
+def test_the_front_door_goes_by_the_names_that_kits_have() -> None:
+    doors = (DOCKER / "front.cfg").read_text(encoding="utf-8")
+    setup = (DOCKER / "demo-setup.sh").read_text(encoding="utf-8")
+    for network in ("hub", "outside"):
+        broker, store = SERVICES["front"]["networks"][network]["aliases"]
+        assert f"FLEDGE_BROKER_NAME-{broker}}}" in doors
+        assert f"FLEDGE_STORE_NAME-{store}}}" in doors
+        assert f"FLEDGE_DEMO_BROKER:-{broker}:443" in setup
+        assert f"FLEDGE_DEMO_STORE:-{store}:443" in setup
+
+
+def test_each_kit_is_seen_by_its_owner_alone() -> None:
+    for site in SITES:
+        assert mounted_by(site) == {"setup", site}
+    assert mounted_by("operator") == {"setup", "ctl"}
+    assert mounted_by("hub") == {"setup", "aggregator", "deploy"}
+    assert mounted_by("provisioner") == {"setup"}
+    for volume, server in (("broker", "rabbitmq"), ("front", "front"), ("store", "minio")):
+        assert mounted_by(volume) == {"setup", server}
+        assert mounts(server)[volume] == ("/etc/fledge", True)
+    assert set(raw()["volumes"]) == {volume for name in SERVICES for volume in mounts(name) if "/" not in volume}
+
+
+def test_setup_has_a_folder_for_everything_it_makes() -> None:
+    image = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    for volume, (target, reading) in mounts("setup").items():
+        assert target == f"/setup/{volume}"
+        assert not reading
+        assert f" {target}" in image  # a fresh volume takes owner and mode from there
+
+
+def test_nothing_starts_before_what_it_needs() -> None:
+    for name in SERVICES:
+        for needed, how in SERVICES[name].get("depends_on", {}).items():
+            done = needed in ONCE
+            assert how["condition"] == ("service_completed_successfully" if done else "service_healthy"), (name, needed)
+    for name in ("aggregator", *SITES):
+        assert {"deploy", "front"} <= SERVICES[name]["depends_on"].keys()
+    assert "rabbitmq" in SERVICES["deploy"]["depends_on"]
+    assert "setup" in SERVICES["rabbitmq"]["depends_on"]
+
+
+def test_a_worker_or_aggregator_is_healthy_when_fledge_says_so() -> None:
+    for service, image in (("aggregator", "hub"), *((site, "site") for site in SITES)):
+        stage = stages()[image]
+        assert SERVICES[service]["healthcheck"]["test"] == ["CMD", *stage.healthcheck]
+        assert stage.healthcheck[:2] == ("fledge", "healthcheck")
+
+
+def test_the_images_run_fledge_as_an_ordinary_user() -> None:
+    found = stages()
+    assert list(found)[-1] == "site"
+    for name in ("hub", "site"):
+        assert found[name].user == SERVICES["aggregator"]["user"] == "10001:10001"
+        assert found[name].entrypoint == ("fledge",)
+    assert found["site"].command == ("worker", "--kit", ".")
+    assert SERVICES["aggregator"]["command"].split() == list(found["hub"].command)
+    for service in (*FEDERATION, "ctl"):
+        assert SERVICES[service]["build"]["target"] in found
+
+
+def test_the_images_install_from_the_constraints_and_name_no_index() -> None:
+    script = (DOCKER / "install.sh").read_text(encoding="utf-8")
+    assert '-c "$source/constraints.txt"' in script
+    assert "--index-url" not in script + (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_broker_lets_nobody_in_but_by_certificate() -> None:
+    settings = (DOCKER / "rabbitmq.conf").read_text(encoding="utf-8").splitlines()
+    for line in security_settings("/etc/fledge"):
+        assert line in settings
+    assert "listeners.tcp = none" in settings
+    assert not [line for line in settings if re.match(r"(default_|management\.tcp|auth_mechanisms\.[^1])", line)]
+
+
+def test_the_store_knows_what_each_identity_may_do() -> None:
+    names = ("aggregator", "sign-uploads", "sign-downloads", "site-north")
+    store = {"identities": [{"name": name, "access_key": name.upper(), "secret_key": "s"} for name in names]}
+    made = {each["name"]: each for each in identities("clinics", store)["identities"]}
+    assert made["site-north"]["credentials"] == [{"accessKey": "SITE-NORTH", "secretKey": "s"}]
+    published = [f"Read:clinics/{part}/*" for part in ("models", "records", "heads")]
+    assert made["site-north"]["actions"] == ["Write:clinics/up/north/*", *published]
+    assert made["sign-uploads"]["actions"] == ["Write:clinics/up/*"]
+    assert made["sign-downloads"]["actions"] == published
+    assert made["aggregator"]["actions"] == ["Admin:clinics"]
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in DOCKER.glob("*.sh")))
+def test_the_scripts_are_for_any_shell(script: str) -> None:
+    assert (DOCKER / script).read_text(encoding="utf-8").startswith("#!/bin/sh\n")
+    subprocess.run(["sh", "-n", str(DOCKER / script)], check=True)
+
+
+def linted(program: str, *arguments: str, **environment: str) -> None:
+    """Run a linter over its files; skip where it is not installed, but fail where everything has to be tested."""
+    beside = Path(sys.executable).with_name(program)
+    found = str(beside) if beside.exists() else shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        if os.environ.get("CI") and program != "docker-compose":  # which `make test` does not set up
+            pytest.fail(f"{program} is not installed")
+        pytest.skip(f"{program} is not installed")
+    done = subprocess.run(
+        [found, *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    linted("hadolint", str(DOCKER / "Dockerfile"))
+
+
+def test_compose_itself_takes_the_file() -> None:
+    linted("docker-compose", "-f", str(COMPOSE), "config", "-q")
+
+
+def test_haproxy_takes_the_front_doors_settings(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    files = [str(tmp_path / name) for name in ("server.pem.key", "server.pem")]
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", files[0]]
+    command = ["openssl", "req", "-x509", *key, "-out", files[1], "-subj", "/CN=store"]
+    subprocess.run(command, check=True, capture_output=True)
+    shutil.copy(files[1], tmp_path / "ca.pem")
+    linted("haproxy", "-c", "-q", "-f", str(DOCKER / "front.cfg"), FLEDGE_FRONT_FILES=str(tmp_path))

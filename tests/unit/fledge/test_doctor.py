@@ -1,0 +1,285 @@
+"""The doctor's rules: what is the first thing in the way, what may be told, and what counts as refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from broker.bounded_http import BoundedPool
+from broker.s3 import S3Blobs
+from broker.s3_url import S3Url, parse_s3_url
+from broker.security import Tls
+from fledge.doctor.findings import Finding, Server, Verdict, bad, good, warning
+from fledge.doctor.forbidden import forbidden, needed, own
+from fledge.doctor.local import check_certificate, check_disk, check_keys, check_memory, check_private, check_registry
+from fledge.doctor.place import read_kit
+from fledge.doctor.report import Report
+from fledge.doctor.store_attacks import Attack, Outcome, copies, with_credentials, without_signature
+from fledge.doctor.store_checks import SKEW_S, check_clock
+from protocol.codec import decode, encode
+from protocol.errors import ConfigError
+from protocol.keys import Role
+from protocol.messages import Reply
+from protocol.registry import Registry, sign_registry
+from protocol.topology import topology
+from tests.support.kits import Kits
+
+BROKER = Server(name="broker", host="broker.example", port=443, encrypted=True, purpose="messages")
+STORE = Server(name="store", host="store.example", port=443, encrypted=True, purpose="models")
+
+
+def report(*findings: Finding) -> Report:
+    return Report(participant="site-a", findings=findings, servers=(BROKER, STORE))
+
+
+def test_the_first_thing_in_the_way_is_named() -> None:
+    looked = report(
+        good("files.keys"),
+        warning("certificate", "ends_soon", "3 days left", "renew"),
+        bad("broker.tcp", "no_answer", "no answer in 10 s", "see below", server=BROKER),
+        bad("store.tcp", "no_answer", "no answer in 10 s", "see below", server=STORE),
+    )
+    assert not looked.ok
+    assert looked.blocked is not None
+    assert looked.blocked.check == "broker.tcp"
+    assert looked.summary == "site-a: the first thing in the way is broker.tcp: no answer in 10 s"
+
+
+def test_a_warning_is_in_nobodys_way() -> None:
+    looked = report(good("files.keys"), warning("machine.shm", "little", "64 MiB", "more"))
+    assert looked.ok
+    assert looked.summary.endswith("nothing is in the way; 1 to look at")
+
+
+def test_the_letter_names_every_connection_and_what_happened() -> None:
+    letter = report(bad("broker.tls", "intercepted", "issued by CN=Box", "ask", server=BROKER)).letter
+    for words in (
+        "outgoing TCP to broker.example, port 443, AMQP 0-9-1 inside TLS 1.3: messages",
+        "outgoing TCP to store.example, port 443, S3 (HTTP) inside TLS 1.3: models",
+        "nothing has to be let",
+        "broker.example port 443: issued by CN=Box",
+    ):
+        assert words in letter
+
+
+@pytest.mark.parametrize("check", ["broker.login", "broker.certificate", "store.read", "files.keys"])
+def test_the_firewall_team_is_left_alone_when_it_cannot_help(check: str) -> None:
+    assert report(bad(check, "refused", "no", "ask", server=BROKER)).letter == ""
+
+
+def test_what_may_be_sent_fits_into_an_answer_and_holds_no_words_of_this_machine() -> None:
+    looked = report(
+        bad("files.keys", "keys", "/data/secret/site.keys can be read by others", "chmod 600 /data/secret/site.keys"),
+        warning("machine.disk", "little", "3 GiB", "make room", number=3 * 1024**3),
+        bad("broker.proxy", "login", "proxy http://inner.hospital.example:3128 wants credentials", "x", server=BROKER),
+    )
+    answer = Reply(message=b"c" * 16, ok=looked.ok, reason="done", text="", values=looked.shareable())
+    assert decode(Reply, encode(answer), 192 * 1024).values == looked.shareable()
+    shared = json.dumps(looked.shareable())
+    for private in ("/data", "site.keys can", "inner.hospital"):
+        assert private not in shared
+    assert "broker.example port 443" in shared
+
+
+@pytest.mark.parametrize(
+    ("ahead", "verdict"),
+    [(0, Verdict.GOOD), (-90, Verdict.WARNING), (SKEW_S + 60, Verdict.BAD), (-SKEW_S - 60, Verdict.BAD)],
+)
+def test_a_clock_that_is_off_is_named(ahead: float, verdict: Verdict) -> None:
+    found = check_clock(formatdate(1_800_000_000, usegmt=True), 1_800_000_000 + ahead)
+    assert found.verdict == verdict
+    assert found.number == ahead
+    assert ("ahead of" in found.cause) is (ahead > 0)
+
+
+@pytest.mark.parametrize("date", ["", "yesterday"])
+def test_a_store_that_tells_no_time_is_no_reason_to_complain(date: str) -> None:
+    assert check_clock(date, 0.0).verdict == Verdict.SKIPPED
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
+    return Kits(tmp_path_factory.mktemp("kits"))
+
+
+@pytest.fixture
+def kit(kits: Kits, tmp_path: Path) -> Path:
+    made = kits.make("site-a", tmp_path / "site-a", broker="amqps://broker.example/fl", store="s3s://store.example/fl0")
+    kits.credentials(made, "key", "secret")
+    return made
+
+
+def test_good_files_are_called_good(kit: Path) -> None:
+    place = read_kit(kit)
+    keys, identity = check_keys(place)
+    registered, registry = check_registry(place, identity)
+    assert [keys.code, registered.code] == ["ok", "ok"]
+    assert registry is not None
+    assert [finding.code for finding in check_private(place)] == ["ok"]
+
+
+def test_files_that_others_can_read_are_named(kit: Path) -> None:
+    for name, check in (
+        ("site.keys", check_keys),
+        ("credentials.toml", check_private),
+        ("tls/client.key", check_private),
+    ):
+        (kit / name).chmod(0o644)
+        found = [check_keys(read_kit(kit))[0]] if check is check_keys else list(check_private(read_kit(kit)))
+        assert any(f"chmod 600 {kit / name}" in finding.cause + finding.advice for finding in found), name
+        (kit / name).chmod(0o600)
+
+
+def test_keys_of_somebody_else_are_named(kit: Path, kits: Kits) -> None:
+    (kit / "site.keys").write_bytes(kits.identities["ada"].to_bytes())
+    assert check_keys(read_kit(kit))[0].code == "role"
+
+
+def test_who_is_not_in_the_registry_or_revoked_is_told(kit: Path, kits: Kits) -> None:
+    place, identity = read_kit(kit), kits.identities["site-a"]
+    without = Registry(version=1, entries=())
+    for registry, code in ((kits.registry.revoke("site-a"), "revoked"), (without, "not_a_member")):
+        (kit / "registry.bin").write_bytes(sign_registry(registry, kits.root, "fl", b"m" * 16))
+        assert check_registry(place, identity)[0].code == code
+    (kit / "registry.bin").write_bytes(sign_registry(kits.registry, identity, "fl", b"m" * 16))
+    assert check_registry(place, identity)[0].code == "registry"
+
+
+def files(kit: Path) -> Tls:
+    return Tls(ca=str(kit / "tls/ca.pem"), cert=str(kit / "tls/client.pem"), key=str(kit / "tls/client.key"))
+
+
+def test_a_certificate_is_looked_at_before_it_is_shown(kit: Path, kits: Kits) -> None:
+    now = datetime.now(UTC)
+
+    def code(name: str = "site-a", days: int = 0) -> str:
+        return check_certificate(files(kit), name, now + timedelta(days=days)).code
+
+    assert [code(), code("site-b"), code(days=80), code(days=91), code(days=-2)] == [
+        "ok",
+        "other_name",
+        "ends_soon",
+        "expired",
+        "not_yet",
+    ]
+    (kit / "tls/client.key").write_bytes((kits.tls / "site-b.key").read_bytes())
+    assert code() == "other_key"
+    (kit / "tls/client.pem").write_bytes(b"nonsense")
+    assert code() == "unreadable"
+
+
+def test_a_folder_that_is_no_kit_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"worker\.toml.*is it an unpacked kit"):
+        read_kit(tmp_path)
+
+
+def test_little_room_is_a_warning_and_none_a_failure(kit: Path) -> None:
+    place = read_kit(kit)
+    gib = 1024**3
+    verdicts = [check_disk(place, lambda _, left=left: left * gib).verdict for left in (100, 5, 0)]
+    assert verdicts == [Verdict.GOOD, Verdict.WARNING, Verdict.BAD]
+    assert check_memory(lambda: gib).verdict == Verdict.WARNING
+    assert check_memory(lambda: 8 * gib).verdict == Verdict.GOOD
+
+
+@pytest.mark.parametrize(
+    ("role", "name"), [(Role.SITE, "north"), (Role.OPERATOR, "op"), (Role.AGGREGATOR, "aggregator")]
+)
+def test_nothing_is_both_needed_and_forbidden(role: Role, name: str) -> None:
+    whole = topology(["north", "south"], ["op"])
+    mine = own(role, name, whole)
+    tried = {attempt.operation.what for attempt in forbidden(mine, whole) if attempt.code in ("read", "publish")}
+    for queue in whole.queues:
+        assert (f"read queue {queue.name}" in tried) is (queue.name not in mine.reads)
+    for exchange in whole.exchanges:
+        assert any(what.startswith(f"publish to exchange {exchange.name}") for what in tried) is (
+            exchange.name not in mine.writes
+        )
+    assert {attempt.operation.what for attempt in needed(mine)} >= {f"queue {queue}" for queue in mine.reads}
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A store that answers every request as its server was told."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        status, body = self.server.says(self.command, dict(self.headers))  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/xml")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_PUT = do_DELETE = do_HEAD = do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def store(says: object) -> Iterator[tuple[BoundedPool, S3Url, S3Blobs]]:
+    """A store on this machine; `says(method, headers)` is its status and body."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.says = says  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = parse_s3_url(f"s3://key:secret@127.0.0.1:{server.server_port}/fl0?deadline=2", environ={})
+    pool, blobs = BoundedPool(), S3Blobs(url)
+    try:
+        yield pool, url, blobs
+    finally:
+        pool.clear()
+        blobs.close()
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+def refuse(_: str, __: dict[str, str]) -> tuple[int, bytes]:
+    return 403, b"<Error><Code>AccessDenied</Code></Error>"
+
+
+def outcomes(attacks: Iterator[Attack]) -> set[Outcome]:
+    return {attack.outcome for attack in attacks}
+
+
+def test_a_store_that_refuses_everything_passes() -> None:
+    with store(refuse) as (pool, url, blobs):
+        assert outcomes(without_signature(pool, url, "site-a")) == {Outcome.REFUSED}
+        assert outcomes(with_credentials(blobs, "site-a", "site-b", "fl")) == {Outcome.REFUSED}
+        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {Outcome.REFUSED}
+
+
+def test_a_store_that_says_there_is_no_such_object_let_us_ask() -> None:
+    with store(lambda *_: (404, b"<Error><Code>NoSuchKey</Code></Error>")) as (pool, url, _):
+        assert outcomes(without_signature(pool, url, "site-a")) == {Outcome.WORKED}
+
+
+def test_a_store_that_copies_for_a_header_nobody_signed_is_found_out() -> None:
+    def copies_along(method: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        source = {name.lower(): value for name, value in headers.items()}.get("x-amz-copy-source")
+        if method == "PUT" and source and not source.endswith("heads/fl"):
+            return 404, b"<Error><Code>NoSuchKey</Code></Error>"
+        return 200, b"<CopyObjectResult/>" if source else b""
+
+    with store(copies_along) as (pool, _, blobs):
+        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {Outcome.WORKED}
+
+
+def test_a_store_that_ignores_the_header_copies_nothing() -> None:
+    with store(lambda *_: (200, b"")) as (pool, _, blobs):
+        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {Outcome.REFUSED}
+
+
+def test_an_answer_that_says_nothing_is_not_taken_for_a_refusal() -> None:
+    with store(lambda *_: (503, b"")) as (pool, url, _):
+        assert outcomes(without_signature(pool, url, "site-a")) == {Outcome.UNCLEAR}

@@ -1,0 +1,132 @@
+"""`fledge healthcheck`: red before acceptance, green after it, red again when it is long ago or the process is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from broker.health import born, trouble, write_health
+from fledge.federation import new_federation
+from fledge.health import HUB_LONGEST_S, hub_health, site_health
+from protocol.errors import StateError
+
+NOW = time.time()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A federation's folder, with one site's kit and an aggregator that never ran."""
+    new_federation(
+        tmp_path / "f", name="clinics", sites=["alpha"], broker="memory:", store="memory:", trainer="mytask:trainer"
+    )
+    (tmp_path / "f" / "sites" / "alpha" / "state").mkdir()
+    (tmp_path / "f" / "state" / "digits").mkdir(parents=True)
+    return tmp_path / "f"
+
+
+def test_a_site_is_red_until_the_hub_accepts_it(place: Path) -> None:
+    kit = place / "sites" / "alpha"
+    note = kit / "state" / "health.json"
+    assert site_health(kit).text.startswith("health.json says nothing: the service has never started here")
+    write_health(note, None, NOW)
+    assert "has not been accepted since it started" in site_health(kit).text
+    write_health(note, NOW + 1, NOW)
+    assert site_health(kit).green
+    assert site_health(kit).text == "accepted by the hub"
+    assert stat.S_IMODE(note.stat().st_mode) == 0o600
+    assert [path.name for path in note.parent.iterdir()] == ["health.json"]
+
+
+def test_the_command_says_it_with_its_exit_code(place: Path) -> None:
+    kit = place / "sites" / "alpha"
+    check = [sys.executable, "-m", "fledge.cli", "healthcheck"]
+
+    def said(*arguments: str | Path) -> tuple[int, str]:
+        done = subprocess.run([*check, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+        return done.returncode, done.stdout + done.stderr
+
+    code, text = said("--kit", kit)
+    assert (code, len(text.splitlines())) == (1, 1)
+    write_health(kit / "state" / "health.json", NOW + 1, NOW)
+    assert said("--kit", kit) == (0, "accepted by the hub\n")
+    write_health(place / "state" / "digits" / "health.json", time.time(), NOW)
+    assert said("--config", place / "aggregator.toml", "--run", "digits") == (0, "at work\n")
+    assert said("--kit", kit, "--run", "digits")[0] == 2
+
+
+def test_a_hub_that_was_at_work_is_green_for_two_minutes(place: Path) -> None:
+    note = place / "state" / "digits" / "health.json"
+    write_health(note, time.time() - HUB_LONGEST_S + 20, NOW - 1000)
+    assert hub_health(place / "aggregator.toml", "digits").green
+    write_health(note, time.time() - HUB_LONGEST_S - 20, NOW - 1000)
+    health = hub_health(place / "aggregator.toml", "digits")
+    assert not health.green
+    assert "was last accepted 2 minutes ago" in health.text
+    assert not hub_health(place / "aggregator.toml", "other").green
+
+
+def test_a_run_may_be_named_by_its_directory(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.toml").write_text('name = "digits"\n[strategy]\nname = "fedavg"\n')
+    write_health(place / "state" / "digits" / "health.json", time.time(), NOW)
+    health = hub_health(place / "aggregator.toml", str(tmp_path / "run"))
+    assert health.green, health.text
+
+
+def test_what_cannot_be_read_is_red_with_a_reason(tmp_path: Path) -> None:
+    assert "worker.toml" in site_health(tmp_path).text
+    assert "aggregator.toml" in hub_health(tmp_path / "aggregator.toml", "digits").text
+
+
+def test_a_process_that_has_ended_is_red(tmp_path: Path) -> None:
+    note = tmp_path / "health.json"
+    code = (
+        f"from broker.health import write_health; from pathlib import Path; write_health(Path({str(note)!r}), 2.0, 1.0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert "has ended" in trouble(note, 3.0, 60.0)  # as long as nobody has waited for it, too
+    process.wait()
+    assert "has ended" in trouble(note, 3.0, 60.0)
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_it(tmp_path: Path) -> None:
+    note = tmp_path / "health.json"
+    write_health(note, 2.0, 1.0)
+    table = json.loads(note.read_text())
+    assert trouble(note, 3.0, 60.0) == ""
+    note.write_text(json.dumps({**table, "born": table["born"] - 1}))
+    assert "has ended" in trouble(note, 3.0, 60.0)
+    del table["born"]
+    note.write_text(json.dumps(table))
+    assert trouble(note, 3.0, 60.0) == ""
+
+
+def test_when_a_process_was_born_stays_the_same() -> None:
+    assert born(os.getpid()) == born(os.getpid()) > 0
+    assert born(2**31 - 1) == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1}', '{"pid": -5, "started": 1}', "x" * 70_000]
+)
+def test_a_torn_note_is_red(tmp_path: Path, text: str) -> None:
+    note = tmp_path / "health.json"
+    note.write_text(text)
+    assert "never started" in trouble(note, 3.0, 60.0)
+
+
+def test_a_note_that_cannot_be_written_says_where(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="gone"):
+        write_health(tmp_path / "gone" / "health.json", None, 1.0)
+    (tmp_path / "health.json").mkdir()
+    with pytest.raises(StateError):
+        write_health(tmp_path / "health.json", None, 1.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["health.json"]

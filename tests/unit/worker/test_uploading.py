@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from broker.memory_blobs import MemoryBlobs
+from protocol.errors import StoreError
+from protocol.topology import update_chunk
+from worker import events
+from worker.events import UpdateRow
+from worker.spool import Spool
+from worker.uploading import Throttle, Uploader
+
+
+class Line:
+    """A clock that only waiting moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waits: list[float] = []
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+    def throttle(self, rate: float | None) -> Throttle:
+        return Throttle(rate, clock=lambda: self.now, wait=self.wait)
+
+
+class Store(MemoryBlobs):
+    """Counts what is put at once, and when."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__()
+        self._line = line
+        self.put_at: list[tuple[float, int]] = []
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        self.put_at.append((self._line.now, len(data)))
+        super().put(key, data)
+
+
+def never() -> Any:
+    raise AssertionError("not needed here")
+
+
+def uploader(store: Store, spool: Spool, throttle: Throttle) -> tuple[Uploader, list[Any]]:
+    told: list[Any] = []
+    return Uploader(store, spool, "alpha", never, told.append, structlog.get_logger(), throttle), told
+
+
+def spooled(spool: Spool, *sizes: int) -> UpdateRow:
+    import hashlib
+
+    batch = spool.batch()
+    names = []
+    for index, size in enumerate(sizes):
+        data = bytes([index]) * size
+        names.append(hashlib.sha256(data).digest())
+        batch.put(names[-1], data)
+    return UpdateRow(row=1, id=b"i" * 16, run="r", base_version=0, epoch=0, sequence=1, chunks=tuple(names))
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_no_more_leaves_than_the_policy_allows_averaged_over_a_chunk(tmp_path: Path, anew: bool) -> None:
+    line = Line()
+    store, spool = Store(line), Spool(tmp_path, 10**6)
+    row = spooled(spool, 1000, 3000, 2000, 500)
+    sender, told = uploader(store, spool, line.throttle(1000.0))
+    sender.upload(row, anew=anew)
+    assert told == [events.Uploaded(row=1)]
+    assert store.put_at == [(0.0, 1000), (1.0, 3000), (4.0, 2000), (6.0, 500)]
+
+
+def test_what_lies_in_the_store_already_costs_nothing(tmp_path: Path) -> None:
+    line = Line()
+    store, spool = Store(line), Spool(tmp_path, 10**6)
+    row = spooled(spool, 1000, 3000, 2000)
+    store.put(update_chunk("alpha", row.chunks[1].hex()), bytes([1]) * 3000)
+    sender, _ = uploader(store, spool, line.throttle(1000.0))
+    sender.upload(row, anew=False)
+    assert store.put_at[1:] == [(0.0, 1000), (1.0, 2000)]
+
+
+def test_without_a_limit_nobody_waits(tmp_path: Path) -> None:
+    line = Line()
+    store, spool = Store(line), Spool(tmp_path, 10**6)
+    sender, told = uploader(store, spool, line.throttle(None))
+    sender.upload(spooled(spool, 1000, 3000, 2000), anew=False)
+    assert told == [events.Uploaded(row=1)]
+    assert line.waits == []
+
+
+def test_a_quiet_hour_saves_nothing_up_for_a_burst() -> None:
+    line = Line()
+    throttle = line.throttle(1000.0)
+    throttle.spend(1000)
+    line.now = 3600.0
+    for _ in range(3):
+        throttle.pause()
+        throttle.spend(2000)
+    assert line.waits == [2.0, 2.0]
+
+
+def test_a_worker_that_stops_waits_for_no_line() -> None:
+    throttle = Throttle(1.0)
+    throttle.spend(10**9)
+    outcome: list[str] = []
+
+    def wait() -> None:
+        try:
+            throttle.pause()
+        except StoreError as error:
+            outcome.append(str(error))
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    throttle.close()
+    waiter.join(10)
+    assert outcome == ["the worker stops; the update is sent at its next start"]

@@ -1,0 +1,74 @@
+"""Whether a training may begin at this site: drains, what a person here said to the run, and the hours of the day.
+
+Part of the worker's rules: nothing here does I/O. The time of day is asked for when it matters and comes as an event;
+it counts for that one turn, so a clock that is set, or a machine that slept, misleads nobody for long.
+"""
+
+from __future__ import annotations
+
+from worker.events import ClockSeen, ForgetAnswer, LookAtClock, NoteAnswer, NoteDrained, RunAnswered, Snapshot
+from worker.policy import SitePolicy
+from worker.sending import Decided
+
+LOOK_AGAIN = 3600.0
+"""Seconds after which the time of day is asked for again at the latest, since clocks are set and machines sleep."""
+
+
+class Gate:
+    """The site's own say in what the rules begin."""
+
+    def __init__(self, snapshot: Snapshot, policy: SitePolicy) -> None:
+        self._policy = policy
+        self._answers = dict(snapshot.answers)
+        self.drained = snapshot.drained
+        self.closed = False
+        """Whether the last look at the clock said that no training may begin yet."""
+        self._open = policy.hours is None
+        self._look_at = float("-inf")
+
+    def refused(self, run: str) -> bool:
+        """Whether a person here said no."""
+        return self._answers.get(run) is False
+
+    def awaits(self, run: str) -> bool:
+        """Whether a person here still has to say yes."""
+        return self._policy.ask_first and run not in self._answers
+
+    def lets(self, run: str) -> bool:
+        """Whether the run may be trained at all, if the hour is right."""
+        return not (self.drained or self.refused(run) or self.awaits(run))
+
+    def deadline(self) -> float:
+        """When to look at the clock again; infinite while its answer is awaited."""
+        return self._look_at
+
+    def open(self, now: float, decided: Decided) -> bool:
+        """Whether the hour is right; asks for the time of day if that is due."""
+        if not self._open and now >= self._look_at:
+            self._look_at = float("inf")
+            decided.effects.append(LookAtClock())
+        return self._open
+
+    def on_clock(self, event: ClockSeen, now: float) -> None:
+        """Take the time of day; it holds until `turned`."""
+        wait = self._policy.opens_in(event.local)
+        self.closed = wait > 0
+        self._open = not self.closed
+        self._look_at = now + min(wait, LOOK_AGAIN)
+
+    def turned(self) -> None:
+        """The turn is over, and what the clock said no longer counts."""
+        self._open = self._policy.hours is None
+
+    def on_answer(self, event: RunAnswered, decided: Decided) -> None:
+        """Note what a person said; the last word counts."""
+        if self._answers.get(event.run) != event.approved:
+            self._answers[event.run] = event.approved
+            decided.writes.append(NoteAnswer(run=event.run, approved=event.approved))
+        decided.effects.append(ForgetAnswer(run=event.run))
+
+    def drain(self, drained: bool, decided: Decided) -> None:
+        """Note whether the site begins trainings."""
+        if self.drained != drained:
+            self.drained = drained
+            decided.writes.append(NoteDrained(drained=drained))

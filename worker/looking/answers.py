@@ -1,0 +1,101 @@
+"""What a site answers about itself: one function for each order, all of them reading and none of them private."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import ConfigError, StateError
+from worker.looking import files
+from worker.looking.arguments import Arguments
+from worker.looking.bounds import fitting
+from worker.looking.logs import newest
+from worker.looking.machine import machine
+from worker.looking.scrub import shortened
+from worker.looking.settings import environment_rows
+from worker.looking.view import View
+
+Answer = tuple[str, dict[str, Any]]
+_PWD = "the worker's own folder: its log, health.json, settings.json and runs; where that lies stays at the site"
+
+
+class Looking:
+    """Answers the orders `logs`, `sys.info` and `file.*`; rights and the site's policy were looked at before."""
+
+    def __init__(self, state: Path, *, log_file: Path, environment: Mapping[str, str]) -> None:
+        """`state` is the worker's state directory, `log_file` the local log (`fledge.log.configure(also=…)`)."""
+        self._state = state
+        self._log_file = log_file
+        self._environment = environment
+        self._view = View(state, log_file)
+        self._orders: dict[str, Callable[[Arguments], Answer]] = {
+            "logs": self._logs,
+            "sys.info": self._machine,
+            "file.pwd": _pwd,
+            "file.env": self._env,
+            "file.ls": self._lines_of(files.ls),
+            "file.cat": self._lines_of(files.cat),
+            "file.head": self._lines_of(files.head),
+            "file.tail": self._lines_of(files.tail),
+            "file.grep": self._lines_of(files.grep),
+        }
+
+    @property
+    def orders(self) -> frozenset[str]:
+        """The names of the orders that are answered here."""
+        return frozenset(self._orders)
+
+    def answer(self, order: str, arguments: Mapping[str, Any]) -> Answer:
+        """A text, and values that fit into a reply; reads files, and may take a few seconds.
+
+        Raises:
+            ConfigError: an argument is wrong.
+            Unauthorized: what was asked for may not be looked at from afar.
+            StateError: the machine does not let itself be asked.
+        """
+        answer = self._orders.get(order)
+        if answer is None:
+            raise ConfigError(f"{order} is not among what can be looked at: {', '.join(sorted(self._orders))}")
+        try:
+            return answer(Arguments(order, arguments))
+        except OSError as error:  # its text names files
+            kind = type(error).__name__
+            raise StateError(f"{order} cannot be answered at this site now ({kind}); ask somebody there") from error
+
+    def _logs(self, arguments: Arguments) -> Answer:
+        found = newest(self._log_file, arguments)
+        text = _count(found.lines)
+        if found.missed:
+            text += f"; {found.missed} before them are no longer at hand"
+        return text, {"lines": found.lines, "next": found.next}
+
+    def _machine(self, arguments: Arguments) -> Answer:
+        arguments.done()
+        return "the site's machine", _table("metric", machine(self._state, self._environment))
+
+    def _env(self, arguments: Arguments) -> Answer:
+        arguments.done()
+        return "settings in the worker's environment", _table("name", environment_rows(self._environment))
+
+    def _lines_of(self, command: Callable[[View, Arguments], tuple[str, ...]]) -> Callable[[Arguments], Answer]:
+        def answer(arguments: Arguments) -> Answer:
+            lines = command(self._view, arguments)
+            return _count(lines), {"lines": lines}
+
+        return answer
+
+
+def _pwd(arguments: Arguments) -> Answer:
+    arguments.done()
+    return _PWD, {}
+
+
+def _count(lines: tuple[str, ...]) -> str:
+    return f"{len(lines)} line{'' if len(lines) == 1 else 's'}"
+
+
+def _table(first: str, rows: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    pairs = list(rows)
+    pairs = pairs[: len(fitting([name + value for name, value in pairs]))]
+    return {first: tuple(name for name, _ in pairs), "value": tuple(shortened(value) for _, value in pairs)}
