@@ -44,6 +44,7 @@ from protocol.envelope import seal
 from protocol.errors import (
     DiskFull,
     Fenced,
+    NotAllowed,
     WrongContext,
 )
 from protocol.keys import Identity, Role
@@ -217,7 +218,10 @@ class AggregatorService:
 
     def _declare(self, registry: Registry) -> None:
         members = {role: sorted(p.name for p in registry.members(role)) for role in (Role.SITE, Role.OPERATOR)}
-        self._transport.declare(topology.topology(members[Role.SITE], members[Role.OPERATOR]))
+        try:
+            self._transport.declare(topology.topology(members[Role.SITE], members[Role.OPERATOR]))
+        except NotAllowed:  # as it should be: whoever runs the broker declares, by `fledge deploy broker`
+            log.info("topology.declared_by_others", registry=registry.version)
 
     # ---- deliveries
 

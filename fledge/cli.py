@@ -32,6 +32,8 @@ RunDirectory = Annotated[Path, typer.Option("--run", help="The directory that `f
 
 RESTART = 75
 """Exit code of a worker that wants to be started again (a temporary failure, to whoever supervises it)."""
+LOGGING = "fledge.logging"
+"""Where a command finds how logging was set up."""
 TRAIN_EXTRA = ("torch", "monai", "sklearn", "safetensors")
 """What an aggregator runs without."""
 
@@ -84,8 +86,8 @@ def common(
     """Asynchronous federated learning for hospitals over a message queue."""
     from fledge import log
 
-    context.obj = {"verbose": verbose, "json_lines": True if json_logs else None}
-    log.configure(**context.obj)
+    context.meta[LOGGING] = {"verbose": verbose, "json_lines": True if json_logs else None}
+    log.configure(**context.meta[LOGGING])
 
 
 @app.command()
@@ -177,7 +179,7 @@ def worker(
 
     return_large_blocks()
     path = config if kit is None else kit / WORKER_TOML
-    log.configure(**context.obj, also=path.parent / read_config(path).state / LOG)
+    log.configure(**context.meta[LOGGING], also=path.parent / read_config(path).state / LOG)
     with open_worker(path) as service, stopped_by_signals(service.stop):
         service.start()
         service.join()
