@@ -33,6 +33,8 @@ MOST = 200
 """Rows of a table unless fewer are asked for."""
 _ENTRY = 800
 _LINE = 1024
+CERTIFICATE_DAYS = "certificate.days"
+"""The metric by which workers tell how long their certificate lasts."""
 _REGISTRY = 128 * 1024
 """Bytes of a signed registry that an answer holds."""
 _PLAN = 64 * 1024 * 1024
@@ -109,9 +111,23 @@ def _status(view: View, arguments: Mapping[str, Any]) -> Values:
                 max(0, rules.version - base) if sign else 0,
                 waiting.get(name, 0),
                 rules.orders.held(name),
+                sign.event.metrics.get(CERTIFICATE_DAYS, -1.0) if sign else -1.0,
+                f"{sign.event.code} {sign.event.case}" if sign and sign.event.code != "-" else "",
             )
         )
-    columns = ("site", "seen", "doing", "run_of", "base", "progress", "staleness", "waiting", "held")
+    columns = (
+        "site",
+        "seen",
+        "doing",
+        "run_of",
+        "base",
+        "progress",
+        "staleness",
+        "waiting",
+        "held",
+        "certificate",
+        "trouble",
+    )
     scalars = {"run": view.config.name, "state": rules.state.value, "version": rules.version}
     return scalars | {"registry": view.registry.version} | _table(columns, rows)
 

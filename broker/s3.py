@@ -114,7 +114,9 @@ class S3Blobs:
                 page = self._patience.call(f"list {prefix or 'everything'}", partial(self._page, prefix, after))
             except Missing:  # no bucket yet
                 return
-            for info in page:
+            for position, info in enumerate(page):
+                if position and info.key == after:
+                    continue  # rclone lists an object twice while it is being put again
                 if info.key <= after:
                     raise StoreError(
                         f"list {prefix}: {self._where} does not list in key order ({info.key} after {after})"

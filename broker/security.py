@@ -56,18 +56,22 @@ class Tls:
                 ) from error
         return context
 
-    def expired(self, now: float) -> datetime | None:
-        """When our certificate ended, if that is over at `now` (seconds since the epoch) and the file can be read."""
+    def ends(self) -> datetime | None:
+        """When our own certificate ends; None without one, or if its file cannot be read."""
         if self.cert is None:
             return None
         from cryptography import x509
 
         try:
             with Path(self.cert).open("rb") as file:
-                end = x509.load_pem_x509_certificate(file.read(_MOST_PEM)).not_valid_after_utc
+                return x509.load_pem_x509_certificate(file.read(_MOST_PEM)).not_valid_after_utc
         except (OSError, ValueError):
             return None
-        return end if end <= datetime.fromtimestamp(now, UTC) else None
+
+    def expired(self, now: float) -> datetime | None:
+        """When our certificate ended, if that is over at `now` (seconds since the epoch) and the file can be read."""
+        end = self.ends()
+        return end if end is not None and end <= datetime.fromtimestamp(now, UTC) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.presigned import Ask
 from deploy.keyfiles import read_identity
-from fledge.connecting import broker_of, doors_of, granted_store, store_of
+from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
@@ -171,6 +171,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
                 heartbeat=settings.heartbeat,
                 policy=policy,
                 looking=Looking(state, log_file=state / LOG, environment=os.environ),
+                certificate_days=partial(days_left, line, base),
                 checks=partial(_checks, config),
             ),
             transport=transport,

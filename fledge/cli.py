@@ -238,12 +238,11 @@ def export(
 @app.command()
 def collect(
     config: Config = Path("aggregator.toml"),
-    days: Annotated[float, typer.Option(min=1, help="Only what is older than this many days.")] = 14.0,
 ) -> None:
-    """Delete objects from the store that no run refers to any more (left by crashes and refused updates)."""
+    """Delete objects older than 14 days that no run refers to any more (left by crashes and refused updates)."""
     from fledge import history
 
-    done = history.collect(config, older_than_days=days)
+    done = history.collect(config)
     typer.echo(f"{done.count} objects, {done.bytes} bytes collected")
 
 

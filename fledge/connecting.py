@@ -7,6 +7,7 @@ import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,6 +83,13 @@ def tls_of(line: Line, base: Path) -> Tls | None:
         return None
     ca, cert, key = (str((base / path).absolute()) for path in (line.tls.ca, line.tls.cert, line.tls.key))
     return Tls(ca=ca, cert=cert, key=key)
+
+
+def days_left(line: Line, base: Path) -> float | None:
+    """Days until our certificate ends, rounded; None without one."""
+    tls = tls_of(line, base)
+    end = None if tls is None else tls.ends()
+    return None if end is None else round((end - datetime.now(UTC)) / timedelta(days=1), 1)
 
 
 @contextmanager

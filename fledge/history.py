@@ -134,7 +134,7 @@ def _what_if(kept: Kept, without: Collection[str], strategy: str | None) -> What
     return WhatIf(without=tuple(without), strategy=None if strategy is None else strategy_named(strategy))
 
 
-def collect(config: Path, *, older_than_days: float) -> Collected:
+def collect(config: Path, *, older_than_days: float = 14.0) -> Collected:
     """Delete what no run of this aggregator refers to any more; every run it has kept is asked.
 
     Raises:

@@ -308,12 +308,12 @@ class WorkerRules:
     def _unwanted(self, run: str) -> bool:
         return self._runs[run].state in ENDED or self._gate.refused(run)
 
-    def _decide(self, now: float) -> None:
+    def _decide(self, now: float) -> Train | None:
         run = self._candidate()
         if run is None or self._training is not None or now < self._train_at:
-            return
+            return None
         if not self._gate.open(now, self._decided):
-            return
+            return None
         evaluation = self._new_id() if run.evaluate and not run.evaluated else b""
         sequence = self._sending.reserve(2 if evaluation else 1, self._decided)
         self._training = Train(
@@ -325,7 +325,7 @@ class WorkerRules:
             evaluation=evaluation,
             count=run.sent,
         )
-        self._decided.effects.append(self._training)
+        return self._training
 
     def _on_evaluated(self, event: Evaluated) -> None:
         training = self._training
@@ -389,10 +389,12 @@ class WorkerRules:
             self._pull_at = now + HEAD_EVERY
             self._pulled_at = now
             self._decided.effects.append(PullHead(known=self._head))
-        self._decide(now)
+        begun = self._decide(now)
         self._gate.turned()
         self._sending.tick(now, self._decided)
         self._report(now)
+        if begun is not None:  # after the report, which would hide what a quick trainer has said already
+            self._decided.effects.append(begun)
 
     def _report(self, now: float) -> None:
         shown = self._shown()

@@ -85,6 +85,8 @@ class WorkerSettings:
     """What the hospital allows."""
     looking: Looking = field(default_factory=Blind)
     """Who answers operators' questions about this machine."""
+    certificate_days: Callable[[], float | None] = lambda: None
+    """Days until the site's certificate for the broker ends."""
     checks: Checks = no_checks
     """The site's own checks, for operators."""
     seed: bytes = field(default_factory=lambda: nacl.utils.random(32), repr=False)
@@ -122,7 +124,7 @@ class WorkerService:
         self._state = state
         self._transport = transport
         self._log = structlog.get_logger("worker").bind(site=self.site)
-        self._signs = Signs(self.site, on_event, transport, self._reading, self._log)
+        self._signs = Signs(self.site, on_event, transport, self._reading, self._log, settings.certificate_days)
         self._dice = dice or random.Random()
         self._lock_file = _hold(state)
         try:

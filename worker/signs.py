@@ -18,6 +18,8 @@ from protocol.messages import Event, Kind
 from worker.announcements import Reader
 from worker.events import Report
 
+CERTIFICATE_DAYS = "certificate.days"
+"""The metric of every sign of life that tells how long the site's certificate lasts."""
 _PROGRESS_EVERY = 0.1
 
 
@@ -44,14 +46,21 @@ class Signs:
     """The last thing shown, and the ways it goes; called from the worker's threads."""
 
     def __init__(
-        self, site: str, on_event: Observer, transport: Transport, reader: Callable[[], Reader], log: Any
+        self,
+        site: str,
+        on_event: Observer,
+        transport: Transport,
+        reader: Callable[[], Reader],
+        log: Any,
+        certificate_days: Callable[[], float | None],
     ) -> None:
-        """`reader` gives the one of the registry in force."""
+        """`reader` gives the one of the registry in force, `certificate_days` how long the site's certificate lasts."""
         self._site = site
         self._on_event = on_event
         self._transport = transport
         self._reader = reader
         self._log = log
+        self._certificate_days = certificate_days
         self._software = _software()
         self._shown = self._fresh("idle", "", -1)
         self._shown_at = float("-inf")
@@ -81,12 +90,12 @@ class Signs:
 
     def tell(self, state: str) -> None:
         """Tell the aggregator; nobody waits for the confirm and a failure is dropped."""
-        shown, reader = self._shown, self._reader()
+        shown, reader, days = self._shown, self._reader(), self._certificate_days()
         try:
             event = Event(
                 state=state,
                 progress=shown.progress,
-                metrics=dict(shown.metrics),
+                metrics=dict(shown.metrics) | ({} if days is None else {CERTIFICATE_DAYS: days}),
                 software=self._software,
                 code=shown.code,
                 case=shown.case,

@@ -1,5 +1,5 @@
-"""A federation as hospitals join one: kits from a provisioner, mutual TLS, least privilege, one site behind a proxy, one
-without credentials for the store, orders from an operator's laptop, a site cut off in mid-run and another one added."""
+"""A federation as hospitals join one: kits, mutual TLS, least privilege, one site behind a proxy, one without
+credentials for the store, orders from an operator's laptop, a site cut off in mid-run and another one added."""
 
 from __future__ import annotations
 

@@ -396,6 +396,11 @@ class World:
         kind = self.dice.randrange(3)
         if kind == 0:
             self.broker.publish(topology.up_exchange(site), "", write_down({"kind": "noise", "n": self.new_id()}))
+        elif self.scripts and kind == 1 and self.dice.random() < 0.4:
+            for index in range(7):  # sound, and more than wait for a site: the oldest have to make room
+                numbers = {"sequence": 10 + self.counts.actions + index, "base": self.witness.version}
+                script = self.scripts[0]
+                script.send(update_message(script.site, self.new_id(), sha256(self.new_id()), **numbers))
         elif self.scripts:
             flaws: list[dict[str, Any]] = [
                 {"base": self.witness.version + 7},
