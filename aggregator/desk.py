@@ -23,7 +23,7 @@ from broker.transport import Transport
 from protocol import limits, topology
 from protocol.envelope import seal
 from protocol.errors import ConfigError, FledgeError
-from protocol.keys import Identity, Participant
+from protocol.keys import Identity
 from protocol.messages import Kind, Reply
 from protocol.registry import Registry
 
@@ -175,13 +175,10 @@ class Desk:
                 self._identity,
                 kind,
                 body,
-                [self._member(name)],
+                [self.registry.member(name)],
                 federation=self._federation,
                 message_id=nacl.utils.random(16),
             )
             self._transport.publish(topology.DIRECT, name, raw)
         except FledgeError as error:
             log.warning("answer.dropped", to=name, error=str(error))
-
-    def _member(self, name: str) -> Participant:
-        return self.registry.member(name)

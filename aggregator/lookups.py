@@ -74,15 +74,16 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Values:
 
 
 def _limit(arguments: Mapping[str, Any]) -> int:
-    limit = arguments.get("limit", MOST)
+    limit = arguments.get("limit") or MOST
     if not isinstance(limit, int) or not 1 <= limit <= limits.PLAINS:
         raise ConfigError(f"limit: a number from 1 to {limits.PLAINS}")
     return limit
 
 
 def _number(arguments: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = arguments.get(name, default)
-    if not isinstance(value, int) or value < 0:
+    value = arguments.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise ConfigError(f"{name}: a number is needed")
     return value
 
@@ -219,9 +220,9 @@ def _model_show(view: View, arguments: Mapping[str, Any]) -> Values:
 
 def _update_list(view: View, arguments: Mapping[str, Any]) -> Values:
     statement = select(updates).order_by(updates.c.order.desc()).limit(_limit(arguments))
-    if "site" in arguments:
+    if arguments.get("site") is not None:
         statement = statement.where(updates.c.site == str(arguments["site"]))
-    if "state" in arguments:
+    if arguments.get("state") is not None:
         statement = statement.where(updates.c.state == str(arguments["state"]))
     rows = [(_short(r.id), r.site, r.base_version, r.state, r.reason, r.version, r.norm) for r in view.rows(statement)]
     return _table(("update", "site", "base", "state", "reason", "version", "norm"), rows)
@@ -301,6 +302,8 @@ def _queue_list(view: View, arguments: Mapping[str, Any]) -> Values:
 
 def _audit_log(view: View, arguments: Mapping[str, Any]) -> Values:
     statement = select(ledger).where(ledger.c.number > _number(arguments, "since", 0))
+    if (kind := arguments.get("kind")) is not None:
+        statement = statement.where(ledger.c.kind == str(kind))
     statement = statement.order_by(ledger.c.number.desc()).limit(_limit(arguments))
     rows = [(r.number, r.kind, _shown(r.entry), r.hash.hex()[:16]) for r in reversed(view.rows(statement))]
     return _table(("number", "kind", "entry", "hash"), rows)

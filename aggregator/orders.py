@@ -42,13 +42,12 @@ class Orders:
 
     def quarantined(self, site: str) -> bool:
         """Whether a site's updates are refused."""
-        return site in self._measures and self._measures[site].measure == "quarantined"
+        return self.held(site) == "quarantined"
 
     def held(self, site: str) -> str:
         """`revoked`, `quarantined` or `ok`."""
-        return (
-            self._measures[site].measure if site in self._measures and self._measures[site].measure != "none" else "ok"
-        )
+        noted = self._measures.get(site)
+        return "ok" if noted is None or noted.measure == "none" else noted.measure
 
     def narrowed(self, registry: Registry) -> Registry:
         """The root's registry without whom operators revoked; it keeps its version, which is the root's to count."""

@@ -84,14 +84,6 @@ def find_queue(name: str) -> Operation:
     )
 
 
-def find_exchange(name: str) -> Operation:
-    """Ask whether an exchange is there."""
-    return Operation(
-        what=f"find exchange {name}",
-        ask=lambda channel, done: channel.exchange_declare(name, passive=True, callback=done),
-    )
-
-
 def delete_queue(name: str) -> Operation:
     """Delete a queue if nobody uses it and nothing is in it."""
     return Operation(

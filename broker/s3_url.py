@@ -32,6 +32,11 @@ class S3Url:
     """Empty where the URLs are signed by somebody else."""
     secret_key: str = field(repr=False)
 
+    @property
+    def http(self) -> str:
+        """The bucket as HTTP addresses it."""
+        return f"{'https' if self.encrypted else 'http'}://{self.endpoint}/{self.bucket}"
+
     def __str__(self) -> str:
         return f"{'s3s' if self.encrypted else 's3'}://{self.endpoint}/{self.bucket}"
 

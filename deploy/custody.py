@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import json
 import os
 import secrets
 import string
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import nacl.utils
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deploy.keyfiles import (
     private_directory,
@@ -46,19 +47,6 @@ _STATE_LIMIT = 64 * 1024**2
 _KEY_LIMIT = 16 * 1024
 
 
-class Credentials(BaseModel):
-    """An identity at the store, as it is kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    access_key: str
-    secret_key: str = Field(repr=False)
-
-    @property
-    def identity(self) -> StoreIdentity:
-        """The same as a kit takes it."""
-        return StoreIdentity(access_key=self.access_key, secret_key=self.secret_key)
-
-
 class State(BaseModel):
     """What has been issued."""
 
@@ -73,9 +61,9 @@ class State(BaseModel):
     """PEM, by participant."""
     servers: dict[str, str] = {}
     """PEM, by server."""
-    hub: dict[str, Credentials] = {}
+    hub: dict[str, StoreIdentity] = {}
     """Identities at the store: the aggregator's, and those that sign URLs."""
-    sites: dict[str, Credentials] = {}
+    sites: dict[str, StoreIdentity] = {}
     """Identities at the store, by site."""
 
 
@@ -143,28 +131,17 @@ class Custody:
                 replace_private(path, data)
 
 
-class _Listed(BaseModel):
-    name: str
-    """Also its policy's."""
-    access_key: str
-    secret_key: str = Field(repr=False)
-
-
-class _Store(BaseModel):
-    identities: tuple[_Listed, ...]
-
-
 def _store(state: State) -> str:
     """Every identity that the store has to know, each under the name of its policy."""
-    hub = [_Listed(name=SIGNING.get(name, name), **each.model_dump()) for name, each in state.hub.items()]
-    sites = [_Listed(name=f"site-{name}", **each.model_dump()) for name, each in state.sites.items()]
-    return _Store(identities=(*hub, *sites)).model_dump_json(indent=1)
+    hub = [{"name": SIGNING.get(name, name), **each.model_dump()} for name, each in state.hub.items()]
+    sites = [{"name": f"site-{name}", **each.model_dump()} for name, each in state.sites.items()]
+    return json.dumps({"identities": hub + sites}, indent=1)
 
 
-def new_credentials() -> Credentials:
+def new_credentials() -> StoreIdentity:
     """A random identity at the store, in letters that every S3 server takes."""
     letters = string.ascii_letters + string.digits
-    return Credentials(
+    return StoreIdentity(
         access_key="".join(secrets.choice(string.ascii_uppercase + string.digits) for _ in range(20)),
         secret_key="".join(secrets.choice(letters) for _ in range(40)),
     )

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from broker.blobs import check_head
 from deploy import kit_files, pki
-from deploy.keyfiles import new_folder, private_directory, read_identity, write_identity, write_private
+from deploy.keyfiles import new_folder, read_identity, write_files
 from deploy.kits import ALPHABET, KitFacts, check_kit, random_code, read_kit
 from protocol.codec import EXACT, TEXT, Bytes, Word, decode, encode
 from protocol.errors import ConfigError, Malformed, TooLarge
@@ -147,11 +147,12 @@ def enrol(folder: Path, name: str, role: Role, federation: str) -> Enrolled:
     check_site(name)
     check_head(federation)
     identity, tls_key, code = Identity.generate(name, role), pki.new_key(), random_code(CODE_GROUPS)
+    request = make_request(identity, federation, tls_key, code)
     with new_folder(folder) as fresh:
-        write_identity(fresh / kit_files.KEYS[role], identity)
-        private_directory(fresh / "tls")
-        write_private(fresh / kit_files.TLS_KEY, tls_key)
-        write_private(fresh / f"{name}.request", make_request(identity, federation, tls_key, code))
+        write_files(
+            fresh,
+            {kit_files.KEYS[role]: identity.to_bytes(), kit_files.TLS_KEY: tls_key, f"{name}.request": request},
+        )
     return Enrolled(request=folder / f"{name}.request", code=code)
 
 
@@ -176,7 +177,6 @@ def finish(kit: Path, password: str, folder: Path, now: datetime) -> KitFacts:
     if changed := sorted(name for name, data in held.items() if data != files[name]):
         raise ConfigError(f"{folder / changed[0]} is there already and differs; move it away, then finish again")
     last = kit_files.CONFIGURATION[facts.role]
-    for name in sorted(files.keys() - held.keys(), key=lambda name: name == last):
-        private_directory((folder / name).parent)
-        write_private(folder / name, files[name])
+    missing = sorted(files.keys() - held.keys(), key=lambda name: name == last)
+    write_files(folder, {name: files[name] for name in missing})
     return facts

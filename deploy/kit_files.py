@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import string
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from deploy.project import Project
 from protocol.keys import Role
@@ -49,15 +50,12 @@ ALLOWED = frozenset(
 """Every name that may stand in a kit; nothing else is ever unpacked."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreIdentity:
+class StoreIdentity(BaseModel):
     """Who somebody is at the object store."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
     access_key: str
-    secret_key: str
-
-    def __repr__(self) -> str:
-        return f"StoreIdentity({self.access_key!r})"
+    secret_key: str = Field(repr=False)
 
 
 class _Text(string.Template):

@@ -19,7 +19,7 @@ CENTRE_CONNECTIONS = 16
 """Of the aggregator, whose standby may be up as well, and of an operator with several consoles."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Login:
     """One user of the broker."""
 
@@ -62,15 +62,11 @@ def members_of(registry: Registry) -> Members:
     held = {*centre, *sites, *operators}
     return Members(
         logins=(
-            *(_login(name, aggregator_permissions(), CENTRE_CONNECTIONS) for name in centre),
-            *(_login(name, site_permissions(name), SITE_CONNECTIONS) for name in sites),
-            *(_login(name, operator_permissions(name), CENTRE_CONNECTIONS) for name in operators),
+            *(Login(name, aggregator_permissions(), CENTRE_CONNECTIONS) for name in centre),
+            *(Login(name, site_permissions(name), SITE_CONNECTIONS) for name in sites),
+            *(Login(name, operator_permissions(name), CENTRE_CONNECTIONS) for name in operators),
         ),
         sites=sites,
         operators=operators,
         gone=tuple(dict.fromkeys(entry.name for entry in registry.entries if entry.name not in held)),
     )
-
-
-def _login(name: str, permissions: dict[str, str], connections: int) -> Login:
-    return Login(name=name, permissions=permissions, connections=connections)

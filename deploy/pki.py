@@ -51,7 +51,8 @@ class Authority:
 
 def new_authority(federation: str, now: datetime) -> Authority:
     """A self-signed authority that lasts ten years and issues leaves only."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    secret = new_key()
+    key = _private(secret)
     name = _named(f"{federation} TLS CA"[:64])
     builder = _builder(name, name, key.public_key(), now, AUTHORITY_DAYS)
     usage = x509.KeyUsage(
@@ -65,7 +66,6 @@ def new_authority(federation: str, now: datetime) -> Authority:
         .add_extension(usage, critical=True)
         .sign(key, hashes.SHA256())
     )
-    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return Authority(certificate=certificate.public_bytes(Encoding.PEM), key=secret)
 
 

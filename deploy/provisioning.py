@@ -274,12 +274,11 @@ def _issue(custody: Custody, state: State, order: _Order, record: bytes, now: da
     update: dict[str, object] = {"certificates": state.certificates | {name: certificate.decode()}}
     if role == Role.SITE and project.access == "credentials":
         own = state.sites.get(name) or new_credentials()
-        files[CREDENTIALS] = kit_files.credentials(own.identity, {})
+        files[CREDENTIALS] = kit_files.credentials(own, {})
         update["sites"] = state.sites | {name: own}
     if role == Role.AGGREGATOR:
         hub = {key: new_credentials() for key in (AGGREGATOR, *SIGNING)}
-        signing = {key: hub[key].identity for key in SIGNING}
-        files[CREDENTIALS] = kit_files.credentials(hub[AGGREGATOR].identity, signing)
+        files[CREDENTIALS] = kit_files.credentials(hub[AGGREGATOR], {key: hub[key] for key in SIGNING})
         servers = {server: _new_server(custody, project, server, files, now) for server in SERVERS}
         update |= {"hub": hub, "servers": servers}
     path, password = custody.directory / KITS / f"{name}.zip", random_code(PASSWORD_GROUPS)

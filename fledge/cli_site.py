@@ -19,16 +19,18 @@ app = typer.Typer(
 )
 
 Config = Annotated[Path, typer.Option("--config", help="The site's configuration file.")]
+Kit = Annotated[Path | None, typer.Option("--kit", help="Or: the site's kit, the folder that holds worker.toml.")]
 Run = Annotated[str, typer.Argument(help="The run's name, as `fledge site waiting` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
 WORKER_TOML = Path("worker.toml")
 
 
 @app.command()
-def waiting(config: Config = WORKER_TOML, as_json: AsJson = False) -> None:
+def waiting(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
     """List the runs that wait for somebody here to say yes."""
     from worker.config import read_config, site_policy
 
+    config = _at(config, kit)
     settings = read_config(config)
     asked = site_policy(settings, config.parent).ask_first
     runs = [run for run, answer in _runs(config).values() if answer is None] if asked else []
@@ -42,23 +44,23 @@ def waiting(config: Config = WORKER_TOML, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def approve(run: Run, config: Config = WORKER_TOML) -> None:
+def approve(run: Run, config: Config = WORKER_TOML, kit: Kit = None) -> None:
     """Let this site train a run; the worker hears of it with its next sign of life."""
-    _say(config, run, approved=True)
+    _say(_at(config, kit), run, approved=True)
 
 
 @app.command()
-def refuse(run: Run, config: Config = WORKER_TOML) -> None:
+def refuse(run: Run, config: Config = WORKER_TOML, kit: Kit = None) -> None:
     """Let this site not train a run: a training under way is stopped, and none begins."""
-    _say(config, run, approved=False)
+    _say(_at(config, kit), run, approved=False)
 
 
 @app.command()
-def cases(config: Config = WORKER_TOML, as_json: AsJson = False) -> None:
+def cases(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
     """List what went wrong here, the newest first; operators elsewhere see the numbers alone."""
     from worker.cases import Cases
 
-    found = Cases(_state(config) / "cases").all()
+    found = Cases(_state(_at(config, kit)) / "cases").all()
     if as_json:
         typer.echo(json.dumps([{"case": case.number, "title": case.title} for case in found]))
         return
@@ -72,11 +74,16 @@ def cases(config: Config = WORKER_TOML, as_json: AsJson = False) -> None:
 def case(
     number: Annotated[str, typer.Argument(help="The case's number.")],
     config: Config = WORKER_TOML,
+    kit: Kit = None,
 ) -> None:
     """Show the full text of a case. It may name patients: it is for people of this hospital."""
     from worker.cases import Cases
 
-    typer.echo(Cases(_state(config) / "cases").text(number))
+    typer.echo(Cases(_state(_at(config, kit)) / "cases").text(number))
+
+
+def _at(config: Path, kit: Path | None) -> Path:
+    return config if kit is None else kit / WORKER_TOML
 
 
 def _state(config: Path) -> Path:

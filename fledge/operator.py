@@ -11,7 +11,7 @@ import fcntl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aggregator.config import TlsConfig, read_toml
 from broker.transport import Delivery, Transport
-from deploy.keyfiles import read_identity, replace_private
+from deploy.keyfiles import read_bounded, read_identity, replace_private
 from fledge.connecting import broker_of
 from protocol import topology
 from protocol.codec import Word
@@ -84,12 +84,6 @@ class _Asked:
     said: dict[str, Said] = field(default_factory=dict)
 
 
-@contextmanager
-def _alone(seconds: float) -> Iterator[None]:
-    """Nobody else reads this inbox."""
-    yield
-
-
 class Console:
     """Gives orders in one operator's name and collects the answers; one order at a time."""
 
@@ -102,14 +96,14 @@ class Console:
         transport: Transport,
         *,
         keep_registry: Callable[[bytes], None] = lambda record: None,
-        alone: Callable[[float], AbstractContextManager[None]] = _alone,
+        alone: Callable[[float], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Prepare; the transport stays the caller's to close.
 
         Args:
             keep_registry: is given newer signed registries.
             alone: held while an order is asked, for at most so many seconds' wait: an operator has one inbox, and
-                two readers would take each other's answers.
+                two readers would take each other's answers. By default nobody else reads it.
         """
         self.name = identity.name
         self.registry = registry
@@ -155,8 +149,7 @@ class Console:
     ) -> list[Said]:
         """Ask, and ask again if the list of members turned out to be too old."""
         command = order.name
-        unknown = [site for site in targets if site not in self._sites()]
-        if unknown:
+        if not self._sites().issuperset(targets):
             self._refresh(deadline)
         said = self._ask(command, arguments, targets, deadline)
         if self._strangers and time.monotonic() < deadline:
@@ -298,18 +291,13 @@ def open_console(kit: Path) -> Iterator[Console]:
     if identity.role != Role.OPERATOR:
         raise ConfigError(f"{base / config.keys} are keys of the role {identity.role.value}, not of an operator")
     root = bytes.fromhex(config.root)
-    try:
-        with (base / config.registry).open("rb") as file:
-            record = file.read(STORED_RECORD + 1)
-    except OSError as error:
-        raise ConfigError(f"{base / config.registry}: {error.strerror or error}; it is the signed registry") from error
+    record = read_bounded(base / config.registry, STORED_RECORD, "the signed registry")
+    registry = open_registry(record, root, config.federation)
+    alone = partial(_locked, base / "console.lock")
 
     def keep(newer: bytes) -> None:
         with suppress(ConfigError):  # it is asked for again next time
             replace_private(base / config.registry, newer)
 
-    with ExitStack() as stack:
-        transport = stack.enter_context(broker_of(config, base, identity.name))
-        registry = open_registry(record, root, config.federation)
-        alone = partial(_locked, base / "console.lock")
+    with broker_of(config, base, identity.name) as transport:
         yield Console(identity, config.federation, root, registry, transport, keep_registry=keep, alone=alone)

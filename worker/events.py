@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Literal
 
 from protocol.messages import Head, Outcome, Receipt, RunState
@@ -164,31 +163,6 @@ class TrainingFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunAnswered:
-    """A person at the site approved or refused a run."""
-
-    run: str
-    approved: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClockSeen:
-    """The answer to `LookAtClock`: the time of day at the site."""
-
-    local: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drain:
-    """Begin no further training; what is being trained is finished, and everything is sent."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Undrain:
-    """Train again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Uploaded:
     """Every chunk of an update is in the store."""
 
@@ -252,21 +226,6 @@ class NoteRegistry:
     version: int
     digest: bytes
     record: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoteAnswer:
-    """Keep what a person at the site said to a run."""
-
-    run: str
-    approved: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoteDrained:
-    """Keep whether the site is drained."""
-
-    drained: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,18 +334,6 @@ class Train:
     """Message id of the evaluation to make first; empty when none is due."""
     count: int
     """Updates made from this version before."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LookAtClock:
-    """A training could begin if the site's hours allow it; the answer is `ClockSeen`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForgetAnswer:
-    """The answer to this run is in the journal: the note that told of it can go."""
-
-    run: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

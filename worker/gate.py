@@ -6,12 +6,67 @@ it counts for that one turn, so a clock that is set, or a machine that slept, mi
 
 from __future__ import annotations
 
-from worker.events import ClockSeen, ForgetAnswer, LookAtClock, NoteAnswer, NoteDrained, RunAnswered, Snapshot
+from dataclasses import dataclass
+from datetime import datetime
+
+from worker.events import Snapshot
 from worker.policy import SitePolicy
 from worker.sending import Decided
 
 LOOK_AGAIN = 3600.0
 """Seconds after which the time of day is asked for again at the latest, since clocks are set and machines sleep."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAnswered:
+    """A person at the site approved or refused a run."""
+
+    run: str
+    approved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockSeen:
+    """The answer to `LookAtClock`: the time of day at the site."""
+
+    local: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Begin no further training; what is being trained is finished, and everything is sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undrain:
+    """Train again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteAnswer:
+    """Keep what a person at the site said to a run."""
+
+    run: str
+    approved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteDrained:
+    """Keep whether the site is drained."""
+
+    drained: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookAtClock:
+    """A training could begin if the site's hours allow it; the answer is `ClockSeen`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetAnswer:
+    """The answer to this run is in the journal: the note that told of it can go."""
+
+    run: str
 
 
 class Gate:

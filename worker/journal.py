@@ -36,8 +36,6 @@ from protocol.topology import up_exchange
 from worker.events import (
     AddMessage,
     AddUpdate,
-    NoteAnswer,
-    NoteDrained,
     NoteHead,
     NoteRegistry,
     NoteRun,
@@ -51,6 +49,7 @@ from worker.events import (
     Snapshot,
     UpdateRow,
 )
+from worker.gate import NoteAnswer, NoteDrained
 from worker.obeying import NoteCounter
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ from protocol.errors import ConfigError, FledgeError, Unauthorized, WireError
 from protocol.messages import Command, Kind, Reply
 from protocol.registry import Registry
 from worker.announcements import Reader
-from worker.events import Drain, Undrain
+from worker.gate import Drain, Undrain
 from worker.obeying import CommandSeen, Leaving, Obeyed
 from worker.policy import SitePolicy
 

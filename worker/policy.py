@@ -23,14 +23,19 @@ from protocol.messages import Named
 
 _LIMIT = 64 * 1024
 _CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]"
-_SUFFIXES = (
-    *("nii", "gz", "dcm", "dicom", "ima", "nrrd", "nhdr", "mha", "mhd", "mgz", "mnc", "svs", "ndpi", "edf", "bam"),
-    *("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "csv", "tsv", "xls", "xlsx", "json", "jsonl", "xml", "txt"),
-    *("log", "pdf", "zip", "tar", "npy", "npz", "pkl", "pt", "pth", "h5", "hdf5", "parquet", "mat", "db", "sqlite"),
+_SUFFIXES = "|".join(
+    (
+        *("nii", "gz", "dcm", "dicom", "ima", "img", "hdr", "nrrd", "nhdr", "mha", "mhd", "mgz", "mnc", "svs", "ndpi"),
+        *("edf", "bam", "vcf", "png", "jpe?g", "bmp", "gif", "tiff?", "avi", "mp4", "csv", "tsv", "xlsx?", "docx?"),
+        *("json", "jsonl", "xml", "txt", "log", "pdf", "zip", "tar", "npy", "npz", "pkl", "pt", "pth", "ckpt", "h5"),
+        *("hdf5", "parquet", "mat", "db", "sqlite"),
+    )
 )
+DATA_FILE = re.compile(rf"\.(?:{_SUFFIXES})(?![A-Za-z0-9])", re.IGNORECASE)
+"""How names of files end that may hold or name what is private."""
 METRIC = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
 """What every name of a metric consists of."""
-_FILE = re.compile(rf"[/\\]|\.(?:{'|'.join(_SUFFIXES)})(?![A-Za-z0-9])", re.IGNORECASE)
+_FILE = re.compile(rf"[/\\]|{DATA_FILE.pattern}", re.IGNORECASE)
 _TAG = re.compile(r"[0-9]+(?:\.[0-9]+){3,}|(?<![0-9A-Fa-f])[0-9A-Fa-f]{4}[,.:+_-][0-9A-Fa-f]{4}(?![0-9A-Fa-f])")
 """Identifiers as DICOM writes them, and its tags: group and element."""
 

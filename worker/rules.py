@@ -29,8 +29,6 @@ from protocol.messages import Head, RunState
 from worker.events import (
     AbortTraining,
     Alarm,
-    ClockSeen,
-    Drain,
     DropSpool,
     Evaluated,
     FetchFailed,
@@ -48,7 +46,6 @@ from worker.events import (
     RegistrySeen,
     Report,
     Resealed,
-    RunAnswered,
     RunRow,
     SendingFailed,
     Settle,
@@ -56,13 +53,12 @@ from worker.events import (
     Train,
     Trained,
     TrainingFailed,
-    Undrain,
     UpdateRow,
     Uploaded,
     UseRegistry,
     VersionSeen,
 )
-from worker.gate import Gate
+from worker.gate import ClockSeen, Drain, Gate, RunAnswered, Undrain
 from worker.obeying import CommandSeen, Obeyed, Obeying
 from worker.policy import OPEN, SitePolicy
 from worker.sending import Decided, Sending, pause

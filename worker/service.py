@@ -39,6 +39,7 @@ from worker.answers import Answers
 from worker.cases import Cases
 from worker.fetching import Fetcher
 from worker.filters import FilterChain
+from worker.gate import ClockSeen, ForgetAnswer, LookAtClock, RunAnswered
 from worker.grants import Grants
 from worker.journal import Journal
 from worker.obeying import CommandSeen, Leave, Leaving, Obey
@@ -359,9 +360,9 @@ class WorkerService:
                 self._begin_training(effect, self.journal.version_record(run))
             case events.AbortTraining():
                 self._abort.set()
-            case events.LookAtClock():
-                self._actor.mailbox.put(events.ClockSeen(local=datetime.now()))  # the hospital's own time of day
-            case events.ForgetAnswer(run=run):
+            case LookAtClock():
+                self._actor.mailbox.put(ClockSeen(local=datetime.now()))  # the hospital's own time of day
+            case ForgetAnswer(run=run):
                 self._answers.noted(run)
             case Obey(command=command):
                 self._obey.put(command)
@@ -417,7 +418,7 @@ class WorkerService:
         self._signs.report(report)
         if report.publish:
             for run, approved in self._answers.take().items():
-                self._actor.mailbox.put(events.RunAnswered(run=run, approved=approved))
+                self._actor.mailbox.put(RunAnswered(run=run, approved=approved))
 
 
 def _hold(state: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fledge.ctl import audit, dead, files, machine, models, registry, runs, sites, updates
-from fledge.ctl.options import command
+from fledge.ctl.options import command, session_of
 from fledge.ctl.session import Session, open_with_kit
 
 KIT = "FLEDGE_KIT"
@@ -67,10 +67,7 @@ def shell(
     yes: Annotated[bool, typer.Option("--yes", help="Never ask for a name again.")] = False,
 ) -> None:
     """A console with history and completion that also understands Clara's commands; reads lines from a pipe too."""
-    from fledge.ctl.options import session_of
     from fledge.ctl.shell import run_shell
 
-    session = session_of(context)
-    session.yes = yes
-    if code := run_shell(session, line):
+    if code := run_shell(session_of(context, yes), line):
         raise typer.Exit(code)

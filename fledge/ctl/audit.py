@@ -16,6 +16,7 @@ def log(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, max=1024, help="How many at most.")] = 50,
     since: Annotated[int | None, typer.Option(min=0, help="Only entries after this number.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only such: command, refused, version, update, run, …")] = None,
 ) -> int:
     """The newest entries of the hash-chained ledger."""
-    return session_of(context).order("audit.log", {"limit": limit, "since": since})
+    return session_of(context).order("audit.log", {"limit": limit, "since": since, "kind": kind})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from fledge.ctl.clara import CLARA, find
+from fledge.ctl.clara import CLARA, HELP, find
 from fledge.ctl.usage import CLIENT, SERVER
 from protocol.errors import FledgeError
 
@@ -24,7 +24,7 @@ def candidates(
     """What may follow these words."""
     if not words:
         return sorted({*(command.name for command in CLARA), *own, "help"})
-    if words[0] in ("help", "?"):
+    if words[0] in HELP:
         return candidates(words[1:], own, (), ())
     command = find(words[0])
     if command is None and len(words) == 1 and "" not in own.get(words[0], {"": ""}):

@@ -39,9 +39,7 @@ def purge(
     yes: Yes = False,
 ) -> int:
     """Forget refused messages."""
-    session = session_of(context)
-    session.yes |= yes
-    return session.order("dead.purge", {"id": letter})
+    return session_of(context, yes).order("dead.purge", {"id": letter})
 
 
 @command(queue, "list")

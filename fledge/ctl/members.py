@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocol.errors import ConfigError, FledgeError
+from protocol.errors import FledgeError
 
 if TYPE_CHECKING:
     from protocol.registry import Registry
@@ -34,17 +34,14 @@ def read_members(kit: Path) -> Members:
         WireError: the root has not signed the registry.
     """
     from aggregator.config import read_toml
+    from deploy.keyfiles import read_bounded
     from fledge.operator import OPERATOR_TOML, OperatorConfig
     from protocol.limits import STORED_RECORD
     from protocol.registry import open_registry
 
     folder = folder_of(kit)
     config = read_toml(folder / OPERATOR_TOML, OperatorConfig)
-    try:
-        with (folder / config.registry).open("rb") as file:
-            record = file.read(STORED_RECORD + 1)
-    except OSError as error:
-        raise ConfigError(f"{folder / config.registry}: {error.strerror}; unpack the kit again") from error
+    record = read_bounded(folder / config.registry, STORED_RECORD, "the signed registry; unpack the kit again")
     return Members(config.federation, open_registry(record, bytes.fromhex(config.root), config.federation))
 
 

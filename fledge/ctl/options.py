@@ -69,14 +69,15 @@ def group(about: str) -> typer.Typer:
     return typer.Typer(help=about, no_args_is_help=True)
 
 
-def session_of(context: typer.Context) -> Session:
-    """The sitting that a command belongs to.
+def session_of(context: typer.Context, yes: bool = False) -> Session:
+    """The sitting that a command belongs to; with `yes` nobody is asked for a name again.
 
     Raises:
         ConfigError: the command was called outside of one.
     """
     if not isinstance(context.obj, Session):
         raise ConfigError("this command belongs to `fledge ctl`")
+    context.obj.yes |= yes
     return context.obj
 
 

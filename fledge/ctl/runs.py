@@ -36,16 +36,10 @@ def resume(context: typer.Context, run: OneRun = None) -> int:
 @command(app, "stop")
 def stop(context: typer.Context, run: OneRun = None, yes: Yes = False) -> int:
     """End the run in order; what waits gets its receipt."""
-    return _end(context, "run.stop", run, yes)
+    return session_of(context, yes).order("run.stop", {"run": run})
 
 
 @command(app, "abort")
 def abort(context: typer.Context, run: OneRun = None, yes: Yes = False) -> int:
     """End the run at once; workers drop what they train."""
-    return _end(context, "run.abort", run, yes)
-
-
-def _end(context: typer.Context, order: str, run: str | None, yes: bool) -> int:
-    session = session_of(context)
-    session.yes |= yes
-    return session.order(order, {"run": run})
+    return session_of(context, yes).order("run.abort", {"run": run})

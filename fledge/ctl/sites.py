@@ -29,19 +29,19 @@ def show(context: typer.Context, site: OneSite) -> int:
 @command(app, "quarantine")
 def quarantine(context: typer.Context, site: OneSite, yes: Yes = False) -> int:
     """Take a site's updates no longer, but leave it connected."""
-    return _measure(context, "site.quarantine", site, yes)
+    return session_of(context, yes).order("site.quarantine", {"site": site})
 
 
 @command(app, "readmit")
 def readmit(context: typer.Context, site: OneSite) -> int:
     """Take a quarantined site's updates again."""
-    return _measure(context, "site.readmit", site)
+    return session_of(context).order("site.readmit", {"site": site})
 
 
 @command(app, "revoke")
 def revoke(context: typer.Context, site: OneSite, yes: Yes = False) -> int:
     """Cut a site off at once; the root's signature follows."""
-    return _measure(context, "site.revoke", site, yes)
+    return session_of(context, yes).order("site.revoke", {"site": site})
 
 
 @command(app, "drain")
@@ -67,8 +67,7 @@ def restart(
     yes: Yes = False,
 ) -> int:
     """End the worker in order; its supervisor starts it again."""
-    session = session_of(context)
-    session.yes |= yes
+    session = session_of(context, yes)
     return session.order("site.restart", targets=chosen(session, sites, site, everywhere))
 
 
@@ -81,8 +80,7 @@ def shutdown(
     yes: Yes = False,
 ) -> int:
     """End the worker in order and leave it down."""
-    session = session_of(context)
-    session.yes |= yes
+    session = session_of(context, yes)
     return session.order("site.shutdown", targets=chosen(session, sites, site, everywhere))
 
 
@@ -91,9 +89,3 @@ def doctor(context: typer.Context, sites: Sites = None, site: AlsoSites = None, 
     """What the site's own checks say, without anything private."""
     session = session_of(context)
     return session.order("site.doctor", targets=chosen(session, sites, site, everywhere))
-
-
-def _measure(context: typer.Context, order: str, site: str, yes: bool = False) -> int:
-    session = session_of(context)
-    session.yes |= yes
-    return session.order(order, {"site": site})

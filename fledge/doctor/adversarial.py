@@ -25,7 +25,8 @@ from fledge.doctor.hops import Blocked, Way, walk
 from fledge.doctor.local import check_keys, check_registry
 from fledge.doctor.place import Place
 from fledge.doctor.report import Report
-from fledge.doctor.store_attacks import CALL_S, Attack, Outcome
+from fledge.doctor.store_attacks import Attack, Outcome
+from fledge.doctor.store_checks import CALL_S
 from fledge.operator import OperatorConfig
 from protocol.errors import ConfigError, Malformed, TransportError
 from protocol.keys import Identity, Role
@@ -110,7 +111,7 @@ def _store(place: Place, way: Way, url: S3Url, identity: Identity, registry: Reg
 def _like_rclone(pool: BoundedPool, url: S3Url) -> bool:
     """Whether the store answers what nobody signed as `rclone serve s3` does, which has keys but no rights."""
     with pool.until(time.monotonic() + CALL_S):
-        pool.urlopen("GET", f"{'https' if url.encrypted else 'http'}://{url.endpoint}/{url.bucket}")
+        pool.urlopen("GET", url.http)
         return pool.answer is not None and pool.answer.code == "UnsupportedAlgorithm"
 
 

@@ -23,7 +23,7 @@ from fledge.doctor.report import Report
 from fledge.doctor.store_checks import check_store_rights, check_store_way
 from fledge.operator import OperatorConfig
 from protocol.errors import ConfigError
-from protocol.keys import Identity, Role
+from protocol.keys import Identity
 from protocol.registry import Registry
 from worker.config import WorkerConfig
 
@@ -135,7 +135,7 @@ def _store(place: Place, way: Way, url: S3Url, identity: Identity | None) -> lis
     rights = check_store_rights(
         url,
         way.server,
-        role=Role(place.role),
+        role=place.role,
         name=identity.name,
         federation=config.federation,
         insecure=config.insecure,

@@ -21,10 +21,10 @@ from broker.bounded_http import BoundedPool
 from broker.granting import Signer
 from broker.s3 import S3Blobs
 from broker.s3_url import S3Url
+from fledge.doctor.store_checks import CALL_S
 from protocol.errors import Corrupt, FledgeError, Forbidden, Missing
 from protocol.topology import head_key, model_chunk, record_key, state_chunk, update_chunk
 
-CALL_S = 20.0
 _BODY = b"fledge doctor tried whether it may put this here; delete it\n"
 _NAME = hashlib.sha256(_BODY).hexdigest()
 _REFUSALS = frozenset({400, 401, 403, 405, 409, 501})
@@ -50,10 +50,9 @@ class Attack:
 
 def without_signature(pool: BoundedPool, url: S3Url, site: str) -> Iterator[Attack]:
     """As somebody who has no credentials at all; some servers let everybody in until keys are set."""
-    base = f"{'https' if url.encrypted else 'http'}://{url.endpoint}/{url.bucket}"
-    yield _sent(pool, "list the bucket without a signature", "GET", f"{base}?list-type=2")
-    yield _sent(pool, "get a model without a signature", "GET", f"{base}/{model_chunk(_nobodys())}")
-    yield _sent(pool, "put an update without a signature", "PUT", f"{base}/{update_chunk(site, _NAME)}", body=_BODY)
+    yield _sent(pool, "list the bucket without a signature", "GET", f"{url.http}?list-type=2")
+    yield _sent(pool, "get a model without a signature", "GET", f"{url.http}/{model_chunk(_nobodys())}")
+    yield _sent(pool, "put an update without a signature", "PUT", f"{url.http}/{update_chunk(site, _NAME)}", body=_BODY)
 
 
 def with_credentials(store: S3Blobs, site: str, other: str, federation: str) -> Iterator[Attack]:

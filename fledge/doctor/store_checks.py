@@ -47,8 +47,7 @@ def _answer(way: Way, url: S3Url) -> list[Finding]:
     pool = BoundedPool(tls=way.tls, proxy=way.proxy)
     try:
         with pool.until(time.monotonic() + CALL_S):
-            scheme = "https" if url.encrypted else "http"
-            answer = pool.urlopen("HEAD", f"{scheme}://{url.endpoint}/{url.bucket}")
+            answer = pool.urlopen("HEAD", url.http)
         date, kind = answer.headers.get("Date", ""), answer.headers.get("Server", "unnamed")
     except (HTTPError, OSError) as error:
         cause = error.args[-1] if error.args and isinstance(error.args[-1], Exception) else error

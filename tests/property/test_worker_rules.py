@@ -15,6 +15,7 @@ from broker.actor import Tick
 from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
 from worker import events
 from worker.events import Sealed, UpdateRow
+from worker.gate import ClockSeen, Drain, LookAtClock, RunAnswered, Undrain
 from worker.journal import Journal
 from worker.policy import OPEN, SitePolicy
 from worker.rules import WorkerRules
@@ -168,8 +169,8 @@ class WorkerUnderFire(RuleBasedStateMachine):
                 sealed = Sealed(envelope=b"again", chunks=row.chunks, key=b"k")
                 again = events.Resealed(row=row.row, epoch=epoch, sequence=sequence, sealed=sealed)
                 return [again if good else events.SendingFailed(row=row.row, lost=True)]
-            case events.LookAtClock():
-                return [events.ClockSeen(local=datetime(2026, 5, 4, 23 if self.night else 12, 59))]
+            case LookAtClock():
+                return [ClockSeen(local=datetime(2026, 5, 4, 23 if self.night else 12, 59))]
             case events.Publish(row=number):
                 rows = [row for row in self.journal.load().updates if row.row == number]
                 return [events.Published(row=number), *[self.deliver(row) for row in rows] * (1 if good else 2)]
@@ -202,11 +203,11 @@ class WorkerUnderFire(RuleBasedStateMachine):
 
     @rule(approved=st.sampled_from([True, True, False]), dies=DIES)
     def somebody_at_the_hospital_answers(self, approved: bool, dies: int) -> None:
-        self.turn(events.RunAnswered(run="r", approved=approved), dies=dies)
+        self.turn(RunAnswered(run="r", approved=approved), dies=dies)
 
     @rule(drained=st.booleans(), dies=DIES)
     def an_operator_drains_the_site(self, drained: bool, dies: int) -> None:
-        self.turn(events.Drain() if drained else events.Undrain(), dies=dies)
+        self.turn(Drain() if drained else Undrain(), dies=dies)
 
     @precondition(lambda self: self.policy.hours is not None)
     @rule()
@@ -255,7 +256,7 @@ class WorkerUnderFire(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Leave the worker alone with a friendly world: everything is sent, settled and idle in the end."""
         self.night = True
-        self.turn(events.RunAnswered(run="r", approved=True), events.Undrain())
+        self.turn(RunAnswered(run="r", approved=True), Undrain())
         self.a_version_is_announced(1, False, 0)
         self.a_head_is_seen(1, RunState.RUNNING, True, 0)
         for _ in range(100):

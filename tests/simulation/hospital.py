@@ -27,6 +27,7 @@ from tests.simulation.surroundings import (
 )
 from worker import events
 from worker.events import Sealed
+from worker.gate import ClockSeen, ForgetAnswer, LookAtClock
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -122,8 +123,8 @@ class Hospital(Process):
                 self.begin_training(effect)
             case events.AbortTraining():
                 self.aborting = True
-            case events.LookAtClock():
-                self.mailbox.append(events.ClockSeen(local=datetime.fromtimestamp(self.world.now, UTC)))
+            case LookAtClock():
+                self.mailbox.append(ClockSeen(local=datetime.fromtimestamp(self.world.now, UTC)))
             case events.Upload(row=row, anew=anew):
                 self.answer(f"upload {row.id.hex()[:4]}", partial(self.upload, row, anew))
             case events.Reseal(row=row, epoch=epoch, sequence=sequence):
@@ -142,7 +143,7 @@ class Hospital(Process):
                 self.world.broker.publish(topology.event_exchange(self.site), "", body)
             case events.Alarm(event=event):
                 self.alarms.append(event)
-            case events.Report() | events.Settled() | events.ForgetAnswer():
+            case events.Report() | events.Settled() | ForgetAnswer():
                 pass
             case _:
                 raise TypeError(f"the simulated worker does not know {effect}")

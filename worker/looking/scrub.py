@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from worker.looking.vocabulary import EVENTS, KINDS, LEVELS, NUMBERS, WORDS
+from worker.policy import DATA_FILE
 
 PATH, FILE, TAG, NUMBER = "<path>", "<file>", "<tag>", "<number>"
 URL, MAIL, TEXT, EVENT = "<url>", "<mail>", "<text>", "<event>"
@@ -21,14 +22,6 @@ LONGEST = 1024
 """Characters of one line of an answer."""
 _CUT = 4096
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z", re.ASCII)
-_SUFFIXES = "|".join(
-    (
-        *("nii", "gz", "dcm", "dicom", "ima", "img", "hdr", "nrrd", "nhdr", "mha", "mhd", "mgz", "mnc", "svs", "ndpi"),
-        *("edf", "bam", "vcf", "png", "jpe?g", "bmp", "gif", "tiff?", "avi", "mp4", "csv", "tsv", "xlsx?", "docx?"),
-        *("json", "jsonl", "xml", "txt", "log", "pdf", "zip", "tar", "npy", "npz", "pkl", "pt", "pth", "ckpt", "h5"),
-        *("hdf5", "parquet", "mat", "db", "sqlite"),
-    )
-)
 # No pattern below can take longer than a line is long: none begins in the midst of what it has just failed on.
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]+://.*")
 _MAIL = re.compile(r"(?<![^\s@])[^\s@]+@[^\s@]+")
@@ -42,7 +35,6 @@ _DICOM = re.compile(
     r"|\bmrn\b.*",
     re.IGNORECASE,
 )
-_DATA_FILE = re.compile(rf"\.(?:{_SUFFIXES})(?![A-Za-z0-9])", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"(?:^|(?<=[\s\"'`=(\[{,:;<>|]))(?:~[\w.-]{0,64}|\.{1,2}|[A-Za-z]:)?[/\\].*")
 _RELATIVE = re.compile(r"[^\s<][/\\]|[/\\][^\s>]")
 _DIGITS = re.compile(r"(?<!\w)(?<![0-9]\.)\w*[0-9](?:[ _-]?[0-9]){4,}\w*")
@@ -55,7 +47,7 @@ def free_text(line: str) -> str:
     shown = _printable(line)
     for private, mark in ((_URL, URL), (_MAIL, MAIL), (_DICOM, TAG)):
         shown = private.sub(mark, shown)
-    if _DATA_FILE.search(shown):  # where its name begins, nobody can tell
+    if DATA_FILE.search(shown):  # where its name begins, nobody can tell
         return FILE
     shown = _ABSOLUTE.sub(PATH, shown)
     if _RELATIVE.search(shown):
@@ -103,7 +95,7 @@ def fields(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def is_private(word: str) -> bool:
     """Whether a word of the right shape is a file's name or a tag all the same."""
-    return any(private.search(word) for private in (_DICOM, _DATA_FILE, _MAIL, _RELATIVE))
+    return any(private.search(word) for private in (_DICOM, DATA_FILE, _MAIL, _RELATIVE))
 
 
 def shortened(line: str) -> str:

@@ -16,6 +16,7 @@ from worker import events
 from worker.answers import Answers
 from worker.cases import Cases
 from worker.events import RunRow
+from worker.gate import NoteAnswer
 from worker.journal import Journal
 
 TOML = """\
@@ -40,7 +41,7 @@ def config(tmp_path: Path) -> Path:
         RunRow(run="lung", version=9, digest=b"3" * 32, state=RunState.STOPPED),
     ]
     journal.commit([events.NoteVersion(row=row, record=b"record") for row in rows])
-    journal.commit([events.NoteAnswer(run="heart", approved=True)])
+    journal.commit([NoteAnswer(run="heart", approved=True)])
     journal.close()
     return path
 
@@ -57,6 +58,7 @@ def said(config: Path, *arguments: str) -> str:
 def test_runs_wait_until_they_are_approved_or_refused(config: Path) -> None:
     answers = Answers(config.parent / "state" / "approvals")
     assert "liver: version 3" in said(config, "waiting")
+    assert "liver: version 3" in CliRunner().invoke(site, ["waiting", "--kit", str(config.parent)]).output
     assert json.loads(said(config, "waiting", "--json")) == [{"run": "liver", "version": 3}]
     assert "liver: approved" in said(config, "approve", "liver")
     assert "no run is waiting" in said(config, "waiting")

@@ -62,6 +62,7 @@ ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("dead purge --yes", "dead.purge", {}, ()),
     ("queue list", "queue.list", {}, ()),
     ("audit log --limit 9 --since 3", "audit.log", {"limit": 9, "since": 3}, ()),
+    ("audit log --kind command", "audit.log", {"limit": 50, "kind": "command"}, ()),
     ("logs north -n 9 --grep error", "logs", {"lines": 9, "grep": "error"}, ("north",)),
     ("sys info north", "sys.info", {}, ("north",)),
     ("file pwd north", "file.pwd", {}, ("north",)),

@@ -8,6 +8,7 @@ from broker.actor import Step
 from tests.unit.worker.test_rules import SEALED, head, only, rules, some, trained, turn, version
 from worker import events
 from worker.events import RunRow, Snapshot
+from worker.gate import ClockSeen, Drain, ForgetAnswer, LookAtClock, NoteAnswer, NoteDrained, RunAnswered, Undrain
 from worker.policy import SitePolicy
 from worker.rules import WorkerRules
 
@@ -16,8 +17,8 @@ NIGHTS = SitePolicy(hours="20:00-06:00")
 KNOWN = RunRow(run="r", version=1, digest=b"1" * 32)
 
 
-def at(hour: int, minute: int = 0) -> events.ClockSeen:
-    return events.ClockSeen(local=datetime(2026, 5, 4, hour, minute))
+def at(hour: int, minute: int = 0) -> ClockSeen:
+    return ClockSeen(local=datetime(2026, 5, 4, hour, minute))
 
 
 def shown(step: Step) -> tuple[str, str]:
@@ -37,9 +38,9 @@ def test_a_run_waits_for_a_persons_yes_which_is_kept_before_the_training_begins(
     step = turn(machine, version(0))
     assert not some(events.Train, step.effects)
     assert shown(step) == ("waiting", "r")
-    step = turn(machine, events.RunAnswered(run="r", approved=True), now=5.0)
-    assert events.NoteAnswer(run="r", approved=True) in step.writes
-    assert events.ForgetAnswer(run="r") in step.effects
+    step = turn(machine, RunAnswered(run="r", approved=True), now=5.0)
+    assert NoteAnswer(run="r", approved=True) in step.writes
+    assert ForgetAnswer(run="r") in step.effects
     assert only(events.Train, step.effects).run == "r"
 
 
@@ -57,16 +58,16 @@ def test_a_yes_to_one_run_is_none_to_another() -> None:
 
 def test_an_answer_that_comes_again_is_forgotten_without_being_kept_twice() -> None:
     machine = rules(policy=ASKS)
-    turn(machine, events.RunAnswered(run="r", approved=True))
-    step = turn(machine, events.RunAnswered(run="r", approved=True))
+    turn(machine, RunAnswered(run="r", approved=True))
+    step = turn(machine, RunAnswered(run="r", approved=True))
     assert step.writes == ()
-    assert events.ForgetAnswer(run="r") in step.effects
+    assert ForgetAnswer(run="r") in step.effects
 
 
 def test_a_no_ends_the_training_under_way_and_what_it_still_made_is_thrown_away() -> None:
     machine = rules()
     begun = training(machine)
-    step = turn(machine, events.RunAnswered(run="r", approved=False))
+    step = turn(machine, RunAnswered(run="r", approved=False))
     assert some(events.AbortTraining, step.effects)
     step = turn(machine, events.Trained(id=begun.id, sealed=SEALED))
     assert only(events.DropSpool, step.effects).chunks == SEALED.chunks
@@ -78,10 +79,10 @@ def test_a_no_leaves_other_runs_alone_and_can_be_taken_back() -> None:
     machine = rules(Snapshot(answers={"r": False}))
     assert not some(events.Train, turn(machine, version(0, run="r")).effects)
     begun = only(events.Train, turn(machine, version(0, run="s")).effects)
-    step = turn(machine, events.RunAnswered(run="r", approved=False))
+    step = turn(machine, RunAnswered(run="r", approved=False))
     assert not some(events.AbortTraining, step.effects)
     turn(machine, events.Trained(id=begun.id, sealed=SEALED))
-    step = turn(machine, events.RunAnswered(run="r", approved=True))
+    step = turn(machine, RunAnswered(run="r", approved=True))
     assert only(events.Train, step.effects).run == "r"
 
 
@@ -99,9 +100,9 @@ def test_a_run_that_is_paused_waits_for_nobody() -> None:
 def test_the_time_of_day_is_asked_for_before_a_training_begins() -> None:
     machine = rules(policy=NIGHTS)
     step = turn(machine, version(0))
-    assert only(events.LookAtClock, step.effects)
+    assert only(LookAtClock, step.effects)
     assert not some(events.Train, step.effects)
-    assert not some(events.LookAtClock, turn(machine, version(1)).effects)
+    assert not some(LookAtClock, turn(machine, version(1)).effects)
     assert only(events.Train, turn(machine, at(23)).effects).version == 1
 
 
@@ -111,9 +112,9 @@ def test_outside_its_hours_a_site_waits_and_looks_again_when_they_begin() -> Non
     step = turn(machine, at(19, 30), now=101.0)
     assert not some(events.Train, step.effects)
     assert shown(step) == ("waiting", "r")
-    assert not some(events.LookAtClock, turn(machine, now=1900.0).effects)
+    assert not some(LookAtClock, turn(machine, now=1900.0).effects)
     step = turn(machine, now=101.0 + 1800.0)
-    assert only(events.LookAtClock, step.effects)
+    assert only(LookAtClock, step.effects)
     assert some(events.Train, turn(machine, at(20), now=1901.0).effects)
 
 
@@ -123,7 +124,7 @@ def test_long_before_its_hours_a_site_looks_once_an_hour_because_clocks_are_set(
     turn(machine, at(8))
     looks = 0
     for minute in range(1, 180):
-        if some(events.LookAtClock, turn(machine, now=60.0 * minute).effects):
+        if some(LookAtClock, turn(machine, now=60.0 * minute).effects):
             looks += 1
             turn(machine, at(8), now=60.0 * minute)
     assert looks == 2
@@ -150,7 +151,7 @@ def test_what_the_clock_said_counts_for_one_turn_only() -> None:
     turn(machine, events.Trained(id=begun.id, sealed=SEALED))
     step = turn(machine, version(1), now=50_000.0)
     assert not some(events.Train, step.effects)
-    assert only(events.LookAtClock, step.effects)
+    assert only(LookAtClock, step.effects)
 
 
 def test_a_training_that_began_in_time_may_end_out_of_hours() -> None:
@@ -162,7 +163,7 @@ def test_a_training_that_began_in_time_may_end_out_of_hours() -> None:
 
 
 def test_without_hours_nobody_asks_what_time_it_is() -> None:
-    assert not some(events.LookAtClock, turn(rules(policy=ASKS), version(0)).effects)
+    assert not some(LookAtClock, turn(rules(policy=ASKS), version(0)).effects)
 
 
 # ---- drains
@@ -171,8 +172,8 @@ def test_without_hours_nobody_asks_what_time_it_is() -> None:
 def test_a_drained_site_finishes_and_sends_what_it_trains_and_begins_nothing() -> None:
     machine = rules()
     begun = training(machine)
-    step = turn(machine, events.Drain())
-    assert events.NoteDrained(drained=True) in step.writes
+    step = turn(machine, Drain())
+    assert NoteDrained(drained=True) in step.writes
     assert not some(events.AbortTraining, step.effects)
     step = turn(machine, events.Trained(id=begun.id, sealed=SEALED), now=5.0)
     update = only(events.AddUpdate, step.writes).row
@@ -186,14 +187,14 @@ def test_a_drained_site_finishes_and_sends_what_it_trains_and_begins_nothing() -
 def test_a_drain_survives_a_restart_until_it_is_taken_back() -> None:
     machine = rules(Snapshot(drained=True))
     assert not some(events.Train, turn(machine, version(0)).effects)
-    step = turn(machine, events.Undrain())
-    assert events.NoteDrained(drained=False) in step.writes
+    step = turn(machine, Undrain())
+    assert NoteDrained(drained=False) in step.writes
     assert some(events.Train, step.effects)
 
 
 def test_a_second_drain_writes_nothing() -> None:
     machine = rules(Snapshot(drained=True))
-    assert not some(events.NoteDrained, turn(machine, events.Drain()).writes)
+    assert not some(NoteDrained, turn(machine, Drain()).writes)
 
 
 # ---- what is told of a failure
@@ -217,6 +218,6 @@ def test_a_failure_is_told_by_its_code_and_case_until_a_training_succeeds() -> N
 def test_a_training_that_was_told_to_stop_has_not_failed() -> None:
     machine = rules()
     begun = training(machine)
-    turn(machine, events.Drain())
+    turn(machine, Drain())
     step = turn(machine, events.TrainingFailed(id=begun.id, code="aborted"), now=5.0)
     assert only(events.Report, step.effects).code == "-"

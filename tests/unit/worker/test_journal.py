@@ -10,6 +10,7 @@ from protocol.errors import StateError
 from protocol.messages import RunState
 from worker import events
 from worker.events import RunRow, Sealed, Snapshot, UpdateRow
+from worker.gate import NoteAnswer, NoteDrained
 from worker.journal import Journal
 
 RUN = RunRow(run="r", version=3, digest=b"d" * 32, updates_per_base=2, evaluate=True, sent=1, listed=True)
@@ -69,17 +70,17 @@ def test_what_people_said_of_runs_and_a_drain_are_there_after_a_restart(path: Pa
     journal = reopened(path)
     journal.commit(
         [
-            events.NoteAnswer(run="r", approved=True),
-            events.NoteAnswer(run="s", approved=True),
-            events.NoteAnswer(run="s", approved=False),
-            events.NoteDrained(drained=True),
-            events.NoteDrained(drained=True),
+            NoteAnswer(run="r", approved=True),
+            NoteAnswer(run="s", approved=True),
+            NoteAnswer(run="s", approved=False),
+            NoteDrained(drained=True),
+            NoteDrained(drained=True),
         ]
     )
     journal.close()
     found = reopened(path).load()
     assert (found.answers, found.drained) == ({"r": True, "s": False}, True)
-    reopened(path).commit([events.NoteDrained(drained=False)])
+    reopened(path).commit([NoteDrained(drained=False)])
     assert not reopened(path).load().drained
 
 
@@ -87,7 +88,7 @@ def test_a_journal_can_be_read_beside_the_worker_that_writes_it(path: Path) -> N
     with pytest.raises(StateError, match="no such database"):
         Journal.beside(path)
     journal = reopened(path)
-    journal.commit([events.NoteVersion(row=RUN, record=b"record"), events.NoteAnswer(run="r", approved=False)])
+    journal.commit([events.NoteVersion(row=RUN, record=b"record"), NoteAnswer(run="r", approved=False)])
     found = Journal.beside(path)
     assert (found.runs, found.answers) == ((RUN,), {"r": False})
     journal.commit([events.NoteHead(number=1)])

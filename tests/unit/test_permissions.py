@@ -1,0 +1,134 @@
+"""Each stock role with each order there is: judged alike by the aggregator's intake and by the worker that obeys."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+import pytest
+import structlog
+
+from aggregator.intake import Intake
+from aggregator.order_events import CommandArrived
+from protocol.commands import ORDERS
+from protocol.envelope import seal
+from protocol.keys import Identity, Role
+from protocol.messages import Command, Kind
+from protocol.registry import Registry
+from protocol.rights import ROLES, STOCK, Organisation, Policy
+from worker.announcements import Reader
+from worker.orders import Blind, Orders
+from worker.policy import OPEN
+
+FEDERATION = "clinics"
+ALL = {"super", "lead_researcher", "site_researcher", "lead_it", "site_it"}
+ELSEWHERE = {
+    "view": {"super", "lead_researcher", "lead_it"},
+    "train": {"super", "lead_researcher"},
+    "operate": {"super", "lead_it"},
+}
+"""Who may do what at the hub, and at a site of another organisation."""
+AT_HOME = {
+    "view": ALL,
+    "train": ELSEWHERE["train"] | {"site_researcher"},
+    "operate": ELSEWHERE["operate"] | {"site_it"},
+}
+"""Who may do what at a site of the own organisation."""
+HUB, NORTH, SOUTH = (
+    Identity.generate("aggregator", Role.AGGREGATOR),
+    Identity.generate("north", Role.SITE),
+    Identity.generate("south", Role.SITE),
+)
+OPERATORS = {role: Identity.generate(role.replace("_", "-"), Role.OPERATOR) for role in ROLES}
+
+
+def _registry() -> Registry:
+    registry = Registry(version=0, entries=())
+    for member, organisation in ((HUB, "centre"), (NORTH, "north-hospital"), (SOUTH, "south-hospital")):
+        registry = registry.with_entry(member.public, organisation=organisation)
+    for role, member in OPERATORS.items():
+        registry = registry.with_entry(member.public, organisation="north-hospital", roles=(role,))
+    general = tuple(
+        Organisation(name=f"{name}", groups=("general",)) for name in ("centre", "north-hospital", "south-hospital")
+    )
+    return registry.with_policy(Policy(groups=STOCK.groups, organisations=general))
+
+
+REGISTRY = _registry()
+
+
+def signed(role: str, command: str, *targets: str) -> bytes:
+    order = Command(counter=1, expires=int(time.time()) + 60, command=command, arguments={}, targets=targets)
+    to = [HUB.public, NORTH.public, SOUTH.public]
+    return seal(OPERATORS[role], Kind.COMMAND, order, to, federation=FEDERATION, message_id=os.urandom(16))
+
+
+def at_the_hub(raw: bytes) -> str:
+    arrived = Intake(FEDERATION, HUB, REGISTRY).command(None, raw, time.time())
+    assert isinstance(arrived, CommandArrived)
+    return arrived.objection
+
+
+def at_a_site(identity: Identity, raw: bytes) -> str:
+    reader = Reader(identity, FEDERATION, REGISTRY)
+    orders = Orders(identity.name, lambda: reader, OPEN, Blind(), lambda event: None, structlog.get_logger())
+    return orders.read(raw, None, time.time()).objection
+
+
+def verdict(allowed: bool) -> str:
+    return "ok" if allowed else "not_authorized"
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("name", [order.name for order in ORDERS.values() if not order.at_sites])
+def test_the_hub_lets_a_role_do_what_the_table_says(role: str, name: str) -> None:
+    known = ORDERS[name]
+    assert at_the_hub(signed(role, known.name)) == verdict(role in ELSEWHERE[known.action.value])
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("name", [order.name for order in ORDERS.values() if order.at_sites])
+@pytest.mark.parametrize(("site", "table"), [(NORTH, AT_HOME), (SOUTH, ELSEWHERE)], ids=("own", "other"))
+def test_hub_and_site_let_a_role_do_what_the_table_says(
+    role: str, name: str, site: Identity, table: dict[str, set[str]]
+) -> None:
+    expected = verdict(role in table[ORDERS[name].action.value])
+    raw = signed(role, name, site.name)
+    assert (at_the_hub(raw), at_a_site(site, raw)) == (expected, expected)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_order_for_both_needs_the_right_at_both(role: str) -> None:
+    raw = signed(role, "site.drain", "north", "south")
+    assert at_the_hub(raw) == verdict(role in AT_HOME["operate"] & ELSEWHERE["operate"])
+
+
+def test_a_site_takes_no_order_for_another_and_none_for_the_hub() -> None:
+    assert at_a_site(NORTH, signed("super", "site.drain", "south")) == "wrong_site"
+    assert at_a_site(NORTH, signed("super", "run.abort", "north")) == "unknown_command"
+
+
+def test_a_sites_own_policy_narrows_what_everybody_may() -> None:
+    reader = Reader(NORTH, FEDERATION, REGISTRY)
+    policy = OPEN.model_copy(update={"operators": ("lead-it",)})
+    orders = Orders("north", lambda: reader, policy, Blind(), lambda event: None, structlog.get_logger())
+    assert orders.read(signed("super", "site.drain", "north"), None, time.time()).objection == "not_authorized"
+    assert orders.read(signed("lead_it", "site.drain", "north"), None, time.time()).objection == "ok"
+
+
+def test_a_revoked_operator_is_nobody() -> None:
+    revoked = REGISTRY.revoke("super")
+    raw = signed("super", "run.abort")
+    refused = Intake(FEDERATION, HUB, replace(revoked)).command(None, raw, time.time())
+    assert refused.reason == "revoked"
+
+
+@pytest.mark.parametrize(("good_for", "why"), [(-1.0, "expired"), (60.0, "ok"), (90_000.0, "expired")])
+def test_a_command_that_is_too_old_or_from_the_future_says_so(good_for: float, why: str) -> None:
+    now = time.time()
+    command = Command(counter=1, expires=int(now + good_for), command="status", arguments={})
+    raw = seal(OPERATORS["super"], Kind.COMMAND, command, [HUB.public], federation=FEDERATION, message_id=bytes(16))
+    arrived = Intake(FEDERATION, HUB, REGISTRY).command(None, raw, now)
+    assert arrived.objection == why
+    assert ("compare the clocks" in arrived.text) == (why == "expired")
