@@ -40,8 +40,8 @@ class Granted:
 
     def answer(self, message: bytes, head: bytes | None) -> Grant:
         """The grant to send: `message` is the request's id, `head` the newest one, left out if it is too large."""
-        fits = head is not None and len(head) <= limits.HEAD
-        return Grant(message=message, head=head if head and fits else b"", urls=self.urls, expires=self.expires)
+        told = head if head is not None and len(head) <= limits.HEAD else b""
+        return Grant(message=message, head=told, urls=self.urls, expires=self.expires)
 
 
 class Granter:

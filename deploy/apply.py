@@ -82,11 +82,6 @@ class Management:
             raise TransportError(f"{what}: {answer.status} {answer.data[:300].decode(errors='replace')}")
         return json.loads(answer.data) if answer.data else None
 
-    def declare_user(self, name: str, password: str, vhost: str, permissions: dict[str, str]) -> None:
-        """Make or update a user without tags and set what it may do on one vhost."""
-        self.call("PUT", "users", name, body={"password": password, "tags": ""})
-        self.call("PUT", "permissions", vhost, name, body=permissions)
-
 
 def apply_topology(management_url: str, vhost: str, topology: Topology) -> None:
     """Make what is missing on a vhost, the vhost included, and set the limits; nothing is deleted. Idempotent.

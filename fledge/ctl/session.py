@@ -41,25 +41,15 @@ def open_with_kit(kit: Path) -> AbstractContextManager[Console]:
 
 
 class Session:
-    """Connects at the first question; `close` ends it.
+    """Connects at the first question; `close` ends it."""
 
-    Args:
-        ask_person: shows a text and returns the line somebody types, or None if there is nobody.
-    """
-
-    def __init__(
-        self,
-        kit: Path,
-        *,
-        opener: Opener = open_with_kit,
-        timeout: float = 10.0,
-        ask_person: Callable[[str], str | None] | None = None,
-    ) -> None:
+    def __init__(self, kit: Path, *, opener: Opener = open_with_kit, timeout: float = 10.0) -> None:
         self.kit = kit
         self.timeout = timeout
         self.as_json = False
         self.yes = False
-        self.ask_person = ask_person or prompt
+        self.ask_person: Callable[[str], str | None] = prompt
+        """Shows a text and returns the line somebody types, or None if there is nobody."""
         self._opener = opener
         self._stack = ExitStack()
         self._console: Console | None = None

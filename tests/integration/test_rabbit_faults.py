@@ -14,7 +14,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker.transport import Delivery, Transport
-from deploy.apply import Management
 from deploy.topology import aggregator_permissions, site_permissions
 from protocol import limits
 from protocol.errors import NotAllowed, TransportError, Unroutable
@@ -387,5 +386,5 @@ def test_applying_a_federation_twice_changes_nothing_but_limits(rabbit_broker: R
 
 def with_permissions(broker: RabbitVhost, user: str, permissions: dict[str, str]) -> None:
     """Make a user (password `pw`) whose permissions are these."""
-    with Management(broker.node.management_url) as management:
-        management.declare_user(user, "pw", broker.vhost, permissions)
+    broker.node.api("PUT", "users", user, body={"password": "pw", "tags": ""})
+    broker.node.api("PUT", "permissions", broker.vhost, user, body=permissions)

@@ -18,7 +18,7 @@ from tests.support.s3 import S3Server
 
 @dataclass(frozen=True, slots=True)
 class Pki:
-    """A folder with `NAME.pem` and `NAME.key` of the authorities ca and other, a server, and site-a."""
+    """A folder with `NAME.pem` and `NAME.key` of the authorities ca and other, a server, site-a, and a stranger."""
 
     folder: Path
 
@@ -43,6 +43,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     make_certificate(folder, "server", authority="ca", usage="serverAuth", names=names)
     make_certificate(folder, "proxy", authority="other", usage="serverAuth")
     make_certificate(folder, "site-a", authority="ca", usage="clientAuth")
+    make_certificate(folder, "stranger", authority="other", usage="clientAuth", common_name="site-a")
     return Pki(folder)
 
 
