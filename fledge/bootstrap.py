@@ -22,7 +22,7 @@ from aggregator.service import AggregatorService, Observer
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.presigned import Ask
-from deploy.keyfiles import read_identity
+from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run
 from protocol.errors import ConfigError
@@ -30,7 +30,7 @@ from protocol.keys import Identity, Role
 from protocol.limits import STORED_RECORD
 from protocol.messages import Grant, Named, Request
 from protocol.registry import Registry, open_registry
-from worker.config import load_trainer, read_config, read_keys, read_limited, site_policy, trainer_digest
+from worker.config import load_trainer, read_config, site_policy, trainer_digest
 from worker.filters import build
 from worker.looking.answers import Looking
 from worker.looking.settings import write_settings
@@ -81,11 +81,7 @@ def read_centre(path: Path) -> Centre:
     identity = read_identity(base / config.keys)
     if identity.role != Role.AGGREGATOR:
         raise ConfigError(f"{base / config.keys} are keys of the role {identity.role.value}, not of an aggregator")
-    try:
-        with (base / config.registry).open("rb") as file:
-            record = file.read(STORED_RECORD + 1)
-    except OSError as error:
-        raise ConfigError(f"{base / config.registry}: {error.strerror or error}; it is the signed registry") from error
+    record = read_bounded(base / config.registry, STORED_RECORD, "the signed registry")
     root = bytes.fromhex(config.root)
     return Centre(
         config=config,
@@ -140,7 +136,11 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
         FledgeError: the state directory cannot be used, or whatever ended the worker.
     """
     settings, base = read_config(config), config.parent
-    identity = read_keys(base / settings.keys, settings.site)
+    identity = read_identity(base / settings.keys)
+    if settings.site not in (None, identity.name):
+        raise ConfigError(
+            f"{base / settings.keys} holds the keys of {identity.name}, the configuration is for {settings.site}"
+        )
     state = base / settings.state
     policy = site_policy(settings, base)
     chosen = [Named(name=each.name, parameters=each.parameters) for each in settings.filters]
@@ -162,7 +162,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
             WorkerSettings(
                 federation=settings.federation,
                 identity=identity,
-                registry_record=read_limited(base / settings.registry, STORED_RECORD),
+                registry_record=read_bounded(base / settings.registry, STORED_RECORD, "the signed registry"),
                 root=bytes.fromhex(settings.root),
                 trainer=load_trainer(settings.trainer, settings.options, base),
                 filters=build(chosen),

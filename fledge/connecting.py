@@ -85,6 +85,11 @@ def tls_of(line: Line, base: Path) -> Tls | None:
     return Tls(ca=ca, cert=cert, key=key)
 
 
+def _tls_to(url: str, line: Line, base: Path) -> Tls | None:
+    """The certificate files, if this URL is one that is reached by TLS."""
+    return tls_of(line, base) if urlsplit(url).scheme in ("amqps", "s3s") else None
+
+
 def days_left(line: Line, base: Path) -> float | None:
     """Days until our certificate ends, rounded; None without one."""
     tls = tls_of(line, base)
@@ -95,7 +100,7 @@ def days_left(line: Line, base: Path) -> float | None:
 @contextmanager
 def broker_of(line: Line, base: Path, name: str) -> Iterator[Transport]:
     """Open the broker a configuration names and close it at the end."""
-    tls = tls_of(line, base) if urlsplit(line.broker).scheme == "amqps" else None
+    tls = _tls_to(line.broker, line, base)
     transport = open_transport(line.broker, name=name, insecure=line.insecure, tls=tls, proxy=line.proxy)
     try:
         yield transport
@@ -115,7 +120,7 @@ class WithStore(Line, Protocol):
 @contextmanager
 def store_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.environ) -> Iterator[BlobStore]:
     """Open the store a configuration names and close it at the end; see `store_url`."""
-    tls = tls_of(line, base) if urlsplit(line.store).scheme == "s3s" else None
+    tls = _tls_to(line.store, line, base)
     blobs = open_blobs(store_url(line, base, environment), insecure=line.insecure, tls=tls, proxy=line.proxy)
     try:
         yield blobs
@@ -125,7 +130,7 @@ def store_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.en
 
 def granted_store(line: WithStore, base: Path, site: str, ask: Ask) -> PresignedBlobs:
     """The store for a site that has no credentials and asks the hub for URLs; the caller closes it."""
-    tls = tls_of(line, base) if urlsplit(line.store).scheme == "s3s" else None
+    tls = _tls_to(line.store, line, base)
     return PresignedBlobs.from_url(line.store, ask, site, insecure=line.insecure, tls=tls, proxy=line.proxy)
 
 
@@ -137,14 +142,16 @@ def store_url(line: WithStore, base: Path, environment: Mapping[str, str] = os.e
     """
     parts = urlsplit(line.store)
     if parts.scheme in ("s3", "s3s") and not parts.username and not environment.get("FLEDGE_S3_ACCESS_KEY"):
-        return _with_credentials(line.store, base / CREDENTIALS_TOML)
+        own = _credentials(base)
+        return _signed_in(line.store, own, base) if own else line.store
     return line.store
 
 
 def doors_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.environ) -> Doors:
     """What the aggregator may do besides: FLEDGE_MANAGEMENT holds the URL of the broker's management, with a login."""
     management, vhost = environment.get("FLEDGE_MANAGEMENT", ""), unquote(urlsplit(line.broker).path[1:]) or "/"
-    granter = _granter(line, base)
+    signers = signers_of(line, base)
+    granter = None if signers is None else Granter(*signers, line.federation)
     if not management:
         return Doors(granter=granter)
 
@@ -163,27 +170,17 @@ def doors_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.en
     return Doors(cut_off=cut_off, granter=granter, depths=depths)
 
 
-def _granter(line: WithStore, base: Path) -> Granter | None:
-    signers = signers_of(line, base)
-    return None if signers is None else Granter(*signers, line.federation)
-
-
 def signers_of(line: WithStore, base: Path) -> tuple[S3Blobs, S3Blobs] | None:
     """Who signs upload and download URLs for sites, if `credentials.toml` holds identities that can only do that."""
-    table = _credentials(base / CREDENTIALS_TOML)
+    table = _credentials(base)
     if not {"upload", "download"} <= table.keys():
         return None
-    tls = tls_of(line, base) if urlsplit(line.store).scheme == "s3s" else None
+    tls = _tls_to(line.store, line, base)
     up, down = (
         S3Blobs.from_url(_signed_in(line.store, table[name], base), insecure=line.insecure, tls=tls, proxy=line.proxy)
         for name in ("upload", "download")
     )
     return up, down
-
-
-def _with_credentials(store: str, path: Path) -> str:
-    table = _credentials(path)
-    return _signed_in(store, table, path.parent) if table else store
 
 
 def _signed_in(store: str, identity: Mapping[str, Any], base: Path) -> str:
@@ -195,8 +192,9 @@ def _signed_in(store: str, identity: Mapping[str, Any], base: Path) -> str:
     return f"{scheme}://{access}:{secret}@{rest.rpartition('@')[2]}"
 
 
-def _credentials(path: Path) -> Mapping[str, Any]:
+def _credentials(base: Path) -> Mapping[str, Any]:
     """What the kit gave for the store; nothing if there is no such file."""
+    path = base / CREDENTIALS_TOML
     if not path.exists():
         return {}
     if stat.S_IMODE(path.stat().st_mode) & 0o077:

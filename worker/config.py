@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import stat
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -15,11 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.codec import Word
-from protocol.errors import ConfigError, FledgeError, Malformed
-from protocol.keys import Identity
+from protocol.errors import ConfigError, FledgeError
 from worker.policy import SitePolicy, read_policy
-
-_KEYS_LIMIT = 4096
 
 
 class FilterConfig(BaseModel):
@@ -109,38 +105,6 @@ def read_config(path: Path, environment: Mapping[str, str] = os.environ) -> Work
         where = ".".join(str(part) for part in first["loc"])
         known = ", ".join(WorkerConfig.model_fields)
         raise ConfigError(f"{path}: {where}: {first['msg']} (known keys: {known})") from None
-
-
-def read_keys(path: Path, site: str | None) -> Identity:
-    """The site's identity.
-
-    Raises:
-        ConfigError: there is no such file, others may read it, or it holds other keys than `site`'s.
-    """
-    raw = read_limited(path, _KEYS_LIMIT)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise ConfigError(f"{path} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
-    try:
-        identity = Identity.from_bytes(raw)
-    except Malformed as error:
-        raise ConfigError(f"{path} does not hold fledge keys ({error}); restore it or enrol again") from error
-    if site not in (None, identity.name):
-        raise ConfigError(f"{path} holds the keys of {identity.name}, the configuration is for {site}")
-    return identity
-
-
-def read_limited(path: Path, limit: int) -> bytes:
-    """A file's bytes, at most `limit` of them and one more.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return file.read(limit + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; is this the right kit?") from error
 
 
 def site_policy(config: WorkerConfig, base: Path) -> SitePolicy:

@@ -29,6 +29,8 @@ pytestmark = pytest.mark.servers
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "walk"
+CANARY = "MEIER^HANS-1957"
+"""A patient's name in a path of one site, which nobody else may ever see."""
 PROXY_LOGIN = ("west", "s3cr:t/@proxy")
 PROJECT = """\
 name: clinics
@@ -63,6 +65,8 @@ class Walk:
         self.node = RabbitNode(tls=self.tls, external_only=True)
         [self.store_port] = free_ports(1)
         self.provisioner = folder / "provisioner"
+        self.said: list[str] = []
+        """Everything operators were answered."""
         self.store: S3Server | None = None
         self.proxy: ConnectProxy | None = None
 
@@ -85,6 +89,7 @@ class Walk:
     def ctl(self, *arguments: str, code: int = 0, by: str = "lead") -> list[dict[str, Any]]:
         """Give an order and return the answers."""
         said = self.fledge("ctl", "--kit", str(self.kit(by)), *arguments, "--json", code=code)
+        self.said.append(said)
         answers: list[dict[str, Any]] = json.loads(said)["answers"]
         return answers
 
@@ -218,7 +223,7 @@ def found(walk: Walk) -> None:
         "aggregator", "aggregator", "--config", str(walk.kit("aggregator") / "aggregator.toml"), "--run", str(run)
     )
     quoted = "west:s3cr%3At%2F%40proxy"
-    walk.change("north", options="site = 0\nseconds = 0.1")
+    walk.change("north", ("^state = .*$", f'state = "{CANARY}"'), options="site = 0\nseconds = 0.1")
     walk.change("south", ("^access = .*$", 'access = "presigned"'), options="site = 1\nseconds = 0.1")
     (walk.kit("south") / "credentials.toml").unlink()
     assert walk.proxy is not None
@@ -278,6 +283,8 @@ def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     assert "blocked" not in doctor["values"]["verdict"]
     [lines] = walk.ctl("logs", "north", by="it-north")
     assert any("update.settled" in line for line in lines["values"]["lines"])
+    for question in (("file", "ls"), ("file", "pwd"), ("file", "env"), ("sys", "info")):
+        walk.ctl(*question, "north", by="it-north")
     [drained] = walk.ctl("site", "drain", "north", by="it-north")
     assert drained["ok"]
     assert walk.ctl("site", "undrain", "north", by="it-north")[0]["ok"]
@@ -337,3 +344,10 @@ def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     assert "version" in said
     assert out.stat().st_size > 4096 * 4
     assert "all the same bytes" in walk.fledge("replay", "--config", str(hub), "--run", str(walk.folder / RUN))
+
+    # What is private at a site was seen by nobody.
+    assert (walk.kit("north") / CANARY / "worker.db").is_file()
+    hub_log = (walk.folder / "aggregator.log").read_text()
+    assert not [said for said in [*walk.said, hub_log] if CANARY in said or "MEIER" in said]
+    keys = subprocess.run(["grep", "-rlF", "MEIER", str(walk.folder / "objects")], capture_output=True, check=False)
+    assert keys.stdout == b""

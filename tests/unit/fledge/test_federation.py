@@ -8,6 +8,7 @@ import pytest
 
 from aggregator.config import AggregatorConfig, read_toml
 from deploy.keyfiles import read_identity
+from fledge.bootstrap import open_worker
 from fledge.federation import AGGREGATOR_TOML, ROOT_KEYS, WORKER_TOML, new_federation
 from protocol.errors import ConfigError, Untrusted
 from protocol.keys import Role
@@ -105,3 +106,15 @@ def test_a_file_that_holds_no_keys_is_refused_without_showing_it(tmp_path: Path)
     with pytest.raises(ConfigError, match="does not hold fledge keys") as refused:
         read_identity(path)
     assert "hunter2" not in str(refused.value)
+    with pytest.raises(ConfigError, match="is this the right kit"):
+        read_identity(tmp_path / "nowhere")
+
+
+def test_a_worker_is_opened_with_the_keys_of_its_own_site_only(tmp_path: Path) -> None:
+    path = found(tmp_path / "f") / "sites" / "alpha" / WORKER_TOML
+    path.write_text('site = "beta"\n' + path.read_text())
+    with (
+        pytest.raises(ConfigError, match="keys of alpha, the configuration is for beta"),
+        open_worker(path),
+    ):
+        pass

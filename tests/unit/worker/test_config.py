@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ConfigError
-from protocol.keys import Identity, Role
-from worker.config import load_trainer, read_config, read_keys, read_limited, site_policy, trainer_digest
+from worker.config import load_trainer, read_config, site_policy, trainer_digest
 from worker.policy import OPEN
 
 ROOT = "ab" * 32
@@ -140,41 +139,6 @@ def test_passwords_are_never_shown(tmp_path: Path) -> None:
     config = read_config(written(tmp_path), {})
     assert "hunter2" not in f"{config!r} {config}"
     assert "heart" in repr(config)
-
-
-def test_keys_are_read_for_the_right_site_only(tmp_path: Path) -> None:
-    path = tmp_path / "site.keys"
-    identity = Identity.generate("anna", Role.SITE)
-    path.touch(mode=0o600)
-    path.write_bytes(identity.to_bytes())
-    assert read_keys(path, None).kid == identity.kid
-    assert read_keys(path, "anna").kid == identity.kid
-    with pytest.raises(ConfigError, match="keys of anna, the configuration is for bert"):
-        read_keys(path, "bert")
-
-
-def test_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "site.keys"
-    path.write_bytes(Identity.generate("anna", Role.SITE).to_bytes())
-    path.chmod(0o640)
-    with pytest.raises(ConfigError, match="chmod 600"):
-        read_keys(path, None)
-
-
-def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "site.keys"
-    path.touch(mode=0o600)
-    path.write_bytes(b"not keys")
-    with pytest.raises(ConfigError, match="does not hold fledge keys"):
-        read_keys(path, None)
-    with pytest.raises(ConfigError, match="is this the right kit"):
-        read_keys(tmp_path / "nowhere", None)
-
-
-def test_reading_is_bounded(tmp_path: Path) -> None:
-    path = tmp_path / "large"
-    path.write_bytes(bytes(100))
-    assert len(read_limited(path, 10)) == 11
 
 
 def test_a_trainer_is_found_beside_the_configuration_and_given_its_options(module: Path) -> None:
