@@ -8,7 +8,7 @@ from aggregator import events, order_events
 from aggregator.opened import OpenBlob, OpenBlobs
 from aggregator.signs import Sign
 from protocol import topology
-from protocol.commands import ORDERS
+from protocol.commands import LONGEST_ORDER, ORDERS, TOLERANCE
 from protocol.envelope import ContentKey, Verified, typed_body, unlock, verify
 from protocol.errors import Unauthorized, WireError
 from protocol.keys import Identity, Role
@@ -18,10 +18,6 @@ from protocol.registry import Registry
 FROM_SITES = frozenset({Kind.UPDATE, Kind.EVALUATION, Kind.REPLY, Kind.REQUEST})
 LIVE_EVENTS = frozenset({Kind.EVENT})
 COMMANDS = frozenset({Kind.COMMAND})
-LONGEST_ORDER = 24 * 3600.0
-"""Seconds a command may be good for."""
-TOLERANCE = 600.0
-"""Seconds by which two clocks may differ."""
 
 
 class Intake:

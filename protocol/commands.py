@@ -10,6 +10,11 @@ from dataclasses import dataclass
 
 from protocol.rights import Action
 
+LONGEST_ORDER = 24 * 3600.0
+"""Seconds a command may be good for."""
+TOLERANCE = 600.0
+"""Seconds by which two clocks may differ."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:

@@ -6,6 +6,7 @@ A grant is the proof that the hub knows this site now: its signature, sealed for
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import nacl.utils
 
 from broker.transport import Transport
 from protocol.envelope import body, seal, unlock, verify
-from protocol.errors import FledgeError, StoreError, WrongContext
+from protocol.errors import FledgeError, StoreError
 from protocol.messages import Grant, Kind, Request
 from protocol.topology import up_exchange
 from worker.announcements import Reader
@@ -43,13 +44,14 @@ class Grants:
         self._accepted = accepted
         self._changed = threading.Condition()
         self._waiting: dict[bytes, Grant | None] = {}
-        self._hello = b""
+        self._hellos: deque[bytes] = deque(maxlen=8)
 
     def hello(self) -> None:
         """Ask for nothing but an answer; a hello that is lost is said again at the next connection."""
-        self._hello = nacl.utils.random(16)
+        id = nacl.utils.random(16)
+        self._hellos.append(id)
         try:
-            self._publish(self._hello, _HELLO)
+            self._publish(id, _HELLO)
         except FledgeError as error:
             self._log.debug("hello.dropped", error=str(error))
 
@@ -78,10 +80,10 @@ class Grants:
         return granted
 
     def take(self, raw: bytes) -> None:
-        """A grant has come.
+        """A grant has come; one that answers no request of this process says nothing about now.
 
         Raises:
-            WireError: it is not one for this site, or answers no request of this process.
+            WireError: it is not one for this site.
         """
         reader = self._reader()
         verified = verify(raw, reader.registry, federation=reader.federation, kinds=(Kind.GRANT,))
@@ -90,8 +92,9 @@ class Grants:
             if grant.message in self._waiting:
                 self._waiting[grant.message] = grant
                 self._changed.notify_all()
-            elif grant.message != self._hello:
-                raise WrongContext("a grant that nobody here has asked for", "not_asked")
+            elif grant.message not in self._hellos:
+                self._log.debug("grant.not_asked_for")
+                return
         self._accepted(grant.head)
 
     def _publish(self, id: bytes, request: Request) -> None:

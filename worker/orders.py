@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import nacl.utils
 
-from protocol.commands import ORDERS
+from protocol.commands import LONGEST_ORDER, ORDERS, TOLERANCE
 from protocol.envelope import body, seal, unlock, verify
 from protocol.errors import ConfigError, FledgeError, Unauthorized, WireError
 from protocol.messages import Command, Kind, Reply
@@ -17,10 +17,6 @@ from worker.gate import Drain, Undrain
 from worker.obeying import CommandSeen, Leaving, Obeyed
 from worker.policy import SitePolicy
 
-TOLERANCE = 600.0
-"""Seconds by which this machine's clock may be wrong."""
-LONGEST_ORDER = 24 * 3600.0
-"""Seconds a command may be good for."""
 _TEXT = 1024
 _LEAVING: Mapping[str, Leaving] = {"site.restart": "restart", "site.shutdown": "shutdown"}
 
