@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from aggregator import events, letters, order_events
@@ -10,14 +10,21 @@ from broker.actor import Step
 from protocol import topology
 from protocol.messages import Outcome
 
+_AWAITED = 4096
+"""Replies that are waited for at most; the oldest give way."""
+
 
 class Decided:
     """Collects a step; outbox rows are numbered here, one after the other for as long as the run lasts."""
 
-    def __init__(self, last_row: int, new_id: Callable[[], bytes], now: float) -> None:
+    def __init__(
+        self, last_row: int, new_id: Callable[[], bytes], now: float, awaited: Iterable[tuple[bytes, str]]
+    ) -> None:
+        """`awaited`: commands and sites whose replies are still to come."""
         self._row = last_row
         self._new_id = new_id
         self._budget = letters.Budget(now)
+        self._awaited: dict[tuple[bytes, str], None] = dict.fromkeys(awaited)
         self._writes: list[Any] = []
         self._effects: list[Any] = []
 
@@ -53,15 +60,33 @@ class Decided:
         """Signed bytes for one participant."""
         self.send(topology.DIRECT, name, raw)
 
-    def tell(self, event: order_events.CommandArrived, why: str, seen: Mapping[str, float]) -> None:
+    def tell(self, event: order_events.CommandArrived, why: str, seen: Mapping[str, float], counter: int) -> None:
         """Answer an operator in a word, and in a sentence where there is one."""
-        text = event.text if why == event.objection else ""
-        self.do(order_events.Tell(operator=event.operator, command=event.id, reason=why, text=text, seen=seen))
+        told = order_events.Tell(
+            operator=event.operator,
+            command=event.id,
+            reason=why,
+            text=event.text if why == event.objection else "",
+            counter=counter,
+            seen=seen,
+        )
+        self.do(told)
 
-    def hand_on(self, event: order_events.ReplyArrived) -> None:
-        """A site's answer, for the operators it is sealed for."""
+    def await_reply(self, command: bytes, site: str) -> None:
+        """Note that a site has been given a command: its first reply is handed on, and no other."""
+        self._awaited[command, site] = None
+        while len(self._awaited) > _AWAITED:
+            del self._awaited[next(iter(self._awaited))]
+
+    def hand_on(self, event: order_events.ReplyArrived, now: float) -> None:
+        """A site's answer, for the operators it is sealed for; what nobody waits for is noted at most."""
         self.settle(event.delivery)
-        self.audit("reply", {"site": event.site, "command": event.command, "ok": event.ok, "reason": event.reason})
+        entry = {"site": event.site, "command": event.command, "ok": event.ok, "reason": event.reason}
+        if self._awaited.pop((event.command, event.site), self) is self:
+            if self._budget.allows(event.site, now):
+                self.audit("reply_unasked", {**entry, "operators": event.operators})
+            return
+        self.audit("reply", {**entry, "operators": event.operators})
         for operator in event.operators:
             self.pass_on(operator, event.raw)
 

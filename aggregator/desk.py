@@ -21,6 +21,7 @@ from aggregator.signs import Sign
 from broker.granting import Granted
 from broker.transport import Transport
 from protocol import limits, topology
+from protocol.codec import encode
 from protocol.envelope import seal
 from protocol.errors import ConfigError, FledgeError
 from protocol.keys import Identity
@@ -98,15 +99,20 @@ class Desk:
             case order_events.LookUp():
                 self._look_up(effect)
             case order_events.Grant(request=request):
-                self._grant(request)
+                self._later(partial(self._grant, request))  # signing hundreds of URLs takes a while
             case order_events.CutOff(site=site):
                 self._later(partial(self._cut_off, site))
 
     def _tell(self, told: order_events.Tell) -> None:
         sites = sorted(told.seen)
-        values = {"site": tuple(sites), "seen": tuple(round(told.seen[site], 1) for site in sites)}
-        small = len(sites) <= limits.PLAINS
-        self._answer(told.operator, told.command, told.reason, told.text, values if small else {})
+        values: dict[str, Any] = {
+            "site": tuple(sites),
+            "seen": tuple(round(told.seen[site], 1) for site in sites),
+        }
+        values = values if len(sites) <= limits.PLAINS else {}
+        if told.counter:
+            values["counter"] = told.counter
+        self._answer(told.operator, told.command, told.reason, told.text, values)
 
     def _look_up(self, question: order_events.LookUp) -> None:
         command = question.command
@@ -127,6 +133,9 @@ class Desk:
                 self._again(row.queue.partition(".")[2], row.message)
         except FledgeError as error:
             reason, text = "not_possible", str(error)[:_TEXT]
+        except Exception as error:  # a question that finds a defect of ours is answered, too
+            log.exception("question.failed", command=command.command)
+            reason, text = "not_possible", f"the aggregator could not answer ({type(error).__name__}); see its log"
         self._answer(command.operator, command.id, reason, text, values)
 
     def _take_registry(self, command: order_events.CommandArrived) -> None:
@@ -143,6 +152,9 @@ class Desk:
 
     def _answer(self, operator: str, command: bytes, reason: str, text: str, values: dict[str, Any]) -> None:
         reply = Reply(message=command, ok=reason == "ok", reason=reason, text=text, values=values)
+        if len(encode(reply)) > limits.BODY:
+            text = "the answer is too large for a message; ask for fewer rows, by a limit"
+            reply = Reply(message=command, ok=False, reason="too_large", text=text, values={})
         self._send(operator, Kind.ANSWER, reply)
 
     def _grant(self, asked: order_events.RequestArrived) -> None:
@@ -166,8 +178,8 @@ class Desk:
         try:
             self._doors.cut_off(site)
             log.info("site.cut_off", site=site)
-        except FledgeError as error:
-            log.error("site.not_cut_off", site=site, error=str(error))
+        except Exception as error:  # whatever it is, somebody has to hear of it
+            log.error("site.not_cut_off", site=site, kind=type(error).__name__, error=str(error))
 
     def _send(self, name: str, kind: Kind, body: Any) -> None:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, bindparam, func, select
+from sqlalchemy import Connection, Engine, bindparam, func, select
 
 from aggregator.evaluations import Evaluations
 from aggregator.events import UpdateRow, UpdateState
@@ -26,6 +26,8 @@ from protocol.messages import Evaluation, RunState
 from protocol.registry import Registry
 
 _PLAN = 64 * 1024 * 1024
+_LOOKED_AT = 2048
+"""Ledger entries about commands in which unanswered ones are looked for at the start."""
 _states_of = Prepared(select(states.c.stream, states.c.record).where(states.c.version == bindparam("of")))
 
 
@@ -90,6 +92,7 @@ class History:
                 standing=standing,
                 evaluations=kept,
                 counters={row.operator: row.counter for row in db.execute(select(counters))},
+                awaited=_awaited(db),
                 measures={row.site: Measured(row.measure, row.registry) for row in db.execute(select(measures))},
             )
 
@@ -157,6 +160,19 @@ class History:
     def close(self) -> None:
         """Release the file."""
         self.engine.dispose()
+
+
+def _awaited(db: Connection) -> list[tuple[bytes, str]]:
+    """Which of the newest commands were handed to which sites, without those that were replied to."""
+    asked: dict[tuple[bytes, str], None] = {}
+    newest = select(ledger.c.number, ledger.c.kind, ledger.c.entry).where(ledger.c.kind.in_(("command", "reply")))
+    for row in reversed(db.execute(newest.order_by(ledger.c.number.desc()).limit(_LOOKED_AT)).all()):
+        entry = unpack(row.entry, limits.STORED_RECORD)
+        if row.kind == "reply":
+            asked.pop((entry["command"], entry["site"]), None)
+        elif entry["taken"]:
+            asked |= dict.fromkeys((entry["id"], site) for site in entry.get("sites", ()))
+    return list(asked)
 
 
 def ledger_hash(previous: bytes, kind: str, entry: bytes) -> bytes:

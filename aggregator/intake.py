@@ -6,6 +6,7 @@ from typing import Any
 
 from aggregator import events, order_events
 from aggregator.opened import OpenBlob, OpenBlobs
+from aggregator.orders import COUNTER_AHEAD
 from aggregator.signs import Sign
 from protocol import topology
 from protocol.commands import LONGEST_ORDER, ORDERS, TOLERANCE
@@ -62,6 +63,7 @@ class Intake:
             operator=operator,
             counter=order.counter,
             command=order.command,
+            signer=verified.core.sender,
             id=verified.core.id,
             arguments=order.arguments,
             targets=order.targets,
@@ -72,6 +74,10 @@ class Intake:
 
     def _objection(self, operator: str, order: Command, now: float) -> tuple[str, str]:
         """Why a genuine command is not to be carried out: a word and a sentence."""
+        if order.counter > (now + TOLERANCE) * 1000:
+            return COUNTER_AHEAD, "the order's number is from the future; set this machine's clock and send it again"
+        if len(set(order.targets)) != len(order.targets):
+            return "bad_argument", "a site is named twice"
         if not now < order.expires <= now + LONGEST_ORDER + TOLERANCE:
             return "expired", "the command is too old or from the future; compare the clocks and send it again"
         known = ORDERS.get(order.command)

@@ -348,7 +348,7 @@ class Journal(History):
     def _(self, write: order_events.SetCounter, db: Connection) -> None:
         db.execute(
             upsert(counters)
-            .values(operator=write.operator, counter=write.counter)
+            .values(operator=write.key, counter=write.counter)
             .on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter})
         )
 

@@ -25,7 +25,7 @@ from protocol import limits
 from protocol.codec import decode, unpack
 from protocol.errors import ConfigError
 from protocol.keys import Role
-from protocol.messages import Evaluation
+from protocol.messages import CERTIFICATE_DAYS, Evaluation
 from protocol.registry import Registry
 
 Values = dict[str, Any]
@@ -33,8 +33,6 @@ MOST = 200
 """Rows of a table unless fewer are asked for."""
 _ENTRY = 800
 _LINE = 1024
-CERTIFICATE_DAYS = "certificate.days"
-"""The metric by which workers tell how long their certificate lasts."""
 _REGISTRY = 128 * 1024
 """Bytes of a signed registry that an answer holds."""
 _PLAN = 64 * 1024 * 1024

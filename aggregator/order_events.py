@@ -31,6 +31,8 @@ class CommandArrived:
     operator: str
     counter: int
     command: str
+    signer: bytes = b""
+    """Id of the key it is signed with; counters are the key's, so that a stolen one cannot lock its successor out."""
     id: bytes = b""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
@@ -70,9 +72,9 @@ class RequestArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetCounter:
-    """An operator's command was taken; lower counters are refused from now on."""
+    """A command was noted; lower counters under its key are refused from now on."""
 
-    operator: str
+    key: str
     counter: int
 
 
@@ -126,6 +128,8 @@ class Tell:
     command: bytes
     reason: str = "ok"
     text: str = ""
+    counter: int = 0
+    """With `replayed`: the highest counter noted for the key."""
     seen: Mapping[str, float] = field(default_factory=dict)
     """For a command that went to sites: seconds since each was heard of."""
 

@@ -19,6 +19,8 @@ from protocol.messages import RunState
 from protocol.registry import Registry
 
 REPLAYED = "replayed"
+COUNTER_AHEAD = "counter_ahead"
+"""The objection to an order whose number lies beyond every honest clock; it is not noted."""
 _MEASURES: Mapping[str, Measure] = {
     "site.revoke": "revoked",
     "site.quarantine": "quarantined",
@@ -38,7 +40,7 @@ class Orders:
     @property
     def revoked(self) -> frozenset[str]:
         """Sites that operators revoked."""
-        return frozenset(site for site, it in self._measures.items() if it.measure == "revoked")
+        return frozenset(site for site, it in list(self._measures.items()) if it.measure == "revoked")
 
     def quarantined(self, site: str) -> bool:
         """Whether a site's updates are refused."""
@@ -80,15 +82,20 @@ class Orders:
     def judge(self, event: CommandArrived, out: Decided, *, run: str, state: RunState, sites: Collection[str]) -> str:
         """Why a command is not carried out, in a word (`ok`: nothing speaks against it); noted, counted and acked."""
         out.settle(event.delivery)
-        if event.counter <= self._counters.get(event.operator, 0):
+        if event.counter <= self.counter(event):
             why = REPLAYED
         else:
             why = self._refusal(event, run, state, sites)
-            self._counters[event.operator] = event.counter
-            out.write(SetCounter(operator=event.operator, counter=event.counter))
+            if event.objection != COUNTER_AHEAD:
+                self._counters[_key(event)] = event.counter
+                out.write(SetCounter(key=_key(event), counter=event.counter))
         entry = {"operator": event.operator, "command": event.command, "taken": why == "ok", "reason": why}
-        out.audit("command", entry | ({"sites": event.targets} if event.targets else {}))
+        out.audit("command", entry | ({"id": event.id, "sites": event.targets} if event.targets else {}))
         return why
+
+    def counter(self, event: CommandArrived) -> int:
+        """The highest counter noted for the key a command is signed with."""
+        return self._counters.get(_key(event), 0)
 
     def _refusal(self, event: CommandArrived, run: str, state: RunState, sites: Collection[str]) -> str:
         order = ORDERS.get(event.command)
@@ -98,6 +105,8 @@ class Orders:
             return event.objection
         if order.at_sites and not event.targets:
             return "no_site"
+        if event.targets and not order.at_sites:
+            return "bad_argument"
         named = [*event.targets, *([str(event.arguments.get("site", ""))] if event.command in _MEASURES else [])]
         if any(site not in sites for site in named):
             return "unknown_site"
@@ -111,3 +120,7 @@ class Orders:
         if wanted is not None and state not in wanted[1]:
             return f"run_{state.value}"
         return "ok"
+
+
+def _key(event: CommandArrived) -> str:
+    return event.signer.hex() or event.operator

@@ -43,7 +43,7 @@ class AggregatorRules:
         self.reason = snapshot.reason
         self._digest = snapshot.digest
         self._new_id = new_id
-        self._out = Decided(snapshot.last_row, new_id, now)
+        self._out = Decided(snapshot.last_row, new_id, now, snapshot.awaited)
         self._head = snapshot.head
         self._record_registry = snapshot.record_registry
         self._reissue_at = math.inf
@@ -102,7 +102,7 @@ class AggregatorRules:
                 self._command(event)
             case order_events.ReplyArrived():
                 self._liveness.seen(event.site, now)
-                self._out.hand_on(event)
+                self._out.hand_on(event, now)
             case order_events.RequestArrived():
                 self._liveness.seen(event.site, now)
                 self._out.settle(event.delivery)
@@ -330,13 +330,14 @@ class AggregatorRules:
     def _command(self, event: order_events.CommandArrived) -> None:
         why = self.orders.judge(event, self._out, run=self.run.run, state=self.state, sites=self._sites())
         seen = self._liveness.ages(self._now)
-        if why != REPLAYED and (why != "ok" or self._obey(event, seen)):
-            self._out.tell(event, why, seen)
+        if why != "ok" or self._obey(event, seen):
+            self._out.tell(event, why, seen, self.orders.counter(event) if why == REPLAYED else 0)
 
     def _obey(self, event: order_events.CommandArrived, seen: Mapping[str, float]) -> bool:
         """Carry out an order; tells whether it is done, which otherwise means that its answer is being looked up."""
         if event.targets:
             for site in event.targets:
+                self._out.await_reply(event.id, site)
                 self._out.pass_on(site, event.raw)
         elif (wanted := lifecycle.COMMANDS.get(event.command)) is not None:
             self._change_run(wanted[0], f"{event.command.removeprefix('run.')}-by-{event.operator}"[:64])

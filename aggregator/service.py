@@ -114,6 +114,7 @@ class AggregatorService:
         self._thread = threading.Thread(target=self._run, name="aggregator", daemon=True)
         self._stopping = threading.Event()
         self._error: BaseException | None = None
+        self._registry_lock = threading.Lock()
         self.ended = threading.Event()
         """Set when the run has ended by itself or by command."""
 
@@ -130,6 +131,7 @@ class AggregatorService:
         self._record = self.journal.version_record(snapshot.version)
         self._spec_record = self.journal.spec_record()
         self.rules = AggregatorRules(opened.rules, snapshot, new_id=_new_id, now=time.monotonic())
+        self._intake.registry = self.rules.registry
         self._desk = Desk(
             self._federation,
             self._identity,
@@ -211,8 +213,11 @@ class AggregatorService:
             raise WrongContext(f"registry version {registry.version} is not newer than version {known}, in force")
         self._store.put(topology.record_key(record_digest(record).hex()), record)
         self._declare(registry)
-        # At once for what arrives, not only once the rules have heard of it: whom it revokes says nothing more.
-        self._intake.registry = self.rules.orders.narrowed(registry)
+        with self._registry_lock:
+            if registry.version <= self._intake.registry.version:
+                raise WrongContext(f"registry version {registry.version} has been overtaken by a newer one")
+            # At once for what arrives, not only once the rules have heard of it: whom it revokes says nothing more.
+            self._intake.registry = self.rules.orders.narrowed(registry)
         self.records.opened.clear()
         self._actor.mailbox.put(events.RegistryChanged(registry=registry, record=record))
 

@@ -70,3 +70,5 @@ class Snapshot:
     evaluations: Evaluations
     counters: dict[str, int]
     measures: dict[str, Measured]
+    awaited: list[tuple[bytes, str]]
+    """Commands that sites were given lately and have not replied to."""

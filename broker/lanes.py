@@ -68,7 +68,10 @@ class Lane(Generic[Item]):
 
     def _run(self) -> None:
         while (item := self._items.get()) is not None and not self.stopping.is_set():
-            self._work(item)
+            try:
+                self._work(item)
+            except Exception:  # a defect met by one item must not silence the lane for all that follow
+                log.exception("lane.failed", lane=self._name)
 
 
 class HandlerLane(Lane[Delivery]):

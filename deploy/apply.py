@@ -30,7 +30,13 @@ class Management:
         Raises:
             ConfigError: the URL or the file is wrong, or the password would travel in the clear.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            number = parts.port
+        except ValueError:  # its text may hold a part of the password
+            raise ConfigError(
+                "the management URL: its port is not a number; write a / or @ within the password as %2F or %40"
+            ) from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError("the management URL has to look like http(s)://user:password@host:15672")
         if parts.scheme == "http" and not (insecure or is_local(parts.hostname)):
@@ -38,7 +44,7 @@ class Management:
                 f"the management URL: http would send the password to {parts.hostname} in the clear; use https, or a"
                 " tunnel to localhost, or allow it by --insecure if nobody between here and there can listen"
             )
-        port = f":{parts.port}" if parts.port else ""
+        port = f":{number}" if number else ""
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self._base = f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}/api/"
         credentials = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"

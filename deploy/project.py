@@ -30,11 +30,11 @@ from protocol.topology import AGGREGATOR, check_site
 DEFAULT_GROUPS = ("general",)
 """What answers for an organisation that `organisations` does not mention."""
 _LIMIT = 1024**2
-_EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s.]+(\.[^@\s.]+)+")
+_EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f-\x9f]{1,64}@[^@\s.\x00-\x1f\x7f-\x9f]+(\.[^@\s.\x00-\x1f\x7f-\x9f]+)+")
 _BUCKET = re.compile(r"/[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 Host = Annotated[str, Field(strict=True, max_length=253, pattern=r"^[A-Za-z0-9:]([A-Za-z0-9.:-]*[A-Za-z0-9])?$")]
-Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class _Part(BaseModel):
@@ -112,7 +112,7 @@ class Project(_Part):
     """Let plain `amqp:` and `s3:` pass outside this machine."""
     trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] = "mytask:trainer"
     """The sites' training code, `module:factory`; each site may change it."""
-    certificate_days: Annotated[int, Field(strict=True, ge=1, le=825)] = 365
+    certificate_days: Annotated[int, Field(ge=1, le=825)] = 365
     """How long certificates for TLS hold."""
 
     @property
@@ -161,14 +161,18 @@ def read_project(path: Path) -> Project:
     raw = read_bounded(path, _LIMIT, "the project file; `fledge provision --example` prints one")
     try:
         text = raw.decode("utf-8")
-        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
-        table = yaml.safe_load(text)
-        return check_project(table)
+        # Every value is read as text, so that a name like 2024-01-01 is a name; the models make numbers of numbers.
+        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.BaseLoader))
+        table = _with_flags(yaml.load(text, Loader=yaml.BaseLoader))  # which makes nothing but texts, lists and tables
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         why = getattr(error, "problem", None) or "not text in UTF-8"
         raise ConfigError(f"{path}{where}: not valid YAML: {why}; mind the indentation and the colons") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    try:
+        return check_project(table)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -315,11 +319,11 @@ def _place(place: tuple[int | str, ...], table: Any) -> str:
             table = table[part]
         except (LookupError, TypeError):
             table = None
-        if isinstance(part, int):
+        if isinstance(part, int) and words:
             name = table.get("name") if isinstance(table, Mapping) else None
             words[-1] += f"[{name or part + 1}]"
         else:
-            words.append(part)
+            words.append(str(part))
     return ".".join(words) or "the project"
 
 
@@ -333,6 +337,15 @@ def _model_at(place: tuple[int | str, ...]) -> type[BaseModel]:
             inner = get_args(found)
             found = inner[0] if get_origin(found) is tuple else inner[-1]
     return found if isinstance(found, type) and issubclass(found, BaseModel) else Project
+
+
+def _with_flags(value: Any) -> Any:
+    """The same values with `true` and `false` as what they mean."""
+    if isinstance(value, dict):
+        return {key: _with_flags(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_flags(item) for item in value]
+    return {"true": True, "false": False}.get(value, value)
 
 
 def _refuse_repeated_keys(node: yaml.Node | None) -> None:

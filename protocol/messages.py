@@ -110,6 +110,10 @@ class Evaluation:
     metrics: Metrics
 
 
+CERTIFICATE_DAYS = "certificate.days"
+"""The metric of a sign of life that tells how long the site's certificate lasts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """A sign of life; for display and liveness only, never stored by the broker for long."""

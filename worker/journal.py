@@ -339,7 +339,7 @@ class Journal:
 
     @_write.register
     def _(self, write: NoteCounter, connection: Connection) -> None:
-        row = upsert(_orders).values(operator=write.operator, counter=write.counter)
+        row = upsert(_orders).values(operator=write.key, counter=write.counter)
         connection.execute(row.on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter}))
 
     def load(self) -> Snapshot:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from worker.events import Settle
 from worker.sending import Decided
 
+COUNTER_AHEAD = "counter_ahead"
+"""The objection to an order whose number lies beyond every honest clock; it is not noted."""
 Leaving = Literal["", "restart", "shutdown"]
 
 
@@ -22,6 +24,8 @@ class CommandSeen:
 
     delivery: Any
     operator: str
+    signer: bytes
+    """Id of the key it is signed with; counters are the key's, so that a stolen one cannot lock its successor out."""
     counter: int
     id: bytes
     command: str
@@ -40,9 +44,9 @@ class Obeyed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoteCounter:
-    """Lower counters of this operator are refused from now on."""
+    """Lower counters under this operator's key are refused from now on."""
 
-    operator: str
+    key: str
     counter: int
 
 
@@ -70,10 +74,12 @@ class Obeying:
     def on_command(self, event: CommandSeen, decided: Decided) -> None:
         """Take an order, unless its counter was used before."""
         decided.effects.append(Settle(delivery=event.delivery, what="command"))
-        if event.counter <= self._counters.get(event.operator, 0):
+        key = event.signer.hex()
+        if event.counter <= self._counters.get(key, 0):
             return
-        self._counters[event.operator] = event.counter
-        decided.writes.append(NoteCounter(operator=event.operator, counter=event.counter))
+        if event.objection != COUNTER_AHEAD:
+            self._counters[key] = event.counter
+            decided.writes.append(NoteCounter(key=key, counter=event.counter))
         decided.effects.append(Obey(command=event))
 
     def on_obeyed(self, event: Obeyed, row: int) -> None:

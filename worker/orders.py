@@ -9,12 +9,12 @@ import nacl.utils
 
 from protocol.commands import LONGEST_ORDER, ORDERS, TOLERANCE
 from protocol.envelope import body, seal, unlock, verify
-from protocol.errors import ConfigError, FledgeError, Unauthorized, WireError
+from protocol.errors import ConfigError, FledgeError, Unauthorized, Untrusted, WireError
 from protocol.messages import Command, Kind, Reply
 from protocol.registry import Registry
 from worker.announcements import Reader
 from worker.gate import Drain, Undrain
-from worker.obeying import CommandSeen, Leaving, Obeyed
+from worker.obeying import COUNTER_AHEAD, CommandSeen, Leaving, Obeyed
 from worker.policy import SitePolicy
 
 _TEXT = 1024
@@ -93,6 +93,7 @@ class Orders:
         return CommandSeen(
             delivery=delivery,
             operator=operator,
+            signer=verified.core.sender,
             counter=order.counter,
             id=verified.core.id,
             command=order.command,
@@ -106,6 +107,11 @@ class Orders:
             return "wrong_site", f"the command is for {', '.join(order.targets)[:200] or 'the aggregator'}"
         if not wall - TOLERANCE < order.expires <= wall + LONGEST_ORDER + TOLERANCE:
             return "expired", "the command is too old or from the future; compare the clocks and send it again"
+        if order.counter > (wall + TOLERANCE) * 1000:
+            return (
+                COUNTER_AHEAD,
+                "the order's number is from the future; set the clock where it was given, and send it again",
+            )
         known = ORDERS.get(order.command)
         if known is None or not known.at_sites:
             return "unknown_command", f"a worker knows no command {order.command}; its software may be older"
@@ -120,6 +126,8 @@ class Orders:
 
     def obey(self, seen: CommandSeen) -> None:
         """Carry out an order and tell the rules the signed answer; on a thread that may take its time."""
+        if not self._still_known(seen):
+            return
         reason, text = seen.objection, seen.text
         values: dict[str, Any] = {}
         if reason == "ok":
@@ -133,9 +141,18 @@ class Orders:
         self._log.info("order.obeyed", operator=seen.operator, command=seen.command, outcome=reason)
         try:
             envelope = self._reply(seen, reason, text, values)
-        except WireError as error:  # an answer over the limits
-            envelope = self._reply(seen, error.reason, "the answer is too large; ask for less", {})
+        except (WireError, OverflowError):  # an answer over the limits
+            envelope = self._reply(seen, "too_large", "the answer is too large; ask for less", {})
         self._tell(Obeyed(envelope=envelope, leaving=leaving))
+
+    def _still_known(self, seen: CommandSeen) -> bool:
+        """Whether the operator's keys still hold: an order may have waited here while they were revoked."""
+        try:
+            self._reader().registry.signer(seen.signer)
+        except Untrusted as error:
+            self._log.warning("order.obeyed", operator=seen.operator, command=seen.command, outcome=error.reason)
+            return False
+        return True
 
     def _carry_out(self, seen: CommandSeen) -> tuple[str, dict[str, Any]]:
         match seen.command:

@@ -14,12 +14,10 @@ from broker.transport import Transport
 from protocol import topology
 from protocol.envelope import NO_RUN, seal
 from protocol.errors import FledgeError
-from protocol.messages import Event, Kind
+from protocol.messages import CERTIFICATE_DAYS, Event, Kind
 from worker.announcements import Reader
 from worker.events import Report
 
-CERTIFICATE_DAYS = "certificate.days"
-"""The metric of every sign of life that tells how long the site's certificate lasts."""
 _PROGRESS_EVERY = 0.1
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.history import History
 from fledge.bootstrap import Centre, read_centre
-from fledge.federation import AGGREGATOR_TOML, WORKER_TOML, new_federation
+from fledge.federation import AGGREGATOR_TOML, new_federation
 from fledge.init_run import RUN_TOML, init_run, render
 from protocol import topology
 from tests.e2e.program import KILLED, Death, Program, wait_for
@@ -237,10 +237,6 @@ class Rig:
         question = {"count": 100_000, "ackmode": "ack_requeue_true", "encoding": "base64"}
         found = self.vhost.node.api("POST", "queues", self.vhost.vhost, TAP, "get", body=question)
         return [base64.b64decode(message["payload"]) for message in found]
-
-    def kit_file(self, site: str) -> Path:
-        """A site's worker.toml."""
-        return self.kit(site) / WORKER_TOML
 
 
 def _ask(path: Path, question: str) -> list[tuple[Any, ...]]:

@@ -85,13 +85,18 @@ def test_the_users_example_trains_in_a_federation(mytask: Path, monkeypatch: pyt
     assert (guesses == digits).mean() > 0.5
 
 
+GROUPS = ("deploy", "site")
+"""Commands whose options belong to the commands below them."""
+
+
 def test_every_command_shown_exists_with_its_options() -> None:
     shown = [text.replace("\\\n", " ") for language, text in FENCE.findall(README) if language == "sh"]
     lines = [line for text in shown for line in text.splitlines() if line.startswith("fledge ")]
     assert len(lines) >= 6
     for line in lines:
         words = shlex.split(line, comments=True)
-        helped = CliRunner().invoke(cli.app, [words[1], "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+        command = words[1:3] if words[1] in GROUPS else words[1:2]
+        helped = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
         assert helped.exit_code == 0, line
         for option in (word for word in words if word.startswith("-")):
             assert re.search(rf"{option}\b", helped.output), f"{option} in: {line}"

@@ -109,6 +109,10 @@ def test_a_site_takes_no_order_for_another_and_none_for_the_hub() -> None:
     assert at_a_site(NORTH, signed("super", "run.abort", "north")) == "unknown_command"
 
 
+def test_a_site_named_twice_is_an_error() -> None:
+    assert at_the_hub(signed("super", "site.drain", "north", "north")) == "bad_argument"
+
+
 def test_a_sites_own_policy_narrows_what_everybody_may() -> None:
     reader = Reader(NORTH, FEDERATION, REGISTRY)
     policy = OPEN.model_copy(update={"operators": ("lead-it",)})

@@ -246,7 +246,7 @@ def test_everything_the_rules_need_comes_back(journal: Journal, tmp_path: Path) 
             receipt(1),
             events.SendRaw(row=2, exchange="global", key="", body=b"record 1"),
             events.SetHead(number=4, elapsed=20.0),
-            order_events.SetCounter(operator="olga", counter=7),
+            order_events.SetCounter(key="olga", counter=7),
             events.SetRun(state=RunState.PAUSED, reason="pause-by-olga", elapsed=30.0),
             events.StoreEvaluation(
                 site="beta", version=1, evaluation=Evaluation(examples=5, metrics={"accuracy": 0.5})

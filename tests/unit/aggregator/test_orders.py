@@ -45,6 +45,7 @@ def test_an_order_to_the_run_is_carried_out_noted_and_answered() -> None:
         (order("site.revoke"), "unknown_site"),
         (order("site.readmit", arguments={"site": "alpha"}), "not_quarantined"),
         (order("site.drain"), "no_site"),
+        (order("run.abort", targets=("alpha",)), "bad_argument"),
         (order("site.drain", targets=("alpha", "nowhere")), "unknown_site"),
         (order("dead.purge", arguments={"id": "all"}), "bad_argument"),
         (order("run.pause", objection="not_authorized", text="olga may not"), "not_authorized"),
@@ -64,7 +65,7 @@ def test_a_counter_counts_once_also_after_a_refusal_and_a_restart() -> None:
     desk.turn(order("fly", 7))
     desk.start()
     desk.turn(order("run.pause", 7))
-    assert desk.some(order_events.Tell) == []
+    assert (answer(desk), desk.only(order_events.Tell).counter) == ("replayed", 7)
     assert noted(desk)[0]["reason"] == "replayed"
     desk.turn(order("run.pause", 8))
     assert answer(desk) == "ok"
@@ -78,15 +79,47 @@ def test_an_order_for_sites_is_handed_to_each_as_it_was_signed() -> None:
     assert set(desk.only(order_events.Tell).seen) == {"alpha", "beta"}
 
 
-def test_a_sites_reply_goes_to_the_operators_it_is_sealed_for() -> None:
+REPLY = order_events.ReplyArrived(
+    delivery="reply", site="alpha", command=b"c" * 16, ok=True, reason="ok", operators=("olga",), raw=b"reply"
+)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_sites_first_reply_goes_to_the_operators_it_is_sealed_for_and_no_other_does(restarted: bool) -> None:
     desk = Desk()
-    desk.turn(
-        order_events.ReplyArrived(
-            delivery="reply", site="alpha", command=b"c" * 16, ok=True, reason="ok", operators=("olga",), raw=b"reply"
-        )
-    )
+    desk.turn(order("site.drain", targets=("alpha",), raw=b"signed"))
+    if restarted:
+        desk.start()
+    desk.turn(REPLY)
     assert [(w.key, w.body) for w in desk.writes if isinstance(w, events.SendRaw)] == [("olga", b"reply")]
     assert [w.kind for w in desk.writes if isinstance(w, events.Audit)] == ["reply"]
+    desk.turn(REPLY)
+    assert not [w for w in desk.writes if isinstance(w, events.SendRaw)]
+
+
+def test_a_flood_of_replies_that_nobody_asked_for_fills_neither_outbox_nor_ledger() -> None:
+    desk = Desk()
+    noted = 0
+    for number in range(600):
+        desk.turn(replace(REPLY, command=number.to_bytes(16, "big")))
+        assert not [w for w in desk.writes if isinstance(w, events.SendRaw)]
+        noted += sum(isinstance(w, events.Audit) for w in desk.writes)
+    assert noted == 256
+
+
+def test_a_stolen_keys_counter_does_not_lock_its_successor_out() -> None:
+    desk = Desk()
+    desk.turn(order("status", 2**62, signer=b"stolen key"))
+    desk.turn(order("run.pause", 1, signer=b"new key"))
+    assert answer(desk) == "ok"
+
+
+def test_a_number_from_the_future_is_refused_and_not_counted() -> None:
+    desk = Desk()
+    desk.turn(order("run.pause", 2**62, objection="counter_ahead", text="set the clock"))
+    assert (answer(desk), desk.only(order_events.Tell).text) == ("counter_ahead", "set the clock")
+    desk.turn(order("run.pause", 1))
+    assert answer(desk) == "ok"
 
 
 def test_a_question_is_looked_up_and_a_request_granted_after_the_commit() -> None:

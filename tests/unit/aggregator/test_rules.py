@@ -555,7 +555,8 @@ def test_a_command_that_comes_again_or_late_is_acked_and_not_taken() -> None:
     desk.command("run.pause", 5)
     desk.command("run.resume", 6)
     for counter in (5, 6):
-        assert desk.command("run.pause", counter) == [events.Settle(delivery="command")]
+        settled, told = desk.command("run.pause", counter)
+        assert (settled, told.reason, told.counter) == (events.Settle(delivery="command"), "replayed", 6)
         assert desk.rules.state == RunState.RUNNING
     desk.start()
     desk.command("run.pause", 6)
