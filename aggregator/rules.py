@@ -171,8 +171,7 @@ class AggregatorRules:
 
     def _examine(self, row: UpdateRow) -> None:
         """Decide what is next for an update that is new or was found at the start."""
-        ended = lifecycle.LAST_STATE.get(self.state)
-        if ended is not None:
+        if (ended := lifecycle.LAST_STATE.get(self.state)) is not None:
             self._finish(row, ended, self.reason)
         elif row.site not in self._sites():
             self._finish(row, UpdateState.REJECTED, "revoked")
@@ -186,7 +185,12 @@ class AggregatorRules:
         if event.state.final:
             self._out.receipt(event.notice, lifecycle.OUTCOME[event.state], event.reason, version=event.version)
         elif event.state == UpdateState.PARKED and event.notice.id in self._rows:
-            self._admit(event.notice.id)
+            row, notice = self._rows[event.notice.id], event.notice
+            if self._retry_at.get(row.id) == math.inf and (row.epoch, row.sequence) != (notice.epoch, notice.sequence):
+                # Its site holds another form of it (a restored backup) and cannot bring the chunks of the one we know.
+                self._finish(row, UpdateState.REJECTED, "sealed_otherwise")
+            else:
+                self._admit(row.id)
 
     def _admit(self, id: bytes) -> None:
         self._retry_at.pop(id, None)
@@ -365,20 +369,19 @@ class AggregatorRules:
         self.state, self.reason, self._elapsed, self._resumed = state, reason, elapsed, self._now
         self._out.write(events.SetRun(state=state, reason=reason, elapsed=elapsed))
         self._out.audit("run", {"state": state.value, "reason": reason, "version": self.version})
-        ended = lifecycle.LAST_STATE.get(state)
-        if ended is not None:
+        if (ended := lifecycle.LAST_STATE.get(state)) is not None:
             for row in sorted(self._rows.values(), key=lambda row: row.order):
                 self._finish(row, ended, reason)
             self._out.do(events.Ended(reason=reason))
         self._new_head(announce=True)
 
     def _evaluated(self, event: events.EvaluationArrived) -> None:
-        self._liveness.seen(event.site, self._now)
+        site, version, evaluation = event.site, event.version, event.evaluation
+        self._liveness.seen(site, self._now)
         self._out.settle(event.delivery)
-        if event.version <= self.version:
-            self._evaluations.add(event.version, event.site, event.evaluation)
-            stored = events.StoreEvaluation(site=event.site, version=event.version, evaluation=event.evaluation)
-            self._out.write(stored)
+        if version <= self.version and site in self._sites():
+            self._evaluations.add(version, site, evaluation)
+            self._out.write(events.StoreEvaluation(site=site, version=version, evaluation=evaluation))
 
     # ---- members and strangers
 

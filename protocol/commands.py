@@ -29,7 +29,7 @@ class Order:
     dangerous: bool = False
     """Whether a console asks before it sends it."""
     repeatable: bool = True
-    """Whether it may simply be carried out again when a crash leaves open whether it was."""
+    """Whether a console may send it again by itself when answers came from members that its list lacked."""
 
 
 def _hub(name: str, action: Action, summary: str, *, dangerous: bool = False, repeatable: bool = True) -> Order:
@@ -92,16 +92,26 @@ ORDERS: dict[str, Order] = {
         _hub("metrics", Action.VIEW, "What sites measured of each version."),
         _hub("dead.list", Action.VIEW, "Messages that were refused, with the reason."),
         _hub("dead.show", Action.VIEW, "One refused message: from which queue, why, how large."),
-        _hub("dead.replay", Action.OPERATE, "Hand a refused message to intake again."),
-        _hub("dead.purge", Action.OPERATE, "Forget refused messages.", dangerous=True),
+        _hub("dead.replay", Action.OPERATE, "Hand a refused message to intake again.", repeatable=False),
+        _hub("dead.purge", Action.OPERATE, "Forget refused messages.", dangerous=True, repeatable=False),
         _hub("queue.list", Action.VIEW, "How many messages wait in each queue."),
         _hub("audit.log", Action.VIEW, "The newest entries of the hash-chained ledger."),
         _site("site.drain", Action.OPERATE, "Finish what is trained, send it, and train no more."),
         _site("site.undrain", Action.OPERATE, "Train again after a drain."),
         _site(
-            "site.restart", Action.OPERATE, "End the worker in order; its supervisor starts it again.", dangerous=True
+            "site.restart",
+            Action.OPERATE,
+            "End the worker in order; its supervisor starts it again.",
+            dangerous=True,
+            repeatable=False,
         ),
-        _site("site.shutdown", Action.OPERATE, "End the worker in order and leave it down.", dangerous=True),
+        _site(
+            "site.shutdown",
+            Action.OPERATE,
+            "End the worker in order and leave it down.",
+            dangerous=True,
+            repeatable=False,
+        ),
         _site("site.doctor", Action.OPERATE, "What the site's own checks say, without anything private."),
         _site("logs", Action.VIEW, "The newest lines of the worker's log, without anything private."),
         _site("sys.info", Action.OPERATE, "Memory, processors, disk and accelerators of the site's machine."),

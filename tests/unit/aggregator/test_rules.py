@@ -220,6 +220,18 @@ def test_a_site_is_asked_for_a_chunk_once_and_again_only_when_it_has_sent_the_up
     assert desk.told() == [(notice.id, Outcome.REUPLOAD, "chunk_missing")]
 
 
+@pytest.mark.parametrize(("epoch", "sequence"), [(2, 1), (1, 2), (2, 2)])
+def test_an_update_without_its_chunks_ends_when_its_site_has_only_another_form_of_it(epoch: int, sequence: int) -> None:
+    desk = Desk()
+    notice = desk.notice()
+    assert (notice.epoch, notice.sequence) != (epoch, sequence)
+    desk.arrive(notice)
+    desk.turn(events.NotAdmitted(id=notice.id, reason="chunk_missing", retry=True, missing=True))
+    desk.arrive(replace(notice, epoch=epoch, sequence=sequence))
+    assert desk.state(notice) == (UpdateState.REJECTED, "sealed_otherwise")
+    assert desk.told()[-1] == (notice.id, Outcome.REJECTED, "sealed_otherwise")
+
+
 def test_a_store_that_is_away_parks_the_update_in_silence_until_it_is_tried_again() -> None:
     desk = Desk()
     notice = desk.notice()
