@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -49,14 +51,15 @@ class Relay:
         self._sent = sent
         self._dice = dice or random.Random()
         self._flying: set[int] = set()
-        self._timers: set[threading.Timer] = set()
-        self._lock = threading.Lock()
+        self._due: list[tuple[float, int, int, OutboxRow]] = []  # a heap: when, row id, attempt, row
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
         self._closed = False
 
     def send(self, rows: Iterable[OutboxRow]) -> None:
         """Start publishing; rows already in flight are left alone."""
         for row in rows:
-            with self._lock:
+            with self._changed:
                 if self._closed or row.id in self._flying:
                     continue
                 self._flying.add(row.id)
@@ -77,31 +80,39 @@ class Relay:
         if error is None or isinstance(error, TooLarge):
             if error is not None:
                 log.error("outbox.dropped", exchange=row.exchange, key=row.key, error=str(error))
-            with self._lock:
+            with self._changed:
                 self._flying.discard(row.id)
             self._sent(row.id)
             return
         wait = self._dice.uniform(0.05, min(30.0, 0.2 * 2 ** min(attempt, 10)))
         log.warning("outbox.retry", exchange=row.exchange, key=row.key, error=str(error), seconds=round(wait, 2))
-        with self._lock:
-            if self._closed:
-                return
-            timer = threading.Timer(wait, lambda: self._again(timer, row, attempt + 1))
-            timer.daemon = True
-            self._timers.add(timer)
-            timer.start()
+        self._later(row, attempt + 1, time.monotonic() + wait)
 
-    def _again(self, timer: threading.Timer, row: OutboxRow, attempt: int) -> None:
-        with self._lock:
-            self._timers.discard(timer)
+    def _later(self, row: OutboxRow, attempt: int, due: float) -> None:
+        with self._changed:
             if self._closed:
                 return
-        self._publish(row, attempt)
+            heapq.heappush(self._due, (due, row.id, attempt, row))
+            if self._thread is None:  # one for all rows, and none until something has failed
+                self._thread = threading.Thread(target=self._retry, name="outbox", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _retry(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (wait := self._until_due()) != 0:
+                    self._changed.wait(wait)
+                if self._closed:
+                    return
+                _, _, attempt, row = heapq.heappop(self._due)
+            self._publish(row, attempt)
+
+    def _until_due(self) -> float | None:
+        return max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
 
     def close(self) -> None:
         """Start nothing more; unconfirmed rows stay in the database for the next start."""
-        with self._lock:
+        with self._changed:
             self._closed = True
-            timers = list(self._timers)
-        for timer in timers:
-            timer.cancel()
+            self._changed.notify()
