@@ -181,7 +181,10 @@ def _strangers(vhost: str, members: Members, found: Found) -> Iterator[str]:
     expected |= {user["name"] for user in found.users if "administrator" in _tags(user)}
     for entry in found.permissions:
         if entry["vhost"] == vhost and entry["user"] not in expected:
-            yield f"user {entry['user']} is no member but may work on vhost {vhost}; remove it unless it has to"
+            yield (
+                f"user {entry['user']} is no member in this registry but may work on vhost {vhost}; "
+                "remove it, unless it has to or a newer registry lists it (--registry)"
+            )
 
 
 def _tags(user: Definition) -> list[str]:

@@ -115,6 +115,16 @@ def read_bounded(path: Path, limit: int, what: str) -> bytes:
     return raw
 
 
+def must_be_private(path: Path, mode: int) -> None:
+    """Object to a file with a secret whose mode lets others read it.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if stat.S_IMODE(mode) & 0o077:
+        raise ConfigError(f"{path} can be read by others (mode {stat.S_IMODE(mode):04o}); run: chmod 600 {path}")
+
+
 def write_identity(path: Path, identity: Identity) -> None:
     """Keep an identity's secret keys in a new file of mode 0600."""
     write_private(path, identity.to_bytes())
@@ -128,9 +138,7 @@ def read_identity(path: Path) -> Identity:
     """
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
-                raise ConfigError(f"{path} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
+            must_be_private(path, os.fstat(file.fileno()).st_mode)
             raw = file.read(_LIMIT + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; is this the right kit?") from error

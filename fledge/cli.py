@@ -86,7 +86,8 @@ def common(
     """Asynchronous federated learning for hospitals over a message queue."""
     from fledge import log
 
-    context.meta[LOGGING] = {"verbose": verbose, "json_lines": True if json_logs else None}
+    quiet = context.invoked_subcommand == "ctl"  # people ask and want the answer
+    context.meta[LOGGING] = {"verbose": verbose, "quiet": quiet, "json_lines": True if json_logs else None}
     log.configure(**context.meta[LOGGING])
 
 

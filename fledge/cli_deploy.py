@@ -130,7 +130,10 @@ def _management(given: str) -> str:
     if not given:
         url = os.environ.get(MANAGEMENT, "")
         if not url:
-            raise ConfigError(f"where is the broker? set {MANAGEMENT}=https://user:password@host:15671")
+            raise ConfigError(
+                f"where is the broker's management? put its URL, with an administrator's login, into {MANAGEMENT} "
+                "(RabbitMQ on this machine: port 15672, http)"
+            )
         return url
     parts = urlsplit(given)
     if parts.password:

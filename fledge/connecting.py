@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from broker.security import Tls
 from broker.transport import Transport, open_transport
 from deploy.apply import Management
 from deploy.apply import cut_off as take_login
-from deploy.keyfiles import read_bounded
+from deploy.keyfiles import must_be_private, read_bounded
 from protocol.errors import ConfigError
 
 CREDENTIALS_TOML = "credentials.toml"
@@ -86,8 +85,11 @@ def tls_of(line: Line, base: Path) -> Tls | None:
 
 
 def _tls_to(url: str, line: Line, base: Path) -> Tls | None:
-    """The certificate files, if this URL is one that is reached by TLS."""
-    return tls_of(line, base) if urlsplit(url).scheme in ("amqps", "s3s") else None
+    """The certificate files, if this URL is one that is reached by TLS; their key has to be ours alone."""
+    tls = tls_of(line, base) if urlsplit(url).scheme in ("amqps", "s3s") else None
+    if tls is not None and tls.key and (key := Path(tls.key)).exists():
+        must_be_private(key, key.stat().st_mode)
+    return tls
 
 
 def days_left(line: Line, base: Path) -> float | None:
@@ -197,8 +199,7 @@ def _credentials(base: Path) -> Mapping[str, Any]:
     path = base / CREDENTIALS_TOML
     if not path.exists():
         return {}
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise ConfigError(f"{path} can be read by others; run: chmod 600 {path}")
+    must_be_private(path, path.stat().st_mode)
     try:
         return tomllib.loads(read_bounded(path, _LIMIT, "the keys of the store").decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):

@@ -26,6 +26,7 @@ _SECRET_FIELD = re.compile(r"password|secret|credential|token|private", re.IGNOR
 def configure(
     *,
     verbose: bool = False,
+    quiet: bool = False,
     json_lines: bool | None = None,
     file: TextIO | None = None,
     also: Path | None = None,
@@ -34,6 +35,7 @@ def configure(
 
     Args:
         verbose: log details too.
+        quiet: log only what is wrong, unless `verbose` is set.
         json_lines: whether to write JSON, whatever `file` is.
         file: where to write.
         also: a local file that gets a copy of everything, always in JSON, with whatever libraries complain of.
@@ -44,6 +46,7 @@ def configure(
     _close_local()
     local = None if also is None else LogFile(also, without_credentials)
     target = file or sys.stderr
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     as_json = not target.isatty() if json_lines is None else json_lines
     renderer: Any = (
         structlog.processors.JSONRenderer(serializer=to_json)
@@ -59,7 +62,7 @@ def configure(
             *([_copying(local)] if local else []),
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Steady(target))),
         cache_logger_on_first_use=False,
     )

@@ -29,7 +29,7 @@ from protocol import topology
 from protocol.codec import Word
 from protocol.commands import ORDERS, Order
 from protocol.envelope import seal, typed_body, unlock, verify
-from protocol.errors import ConfigError, Untrusted, WireError
+from protocol.errors import ConfigError, TransportError, Untrusted, WireError
 from protocol.keys import Identity, Participant, Role
 from protocol.limits import STORED_RECORD
 from protocol.messages import Command, Kind, Reply
@@ -185,11 +185,21 @@ class Console:
             message_id=asked.id,
             sequence=self._counter,
         )
-        self._transport.publish(topology.DIRECT, topology.AGGREGATOR, raw).result(max(0.1, deadline - time.monotonic()))
+        self._hand_in(raw, deadline)
         with self._changed:
             self._changed.wait_for(lambda: self._is_complete(asked, targets), max(0.0, deadline - time.monotonic()))
             self._asked = None
             return dict(asked.said)
+
+    def _hand_in(self, raw: bytes, deadline: float) -> None:
+        handed = self._transport.publish(topology.DIRECT, topology.AGGREGATOR, raw)
+        try:
+            handed.result(max(0.1, deadline - time.monotonic()))
+        except TimeoutError:
+            raise TransportError(
+                f"the broker has not taken {self.name}'s order in time: it is away, or does not let {self.name} in "
+                "(the hub runs `fledge deploy broker`); `fledge doctor --kit …` names what is in the way"
+            ) from None
 
     def _is_complete(self, asked: _Asked, targets: Sequence[str]) -> bool:
         hub = asked.said.get(topology.AGGREGATOR)

@@ -156,5 +156,6 @@ def load_trainer(name: str, options: Mapping[str, Any], beside: Path) -> Any:
         return factory(**options)
     except FledgeError:
         raise
-    except TypeError as error:
-        raise ConfigError(f"trainer {name!r} with options {sorted(options)}: {error}") from error
+    except Exception as error:  # the site's own code: whatever it finds wrong, its options are where to look
+        told = f"trainer {name!r} with options {sorted(options)}: {type(error).__name__}: {error}"
+        raise ConfigError(f"{told}; look at trainer and [options] in worker.toml") from error

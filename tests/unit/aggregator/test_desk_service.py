@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from broker.transport import Delivery
 from fledge.operator import Console, Said
 from protocol import topology
 from protocol.envelope import body, seal, typed_body, unlock, verify
+from protocol.errors import TransportError
 from protocol.keys import Identity, Role
 from protocol.messages import Command, Event, Grant, Kind, Outcome, Reply, Request, RunState
 from protocol.registry import Registry
@@ -274,3 +276,22 @@ def test_a_site_that_says_hello_is_granted_the_head(hub: Hub) -> None:
     assert granted[0].message == b"h" * 16
     assert granted[0].head
     assert granted[0].urls == ()
+
+
+class Deaf(MemoryTransport):
+    """A broker that is away: it takes nothing and says nothing."""
+
+    def publish(self, exchange: str, key: str, body: bytes) -> Future[None]:
+        return Future()
+
+
+def test_an_order_that_no_broker_takes_ends_with_what_to_do(hub: Hub) -> None:
+    console = Console(
+        hub.federation.operator,
+        FEDERATION,
+        hub.federation.root_key,
+        hub.federation.registry,
+        Deaf.named(hub.network),
+    )
+    with pytest.raises(TransportError, match=r"has not taken .*'s order in time.*fledge doctor"):
+        console.ask("status", {}, timeout=0.2)

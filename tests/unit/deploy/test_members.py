@@ -180,7 +180,7 @@ def test_only_ours_are_removed() -> None:
     assert [note.split(";")[0] for note in done.notes] == [
         "user site-c has tags, so it is not the former member's and stays",
         "user site-d works on other vhosts too and stays there",
-        "user stranger is no member but may work on vhost fl",
+        "user stranger is no member in this registry but may work on vhost fl",
     ]
 
 

@@ -17,6 +17,7 @@ from broker.bounded_http import BoundedPool
 from broker.s3 import S3Blobs
 from broker.s3_url import S3Url, parse_s3_url
 from broker.security import Tls
+from fledge.connecting import broker_of
 from fledge.doctor.findings import Finding, Server, Verdict, bad, good, warning
 from fledge.doctor.forbidden import forbidden, needed, own
 from fledge.doctor.local import check_certificate, check_disk, check_keys, check_memory, check_private, check_registry
@@ -124,6 +125,13 @@ def test_good_files_are_called_good(kit: Path) -> None:
     assert [keys.code, registered.code] == ["ok", "ok"]
     assert registry is not None
     assert [finding.code for finding in check_private(place)] == ["ok"]
+
+
+def test_a_certificates_key_that_others_can_read_is_not_used(kit: Path) -> None:
+    (kit / "tls/client.key").chmod(0o644)
+    refused = pytest.raises(ConfigError, match=r"client\.key can be read by others.*chmod 600")
+    with refused, broker_of(read_kit(kit).config, kit, "site-a"):
+        pass
 
 
 def test_files_that_others_can_read_are_named(kit: Path) -> None:

@@ -43,7 +43,8 @@ def written(directory: Path, text: str = GOOD) -> Path:
 def module(tmp_path: Path) -> Iterator[Path]:
     """A directory with a trainer of the user's own; forgotten afterwards."""
     (tmp_path / "hospital_task.py").write_text(
-        "def trainer(data, steps=1):\n    return (data, steps)\n\n\ndef broken():\n    raise TypeError('no GPU')\n",
+        "def trainer(data, steps=1):\n    return (data, steps)\n\n\ndef broken():\n    raise TypeError('no GPU')\n"
+        "\n\ndef without_data():\n    open('scan.npz')\n",
         encoding="utf-8",
     )
     yield tmp_path
@@ -152,6 +153,7 @@ def test_a_trainer_is_found_beside_the_configuration_and_given_its_options(modul
         ("hospital_task:nothing", {}, "nothing"),
         ("hospital_task:trainer", {"date": 1}, "options \\['date'\\]"),
         ("hospital_task:broken", {}, "no GPU"),
+        ("hospital_task:without_data", {}, "FileNotFoundError.*scan.npz.*\\[options\\]"),
     ],
 )
 def test_a_trainer_that_cannot_be_made_is_refused_with_the_reason(
