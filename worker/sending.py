@@ -160,7 +160,8 @@ class Sending:
         for other in self._outgoing.values():
             if not other.offered:
                 other.spent, other.at = True, now
-        decided.effects.append(Alarm(event="epoch.renewed", details={"epoch": self.epoch}))
+        todo = "this folder is older than the site's newest, or a second worker uses its keys: run one alone"
+        decided.effects.append(Alarm(event="epoch.renewed", details={"epoch": self.epoch, "todo": todo}))
 
     def _forget(self, out: _Outgoing, outcome: Outcome, event: ReceiptSeen | None, decided: Decided) -> None:
         update = out.update
