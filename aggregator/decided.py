@@ -68,7 +68,7 @@ class Decided:
             reason=why,
             text=event.text if why == event.objection else "",
             counter=counter,
-            seen=seen,
+            seen=seen if event.targets else {},
         )
         self.do(told)
 

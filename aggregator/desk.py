@@ -109,7 +109,7 @@ class Desk:
             "site": tuple(sites),
             "seen": tuple(round(told.seen[site], 1) for site in sites),
         }
-        values = values if len(sites) <= limits.PLAINS else {}
+        values = values if 0 < len(sites) <= limits.PLAINS else {}
         if told.counter:
             values["counter"] = told.counter
         self._answer(told.operator, told.command, told.reason, told.text, values)
