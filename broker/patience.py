@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import structlog
 from urllib3.exceptions import HTTPError, SSLError
 
 from broker.backoff import full_jitter
@@ -19,8 +20,10 @@ from protocol.errors import Forbidden, Missing, StoreError
 
 _LASTING = frozenset({301, 302, 307, 308, 400, 405, 411, 413, 501})
 _LONGEST_PAUSE_S = 5.0
+_WARN_AT = frozenset({2, 4, 8, 16, 32, 64})  # one hiccup is nobody's business, an outage is, but not at every try
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 
 class Patience:
@@ -54,12 +57,14 @@ class Patience:
         deadline = time.monotonic() + self._deadline if until is None else until
         trouble = "none, there was no time left"
         # Full jitter keeps many workers from coming back together after an outage.
-        for pause in full_jitter(random.Random(), base=0.1, cap=_LONGEST_PAUSE_S):
+        for tries, pause in enumerate(full_jitter(random.Random(), base=0.1, cap=_LONGEST_PAUSE_S), 1):
             with self._http.until(deadline):
                 try:
                     return action()
                 except self._faults as error:
                     trouble = self._judge(what, error)
+            if tries in _WARN_AT:  # only the kind of trouble: what libraries say may hold a signed URL
+                log.warning("store.retry", store=self._where, tries=tries, trouble=trouble.partition(":")[0])
             if time.monotonic() + pause >= deadline or self._closed.wait(pause):
                 break
         ended = "the store was closed" if self._closed.is_set() else f"not done within {self._deadline:g} s"

@@ -17,7 +17,7 @@ EVENTS: Final = frozenset(
         *("broker.unblocked", "cache.dropped", "cache.not_written", "callback.failed"),
         *("consume.cancelled_by_broker", "consume.lost", "epoch.renewed", "event.dropped", "handler.failed"),
         *("handler.still_running", "head.not_there", "head.stale", "head.went_back", "journal.blocked"),
-        *("grant.not_asked_for", "hello.dropped", "lane.failed", "order.obeyed", "worker.accepted"),
+        *("grant.not_asked_for", "hello.dropped", "lane.failed", "order.obeyed", "store.retry", "worker.accepted"),
         *("message.dead_lettered", "message.dropped", "message.oversize", "message.refused", "metric.left_out"),
         *("observer.failed", "outbox.dropped", "outbox.retry", "privacy.off", "publish.refused"),
         *("record.not_read", "record.refused", "registry.changed", "registry.went_back", "training.aborted"),
