@@ -53,6 +53,10 @@ def clean(text: str) -> bool:
 @given(before, private, after)
 @example("x ", "/data/O'Zyxwvu and Canary's", "")
 @example("", "Zyxwvu Canary.nii.gz", " is empty")
+@example("", "Zyxwvu Canary.nii", "'@0")
+@example("", "Zyxwvu Canary.nii", "://x")
+@example("", "Zyxwvu MRN Canary.nii", "")
+@example("", "Zyxwvu Canary/x", "'@0")
 def test_free_text_ends_where_something_private_begins(start: str, planted: str, rest: str) -> None:
     shown = free_text(start + planted + rest)
     assert clean(shown), shown

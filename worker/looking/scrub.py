@@ -24,7 +24,7 @@ _CUT = 4096
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z", re.ASCII)
 # No pattern below can take longer than a line is long: none begins in the midst of what it has just failed on.
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]+://.*")
-_MAIL = re.compile(r"(?<![^\s@])[^\s@]+@[^\s@]+")
+_MAIL = re.compile(r"(?<![^\s@])[^\s@/\\]+@[^\s@/\\]+")  # a slash stays, for it makes a path of what stands before
 _DICOM = re.compile(
     # Group and element, and unique identifiers; then everything whose name says that it is about somebody.
     r"\(?(?<![0-9a-f])[0-9a-f]{4}\s?[,:|_]\s?[0-9a-f]{4}(?![0-9a-f]).*"
@@ -45,10 +45,10 @@ def free_text(line: str) -> str:
     if len(line) > _CUT:
         return TEXT
     shown = _printable(line)
+    if DATA_FILE.search(shown):  # where its name begins, nobody can tell; before anything below takes its end away
+        return FILE
     for private, mark in ((_URL, URL), (_MAIL, MAIL), (_DICOM, TAG)):
         shown = private.sub(mark, shown)
-    if DATA_FILE.search(shown):  # where its name begins, nobody can tell
-        return FILE
     shown = _ABSOLUTE.sub(PATH, shown)
     if _RELATIVE.search(shown):
         return PATH
