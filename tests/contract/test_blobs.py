@@ -228,7 +228,10 @@ def test_a_head_is_overwritten_and_starts_as_none(store: BlobStore) -> None:
 
 
 def test_a_reader_sees_whole_heads_while_they_are_overwritten(store: BlobStore) -> None:
-    whole = {bytes([65 + i]) * (20_000 + 1000 * i) for i in range(6)}
+    # rclone, which plays S3 here, may give a head of one version the length of another; S3 itself does not, and what
+    # is torn fails its signature. The bytes have to be those of one version there, too.
+    growth = 1000 if isinstance(store, FileBlobs | MemoryBlobs) else 0
+    whole = {bytes([65 + i]) * (20_000 + growth * i) for i in range(6)}
     store.put_head("demo", min(whole))
     done = threading.Event()
 
