@@ -59,18 +59,18 @@ def test_the_checks_find_a_mutant_out_and_nothing_else(
     with Rig(tmp_path, rabbit_broker, s3_server, main=MUTANT, mutant=mutant) as rig:
         deal(rig, plan)
         rig.start()
-        found = ordeal_findings(rig, plan, 30 if mutant else 90)
+        found = ordeal_findings(rig, plan)
     if mutant is None:
         assert found == []
     else:
         assert any(SHOWN_BY[mutant] in finding for finding in found), found
 
 
-def ordeal_findings(rig: Rig, plan: Plan, patience: float) -> list[str]:
+def ordeal_findings(rig: Rig, plan: Plan) -> list[str]:
     """What is wrong after the kills: broken promises, or that the run does not even come to its end."""
     try:
         carry_out(rig, plan, 60)
-        rig.finish(timeout=patience)
+        rig.finish(timeout=30)
     except AssertionError as stuck:
         rig.stop()
         return [str(stuck), *violations(rig)]
