@@ -228,10 +228,7 @@ def test_a_head_is_overwritten_and_starts_as_none(store: BlobStore) -> None:
 
 
 def test_a_reader_sees_whole_heads_while_they_are_overwritten(store: BlobStore) -> None:
-    # rclone, which plays S3 here, may give a head of one version the length of another; S3 itself does not, and what
-    # is torn fails its signature. The bytes have to be those of one version there, too.
-    growth = 1000 if isinstance(store, FileBlobs | MemoryBlobs) else 0
-    whole = {bytes([65 + i]) * (20_000 + growth * i) for i in range(6)}
+    whole = {bytes([65 + i]) * (20_000 + 1000 * i) for i in range(6)}
     store.put_head("demo", min(whole))
     done = threading.Event()
 
@@ -247,7 +244,10 @@ def test_a_reader_sees_whole_heads_while_they_are_overwritten(store: BlobStore) 
         while not done.is_set() and not writer.done():
             seen.add(store.get_head("demo", LIMIT))
         writer.result()
-    assert seen <= whole
+    # rclone, which plays S3 here, may pair the bytes of one version with the length of another, which S3 does not.
+    lengths = {len(head) for head in whole}
+    paired = {head[:1] * length for head in whole for length in lengths}
+    assert seen <= (whole if isinstance(store, FileBlobs | MemoryBlobs) else paired)
 
 
 def test_many_threads_put_the_same_and_other_objects_at_once(store: BlobStore) -> None:
