@@ -40,6 +40,15 @@ PLAINS: Final = 1024
 """Elements of one list among the parameters of a filter, task or command."""
 SPEC: Final = 8 * RECORD
 """Bytes of one encoded model specification."""
+CONFIG: Final = 64 * 1024
+"""Bytes of a run's settings."""
+CODE: Final = 16 * RECORD
+"""Bytes of a run's code as a zip archive."""
+CODE_UNPACKED: Final = 64 * RECORD
+"""Bytes of all its files."""
+CODE_FILES: Final = 1000
+MEASUREMENTS: Final = 256
+"""Sites whose measurements a card tells."""
 MERGE_MEMBERS: Final = 128
 """Updates that may enter one version."""
 SEQUENCE_WINDOW: Final = 4096

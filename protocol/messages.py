@@ -37,6 +37,9 @@ class Kind(IntEnum):
     ANSWER = 12
     REQUEST = 13
     GRANT = 14
+    BUNDLE = 15
+    CODE = 16
+    CARD = 17
 
 
 SIGNER: dict[Kind, Role] = {
@@ -54,6 +57,9 @@ SIGNER: dict[Kind, Role] = {
     Kind.GRANT: Role.AGGREGATOR,
     Kind.REGISTRY: Role.ROOT,
     Kind.COMMAND: Role.OPERATOR,
+    Kind.BUNDLE: Role.OPERATOR,
+    Kind.CODE: Role.AGGREGATOR,
+    Kind.CARD: Role.AGGREGATOR,
 }
 """Who may sign which kind."""
 
@@ -132,8 +138,9 @@ class Event:
 
 
 class RunState(StrEnum):
-    """Whether a run takes part in training."""
+    """Whether a run takes part in training; heads name no run that was never started."""
 
+    CREATED = "created"
     RUNNING = "running"
     PAUSED = "paused"
     STOPPED = "stopped"
@@ -157,6 +164,8 @@ class Version:
     """Plain values for the trainer (never code)."""
     registry: Count
     """Version of the registry whose sites this record is wrapped for."""
+    bundle: Digest | None = None
+    """SHA-256 of the code that trains this run; None where every site trains with code of its own."""
 
 
 class Outcome(StrEnum):
@@ -275,6 +284,55 @@ class State:
     """Bias-correction weight of an average; 1 otherwise."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A run as an operator brings it, for the aggregator alone: settings here; code, specification and version 0 are
+    the blob, one after the other."""
+
+    __pydantic_config__ = EXACT
+    config: Annotated[bytes, Field(strict=True, min_length=1, max_length=limits.CONFIG)]
+    """`run.toml` as it stands."""
+    code: Annotated[int, Field(strict=True, ge=0, le=limits.CODE)]
+    """Bytes of the zip archive of training code; 0: every site trains with code of its own."""
+    spec: Annotated[int, Field(strict=True, ge=1, le=limits.SPEC)]
+    """Bytes of the model's specification; what follows it is version 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one site measured of a model on its own data."""
+
+    __pydantic_config__ = EXACT
+    site: Word
+    examples: Count
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a published model is; the model itself is the blob, run and version stand in the core."""
+
+    __pydantic_config__ = EXACT
+    name: Word
+    publisher: Word
+    """The operator who published it."""
+    published: Count
+    """Seconds since the epoch."""
+    application: Text
+    description: Text
+    framework: Text
+    precision: Word
+    licence: Text
+    labels: Annotated[tuple[Word, ...], many(32)]
+    released: Flag
+    """Whether this is the average over versions, not the raw version."""
+    parameters: Count
+    """Numbers in the model."""
+    sites: Annotated[tuple[Word, ...], many(limits.RECIPIENTS)]
+    """Whose updates are in it."""
+    measurements: Annotated[tuple[Measurement, ...], many(limits.MEASUREMENTS)]
+
+
 BODY: dict[Kind, type] = {
     Kind.UPDATE: Update,
     Kind.EVALUATION: Evaluation,
@@ -288,5 +346,7 @@ BODY: dict[Kind, type] = {
     Kind.REQUEST: Request,
     Kind.GRANT: Grant,
     Kind.STATE: State,
+    Kind.BUNDLE: Bundle,
+    Kind.CARD: Card,
 }
-"""The body of each kind; registry and specification records carry their own."""
+"""The body of each kind; registry and specification records carry their own, code has none."""

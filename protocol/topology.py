@@ -68,7 +68,7 @@ def update_chunk(site: str, sha256: str) -> str:
 
 
 def model_chunk(sha256: str) -> str:
-    """Object key of one chunk of a published model or model specification."""
+    """Object key of one chunk of what the aggregator publishes: models, their specifications, code."""
     return f"models/{_hex(sha256)}"
 
 
@@ -77,8 +77,13 @@ def state_chunk(sha256: str) -> str:
     return f"state/{_hex(sha256)}"
 
 
+def bundle_key(operator: str, sha256: str) -> str:
+    """Object key of a record or chunk that an operator brings; once the aggregator has read it, it is of no use."""
+    return f"bundles/{check_site(operator)}/{_hex(sha256)}"
+
+
 def record_key(sha256: str) -> str:
-    """Object key of a signed record (version record, specification record, registry)."""
+    """Object key of a signed record (of a version, a specification, code, a published model; the registry)."""
     return f"records/{_hex(sha256)}"
 
 
