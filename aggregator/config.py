@@ -104,6 +104,19 @@ class AggregatorConfig(BaseModel):
         return f"AggregatorConfig(federation={self.federation!r})"
 
 
+def parse_run(raw: bytes) -> RunConfig:
+    """A run's settings from the bytes of a `run.toml`.
+
+    Raises:
+        ConfigError: not TOML, or a value is wrong; says which.
+    """
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"run.toml: not text in UTF-8: {error.reason}") from error
+    return _parse(text, "run.toml", RunConfig)
+
+
 def read_toml(path: Path, kind: type[M]) -> M:
     """Read and check a configuration file.
 
@@ -111,9 +124,17 @@ def read_toml(path: Path, kind: type[M]) -> M:
         ConfigError: it is missing, not TOML, or a value is wrong; says which.
     """
     try:
-        table = tomllib.loads(path.read_text())
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; is the path right?") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not text in UTF-8: {error.reason}") from error
+    return _parse(text, path, kind)
+
+
+def _parse(text: str, path: Path | str, kind: type[M]) -> M:
+    try:
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     try:

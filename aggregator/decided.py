@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from aggregator import events, letters, order_events
+from aggregator import events, letters, lifecycle, order_events
+from aggregator.events import UpdateState
 from broker.actor import Step
 from protocol import topology
 from protocol.messages import Outcome
@@ -60,14 +61,24 @@ class Decided:
         """Signed bytes for one participant."""
         self.send(topology.DIRECT, name, raw)
 
-    def tell(self, event: order_events.CommandArrived, why: str, seen: Mapping[str, float], counter: int) -> None:
+    def tell(
+        self,
+        event: order_events.CommandArrived,
+        why: str,
+        seen: Mapping[str, float],
+        *,
+        text: str = "",
+        counter: int = 0,
+        values: Mapping[str, Any] | None = None,
+    ) -> None:
         """Answer an operator in a word, and in a sentence where there is one."""
         told = order_events.Tell(
             operator=event.operator,
             command=event.id,
             reason=why,
-            text=event.text if why == event.objection else "",
+            text=event.text if why == event.objection else text,
             counter=counter,
+            values=values or {},
             seen=seen if event.targets else {},
         )
         self.do(told)
@@ -103,6 +114,15 @@ class Decided:
         row, id = self._next(), self._new_id()
         self._writes.append(letters.receipt(update, outcome, reason, row=row, id=id, version=version, epoch=epoch))
         self._effects.append(events.Publish(row=row))
+
+    def finish(self, row: events.UpdateRow, state: UpdateState, reason: str, version: int = 0) -> None:
+        """An update has come to its end; its site is told."""
+        self.write(events.SetState(id=row.id, state=state, reason=reason, norm=row.norm, version=version))
+        if state != UpdateState.MERGED:
+            self.audit(
+                "update", {"id": row.id, "run": row.run, "site": row.site, "state": state.value, "reason": reason}
+            )
+        self.receipt(row, lifecycle.OUTCOME[state], reason, version=version)
 
     def refuse(self, event: events.Refused, now: float) -> None:
         """Ack what is no message of this federation; keep it for operators, and publish it within the site's budget."""

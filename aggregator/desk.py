@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,11 @@ import nacl.utils
 import structlog
 
 from aggregator import order_events
-from aggregator.config import RunConfig
 from aggregator.doors import Doors
 from aggregator.history import History
 from aggregator.lookups import View, letter, look_up
 from aggregator.rules import AggregatorRules
+from aggregator.serving import Serving
 from aggregator.signs import Sign
 from broker.granting import Granted
 from broker.transport import Transport
@@ -25,7 +25,7 @@ from protocol.codec import encode
 from protocol.envelope import seal
 from protocol.errors import ConfigError, FledgeError
 from protocol.keys import Identity
-from protocol.messages import Kind, Reply
+from protocol.messages import Card, Kind, Reply
 from protocol.registry import Registry
 
 log = structlog.get_logger("aggregator")
@@ -54,19 +54,22 @@ class Desk:
         history: History,
         *,
         rules: AggregatorRules,
-        run: RunConfig,
+        serving: Mapping[str, Serving],
         head: Callable[[], bytes],
         again: Callable[[str, bytes], None],
         put_registry: Callable[[bytes], None],
         later: Callable[[Callable[[], None]], object],
+        card: Callable[[str, bytes], Card],
         doors: Doors,
     ) -> None:
         """Open the desk.
 
         Args:
+            serving: the runs, by name.
             head: gives the newest signed head.
             again: hands a site's refused bytes to intake once more.
             put_registry: puts a newer signed registry in force.
+            card: reads a published model's card: its run's name and the signed record.
             later: runs what has to wait for others on a thread of its own.
         """
         self.registry = registry
@@ -75,12 +78,13 @@ class Desk:
         self._transport = transport
         self._history = history
         self._rules = rules
-        self._run = run
+        self._serving = serving
         self._head = head
         self._again = again
         self._put_registry = put_registry
         self._later = later
         self._doors = doors
+        self._card = card
         self._signs: dict[str, Sign] = {}
 
     def seen(self, site: str, sign: Sign) -> None:
@@ -112,14 +116,15 @@ class Desk:
         values = values if 0 < len(sites) <= limits.PLAINS else {}
         if told.counter:
             values["counter"] = told.counter
-        self._answer(told.operator, told.command, told.reason, told.text, values)
+        self._answer(told.operator, told.command, told.reason, told.text, {**values, **told.values})
 
     def _look_up(self, question: order_events.LookUp) -> None:
         command = question.command
         view = View(
             history=self._history,
             rules=self._rules,
-            config=self._run,
+            serving=self._serving,
+            card=self._card,
             registry=self.registry,
             signs=dict(self._signs),
             seen=question.seen,

@@ -51,6 +51,7 @@ class UpdateNotice:
     seconds: float
     absent: tuple[str, ...]
     envelope: bytes
+    bundle: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class UpdateRow:
 
     order: int
     id: bytes
+    run: str
     site: str
     epoch: int
     sequence: int
@@ -82,6 +84,7 @@ class UpdateRow:
         return cls(
             order=order,
             id=notice.id,
+            run=notice.run,
             site=notice.site,
             epoch=notice.epoch,
             sequence=notice.sequence,
@@ -117,6 +120,7 @@ class EvaluationArrived:
 
     delivery: Any
     site: str
+    run: str
     version: int
     evaluation: Evaluation
 
@@ -225,15 +229,18 @@ class RegistryChanged:
 class Reissued:
     """The current version's record was wrapped for the new registry's sites; it is in the store."""
 
+    run: str
     version: int
     registry: int
     record: bytes
     spec_record: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReissueFailed:
     """The store is away; the records are still for an older registry."""
+
+    run: str
 
 
 # ---- writes
@@ -271,6 +278,7 @@ class Send:
     body: Any
     recipient: str
     """Name of the one site it is sealed for; empty: signed only."""
+    run: str
     version: int = 0
 
 
@@ -297,6 +305,7 @@ class CommitVersion:
 class ReplaceRecord:
     """The version is the same, its record has new recipients."""
 
+    run: str
     version: int
     record: bytes
     registry: int
@@ -315,6 +324,7 @@ class StoreRegistry:
 class StoreEvaluation:
     """Keep one site's evaluation of one version; a later one replaces it."""
 
+    run: str
     site: str
     version: int
     evaluation: Evaluation
@@ -324,6 +334,7 @@ class StoreEvaluation:
 class SetRun:
     """The run's state changed."""
 
+    run: str
     state: RunState
     reason: str
     elapsed: float
@@ -336,10 +347,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetHead:
-    """The head's number rose; the elapsed training time is noted with it."""
+    """The head's number rose; the elapsed training time of runs that go on is noted with it."""
 
     number: int
-    elapsed: float
+    elapsed: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,6 +382,7 @@ class Settle:
 class Admit:
     """Stream an update's blob through admission; the answer is `Admitted` or `NotAdmitted`."""
 
+    run: str
     id: bytes
 
 
@@ -389,13 +401,21 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlace:
+    """Where one run stands."""
+
+    run: str
+    state: RunState
+    reason: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PutHead:
     """Sign the head with this number and put it into the store; the newest number wins."""
 
     number: int
-    state: RunState
-    reason: str
-    version: int
+    runs: tuple[RunPlace, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -409,6 +429,7 @@ class AnnounceHead:
 class Reissue:
     """Wrap the current version's and the specification's record for the registry's sites; the answer is `Reissued`."""
 
+    run: str
     version: int
     registry: Registry
 
@@ -417,4 +438,5 @@ class Reissue:
 class Ended:
     """The run is over; the shell may tell whoever waits."""
 
+    run: str
     reason: str

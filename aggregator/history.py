@@ -7,17 +7,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, func, select
+from sqlalchemy import Connection, Engine, func, select
 
 from aggregator.evaluations import Evaluations
 from aggregator.events import UpdateRow, UpdateState
-from aggregator.order_events import Measured
-from aggregator.plan import MergePlan
-from aggregator.snapshot import Snapshot
+from aggregator.measures import Measured
+from aggregator.run_history import RunHistory
+from aggregator.snapshot import RunSnapshot, Snapshot
 from aggregator.standing import Standing
-from aggregator.tables import counters, ledger, measures, members, outbox, registries, run, states, updates, versions
+from aggregator.tables import (
+    DELETED,
+    channels,
+    counters,
+    federation,
+    ledger,
+    measures,
+    members,
+    models,
+    outbox,
+    registries,
+    runs,
+    updates,
+    versions,
+)
 from aggregator.tables import evaluations as evaluations_table
-from broker.database import Prepared, open_readonly
+from broker.database import open_readonly
 from broker.outbox import OutboxRow
 from protocol import limits
 from protocol.codec import decode, unpack
@@ -25,10 +39,8 @@ from protocol.errors import StateError
 from protocol.messages import Evaluation, RunState
 from protocol.registry import Registry
 
-_PLAN = 64 * 1024 * 1024
 _LOOKED_AT = 2048
 """Ledger entries about commands in which unanswered ones are looked for at the start."""
-_states_of = Prepared(select(states.c.stream, states.c.record).where(states.c.version == bindparam("of")))
 
 
 class History:
@@ -48,52 +60,46 @@ class History:
         """
         return cls(open_readonly(path))
 
-    @property
-    def empty(self) -> bool:
-        """Whether version 0 is still to be stored."""
+    def names(self) -> tuple[str, ...]:
+        """Every run that was not deleted, in the order they were made."""
         with self.engine.connect() as db:
-            return db.scalar(select(run.c.id)) is None
+            return tuple(db.scalars(select(runs.c.name).where(runs.c.state != DELETED).order_by(runs.c.number)))
+
+    def run(self, name: str) -> RunHistory:
+        """One run of this database."""
+        return RunHistory(self.engine, name)
 
     def load(self, registry: Registry) -> Snapshot:
         """Everything the rules need to go on."""
         with self.engine.connect() as db:
-            current = db.execute(select(run)).one()
-            newest = db.execute(select(versions).order_by(versions.c.version.desc()).limit(1)).one()
-            standing = Standing()
-            for row in db.execute(select(members).order_by(members.c.version, members.c.position)):
-                standing.observe(row.site, row.examples, row.seconds)
-                standing.norms.append(row.norm)
-            standing.merged(())
-            kept = Evaluations()
-            for row in db.execute(select(evaluations_table).order_by(evaluations_table.c.version)):
-                kept.add(row.version, row.site, decode(Evaluation, row.body, limits.BODY))
-            pending = [state.value for state in UpdateState if not state.final]
-            rows = db.execute(select(updates).where(updates.c.state.in_(pending)).order_by(updates.c.order))
+            counted = db.execute(select(federation)).one_or_none()
+            every = db.execute(select(runs.c.name, runs.c.state).order_by(runs.c.number)).all()
+            waiting = db.execute(select(outbox).order_by(outbox.c.id))
+            self.fresh = {r.id: OutboxRow(id=r.id, exchange=r.exchange, key=r.key, body=r.body) for r in waiting}
+            pending = _pending(db)
+            there = [row.name for row in every if row.state != DELETED]
             highest = db.execute(
                 select(updates.c.site, updates.c.epoch, func.max(updates.c.sequence)).group_by(
                     updates.c.site, updates.c.epoch
                 )
             )
-            waiting = db.execute(select(outbox).order_by(outbox.c.id))
-            self.fresh = {r.id: OutboxRow(id=r.id, exchange=r.exchange, key=r.key, body=r.body) for r in waiting}
+            named: dict[str, tuple[str, ...]] = {}
+            for row in db.execute(select(channels).order_by(channels.c.number)):
+                named[row.channel] = (*named.get(row.channel, ()), row.name)
             return Snapshot(
-                version=newest.version,
-                digest=newest.digest,
-                state=RunState(current.state),
-                reason=current.reason,
-                elapsed=current.elapsed,
-                head=current.head,
-                last_row=current.last_row,
+                head=counted.head if counted else 0,
+                last_row=counted.last_row if counted else 0,
                 registry=registry,
-                record_registry=newest.registry,
-                rows=[_update_row(row) for row in rows],
                 outbox=list(self.fresh),
                 highest={(site, epoch): sequence for site, epoch, sequence in highest},
-                standing=standing,
-                evaluations=kept,
                 counters={row.operator: row.counter for row in db.execute(select(counters))},
-                awaited=_awaited(db),
                 measures={row.site: Measured(row.measure, row.registry) for row in db.execute(select(measures))},
+                awaited=_awaited(db),
+                runs={name: _run(db, name, pending.get(name, [])) for name in there},
+                strays=[row for name, rows in pending.items() if name not in there for row in rows],
+                taken=frozenset(row.name for row in every),
+                models=tuple(db.scalars(select(models.c.name))),
+                channels=named,
             )
 
     def envelope(self, id: bytes) -> bytes:
@@ -105,34 +111,22 @@ class History:
         return found
 
     def envelopes(self) -> Iterator[tuple[bytes, UpdateState]]:
-        """The signed bytes of every journalled update with its state, in order."""
+        """The signed bytes of every journalled update with its state, in order; not of deleted runs."""
         with self.engine.connect() as db:
-            for row in db.execute(select(updates.c.envelope, updates.c.state).order_by(updates.c.order)):
+            kept = select(updates.c.envelope, updates.c.state).where(updates.c.envelope != b"")
+            for row in db.execute(kept.order_by(updates.c.order)):
                 yield row.envelope, UpdateState(row.state)
 
-    def version_record(self, version: int) -> bytes:
-        """The signed record of a version."""
+    def model(self, name: str) -> tuple[str, bytes] | None:
+        """A published model's run and signed card."""
         with self.engine.connect() as db:
-            found: bytes | None = db.scalar(select(versions.c.record).where(versions.c.version == version))
-        if found is None:
-            raise StateError(f"there is no version {version}; `fledge replay` lists what there is")
-        return found
+            row = db.execute(select(models.c.run, models.c.record).where(models.c.name == name)).one_or_none()
+        return None if row is None else (row.run, row.record)
 
-    def state_records(self, version: int) -> dict[str, bytes]:
-        """The signed records of a version's own streams, by name."""
+    def model_records(self) -> list[bytes]:
+        """The signed cards of all published models."""
         with self.engine.connect() as db:
-            return {row.stream: row.record for row in _states_of.run(db, {"of": version})}
-
-    def spec_record(self) -> bytes:
-        """The signed record of the model specification."""
-        with self.engine.connect() as db:
-            return bytes(db.execute(select(run.c.spec_record)).scalar_one())
-
-    def plans(self) -> list[tuple[MergePlan, bytes]]:
-        """Every version above 0 in order, with its plaintext digest."""
-        with self.engine.connect() as db:
-            rows = db.execute(select(versions).where(versions.c.version > 0).order_by(versions.c.version))
-            return [(decode(MergePlan, row.plan, _PLAN), row.digest) for row in rows]
+            return list(db.scalars(select(models.c.record)))
 
     def registry_record(self) -> bytes | None:
         """The newest registry stored."""
@@ -162,6 +156,42 @@ class History:
         self.engine.dispose()
 
 
+def _pending(db: Connection) -> dict[str, list[UpdateRow]]:
+    """Updates that have not come to their end, by run."""
+    open_states = [state.value for state in UpdateState if not state.final]
+    found: dict[str, list[UpdateRow]] = {}
+    for row in db.execute(select(updates).where(updates.c.state.in_(open_states)).order_by(updates.c.order)):
+        found.setdefault(row.run, []).append(_update_row(row))
+    return found
+
+
+def _run(db: Connection, name: str, rows: list[UpdateRow]) -> RunSnapshot:
+    current = db.execute(select(runs).where(runs.c.name == name)).one()
+    of_run = select(versions).where(versions.c.run == name)
+    newest = db.execute(of_run.order_by(versions.c.version.desc()).limit(1)).one()
+    standing = Standing()
+    merged = select(members).where(members.c.run == name).order_by(members.c.version, members.c.position)
+    for row in db.execute(merged):
+        standing.observe(row.site, row.examples, row.seconds)
+        standing.norms.append(row.norm)
+    standing.merged(())
+    kept = Evaluations()
+    measured = select(evaluations_table).where(evaluations_table.c.run == name)
+    for row in db.execute(measured.order_by(evaluations_table.c.version)):
+        kept.add(row.version, row.site, decode(Evaluation, row.body, limits.BODY))
+    return RunSnapshot(
+        version=newest.version,
+        digest=newest.digest,
+        state=RunState(current.state),
+        reason=current.reason,
+        elapsed=current.elapsed,
+        record_registry=newest.registry,
+        rows=rows,
+        standing=standing,
+        evaluations=kept,
+    )
+
+
 def _awaited(db: Connection) -> list[tuple[bytes, str]]:
     """Which of the newest commands were handed to which sites, without those that were replied to."""
     asked: dict[tuple[bytes, str], None] = {}
@@ -185,6 +215,7 @@ def _update_row(row: Any) -> UpdateRow:
     return UpdateRow(
         order=row.order,
         id=row.id,
+        run=row.run,
         site=row.site,
         epoch=row.epoch,
         sequence=row.sequence,

@@ -101,7 +101,11 @@ class Intake:
             return order_events.RequestArrived(delivery=delivery, site=site, id=verified.core.id, request=body)
         if verified.kind == Kind.EVALUATION:
             return events.EvaluationArrived(
-                delivery=delivery, site=site, version=verified.core.version, evaluation=body
+                delivery=delivery,
+                site=site,
+                run=verified.core.run,
+                version=verified.core.version,
+                evaluation=body,
             )
         return events.UpdateArrived(delivery=delivery, notice=_notice(site, verified, body))
 
@@ -143,4 +147,5 @@ def _notice(site: str, verified: Verified, body: Any) -> events.UpdateNotice:
         seconds=body.seconds,
         absent=body.absent,
         envelope=verified.raw,
+        bundle=body.bundle,
     )

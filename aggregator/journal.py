@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,18 +17,17 @@ from sqlalchemy.exc import OperationalError
 from aggregator import events, order_events
 from aggregator.events import UpdateState
 from aggregator.history import History, ledger_hash
+from aggregator.order_writes import write_order
 from aggregator.tables import (
     SCHEMA,
-    counters,
+    federation,
     lease,
     ledger,
-    letters,
-    measures,
     members,
     metadata,
     outbox,
     registries,
-    run,
+    runs,
     states,
     updates,
     versions,
@@ -38,12 +36,9 @@ from aggregator.tables import evaluations as evaluations_table
 from broker.database import Prepared, commit_error, open_database
 from broker.outbox import OutboxRow
 from protocol.codec import encode
-from protocol.errors import Fenced, StateError
-from protocol.messages import RunState
+from protocol.errors import Fenced
 
 Seal = Callable[[events.Send], bytes]
-LETTERS_KEPT = 256
-"""Refused messages kept of each queue."""
 _RECENT = 16 * 1024 * 1024
 """Bytes of envelopes kept in memory between journalling and merge, so that they are not read back."""
 
@@ -78,7 +73,8 @@ class _Batch:
     entries: list[dict[str, Any]] = field(default_factory=list)
     outgoing: list[OutboxRow] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
-    run: dict[str, Any] = field(default_factory=dict)
+    counted: dict[str, Any] = field(default_factory=dict)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     last_hash: bytes | None = None
 
 
@@ -104,28 +100,23 @@ class Journal(History):
                 .values(id=1, epoch=self._epoch)
                 .on_conflict_do_update(index_elements=["id"], set_={"epoch": self._epoch})
             )
+            db.execute(upsert(federation).values(id=1, head=0, last_row=0).on_conflict_do_nothing())
 
-    # ---- the first version
+    # ---- runs
 
-    def begin(self, name: str, digest: bytes, record: bytes, spec_record: bytes, registry: int) -> None:
-        """Store version 0; the run is running from here on."""
+    def begin(self, new: order_events.NewRun) -> None:
+        """Store a run that was not ordered from afar, with its version 0."""
+        self.commit(
+            [
+                order_events.CreateRun(new=new),
+                events.Audit(kind="run", entry={"run": new.rules.run, "digest": new.digest, "registry": new.registry}),
+            ]
+        )
+
+    def set_config(self, run: str, config: str) -> None:
+        """Note a run's settings as they are now."""
         with self._transaction() as db:
-            db.execute(
-                insert(run).values(
-                    id=1,
-                    name=name,
-                    state=RunState.RUNNING.value,
-                    reason="ok",
-                    elapsed=0.0,
-                    head=0,
-                    last_row=0,
-                    spec_record=spec_record,
-                )
-            )
-            db.execute(insert(versions).values(version=0, digest=digest, plan=b"", record=record, registry=registry))
-            self._batch = _Batch()
-            self._chain(db, "run", {"name": name, "digest": digest, "registry": registry})
-            self._flush(db)
+            db.execute(update(runs).where(runs.c.name == run).values(config=config))
 
     # ---- commits
 
@@ -155,7 +146,7 @@ class Journal(History):
     def _flush(self, db: Connection) -> None:
         """Write what was collected."""
         batch = self._batch
-        self._flush_states(db)
+        self._flush_rows(db)
         if batch.entries:
             _add_entry.run_many(db, batch.entries)
         if batch.outgoing:
@@ -163,8 +154,15 @@ class Journal(History):
             _add_outgoing.run_many(db, rows)
         if batch.sent:
             _remove_outgoing.run_many(db, [{"sent": row} for row in batch.sent])
-        if batch.run:
-            _set_run(frozenset(batch.run)).run(db, batch.run)
+        if batch.counted:
+            _set_counted(frozenset(batch.counted)).run(db, batch.counted)
+
+    def _flush_rows(self, db: Connection) -> None:
+        self._flush_states(db)
+        for name, values in self._batch.runs.items():
+            given = {f"{column}_": value for column, value in values.items()}
+            _set_run(frozenset(values)).run(db, given | {"of": name})
+        self._batch.runs = {}
 
     def _flush_states(self, db: Connection) -> None:
         if self._batch.states:
@@ -176,13 +174,16 @@ class Journal(History):
 
     @singledispatchmethod
     def _write(self, write: Any, db: Connection) -> Any:
-        raise StateError(f"the journal does not know how to write {type(write).__name__}")
+        self._flush_rows(db)
+        write_order(write, db)
+        return None
 
     @_write.register
     def _(self, write: events.JournalUpdate, db: Connection) -> Any:
         notice = write.notice
         values = {
             "id": notice.id,
+            "run": notice.run,
             "site": notice.site,
             "epoch": notice.epoch,
             "sequence": notice.sequence,
@@ -207,6 +208,7 @@ class Journal(History):
             "journalled",
             {
                 "id": notice.id,
+                "run": notice.run,
                 "site": notice.site,
                 "epoch": notice.epoch,
                 "sequence": notice.sequence,
@@ -225,7 +227,7 @@ class Journal(History):
         self._flush_states(db)
         row = db.execute(select(updates).where(updates.c.site == notice.site, updates.c.id == notice.id)).one_or_none()
         if row is not None and (
-            row.envelope == notice.envelope or (row.epoch, row.sequence) != (notice.epoch, notice.sequence)
+            row.envelope in (notice.envelope, b"") or (row.epoch, row.sequence) != (notice.epoch, notice.sequence)
         ):
             return events.Duplicate(
                 delivery=write.delivery,
@@ -261,7 +263,7 @@ class Journal(History):
 
     def _queue(self, row: OutboxRow) -> None:
         self._batch.outgoing.append(row)
-        self._batch.run["last_row"] = row.id
+        self._batch.counted["last_row"] = row.id
 
     @_write.register
     def _(self, write: events.RemoveSent, db: Connection) -> None:
@@ -270,12 +272,19 @@ class Journal(History):
     @_write.register
     def _(self, write: events.CommitVersion, db: Connection) -> None:
         plan, product = write.plan, write.product
-        version = {"version": plan.version, "digest": product.digest, "plan": encode(plan), "record": product.record}
+        version = {
+            "run": plan.run,
+            "version": plan.version,
+            "digest": product.digest,
+            "plan": encode(plan),
+            "record": product.record,
+        }
         _add_version.run(db, version | {"registry": plan.registry})
         for name, raw in product.states.items():
-            _add_state.run(db, {"version": plan.version, "stream": name, "record": raw})
+            _add_state.run(db, {"run": plan.run, "version": plan.version, "stream": name, "record": raw})
         rows = [
             {
+                "run": plan.run,
                 "version": plan.version,
                 "position": i,
                 "id": m.id,
@@ -287,24 +296,24 @@ class Journal(History):
             for i, m in enumerate(plan.members)
         ]
         _add_member.run_many(db, rows)
-        self._batch.run["elapsed"] = write.elapsed
+        self._of_run(plan.run)["elapsed"] = write.elapsed
 
     @_write.register
     def _(self, write: events.ReplaceRecord, db: Connection) -> None:
         db.execute(
             update(versions)
-            .where(versions.c.version == write.version)
+            .where(versions.c.run == write.run, versions.c.version == write.version)
             .values(record=write.record, registry=write.registry)
         )
-        self._batch.run["spec_record"] = write.spec_record
+        self._of_run(write.run)["spec_record"] = write.spec_record
 
     @_write.register
     def _(self, write: events.StoreEvaluation, db: Connection) -> None:
         body = encode(write.evaluation)
         db.execute(
             upsert(evaluations_table)
-            .values(version=write.version, site=write.site, body=body)
-            .on_conflict_do_update(index_elements=["version", "site"], set_={"body": body})
+            .values(run=write.run, version=write.version, site=write.site, body=body)
+            .on_conflict_do_update(index_elements=["run", "version", "site"], set_={"body": body})
         )
 
     @_write.register
@@ -313,7 +322,11 @@ class Journal(History):
 
     @_write.register
     def _(self, write: events.SetRun, db: Connection) -> None:
-        self._batch.run |= {"state": write.state.value, "reason": write.reason, "elapsed": write.elapsed}
+        changed = {"state": write.state.value, "reason": write.reason, "elapsed": write.elapsed}
+        self._of_run(write.run).update(changed)
+
+    def _of_run(self, name: str) -> dict[str, Any]:
+        return self._batch.runs.setdefault(name, {})
 
     @_write.register
     def _(self, write: events.Look, db: Connection) -> None:
@@ -321,36 +334,9 @@ class Journal(History):
 
     @_write.register
     def _(self, write: events.SetHead, db: Connection) -> None:
-        self._batch.run |= {"head": write.number, "elapsed": write.elapsed}
-
-    @_write.register
-    def _(self, write: order_events.SetMeasure, db: Connection) -> None:
-        values = {"measure": write.measured.measure, "registry": write.measured.registry, "operator": write.operator}
-        db.execute(
-            upsert(measures)
-            .values(site=write.site, **values)
-            .on_conflict_do_update(index_elements=["site"], set_=values)
-        )
-
-    @_write.register
-    def _(self, write: order_events.KeepLetter, db: Connection) -> None:
-        db.execute(insert(letters).values(queue=write.queue, reason=write.reason, at=time.time(), message=write.raw))
-        of_queue = select(letters.c.number).where(letters.c.queue == write.queue)
-        oldest = of_queue.order_by(letters.c.number.desc()).offset(LETTERS_KEPT)
-        db.execute(delete(letters).where(letters.c.number.in_(oldest)))
-
-    @_write.register
-    def _(self, write: order_events.ForgetLetters, db: Connection) -> None:
-        forget = delete(letters)
-        db.execute(forget if write.number is None else forget.where(letters.c.number == write.number))
-
-    @_write.register
-    def _(self, write: order_events.SetCounter, db: Connection) -> None:
-        db.execute(
-            upsert(counters)
-            .values(operator=write.key, counter=write.counter)
-            .on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter})
-        )
+        self._batch.counted["head"] = write.number
+        for name, elapsed in write.elapsed.items():
+            self._of_run(name)["elapsed"] = elapsed
 
     @_write.register
     def _(self, write: events.Audit, db: Connection) -> None:
@@ -386,9 +372,16 @@ class Journal(History):
 
 
 @cache
+def _set_counted(columns: frozenset[str]) -> Prepared:
+    """The statement that sets these columns of the federation."""
+    return Prepared(update(federation).values({name: bindparam(name) for name in columns}))
+
+
+@cache
 def _set_run(columns: frozenset[str]) -> Prepared:
-    """The statement that sets these columns of the run."""
-    return Prepared(update(run).values({name: bindparam(name) for name in columns}))
+    """The statement that sets these columns of the run called `of`."""
+    new: dict[str, Any] = {name: bindparam(f"{name}_") for name in columns}
+    return Prepared(update(runs).where(runs.c.name == bindparam("of")).values(new))
 
 
 class _Fence:

@@ -52,6 +52,7 @@ def receipt(
             highest_epoch=epoch,
         ),
         recipient=update.site,
+        run=update.run,
         version=version,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aggregator.events import UpdateState
 from protocol.messages import Outcome, RunState
 
@@ -14,12 +16,29 @@ OUTCOME: dict[UpdateState, Outcome] = {
 }
 """The receipt each final state is told by."""
 
+GOING_ON = (RunState.RUNNING, RunState.PAUSED)
+AT_REST = (RunState.CREATED, RunState.STOPPED, RunState.ABORTED)
 COMMANDS = {
+    "run.start": (RunState.RUNNING, (RunState.PAUSED, *AT_REST)),
     "run.pause": (RunState.PAUSED, (RunState.RUNNING,)),
-    "run.resume": (RunState.RUNNING, (RunState.PAUSED,)),
-    "run.stop": (RunState.STOPPED, (RunState.RUNNING, RunState.PAUSED)),
-    "run.abort": (RunState.ABORTED, (RunState.RUNNING, RunState.PAUSED)),
+    "run.resume": (RunState.RUNNING, (RunState.PAUSED, RunState.STOPPED, RunState.ABORTED)),
+    "run.stop": (RunState.STOPPED, GOING_ON),
+    "run.abort": (RunState.ABORTED, GOING_ON),
 }
-"""What each command makes of a run, and in which states it is taken."""
+"""What each command makes of a run, and in which states it is taken. What ended can go on from its newest version."""
 LAST_STATE = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: UpdateState.RUN_ENDED}
 """How a run's end ends its updates."""
+
+
+def choose(named: object, runs: Mapping[str, RunState]) -> tuple[str, str]:
+    """Which run a command is for that names one, or none if only one comes into question: its name, and `ok` or why
+    there is none.
+    """
+    if named is not None:
+        return (str(named), "ok") if named in runs else ("", "unknown_run")
+    for some in ([name for name, state in runs.items() if state in GOING_ON], list(runs)):
+        if len(some) == 1:
+            return some[0], "ok"
+        if some:
+            return "", "which_run"
+    return "", "no_run"

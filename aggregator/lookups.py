@@ -13,19 +13,22 @@ from typing import Any
 
 from sqlalchemy import Select, func, select
 
-from aggregator.config import RunConfig
+from aggregator import lifecycle
 from aggregator.events import UpdateState
 from aggregator.history import History
 from aggregator.plan import MergePlan
 from aggregator.rules import AggregatorRules
+from aggregator.run import Run
+from aggregator.run_orders import TEXTS
+from aggregator.serving import Serving
 from aggregator.signs import Sign
 from aggregator.tables import evaluations as evaluations_table
-from aggregator.tables import ledger, letters, members, updates, versions
+from aggregator.tables import ledger, letters, members, models, updates, versions
 from protocol import limits
 from protocol.codec import decode, unpack
 from protocol.errors import ConfigError
 from protocol.keys import Role
-from protocol.messages import CERTIFICATE_DAYS, Evaluation
+from protocol.messages import CERTIFICATE_DAYS, Card, Evaluation
 from protocol.registry import Registry
 
 Values = dict[str, Any]
@@ -44,12 +47,29 @@ class View:
 
     history: History
     rules: AggregatorRules
-    config: RunConfig
+    serving: Mapping[str, Serving]
     registry: Registry
     signs: Mapping[str, Sign]
+    card: Callable[[str, bytes], Card]
+    """Reads a published model's card: its run's name and the signed record."""
     seen: Mapping[str, float] = field(default_factory=dict)
     """Seconds since each site was heard of."""
     depths: Callable[[], Sequence[tuple[str, int, int]]] | None = None
+
+    def run(self, arguments: Mapping[str, Any]) -> Run:
+        """The run that is asked about: the one named, the newest of those that go on, or the newest.
+
+        Raises:
+            ConfigError: there is no such run.
+        """
+        runs = self.rules.runs
+        named = arguments.get("run")
+        if named is None and runs:
+            going_on = [run for run in runs.values() if run.state in lifecycle.GOING_ON]
+            return (going_on or list(runs.values()))[-1]
+        if named not in runs:
+            raise ConfigError(TEXTS["unknown_run" if runs else "no_run"])
+        return runs[str(named)]
 
     def rows(self, statement: Select[Any]) -> list[Any]:
         """What a statement finds."""
@@ -91,29 +111,11 @@ def _short(id: bytes) -> str:
 
 
 def _status(view: View, arguments: Mapping[str, Any]) -> Values:
-    rules = view.rules
     pending = [state.value for state in UpdateState if not state.final]
     counted = select(updates.c.site, func.count().label("number")).group_by(updates.c.site)
     waiting = {row.site: row.number for row in view.rows(counted.where(updates.c.state.in_(pending)))}
-    rows = []
-    for name in sorted(p.name for p in view.registry.members(Role.SITE)):
-        sign = view.signs.get(name)
-        base = sign.version if sign else 0
-        rows.append(
-            (
-                name,
-                round(view.seen.get(name, -1.0), 1) if sign else -1.0,
-                sign.event.state if sign else "never seen",
-                sign.run if sign else "-",
-                base,
-                sign.event.progress if sign else 0.0,
-                max(0, rules.version - base) if sign else 0,
-                waiting.get(name, 0),
-                rules.orders.held(name),
-                sign.event.metrics.get(CERTIFICATE_DAYS, -1.0) if sign else -1.0,
-                f"{sign.event.code} {sign.event.case}" if sign and sign.event.code != "-" else "",
-            )
-        )
+    sites = sorted(p.name for p in view.registry.members(Role.SITE))
+    rows = [_site_now(view, site, view.signs.get(site), waiting.get(site, 0)) for site in sites]
     columns = (
         "site",
         "seen",
@@ -127,8 +129,30 @@ def _status(view: View, arguments: Mapping[str, Any]) -> Values:
         "certificate",
         "trouble",
     )
-    scalars = {"run": view.config.name, "state": rules.state.value, "version": rules.version}
+    scalars: Values = {"run": "-", "state": "-", "version": -1}
+    if view.rules.runs:
+        run = view.run(arguments)
+        scalars = {"run": run.name, "state": run.state.value, "version": run.version}
     return scalars | {"registry": view.registry.version} | _table(columns, rows)
+
+
+def _site_now(view: View, site: str, sign: Sign | None, waiting: int) -> tuple[Any, ...]:
+    if sign is None:
+        return (site, -1.0, "never seen", "-", 0, 0.0, 0, waiting, view.rules.orders.held(site), -1.0, "")
+    newest = view.rules.runs[sign.run].version if sign.run in view.rules.runs else sign.version
+    return (
+        site,
+        round(view.seen.get(site, -1.0), 1),
+        sign.event.state,
+        sign.run,
+        sign.version,
+        sign.event.progress,
+        max(0, newest - sign.version),
+        waiting,
+        view.rules.orders.held(site),
+        sign.event.metrics.get(CERTIFICATE_DAYS, -1.0),
+        f"{sign.event.code} {sign.event.case}" if sign.event.code != "-" else "",
+    )
 
 
 def _registry(view: View, arguments: Mapping[str, Any]) -> Values:
@@ -175,24 +199,31 @@ def _site_show(view: View, arguments: Mapping[str, Any]) -> Values:
 
 
 def _run_list(view: View, arguments: Mapping[str, Any]) -> Values:
-    rules = view.rules
-    row = (view.config.name, rules.state.value, rules.reason, rules.version)
-    return _table(("run", "state", "reason", "version"), [row])
+    rows = [
+        (run.name, run.state.value, run.reason, run.version, (run.rules.bundle or b"").hex())
+        for run in list(view.rules.runs.values())[-_limit(arguments) :]
+    ]
+    return _table(("run", "state", "reason", "version", "code"), rows)
 
 
 def _run_show(view: View, arguments: Mapping[str, Any]) -> Values:
-    config = view.config.model_dump(exclude={"task", "strategy", "stop"})
+    run = view.run(arguments)
+    settings = view.serving[run.name].config
+    config = settings.model_dump(exclude={"task", "strategy", "stop"})
     flat = {name: value for name, value in config.items() if value is not None}
-    strategy = {"strategy." + name: value for name, value in view.config.strategy.model_dump().items()}
-    stop = {"stop." + name: value for name, value in view.config.stop.model_dump().items() if value is not None}
-    task = {"task." + name: value for name, value in view.config.task.items()}
-    state = {"state": view.rules.state.value, "reason": view.rules.reason, "version": view.rules.version}
+    strategy = {"strategy." + name: value for name, value in settings.strategy.model_dump().items()}
+    stop = {"stop." + name: value for name, value in settings.stop.model_dump().items() if value is not None}
+    task = {"task." + name: value for name, value in settings.task.items()}
+    state = {"state": run.state.value, "reason": run.reason, "version": run.version}
+    state |= {"code": run.rules.bundle.hex()} if run.rules.bundle else {}
     told = {**flat, **state, **strategy, **stop, **task}
     return {name[:64]: value for name, value in list(told.items())[:64] if not isinstance(value, dict)}
 
 
 def _model_list(view: View, arguments: Mapping[str, Any]) -> Values:
-    found = view.rows(select(versions).order_by(versions.c.version.desc()).limit(_limit(arguments)))
+    run = view.run(arguments)
+    of_run = select(versions).where(versions.c.run == run.name)
+    found = view.rows(of_run.order_by(versions.c.version.desc()).limit(_limit(arguments)))
     rows = []
     for row in found:
         plan = decode(MergePlan, row.plan, _PLAN) if row.plan else None
@@ -201,23 +232,51 @@ def _model_list(view: View, arguments: Mapping[str, Any]) -> Values:
         rows.append(
             (row.version, _short(row.digest), len(plan.members) if plan else 0, ", ".join(sites)[:200], stalest)
         )
-    return _table(("version", "digest", "members", "sites", "staleness"), rows)
+    return {"run": run.name} | _table(("version", "digest", "members", "sites", "staleness"), rows)
 
 
 def _model_show(view: View, arguments: Mapping[str, Any]) -> Values:
-    number = _number(arguments, "version", view.rules.version)
-    found = view.rows(select(versions).where(versions.c.version == number))
+    run = view.run(arguments)
+    number = _number(arguments, "version", run.version)
+    found = view.rows(select(versions).where(versions.c.run == run.name, versions.c.version == number))
     if not found:
-        raise ConfigError(f"there is no version {number}; the newest is {view.rules.version}")
+        raise ConfigError(f"run {run.name} has no version {number}; the newest is {run.version}")
     plan = decode(MergePlan, found[0].plan, _PLAN) if found[0].plan else None
     rows = [(m.site, _short(m.id), m.staleness, m.weight, m.examples, m.norm) for m in (plan.members if plan else ())]
     columns = ("site", "update", "staleness", "weight", "examples", "norm")
-    scalars = {"number": number, "digest": found[0].digest.hex(), "strategy": plan.strategy if plan else "-"}
-    return scalars | _table(columns, rows)
+    digest, chosen = found[0].digest.hex(), plan.strategy if plan else "-"
+    return {"run": run.name, "number": number, "digest": digest, "strategy": chosen} | _table(columns, rows)
+
+
+def _model_search(view: View, arguments: Mapping[str, Any]) -> Values:
+    """Only the aggregator can read what cards say; it reads each one it shows."""
+    rows: list[tuple[Any, ...]] = []
+    for row in view.rows(select(models).order_by(models.c.number.desc())):
+        card = view.card(row.run, row.record)
+        channels = [channel for channel, model in view.rules.catalogue.channels().items() if model == row.name]
+        if not _is_wanted(card, channels, arguments):
+            continue
+        labels, application = ", ".join(card.labels)[:200], card.application[:200]
+        place = (row.name, row.run, row.version, row.size)
+        rows.append((*place, card.publisher, card.published, labels, ", ".join(channels)[:200], application))
+        if len(rows) == _limit(arguments):
+            break
+    columns = ("name", "run", "version", "size", "publisher", "published", "labels", "channels", "application")
+    return _table(columns, rows)
+
+
+def _is_wanted(card: Card, channels: Sequence[str], arguments: Mapping[str, Any]) -> bool:
+    text, label, channel = (str(arguments.get(name) or "").lower() for name in ("text", "label", "channel"))
+    said = " ".join((card.name, card.application, card.description, card.framework, card.publisher)).lower()
+    if label and label not in (each.lower() for each in card.labels):
+        return False
+    return text in said and (not channel or channel in (each.lower() for each in channels))
 
 
 def _update_list(view: View, arguments: Mapping[str, Any]) -> Values:
     statement = select(updates).order_by(updates.c.order.desc()).limit(_limit(arguments))
+    if arguments.get("run") is not None:
+        statement = statement.where(updates.c.run == view.run(arguments).name)
     if arguments.get("site") is not None:
         statement = statement.where(updates.c.site == str(arguments["site"]))
     if arguments.get("state") is not None:
@@ -238,6 +297,7 @@ def _update_show(view: View, arguments: Mapping[str, Any]) -> Values:
     position = view.rows(select(members).where(members.c.id == row.id))
     return {
         "update": row.id.hex(),
+        "run": row.run,
         "site": row.site,
         "base": row.base_version,
         "state": row.state,
@@ -259,7 +319,9 @@ def _plain_hex(text: str) -> str:
 
 
 def _metrics(view: View, arguments: Mapping[str, Any]) -> Values:
-    statement = select(evaluations_table).where(evaluations_table.c.version >= _number(arguments, "since", 0))
+    since = _number(arguments, "since", 0)
+    of_run = select(evaluations_table).where(evaluations_table.c.run == view.run(arguments).name)
+    statement = of_run.where(evaluations_table.c.version >= since)
     rows: list[tuple[Any, ...]] = []
     for row in view.rows(statement.order_by(evaluations_table.c.version.desc()).limit(_limit(arguments))):
         said = decode(Evaluation, row.body, limits.BODY)
@@ -322,6 +384,7 @@ _ANSWERS: dict[str, Callable[[View, Mapping[str, Any]], Values]] = {
     "run.show": _run_show,
     "model.list": _model_list,
     "model.show": _model_show,
+    "model.search": _model_search,
     "update.list": _update_list,
     "update.show": _update_show,
     "metrics": _metrics,

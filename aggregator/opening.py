@@ -1,23 +1,26 @@
-"""Opening a run: the registry, version 0 the first time, and the rules' fixed part."""
+"""Taking over a run: its version 0 and its records into the store, and what is fixed about it for the rules."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import nacl.utils
+import numpy as np
 import structlog
 
 from aggregator.config import RunConfig
 from aggregator.journal import Journal
+from aggregator.order_events import NewRun
 from aggregator.records import Records, version_body
 from aggregator.snapshot import RunRules
-from aggregator.strategies import Strategy, strategy
+from aggregator.strategies import strategy
 from broker.streams import ChunkUploads
 from protocol import topology
-from protocol.errors import ConfigError
+from protocol.errors import Tampered
 from protocol.keys import Role
-from protocol.messages import Kind, Version
+from protocol.messages import Kind, RunState, Version
 from protocol.registry import Registry, open_registry
 from protocol.spec import ModelSpec
 
@@ -32,84 +35,111 @@ class Genesis:
     payload: Callable[[], Iterator[bytes]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedRun:
-    """What a service needs to know of its run."""
-
-    spec: ModelSpec
-    strategy: Strategy
-    registry: Registry
-    registry_record: bytes
-    rules: RunRules
-
-
-def open_run(
-    config: RunConfig, journal: Journal, records: Records, registry_record: bytes, root: bytes, genesis: Genesis | None
-) -> OpenedRun:
-    """Bring journal and store to the point where the run can go on.
+def registry_in_force(journal: Journal, given: bytes, root: bytes, federation: str) -> tuple[Registry, bytes]:
+    """The newer of the registry that was given and the one that was in force last, with its record.
 
     Raises:
-        ConfigError: there is no version 0 yet and no genesis, or the strategy is unknown.
-        WireError: the registry is not signed by the root, or the store's records are not ours.
+        WireError: one is not signed by the root.
     """
-    registry = open_registry(registry_record, root, records.federation)
+    registry = open_registry(given, root, federation)
     stored = journal.registry_record()
-    if stored is not None and (newer := open_registry(stored, root, records.federation)).version > registry.version:
+    if stored is not None and (newer := open_registry(stored, root, federation)).version > registry.version:
         # A file somebody forgot to replace must not bring back whom a newer registry has revoked.
         log.warning("registry.older_given", given=registry.version, in_force=newer.version)
-        registry_record, registry = stored, newer
-    journal.store_registry(registry.version, registry_record)
-    records.put_record(registry_record)
-    chosen = strategy(config.strategy.name, **config.strategy.parameters)
-    if journal.empty:
-        if genesis is None:
-            raise ConfigError(f"run {config.name} has no version 0 yet; make one with `fledge init-run`")
-        _begin(config, chosen, journal, records, registry, genesis)
-    spec = records.read_spec(journal.spec_record(), registry)
-    return OpenedRun(
-        spec=spec,
-        strategy=chosen,
-        registry=registry,
-        registry_record=registry_record,
-        rules=RunRules(
-            run=config.name,
-            spec=spec.digest,
-            update_length=spec.update_length,
-            names=spec.names,
-            strategy=chosen,
-            parameters=config.strategy.parameters,
-            stopping=config.stop.rules(),
-            min_sites=config.min_sites,
-            max_wait=config.max_wait,
-            grace=config.grace,
-            heartbeat=config.heartbeat,
-            release_decay=config.release_decay,
-        ),
+        return newer, stored
+    journal.store_registry(registry.version, given)
+    return registry, given
+
+
+def rules_of(config: RunConfig, spec: ModelSpec, bundle: bytes | None) -> RunRules:
+    """What is fixed about a run while the aggregator runs.
+
+    Raises:
+        ConfigError: there is no such strategy, or it does not take these parameters.
+    """
+    return RunRules(
+        run=config.name,
+        spec=spec.digest,
+        update_length=spec.update_length,
+        names=spec.names,
+        strategy=strategy(config.strategy.name, **config.strategy.parameters),
+        parameters=config.strategy.parameters,
+        stopping=config.stop.rules(),
+        min_sites=config.min_sites,
+        max_wait=config.max_wait,
+        grace=config.grace,
+        heartbeat=config.heartbeat,
+        release_decay=config.release_decay,
+        bundle=bundle,
     )
 
 
-def _begin(
-    config: RunConfig, chosen: Strategy, journal: Journal, records: Records, registry: Registry, genesis: Genesis
-) -> None:
-    """Publish version 0 like any version: chunks and records first, then the one transaction."""
+def take_over(
+    config: RunConfig,
+    genesis: Genesis,
+    records: Records,
+    registry: Registry,
+    *,
+    code: bytes = b"",
+    state: RunState = RunState.CREATED,
+) -> NewRun:
+    """Publish version 0 like any version: chunks and records first, so that one transaction can make it count.
+
+    Args:
+        code: the zip archive that sites train with; empty: code of their own.
+
+    Raises:
+        ConfigError: there is no such strategy, or it does not take these parameters.
+        Tampered: version 0 is not what its specification says, or not finite.
+        StoreError: the store cannot be written.
+    """
+    bundle = hashlib.sha256(code).digest() if code else None
+    rules = rules_of(config, genesis.spec, bundle)
     spec_record = records.write_spec(genesis.spec, registry, nacl.utils.random(16))
     spec_digest = records.put_record(spec_record)
+    code_record = records.write_code(code, registry, nacl.utils.random(16)) if code else b""
     sealer = records.sealer(Kind.VERSION, nacl.utils.random(16), genesis.spec, genesis.spec.model_length, version=0)
     uploads: ChunkUploads = records.output(topology.model_chunk)
     writer = sealer.writer(uploads.emit)
-    for record in genesis.payload():
+    for record in _sound(genesis.spec, genesis.payload()):
         writer.write(record)
     manifest = writer.finish()
     uploads.finish()
     body = Version(
         parent=None,
         spec_record=spec_digest,
-        updates_per_base=chosen.updates_per_base,
-        max_staleness=chosen.max_staleness(len(registry.members(Role.SITE)) or 1),
+        updates_per_base=rules.strategy.updates_per_base,
+        max_staleness=rules.strategy.max_staleness(len(registry.members(Role.SITE)) or 1),
         evaluate=config.evaluate,
         task=config.task,
         registry=registry.version,
+        bundle=bundle,
     )
     record = sealer.finish(version_body(body), records.entitled(registry), manifest)
     records.put_record(record)
-    journal.begin(config.name, manifest.digest, record, spec_record, registry.version)
+    return NewRun(
+        rules=rules,
+        config=config.model_dump_json(),
+        digest=manifest.digest,
+        record=record,
+        spec_record=spec_record,
+        code_record=code_record,
+        registry=registry.version,
+        state=state,
+    )
+
+
+def _sound(spec: ModelSpec, payload: Iterator[bytes]) -> Iterator[bytes]:
+    """The same records, once each was found to be what the specification says and finite."""
+    position = 0
+    for record in payload:
+        inside = max(0, min(len(record), len(spec.header) - position))
+        if record[:inside] != spec.header[position : position + inside]:
+            raise Tampered("version 0 is not the model that its specification describes", "wrong_header")
+        floats = max(inside, min(len(record), spec.update_length - position))
+        if not np.isfinite(np.frombuffer(record, np.float32, (floats - inside) // 4, inside)).all():
+            raise Tampered("version 0 holds values that are not finite", "not_finite")
+        position += len(record)
+        yield record
+    if position != spec.model_length:
+        raise Tampered("version 0 is shorter or longer than its specification says", "wrong_length")

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from protocol.messages import Request
+from aggregator.evaluations import Evaluations
+from aggregator.measures import Measured
+from aggregator.snapshot import RunRules, RunSnapshot
+from aggregator.standing import Standing
+from protocol.messages import Request, RunState
 from protocol.registry import Registry
-
-Measure = Literal["revoked", "quarantined", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What operators did to a site, and the version of the root's registry at that time."""
-
-    measure: Measure
-    registry: int
-
 
 # ---- events
 
@@ -67,7 +60,106 @@ class RequestArrived:
     request: Request
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """A run that is ready to be taken over: its version 0 and its records are in the store."""
+
+    rules: RunRules
+    config: str
+    """`run.toml` as it stands."""
+    digest: bytes
+    """Of version 0's plaintext payload."""
+    record: bytes
+    spec_record: bytes
+    code_record: bytes
+    """Empty where sites train with code of their own."""
+    registry: int
+    state: RunState = RunState.CREATED
+
+    @property
+    def remembered(self) -> RunSnapshot:
+        """What the journal would remember of it."""
+        return RunSnapshot(
+            version=0,
+            digest=self.digest,
+            state=self.state,
+            reason="ok",
+            elapsed=0.0,
+            record_registry=self.registry,
+            rows=[],
+            standing=Standing(),
+            evaluations=Evaluations(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewModel:
+    """A model that is ready to be published: its blob and its signed card are in the store."""
+
+    name: str
+    run: str
+    version: int
+    size: int
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What an order asked for is ready, or cannot be made (`reason` is not `ok` then)."""
+
+    command: CommandArrived
+    reason: str = "ok"
+    text: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """What the operator is answered."""
+    made: NewRun | NewModel | CodeOffered | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeOffered:
+    """A run's code is wrapped for the sites there are now."""
+
+    run: str
+    code_record: bytes
+
+
 # ---- writes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateRun:
+    """A run is there from now on."""
+
+    new: NewRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfferCode:
+    """A run's code record has new recipients."""
+
+    offered: CodeOffered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteRun:
+    """Forget a run's versions and what was sent for it; that its name and sequence numbers were used stays known."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddModel:
+    """A model stands in the catalogue from now on."""
+
+    model: NewModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promote:
+    """A channel names this model from now on; None: again the one before."""
+
+    channel: str
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +220,7 @@ class Tell:
     command: bytes
     reason: str = "ok"
     text: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
     counter: int = 0
     """With `replayed`: the highest counter noted for the key."""
     seen: Mapping[str, float] = field(default_factory=dict)
@@ -141,6 +234,17 @@ class LookUp:
     command: CommandArrived
     seen: Mapping[str, float]
     """Seconds since each site was heard of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Make ready what an order asks for; the answer is `Prepared`."""
+
+    command: CommandArrived
+    run: str
+    """The run it is about, or is to make."""
+    model: str = ""
+    """The published model it is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from aggregator import lifecycle
+from aggregator import run_orders
 from aggregator.decided import Decided
-from aggregator.order_events import CommandArrived, Measure, Measured, SetCounter
+from aggregator.measures import Measure, Measured
+from aggregator.order_events import CommandArrived, SetCounter
+from aggregator.run_orders import Present, Verdict
 from protocol.commands import ORDERS
-from protocol.messages import RunState
 from protocol.registry import Registry
 
 REPLAYED = "replayed"
@@ -79,25 +80,33 @@ class Orders:
 
     # ---- orders
 
-    def judge(self, event: CommandArrived, out: Decided, *, run: str, state: RunState, sites: Collection[str]) -> str:
-        """Why a command is not carried out, in a word (`ok`: nothing speaks against it); noted, counted and acked."""
+    def judge(self, event: CommandArrived, out: Decided, present: Present) -> Verdict:
+        """Whether a command is carried out; noted, counted and acked either way."""
         out.settle(event.delivery)
         if event.counter <= self.counter(event):
-            why = REPLAYED
+            verdict = Verdict(REPLAYED)
         else:
-            why = self._refusal(event, run, state, sites)
+            verdict = self._verdict(event, present)
             if event.objection != COUNTER_AHEAD:
                 self._counters[_key(event)] = event.counter
                 out.write(SetCounter(key=_key(event), counter=event.counter))
+        why = verdict.why
         entry = {"operator": event.operator, "command": event.command, "taken": why == "ok", "reason": why}
+        entry |= {"run": verdict.run} if verdict.run else {}
         out.audit("command", entry | ({"id": event.id, "sites": event.targets} if event.targets else {}))
-        return why
+        return verdict
 
     def counter(self, event: CommandArrived) -> int:
         """The highest counter noted for the key a command is signed with."""
         return self._counters.get(_key(event), 0)
 
-    def _refusal(self, event: CommandArrived, run: str, state: RunState, sites: Collection[str]) -> str:
+    def _verdict(self, event: CommandArrived, present: Present) -> Verdict:
+        why = self._refusal(event, present.sites)
+        if why == "ok" and event.command in run_orders.ABOUT_RUNS:
+            return run_orders.about_run(event, present)
+        return Verdict(run_orders.about_models(event, present.catalogue) if why == "ok" else why)
+
+    def _refusal(self, event: CommandArrived, sites: Collection[str]) -> str:
         order = ORDERS.get(event.command)
         if order is None:
             return "unknown_command"
@@ -114,11 +123,6 @@ class Orders:
             return "not_quarantined"
         if event.command == "dead.purge" and not isinstance(event.arguments.get("id"), int | None):
             return "bad_argument"
-        wanted = lifecycle.COMMANDS.get(event.command)
-        if wanted is not None and event.arguments.get("run", run) != run:
-            return "unknown_run"
-        if wanted is not None and state not in wanted[1]:
-            return f"run_{state.value}"
         return "ok"
 
 

@@ -34,6 +34,7 @@ class Member:
 class MergePlan:
     """Everything a version is computed from; stored with it, so that a replay gives the same bytes."""
 
+    run: str
     version: int
     parent: bytes
     strategy: str

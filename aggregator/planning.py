@@ -36,6 +36,7 @@ def next_plan(
     """
     chosen, number = run.strategy, version + 1
     return MergePlan(
+        run=run.run,
         version=number,
         parent=parent,
         strategy=chosen.name,

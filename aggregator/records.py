@@ -43,17 +43,24 @@ class Opened:
 
 
 class Records:
-    """Makes and opens records in the name of one aggregator; thread-safe."""
+    """Makes and opens the records of one run in the name of one aggregator; thread-safe."""
 
     def __init__(
-        self, federation: str, run: str, identity: Identity, store: BlobStore, pool: ThreadPoolExecutor
+        self,
+        federation: str,
+        run: str,
+        identity: Identity,
+        store: BlobStore,
+        pool: ThreadPoolExecutor,
+        opened: OpenBlobs | None = None,
     ) -> None:
+        """`opened`: what all runs of an aggregator share."""
         self.federation = federation
         self.run = run
         self.identity = identity
         self.store = store
         self.pool = pool
-        self.opened = OpenBlobs()
+        self.opened = opened or OpenBlobs()
         """What was opened lately, by its signed bytes."""
         self.trusted: Getter[Slices] = store.authenticated if isinstance(store, CachedBlobs) else store
         """For blobs that passed admission or that we wrote: our own copies are authenticated, not hashed again."""
@@ -112,6 +119,13 @@ class Records:
         """Seal the specification for everybody and store it; returns the record."""
         raw = spec.to_bytes()
         sealer = self.sealer(Kind.SPEC, message_id, spec, len(raw), version=0)
+        return self._publish(sealer, raw, registry)
+
+    def write_code(self, code: bytes, registry: Registry, message_id: bytes) -> bytes:
+        """Seal a run's code for everybody and store it; returns the record."""
+        return self._publish(self.sealer(Kind.CODE, message_id, None, len(code), version=0), code, registry)
+
+    def _publish(self, sealer: Sealer, raw: bytes, registry: Registry) -> bytes:
         uploads = ChunkUploads(self.store, topology.model_chunk, self.pool)
         writer = sealer.writer(uploads.emit)
         for index in range(records(len(raw))):
@@ -119,7 +133,7 @@ class Records:
         uploads.finish()
         return sealer.finish(b"", self.entitled(registry), writer.finish())
 
-    def sealer(self, kind: Kind, message_id: bytes, spec: ModelSpec, length: int, *, version: int) -> Sealer:
+    def sealer(self, kind: Kind, message_id: bytes, spec: ModelSpec | None, length: int, *, version: int) -> Sealer:
         """A sealer for one of our blobs."""
         return Sealer(
             self.identity,
@@ -128,7 +142,7 @@ class Records:
             message_id=message_id,
             run=self.run,
             version=version,
-            spec=spec.digest,
+            spec=b"" if spec is None else spec.digest,
             length=length,
         )
 
@@ -140,11 +154,19 @@ class Records:
         """Who may read versions: every site, and the aggregator itself."""
         return [*registry.members(Role.SITE), self.identity.public]
 
-    def rewrap(self, raw: bytes, registry: Registry, kind: Kind, change: Callable[[bytes], bytes]) -> bytes:
-        """The same record for the sites of a newer registry; `change` rewrites its body."""
+    def rewrap(
+        self,
+        raw: bytes,
+        registry: Registry,
+        kind: Kind,
+        change: Callable[[bytes], bytes],
+        *,
+        to: Sequence[Participant] | None = None,
+    ) -> bytes:
+        """The same record for the sites of a newer registry (or for others); `change` rewrites its body."""
         opened = self.open(raw, registry, kind)
         body = change(raw_body(opened.verified, opened.key))
-        return reissue(opened.verified, opened.key, self.identity, body, self.entitled(registry))
+        return reissue(opened.verified, opened.key, self.identity, body, to or self.entitled(registry))
 
     def head(
         self, number: int, now: int, registry: bytes, runs: Sequence[RunHead], message_id: bytes, *, lifetime: int

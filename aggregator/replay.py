@@ -18,6 +18,7 @@ from aggregator.plan import Member, MergePlan
 from aggregator.planning import members
 from aggregator.production import Inputs, Production, record_digest
 from aggregator.records import Records
+from aggregator.run_history import RunHistory
 from aggregator.standing import Standing
 from aggregator.strategies import Strategy, strategy
 from broker.blobs import BlobStore, ObjectInfo
@@ -66,6 +67,10 @@ class Replay:
     history: History
     store: BlobStore
 
+    @property
+    def _run(self) -> RunHistory:
+        return self.history.run(self.run)
+
     def versions(self, upto: int | None = None, what_if: WhatIf | None = None) -> Iterator[Replayed]:
         """Rebuild version 1, 2, … in order; one at a time lies encrypted in a temporary directory.
 
@@ -90,7 +95,7 @@ class Replay:
                 yield from read_version(records, self.registry, inputs.parent, inputs.states, released=released)
 
     def _walk(self, upto: int | None, what_if: WhatIf) -> Iterator[tuple[Replayed, Records, Inputs]]:
-        plans = self.history.plans()
+        plans = self._run.plans()
         if upto is not None:
             if upto > len(plans):
                 raise StateError(f"there is no version {upto}; the newest is {len(plans)}")
@@ -112,13 +117,13 @@ class Replay:
         cipher: ThreadPoolExecutor,
         over: _Overlay,
     ) -> Iterator[tuple[Replayed, Records, Inputs]]:
-        spec = records.read_spec(self.history.spec_record(), self.registry)
-        parent, states, digest = self.history.version_record(0), dict[str, bytes](), b""
+        spec = records.read_spec(self._run.spec_record(), self.registry)
+        parent, states, digest = self._run.version_record(0), dict[str, bytes](), b""
         opened = records.open(parent, self.registry, Kind.VERSION)
         body = decode(Version, raw_body(opened.verified, opened.key), limits.BODY)
         for plan, stored in plans:
             chosen = what_if.strategy or strategy(plan.strategy, **plan.parameters)
-            average = RELEASED in self.history.state_records(plan.version)
+            average = RELEASED in self._run.state_records(plan.version)
             changed = _changed(plan, what_if, chosen)
             if changed.members:
                 inputs = Inputs(
@@ -146,13 +151,13 @@ def read_version(
     return records.read(records.open(record, registry, Kind.VERSION).blob, topology.model_chunk, digest=True)
 
 
-def audit(history: History) -> list[str]:
-    """What does not add up: the ledger's chain, and every scalar computed again from journal values."""
+def audit(history: History, run: str) -> list[str]:
+    """What does not add up in a run: the ledger's chain, and every scalar computed again from journal values."""
     findings = []
     if (number := history.broken_link()) is not None:
         findings.append(f"ledger entry {number} does not follow from the one before")
     standing = Standing()
-    for plan, _ in history.plans():
+    for plan, _ in history.run(run).plans():
         rows = history.update_rows([member.id for member in plan.members])
         chosen = strategy(plan.strategy, **plan.parameters)
         expected = members(rows, plan.version - 1, chosen, standing, plan.population)

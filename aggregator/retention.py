@@ -1,4 +1,4 @@
-"""What the store must keep: every object that a run's journal still refers to; the rest may be collected."""
+"""What the store must keep: every object that the journal still refers to; the rest may be collected."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from protocol.keys import Participant, Role
 from protocol.messages import Kind
 from protocol.registry import Registry
 
-_OURS = frozenset({Kind.VERSION, Kind.SPEC, Kind.STATE})
+_OURS = frozenset({Kind.VERSION, Kind.SPEC, Kind.STATE, Kind.CODE, Kind.CARD})
 _GONE = frozenset({UpdateState.REJECTED, UpdateState.SUPERSEDED, UpdateState.RUN_ABORTED, UpdateState.RUN_ENDED})
 
 
 class References:
-    """Object keys one run needs: its records, models, own streams, and the updates that are or may be merged."""
+    """Object keys that a journal needs: records, models, own streams, and updates that are or may be merged."""
 
     def __init__(self, history: History, federation: str, registry: Registry, aggregator: Participant) -> None:
         self._history = history
@@ -45,10 +45,11 @@ class References:
         history = self._history
         if (registry := history.registry_record()) is not None:
             yield topology.record_key(hashlib.sha256(registry).hexdigest())
-        own = [history.spec_record()]
-        newest = len(history.plans())
-        for version in range(newest + 1):
-            own += [history.version_record(version), *history.state_records(version).values()]
+        own = history.model_records()
+        for run in map(history.run, history.names()):
+            own += [run.spec_record(), *filter(None, [run.record().code_record])]
+            for version in range(run.newest() + 1):
+                own += [run.version_record(version), *run.state_records(version).values()]
         for raw in own:
             kind, manifest, _ = self._manifest(raw, _OURS)
             if kind != Kind.STATE:  # whose records are in the journal alone
@@ -74,5 +75,6 @@ def collect_garbage(store: BlobStore, references: set[str], registry: Registry, 
     """Delete what nothing refers to and what is older than any upload and its announcement can take."""
     prefixes = ["models/", "state/", "records/"]
     prefixes += [f"up/{entry.name}/" for entry in registry.entries if entry.role == Role.SITE]
+    prefixes += [f"bundles/{entry.name}/" for entry in registry.entries if entry.role == Role.OPERATOR]
     done = [collect(store, prefix, references, older_than_days=older_than_days) for prefix in dict.fromkeys(prefixes)]
     return Collected(count=sum(part.count for part in done), bytes=sum(part.bytes for part in done))

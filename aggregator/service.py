@@ -17,7 +17,7 @@ from typing import Any
 import nacl.utils
 import structlog
 
-from aggregator import events, order_events
+from aggregator import events, lifecycle, order_events
 from aggregator.config import RunConfig
 from aggregator.desk import NOBODY, Desk
 from aggregator.doors import Doors
@@ -26,13 +26,14 @@ from aggregator.heads import HeadWriter
 from aggregator.intake import Intake
 from aggregator.journal import Journal
 from aggregator.letters import addressee
-from aggregator.opening import Genesis, open_run
-from aggregator.plan import MergePlan
-from aggregator.production import Inputs, Production, record_digest
+from aggregator.opened import OpenBlobs
+from aggregator.opening import Genesis, registry_in_force, take_over
+from aggregator.preparing import Preparing
+from aggregator.production import record_digest
 from aggregator.pulse import Pulse
 from aggregator.records import Records
 from aggregator.rules import AggregatorRules
-from aggregator.work import Work
+from aggregator.serving import Servings
 from broker.actor import Actor
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
@@ -40,18 +41,21 @@ from broker.crash import crash_point
 from broker.outbox import Relay
 from broker.transport import Delivery, Subscription, Transport
 from protocol import topology
-from protocol.envelope import seal
+from protocol.envelope import NO_RUN, seal
 from protocol.errors import (
+    ConfigError,
     DiskFull,
     Fenced,
     NotAllowed,
+    StateError,
     WrongContext,
 )
 from protocol.keys import Identity, Role
-from protocol.messages import RunHead, Version
+from protocol.messages import RunHead, RunState
 from protocol.registry import Registry, open_registry
 
 log = structlog.get_logger("aggregator")
+DATABASE = "aggregator.db"
 _ROOM_AGAIN = 5.0  # seconds between looks at a full disk
 Observer = Callable[[str, Mapping[str, Any]], None]
 
@@ -61,11 +65,11 @@ def _nobody(event: str, fields: Mapping[str, Any]) -> None:
 
 
 class AggregatorService:
-    """One run, served until it is stopped. `start` returns at once; `join` waits; errors surface in `join`."""
+    """A federation's runs, served until it is stopped. `start` returns at once; `join` waits and raises errors."""
 
     def __init__(
         self,
-        config: RunConfig,
+        config: RunConfig | None,
         *,
         federation: str,
         identity: Identity,
@@ -79,14 +83,14 @@ class AggregatorService:
         cache_bytes: int = 4 << 30,
         doors: Doors = Doors(),  # noqa: B008  # frozen
     ) -> None:
-        """`genesis` (version 0) is needed the first time only; `state` None keeps the database in memory.
+        """`config`: a run to begin with, besides those that the journal knows and operators will create; `genesis` (its
+        version 0) is needed the first time only. `state` None keeps the database in memory.
 
         `cache_bytes` bounds the local ciphertext cache: best a little more than K + 3 times the model.
 
         Raises:
             ConfigError, StateError, WireError, StoreError: the run cannot be opened.
         """
-        self._config = config
         # Bound once: a logger of the module is set up anew for every line.
         self._log = log.bind()
         self._federation = federation
@@ -103,9 +107,10 @@ class AggregatorService:
         # A merge never queues behind admissions: the longer it waited, the more updates would come for nothing.
         self._admissions = ThreadPoolExecutor(2, thread_name_prefix="aggregator admission")
         self._merges = ThreadPoolExecutor(1, thread_name_prefix="aggregator merge")
-        self.records = Records(federation, config.name, identity, self._store, self._io)
-        self.journal = Journal(None if state is None else state / "aggregator.db", self._seal)
-        self._open(registry_record, genesis)
+        self._preparations = ThreadPoolExecutor(1, thread_name_prefix="aggregator prepare")
+        self._opened = OpenBlobs()
+        self.journal = Journal(None if state is None else state / DATABASE, self._seal)
+        self._open(registry_record, config, genesis)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
         self._pulse = None if state is None else Pulse(transport, state)
         self._heads = HeadWriter(store, federation, partial(transport.publish, topology.GLOBAL, ""))
@@ -116,22 +121,24 @@ class AggregatorService:
         self._error: BaseException | None = None
         self._registry_lock = threading.Lock()
         self.ended = threading.Event()
-        """Set when the run has ended by itself or by command."""
+        """Set when no run goes on any more, by itself or by command."""
 
-    def _open(self, registry_record: bytes, genesis: Genesis | None) -> None:
-        """Open the run and build the rules from what the journal remembers of it."""
-        config = self._config
-        opened = open_run(config, self.journal, self.records, registry_record, self._root, genesis)
-        self.spec, self._strategy, self.registry = opened.spec, opened.strategy, opened.registry
-        self._registry_digest = record_digest(opened.registry_record)
-        self._intake = Intake(self._federation, self._identity, self.registry, self.records.opened)
-        production = Production(self.records, self.spec, self._strategy, self._cipher, average=config.release_decay > 0)
-        self._work = Work(self.records, self.spec, production, self._store, self._io, lambda: self._intake.registry)
+    def _open(self, registry_record: bytes, config: RunConfig | None, genesis: Genesis | None) -> None:
+        """Open every run and build the rules from what the journal remembers."""
+        self.registry, record = registry_in_force(self.journal, registry_record, self._root, self._federation)
+        self._registry_digest = record_digest(record)
+        self._store.put(topology.record_key(self._registry_digest.hex()), record)
+        self._intake = Intake(self._federation, self._identity, self.registry, self._opened)
+        if config is not None:
+            self._begin(config, genesis)
+        registry = partial(getattr, self._intake, "registry")
+        self._servings = Servings(self.journal, self.records_of, self._store, self._io, self._cipher, registry)
+        self.serving = {name: self._servings.open(name) for name in self.journal.names()}
         snapshot = self.journal.load(self.registry)
-        self._record = self.journal.version_record(snapshot.version)
-        self._spec_record = self.journal.spec_record()
-        self.rules = AggregatorRules(opened.rules, snapshot, new_id=_new_id, now=time.monotonic())
+        rules = {name: serving.rules for name, serving in self.serving.items()}
+        self.rules = AggregatorRules(rules, snapshot, new_id=_new_id, now=time.monotonic())
         self._intake.registry = self.rules.registry
+        self._preparing = Preparing(self.records_of, self._store, registry)
         self._desk = Desk(
             self._federation,
             self._identity,
@@ -139,14 +146,29 @@ class AggregatorService:
             self._transport,
             self.journal,
             rules=self.rules,
-            run=config,
+            serving=self.serving,
             head=lambda: self._heads.newest,
             again=lambda site, raw: self._actor.mailbox.put(self._intake.update(site, NOBODY, raw)),
             put_registry=self.update_registry,
             later=self._io.submit,
+            card=self._preparing.card,
             doors=self._doors,
         )
         self._actor = Actor(self.rules, self._commit, self._perform, may_wait=may_wait)
+
+    def _begin(self, config: RunConfig, genesis: Genesis | None) -> None:
+        """Take over a run that lies beside the aggregator, or its settings as they are now."""
+        if config.name in self.journal.names():
+            self.journal.set_config(config.name, config.model_dump_json())
+            return
+        if genesis is None:
+            raise ConfigError(f"run {config.name} has no version 0 yet; make one with `fledge init-run`")
+        records = self.records_of(config.name)
+        self.journal.begin(take_over(config, genesis, records, self.registry, state=RunState.RUNNING))
+
+    def records_of(self, run: str) -> Records:
+        """The records of one run."""
+        return Records(self._federation, run, self._identity, self._store, self._io, self._opened)
 
     # ---- life
 
@@ -161,7 +183,7 @@ class AggregatorService:
         )
         if self._pulse is not None:
             self._pulse.start()
-        log.info("aggregator.started", run=self._config.name, version=self.rules.version, sites=len(self._sites))
+        log.info("aggregator.started", runs=list(self.rules.runs), sites=len(self._sites))
 
     def stop(self) -> None:
         """End orderly: what is journalled stays journalled, what is in the outbox goes out at the next start."""
@@ -197,7 +219,7 @@ class AggregatorService:
                 self._pulse.stop()
             self._relay.close()
             self._heads.close(put=not isinstance(self._error, Fenced))
-            for pool in (self._merges, self._admissions, self._cipher, self._io):
+            for pool in (self._preparations, self._merges, self._admissions, self._cipher, self._io):
                 pool.shutdown(wait=False, cancel_futures=True)
             self.journal.close()
 
@@ -218,7 +240,7 @@ class AggregatorService:
                 raise WrongContext(f"registry version {registry.version} has been overtaken by a newer one")
             # At once for what arrives, not only once the rules have heard of it: whom it revokes says nothing more.
             self._intake.registry = self.rules.orders.narrowed(registry)
-        self.records.opened.clear()
+        self._opened.clear()
         self._actor.mailbox.put(events.RegistryChanged(registry=registry, record=record))
 
     def _declare(self, registry: Registry) -> None:
@@ -280,11 +302,12 @@ class AggregatorService:
         """Follow the database with what is kept beside it, once it is committed."""
         match write:
             case events.CommitVersion(plan=plan, product=product):
-                self._record = product.record
+                self.serving[plan.run].record = product.record
                 crash_point("aggregator.committed")
                 stale = [member.staleness for member in plan.members]
                 log.info(
                     "version.committed",
+                    run=plan.run,
                     version=plan.version,
                     digest=product.digest.hex()[:16],
                     members=[member.id.hex()[:8] for member in plan.members],
@@ -292,15 +315,23 @@ class AggregatorService:
                 )
                 sites = [member.site for member in plan.members]
                 self._observer("version", {"version": plan.version, "sites": sites, "staleness": stale})
-            case events.ReplaceRecord(record=record, spec_record=spec_record):
-                self._record, self._spec_record = record, spec_record
+            case events.ReplaceRecord(run=run, record=record, spec_record=spec_record):
+                self.serving[run].record, self.serving[run].spec_record = record, spec_record
+            case order_events.CreateRun(new=new):
+                self.serving[new.rules.run] = self._servings.open(new.rules.run)
+                log.info("run.created", run=new.rules.run)
+            case order_events.OfferCode(offered=offered):
+                self.serving[offered.run].code_record = offered.code_record
+            case order_events.DeleteRun(run=run):
+                self.serving.pop(run, None)
+                log.info("run.deleted", run=run)
             case events.JournalUpdate():
                 crash_point("aggregator.journalled")
             case events.SetState(id=id, state=state, reason=reason):
                 self._log.info("update." + state.value, update=id.hex()[:8], reason=reason)
                 self._observer("update", {"state": state.value, "reason": reason})
-            case events.SetRun(state=state, reason=reason):
-                log.info("run." + state.value, reason=reason)
+            case events.SetRun(run=run, state=state, reason=reason):
+                log.info("run." + state.value, run=run, reason=reason)
                 self._observer("run", {"state": state.value, "reason": reason})
             case _:
                 pass
@@ -313,7 +344,7 @@ class AggregatorService:
             [addressee(self._intake.registry, write.recipient)],
             federation=self._federation,
             message_id=write.id,
-            run=self._config.name,
+            run=write.run,
             sequence=write.row,
             version=write.version,
         )
@@ -329,18 +360,25 @@ class AggregatorService:
                 if row in self.journal.fresh:
                     self._relay.send([self.journal.fresh[row]])
                     crash_point("aggregator.publishing")
-            case events.Admit(id=id):
-                self._submit(self._admissions, self._work.admit, id, self.journal.envelope(id))
+            case events.Admit(run=run, id=id):
+                if run in self.serving:
+                    self._submit(self._admissions, self.serving[run].work.admit, id, self.journal.envelope(id))
             case events.Merge(plan=plan):
-                self._submit(self._merges, self._work.merge, plan, self._inputs(plan))
+                if (it := self.serving.get(plan.run)) is not None:
+                    inputs = it.inputs(plan, self.journal, self.rules.registry)
+                    self._submit(self._merges, it.work.merge, plan, inputs)
             case events.PutHead():
                 self._heads.put(self._head(effect))
             case events.AnnounceHead():
                 self._heads.announce()
-            case events.Reissue(registry=registry, version=version):
-                self._submit(self._merges, self._work.reissue, version, registry, self._record, self._spec_record)
+            case events.Reissue(run=run, registry=registry, version=version):
+                if (it := self.serving.get(run)) is not None:
+                    self._submit(self._merges, it.work.reissue, version, registry, it.record, it.spec_record)
             case events.Ended():
-                self.ended.set()
+                if not any(run.state in lifecycle.GOING_ON for run in self.rules.runs.values()):
+                    self.ended.set()
+            case order_events.Prepare():
+                self._prepare(effect)
             case order_events.UseRegistry(registry=registry):
                 self._follow_registry(registry)
             case _:
@@ -359,47 +397,42 @@ class AggregatorService:
         if not self._stopping.is_set():  # what is not begun now is begun at the next start
             pool.submit(run)
 
-    def _inputs(self, plan: MergePlan) -> Inputs:
-        return Inputs(
-            parent=self._record,
-            states=self.journal.state_records(plan.version - 1),
-            envelopes=[self.journal.envelope(member.id) for member in plan.members],
-            registry=self.rules.registry,
-            body=self._body(plan.parent, self.rules.registry),
-        )
-
-    def _body(self, parent: bytes | None, registry: Registry) -> Version:
-        sites = len(registry.members(Role.SITE)) or 1
-        return Version(
-            parent=parent,
-            spec_record=record_digest(self._spec_record),
-            updates_per_base=self._strategy.updates_per_base,
-            max_staleness=self._strategy.max_staleness(sites),
-            evaluate=self._config.evaluate,
-            task=self._config.task,
-            registry=registry.version,
-        )
+    def _prepare(self, order: order_events.Prepare) -> None:
+        """Gather what the journal knows for an order that takes time, and have it worked on."""
+        source = None
+        try:
+            if (it := self.serving.get(order.run)) is not None:
+                source = self._servings.source(it, order.command)
+        except StateError as error:
+            told = order_events.Prepared(command=order.command, reason="not_possible", text=str(error))
+            self._actor.mailbox.put(told)
+            return
+        card = self.journal.model(order.model) if order.model else None
+        self._submit(self._preparations, self._preparing.work, order, source, card)
 
     def _follow_registry(self, registry: Registry) -> None:
         self.registry = self._intake.registry = self._desk.registry = registry
-        self.records.opened.clear()
+        self._opened.clear()
         raw = self.journal.registry_record()
         if raw is not None:
             self._registry_digest = record_digest(raw)
         self._consume_sites()
 
     def _head(self, effect: events.PutHead) -> bytes:
-        run = RunHead(
-            run=self._config.name,
-            state=effect.state,
-            reason=effect.reason,
-            version=effect.version,
-            record=record_digest(self._record),
-        )
+        runs = [
+            RunHead(
+                run=place.run,
+                state=place.state,
+                reason=place.reason,
+                version=place.version,
+                record=record_digest(self.serving[place.run].record),
+            )
+            for place in effect.runs
+            if place.run in self.serving
+        ]
         lifetime = 24 * 3600
-        return self.records.head(
-            effect.number, int(time.time()), self._registry_digest, [run], _new_id(), lifetime=lifetime
-        )
+        records = self.records_of(NO_RUN)
+        return records.head(effect.number, int(time.time()), self._registry_digest, runs, _new_id(), lifetime=lifetime)
 
 
 def may_wait(write: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aggregator.evaluations import Evaluations
 from aggregator.events import UpdateNotice, UpdateRow
-from aggregator.order_events import Measured
+from aggregator.measures import Measured
 from aggregator.standing import Standing
 from aggregator.stopping import Stopping
 from aggregator.strategies import Strategy
@@ -32,13 +32,15 @@ class RunRules:
     """Seconds; None: max(60, twice the median training time)."""
     grace: float
     heartbeat: float
+    bundle: bytes | None = None
+    """SHA-256 of the code that sites have to train it with; None: any code of their own."""
     release_decay: float
     """Decay of the released average; 0 releases the raw version."""
 
     def reason_against(self, notice: UpdateNotice, version: int, max_staleness: int) -> str | None:
         """Why an update is refused before a byte of its blob is read; None if nothing speaks against it."""
         checks = (
-            (notice.run != self.run, "wrong_run"),
+            (self.bundle is not None and notice.bundle != self.bundle, "wrong_code"),
             (notice.spec != self.spec, "wrong_spec"),
             (notice.length != self.update_length, "wrong_length"),
             (notice.encoding != DENSE_F32.name, "unknown_encoding"),
@@ -50,25 +52,40 @@ class RunRules:
 
 
 @dataclass(slots=True, kw_only=True)
-class Snapshot:
-    """What the journal remembers, for a fresh start of the rules."""
+class RunSnapshot:
+    """What the journal remembers of one run."""
 
     version: int
     digest: bytes
     state: RunState
     reason: str
     elapsed: float
-    head: int
-    last_row: int
-    registry: Registry
     record_registry: int
     """Registry version the current record is wrapped for."""
     rows: list[UpdateRow]
-    outbox: list[int]
-    highest: dict[tuple[str, int], int]
     standing: Standing
     evaluations: Evaluations
+
+
+@dataclass(slots=True, kw_only=True)
+class Snapshot:
+    """What the journal remembers, for a fresh start of the rules."""
+
+    head: int
+    last_row: int
+    registry: Registry
+    outbox: list[int]
+    highest: dict[tuple[str, int], int]
     counters: dict[str, int]
     measures: dict[str, Measured]
     awaited: list[tuple[bytes, str]]
     """Commands that sites were given lately and have not replied to."""
+    runs: dict[str, RunSnapshot]
+    """In the order they were made."""
+    strays: list[UpdateRow]
+    """Updates without an end whose run there is not."""
+    taken: frozenset[str]
+    """Names that no new run may have, those of deleted runs among them."""
+    models: tuple[str, ...]
+    channels: dict[str, tuple[str, ...]]
+    """For each the published models it has named, the present one last."""

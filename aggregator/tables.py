@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     Column,
     Float,
-    ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -17,30 +17,44 @@ from sqlalchemy import (
 
 from broker.outbox import outbox_table
 
-SCHEMA = 2
+SCHEMA = 3
 metadata = MetaData()
 
 lease = Table("lease", metadata, Column("id", Integer, primary_key=True), Column("epoch", Integer, nullable=False))
 """The fence: whoever raised the epoch last may write."""
 
-run = Table(
-    "run",
+federation = Table(
+    "federation",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("name", String, nullable=False),
+    Column("head", Integer, nullable=False),
+    Column("last_row", Integer, nullable=False),
+)
+"""What is counted for all runs together: heads, and rows of the outbox."""
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
     Column("state", String, nullable=False),
     Column("reason", String, nullable=False),
     Column("elapsed", Float, nullable=False),
-    Column("head", Integer, nullable=False),
-    Column("last_row", Integer, nullable=False),
+    Column("config", String, nullable=False),
     Column("spec_record", LargeBinary, nullable=False),
+    Column("bundle", LargeBinary, nullable=False),
+    Column("code_record", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
 )
+"""Every run there ever was; of a deleted one the name stays."""
+DELETED = "deleted"
 
 updates = Table(
     "updates",
     metadata,
     Column("order", Integer, primary_key=True),
     Column("id", LargeBinary, nullable=False),
+    Column("run", String, nullable=False),
     Column("site", String, nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("sequence", Integer, nullable=False),
@@ -64,6 +78,7 @@ speak about another's update."""
 versions = Table(
     "versions",
     metadata,
+    Column("run", String, primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("digest", LargeBinary, nullable=False),
     Column("plan", LargeBinary, nullable=False),
@@ -74,28 +89,33 @@ versions = Table(
 states = Table(
     "states",
     metadata,
-    Column("version", Integer, ForeignKey("versions.version"), primary_key=True),
+    Column("run", String, primary_key=True),
+    Column("version", Integer, primary_key=True),
     Column("stream", String, primary_key=True),
     Column("record", LargeBinary, nullable=False),
+    ForeignKeyConstraint(("run", "version"), ("versions.run", "versions.version")),
 )
 """Records of the aggregator's own streams: `released` (the average) and optimizer moments."""
 
 members = Table(
     "members",
     metadata,
-    Column("version", Integer, ForeignKey("versions.version"), primary_key=True),
+    Column("run", String, primary_key=True),
+    Column("version", Integer, primary_key=True),
     Column("position", Integer, primary_key=True),
     Column("id", LargeBinary, nullable=False, unique=True),
     Column("site", String, nullable=False),
     Column("examples", Integer, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("norm", Float, nullable=False),
+    ForeignKeyConstraint(("run", "version"), ("versions.run", "versions.version")),
 )
 """Who is in which version; an update can be in one only."""
 
 evaluations = Table(
     "evaluations",
     metadata,
+    Column("run", String, primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("site", String, primary_key=True),
     Column("body", LargeBinary, nullable=False),
@@ -114,6 +134,29 @@ measures = Table(
     Column("operator", String, nullable=False),
 )
 """Sites that operators revoked or quarantined."""
+
+models = Table(
+    "models",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("run", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Published models; a run may be deleted, what was published from it stays."""
+
+channels = Table(
+    "channels",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("channel", String, nullable=False),
+    Column("name", String, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""What each channel has named, the present model last."""
 
 letters = Table(
     "letters",

@@ -31,10 +31,11 @@ log = structlog.get_logger("aggregator")
 
 
 class Work:
-    """Admission, merges, and wrapping records for newer registries."""
+    """Admission, merges, and wrapping records for newer registries, for one run."""
 
     def __init__(
         self,
+        run: str,
         records: Records,
         spec: ModelSpec,
         production: Production,
@@ -43,6 +44,7 @@ class Work:
         registry: Callable[[], Registry],
     ) -> None:
         """`registry` gives the one in force; `io` fetches chunks ahead."""
+        self._run = run
         self.records = records
         self.spec = spec
         self._production = production
@@ -106,8 +108,10 @@ class Work:
             self.records.put_record(record)
         except StoreError as error:
             log.warning("reissue.failed", version=version, registry=registry.version, error=str(error))
-            return events.ReissueFailed()
-        return events.Reissued(version=version, registry=registry.version, record=record, spec_record=spec_record)
+            return events.ReissueFailed(run=self._run)
+        return events.Reissued(
+            run=self._run, version=version, registry=registry.version, record=record, spec_record=spec_record
+        )
 
 
 def _rebind(spec_record: bytes, registry: int, body: bytes) -> bytes:

@@ -18,13 +18,15 @@ from urllib.parse import urlsplit
 from aggregator.config import AggregatorConfig, read_toml
 from aggregator.history import History
 from aggregator.records import Records
-from aggregator.service import AggregatorService, Observer
+from aggregator.run_history import RunHistory
+from aggregator.service import DATABASE, AggregatorService, Observer
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.presigned import Ask
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run
+from protocol.envelope import NO_RUN
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.limits import STORED_RECORD
@@ -53,16 +55,18 @@ class Centre:
     registry: Registry
     root: bytes
 
-    def state(self, run: str) -> Path:
-        """Where the aggregator keeps what it knows of a run."""
-        return self.base / self.config.state / run
+    @property
+    def state(self) -> Path:
+        """Where the aggregator keeps what it knows."""
+        return self.base / self.config.state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What an aggregator has kept of a run: its journal, the store, and who may read what."""
+    """What an aggregator has kept: its journal, the store, who may read what; and one run of the journal."""
 
     history: History
+    run: RunHistory
     records: Records
     registry: Registry
 
@@ -94,37 +98,48 @@ def read_centre(path: Path) -> Centre:
 
 
 @contextmanager
-def open_aggregator(config: Path, run: Path, *, observer: Observer | None = None) -> Iterator[AggregatorService]:
-    """Build an aggregator for one run; it is not started yet, and stopped and taken apart at the end.
+def open_aggregator(
+    config: Path, run: Path | None = None, *, observer: Observer | None = None
+) -> Iterator[AggregatorService]:
+    """Build an aggregator for a federation's runs; it is not started yet, and stopped and taken apart at the end.
 
     Args:
         config: the path of `aggregator.toml`.
-        run: the directory that `fledge init-run` made.
+        run: a directory that `fledge init-run` made: a run to serve besides those that operators create.
 
     Raises:
         ConfigError: a file is missing or wrong.
         FledgeError: the run cannot be opened, or whatever ended the service.
     """
     centre = read_centre(config)
-    rules = load_run(run)
+    _must_not_be_older(centre.state)
     line = centre.config
     with broker_of(line, centre.base, "aggregator") as transport, store_of(line, centre.base) as store:
         service = AggregatorService(
-            rules,
+            None if run is None else load_run(run),
             federation=centre.config.federation,
             identity=centre.identity,
             registry_record=centre.registry_record,
             root=centre.root,
             transport=transport,
             store=store,
-            state=centre.state(rules.name),
-            genesis=load_genesis(run),
+            state=centre.state,
+            genesis=None if run is None else load_genesis(run),
             cache_bytes=centre.config.cache_mb * 1024**2,
             observer=observer or _nobody,
             doors=doors_of(line, centre.base),
         )
         with _taken_apart(service):
             yield service
+
+
+def _must_not_be_older(state: Path) -> None:
+    """An aggregator that does not know its runs would begin them again."""
+    if not (state / DATABASE).exists() and (older := sorted(state.glob(f"*/{DATABASE}"))):
+        raise ConfigError(
+            f"{older[0]} was kept by an older fledge, which had a folder for each run; "
+            "end the run with that one, then name another `state` in aggregator.toml"
+        )
 
 
 @contextmanager
@@ -211,21 +226,23 @@ def _taken_apart(service: AggregatorService | WorkerService) -> Iterator[None]:
 
 
 @contextmanager
-def open_kept(centre: Centre, run: str) -> Iterator[Kept]:
-    """Open what the aggregator has kept of a run, beside the aggregator if that is running.
+def open_kept(centre: Centre, run: str | None = None) -> Iterator[Kept]:
+    """Open what the aggregator has kept, beside the aggregator if that is running.
 
     Raises:
         StateError: this aggregator knows no such run.
     """
     with ExitStack() as stack:
-        history = History.open(centre.state(run) / "aggregator.db")
+        history = History.open(centre.state / DATABASE)
         stack.callback(history.close)
+        if run is not None:
+            history.run(run).record()
         store = stack.enter_context(store_of(centre.config, centre.base))
         pool = stack.enter_context(ThreadPoolExecutor(4, thread_name_prefix="history"))
         newest = history.registry_record()
         registry = open_registry(newest, centre.root, centre.config.federation) if newest else centre.registry
-        records = Records(centre.config.federation, run, centre.identity, store, pool)
-        yield Kept(history=history, records=records, registry=registry)
+        records = Records(centre.config.federation, run or NO_RUN, centre.identity, store, pool)
+        yield Kept(history=history, run=history.run(run or NO_RUN), records=records, registry=registry)
 
 
 @contextmanager

@@ -28,7 +28,9 @@ cli_provision.register(app)
 app.add_typer(ctl, name="ctl")
 
 Config = Annotated[Path, typer.Option("--config", help="The aggregator's configuration file.")]
-RunDirectory = Annotated[Path, typer.Option("--run", help="The directory that `fledge init-run` made.")]
+RunDirectory = Annotated[
+    Path | None, typer.Option("--run", help="A directory that `fledge init-run` made: a run to begin with.")
+]
 
 RESTART = 75
 """Exit code of a worker that wants to be started again (a temporary failure, to whoever supervises it)."""
@@ -152,10 +154,10 @@ def _option(text: str) -> tuple[str, Any]:
 
 @app.command()
 def aggregator(
-    run: RunDirectory,
+    run: RunDirectory = None,
     config: Config = Path("aggregator.toml"),
 ) -> None:
-    """Serve a run: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
+    """Serve a federation's runs: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
     from fledge.allocator import return_large_blocks
     from fledge.bootstrap import open_aggregator, stopped_by_signals
 

@@ -73,10 +73,10 @@ def replay_run(
 def audit_run(config: Path, run: str) -> Iterator[Line]:
     """Check the ledger's chain and compute every stored weight again from journal values."""
     with open_kept(read_centre(config), run_name(run)) as kept:
-        findings = audit(kept.history)
+        findings = audit(kept.history, kept.records.run)
         yield from (Line(finding, False) for finding in findings)
         if not findings:
-            yield Line(f"{len(kept.history.plans())} versions: the ledger and every weight add up")
+            yield Line(f"{kept.run.newest()} versions: the ledger and every weight add up")
 
 
 def export_run(
@@ -99,7 +99,7 @@ def export_run(
         StateError: there is no such run or version, or the file exists already.
     """
     with open_kept(read_centre(config), run_name(run)) as kept:
-        number = len(kept.history.plans()) if version is None else version
+        number = kept.run.newest() if version is None else version
         if not without and strategy is None:
             model = released_records(kept, number, released=released)
         else:
@@ -109,10 +109,8 @@ def export_run(
 
 def released_records(kept: Kept, version: int, *, released: bool = True) -> Iterator[bytes]:
     """The plaintext records of a version's model, in order."""
-    history = kept.history
-    return read_version(
-        kept.records, kept.registry, history.version_record(version), history.state_records(version), released=released
-    )
+    record, states = kept.run.version_record(version), kept.run.state_records(version)
+    return read_version(kept.records, kept.registry, record, states, released=released)
 
 
 def _replay(kept: Kept) -> Replay:
@@ -135,22 +133,15 @@ def _what_if(kept: Kept, without: Collection[str], strategy: str | None) -> What
 
 
 def collect(config: Path, *, older_than_days: float = 14.0) -> Collected:
-    """Delete what no run of this aggregator refers to any more; every run it has kept is asked.
+    """Delete what no run of this aggregator refers to any more; all its runs are asked.
 
     Raises:
         StateError: there is no run here, so that nothing could be told from garbage.
         StoreError: the store is away; what was deleted until then stays deleted.
     """
     centre = read_centre(config)
-    runs = sorted(path.parent.name for path in centre.state("").glob("*/aggregator.db"))
-    if not runs:
-        raise StateError(f"{centre.state('')} holds no run; nothing is deleted where nothing says what is needed")
-    needed: set[str] = set()
-    done = Collected(count=0, bytes=0)
-    for name in runs:
-        with open_kept(centre, name) as kept:
-            federation, member = centre.config.federation, centre.identity.public
-            needed |= References(kept.history, federation, kept.registry, member).keys()
-            if name == runs[-1]:
-                done = collect_garbage(kept.records.store, needed, kept.registry, older_than_days=older_than_days)
-    return done
+    with open_kept(centre) as kept:
+        if not kept.history.names():
+            raise StateError(f"{centre.state} holds no run; nothing is deleted where nothing says what is needed")
+        needed = References(kept.history, centre.config.federation, kept.registry, centre.identity.public).keys()
+        return collect_garbage(kept.records.store, needed, kept.registry, older_than_days=older_than_days)
