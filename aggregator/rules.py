@@ -36,6 +36,9 @@ _HEARTBEAT = 20.0  # seconds; for the federation as a whole, each run has its ow
 class AggregatorRules:
     """One federation's state machine. Rebuilt from a `Snapshot` at every start."""
 
+    machine: type[Run] = Run
+    """Each run's; the tests' mutants have another one."""
+
     def __init__(
         self, runs: Mapping[str, RunRules], snapshot: Snapshot, *, new_id: Callable[[], bytes], now: float
     ) -> None:
@@ -60,7 +63,7 @@ class AggregatorRules:
 
     def _add(self, rules: RunRules, snapshot: RunSnapshot) -> None:
         self._taken.add(rules.run)
-        self.runs[rules.run] = Run(
+        self.runs[rules.run] = self.machine(
             rules, snapshot, self.registry, self._out, self._heading, new_id=self._new_id, now=self._now
         )
 

@@ -32,7 +32,17 @@ from aggregator.tables import SCHEMA, metadata, updates
 from broker.actor import Actor
 from protocol import topology
 from protocol.registry import Registry
-from tests.simulation.centre import LENGTH, RUN, SPEC, norm_of, notice, product_digest, read_back, update_message
+from tests.simulation.centre import (
+    LENGTH,
+    RUN,
+    SPEC,
+    new_run,
+    norm_of,
+    notice,
+    product_digest,
+    read_back,
+    update_message,
+)
 from tests.simulation.hospital import Script
 from tests.simulation.invariants import reckon
 from tests.simulation.surroundings import Database, require, sha256
@@ -107,7 +117,10 @@ def play(content: int, faults: int) -> World:
     world.drain()
     reckon(world)
     history = History(world.centre_database.engine)
-    require(serial(world, history) == [digest for _, digest in history.plans()], "the history follows from its order")
+    require(
+        serial(world, history) == [digest for _, digest in history.run(RUN).plans()],
+        "the history follows from its order",
+    )
     return world
 
 
@@ -127,13 +140,13 @@ def serial(world: World, history: History) -> list[bytes]:
             asked.append(effect.plan)
 
     journal = Journal(None, lambda write: b"receipt", engine=database.engine)
-    journal.begin(RUN, sha256(b"version 0"), b"record", b"spec", world.registry.version)
+    journal.begin(new_run(world.rules, b"record", b"spec", world.registry.version))
     registry: Registry = world.registry
     snapshot = journal.load(registry)
-    rules = AggregatorRules(world.rules, snapshot, new_id=lambda: dice.randbytes(16), now=now)
+    rules = AggregatorRules({RUN: world.rules}, snapshot, new_id=lambda: dice.randbytes(16), now=now)
     actor = Actor(rules, journal.commit, perform, clock=lambda: now)
     digests = []
-    for plan, _ in history.plans():
+    for plan, _ in history.run(RUN).plans():
         contents = []
         for member in plan.members:
             raw = history.envelope(member.id)

@@ -10,9 +10,10 @@ from aggregator import events, order_events
 from aggregator.letters import addressee
 from aggregator.plan import MergePlan, Product
 from aggregator.service import may_wait
+from aggregator.snapshot import RunRules
 from protocol import topology
 from protocol.keys import Role
-from protocol.messages import Evaluation
+from protocol.messages import Evaluation, RunState
 from protocol.registry import Registry
 from tests.simulation.surroundings import PREFETCH, Delivery, Process, read_back, require, sha256, write_down
 
@@ -79,19 +80,20 @@ class Centre(Process):
         self.registry_digest = world.store.put_record(world.registry_record)
         world.witness.take_over(self)
         self.journal.store_registry(self.registry.version, world.registry_record)
-        if self.journal.empty:
+        if not self.journal.names():
             spec_record = write_down({"kind": "spec", "to": self.sites()})
             record = version_record(world, 0, sha256(b"version 0"), None, self.registry, spec_record)
             world.store.put_record(record)
             world.store.put_record(spec_record)
             self.point("before version 0 is stored")
-            self.journal.begin(RUN, sha256(b"version 0"), record, spec_record, self.registry.version)
+            self.journal.begin(new_run(world.rules, record, spec_record, self.registry.version))
             world.witness.begun(record)
         self.point("before the journal is loaded")
         snapshot = self.journal.load(self.registry)
-        self.record = self.journal.version_record(snapshot.version)
-        self.spec_record = self.journal.spec_record()
-        self.rules = parts.rules(world.rules, snapshot, new_id=world.new_id, now=world.now)
+        run = self.journal.run(RUN)
+        self.record = run.version_record(run.newest())
+        self.spec_record = run.spec_record()
+        self.rules = parts.rules({RUN: world.rules}, snapshot, new_id=world.new_id, now=world.now)
         self.actor = parts.actor(self.rules, self.commit, self.perform, may_wait=may_wait, clock=lambda: world.now)
         self.mailbox = [events.Started()]
         self.subscribe()
@@ -156,7 +158,7 @@ class Centre(Process):
         elif message["kind"] == "evaluation":
             evaluation = Evaluation(examples=message["examples"], metrics=message["metrics"])
             event = events.EvaluationArrived(
-                delivery=delivery, site=site, version=message["version"], evaluation=evaluation
+                delivery=delivery, site=site, run=RUN, version=message["version"], evaluation=evaluation
             )
         else:
             event = events.UpdateArrived(delivery=delivery, notice=notice(message, delivery.body))
@@ -248,14 +250,15 @@ class Centre(Process):
 
     def head(self, effect: events.PutHead) -> bytes:
         """A signed head."""
+        [place] = effect.runs
         return write_down(
             {
                 "kind": "head",
                 "number": effect.number,
                 "registry": self.registry_digest,
-                "state": effect.state.value,
-                "reason": effect.reason,
-                "version": effect.version,
+                "state": place.state.value,
+                "reason": place.reason,
+                "version": place.version,
                 "record": sha256(self.record),
                 "not_after": int(self.world.now) + 24 * 3600,
             }
@@ -287,7 +290,7 @@ class Centre(Process):
     def reissue(self, version: int, registry: Registry, record: bytes, spec_record: bytes) -> Any:
         """Both records with wraps for the sites of `registry`."""
         if self.world.chance(0.2):
-            return events.ReissueFailed()
+            return events.ReissueFailed(run=RUN)
         sites = [participant.name for participant in registry.members(Role.SITE)]
         spec_record = write_down({**read_back(spec_record), "to": sites, "nonce": self.world.new_id()})
         digest = self.world.store.put_record(spec_record)
@@ -301,7 +304,23 @@ class Centre(Process):
             }
         )
         self.world.store.put_record(record)
-        return events.Reissued(version=version, registry=registry.version, record=record, spec_record=spec_record)
+        return events.Reissued(
+            run=RUN, version=version, registry=registry.version, record=record, spec_record=spec_record
+        )
+
+
+def new_run(rules: RunRules, record: bytes, spec_record: bytes, registry: int) -> order_events.NewRun:
+    """A run with its version 0, as it is taken over."""
+    return order_events.NewRun(
+        rules=rules,
+        config="",
+        digest=sha256(b"version 0"),
+        record=record,
+        spec_record=spec_record,
+        code_record=b"",
+        registry=registry,
+        state=RunState.RUNNING,
+    )
 
 
 def notice(message: dict[str, Any], raw: bytes) -> events.UpdateNotice:

@@ -33,7 +33,7 @@ from protocol import topology
 from protocol.codec import unpack
 from protocol.keys import Role
 from protocol.messages import Kind, RunState
-from tests.simulation.centre import product_digest
+from tests.simulation.centre import RUN, product_digest
 from tests.simulation.surroundings import Delivery, read_back, require, sha256
 from worker import events as worker
 
@@ -352,7 +352,7 @@ def _check_members(rows: dict[Key, Any], in_versions: list[Any]) -> None:
 
 def _check_ledger(history: History, rows: dict[Key, Any], entries: list[Any], numbers: list[int]) -> None:
     require(history.broken_link() is None, "the ledger's chain holds")
-    require(audit(history) == [], audit(history))
+    require(audit(history, RUN) == [], audit(history, RUN))
     kinds = [kind for kind, _ in entries]
     require(kinds.count("journalled") == len(rows), "one ledger entry per journalled update")
     require(kinds.count("version") == len(numbers) - 1, "one ledger entry per version")
@@ -364,7 +364,7 @@ def _check_ledger(history: History, rows: dict[Key, Any], entries: list[Any], nu
 
 def _check_replay(history: History) -> None:
     digest = sha256(b"version 0")
-    for plan, stored in history.plans():
+    for plan, stored in history.run(RUN).plans():
         require(plan.parent == digest, "version", plan.version, "follows from the one before")
         contents = [read_back(history.envelope(member.id))["content"] for member in plan.members]
         digest = product_digest(digest, plan, contents)
@@ -419,7 +419,7 @@ def _check_head(world: World, history: History) -> None:
     head = read_back(world.store.head or b"")
     require(head["number"] == witness.head, "the head in the store is the newest:", head["number"], witness.head)
     require((head["version"], head["state"]) == (witness.version, witness.state.value), "the head tells the state")
-    record = history.version_record(witness.version)
+    record = history.run(RUN).version_record(witness.version)
     require(head["record"] == sha256(record), "the head names the current version's record")
     require(world.store.records.get(sha256(record)) == record, "the current record is in the store")
     current = read_back(record)

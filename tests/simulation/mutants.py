@@ -16,6 +16,7 @@ from aggregator import events, plan, planning
 from aggregator.events import UpdateState
 from aggregator.journal import Journal
 from aggregator.rules import AggregatorRules
+from aggregator.run import Run
 from broker.actor import Actor, Step, Tick
 from protocol.messages import Outcome
 from tests.simulation.centre import Centre
@@ -133,15 +134,17 @@ class SentWhenHandedOver(Centre):
 # ---- the aggregator's rules
 
 
-class Unchecked(AggregatorRules):
+class Unchecked(Run):
     """Commits a merge without looking at its members and the run's state again."""
 
-    def _merged(self, made: plan.MergePlan, product: plan.Product) -> None:
+    def merged(self, made: plan.MergePlan, product: plan.Product) -> None:
+        """Whatever became of the members and the run meanwhile."""
         for member in made.members:
             known = self._rows.get(member.id)
             row = known or events.UpdateRow(
                 order=member.order,
                 id=member.id,
+                run=made.run,
                 site=member.site,
                 epoch=0,
                 sequence=1,
@@ -154,16 +157,17 @@ class Unchecked(AggregatorRules):
             )
             self._rows[member.id] = replace(row, state=UpdateState.VALIDATED)
         state, self.state = self.state, type(self.state).RUNNING
-        super()._merged(made, product)
+        super().merged(made, product)
         self.state = state if self.state == type(self.state).RUNNING else self.state
 
 
-class Trusting(AggregatorRules):
+class Trusting(Run):
     """Believes at the start that whatever is journalled may be admitted."""
 
-    def _started(self) -> None:
+    def start(self) -> None:
+        """Nothing is objected to any more."""
         self._rows = {id: replace(row, objection="ok") for id, row in self._rows.items()}
-        super()._started()
+        super().start()
 
 
 class NeverSays(AggregatorRules):
@@ -180,7 +184,7 @@ class NeverSays(AggregatorRules):
         self._out.receipt = sometimes
 
 
-class FreshAtArrival(AggregatorRules):
+class FreshAtArrival(Run):
     """Counts staleness when an update arrives, not when it is merged."""
 
     def _consider_merge(self, waiting: Any) -> None:
@@ -197,23 +201,24 @@ class FreshAtArrival(AggregatorRules):
             planning.members = real
 
 
-class HalfIssued(AggregatorRules):
+class HalfIssued(Run):
     """Thinks that a version merged while records are issued again is for the new registry already."""
 
     def _consider_merge(self, waiting: Any) -> None:
-        issued, self._record_registry = self._record_registry, self.registry.version
+        issued, self._record_registry = self._record_registry, self._registry.version
         super()._consider_merge(waiting)
         self._record_registry = issued
 
 
-class Patient(AggregatorRules):
+class Patient(Run):
     """Ends what is too stale only if it was validated; what is parked waits for ever."""
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """What is parked is not looked at."""
         parked = {id: row for id, row in self._rows.items() if row.state == UpdateState.PARKED}
         for id in parked:
             del self._rows[id]
-        super()._tick()
+        super().tick()
         self._rows |= parked
 
 
@@ -225,13 +230,19 @@ class Forgetful(AggregatorRules):
         super()._started()
 
 
-class Impatient(AggregatorRules):
+class Impatient(Run):
     """Lets a late answer to an older registry overwrite a newer one's records."""
 
-    def _reissued(self, event: events.Reissued) -> None:
+    def reissued(self, event: events.Reissued) -> None:
+        """Any answer will do."""
         if event.version == self.version:
-            event = replace(event, registry=self.registry.version)
-        super()._reissued(event)
+            event = replace(event, registry=self._registry.version)
+        super().reissued(event)
+
+
+def ruled(machine: type[Run]) -> type[AggregatorRules]:
+    """Rules whose runs are such machines."""
+    return type(f"{machine.__name__}Rules", (AggregatorRules,), {"machine": machine})
 
 
 # ---- the worker
@@ -311,13 +322,13 @@ MUTANTS: dict[str, Parts] = {
     "no fence": Parts(journal=Unfenced, faults=("takeover",)),
     "a transaction per write": Parts(journal=Piecemeal, faults=("fuse",)),
     "removed from the outbox before the confirm": Parts(centre=SentWhenHandedOver, faults=("crash",)),
-    "members not looked at again": Parts(rules=Unchecked, faults=("command", "registry")),
-    "not examined again at the start": Parts(rules=Trusting, faults=("noise", "fuse"), fuse=0.4),
+    "members not looked at again": Parts(rules=ruled(Unchecked), faults=("command", "registry")),
+    "not examined again at the start": Parts(rules=ruled(Trusting), faults=("noise", "fuse"), fuse=0.4),
     "no receipt": Parts(rules=NeverSays, faults=("noise",)),
-    "staleness counted at arrival": Parts(rules=FreshAtArrival),
-    "a version for half a registry": Parts(rules=HalfIssued, often=("registry",)),
+    "staleness counted at arrival": Parts(rules=ruled(FreshAtArrival)),
+    "a version for half a registry": Parts(rules=ruled(HalfIssued), often=("registry",)),
     "outbox forgotten at the start": Parts(rules=Forgetful, faults=("crash",)),
-    "an older registry's answer wins": Parts(rules=Impatient, often=("registry",)),
+    "an older registry's answer wins": Parts(rules=ruled(Impatient), often=("registry",)),
     "worker: sequences in memory": Parts(worker_journal=Unreserved, faults=("crash",)),
     "worker: spool emptied at the confirm": Parts(hospital=Tidy),
     "worker: receipt acked before it is noted": Parts(worker_actor=AckReceiptFirst, faults=("fuse",)),

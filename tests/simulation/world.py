@@ -19,8 +19,9 @@ from typing import Any
 
 import aggregator.tables
 import worker.journal
+from aggregator.heading import HEAD_EVERY
 from aggregator.journal import Journal
-from aggregator.rules import HEAD_EVERY, AggregatorRules
+from aggregator.rules import AggregatorRules
 from aggregator.snapshot import RunRules
 from aggregator.stopping import Stopping
 from aggregator.strategies import strategy
@@ -470,7 +471,7 @@ class World:
         found += [f"unacked from {delivery.queue}" for delivery in process.unacked]
         if isinstance(process, Centre):
             # What waits for a chunk of a site that has forgotten the update waits until the run goes on.
-            found += ["tries an update again" for at in process.rules._retry_at.values() if at < math.inf]
+            found += ["tries an update again" for at in process.rules.runs[RUN]._retry_at.values() if at < math.inf]
         if not isinstance(process, Script | Operator) and (process.actor.deadline() or self.now + 1) <= self.now:
             found.append("a deadline has passed")
         if isinstance(process, Centre | Hospital) and process.actor._held:

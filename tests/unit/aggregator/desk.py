@@ -14,6 +14,7 @@ from aggregator.events import UpdateState
 from aggregator.journal import Journal
 from aggregator.plan import MergePlan, Product
 from aggregator.rules import AggregatorRules
+from aggregator.run import Run
 from aggregator.snapshot import RunRules
 from aggregator.stopping import Stopping
 from aggregator.strategies import Strategy, strategy
@@ -22,7 +23,7 @@ from broker.actor import Actor
 from broker.database import open_database
 from protocol.codec import encode
 from protocol.keys import Participant, Role
-from protocol.messages import Evaluation, Outcome, Receipt
+from protocol.messages import Evaluation, Outcome, Receipt, RunState
 from protocol.registry import Registry
 
 T = TypeVar("T")
@@ -52,6 +53,20 @@ def registry(*sites: str) -> Registry:
     return made
 
 
+def new_run(rules: RunRules, registry: int, state: RunState = RunState.RUNNING) -> order_events.NewRun:
+    """A run with its version 0, as it is taken over."""
+    return order_events.NewRun(
+        rules=rules,
+        config="",
+        digest=GENESIS,
+        record=b"record 0",
+        spec_record=b"spec",
+        code_record=b"",
+        registry=registry,
+        state=state,
+    )
+
+
 class Desk:
     """Rules, journal and a clock; `turn` does what the loop does, except that nobody performs the effects."""
 
@@ -66,7 +81,7 @@ class Desk:
         self._ids = itertools.count(1)
         self._sequences: dict[tuple[str, int], Any] = {}
         self.journal = Journal(None, self._seal, engine=self.engine)
-        self.journal.begin(RUN, GENESIS, b"record 0", b"spec", self.registry.version)
+        self.journal.begin(new_run(self.run, self.registry.version))
         self.start()
 
     def _seal(self, write: events.Send) -> bytes:
@@ -76,9 +91,15 @@ class Desk:
     def start(self) -> None:
         """A fresh life on the same database."""
         self.journal = Journal(None, self._seal, engine=self.engine)
-        self.rules = AggregatorRules(self.run, self.journal.load(self.registry), new_id=self.new_id, now=self.now)
+        snapshot = self.journal.load(self.registry)
+        self.rules = AggregatorRules({RUN: self.run}, snapshot, new_id=self.new_id, now=self.now)
         self.actor = Actor(self.rules, self._commit, self.effects.append, clock=lambda: self.now)
         self.turn(events.Started())
+
+    @property
+    def state_of_run(self) -> Run:
+        """The run's machine."""
+        return self.rules.runs[RUN]
 
     def _commit(self, writes: Any) -> Any:
         self.writes += writes
@@ -144,9 +165,9 @@ class Desk:
     def advance(self, versions: int = 1) -> None:
         """Make versions, each from one update of each site."""
         for _ in range(versions):
-            base = self.rules.version
+            base = self.state_of_run.version
             for participant in self.registry.members(Role.SITE):
-                if self.rules._merging is None:
+                if self.state_of_run._merging is None:
                     self.validate(participant.name, base_version=base)
             self.merge()
 
@@ -154,7 +175,7 @@ class Desk:
         """A site says how a version did."""
         evaluation = Evaluation(examples=10, metrics={"accuracy": accuracy})
         return self.turn(
-            events.EvaluationArrived(delivery="evaluation", site=site, version=version, evaluation=evaluation)
+            events.EvaluationArrived(delivery="evaluation", site=site, run=RUN, version=version, evaluation=evaluation)
         )
 
     def command(self, command: str, counter: int, operator: str = "olga") -> list[Any]:
