@@ -237,6 +237,7 @@ class Federation:
         """Return the update as the journal would hold it."""
         site = int(update.site)
         return UpdateRow(
+            run="run",
             order=update.order,
             id=update.id,
             site=update.site,

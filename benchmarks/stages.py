@@ -195,6 +195,7 @@ class Bench:
             for i, site in enumerate(self.sites)
         )
         plan = MergePlan(
+            run="run",
             version=2,
             parent=bytes(32),
             strategy="fedbuff",

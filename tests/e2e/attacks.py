@@ -64,7 +64,7 @@ def _flip(raw: bytes, position: int) -> bytes:
 
 
 def _good(centre: Centre, site: str = ATTACKER, **changes: Any) -> bytes:
-    return centre.sites[site].update(small_delta(centre.spec), base=centre.service.rules.version, **changes)
+    return centre.sites[site].update(small_delta(centre.spec), base=centre.service.rules.runs[RUN].version, **changes)
 
 
 def _signer(centre: Centre, site: str = ATTACKER) -> Identity:
@@ -227,7 +227,7 @@ def _delta(**values: Any) -> Callable[[Centre], bytes]:
         delta = small_delta(centre.spec)
         for name, value in values.items():
             delta[name].flat[-1] = value
-        return centre.sites[ATTACKER].update(delta, base=centre.service.rules.version)
+        return centre.sites[ATTACKER].update(delta, base=centre.service.rules.runs[RUN].version)
 
     return make
 
@@ -246,14 +246,14 @@ def _million_names(centre: Centre) -> bytes:
 
 
 def _blob(centre: Centre, data: bytes) -> bytes:
-    return centre.sites[ATTACKER].update(data, base=centre.service.rules.version)
+    return centre.sites[ATTACKER].update(data, base=centre.service.rules.runs[RUN].version)
 
 
 def _other_spec(*tensors: TensorSpec) -> Callable[[Centre], bytes]:
     spec = ModelSpec(tensors)
 
     def make(centre: Centre) -> bytes:
-        return centre.sites[ATTACKER].update(small_delta(spec), spec=spec, base=centre.service.rules.version)
+        return centre.sites[ATTACKER].update(small_delta(spec), spec=spec, base=centre.service.rules.runs[RUN].version)
 
     return make
 
@@ -280,7 +280,9 @@ def _wrong_hash(centre: Centre) -> bytes:
 
 def _from_base(offset: int) -> Callable[[Centre], bytes]:
     def make(centre: Centre) -> bytes:
-        return centre.sites[ATTACKER].update(small_delta(centre.spec), base=centre.service.rules.version + offset)
+        return centre.sites[ATTACKER].update(
+            small_delta(centre.spec), base=centre.service.rules.runs[RUN].version + offset
+        )
 
     return make
 

@@ -79,7 +79,7 @@ class Centre:
 
     def good(self, site: str, seed: int = 0) -> bytes:
         """A sound update from the current version."""
-        return self.sites[site].update(small_delta(self.spec, seed), base=self.service.rules.version)
+        return self.sites[site].update(small_delta(self.spec, seed), base=self.service.rules.runs[RUN].version)
 
     def inbox(self, site: str) -> Collector:
         """What a site has got, as it came."""

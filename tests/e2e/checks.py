@@ -118,7 +118,7 @@ def _replay(rig: Rig) -> Iterator[str]:
     """The journal's account leads to the very bytes that were published."""
     centre = rig.centre
     with open_kept(centre, RUN) as kept:
-        yield from audit(kept.history)
+        yield from audit(kept.history, RUN)
         records = kept.records
         replay = Replay(
             federation=records.federation,
@@ -133,7 +133,7 @@ def _replay(rig: Rig) -> Iterator[str]:
             last = version.digest
             if not version.same:
                 yield f"version {version.version} is not what its replay gives"
-        newest = kept.history.version_record(len(kept.history.plans()))
+        newest = kept.run.version_record(kept.run.newest())
         published = hashlib.sha256()
         for record in read_version(records, kept.registry, newest, {}, released=False):
             published.update(record)

@@ -192,7 +192,7 @@ class Rig:
     def database(self) -> Path:
         """The aggregator's."""
         table = tomllib.loads((self.federation / AGGREGATOR_TOML).read_text())
-        return self.federation / table["state"] / RUN / "aggregator.db"
+        return self.federation / table["state"] / "aggregator.db"
 
     def history(self) -> History:
         """The aggregator's journal, read only; the caller closes it."""

@@ -21,7 +21,7 @@ from protocol import limits, topology
 from protocol.messages import Outcome
 from tests.e2e.attacks import ATTACKER, LETTERS, REJECTED, REVOKED, VICTIM, Attack
 from tests.e2e.centre import WAIT_S, Centre, memory, message_id, peak_memory, reset_peak, running, small_delta
-from tests.support.federation import Federation, wide
+from tests.support.federation import RUN, Federation, wide
 from tests.support.rabbit import RabbitNode, RabbitVhost
 from tests.support.rabbit_fixtures import require_rabbit
 from tests.support.s3 import S3Server
@@ -72,7 +72,7 @@ def nothing_else_disturbed(request: pytest.FixtureRequest) -> Iterator[None]:
     before = memory()
     yield
     assert peak_memory() - before < GROWTH
-    version = made.service.rules.version
+    version = made.service.rules.runs[RUN].version
     assert made.merged(VICTIM, made.good(VICTIM)).version == version + 1
 
 
@@ -91,22 +91,22 @@ def test_what_is_not_a_genuine_update_becomes_a_dead_letter_with_the_reason(cent
 
 @pytest.mark.parametrize("attack", REJECTED, ids=lambda attack: attack.name)
 def test_a_genuine_but_unusable_update_is_rejected_by_a_receipt_with_the_reason(centre: Centre, attack: Attack) -> None:
-    while centre.service.rules.version <= 4:  # so that there is a past to come from
+    while centre.service.rules.runs[RUN].version <= 4:  # so that there is a past to come from
         centre.merged(VICTIM, centre.good(VICTIM))
     raw = attack.make(centre)
-    version, merged = centre.service.rules.version, count(centre, members)
+    version, merged = centre.service.rules.runs[RUN].version, count(centre, members)
 
     centre.send(ATTACKER, raw).result(WAIT_S)
 
     word = centre.receipt(ATTACKER, message_id(raw, centre.federation))
     assert (word.receipt.outcome, word.receipt.reason) == (attack.outcome, attack.reason)
-    assert (centre.service.rules.version, count(centre, members)) == (version, merged)
+    assert (centre.service.rules.runs[RUN].version, count(centre, members)) == (version, merged)
 
 
 def test_a_replayed_update_gets_the_same_receipt_again_and_is_not_counted_twice(centre: Centre) -> None:
     raw = centre.good("site-3")
     first = centre.merged("site-3", raw)
-    rows, version = count(centre, updates), centre.service.rules.version
+    rows, version = count(centre, updates), centre.service.rules.runs[RUN].version
 
     for _ in range(3):
         centre.send("site-3", raw).result(WAIT_S)
@@ -114,7 +114,7 @@ def test_a_replayed_update_gets_the_same_receipt_again_and_is_not_counted_twice(
     centre.sites["site-3"].sequence += 1
     wait_until_words(centre, "site-3", 4)
     assert {(word.receipt, word.version) for word in centre.words("site-3")[-4:]} == {(first.receipt, first.version)}
-    assert (count(centre, updates), centre.service.rules.version) == (rows, version)
+    assert (count(centre, updates), centre.service.rules.runs[RUN].version) == (rows, version)
 
 
 def test_other_bytes_under_a_used_sequence_number_are_told_to_take_a_new_epoch(centre: Centre) -> None:
@@ -133,7 +133,7 @@ def test_other_bytes_under_a_used_sequence_number_are_told_to_take_a_new_epoch(c
 def test_an_update_whose_chunk_is_missing_is_asked_for_again_and_then_merged(centre: Centre) -> None:
     held: dict[bytes, bytes] = {}
     raw = centre.sites[ATTACKER].update(
-        small_delta(centre.spec), base=centre.service.rules.version, emit=held.__setitem__
+        small_delta(centre.spec), base=centre.service.rules.runs[RUN].version, emit=held.__setitem__
     )
     id = message_id(raw, centre.federation)
     centre.send(ATTACKER, raw).result(WAIT_S)
@@ -143,13 +143,13 @@ def test_an_update_whose_chunk_is_missing_is_asked_for_again_and_then_merged(cen
         centre.store.put(topology.update_chunk(ATTACKER, name.hex()), chunk)
     centre.send(ATTACKER, raw).result(WAIT_S)
 
-    assert centre.receipt(ATTACKER, id, Outcome.MERGED).version == centre.service.rules.version
+    assert centre.receipt(ATTACKER, id, Outcome.MERGED).version == centre.service.rules.runs[RUN].version
 
 
 def test_an_update_whose_chunk_was_damaged_in_the_store_is_asked_for_again_and_then_merged(centre: Centre) -> None:
     held: dict[bytes, bytes] = {}
     raw = centre.sites[ATTACKER].update(
-        small_delta(centre.spec), base=centre.service.rules.version, emit=held.__setitem__
+        small_delta(centre.spec), base=centre.service.rules.runs[RUN].version, emit=held.__setitem__
     )
     id = message_id(raw, centre.federation)
     for name, chunk in held.items():
@@ -162,7 +162,7 @@ def test_an_update_whose_chunk_was_damaged_in_the_store_is_asked_for_again_and_t
         centre.store.put(topology.update_chunk(ATTACKER, name.hex()), chunk)
     centre.send(ATTACKER, raw).result(WAIT_S)
 
-    assert centre.receipt(ATTACKER, id, Outcome.MERGED).version == centre.service.rules.version
+    assert centre.receipt(ATTACKER, id, Outcome.MERGED).version == centre.service.rules.runs[RUN].version
 
 
 def test_everything_that_was_refused_stands_in_an_unbroken_ledger(centre: Centre) -> None:
@@ -172,7 +172,7 @@ def test_everything_that_was_refused_stands_in_an_unbroken_ledger(centre: Centre
     centre.letter(raw)
 
     assert count(centre, ledger, ledger.c.kind == "refused") == before + 1
-    assert audit(centre.service.journal) == []
+    assert audit(centre.service.journal, RUN) == []
 
 
 # ---- clients that do not keep to the limits
@@ -248,7 +248,7 @@ def test_a_full_disk_at_the_aggregator_stops_nothing_but_the_acks(tmp_path: Path
 
         for raw in raws:
             centre.receipt("site-1", message_id(raw, federation), Outcome.MERGED)
-        assert audit(centre.service.journal) == []
+        assert audit(centre.service.journal, RUN) == []
     transport.close()
 
 

@@ -125,8 +125,8 @@ def test_three_workers_train_until_the_run_ends_and_their_receipts_say_what_the_
 
     assert centre.ended.wait(WAIT_S)
 
-    assert centre.rules.version == 5
-    assert audit(centre.journal) == []
+    assert centre.rules.runs[RUN].version == 5
+    assert audit(centre.journal, RUN) == []
     plans = centre.journal.plans()
     merged = {member.id: plan.version for plan, _ in plans for member in plan.members}
     said = {r["id"]: r["version"] for w in workers for r in receipts(w) if r["outcome"] == Outcome.MERGED.value}
@@ -142,11 +142,11 @@ def test_an_aggregator_that_is_stopped_in_mid_run_goes_on_where_it_was(house: Ho
     house.wait_version(2)
     first.stop()
     first.join(WAIT_S)
-    committed = first.rules.version
+    committed = first.rules.runs[RUN].version
 
     second = house.aggregator()
 
-    assert second.rules.version >= committed
+    assert second.rules.runs[RUN].version >= committed
     house.wait_version(committed + 3)
 
 
@@ -158,7 +158,7 @@ def test_a_worker_that_is_stopped_in_mid_run_goes_on_where_it_was(house: House) 
 
     again = house.worker("site-0")
 
-    house.wait_version(centre.rules.version + 2)
+    house.wait_version(centre.rules.runs[RUN].version + 2)
     after = receipts(again)
     assert [r["id"] for r in after[: len(before)]] == [r["id"] for r in before]
     assert len({(r["epoch"], r["sequence"]) for r in after}) == len(after) > len(before)

@@ -24,12 +24,15 @@ from worker.policy import OPEN
 FEDERATION = "clinics"
 ALL = {"super", "lead_researcher", "site_researcher", "lead_it", "site_it"}
 ELSEWHERE = {
+    "upload": ALL,
+    "deploy": {"super", "lead_researcher"},
     "view": {"super", "lead_researcher", "lead_it"},
     "train": {"super", "lead_researcher"},
     "operate": {"super", "lead_it"},
 }
 """Who may do what at the hub, and at a site of another organisation."""
 AT_HOME = {
+    "deploy": ELSEWHERE["deploy"] | {"site_researcher"},
     "view": ALL,
     "train": ELSEWHERE["train"] | {"site_researcher"},
     "operate": ELSEWHERE["operate"] | {"site_it"},

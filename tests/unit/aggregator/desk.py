@@ -43,6 +43,8 @@ RULES: Mapping[str, Any] = {
     "release_decay": 0.8,
 }
 
+RULES_OF_RUN = RunRules(**{**RULES, "strategy": strategy("fedbuff", buffer=2)})
+
 
 def registry(*sites: str) -> Registry:
     """A registry of these sites."""

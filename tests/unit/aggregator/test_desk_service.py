@@ -22,7 +22,7 @@ from protocol.errors import TransportError
 from protocol.keys import Identity, Role
 from protocol.messages import Command, Event, Grant, Kind, Outcome, Reply, Request, RunState
 from protocol.registry import Registry
-from tests.support.federation import FEDERATION
+from tests.support.federation import FEDERATION, RUN
 from tests.unit.aggregator.test_service import ONE, Bench
 
 
@@ -111,7 +111,7 @@ def test_status_shows_the_run_and_every_site(hub: Hub) -> None:
 def test_a_run_is_paused_resumed_and_ended_by_order(hub: Hub) -> None:
     console, service = hub.console(), hub.services[0]
     assert one(console.ask("run.pause", {})).ok
-    assert service.rules.state == RunState.PAUSED
+    assert service.rules.runs[RUN].state == RunState.PAUSED
     again = one(console.ask("run.pause", {}))
     assert (again.ok, again.reason) == (False, "run_paused")
     assert one(console.ask("run.resume", {})).ok
@@ -196,7 +196,7 @@ def test_a_replayed_order_an_expired_one_and_a_forged_one_change_nothing_and_are
     assert one(console.ask("run.resume", {})).ok
     hub.transport.publish(topology.DIRECT, topology.AGGREGATOR, pause).result(10)
     log = one(console.ask("audit.log", {})).values
-    assert hub.services[0].rules.state == RunState.RUNNING
+    assert hub.services[0].rules.runs[RUN].state == RunState.RUNNING
     said = " ".join(log["entry"])
     assert '"replayed"' in said
     assert '"expired"' in said

@@ -21,7 +21,7 @@ from aggregator.tables import ledger, members, outbox, updates, versions
 from protocol.codec import encode
 from protocol.errors import Fenced, StateError
 from protocol.messages import Evaluation, Kind, Outcome, Receipt, RunState
-from tests.unit.aggregator.desk import registry
+from tests.unit.aggregator.desk import RULES_OF_RUN, RUN, new_run, registry
 
 REGISTRY = registry("alpha", "beta")
 
@@ -29,7 +29,7 @@ REGISTRY = registry("alpha", "beta")
 def opened(path: Path, *, begin: bool = False) -> Journal:
     journal = Journal(path / "aggregator.db", lambda write: b"sealed " + encode(write.body))
     if begin:
-        journal.begin("run", b"0" * 32, b"record 0", b"spec", 2)
+        journal.begin(new_run(RULES_OF_RUN, 2))
     return journal
 
 
@@ -76,7 +76,14 @@ def receipt(row: int, number: int = 1) -> events.Send:
         highest_epoch=0,
     )
     return events.Send(
-        row=row, id=bytes(16), exchange="direct", key="alpha", kind=Kind.RECEIPT, body=body, recipient="alpha"
+        row=row,
+        id=bytes(16),
+        exchange="direct",
+        key="alpha",
+        kind=Kind.RECEIPT,
+        body=body,
+        recipient="alpha",
+        run="run",
     )
 
 
@@ -99,6 +106,7 @@ def version(number: int, *notices: events.UpdateNotice) -> events.CommitVersion:
         for index, n in enumerate(notices)
     )
     plan = MergePlan(
+        run="run",
         version=number,
         parent=bytes([number - 1]) * 32,
         strategy="fedbuff",
@@ -202,15 +210,20 @@ def test_a_transaction_is_written_whole_or_not_at_all(journal: Journal) -> None:
                 events.JournalUpdate(delivery=None, notice=notice(2), objection="ok"),
                 events.SetState(id=notice(1).id, state=UpdateState.REJECTED),
                 receipt(1),
-                events.SetHead(number=5, elapsed=1.0),
+                events.SetHead(number=5, elapsed={"run": 1.0}),
                 "nonsense",
             ]
         )
     after = journal.load(REGISTRY)
-    assert (after.rows, after.head, after.outbox, after.elapsed) == (before.rows, 0, [], 0.0)
+    assert (after.runs["run"].rows, after.head, after.outbox, after.runs["run"].elapsed) == (
+        before.runs["run"].rows,
+        0,
+        [],
+        0.0,
+    )
     assert journal.fresh == {}
-    journal.commit([events.SetHead(number=1, elapsed=1.0)])
-    assert (journal.load(REGISTRY).rows, journal.load(REGISTRY).outbox) == (before.rows, [])
+    journal.commit([events.SetHead(number=1, elapsed={"run": 1.0})])
+    assert (journal.load(REGISTRY).runs["run"].rows, journal.load(REGISTRY).outbox) == (before.runs["run"].rows, [])
 
 
 def test_whoever_opens_it_last_may_write_and_the_one_before_is_fenced(journal: Journal, tmp_path: Path) -> None:
@@ -219,7 +232,7 @@ def test_whoever_opens_it_last_may_write_and_the_one_before_is_fenced(journal: J
     with pytest.raises(Fenced, match="taken over"):
         journalled(journal, notice(2))
     journalled(successor, notice(3))
-    assert [row.sequence for row in successor.load(REGISTRY).rows] == [1, 3]
+    assert [row.sequence for row in successor.load(REGISTRY).runs["run"].rows] == [1, 3]
     successor.close()
 
 
@@ -227,7 +240,7 @@ def test_being_fenced_leaves_nothing_behind_and_stays(journal: Journal, tmp_path
     opened(tmp_path).close()
     for _ in range(2):
         with pytest.raises(Fenced):
-            journal.commit([receipt(1), events.SetHead(number=9, elapsed=0.0)])
+            journal.commit([receipt(1), events.SetHead(number=9, elapsed={})])
     assert journal.load(REGISTRY).head == 0
 
 
@@ -245,38 +258,39 @@ def test_everything_the_rules_need_comes_back(journal: Journal, tmp_path: Path) 
             events.SetState(id=notice(3).id, state=UpdateState.PARKED, reason="store_away"),
             receipt(1),
             events.SendRaw(row=2, exchange="global", key="", body=b"record 1"),
-            events.SetHead(number=4, elapsed=20.0),
+            events.SetHead(number=4, elapsed={"run": 20.0}),
             order_events.SetCounter(key="olga", counter=7),
-            events.SetRun(state=RunState.PAUSED, reason="pause-by-olga", elapsed=30.0),
+            events.SetRun(run="run", state=RunState.PAUSED, reason="pause-by-olga", elapsed=30.0),
             events.StoreEvaluation(
-                site="beta", version=1, evaluation=Evaluation(examples=5, metrics={"accuracy": 0.5})
+                run="run", site="beta", version=1, evaluation=Evaluation(examples=5, metrics={"accuracy": 0.5})
             ),
         ]
     )
     journal.close()
     snapshot = opened(tmp_path).load(REGISTRY)
-    assert (snapshot.version, snapshot.digest, snapshot.record_registry) == (1, b"\x01" * 32, 2)
-    assert (snapshot.state, snapshot.reason, snapshot.elapsed) == (RunState.PAUSED, "pause-by-olga", 30.0)
+    run = snapshot.runs["run"]
+    assert (run.version, run.digest, run.record_registry) == (1, b"\x01" * 32, 2)
+    assert (run.state, run.reason, run.elapsed) == (RunState.PAUSED, "pause-by-olga", 30.0)
     assert (snapshot.head, snapshot.last_row, snapshot.outbox) == (4, 2, [1, 2])
     assert snapshot.highest == {("alpha", 0): 5, ("beta", 0): 3, ("beta", 2): 4}
     assert snapshot.counters == {"olga": 7}
-    assert snapshot.standing.norms == [1.5]
-    assert snapshot.standing.stats["alpha"].examples == 11
-    assert [e.value for e in snapshot.evaluations.history("accuracy", 2)] == [0.5]
-    assert [(row.order, row.state, row.norm, row.objection) for row in snapshot.rows] == [
+    assert run.standing.norms == [1.5]
+    assert run.standing.stats["alpha"].examples == 11
+    assert [e.value for e in run.evaluations.history("accuracy", 2)] == [0.5]
+    assert [(row.order, row.state, row.norm, row.objection) for row in run.rows] == [
         (2, UpdateState.VALIDATED, 2.5, "ok"),
         (3, UpdateState.PARKED, 0.0, "ok"),
         (4, UpdateState.JOURNALLED, 0.0, "ok"),
         (5, UpdateState.JOURNALLED, 0.0, "wrong_run"),
     ]
-    assert snapshot.rows[0].absent == ("bias",)
+    assert run.rows[0].absent == ("bias",)
 
 
 def test_a_norm_survives_later_states_that_do_not_know_it(journal: Journal) -> None:
     journalled(journal, notice(1))
     journal.commit([events.SetState(id=notice(1).id, state=UpdateState.VALIDATED, norm=2.5)])
     journal.commit([events.SetState(id=notice(1).id, state=UpdateState.PARKED, reason="blob_missing")])
-    assert journal.load(REGISTRY).rows[0].norm == 2.5
+    assert journal.load(REGISTRY).runs["run"].rows[0].norm == 2.5
 
 
 def test_outbox_rows_wait_until_they_are_confirmed(journal: Journal, tmp_path: Path) -> None:
@@ -296,9 +310,9 @@ def test_plans_come_back_as_they_were_with_every_bit_of_their_scalars(journal: J
     write = version(1, notice(1), notice(2))
     exact = replace(write.plan, divisor=0.1 + 0.2, rate=1 / 3)
     journal.commit([replace(write, plan=exact)])
-    assert journal.plans() == [(exact, b"\x01" * 32)]
-    assert journal.state_records(1) == {"released": b"average"}
-    assert journal.version_record(1) == b"record 1"
+    assert journal.run("run").plans() == [(exact, b"\x01" * 32)]
+    assert journal.run("run").state_records(1) == {"released": b"average"}
+    assert journal.run("run").version_record(1) == b"record 1"
     with journal.engine.connect() as db:
         assert list(db.scalars(select(members.c.position))) == [0, 1]
 
@@ -306,17 +320,19 @@ def test_plans_come_back_as_they_were_with_every_bit_of_their_scalars(journal: J
 def test_a_replaced_record_and_a_newer_registry_take_the_place_of_the_old(journal: Journal) -> None:
     journal.store_registry(2, b"registry 2")
     journal.store_registry(3, b"registry 3")
-    journal.commit([events.ReplaceRecord(version=0, record=b"wrapped anew", registry=3, spec_record=b"spec anew")])
+    journal.commit(
+        [events.ReplaceRecord(run=RUN, version=0, record=b"wrapped anew", registry=3, spec_record=b"spec anew")]
+    )
     assert journal.registry_record() == b"registry 3"
-    assert (journal.version_record(0), journal.spec_record()) == (b"wrapped anew", b"spec anew")
-    assert journal.load(REGISTRY).record_registry == 3
+    assert (journal.run("run").version_record(0), journal.run("run").spec_record()) == (b"wrapped anew", b"spec anew")
+    assert journal.load(REGISTRY).runs["run"].record_registry == 3
 
 
 def test_what_is_not_there_is_said_by_its_name(journal: Journal) -> None:
     with pytest.raises(StateError, match="is not in the journal"):
         journal.envelope(bytes(16))
     with pytest.raises(StateError, match="no version 7"):
-        journal.version_record(7)
+        journal.run("run").version_record(7)
     with pytest.raises(StateError, match="not in the journal"):
         journal.update_rows([bytes(16)])
 

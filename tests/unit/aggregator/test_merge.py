@@ -43,6 +43,7 @@ def member(number: int, *, weight: float = 1.0, absent: tuple[str, ...] = ()) ->
 
 def plan(members: Sequence[Member], *, rate: float = 1.0, decay: float = 0.0, name: str = "fedbuff") -> MergePlan:
     return MergePlan(
+        run="run",
         version=1,
         parent=bytes(32),
         strategy=name,

@@ -9,10 +9,11 @@ import pytest
 
 from aggregator import events, order_events
 from aggregator.events import UpdateState
+from aggregator.run_orders import TEXTS
 from aggregator.strategies import strategy
 from protocol.keys import Identity, Role
 from protocol.messages import Request
-from tests.unit.aggregator.desk import Desk
+from tests.unit.aggregator.desk import RUN, Desk
 
 
 def order(command: str, counter: int = 1, **changes: Any) -> order_events.CommandArrived:
@@ -32,7 +33,7 @@ def test_an_order_to_the_run_is_carried_out_noted_and_answered() -> None:
     desk = Desk()
     desk.turn(order("run.pause"))
     assert answer(desk) == "ok"
-    assert noted(desk) == [{"operator": "olga", "command": "run.pause", "taken": True, "reason": "ok"}]
+    assert noted(desk) == [{"operator": "olga", "command": "run.pause", "taken": True, "reason": "ok", "run": RUN}]
 
 
 @pytest.mark.parametrize(
@@ -53,11 +54,11 @@ def test_an_order_to_the_run_is_carried_out_noted_and_answered() -> None:
 )
 def test_a_refused_order_changes_nothing_and_says_why(sent: order_events.CommandArrived, why: str) -> None:
     desk = Desk()
-    state = desk.rules.state
+    state = desk.state_of_run.state
     desk.turn(sent)
-    assert (answer(desk), desk.rules.state) == (why, state)
+    assert (answer(desk), desk.state_of_run.state) == (why, state)
     assert noted(desk)[0]["reason"] == why
-    assert desk.only(order_events.Tell).text == (sent.text if why == sent.objection else "")
+    assert desk.only(order_events.Tell).text == (sent.text if why == sent.objection else TEXTS.get(why, ""))
 
 
 def test_a_counter_counts_once_also_after_a_refusal_and_a_restart() -> None:
@@ -165,9 +166,9 @@ def test_a_version_that_was_being_merged_for_a_revoked_site_is_not_committed() -
     revoke(desk)
     again = desk.only(events.Merge).plan
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
-    assert desk.rules.version == 0
+    assert desk.state_of_run.version == 0
     desk.turn(events.Merged(plan=again, product=desk.product(again)))
-    assert desk.rules.version == 1
+    assert desk.state_of_run.version == 1
 
 
 def test_the_roots_signature_follows_and_new_keys_bring_the_name_back() -> None:

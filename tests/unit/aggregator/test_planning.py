@@ -19,6 +19,7 @@ def row(order: int, site: str, **changes: Any) -> UpdateRow:
     values = {
         "order": order,
         "id": order.to_bytes(16, "big"),
+        "run": "run",
         "site": site,
         "epoch": 0,
         "sequence": order,

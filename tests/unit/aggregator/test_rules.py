@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from aggregator import events
+from aggregator import events, order_events
 from aggregator.events import UpdateState
-from aggregator.rules import HEAD_EVERY
+from aggregator.heading import HEAD_EVERY
 from aggregator.stopping import Stopping
 from aggregator.strategies import strategy
 from protocol import limits, topology
 from protocol.messages import Outcome, RunState
-from tests.unit.aggregator.desk import GENESIS, Desk, registry
+from tests.unit.aggregator.desk import GENESIS, RUN, Desk, registry
 
 # ---- arriving
 
@@ -23,7 +23,7 @@ def test_an_update_is_journalled_before_it_is_acked_and_then_admitted() -> None:
     desk = Desk()
     notice = desk.notice()
     effects = desk.arrive(notice)
-    assert effects == [events.Settle(delivery=notice.id), events.Admit(id=notice.id)]
+    assert effects == [events.Settle(delivery=notice.id), events.Admit(run=RUN, id=notice.id)]
     assert desk.state(notice) == (UpdateState.JOURNALLED, "ok")
 
 
@@ -168,10 +168,10 @@ def test_a_sequence_beyond_the_window_asks_for_a_new_epoch_and_leaves_the_window
     assert events.Settle(delivery=far.id) in desk.arrive(far)
     assert desk.told() == [(far.id, Outcome.SEQUENCE_REUSED, "sequence_gap")]
     desk.arrive(replace(far, epoch=1, sequence=1, envelope=b"sealed again"))
-    assert desk.some(events.Admit) == [events.Admit(id=far.id)]
+    assert desk.some(events.Admit) == [events.Admit(run=RUN, id=far.id)]
     near = desk.notice(sequence=1 + limits.SEQUENCE_WINDOW)
     desk.arrive(near)
-    assert desk.some(events.Admit) == [events.Admit(id=near.id)]
+    assert desk.some(events.Admit) == [events.Admit(run=RUN, id=near.id)]
 
 
 def test_a_sequence_below_the_window_is_too_old_unless_it_is_known() -> None:
@@ -241,7 +241,7 @@ def test_a_store_that_is_away_parks_the_update_in_silence_until_it_is_tried_agai
     due = desk.rules.deadline()
     assert due is not None
     assert desk.turn(seconds=due - desk.now - 0.01) == []
-    assert desk.turn(seconds=0.02) == [events.Admit(id=notice.id)]
+    assert desk.turn(seconds=0.02) == [events.Admit(run=RUN, id=notice.id)]
     desk.turn(events.Admitted(id=notice.id, norm=1.0))
     assert desk.state(notice)[0] == UpdateState.VALIDATED
 
@@ -284,20 +284,20 @@ def test_a_full_buffer_becomes_a_version_with_its_members_in_the_order_of_their_
     plan = desk.only(events.Merge).plan
     assert (plan.version, plan.parent, plan.divisor) == (1, GENESIS, 2.0)
     assert [member.id for member in plan.members] == [first.id, second.id]
-    assert desk.rules.version == 0
+    assert desk.state_of_run.version == 0
 
 
 def test_a_commit_marks_members_tells_their_sites_announces_the_record_and_puts_a_head() -> None:
     desk = Desk()
     notices = [desk.validate("alpha"), desk.validate("beta")]
     plan = desk.merge()
-    assert desk.rules.version == 1
+    assert desk.state_of_run.version == 1
     assert [desk.state(notice)[0] for notice in notices] == [UpdateState.MERGED, UpdateState.MERGED]
     assert {(message, outcome) for message, outcome, _ in desk.told()} == {(n.id, Outcome.MERGED) for n in notices}
     [announcement] = [write for write in desk.writes if isinstance(write, events.SendRaw)]
     assert (announcement.exchange, announcement.body) == (topology.GLOBAL, desk.product(plan).record)
     head = desk.only(events.PutHead)
-    assert (head.version, head.state) == (1, RunState.RUNNING)
+    assert head.runs == (events.RunPlace(run=RUN, state=RunState.RUNNING, reason="ok", version=1),)
     assert {publish.row for publish in desk.some(events.Publish)} == set(desk.journal.fresh)
 
 
@@ -404,7 +404,7 @@ def test_a_product_whose_member_was_refused_meanwhile_is_thrown_away() -> None:
     desk.registry = desk.registry.revoke("alpha")
     desk.turn(events.RegistryChanged(registry=desk.registry, record=b"registry"))
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
-    assert desk.rules.version == 0
+    assert desk.state_of_run.version == 0
     assert desk.state(kept)[0] == UpdateState.VALIDATED
 
 
@@ -496,12 +496,14 @@ def test_the_ledger_tells_the_end_of_every_update_every_version_and_every_turn_o
     bad = desk.notice(run="another")
     desk.arrive(bad)
     entries = [(write.kind, write.entry) for write in desk.writes if isinstance(write, events.Audit)]
-    assert entries == [("update", {"id": bad.id, "site": "alpha", "state": "rejected", "reason": "wrong_run"})]
+    told = {"id": bad.id, "run": "another", "site": "alpha", "state": "rejected", "reason": "wrong_run"}
+    assert entries == [("update", told)]
     good = desk.validate()
     plan = desk.merge()
     [(kind, entry)] = [(write.kind, write.entry) for write in desk.writes if isinstance(write, events.Audit)]
     digest = desk.product(plan).digest
-    assert (kind, entry) == ("version", {"version": 1, "digest": digest, "parent": GENESIS, "members": [good.id]})
+    told = {"run": RUN, "version": 1, "digest": digest, "parent": GENESIS, "members": [good.id]}
+    assert (kind, entry) == ("version", told)
     desk.command("run.pause", 1)
     kinds = [write.kind for write in desk.writes if isinstance(write, events.Audit)]
     assert kinds == ["command", "run"]
@@ -514,7 +516,7 @@ def test_the_ledger_tells_the_end_of_every_update_every_version_and_every_turn_o
 def test_pause_keeps_admitting_and_resume_merges_what_waited() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     desk.command("run.pause", 1)
-    assert desk.only(events.PutHead).state == RunState.PAUSED
+    assert desk.only(events.PutHead).runs[0].state == RunState.PAUSED
     notice = desk.validate()
     assert desk.some(events.Merge) == []
     assert desk.state(notice)[0] == UpdateState.VALIDATED
@@ -528,7 +530,7 @@ def test_a_merge_that_ends_during_a_pause_is_not_committed() -> None:
     plan = desk.only(events.Merge).plan
     desk.command("run.pause", 1)
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
-    assert desk.rules.version == 0
+    assert desk.state_of_run.version == 0
     assert desk.state(notice)[0] == UpdateState.VALIDATED
 
 
@@ -544,7 +546,7 @@ def test_the_end_of_a_run_ends_what_waits_and_what_still_comes(command: str, sta
     desk.command(command, 1)
     reason = f"{command.removeprefix('run.')}-by-olga"
     assert desk.told() == [(waiting.id, outcome, reason), (parked.id, outcome, reason)]
-    assert desk.only(events.PutHead).state == state
+    assert desk.only(events.PutHead).runs[0].state == state
     assert desk.only(events.Ended).reason == reason
     late = desk.notice()
     desk.arrive(late)
@@ -553,13 +555,39 @@ def test_the_end_of_a_run_ends_what_waits_and_what_still_comes(command: str, sta
     assert desk.state(parked)[0].final
 
 
-def test_an_ended_run_does_not_begin_again_by_command_or_by_restart() -> None:
+@pytest.mark.parametrize("ending", ["run.abort", "run.stop"])
+@pytest.mark.parametrize("order", ["run.resume", "run.start"])
+def test_an_ended_run_goes_on_from_its_newest_version_by_order_and_not_by_a_restart(ending: str, order: str) -> None:
     desk = Desk()
-    desk.command("run.abort", 1)
-    desk.command("run.resume", 2)
-    assert desk.rules.state == RunState.ABORTED
+    desk.advance()
+    desk.command(ending, 1)
+    ended = desk.state_of_run.state
     desk.start()
-    assert (desk.rules.state, desk.rules.reason) == (RunState.ABORTED, "abort-by-olga")
+    assert (desk.state_of_run.state, desk.state_of_run.reason) == (ended, f"{ending.removeprefix('run.')}-by-olga")
+    desk.command(order, 2)
+    assert desk.only(events.PutHead).runs[0].state == RunState.RUNNING
+    assert desk.state_of_run.version == 1
+    desk.advance()
+    assert desk.state_of_run.version == 2
+
+
+def test_a_merge_that_was_under_way_when_its_run_ended_does_not_count_once_it_goes_on() -> None:
+    desk = Desk()
+    desk.validate("alpha")
+    desk.validate("beta")
+    plan = desk.only(events.Merge).plan
+    desk.command("run.abort", 1)
+    desk.command("run.start", 2)
+    desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
+    assert desk.state_of_run.version == 0
+
+
+def test_a_run_that_has_reached_an_end_of_its_settings_is_not_started_again() -> None:
+    desk = Desk(stopping=Stopping(max_versions=1))
+    desk.advance()
+    desk.command("run.start", 1)
+    assert desk.only(order_events.Tell).reason == "run_complete"
+    assert desk.state_of_run.state == RunState.STOPPED
 
 
 def test_a_command_that_comes_again_or_late_is_acked_and_not_taken() -> None:
@@ -569,18 +597,18 @@ def test_a_command_that_comes_again_or_late_is_acked_and_not_taken() -> None:
     for counter in (5, 6):
         settled, told = desk.command("run.pause", counter)
         assert (settled, told.reason, told.counter) == (events.Settle(delivery="command"), "replayed", 6)
-        assert desk.rules.state == RunState.RUNNING
+        assert desk.state_of_run.state == RunState.RUNNING
     desk.start()
     desk.command("run.pause", 6)
-    assert desk.rules.state == RunState.RUNNING
+    assert desk.state_of_run.state == RunState.RUNNING
     desk.command("run.pause", 1, operator="otto")
-    assert desk.rules.state == RunState.PAUSED
+    assert desk.state_of_run.state == RunState.PAUSED
 
 
 def test_an_unknown_command_is_kept_in_the_ledger_and_changes_nothing() -> None:
     desk = Desk()
     desk.command("fly", 1)
-    assert desk.rules.state == RunState.RUNNING
+    assert desk.state_of_run.state == RunState.RUNNING
     [audit] = [write for write in desk.writes if isinstance(write, events.Audit)]
     assert audit.entry == {"operator": "olga", "command": "fly", "taken": False, "reason": "unknown_command"}
 
@@ -588,7 +616,11 @@ def test_an_unknown_command_is_kept_in_the_ledger_and_changes_nothing() -> None:
 def test_a_run_stops_after_its_last_version() -> None:
     desk = Desk(stopping=Stopping(max_versions=2))
     desk.advance(2)
-    assert (desk.rules.version, desk.rules.state, desk.rules.reason) == (2, RunState.STOPPED, "max_versions")
+    assert (desk.state_of_run.version, desk.state_of_run.state, desk.state_of_run.reason) == (
+        2,
+        RunState.STOPPED,
+        "max_versions",
+    )
 
 
 def test_a_run_stops_when_the_sites_find_the_target_reached() -> None:
@@ -596,7 +628,7 @@ def test_a_run_stops_when_the_sites_find_the_target_reached() -> None:
     desk.advance()
     desk.evaluate("alpha", 1, 0.95)
     desk.evaluate("beta", 1, 0.93)
-    assert (desk.rules.state, desk.rules.reason) == (RunState.STOPPED, "target_metric")
+    assert (desk.state_of_run.state, desk.state_of_run.reason) == (RunState.STOPPED, "target_metric")
 
 
 def test_a_run_stops_when_patience_ends() -> None:
@@ -604,7 +636,7 @@ def test_a_run_stops_when_patience_ends() -> None:
     for version, accuracy in ((1, 0.8), (2, 0.7), (3, 0.75)):
         desk.advance()
         desk.evaluate("alpha", version, accuracy)
-    assert (desk.rules.state, desk.rules.reason) == (RunState.STOPPED, "patience")
+    assert (desk.state_of_run.state, desk.state_of_run.reason) == (RunState.STOPPED, "patience")
 
 
 def test_the_time_of_a_run_counts_over_restarts_and_not_while_it_pauses() -> None:
@@ -619,14 +651,14 @@ def test_the_time_of_a_run_counts_over_restarts_and_not_while_it_pauses() -> Non
     desk.command("run.resume", 4)
     assert desk.rules.deadline() == pytest.approx(desk.now + 40.0)
     desk.turn(seconds=41.0)
-    assert (desk.rules.state, desk.rules.reason) == (RunState.STOPPED, "max_wall_time")
+    assert (desk.state_of_run.state, desk.state_of_run.reason) == (RunState.STOPPED, "max_wall_time")
 
 
 def test_an_evaluation_of_a_version_that_does_not_exist_is_acked_and_forgotten() -> None:
     desk = Desk(stopping=Stopping(metric="accuracy", target=0.5))
     assert desk.evaluate("alpha", 7, 1.0) == [events.Settle(delivery="evaluation")]
     assert desk.writes == []
-    assert desk.rules.state == RunState.RUNNING
+    assert desk.state_of_run.state == RunState.RUNNING
 
 
 # ---- members and strangers
@@ -639,7 +671,7 @@ def test_a_revoked_site_loses_what_waits_and_is_told() -> None:
     desk.registry = desk.registry.revoke("alpha")
     desk.turn(events.RegistryChanged(registry=desk.registry, record=b"registry"))
     assert desk.told() == [(waiting.id, Outcome.REJECTED, "revoked")]
-    assert desk.only(events.Reissue) == events.Reissue(version=0, registry=desk.registry)
+    assert desk.only(events.Reissue) == events.Reissue(run=RUN, version=0, registry=desk.registry)
 
 
 def test_an_update_that_was_on_the_way_when_its_site_was_revoked_is_refused() -> None:
@@ -676,7 +708,11 @@ def joined(desk: Desk, site: str) -> events.Reissue:
 
 def reissued(version: int, number: int) -> events.Reissued:
     return events.Reissued(
-        version=version, registry=number, record=b"%d for %d" % (version, number), spec_record=b"spec %d" % number
+        run=RUN,
+        version=version,
+        registry=number,
+        record=b"%d for %d" % (version, number),
+        spec_record=b"spec %d" % number,
     )
 
 
@@ -685,8 +721,8 @@ def test_a_new_site_gets_the_current_version_by_a_record_for_the_new_registry() 
     asked = joined(desk, "gamma")
     assert (asked.version, asked.registry.version) == (0, 3)
     desk.turn(reissued(0, 3))
-    assert desk.journal.version_record(0) == b"0 for 3"
-    assert desk.journal.spec_record() == b"spec 3"
+    assert desk.journal.run(RUN).version_record(0) == b"0 for 3"
+    assert desk.journal.run(RUN).spec_record() == b"spec 3"
     assert [write.body for write in desk.writes if isinstance(write, events.SendRaw)] == [b"0 for 3"]
     desk.start()
     assert desk.some(events.Reissue) == []
@@ -705,17 +741,17 @@ def test_a_record_issued_for_a_registry_that_is_no_longer_in_force_is_issued_aga
     joined(desk, "delta")
     desk.turn(reissued(0, 4))
     desk.turn(reissued(0, 3))
-    assert desk.journal.version_record(0) == b"0 for 4"
+    assert desk.journal.run(RUN).version_record(0) == b"0 for 4"
     assert desk.only(events.Reissue).registry == desk.registry
 
 
 def test_records_that_could_not_be_issued_are_issued_after_a_while() -> None:
     desk = Desk()
     joined(desk, "gamma")
-    assert desk.turn(events.ReissueFailed()) == []
+    assert desk.turn(events.ReissueFailed(run=RUN)) == []
     due = desk.rules.deadline()
     assert due is not None
-    assert desk.turn(seconds=due - desk.now) == [events.Reissue(version=0, registry=desk.registry)]
+    assert desk.turn(seconds=due - desk.now) == [events.Reissue(run=RUN, version=0, registry=desk.registry)]
     assert desk.rules.deadline() == HEAD_EVERY
 
 
@@ -725,9 +761,9 @@ def test_a_version_made_under_an_older_registry_is_issued_again() -> None:
     plan = desk.only(events.Merge).plan
     joined(desk, "gamma")
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
-    assert desk.only(events.Reissue) == events.Reissue(version=1, registry=desk.registry)
+    assert desk.only(events.Reissue) == events.Reissue(run=RUN, version=1, registry=desk.registry)
     desk.turn(reissued(0, 3))
-    assert desk.only(events.Reissue) == events.Reissue(version=1, registry=desk.registry)
+    assert desk.only(events.Reissue) == events.Reissue(run=RUN, version=1, registry=desk.registry)
 
 
 def test_a_version_planned_before_the_specification_was_issued_again_is_issued_again_itself() -> None:
@@ -737,7 +773,7 @@ def test_a_version_planned_before_the_specification_was_issued_again_is_issued_a
     plan = desk.only(events.Merge).plan
     desk.turn(reissued(0, 3))
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
-    assert desk.only(events.Reissue) == events.Reissue(version=1, registry=desk.registry)
+    assert desk.only(events.Reissue) == events.Reissue(run=RUN, version=1, registry=desk.registry)
 
 
 def refused(site: str = "alpha", raw: bytes = b"not an envelope") -> events.Refused:

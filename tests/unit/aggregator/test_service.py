@@ -167,8 +167,8 @@ def model(bench: Bench, version: int, *, released: bool = False) -> dict[str, An
         data = read_version(
             records,
             bench.federation.registry,
-            history.version_record(version),
-            history.state_records(version),
+            history.run(RUN).version_record(version),
+            history.run(RUN).state_records(version),
             released=released,
         )
         return tensors(SMALL, b"".join(data))
@@ -184,7 +184,7 @@ def test_two_updates_make_a_version_and_their_sites_get_receipts(bench: Bench) -
     np.testing.assert_allclose(model(bench, 1)["weight"], np.ones((5, 3)))
     np.testing.assert_allclose(model(bench, 1, released=True)["weight"], np.ones((5, 3)))
     assert bench.head().runs[0].version == 1
-    assert audit(bench.replay().history) == []
+    assert audit(bench.replay().history, RUN) == []
 
 
 def test_the_same_update_again_is_answered_with_the_same_receipt_and_merged_once(bench: Bench) -> None:
@@ -195,7 +195,7 @@ def test_the_same_update_again_is_answered_with_the_same_receipt_and_merged_once
     bench.wait_outcome("site-0", Outcome.MERGED)
     bench.send("site-0", raw)
     bench.wait_outcome("site-0", Outcome.MERGED, count=2)
-    assert service.rules.version == 1
+    assert service.rules.runs[RUN].version == 1
 
 
 def test_other_bytes_under_a_used_sequence_are_answered_with_sequence_reused(bench: Bench) -> None:
@@ -229,7 +229,7 @@ def test_a_bad_update_gets_a_receipt_that_names_the_reason(
     for site in ("site-0", "site-1"):
         bench.send(site, bench.sites[site].update(ONE))
     bench.wait_outcome("site-0", Outcome.MERGED)
-    assert service.rules.version == 1
+    assert service.rules.runs[RUN].version == 1
 
 
 def test_a_missing_chunk_is_asked_for_and_its_update_merged_once_it_is_there(bench: Bench) -> None:
@@ -279,7 +279,7 @@ def test_a_command_counts_once_and_only_from_an_operator(bench: Bench) -> None:
     bench.command("run.resume", 6, by=bench.federation.members["site-0"])
     bench.wait(lambda: len(bench.dead()) == 1)
     assert bench.dead() == ["wrong_role"]
-    assert service.rules.state == RunState.PAUSED
+    assert service.rules.runs[RUN].state == RunState.PAUSED
 
 
 def _heads(bench: Bench) -> list[Head]:
@@ -330,7 +330,7 @@ def test_a_second_aggregator_takes_over_and_the_first_is_fenced(bench: Bench) ->
         _join(first)
     for site in ("site-0", "site-1"):
         bench.wait_outcome(site, Outcome.MERGED)
-    assert second.rules.version == 1
+    assert second.rules.runs[RUN].version == 1
 
 
 def _join(service: AggregatorService) -> None:
@@ -369,7 +369,7 @@ def test_a_replay_gives_the_same_bytes_and_a_what_if_does_not(bench: Bench, tmp_
     assert [r.same for r in replay.versions(2)] == [True] * 2
     assert not all(r.same for r in replay.versions(what_if=WhatIf(without=("site-1",))))
     assert not any(r.same for r in replay.versions(what_if=WhatIf(strategy=strategy("fedadam"))))
-    assert audit(replay.history) == []
+    assert audit(replay.history, RUN) == []
     with pytest.raises(StateError, match="no version 4"):
         list(replay.versions(4))
     out = b"".join(replay.model(3, WhatIf(), released=False))
