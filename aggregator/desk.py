@@ -25,7 +25,7 @@ from protocol.codec import encode
 from protocol.envelope import seal
 from protocol.errors import ConfigError, FledgeError
 from protocol.keys import Identity
-from protocol.messages import Card, Kind, Reply
+from protocol.messages import Card, Kind, Reply, Request
 from protocol.registry import Registry
 
 log = structlog.get_logger("aggregator")
@@ -100,6 +100,8 @@ class Desk:
                 self._later(partial(self._look_up, effect))  # which asks the broker and not the journal
             case order_events.LookUp(command=command) if command.command == "registry.put":
                 self._later(partial(self._take_registry, command))
+            case order_events.LookUp(command=command) if command.command in ("upload.urls", "download.urls"):
+                self._later(partial(self._sign, command))
             case order_events.LookUp():
                 self._look_up(effect)
             case order_events.Grant(request=request):
@@ -175,6 +177,22 @@ class Desk:
             log.warning("grant.refused", site=asked.site, why=granted.refused)
         self._send(asked.site, Kind.GRANT, granted.answer(asked.id, self._head()))
 
+    def _sign(self, command: order_events.CommandArrived) -> None:
+        """URLs for an operator without credentials for the store."""
+        now = time.time()
+        try:
+            if self._doors.granter is None:
+                raise ConfigError("this aggregator signs no URLs; operators need credentials for the store here")
+            request = Request(puts=_digests(command.arguments.get("puts")), gets=_texts(command.arguments.get("gets")))
+            granted = self._doors.granter.grant_operator(command.operator, request, now)
+            if granted.refused:
+                raise ConfigError(granted.refused)
+        except (FledgeError, ValueError) as error:
+            self._answer(command.operator, command.id, "not_possible", str(error)[:_TEXT], {})
+            return
+        values = {"urls": granted.urls, "expires": granted.expires}
+        self._answer(command.operator, command.id, "ok", "", values)
+
     def _cut_off(self, site: str) -> None:
         """A broker that cannot be told now is told at the next start; the site's signatures count no more anyway."""
         if self._doors.cut_off is None:
@@ -199,3 +217,16 @@ class Desk:
             self._transport.publish(topology.DIRECT, name, raw)
         except FledgeError as error:
             log.warning("answer.dropped", to=name, error=str(error))
+
+
+def _digests(given: object) -> tuple[bytes, ...]:
+    digests = tuple(bytes.fromhex(text) for text in _texts(given))
+    if any(len(digest) != 32 for digest in digests):
+        raise ConfigError("puts: SHA-256 digests in hexadecimal digits are needed")
+    return digests
+
+
+def _texts(given: object) -> tuple[str, ...]:
+    if not isinstance(given, tuple | None) or not all(isinstance(text, str) for text in given or ()):
+        raise ConfigError("puts and gets: lists of texts are needed")
+    return given or ()

@@ -96,7 +96,7 @@ class Preparing:
         )
         parts = _Parts(stream)
         code = parts.take(says.code)
-        spec = ModelSpec.from_bytes(parts.take(says.spec))
+        spec = _spec(parts.take(says.spec))
         if spec.model_length != manifest.length - says.code - says.spec or spec.digest != verified.core.spec:
             raise Malformed("the model is not what its specification describes", "wrong_length")
         new = take_over(config, Genesis(spec, parts.rest), records, registry, code=code)
@@ -184,6 +184,13 @@ class Preparing:
         card = records.rewrap(raw, registry, Kind.CARD, lambda body: body, to=_everybody(records, registry))
         record = records.put_record(card).hex()
         return Prepared(command=command, values={"name": name, "record": record})
+
+
+def _spec(raw: bytes) -> ModelSpec:
+    try:
+        return ModelSpec.from_bytes(raw)
+    except FledgeError as error:
+        raise Malformed(f"the specification in the upload cannot be read ({error}); make the run again") from error
 
 
 def _everybody(records: Records, registry: Registry) -> list[Participant]:

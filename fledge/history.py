@@ -9,6 +9,7 @@ from pathlib import Path
 from aggregator.export import write_file
 from aggregator.replay import Replay, WhatIf, audit, read_version
 from aggregator.retention import References, collect_garbage
+from aggregator.service import DATABASE
 from aggregator.strategies import strategy as strategy_named
 from broker.garbage import Collected
 from fledge.bootstrap import Kept, open_kept, read_centre
@@ -140,8 +141,11 @@ def collect(config: Path, *, older_than_days: float = 14.0) -> Collected:
         StoreError: the store is away; what was deleted until then stays deleted.
     """
     centre = read_centre(config)
+    nothing = StateError(f"{centre.state} holds no run; nothing is deleted where nothing says what is needed")
+    if not (centre.state / DATABASE).exists():
+        raise nothing
     with open_kept(centre) as kept:
         if not kept.history.names():
-            raise StateError(f"{centre.state} holds no run; nothing is deleted where nothing says what is needed")
+            raise nothing
         needed = References(kept.history, centre.config.federation, kept.registry, centre.identity.public).keys()
         return collect_garbage(kept.records.store, needed, kept.registry, older_than_days=older_than_days)

@@ -127,7 +127,7 @@ def test_three_workers_train_until_the_run_ends_and_their_receipts_say_what_the_
 
     assert centre.rules.runs[RUN].version == 5
     assert audit(centre.journal, RUN) == []
-    plans = centre.journal.plans()
+    plans = centre.journal.run(RUN).plans()
     merged = {member.id: plan.version for plan, _ in plans for member in plan.members}
     said = {r["id"]: r["version"] for w in workers for r in receipts(w) if r["outcome"] == Outcome.MERGED.value}
     assert said
