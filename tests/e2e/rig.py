@@ -215,7 +215,7 @@ class Rig:
     @property
     def run_state(self) -> str:
         """The run's state in the journal."""
-        rows = self.ask("SELECT state FROM run")
+        rows = self.ask("SELECT state FROM runs")
         return str(rows[0][0]) if rows else "not there"
 
     def unsettled(self) -> list[str]:
