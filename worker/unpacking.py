@@ -101,6 +101,8 @@ def _inflated(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> b
             content += piece
             if len(content) > limit:
                 raise TooLarge(f"the code unpacks to more than {limits.CODE_UNPACKED} bytes")
+    if len(content) != entry.file_size:
+        raise Malformed(f"{_told(entry)} in the archive is not as long as the archive says")
     return bytes(content)
 
 
