@@ -79,8 +79,11 @@ class Deployed:
         wanted = (run, code, _entry(run, task))
         if self._trainer is None or self._used != wanted:
             self.put_away()
-            self._enter(self._codes.unpacked(code), run)
+            modules = self._enter(self._codes.unpacked(code), run)
             try:
+                # Before anything is imported: a task must not make the site load whatever lies on its machine.
+                if wanted[2].partition(":")[0].partition(".")[0] not in modules:
+                    raise TrainingError(f"the code of run {run} has no module for {wanted[2]}")
                 self._trainer = self._make(*wanted)
             except BaseException:
                 self.put_away()
@@ -103,8 +106,11 @@ class Deployed:
         importlib.invalidate_caches()
         gc.collect()  # a trainer's model and its optimizer hold each other, and may fill an accelerator
 
-    def _enter(self, folder: Path, run: str) -> None:
-        names = {path.name.partition(".")[0] for path in folder.iterdir() if path.is_dir() or path.suffix in _MODULES}
+    def _enter(self, folder: Path, run: str) -> frozenset[str]:
+        """Let modules come from a folder first; returns the names of those it has."""
+        names = frozenset(
+            path.name.partition(".")[0] for path in folder.iterdir() if path.is_dir() or path.suffix in _MODULES
+        )
         hidden = names & (HOUSE | sys.stdlib_module_names)
         if hidden:
             raise TrainingError(f"the code of run {run} would hide the module {min(hidden)!r}; call it something else")
@@ -112,6 +118,7 @@ class Deployed:
             self._aside[name] = sys.modules.pop(name)
         sys.path.insert(0, str(folder.resolve()))
         importlib.invalidate_caches()
+        return names
 
     def _make(self, run: str, code: bytes, entry: str) -> Trainer:
         module_name, _, factory_name = entry.partition(":")
