@@ -2,7 +2,8 @@
 
 Modules of one bundle must never be found by another's `import`, nor by the site's own trainer: while a bundle is in
 use its folder comes first on `sys.path` and modules of the same names that others loaded are set aside; afterwards all
-that came from its folder is taken out of `sys.modules` again.
+that came from its folder is taken out of `sys.modules` again. Several workers in one process load one after the other;
+what their trainers import only while they train they find in whichever bundle was loaded last.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +30,10 @@ ENTRY = "trainer:trainer"
 HOUSE = frozenset({"protocol", "broker", "worker", "aggregator", "deploy", "fledge"})
 _ENTRY = re.compile(r"[\w.]+:[\w.]+")
 _MODULES = (".py", ".so")
+_loading = threading.RLock()
+"""Held by whoever changes what this process imports from where."""
+_bases: set[Path] = set()
+"""The directories of deployed code of all workers in this process."""
 
 Options = Callable[[str], Mapping[str, Any]]
 """The options that the site gives a run's trainer."""
@@ -54,15 +60,18 @@ def may_bring_code(reader: Reader, run: str) -> None:
 
 
 class Deployed:
-    """The trainer of the deployed code in use; everything here belongs to the training thread."""
+    """The trainer of the deployed code in use; belongs to the training thread, and at the end to whoever closes."""
 
     def __init__(self, codes: Codes, reader: Callable[[], Reader], policy: SitePolicy, options: Options) -> None:
         self._codes = codes
+        self._base = codes.directory.resolve()
+        _bases.add(self._base)
         self._reader = reader
         self._policy = policy
         self._options = options
         self._used: tuple[str, bytes, str] | None = None
         self._trainer: Trainer | None = None
+        self._entered = False
         self._aside: dict[str, ModuleType] = {}
 
     def trainer(self, run: str, code: bytes, task: Mapping[str, Any]) -> Trainer:
@@ -77,34 +86,40 @@ class Deployed:
         may_bring_code(self._reader(), run)
         self._policy.check_code(code.hex())
         wanted = (run, code, _entry(run, task))
-        if self._trainer is None or self._used != wanted:
+        if self._trainer is not None and self._used == wanted:
+            return self._trainer
+        with _loading:
             self.put_away()
-            modules = self._enter(self._codes.unpacked(code), run)
             try:
-                # Before anything is imported: a task must not make the site load whatever lies on its machine.
-                if wanted[2].partition(":")[0].partition(".")[0] not in modules:
-                    raise TrainingError(f"the code of run {run} has no module for {wanted[2]}")
-                self._trainer = self._make(*wanted)
+                made = self._made(*wanted)
             except BaseException:
                 self.put_away()
                 raise
-            self._used = wanted
-        return self._trainer
+            self._trainer, self._used = made, wanted
+            return made
 
     def put_away(self) -> None:
         """Drop the trainer in use, so that nothing of its code is found by others."""
-        self._trainer = self._used = None
-        base = self._codes.directory.resolve()
-        sys.path[:] = [entry for entry in sys.path if not _below(entry, base)]
-        here = [name for name, module in list(sys.modules.items()) if _lies_in(module, base)]
-        if not here and not self._aside:
+        if not self._entered:
             return
-        for name in here:
-            del sys.modules[name]
-        sys.modules.update(self._aside)
-        self._aside.clear()
-        importlib.invalidate_caches()
+        with _loading:
+            self._trainer = self._used = None
+            sys.path[:] = [entry for entry in sys.path if not _below(entry, self._base)]
+            for name in [name for name, module in list(sys.modules.items()) if _lies_in(module, self._base)]:
+                del sys.modules[name]
+            for name, module in self._aside.items():
+                sys.modules.setdefault(name, module)
+            self._aside.clear()
+            self._entered = False
+            importlib.invalidate_caches()
         gc.collect()  # a trainer's model and its optimizer hold each other, and may fill an accelerator
+
+    def _made(self, run: str, code: bytes, entry: str) -> Trainer:
+        modules = self._enter(self._codes.unpacked(code), run)
+        # Before anything is imported: a task must not make the site load whatever lies on its machine.
+        if entry.partition(":")[0].partition(".")[0] not in modules:
+            raise TrainingError(f"the code of run {run} has no module for {entry}")
+        return self._make(run, code, entry)
 
     def _enter(self, folder: Path, run: str) -> frozenset[str]:
         """Let modules come from a folder first; returns the names of those it has."""
@@ -115,7 +130,10 @@ class Deployed:
         if hidden:
             raise TrainingError(f"the code of run {run} would hide the module {min(hidden)!r}; call it something else")
         for name in [name for name in sys.modules if name.partition(".")[0] in names]:
-            self._aside[name] = sys.modules.pop(name)
+            module = sys.modules.pop(name)
+            if not any(_lies_in(module, base) for base in _bases):
+                self._aside[name] = module
+        self._entered = True
         sys.path.insert(0, str(folder.resolve()))
         importlib.invalidate_caches()
         return names
@@ -131,7 +149,7 @@ class Deployed:
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
             raise TrainingError(f"the code of run {run} gives no {entry}: {told}") from error
-        if not _lies_in(module, self._codes.directory.resolve() / code.hex()):
+        if not _lies_in(module, self._base / code.hex()):
             raise TrainingError(f"the code of run {run} has no module {module_name}; {entry} names something else")
         if not callable(factory):
             raise TrainingError(f"{entry} of run {run} is a {type(factory).__name__}; it has to make a trainer")
@@ -157,7 +175,7 @@ def _check_options(run: str, factory: Any, options: Mapping[str, Any]) -> None:
     except TypeError as error:
         raise ConfigError(
             f"the trainer of run {run} does not take the options {sorted(options)}: {error}; "
-            f"correct [options] in worker.toml, or write [runs.{run}.options]"
+            f'correct [options] in worker.toml, or write [runs."{run}".options]'
         ) from error
     except ValueError:  # a factory that does not tell what it takes
         return

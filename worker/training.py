@@ -134,7 +134,8 @@ class Training:
         self._opened: tuple[Reader, bytes, ModelRecord] | None = None
 
     def close(self) -> None:
-        """Release the threads that fetch ahead."""
+        """Release the threads that fetch ahead, and what was loaded of deployed code."""
+        self._deployed.put_away()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def forget_own(self, run: str) -> None:

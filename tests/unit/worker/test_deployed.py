@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -408,12 +409,27 @@ def test_modules_of_the_sites_own_trainer_are_set_aside_and_come_back(
     assert sys.modules["helper"] is helper
 
 
+def test_workers_of_one_process_get_each_their_own_code(hub: Researchers, codes: Codes, tmp_path: Path) -> None:
+    others = Codes(tmp_path / "other" / "code")
+    others.keep(sha(THREE), THREE)
+    first, second = loader(hub, codes), loader(hub, others)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            one = pool.submit(first.trainer, "r", sha(TWO), {})
+            two = pool.submit(second.trainer, "r", sha(THREE), {})
+            made: list[Any] = [one.result(), two.result()]
+            assert [trainer.step for trainer in made] == [2.0, 3.0]
+            first.put_away()
+            second.put_away()
+    assert not {"trainer", "helper"} & sys.modules.keys()
+
+
 def test_the_sites_options_reach_the_factory_and_those_it_does_not_take_are_told(
     hub: Researchers, codes: Codes
 ) -> None:
     made: Any = loader(hub, codes, {"folder": "/data", "step": 9}).trainer("r", sha(TWO), {})
     assert (made.folder, made.step) == ("/data", 9)
-    with pytest.raises(ConfigError, match=r"worker\.toml.*\[runs\.r\.options\]"):
+    with pytest.raises(ConfigError, match=r'worker\.toml.*\[runs\."r"\.options\]'):
         loader(hub, codes, {"fold": "/data"}).trainer("r", sha(THREE), {})
     assert "trainer" not in sys.modules
 
