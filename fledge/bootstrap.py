@@ -160,7 +160,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
     policy = site_policy(settings, base)
     chosen = [Named(name=each.name, parameters=each.parameters) for each in settings.filters]
     policy.check_filters(chosen)
-    if policy.code is not None:
+    if policy.code is not None and settings.trainer is not None:
         policy.check_code(trainer_digest(settings.trainer, base))
     line = settings
     with ExitStack() as stack:
@@ -179,7 +179,8 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
                 identity=identity,
                 registry_record=read_bounded(base / settings.registry, STORED_RECORD, "the signed registry"),
                 root=bytes.fromhex(settings.root),
-                trainer=load_trainer(settings.trainer, settings.options, base),
+                trainer=load_trainer(settings.trainer, settings.options, base) if settings.trainer else None,
+                options=settings.options_of,
                 filters=build(chosen),
                 exclude=settings.exclude,
                 spool_quota=settings.spool_mb * 1024**2,

@@ -12,7 +12,7 @@ from typing import Any
 from protocol import limits
 from protocol.blob import Manifest
 from protocol.envelope import ContentKey, Verified, body, unlock, verify
-from protocol.errors import Malformed, WrongContext
+from protocol.errors import Malformed, TooLarge, WrongContext
 from protocol.keys import Identity, Participant, Role
 from protocol.messages import Head, Kind, Receipt, Version
 from protocol.registry import Registry, open_registry
@@ -37,6 +37,14 @@ class SpecRecord:
     """A specification record opened: its blob is the specification's bytes."""
 
     spec: bytes
+    manifest: Manifest
+    key: ContentKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeRecord:
+    """A code record opened: its blob is a zip archive."""
+
     manifest: Manifest
     key: ContentKey
 
@@ -97,6 +105,16 @@ class Reader:
         verified = self._stored(raw, Kind.SPEC)
         return SpecRecord(spec=verified.core.spec, manifest=_manifest(verified), key=unlock(verified, self.identity))
 
+    def code(self, raw: bytes, run: str) -> CodeRecord:
+        """A code record from the store; only an operator's order says whether its code may be kept."""
+        verified = self._stored(raw, Kind.CODE)
+        if verified.core.run != run:
+            raise WrongContext(f"the code record is of run {verified.core.run}, not of {run}")
+        manifest = _manifest(verified)
+        if manifest.length > limits.CODE:
+            raise TooLarge(f"code of {manifest.length} bytes; at most {limits.CODE} are allowed")
+        return CodeRecord(manifest=manifest, key=unlock(verified, self.identity))
+
     def receipt(self, raw: bytes, delivery: Any) -> ReceiptSeen:
         """What came on the site's own queue."""
         verified = verify(raw, self.registry, federation=self.federation, kinds=(Kind.RECEIPT,))
@@ -119,6 +137,7 @@ class Reader:
             digest=hashlib.sha256(verified.raw).digest(),
             updates_per_base=says.updates_per_base,
             evaluate=says.evaluate,
+            bundle=says.bundle or b"",
         )
 
 

@@ -30,6 +30,14 @@ class FilterConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class RunOptions(BaseModel):
+    """What this site gives the trainer of one run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    options: dict[str, Any] = {}
+    """Arguments of the factory in the run's code, instead of `options` of the whole file."""
+
+
 class TlsConfig(BaseModel):
     """Whom the site trusts on the line, and the certificate it shows; paths are relative to `worker.toml`."""
 
@@ -53,10 +61,12 @@ class WorkerConfig(BaseModel):
     root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """The federation root's verify key, in hex."""
     state: Path = Path("state")
-    trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
-    """`module:factory`; the module is looked for beside the file too."""
+    trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
+    """`module:factory`; the module is looked for beside the file too. Without it only runs that bring code train."""
     options: dict[str, Any] = {}
     """Arguments of the trainer's factory."""
+    runs: dict[Word, RunOptions] = {}
+    """For runs that bring code."""
     filters: tuple[FilterConfig, ...] = ()
     """Applied to every update in this order; an empty list is refused when the worker starts."""
     exclude: tuple[str, ...] = ()
@@ -75,6 +85,10 @@ class WorkerConfig(BaseModel):
     """How the store lets the site in: by keys of its own, or by URLs that the aggregator grants."""
     policy: Path = Path("policy.toml")
     """What the hospital allows; without this file everything that the registry allows."""
+
+    def options_of(self, run: str) -> dict[str, Any]:
+        """The arguments of the factory in a run's code."""
+        return self.runs[run].options if run in self.runs else self.options
 
     def __repr__(self) -> str:
         # Broker, store and proxy may hold passwords, and so may the trainer's options.

@@ -51,6 +51,7 @@ def contribute(
     own: OwnTensors | None = None,
     dice: Dice | None = None,
     clock: Callable[[], float] = time.monotonic,
+    bundle: bytes | None = None,
 ) -> tuple[Update, Manifest]:
     """Train once and encrypt what was learned; returns the update's body and its blob's manifest.
 
@@ -61,6 +62,7 @@ def contribute(
         exclude: patterns (`*`, `?`, `[…]`) of tensor names that the site keeps to itself.
         own: where its own values of those live; without it every training begins with the version's.
         dice: for noise, used for this update alone; by default nobody can foresee them.
+        bundle: the digest of the deployed code that the trainer is of; None: the site's own.
 
     Raises:
         Aborted: `control` said so.
@@ -75,7 +77,7 @@ def contribute(
     with _foreign(trainer, "train"):
         result = trainer.train(weights, control)
     seconds = max(1e-6, clock() - began)
-    update = _describe(trainer, result, seconds, filters, absent)
+    update = _describe(trainer, result, seconds, filters, absent, bundle)
     manifest = _Delta(spec, base, result, absent, control).seal(filters, dice or fresh_dice(), sealer, emit)
     if own and private:
         # A crash after this repeats the training with own values that have been trained once more: no harm.
@@ -137,7 +139,12 @@ def _foreign(trainer: Trainer, what: str) -> Iterator[None]:
 
 
 def _describe(
-    trainer: Trainer, result: TrainResult, seconds: float, filters: FilterChain, absent: frozenset[str]
+    trainer: Trainer,
+    result: TrainResult,
+    seconds: float,
+    filters: FilterChain,
+    absent: frozenset[str],
+    bundle: bytes | None,
 ) -> Update:
     update = Update(
         encoding=DENSE_F32,
@@ -146,7 +153,7 @@ def _describe(
         seconds=seconds,
         filters=filters.named,
         trainer=type(trainer).__name__,
-        bundle=None,
+        bundle=bundle,
         absent=tuple(sorted(absent)),
         fingerprint=result.fingerprint,
         metrics=_metrics(result.metrics),

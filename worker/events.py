@@ -27,6 +27,8 @@ class RunRow:
     """SHA-256 of the version's signed record."""
     updates_per_base: int = 1
     evaluate: bool = False
+    bundle: bytes = b""
+    """SHA-256 of the code that trains the version; empty: the site's own trainer."""
     sent: int = 0
     """Updates made from this version."""
     evaluated: bool = False
@@ -55,6 +57,14 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """Whose code trains a run: its SHA-256 (empty: the site's own trainer) and who deployed it."""
+
+    code: bytes
+    operator: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything the rules start from; the journal's content without its large fields."""
 
@@ -75,6 +85,10 @@ class Snapshot:
     """Whether the site begins no training until it is undrained."""
     orders: Mapping[str, int] = field(default_factory=dict)
     """The highest counter each operator used."""
+    deployments: Mapping[str, Deployment] = field(default_factory=dict)
+    """What was deployed for each run."""
+    left: frozenset[str] = frozenset()
+    """Runs that the site has left at an operator's order."""
 
 
 # ---- events
@@ -91,6 +105,8 @@ class VersionSeen:
     digest: bytes
     updates_per_base: int
     evaluate: bool
+    bundle: bytes = b""
+    """SHA-256 of the code that trains it; empty: the site's own trainer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,6 +350,8 @@ class Train:
     """Message id of the evaluation to make first; empty when none is due."""
     count: int
     """Updates made from this version before."""
+    bundle: bytes = b""
+    """SHA-256 of the deployed code to train with; empty: the site's own trainer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,16 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
-    Boolean,
-    Column,
     Connection,
     Engine,
-    Float,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
     bindparam,
     delete,
     insert,
@@ -29,13 +21,16 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
 from broker.database import Prepared, commit_error, open_database, open_readonly
-from broker.outbox import OutboxRow, outbox_table
+from broker.outbox import OutboxRow
 from protocol.errors import StateError
 from protocol.messages import RunState
 from protocol.topology import up_exchange
+from worker import tables
+from worker.deployments import DropDeployment, NoteDeployment, NoteLeft
 from worker.events import (
     AddMessage,
     AddUpdate,
+    Deployment,
     NoteHead,
     NoteRegistry,
     NoteRun,
@@ -54,115 +49,55 @@ from worker.obeying import NoteCounter
 
 SCHEMA = 1
 _DIGEST = 32
+_metadata = tables.metadata
 
-_metadata = MetaData()
-_counters = Table(
-    "counters",
-    _metadata,
-    Column("id", Integer, primary_key=True),
-    Column("epoch", Integer, nullable=False),
-    Column("sequence", Integer, nullable=False),
-    Column("head", Integer, nullable=False),
-)
-_registries = Table(
-    "registry",
-    _metadata,
-    Column("version", Integer, primary_key=True),
-    Column("digest", LargeBinary, nullable=False),
-    Column("record", LargeBinary, nullable=False),
-)
-_runs = Table(
-    "runs",
-    _metadata,
-    Column("run", String, primary_key=True),
-    Column("state", String, nullable=False),
-    Column("listed", Boolean, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("digest", LargeBinary, nullable=False),
-    Column("updates_per_base", Integer, nullable=False),
-    Column("evaluate", Boolean, nullable=False),
-    Column("sent", Integer, nullable=False),
-    Column("evaluated", Boolean, nullable=False),
-    Column("record", LargeBinary, nullable=False),
-)
-_updates = Table(
-    "updates",
-    _metadata,
-    Column("row", Integer, primary_key=True),
-    Column("id", LargeBinary, nullable=False, unique=True),
-    Column("run", String, nullable=False),
-    Column("base_version", Integer, nullable=False),
-    Column("epoch", Integer, nullable=False),
-    Column("sequence", Integer, nullable=False),
-    Column("chunks", LargeBinary, nullable=False),
-    Column("envelope", LargeBinary, nullable=False),
-    Column("key", LargeBinary, nullable=False),
-    Column("made", Float, nullable=False),
-)
-_receipts = Table(
-    "receipts",
-    _metadata,
-    Column("id", LargeBinary, primary_key=True),
-    Column("run", String, nullable=False),
-    Column("base_version", Integer, nullable=False),
-    Column("epoch", Integer, nullable=False),
-    Column("sequence", Integer, nullable=False),
-    Column("outcome", String, nullable=False),
-    Column("reason", String, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("receipt", LargeBinary, nullable=False),
-    Column("received", Float, nullable=False),
-)
-_answers = Table(
-    "answers",
-    _metadata,
-    Column("run", String, primary_key=True),
-    Column("approved", Boolean, nullable=False),
-    Column("given", Float, nullable=False),
-)
-_orders = Table(
-    "orders",
-    _metadata,
-    Column("operator", String, primary_key=True),
-    Column("counter", Integer, nullable=False),
-)
-_drains = Table("drained", _metadata, Column("since", Float, primary_key=True))
-"""One row while the site is drained."""
-_outbox = outbox_table(_metadata)
-
-_run_names = [column.name for column in _runs.columns if column.name not in ("run", "record")]
+_run_names = [column.name for column in tables.runs.columns if column.name not in ("run", "record")]
 
 
 def _note(names: Sequence[str]) -> Prepared:
-    note = upsert(_runs)
-    note = note.on_conflict_do_update(index_elements=[_runs.c.run], set_={name: note.excluded[name] for name in names})
-    return Prepared(note, *(column.name for column in _runs.columns))
+    note = upsert(tables.runs)
+    note = note.on_conflict_do_update(
+        index_elements=[tables.runs.c.run], set_={name: note.excluded[name] for name in names}
+    )
+    return Prepared(note, *(column.name for column in tables.runs.columns))
 
 
 _note_version = _note([*_run_names, "record"])
 _note_run = _note(_run_names)
-_note_registry = upsert(_registries).on_conflict_do_nothing()
-_forget_registries = delete(_registries).where(_registries.c.version < bindparam("below"))
-_note_head = Prepared(update(_counters).values(head=bindparam("number")))
-_reserve = Prepared(update(_counters).values(epoch=bindparam("new_epoch"), sequence=bindparam("new_sequence")))
-_add_update = Prepared(insert(_updates), *(column.name for column in _updates.columns))
+_note_registry = upsert(tables.registries).on_conflict_do_nothing()
+_forget_registries = delete(tables.registries).where(tables.registries.c.version < bindparam("below"))
+_note_head = Prepared(update(tables.counters).values(head=bindparam("number")))
+_reserve = Prepared(update(tables.counters).values(epoch=bindparam("new_epoch"), sequence=bindparam("new_sequence")))
+_add_update = Prepared(insert(tables.updates), *(column.name for column in tables.updates.columns))
 _replace_update = (
-    update(_updates)
-    .where(_updates.c.row == bindparam("of"))
+    update(tables.updates)
+    .where(tables.updates.c.row == bindparam("of"))
     .values({name: bindparam(f"new_{name}") for name in ("epoch", "sequence", "chunks", "envelope", "key")})
 )
-_forget_update = Prepared(delete(_updates).where(_updates.c.row == bindparam("of")))
-_add_receipt = Prepared(upsert(_receipts).on_conflict_do_nothing(), *(column.name for column in _receipts.columns))
-_add_message = insert(_outbox)
-_forget_message = delete(_outbox).where(_outbox.c.id == bindparam("of"))
-_answer = upsert(_answers)
-_note_answer = _answer.on_conflict_do_update(
-    index_elements=[_answers.c.run], set_={"approved": _answer.excluded.approved, "given": _answer.excluded.given}
+_forget_update = Prepared(delete(tables.updates).where(tables.updates.c.row == bindparam("of")))
+_add_receipt = Prepared(
+    upsert(tables.receipts).on_conflict_do_nothing(), *(column.name for column in tables.receipts.columns)
 )
-_record_of = Prepared(select(_runs.c.record).where(_runs.c.run == bindparam("name")))
-_sealed_of = select(_updates.c.envelope, _updates.c.chunks, _updates.c.key).where(_updates.c.row == bindparam("of"))
-_envelope_of = select(_updates.c.envelope).where(_updates.c.row == bindparam("of"))
-_message_of = select(_outbox).where(_outbox.c.id == bindparam("of"))
+_add_message = insert(tables.outbox)
+_forget_message = delete(tables.outbox).where(tables.outbox.c.id == bindparam("of"))
+_answer = upsert(tables.answers)
+_note_answer = _answer.on_conflict_do_update(
+    index_elements=[tables.answers.c.run], set_={"approved": _answer.excluded.approved, "given": _answer.excluded.given}
+)
+_bundle = upsert(tables.bundles)
+_note_bundle = Prepared(
+    _bundle.on_conflict_do_update(index_elements=["run"], set_={"bundle": _bundle.excluded.bundle}), "run", "bundle"
+)
+_deployment = upsert(tables.deployments)
+_note_deployment = _deployment.on_conflict_do_update(
+    index_elements=["run"], set_={name: _deployment.excluded[name] for name in ("code", "operator", "since")}
+)
+_record_of = Prepared(select(tables.runs.c.record).where(tables.runs.c.run == bindparam("name")))
+_sealed_of = select(tables.updates.c.envelope, tables.updates.c.chunks, tables.updates.c.key).where(
+    tables.updates.c.row == bindparam("of")
+)
+_envelope_of = select(tables.updates.c.envelope).where(tables.updates.c.row == bindparam("of"))
+_message_of = select(tables.outbox).where(tables.outbox.c.id == bindparam("of"))
 
 
 class Journal:
@@ -186,7 +121,9 @@ class Journal:
         """Rows written by this process and not read yet: most are wanted once, right after their commit."""
         self._engine = engine if engine is not None else open_database(path, _metadata, SCHEMA)
         with self._begin() as connection:
-            connection.execute(upsert(_counters).values(id=1, epoch=0, sequence=0, head=0).on_conflict_do_nothing())
+            connection.execute(
+                upsert(tables.counters).values(id=1, epoch=0, sequence=0, head=0).on_conflict_do_nothing()
+            )
 
     @classmethod
     def beside(cls, path: Path) -> Snapshot:
@@ -249,6 +186,7 @@ class Journal:
     @_write.register
     def _(self, write: NoteVersion, connection: Connection) -> None:
         _note_version.run(connection, _run_values(write.row) | {"record": write.record})
+        _note_bundle.run(connection, {"run": write.row.run, "bundle": write.row.bundle})
 
     @_write.register
     def _(self, write: NoteRun, connection: Connection) -> None:
@@ -269,9 +207,9 @@ class Journal:
 
     @_write.register
     def _(self, write: NoteDrained, connection: Connection) -> None:
-        connection.execute(delete(_drains))
+        connection.execute(delete(tables.drains))
         if write.drained:
-            connection.execute(insert(_drains).values(since=self._clock()))
+            connection.execute(insert(tables.drains).values(since=self._clock()))
 
     @_write.register
     def _(self, write: Reserve, connection: Connection) -> None:
@@ -339,8 +277,24 @@ class Journal:
 
     @_write.register
     def _(self, write: NoteCounter, connection: Connection) -> None:
-        row = upsert(_orders).values(operator=write.key, counter=write.counter)
+        row = upsert(tables.orders).values(operator=write.key, counter=write.counter)
         connection.execute(row.on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter}))
+
+    @_write.register
+    def _(self, write: NoteDeployment, connection: Connection) -> None:
+        kept = write.deployment
+        values = {"run": write.run, "code": kept.code, "operator": kept.operator, "since": self._clock()}
+        connection.execute(_note_deployment, values)
+
+    @_write.register
+    def _(self, write: DropDeployment, connection: Connection) -> None:
+        connection.execute(delete(tables.deployments).where(tables.deployments.c.run == write.run))
+
+    @_write.register
+    def _(self, write: NoteLeft, connection: Connection) -> None:
+        connection.execute(delete(tables.left_runs).where(tables.left_runs.c.run == write.run))
+        if write.left:
+            connection.execute(insert(tables.left_runs).values(run=write.run, since=self._clock()))
 
     def load(self) -> Snapshot:
         """What the rules start from."""
@@ -351,7 +305,7 @@ class Journal:
         """The newest registry's signed record, if one was noted."""
         with self._begin() as connection:
             found: bytes | None = connection.scalar(
-                select(_registries.c.record).order_by(_registries.c.version.desc()).limit(1)
+                select(tables.registries.c.record).order_by(tables.registries.c.version.desc()).limit(1)
             )
         return found
 
@@ -386,34 +340,45 @@ class Journal:
     def receipts(self) -> list[dict[str, Any]]:
         """Every settled update with its outcome, oldest first."""
         with self._begin() as connection:
-            rows = connection.execute(select(_receipts).order_by(_receipts.c.received, _receipts.c.id))
+            rows = connection.execute(
+                select(tables.receipts).order_by(tables.receipts.c.received, tables.receipts.c.id)
+            )
             return [dict(row._mapping) for row in rows]
 
 
 def _load(connection: Connection) -> Snapshot:
-    counters = connection.execute(select(_counters)).one()
+    counters = connection.execute(select(tables.counters)).one()
     registry = connection.execute(
-        select(_registries.c.version, _registries.c.digest).order_by(_registries.c.version.desc())
+        select(tables.registries.c.version, tables.registries.c.digest).order_by(tables.registries.c.version.desc())
     ).first()
-    runs = connection.execute(select(*(c for c in _runs.columns if c.name != "record")))
+    runs = connection.execute(select(*(c for c in tables.runs.columns if c.name != "record")))
     updates = connection.execute(
-        select(*(c for c in _updates.columns if c.name not in ("envelope", "key", "made"))).order_by(_updates.c.row)
+        select(*(c for c in tables.updates.columns if c.name not in ("envelope", "key", "made"))).order_by(
+            tables.updates.c.row
+        )
     )
-    messages = connection.scalars(select(_outbox.c.id).order_by(_outbox.c.id))
-    answers = connection.execute(select(_answers.c.run, _answers.c.approved))
-    drained = connection.scalar(select(_drains.c.since))
+    messages = connection.scalars(select(tables.outbox.c.id).order_by(tables.outbox.c.id))
+    answers = connection.execute(select(tables.answers.c.run, tables.answers.c.approved))
+    drained = connection.scalar(select(tables.drains.c.since))
+    bundles = {row.run: row.bundle for row in connection.execute(select(tables.bundles))}
+    deployed = connection.execute(select(tables.deployments))
     return Snapshot(
         epoch=counters.epoch,
         sequence=counters.sequence,
         head=counters.head,
         registry=registry.version if registry else 0,
         registry_digest=registry.digest if registry else b"",
-        runs=tuple(RunRow(**(dict(row._mapping) | {"state": RunState(row.state)})) for row in runs),
+        runs=tuple(
+            RunRow(**(dict(row._mapping) | {"state": RunState(row.state), "bundle": bundles.get(row.run, b"")}))
+            for row in runs
+        ),
         updates=tuple(UpdateRow(**(dict(row._mapping) | {"chunks": _names(row.chunks)})) for row in updates),
         messages=tuple(messages),
         answers={row.run: row.approved for row in answers},
         drained=drained is not None,
-        orders={row.operator: row.counter for row in connection.execute(select(_orders))},
+        orders={row.operator: row.counter for row in connection.execute(select(tables.orders))},
+        deployments={row.run: Deployment(code=row.code, operator=row.operator) for row in deployed},
+        left=frozenset(connection.scalars(select(tables.left_runs.c.run))),
     )
 
 

@@ -13,6 +13,7 @@ from protocol.errors import ConfigError, FledgeError, Unauthorized, Untrusted, W
 from protocol.messages import Command, Kind, Reply
 from protocol.registry import Registry
 from worker.announcements import Reader
+from worker.deploying import RUN_ORDERS, Deploying
 from worker.gate import Drain, Undrain
 from worker.obeying import COUNTER_AHEAD, CommandSeen, Leaving, Obeyed
 from worker.policy import SitePolicy
@@ -63,6 +64,7 @@ class Orders:
         reader: Callable[[], Reader],
         policy: SitePolicy,
         looking: Looking,
+        runs: Deploying,
         tell: Callable[[Any], None],
         log: Any,
         *,
@@ -73,6 +75,7 @@ class Orders:
         self._reader = reader
         self._policy = policy
         self._looking = looking
+        self._runs = runs
         self._tell = tell
         self._log = log
         self._checks = checks
@@ -125,18 +128,28 @@ class Orders:
     # ---- obeying
 
     def obey(self, seen: CommandSeen) -> None:
-        """Carry out an order and tell the rules the signed answer; on a thread that may take its time."""
+        """Carry out an order and tell the rules the signed answer; on a thread that may take its time.
+
+        What is ordered about runs the rules decide, once everything is at hand; they have it answered.
+        """
         if not self._still_known(seen):
             return
         reason, text = seen.objection, seen.text
         values: dict[str, Any] = {}
         if reason == "ok":
             try:
+                if seen.command in RUN_ORDERS:
+                    self._tell(self._runs.prepare(seen))
+                    return
                 text, values = self._carry_out(seen)
             except WireError as error:
                 reason, text = error.reason, str(error)
             except FledgeError as error:
                 reason, text = "not_possible", str(error)
+        self.answer(seen, reason, text, values)
+
+    def answer(self, seen: CommandSeen, reason: str, text: str, values: Mapping[str, Any]) -> None:
+        """Sign the answer to an order and tell it to the rules."""
         leaving = _LEAVING.get(seen.command, "") if reason == "ok" else ""
         self._log.info("order.obeyed", operator=seen.operator, command=seen.command, outcome=reason)
         try:

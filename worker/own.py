@@ -88,6 +88,10 @@ class OwnTensors:
             temporary.unlink(missing_ok=True)
             raise
 
+    def forget(self, run: str) -> None:
+        """Delete what is kept for a run."""
+        self._path(run).unlink(missing_ok=True)
+
     def _write(self, file: IO[bytes], run: str, spec: ModelSpec, arrays: Mapping[str, NDArray[Any]]) -> None:
         sealer = Sealer(
             self._identity,

@@ -15,6 +15,8 @@
 7. A version or receipt that starts nothing waits up to `HOLD` seconds for a commit to share, and is acked after it.
 8. The site has its own say (`gate.py`): a drained site begins no training, nor any site outside its hours; a run it
    wants to be asked about waits for a person's yes, and a no ends the training under way. What is made is sent.
+9. A run that brings code is trained by exactly that code, once an operator has deployed it for this run, and a run
+   that was left is not trained (`deployments.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 
 from broker.actor import Step, Tick
 from protocol.messages import Head, RunState
+from worker.deployments import CODE_LOST, ENDED
 from worker.events import (
     AbortTraining,
     Alarm,
@@ -58,7 +61,7 @@ from worker.events import (
     UseRegistry,
     VersionSeen,
 )
-from worker.gate import ClockSeen, Drain, Gate, RunAnswered, Undrain
+from worker.gate import Gate, Said
 from worker.obeying import CommandSeen, Obeyed, Obeying
 from worker.policy import OPEN, SitePolicy
 from worker.sending import Decided, Sending, pause
@@ -76,7 +79,6 @@ HOLD = 0.25
 ON_THEIR_WAY = 2
 """Updates of a run without a final receipt that a site may always have: one is sent while the next is trained."""
 NOT_FAILED = ("-", "-")
-ENDED = (RunState.STOPPED, RunState.ABORTED)
 
 
 class WorkerRules:
@@ -91,13 +93,17 @@ class WorkerRules:
         new_id: Callable[[], bytes],
         dice: random.Random,
         policy: SitePolicy = OPEN,
+        own_trainer: bool = True,
     ) -> None:
-        """`heartbeat`: seconds between signs of life; `new_id` gives message ids of 16 random bytes."""
+        """`heartbeat`: seconds between signs of life; `new_id` gives message ids of 16 random bytes.
+
+        `own_trainer`: whether the site has a trainer for runs that bring no code.
+        """
         self._heartbeat = heartbeat
         self._new_id = new_id
         self._dice = dice
         self._sending = Sending(snapshot, site, dice)
-        self._gate = Gate(snapshot, policy)
+        self._gate = Gate(snapshot, policy, own_trainer)
         self._obeying = Obeying(snapshot.orders)
         self._head = snapshot.head
         self._registry = snapshot.registry
@@ -154,8 +160,6 @@ class WorkerRules:
                 self._on_trained(event, now)
             case TrainingFailed():
                 self._on_training_failed(event, now)
-            case RunAnswered() | ClockSeen() | Drain() | Undrain():
-                self._on_gate(event, now)
             case CommandSeen():
                 self._obeying.on_command(event, decided)
             case Obeyed(envelope=envelope):
@@ -166,6 +170,8 @@ class WorkerRules:
                 lost = self._sending.on_progress(event, now, decided)
                 if lost is not None:
                     self._count(lost, -1)
+            case _ if isinstance(event, Said):
+                self._gate.on_said(event, self._runs, self._training, now, decided)
             case _:
                 raise TypeError(f"the worker's rules know no event {type(event).__name__}")
         if self._decided.writes or now >= self._held_until:
@@ -205,6 +211,7 @@ class WorkerRules:
             digest=event.digest,
             updates_per_base=event.updates_per_base,
             evaluate=event.evaluate,
+            bundle=event.bundle,
         )
         if event.version > known.version:
             news = replace(news, sent=0, evaluated=False)
@@ -278,16 +285,6 @@ class WorkerRules:
 
     # ---- training
 
-    def _on_gate(self, event: RunAnswered | ClockSeen | Drain | Undrain, now: float) -> None:
-        if isinstance(event, ClockSeen):
-            self._gate.on_clock(event, now)
-        elif isinstance(event, RunAnswered):
-            self._gate.on_answer(event, self._decided)
-            if self._training is not None and self._training.run == event.run and not event.approved:
-                self._decided.effects.append(AbortTraining())
-        else:
-            self._gate.drain(isinstance(event, Drain), self._decided)
-
     def _wanting(self) -> Iterator[RunRow]:
         """Runs that could do with an update of this site, those with the latest news first."""
         for run in reversed(self._runs.values()):
@@ -299,10 +296,10 @@ class WorkerRules:
                 yield run
 
     def _candidate(self) -> RunRow | None:
-        return next((run for run in self._wanting() if self._gate.lets(run.run)), None)
+        return next((run for run in self._wanting() if self._gate.lets(run)), None)
 
-    def _unwanted(self, run: str) -> bool:
-        return self._runs[run].state in ENDED or self._gate.refused(run)
+    def _unwanted(self, training: Train) -> bool:
+        return self._runs[training.run].state in ENDED or self._gate.forbids(training.run, training.bundle)
 
     def _decide(self, now: float) -> Train | None:
         run = self._candidate()
@@ -320,6 +317,7 @@ class WorkerRules:
             id=self._new_id(),
             evaluation=evaluation,
             count=run.sent,
+            bundle=run.bundle,
         )
         return self._training
 
@@ -335,12 +333,12 @@ class WorkerRules:
 
     def _on_trained(self, event: Trained, now: float) -> None:
         training = self._training
-        if training is None or training.id != event.id or self._unwanted(training.run):
+        if training is None or training.id != event.id or self._unwanted(training):
             self._decided.effects.append(DropSpool(chunks=event.sealed.chunks))
         if training is None or training.id != event.id:
             return
         self._training, self._failures, self._blocked, self._failed = None, 0, False, NOT_FAILED
-        if self._unwanted(training.run):
+        if self._unwanted(training):
             return
         update = UpdateRow(
             row=0,
@@ -355,9 +353,14 @@ class WorkerRules:
         self._count(update, 1)
 
     def _on_training_failed(self, event: TrainingFailed, now: float) -> None:
-        if self._training is None or self._training.id != event.id:
+        training = self._training
+        if training is None or training.id != event.id:
             return
         self._training = None
+        # Another run goes first next time: code that never loads must not keep the site from everything else.
+        self._runs = {training.run: self._runs[training.run]} | self._runs
+        if event.code == CODE_LOST:
+            self._gate.deployments.lost(training.run, self._decided)
         self._blocked = event.code != "aborted"
         if not self._blocked:
             return
@@ -409,24 +412,26 @@ class WorkerRules:
             )
 
     def _shown(self) -> tuple[str, str, int, str, str]:
-        return (*self._doing(), *self._failed)
+        state, run, version, lacks = self._doing()
+        return (state, run, version, lacks, "-") if lacks else (state, run, version, *self._failed)
 
-    def _doing(self) -> tuple[str, str, int]:
+    def _doing(self) -> tuple[str, str, int, str]:
         training = self._training
         if training is not None:
-            return ("evaluating" if training.evaluation else "training", training.run, training.version)
+            return ("evaluating" if training.evaluation else "training", training.run, training.version, "")
         last = next(reversed(self._runs.values()), RunRow(run=""))
         candidate = self._candidate()
         if self._blocked and candidate is not None:
-            return ("blocked", last.run, last.version)
+            return ("blocked", candidate.run, candidate.version, "")
         if self._sending.busy:
-            return ("sending", last.run, last.version)
+            return ("sending", last.run, last.version, "")
         if self._gate.drained:
-            return ("drained", last.run, last.version)
-        waits = candidate if self._gate.closed else next((r for r in self._wanting() if self._gate.awaits(r.run)), None)
-        if waits is not None:
-            return ("waiting", waits.run, waits.version)
-        return ("idle", last.run, last.version)
+            return ("drained", last.run, last.version, "")
+        waiting = self._gate.waiting(self._wanting(), candidate)
+        if waiting is not None:
+            run, lacks = waiting
+            return ("waiting", run.run, run.version, lacks)
+        return ("idle", last.run, last.version, "")
 
     def _alarm(self, event: str, **details: Any) -> None:
         self._decided.effects.append(Alarm(event=event, details=details))

@@ -6,7 +6,6 @@ and uploading have a thread each, which lives as long as the worker and sleeps w
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import threading
@@ -37,12 +36,17 @@ from worker import events
 from worker.announcements import Reader, read_registry
 from worker.answers import Answers
 from worker.cases import Cases
+from worker.codes import Codes
+from worker.deployed import Deployed, Options, no_options
+from worker.deploying import Deploying
+from worker.deployments import Answer, ForgetCode, ForgetOwn
 from worker.fetching import Fetcher
 from worker.filters import FilterChain
 from worker.gate import ClockSeen, ForgetAnswer, LookAtClock, RunAnswered
 from worker.grants import Grants
+from worker.holding import hold
 from worker.journal import Journal
-from worker.obeying import CommandSeen, Leave, Leaving, Obey
+from worker.obeying import Leave, Leaving, Obey
 from worker.orders import Blind, Checks, Looking, Orders, no_checks
 from worker.own import OwnTensors
 from worker.policy import OPEN, SitePolicy
@@ -75,7 +79,8 @@ class WorkerSettings:
     """The signed registry of the kit; a newer one that was noted since comes before it."""
     root: bytes
     """The federation root's verify key."""
-    trainer: Trainer
+    trainer: Trainer | None
+    """The site's own; None: it trains runs that bring code and no others."""
     filters: FilterChain
     exclude: Sequence[str] = ()
     spool_quota: int = 16 * 1024**3
@@ -84,6 +89,8 @@ class WorkerSettings:
     """Seconds."""
     policy: SitePolicy = OPEN
     """What the hospital allows."""
+    options: Options = no_options
+    """What the site gives the trainers of deployed code, by run."""
     looking: Looking = field(default_factory=Blind)
     """Who answers operators' questions about this machine."""
     certificate_days: Callable[[], float | None] = lambda: None
@@ -127,7 +134,7 @@ class WorkerService:
         self._log = structlog.get_logger("worker").bind(site=self.site)
         self._signs = Signs(self.site, on_event, transport, self._reading, self._log, settings.certificate_days)
         self._dice = dice or random.Random()
-        self._lock_file = _hold(state)
+        self._lock_file = hold(state)
         try:
             rules = self._open(new_id)
         except BaseException:
@@ -159,6 +166,8 @@ class WorkerService:
         snapshot = self.journal.load()
         self._spool = Spool(self._state / "spool", settings.spool_quota)
         swept = self._spool.sweep([name for update in snapshot.updates for name in update.chunks])
+        self._codes = Codes(self._state / "code")
+        swept += self._codes.sweep(each.code for each in snapshot.deployments.values())
         self._log.info("worker.opened", updates=len(snapshot.updates), leftovers=swept, registry=registry.version)
         return WorkerRules(
             snapshot,
@@ -167,6 +176,7 @@ class WorkerService:
             new_id=new_id,
             dice=self._dice,
             policy=settings.policy,
+            own_trainer=settings.trainer is not None,
         )
 
     def _build_lanes(self, store: BlobStore) -> None:
@@ -178,6 +188,7 @@ class WorkerService:
         self._answers = Answers(self._state / ANSWERS)
         self._training = Training(
             trainer=settings.trainer,
+            deployed=Deployed(self._codes, self._reading, settings.policy, settings.options),
             filters=settings.filters,
             exclude=settings.exclude,
             own=OwnTensors(self._state / "own", settings.identity, settings.federation),
@@ -192,13 +203,14 @@ class WorkerService:
             policy=settings.policy,
         )
         self.grants = Grants(self.site, self._reading, self._transport, self._log, accepted=self._accepted)
-        orders = self._orders = Orders(
-            self.site, self._reading, settings.policy, settings.looking, tell, self._log, checks=settings.checks
+        runs = self._runs = Deploying(self._codes, store, self._reading, settings.policy, self._log)
+        self._orders = Orders(
+            self.site, self._reading, settings.policy, settings.looking, runs, tell, self._log, checks=settings.checks
         )
-        self._obey = Lane[CommandSeen](f"{self.site} obey", orders.obey)
+        self._obey = Lane[Callable[[], None]](f"{self.site} obey", lambda work: work())
         self._fetch = Lane[Any](f"{self.site} fetch", fetcher.fetch)
         self._send = Lane[Callable[[], None]](f"{self.site} send", lambda work: work())
-        self._train = Lane[Job](f"{self.site} train", self._training.run)
+        self._train = Lane[Callable[[], None]](f"{self.site} train", lambda work: work())
 
     def _registry(self, kit: bytes, root: bytes) -> Registry:
         """The newer of the kit's registry and the one that was noted last."""
@@ -365,7 +377,13 @@ class WorkerService:
             case ForgetAnswer(run=run):
                 self._answers.noted(run)
             case Obey(command=command):
-                self._obey.put(command)
+                self._obey.put(lambda: self._orders.obey(command))
+            case Answer(command=command, reason=reason, text=text, values=values):
+                self._obey.put(lambda: self._orders.answer(command, reason, text, dict(values)))
+            case ForgetCode(code=code):
+                self._obey.put(lambda: self._runs.forget(code))
+            case ForgetOwn(run=run):
+                self._train.put(lambda: self._training.forget_own(run))
             case Leave(leaving=leaving):
                 self.leaving = leaving
                 threading.Thread(target=self.stop, name=f"{self.site} leave", daemon=True).start()
@@ -380,7 +398,7 @@ class WorkerService:
         abort = self._abort = threading.Event()
         if self._stopping.is_set():  # looked at after the event was put in place, so `stop` cannot miss it
             abort.set()
-        self._train.put(Job(training, record, abort))
+        self._train.put(lambda: self._training.run(Job(training, record, abort)))
 
     def _perform_sending(self, effect: Any) -> None:
         match effect:
@@ -419,18 +437,3 @@ class WorkerService:
         if report.publish:
             for run, approved in self._answers.take().items():
                 self._actor.mailbox.put(RunAnswered(run=run, approved=approved))
-
-
-def _hold(state: Path) -> int:
-    """Make the state directory and lock it for this process; the descriptor holds the lock until it is closed."""
-    try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = os.open(state / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateError(f"state directory {state}: {error.strerror}; check the path and its permissions") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(file)
-        raise StateError(f"state directory {state}: another worker uses it; stop that one first") from None
-    return file

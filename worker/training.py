@@ -23,18 +23,25 @@ from protocol.errors import (
     Aborted,
     ConfigError,
     DiskFull,
+    Malformed,
     StateError,
     StoreError,
     Tampered,
     TooLarge,
+    Unauthorized,
+    Untrusted,
     WireError,
+    WrongContext,
 )
 from protocol.messages import Kind
 from protocol.spec import ModelSpec, records
 from protocol.topology import model_chunk, record_key
 from worker.announcements import ModelRecord, Reader
 from worker.cases import Cases
+from worker.codes import CodeLost
 from worker.contribute import contribute, evaluate
+from worker.deployed import Deployed
+from worker.deployments import CODE_LOST
 from worker.events import Evaluated, Sealed, Train, Trained, TrainingFailed
 from worker.filters import FilterChain
 from worker.own import OwnTensors
@@ -42,6 +49,11 @@ from worker.policy import OPEN, SitePolicy
 from worker.sealing import finish
 from worker.spool import Spool
 from worker.trainer import Control, Progress, Trainer, training_seed
+
+_REFUSALS: tuple[type[WireError], ...] = (
+    *(Malformed, TooLarge, Untrusted, WrongContext, Unauthorized, Tampered),
+    WireError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,8 @@ class Training:
     def __init__(
         self,
         *,
-        trainer: Trainer,
+        trainer: Trainer | None,
+        deployed: Deployed,
         filters: FilterChain,
         exclude: Sequence[str],
         own: OwnTensors,
@@ -96,8 +109,12 @@ class Training:
         cases: Cases,
         policy: SitePolicy = OPEN,
     ) -> None:
-        """`seed`: what all of the site's trainings are seeded from; `reader` gives the one of the registry in force."""
-        self._trainer = trainer
+        """`seed`: what all of the site's trainings are seeded from; `reader` gives the one of the registry in force.
+
+        `trainer` is the site's own, None if it has none.
+        """
+        self._own_trainer = trainer
+        self._deployed = deployed
         self._filters = filters
         self._exclude = exclude
         self._own = own
@@ -117,8 +134,16 @@ class Training:
         self._opened: tuple[Reader, bytes, ModelRecord] | None = None
 
     def close(self) -> None:
-        """Release the threads that fetch ahead."""
+        """Release the threads that fetch ahead, and what was loaded of deployed code."""
+        self._deployed.put_away()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def forget_own(self, run: str) -> None:
+        """Delete the site's own tensors of a run; on the training thread, so that no training writes them again."""
+        try:
+            self._own.forget(run)
+        except OSError as error:  # another training of the run would begin with them; nothing leaves the site
+            self._log.warning("own.not_dropped", run=run, kind=type(error).__name__)
 
     def run(self, job: Job) -> None:
         """Train; tells `Evaluated` if it was asked for, then `Trained` or `TrainingFailed`."""
@@ -163,9 +188,22 @@ class Training:
             fingerprint_key=_fingerprint_key(reader),
         )
         control.check()
+        trainer = self._trainer_of(training, model)
         if training.evaluation:
-            self._evaluate(reader, training, spec, base, control)
-        return self._contribute(reader, training, spec, base, control)
+            self._evaluate(trainer, reader, training, spec, base, control)
+        return self._contribute(trainer, reader, training, spec, base, control)
+
+    def _trainer_of(self, training: Train, model: ModelRecord) -> Trainer:
+        """The trainer that the version names: the site's own, or that of the very code deployed for the run."""
+        bundle = model.says.bundle or b""
+        if bundle != training.bundle:
+            raise Tampered(f"version {model.version} of run {model.run} names other code than was decided on")
+        if bundle:
+            return self._deployed.trainer(model.run, bundle, model.says.task)
+        self._deployed.put_away()
+        if self._own_trainer is None:
+            raise ConfigError(f"run {model.run} brings no code, and worker.toml names no `trainer`")
+        return self._own_trainer
 
     def _on_progress(self, share: float, metrics: Mapping[str, float]) -> None:
         self._check_metrics(metrics)
@@ -176,9 +214,11 @@ class Training:
         self._policy.check_metrics(sorted(new))
         self._harmless |= new
 
-    def _evaluate(self, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control) -> None:
+    def _evaluate(
+        self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
+    ) -> None:
         evaluation = evaluate(
-            trainer=self._trainer, spec=spec, base=base, control=control, exclude=self._exclude, own=self._own
+            trainer=trainer, spec=spec, base=base, control=control, exclude=self._exclude, own=self._own
         )
         self._check_metrics(evaluation.metrics)
         envelope = seal(
@@ -196,7 +236,9 @@ class Training:
         )
         self._tell(Evaluated(id=training.id, envelope=envelope))
 
-    def _contribute(self, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control) -> Sealed:
+    def _contribute(
+        self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
+    ) -> Sealed:
         sealer = Sealer(
             reader.identity,
             Kind.UPDATE,
@@ -212,7 +254,8 @@ class Training:
         batch = self._spool.batch()
         try:
             update, manifest = contribute(
-                trainer=self._trainer,
+                trainer=trainer,
+                bundle=training.bundle or None,
                 spec=spec,
                 base=base,
                 filters=self._filters,
@@ -263,8 +306,11 @@ def _code(error: BaseException) -> str:
     """The fixed word for an error, safe to tell anybody."""
     if isinstance(error, DiskFull):
         return "disk_full"
+    if isinstance(error, CodeLost):
+        return CODE_LOST
     if isinstance(error, WireError):
-        return type(error).reason  # not the error's own, which foreign code might have made up
+        # Neither the error's own reason nor its class's, which foreign code might have made up.
+        return next(kind.reason for kind in _REFUSALS if isinstance(error, kind))
     if isinstance(error, StoreError):
         return "store"
     if isinstance(error, ConfigError):

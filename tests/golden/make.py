@@ -50,7 +50,7 @@ def reader_of(kind: Kind) -> Identity:
     """Who opens the golden message of this kind."""
     if kind == Kind.ANSWER:
         return OPERATOR
-    return SITE_A if kind in (Kind.RECEIPT, Kind.VERSION, Kind.GRANT) else AGGREGATOR
+    return SITE_A if kind in (Kind.RECEIPT, Kind.VERSION, Kind.GRANT, Kind.CODE, Kind.CARD) else AGGREGATOR
 
 
 def golden_read(kind: Kind, made: Made) -> Read:

@@ -24,6 +24,8 @@ from protocol.errors import Tampered, WireError
 from protocol.keys import Identity, Role
 from protocol.messages import (
     BODY,
+    Bundle,
+    Card,
     Command,
     Evaluation,
     Event,
@@ -31,6 +33,7 @@ from protocol.messages import (
     Grant,
     Head,
     Kind,
+    Measurement,
     Named,
     Outcome,
     Receipt,
@@ -101,6 +104,7 @@ BODIES: dict[Kind, st.SearchStrategy[Any]] = {
         evaluate=st.booleans(),
         task=PARAMETERS,
         registry=COUNT,
+        bundle=st.none() | DIGEST,
     ),
     Kind.RECEIPT: st.builds(
         Receipt,
@@ -136,6 +140,30 @@ BODIES: dict[Kind, st.SearchStrategy[Any]] = {
         Grant, message=ID, head=st.binary(max_size=50), urls=st.lists(TEXT, max_size=3).map(tuple), expires=COUNT
     ),
     Kind.STATE: st.builds(State, stream=WORD, weight=REAL),
+    Kind.BUNDLE: st.builds(
+        Bundle,
+        config=st.binary(min_size=1, max_size=50),
+        code=st.integers(0, limits.CODE),
+        spec=st.integers(1, limits.SPEC),
+    ),
+    Kind.CARD: st.builds(
+        Card,
+        name=WORD,
+        publisher=WORD,
+        published=COUNT,
+        application=TEXT,
+        description=TEXT,
+        framework=TEXT,
+        precision=WORD,
+        licence=TEXT,
+        labels=st.lists(WORD, max_size=3).map(tuple),
+        released=st.booleans(),
+        parameters=COUNT,
+        sites=st.lists(WORD, max_size=3).map(tuple),
+        measurements=st.lists(st.builds(Measurement, site=WORD, examples=COUNT, metrics=METRICS), max_size=2).map(
+            tuple
+        ),
+    ),
 }
 CONTEXTS = st.fixed_dictionaries(
     {

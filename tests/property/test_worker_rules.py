@@ -14,14 +14,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from broker.actor import Tick
 from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
 from worker import events
+from worker.deployments import CODE_LOST, RunOrdered
 from worker.events import Sealed, UpdateRow
 from worker.gate import ClockSeen, Drain, LookAtClock, RunAnswered, Undrain
 from worker.journal import Journal
+from worker.obeying import CommandSeen
 from worker.policy import OPEN, SitePolicy
 from worker.rules import WorkerRules
 
 FINAL = [Outcome.MERGED, Outcome.REJECTED, Outcome.SUPERSEDED, Outcome.RUN_ABORTED, Outcome.RUN_ENDED]
 QUOTA = 2
+CODES = st.sampled_from([b"", b"C" * 32, b"O" * 32])
+"""Whose code trains: the site's own, or one of two archives."""
 DIES = st.sampled_from([0, 0, 0, 0, 0, 0, 1, 2])
 """When the process dies within a turn: not, before the commit, between the commit and its effects."""
 
@@ -46,14 +50,20 @@ class WorkerUnderFire(RuleBasedStateMachine):
         self.used: dict[tuple[int, int], bytes] = {}
         """The aggregator's replay cache: whose message has which epoch and sequence."""
         self.policy = OPEN
+        self.own_trainer = True
         self.night = True
         """Whether it is an hour the site trains in, if it has such hours."""
         self.restart()
 
-    @initialize(used=st.integers(0, 6), epochs=st.integers(1, 3), asks=st.booleans(), nights=st.booleans())
-    def the_aggregator_remembers_more_than_the_journal(self, used: int, epochs: int, asks: bool, nights: bool) -> None:
-        """As after a restored backup; and the hospital has its own say, or none."""
+    @initialize(
+        used=st.integers(0, 6), epochs=st.integers(1, 3), asks=st.booleans(), nights=st.booleans(), own=st.booleans()
+    )
+    def the_aggregator_remembers_more_than_the_journal(
+        self, used: int, epochs: int, asks: bool, nights: bool, own: bool
+    ) -> None:
+        """As after a restored backup; and the hospital has its own say and its own trainer, or none."""
         self.policy = SitePolicy(ask_first=asks, hours="20:00-06:00" if nights else None)
+        self.own_trainer = own
         self.restart()
         self.used = {(epoch, 1 + number): b"another" for epoch in range(epochs) for number in range(used)}
 
@@ -66,6 +76,7 @@ class WorkerUnderFire(RuleBasedStateMachine):
             new_id=lambda: next(self.ids),
             dice=random.Random(1),
             policy=self.policy,
+            own_trainer=self.own_trainer,
         )
         self.pending: list[Any] = []
 
@@ -90,6 +101,7 @@ class WorkerUnderFire(RuleBasedStateMachine):
             match write:
                 case events.AddUpdate(row=row):
                     assert row.id not in self.updates
+                    assert "r" not in self.journal.load().left
                     self.updates[row.id] = row
                     self.made[row.run, row.base_version] = self.made.get((row.run, row.base_version), 0) + 1
                 case events.ReplaceUpdate(row=row):
@@ -104,7 +116,11 @@ class WorkerUnderFire(RuleBasedStateMachine):
         journalled = {row.row: row for row in kept.updates}
         for effect in effects:
             match effect:
-                case events.Train(epoch=epoch, sequence=sequence, evaluation=evaluation):
+                case events.Train(epoch=epoch, sequence=sequence, evaluation=evaluation, bundle=bundle):
+                    deployed = kept.deployments.get("r")
+                    assert (deployed is not None and deployed.code == bundle) if bundle else self.own_trainer
+                    assert bundle == {row.run: row.bundle for row in kept.runs}["r"]
+                    assert "r" not in kept.left
                     assert self.night or self.policy.hours is None
                     assert kept.answers.get("r", not self.policy.ask_first)
                     assert not kept.drained
@@ -127,8 +143,8 @@ class WorkerUnderFire(RuleBasedStateMachine):
 
     # ---- what may happen
 
-    @rule(step=st.integers(-2, 3), evaluate=st.booleans(), dies=DIES)
-    def a_version_is_announced(self, step: int, evaluate: bool, dies: int) -> None:
+    @rule(step=st.integers(-2, 3), evaluate=st.booleans(), bundle=CODES, dies=DIES)
+    def a_version_is_announced(self, step: int, evaluate: bool, bundle: bytes, dies: int) -> None:
         number = max(0, self.newest + step)
         self.newest = max(self.newest, number)
         seen = events.VersionSeen(
@@ -136,9 +152,10 @@ class WorkerUnderFire(RuleBasedStateMachine):
             run="r",
             version=number,
             record=b"record",
-            digest=number.to_bytes(32, "big"),
+            digest=(number.to_bytes(31, "big") + bundle[:1]).rjust(32, b"v"),
             updates_per_base=QUOTA,
             evaluate=evaluate,
+            bundle=bundle,
         )
         self.turn(seen, dies=dies)
 
@@ -161,7 +178,8 @@ class WorkerUnderFire(RuleBasedStateMachine):
         match effect:
             case events.Train(id=id, evaluation=evaluation):
                 sealed = Sealed(envelope=id, chunks=(id * 2,), key=b"k")
-                done = events.Trained(id=id, sealed=sealed) if good else events.TrainingFailed(id=id, code="trainer")
+                failed = events.TrainingFailed(id=id, code=CODE_LOST if self.night else "trainer")
+                done = events.Trained(id=id, sealed=sealed) if good else failed
                 return [*([events.Evaluated(id=id, envelope=b"e")] if evaluation else []), done]
             case events.Upload(row=row):
                 return [events.Uploaded(row=row.row) if good else events.SendingFailed(row=row.row, lost=False)]
@@ -208,6 +226,16 @@ class WorkerUnderFire(RuleBasedStateMachine):
     @rule(drained=st.booleans(), dies=DIES)
     def an_operator_drains_the_site(self, drained: bool, dies: int) -> None:
         self.turn(Drain() if drained else Undrain(), dies=dies)
+
+    @rule(command=st.sampled_from(["deploy", "deploy", "withdraw", "join", "leave"]), code=CODES, dies=DIES)
+    def an_operator_orders_something_about_the_run(self, command: str, code: bytes, dies: int) -> None:
+        self.turn(self.ordered(command, code), dies=dies)
+
+    def ordered(self, command: str, code: bytes = b"") -> RunOrdered:
+        seen = CommandSeen(
+            delivery="d", operator="o", signer=b"k" * 16, counter=1, id=b"i" * 16, command=f"run.{command}"
+        )
+        return RunOrdered(command=seen, run="r", code=code)
 
     @precondition(lambda self: self.policy.hours is not None)
     @rule()
@@ -257,7 +285,8 @@ class WorkerUnderFire(RuleBasedStateMachine):
         """Leave the worker alone with a friendly world: everything is sent, settled and idle in the end."""
         self.night = True
         self.turn(RunAnswered(run="r", approved=True), Undrain())
-        self.a_version_is_announced(1, False, 0)
+        self.turn(self.ordered("join"), self.ordered("deploy", b"C" * 32))
+        self.a_version_is_announced(1, False, b"C" * 32, 0)
         self.a_head_is_seen(1, RunState.RUNNING, True, 0)
         for _ in range(100):
             effects, self.pending = self.pending, []

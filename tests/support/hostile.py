@@ -204,6 +204,9 @@ def attacks() -> dict[str, Made]:
         "wrong_role--site-signs-command": make(Kind.COMMAND, signer=SITE_A),
         "wrong_role--operator-signs-update": make(Kind.UPDATE, signer=OPERATOR),
         "wrong_role--operator-signs-head": make(Kind.HEAD, signer=OPERATOR),
+        "wrong_role--operator-signs-code": make(Kind.CODE, signer=OPERATOR),
+        "wrong_role--site-signs-bundle": make(Kind.BUNDLE, signer=SITE_A),
+        "wrong_role--operator-signs-card": make(Kind.CARD, signer=OPERATOR),
         "wrong_role--aggregator-signs-update": make(Kind.UPDATE, signer=AGGREGATOR),
         "wrong_role--aggregator-signs-registry": changed(
             make(Kind.REGISTRY), signer=AGGREGATOR, core={"sender": AGGREGATOR.kid}

@@ -19,6 +19,8 @@ from protocol.keys import Identity, Participant, Role
 from protocol.messages import (
     BODY,
     DENSE_F32,
+    Bundle,
+    Card,
     Command,
     Evaluation,
     Event,
@@ -26,6 +28,7 @@ from protocol.messages import (
     Grant,
     Head,
     Kind,
+    Measurement,
     Named,
     Outcome,
     Receipt,
@@ -81,6 +84,7 @@ SPEC = ModelSpec(
         TensorSpec(name='größe "1"\n', shape=(2,), dtype="BOOL", kind=TensorKind.OTHER),
     )
 )
+CODE = b"PK: what stands for a zip archive of training code"
 CLIP = Named(name="clip", parameters={"norm": 1.5, "layers": ("a", "b"), "per_layer": False, "seed": None, "n": -3})
 BODIES: dict[Kind, Any] = {
     Kind.UPDATE: Update(
@@ -136,6 +140,22 @@ BODIES: dict[Kind, Any] = {
         expires=1_790_003_600,
     ),
     Kind.STATE: State(stream="fedadam.m", weight=0.75),
+    Kind.BUNDLE: Bundle(config=b'name = "run-1"\n', code=len(CODE), spec=len(SPEC.to_bytes())),
+    Kind.CARD: Card(
+        name="chest-xray",
+        publisher="operator",
+        published=1_790_000_000,
+        application="finds pneumonia",
+        description="größe\n",
+        framework="torch",
+        precision="F32",
+        licence="CC-BY-4.0",
+        labels=("chest", "2d"),
+        released=True,
+        parameters=21,
+        sites=("site-a", "site-b"),
+        measurements=(Measurement(site="site-a", examples=61, metrics={"accuracy": 0.875}),),
+    ),
 }
 SENDER = {
     Kind.UPDATE: SITE_A,
@@ -152,6 +172,9 @@ SENDER = {
     Kind.STATE: AGGREGATOR,
     Kind.REGISTRY: ROOT,
     Kind.COMMAND: OPERATOR,
+    Kind.BUNDLE: OPERATOR,
+    Kind.CODE: AGGREGATOR,
+    Kind.CARD: AGGREGATOR,
 }
 TO: dict[Kind, Sequence[Identity]] = {
     Kind.UPDATE: (AGGREGATOR,),
@@ -168,8 +191,11 @@ TO: dict[Kind, Sequence[Identity]] = {
     Kind.ANSWER: (OPERATOR,),
     Kind.REQUEST: (AGGREGATOR,),
     Kind.GRANT: (SITE_A,),
+    Kind.BUNDLE: (AGGREGATOR,),
+    Kind.CODE: (SITE_A, SITE_B, AGGREGATOR),
+    Kind.CARD: (SITE_A, SITE_B, OPERATOR, AGGREGATOR),
 }
-BLOBS = {Kind.UPDATE, Kind.VERSION, Kind.SPEC, Kind.STATE}
+BLOBS = {Kind.UPDATE, Kind.VERSION, Kind.SPEC, Kind.STATE, Kind.BUNDLE, Kind.CODE, Kind.CARD}
 
 
 def pattern(length: int) -> bytes:
@@ -184,7 +210,11 @@ def payload(kind: Kind) -> bytes:
         return b""
     if kind == Kind.SPEC:
         return SPEC.to_bytes()
-    length = SPEC.model_length if kind == Kind.VERSION else SPEC.update_length
+    if kind == Kind.CODE:
+        return CODE
+    if kind == Kind.BUNDLE:
+        return CODE + SPEC.to_bytes() + payload(Kind.VERSION)
+    length = SPEC.model_length if kind in (Kind.VERSION, Kind.CARD) else SPEC.update_length
     return SPEC.header + pattern(length - len(SPEC.header))
 
 
@@ -221,6 +251,8 @@ def make(
     usual = {"run": RUN, "epoch": 1, "sequence": 17, "version": 7, "spec": SPEC.digest, "message_id": fixed("id")[:16]}
     if kind in (Kind.HEAD, Kind.COMMAND, Kind.REPLY, Kind.ANSWER, Kind.REQUEST, Kind.GRANT):
         usual = {"sequence": 17, "message_id": fixed("id")[:16]}
+    if kind == Kind.CODE:
+        usual = {"run": RUN, "sequence": 17, "message_id": fixed("id")[:16]}
     sealer = Sealer(signer, kind, federation=federation, length=len(data), clear=not recipients, **{**usual, **context})
     chunks: list[bytes] = []
     manifest = None

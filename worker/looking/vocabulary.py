@@ -14,12 +14,12 @@ from protocol import errors
 EVENTS: Final = frozenset(
     {
         *("broker.blocked", "broker.close_failed", "broker.connected", "broker.link_failed", "broker.lost"),
-        *("broker.unblocked", "cache.dropped", "cache.not_written", "callback.failed"),
+        *("broker.unblocked", "cache.dropped", "cache.not_written", "callback.failed", "code.dropped", "code.kept"),
         *("consume.cancelled_by_broker", "consume.lost", "epoch.renewed", "event.dropped", "handler.failed"),
         *("handler.still_running", "head.not_there", "head.stale", "head.went_back", "journal.blocked"),
         *("grant.not_asked_for", "hello.dropped", "lane.failed", "order.obeyed", "store.retry", "worker.accepted"),
         *("message.dead_lettered", "message.dropped", "message.oversize", "message.refused", "metric.left_out"),
-        *("observer.failed", "outbox.dropped", "outbox.retry", "privacy.off", "publish.refused"),
+        *("observer.failed", "outbox.dropped", "outbox.retry", "own.not_dropped", "privacy.off", "publish.refused"),
         *("record.not_read", "record.refused", "registry.changed", "registry.went_back", "training.aborted"),
         *("training.done", "training.failed", "training.started", "training.still_running", "update.published"),
         *("update.resealed", "update.settled", "update.spooled", "upload.done", "upload.failed"),

@@ -243,6 +243,6 @@ def test_a_wrong_content_key_opens_no_body() -> None:
 
 def test_every_kind_has_a_signer_and_all_but_two_a_body() -> None:
     assert set(SIGNER) == set(Kind)
-    assert set(Kind) - set(BODY) == {Kind.REGISTRY, Kind.SPEC}
+    assert set(Kind) - set(BODY) == {Kind.REGISTRY, Kind.SPEC, Kind.CODE}
     assert RUN != NO_RUN
     assert len(SPEC.digest) == len(pattern(32)) == 32

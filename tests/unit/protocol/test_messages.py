@@ -15,7 +15,7 @@ from protocol import errors, limits
 from protocol.codec import decode, encode
 from protocol.envelope import Core, _Header
 from protocol.errors import Malformed, WireError
-from protocol.messages import BODY, DENSE_F32, SIGNER, Fingerprint, Kind, Named, Outcome, RunHead, RunState
+from protocol.messages import BODY, DENSE_F32, SIGNER, Fingerprint, Kind, Measurement, Named, Outcome, RunHead, RunState
 from protocol.registry import Entry, Registry
 from protocol.rights import Group, Organisation, Policy
 from protocol.spec import FLOATS, OTHERS, TensorKind, TensorSpec
@@ -87,6 +87,17 @@ def named(**change: Any) -> dict[str, Any]:
         (Kind.REPLY, {"ok": None}),
         (Kind.COMMAND, {"counter": -1}),
         (Kind.STATE, {"weight": float("inf")}),
+        (Kind.VERSION, {"bundle": b""}),
+        (Kind.BUNDLE, {"config": b""}),
+        (Kind.BUNDLE, {"config": bytes(limits.CONFIG + 1)}),
+        (Kind.BUNDLE, {"code": limits.CODE + 1}),
+        (Kind.BUNDLE, {"code": -1}),
+        (Kind.BUNDLE, {"spec": 0}),
+        (Kind.BUNDLE, {"spec": limits.SPEC + 1}),
+        (Kind.CARD, {"name": "../secret"}),
+        (Kind.CARD, {"description": "x" * 1025}),
+        (Kind.CARD, {"labels": ["x"] * 33}),
+        (Kind.CARD, {"measurements": [{"site": "a", "examples": 1, "metrics": {"x": float("nan")}}]}),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value.name.lower(),
 )
@@ -101,7 +112,10 @@ def test_a_value_out_of_bounds_is_refused(kind: Kind, change: dict[str, Any]) ->
     [
         (Kind.UPDATE, {"examples": 2**40, "seconds": 0.0, "bundle": None, "fingerprint": None}),
         (Kind.UPDATE, {"absent": ["x"] * limits.ABSENT, "filters": [named()] * 16}),
-        (Kind.VERSION, {"parent": None, "updates_per_base": 64}),
+        (Kind.VERSION, {"parent": None, "updates_per_base": 64, "bundle": bytes(32)}),
+        (Kind.BUNDLE, {"config": bytes(limits.CONFIG), "code": limits.CODE, "spec": limits.SPEC}),
+        (Kind.BUNDLE, {"code": 0}),
+        (Kind.CARD, {"labels": ["x"] * 32, "sites": [], "measurements": []}),
         (Kind.HEAD, {"runs": []}),
         (Kind.HEAD, {"runs": [msgpack.unpackb(encode(BODIES[Kind.HEAD].runs[0]))] * 64}),
     ],
@@ -143,6 +157,7 @@ DATACLASSES = [
     Named,
     Fingerprint,
     RunHead,
+    Measurement,
     *BODY.values(),
 ]
 

@@ -39,6 +39,7 @@ def test_names_are_the_documented_ones() -> None:
     assert topology.update_chunk("a", HEX) == f"up/a/{HEX}"
     assert topology.model_chunk(HEX) == f"models/{HEX}"
     assert topology.state_chunk(HEX) == f"state/{HEX}"
+    assert topology.bundle_key("olga", HEX) == f"bundles/olga/{HEX}"
     assert topology.record_key(HEX) == f"records/{HEX}"
     assert topology.head_key("cardiology") == "heads/cardiology"
 
@@ -48,6 +49,7 @@ KEYS: list[Callable[[str], str]] = [
     topology.state_chunk,
     topology.record_key,
     lambda sha256: topology.update_chunk("a", sha256),
+    lambda sha256: topology.bundle_key("a", sha256),
 ]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import queue
 import struct
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,15 @@ _ids = itertools.count(1)
 
 def new_id() -> bytes:
     return next(_ids).to_bytes(16, "big")
+
+
+def archive(files: Mapping[str, str]) -> bytes:
+    """A zip archive of these files."""
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, text in files.items():
+            packed.writestr(zipfile.ZipInfo(name), text)
+    return raw.getvalue()
 
 
 class AddOne:
@@ -112,15 +123,15 @@ class Centre:
         floats = (self.spec.model_length - len(self.spec.header)) // 4
         return self.spec.header + struct.pack("<f", value) * floats
 
-    def _seal_blob(self, kind: Kind, version: int, payload: bytes, body: Any) -> bytes:
+    def _seal_blob(self, kind: Kind, version: int, payload: bytes, body: Any, run: str = RUN) -> bytes:
         sealer = Sealer(
             self.identity,
             kind,
             federation=FEDERATION,
             message_id=new_id(),
-            run=RUN,
+            run=run,
             version=version,
-            spec=self.spec.digest,
+            spec=b"" if kind == Kind.CODE else self.spec.digest,
             length=len(payload),
         )
         writer = sealer.writer(lambda name, chunk: self.store.put(topology.model_chunk(name.hex()), chunk))
@@ -133,7 +144,21 @@ class Centre:
         self.store.put(topology.record_key(digest.hex()), raw)
         return digest
 
-    def version(self, number: int, value: float = 0.0, *, quota: int = 1, evaluate: bool = False) -> bytes:
+    def code(self, raw: bytes, run: str = RUN) -> bytes:
+        """Store an archive of code and its record; returns the record's digest."""
+        return self._put_record(self._seal_blob(Kind.CODE, 0, raw, b"", run))
+
+    def version(
+        self,
+        number: int,
+        value: float = 0.0,
+        *,
+        quota: int = 1,
+        evaluate: bool = False,
+        bundle: bytes | None = None,
+        run: str = RUN,
+        task: Mapping[str, Any] | None = None,
+    ) -> bytes:
         """Store a version and its record; returns the record, which is also its announcement."""
         from protocol.codec import encode
 
@@ -143,10 +168,11 @@ class Centre:
             updates_per_base=quota,
             max_staleness=100,
             evaluate=evaluate,
-            task={"lr": 0.1},
+            task={"lr": 0.1, **(task or {})},
             registry=self.registry.version,
+            bundle=bundle,
         )
-        raw = self._seal_blob(Kind.VERSION, number, self.model(value), encode(says))
+        raw = self._seal_blob(Kind.VERSION, number, self.model(value), encode(says), run)
         self._put_record(raw)
         return raw
 
@@ -211,7 +237,9 @@ class Centre:
 
     def worker(self, state: Path, trainer: Any, transport: Any = None, **extra: Any) -> WorkerService:
         chosen: Mapping[str, Any] = {"seed": b"fixed", "heartbeat": 5.0} | {
-            key: extra.pop(key) for key in ("exclude", "spool_quota", "heartbeat", "seed", "policy") if key in extra
+            key: extra.pop(key)
+            for key in ("exclude", "spool_quota", "heartbeat", "seed", "policy", "options")
+            if key in extra
         }
         settings = WorkerSettings(
             federation=FEDERATION,

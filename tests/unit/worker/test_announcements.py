@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from protocol import limits
 from protocol.envelope import seal
-from protocol.errors import Untrusted, WireError, WrongContext
+from protocol.errors import TooLarge, Untrusted, WireError, WrongContext
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Outcome, Receipt
 from protocol.registry import sign_registry
+from protocol.topology import record_key
 from tests.unit.worker.centre import FEDERATION, RUN, Centre, new_id
 from worker.announcements import Reader, read_registry
 from worker.events import HeadSeen, Sealed, UpdateRow, VersionSeen
@@ -41,6 +43,27 @@ def test_an_announced_version_says_what_the_rules_need(centre: Centre, reader: R
     assert isinstance(seen, VersionSeen)
     assert (seen.run, seen.version, seen.updates_per_base, seen.evaluate) == (RUN, 3, 2, True)
     assert (seen.record, seen.digest, seen.delivery) == (raw, hashlib.sha256(raw).digest(), "delivery")
+
+
+def test_a_version_says_whose_code_trains_it(centre: Centre, reader: Reader) -> None:
+    own = reader.announcement(centre.version(3), "delivery", 0.0)
+    brought = reader.announcement(centre.version(3, bundle=b"C" * 32), "delivery", 0.0)
+    assert isinstance(own, VersionSeen)
+    assert isinstance(brought, VersionSeen)
+    assert (own.bundle, brought.bundle) == (b"", b"C" * 32)
+
+
+def test_more_code_than_allowed_is_refused_before_any_of_it_is_fetched(
+    centre: Centre, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = centre.store.get(record_key(centre.code(b"a" * 100).hex()), 2**20)
+    assert reader.code(raw, RUN).manifest.length == 100
+    monkeypatch.setattr(limits, "CODE", 99)
+    with pytest.raises(TooLarge):
+        reader.code(raw, RUN)
+    monkeypatch.undo()
+    with pytest.raises(WrongContext, match="not of other"):
+        reader.code(raw, "other")
 
 
 def test_an_announced_head_is_told_with_the_time_it_came(centre: Centre, reader: Reader) -> None:

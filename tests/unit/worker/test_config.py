@@ -62,6 +62,16 @@ def test_a_configuration_says_who_where_and_what(tmp_path: Path) -> None:
     assert (config.keys, config.state, config.exclude) == (Path("site.keys"), Path("state"), ("head.*",))
 
 
+def test_a_site_may_have_no_trainer_of_its_own_and_options_for_each_run_that_brings_one(tmp_path: Path) -> None:
+    text = GOOD.replace('trainer = "mytask:trainer"\n', "") + '[runs.lungs-2.options]\nfolder = "/data/lungs"\n'
+    config = read_config(written(tmp_path, text), {})
+    assert config.trainer is None
+    assert config.options_of("lungs-2") == {"folder": "/data/lungs"}
+    assert config.options_of("another") == {"data": "patients"}
+    with pytest.raises(ConfigError, match=r"runs\.lungs-2\.option"):
+        read_config(written(tmp_path, GOOD + "[runs.lungs-2]\noption = 1\n"), {})
+
+
 def test_the_line_and_the_policy_are_part_of_the_configuration(tmp_path: Path) -> None:
     text = GOOD.replace(
         "[options]", '[tls]\nca = "tls/ca.pem"\ncert = "tls/client.pem"\nkey = "tls/client.key"\n[options]'

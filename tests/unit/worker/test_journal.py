@@ -9,7 +9,8 @@ import pytest
 from protocol.errors import StateError
 from protocol.messages import RunState
 from worker import events
-from worker.events import RunRow, Sealed, Snapshot, UpdateRow
+from worker.deployments import DropDeployment, NoteDeployment, NoteLeft
+from worker.events import Deployment, RunRow, Sealed, Snapshot, UpdateRow
 from worker.gate import NoteAnswer, NoteDrained
 from worker.journal import Journal
 
@@ -82,6 +83,45 @@ def test_what_people_said_of_runs_and_a_drain_are_there_after_a_restart(path: Pa
     assert (found.answers, found.drained) == ({"r": True, "s": False}, True)
     reopened(path).commit([NoteDrained(drained=False)])
     assert not reopened(path).load().drained
+
+
+def test_what_operators_deployed_and_left_is_there_after_a_restart(path: Path) -> None:
+    journal = reopened(path)
+    with_code = replace(RUN, bundle=b"C" * 32)
+    first, second = Deployment(code=b"C" * 32, operator="olga"), Deployment(code=b"", operator="oscar")
+    journal.commit(
+        [
+            events.NoteVersion(row=with_code, record=b"record"),
+            NoteDeployment(run="r", deployment=second),
+            NoteDeployment(run="r", deployment=first),
+            NoteDeployment(run="s", deployment=second),
+            NoteLeft(run="r", left=True),
+            NoteLeft(run="r", left=True),
+            NoteLeft(run="s", left=True),
+        ]
+    )
+    journal.close()
+    found = reopened(path).load()
+    assert found.runs == (with_code,)
+    assert found.deployments == {"r": first, "s": second}
+    assert found.left == {"r", "s"}
+    reopened(path).commit(
+        [DropDeployment(run="s"), NoteLeft(run="r", left=False), events.NoteVersion(row=RUN, record=b"record")]
+    )
+    found = reopened(path).load()
+    assert (found.deployments, found.left, found.runs) == ({"r": first}, {"s"}, (RUN,))
+
+
+def test_a_journal_from_before_runs_brought_code_goes_on_with_its_runs(path: Path) -> None:
+    journal = reopened(path)
+    journal.commit([events.NoteVersion(row=RUN, record=b"record"), events.AddUpdate(row=UPDATE, sealed=SEALED)])
+    journal.close()
+    with sqlite3.connect(path) as database:
+        for table in ("bundles", "deployments", "left_runs"):
+            database.execute(f"drop table {table}")
+    database.close()
+    found = reopened(path).load()
+    assert (found.runs, found.updates, found.deployments, found.left) == ((RUN,), (UPDATE,), {}, frozenset())
 
 
 def test_a_journal_can_be_read_beside_the_worker_that_writes_it(path: Path) -> None:

@@ -21,7 +21,7 @@ SEALED = Sealed(envelope=b"signed", chunks=(b"c" * 32,), key=b"wrapped")
 KNOWN_REGISTRY = b"r" * 32
 
 
-def rules(snapshot: Snapshot | None = None, policy: SitePolicy = OPEN) -> WorkerRules:
+def rules(snapshot: Snapshot | None = None, policy: SitePolicy = OPEN, *, own_trainer: bool = True) -> WorkerRules:
     ids = itertools.count(1)
     return WorkerRules(
         snapshot or Snapshot(registry=1, registry_digest=KNOWN_REGISTRY),
@@ -30,6 +30,7 @@ def rules(snapshot: Snapshot | None = None, policy: SitePolicy = OPEN) -> Worker
         new_id=lambda: next(ids).to_bytes(16, "big"),
         dice=random.Random(1),
         policy=policy,
+        own_trainer=own_trainer,
     )
 
 
@@ -52,7 +53,15 @@ def some(kind: type[T], values: tuple[Any, ...]) -> list[T]:
     return [value for value in values if isinstance(value, kind)]
 
 
-def version(number: int, *, run: str = "r", quota: int = 1, evaluate: bool = False, digest: bytes = b"") -> Any:
+def version(
+    number: int,
+    *,
+    run: str = "r",
+    quota: int = 1,
+    evaluate: bool = False,
+    digest: bytes = b"",
+    bundle: bytes = b"",
+) -> Any:
     return events.VersionSeen(
         delivery=f"delivery {number}",
         run=run,
@@ -61,6 +70,7 @@ def version(number: int, *, run: str = "r", quota: int = 1, evaluate: bool = Fal
         digest=digest or number.to_bytes(32, "big"),
         updates_per_base=quota,
         evaluate=evaluate,
+        bundle=bundle,
     )
 
 
