@@ -342,10 +342,11 @@ def _write_renewed(directory: Path, name: str, pem: str, servers: Mapping[str, s
 
 def _without(state: State, name: str) -> State:
     """The state without what was issued to somebody."""
-    groups = {"certificates": state.certificates, "sites": state.sites, "operators": state.operators}
-    return state.model_copy(
-        update={group: {each: what for each, what in held.items() if each != name} for group, held in groups.items()}
-    )
+    certificates, sites, operators = dict(state.certificates), dict(state.sites), dict(state.operators)
+    certificates.pop(name, None)
+    sites.pop(name, None)
+    operators.pop(name, None)
+    return state.model_copy(update={"certificates": certificates, "sites": sites, "operators": operators})
 
 
 def _expected(project: Project, asked: Request) -> Wanted:

@@ -298,13 +298,7 @@ def test_credentials_for_the_store_are_a_members_own(unpacked: Mapping[str, Path
     )
     assert set(own) == set(lead) == {"access_key", "secret_key"}
     assert set(hub) == {"access_key", "secret_key", "upload", "download"}
-    secrets = [
-        own["secret_key"],
-        lead["secret_key"],
-        hub["secret_key"],
-        hub["upload"]["secret_key"],
-        hub["download"]["secret_key"],
-    ]
+    secrets = [each["secret_key"] for each in (own, lead, hub, hub["upload"], hub["download"])]
     assert len(set(secrets)) == 5
     assert {len(secret) for secret in secrets} == {40}
 
