@@ -60,8 +60,8 @@ def upload_folder(shell: Shell, words: Sequence[str]) -> None:
     if shell.run is None:
         packed = _packed(name, "")
         shell.say(
-            f"{name} is complete ({packed.size / 1e6:.3g} MB, code {packed.digest or '-'}); it is sent by `deploy FOLDER "
-            "server` once `set_run_number N` has named its run."
+            f"{name} is complete ({packed.size / 1e6:.3g} MB, code {packed.digest or '-'}); it is sent by "
+            "`deploy FOLDER server` once `set_run_number N` has named its run."
         )
         return
     packed = _upload(shell, name, shell.run).packed

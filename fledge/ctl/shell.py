@@ -185,8 +185,13 @@ def own_commands() -> dict[str, dict[str, str]]:
 
     top: Any = get_command(app)
     return {
-        name: {second: about.help for second, about in each.commands.items()}
+        name: {second: _summary(about) for second, about in each.commands.items()}
         if hasattr(each, "commands")
-        else {"": each.help}
+        else {"": _summary(each)}
         for name, each in top.commands.items()
     }
+
+
+def _summary(command: Any) -> str:
+    """The first paragraph of a command's help."""
+    return str(command.help).partition("\n\n")[0]

@@ -76,6 +76,9 @@ def test_markup_in_an_answer_is_just_text() -> None:
         ("norm", 1.23456789, "1.2346"),
         ("value", float("nan"), "nan"),
         ("number", 12345678, "12345678"),
+        ("certificate", -1.0, "-"),
+        ("certificate", 300.25, "300.25"),
+        ("certificate", "soon", "soon"),
         ("taken", True, "yes"),
         ("taken", False, "no"),
         ("reason", "", "-"),
@@ -118,6 +121,8 @@ def test_a_table_is_drawn_with_every_cell_in_full() -> None:
         (said("2 lines", lines=("a", "b"), next=3), False, "a\nb\n"),
         (said("0 lines", lines=(), next=3), False, "0 lines\n"),
         (refused("unknown_run", "there is no such run"), False, "aggregator: there is no such run (unknown_run)\n"),
+        (refused("run_paused", ""), False, "aggregator: the run is paused already (run_paused)\n"),
+        (refused("run_away", ""), False, "aggregator: refused (run_away)\n"),
         (Said(sender="north", ok=False, reason="busy", text="", values={}), True, "north: refused (busy)\n"),
     ],
 )
