@@ -71,8 +71,9 @@ def _urls(console: Console, order: str, arguments: Mapping[str, Any]) -> tuple[s
     if answer.reason == "no_answer":
         raise StoreError(f"no URLs for the store: {answer.text}")
     if answer.reason == "not_possible":
+        why = f" ({answer.text})" if answer.text else ""
         raise Forbidden(
-            "the aggregator signs no URLs for this store; have a kit with credentials made (`access: credentials` in "
-            f"project.yml), or set {STORE} to a URL that you can reach"
+            f"the aggregator signs no URLs for this store{why}; have a kit with credentials made (`access: "
+            f"credentials` in project.yml), or set {STORE} to a URL that you can reach"
         )
     raise Forbidden(f"the aggregator gives no URLs for the store: {answer.text or answer.reason}")

@@ -39,7 +39,7 @@ def info(shell: Shell, words: Sequence[str]) -> None:
         f"Local upload source: {Path.cwd()}",
         f"Local download destination: {Path.cwd()} (COMMAND >FILE)",
         f"Kit: {shell.session.kit}",
-        f"Run: {shell.run or 'the one being served'}",
+        f"Run: {shell.run or 'the one that goes on'}",
         f"Timeout: {shell.session.timeout:g} s",
     )
 
@@ -69,18 +69,19 @@ def taskname(shell: Shell, words: Sequence[str]) -> None:
 def check_status(shell: Shell, words: Sequence[str]) -> None:
     """What the server or the clients do now."""
     where, names = target(words, f"check_status {_WHERE}", SERVER, CLIENT)
-    answer = shell.hub("status")
+    # A number that was set before its run was made is nothing that the server knows.
+    answer = shell.hub("status", {"run": shell.run if shell.run in shell.runs else None})
     if answer is None:
         return
     found = render.parts(answer.values)
     rows = _of(found.rows(), names)
     if where == SERVER:
-        run = str(found.scalars.get("run") or "")
+        run, state = (str(found.scalars.get(name) or "-") for name in ("run", "state"))
         number = clara_runs.NUMBERED.fullmatch(run)
         shell.say(
-            f"FL run number: {number[1]}" if number else f"FL run: {run or 'has not been set'}",
-            f"FL server status: training {found.scalars.get('state', 'not started')}",
-            f"Current version: {found.scalars.get('version', '-')}",
+            f"FL run number: {number[1]}" if number else f"FL run: {'has not been set' if run == '-' else run}",
+            f"FL server status: training {'not started' if state in ('-', 'created') else state}",
+            f"Current version: {render.shown('version', found.scalars.get('version'))}",
             f"Registered clients: {len(rows)}",
         )
     shell.table(

@@ -205,6 +205,7 @@ def _take_over(shell: Shell, folder: str, run: str) -> bool:
     if not answer.ok:
         shell.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
         return False
+    shell.runs.add(run)
     shell.say(f"server : MMAR deployed. {run}: version {answer.values.get('version', 0)}")
     return True
 

@@ -19,15 +19,19 @@ Published = Annotated[str, typer.Argument(metavar="NAME", help="A published mode
 
 
 @command(app, "list")
-def list_models(context: typer.Context) -> int:
+def list_models(context: typer.Context, run: OneRun = None) -> int:
     """Every version: members, staleness, digest."""
-    return session_of(context).order("model.list")
+    return session_of(context).order("model.list", {"run": run})
 
 
 @command(app, "show")
-def show(context: typer.Context, version: Annotated[int, typer.Argument(min=0, help="The version.")]) -> int:
+def show(
+    context: typer.Context,
+    version: Annotated[int, typer.Argument(min=0, help="The version.")],
+    run: Annotated[str | None, typer.Option(help="Of this run; default: the one that goes on.")] = None,
+) -> int:
     """One version: who is in it, with which weight."""
-    return session_of(context).order("model.show", {"version": version})
+    return session_of(context).order("model.show", {"version": version, "run": run})
 
 
 @command(app, "export")

@@ -37,7 +37,7 @@ AlsoSites = Annotated[
     typer.Option("--site", metavar="SITE", help="The same as an option.", autocompletion=complete_site),
 ]
 Everywhere = Annotated[bool, typer.Option("--all", help="Every site of the federation.")]
-OneRun = Annotated[str | None, typer.Argument(metavar="RUN", help="The run's name; default: the one being served.")]
+OneRun = Annotated[str | None, typer.Argument(metavar="RUN", help="The run's name; default: the one that goes on.")]
 ThisRun = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for the name again.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")]

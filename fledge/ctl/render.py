@@ -19,6 +19,8 @@ OK, FAILED, SILENT = 0, 1, 4
 LINES = "lines"
 _CURSOR = "next"
 _SHORT = 12
+_SMALL = 100_000
+"""Bytes that are shown one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,16 @@ def _share(value: Any) -> str:
     return f"{value:.0%}" if isinstance(value, int | float) else clean(str(value))
 
 
+def _version(value: Any) -> str:
+    return "-" if value == -1 else clean(str(value))
+
+
+def _size(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return clean(str(value))
+    return f"{value:.0f}" if value < _SMALL else f"{value / 1e6:.4g} MB"
+
+
 def _days(value: Any) -> str:
     if not isinstance(value, int | float):
         return clean(str(value))
@@ -130,10 +142,14 @@ def _short(value: Any) -> str:
 _COLUMNS: Mapping[str, Callable[[Any], str]] = {
     "seen": ago,
     "at": _when,
+    "published": _when,
     "progress": _share,
     "digest": _short,
     "hash": _short,
     "certificate": _days,
+    "version": _version,
+    "size": _size,
+    "bytes": _size,
 }
 _STATES = ("created", "running", "paused", "stopped", "aborted")
 

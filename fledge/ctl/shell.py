@@ -46,7 +46,7 @@ class Shell:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.run: str | None = None
-        """The run that `set_run_number` chose; None: the one being served."""
+        """The run that `set_run_number` chose; None: the one that goes on."""
         self.staged: dict[tuple[str, str], Staged] = {}
         """What was uploaded in this sitting, by folder and run."""
         self.runs: set[str] = set()

@@ -8,17 +8,17 @@ from typing import Annotated
 import typer
 
 from fledge.ctl import render
-from fledge.ctl.options import AlsoSites, Everywhere, OneSite, Sites, Yes, chosen, command, group, session_of
+from fledge.ctl.options import AlsoSites, Everywhere, OneRun, OneSite, Sites, Yes, chosen, command, group, session_of
 
 app = group("The sites of the federation.")
 DISPENSABLE = ("staleness", "waiting", "certificate", "base", "run_of", "progress")
 """Columns of the status that a narrow screen does without, in this order; `--json` holds them all."""
 
 
-def status(context: typer.Context) -> int:
+def status(context: typer.Context, run: OneRun = None) -> int:
     """The run, and every site: when last seen, what it does, how old its version is."""
     session = session_of(context)
-    answers = session.ask("status")
+    answers = session.ask("status", {"run": run})
     if not session.as_json:
         answers = [render.narrowed(answer, session.screen().width, DISPENSABLE) for answer in answers]
     return session.told(answers)

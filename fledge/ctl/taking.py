@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from fledge.operator import Said
     from fledge.pulling import Model
 
-UNKNOWN = "unknown_model"
-
 
 def export(session: Session, out: Path, run: str | None, version: int | None, *, raw: bool) -> list[Said]:
     """Write one version of a run's model to a file, with its card beside it."""
@@ -37,7 +35,7 @@ def export(session: Session, out: Path, run: str | None, version: int | None, *,
 def pull(session: Session, out: Path, name: str) -> list[Said]:
     """Write a published model, named itself or by a channel, to a file, with its card beside it."""
     _check_free(out)
-    answers = find(session, name)
+    answers = session.ask("model.card", {"name": name})
     if not answers[0].ok:
         return answers
     with _opened(session, answers[0]) as (model, store):
@@ -45,20 +43,12 @@ def pull(session: Session, out: Path, name: str) -> list[Said]:
 
 
 def card(session: Session, name: str) -> list[Said]:
-    """The signed card of a published model."""
-    answers = find(session, name)
+    """The signed card of a published model, named itself or by a channel."""
+    answers = session.ask("model.card", {"name": name})
     if not answers[0].ok:
         return answers
     with _opened(session, answers[0]) as (model, _):
         return [replace(answers[0], text="", values=_values(model))]
-
-
-def find(session: Session, name: str) -> list[Said]:
-    """Where a published model lies, named itself or by a channel."""
-    answers = session.ask("model.card", {"name": name})
-    if answers[0].reason == UNKNOWN:
-        answers = session.ask("model.card", {"channel": name})
-    return answers
 
 
 @contextmanager

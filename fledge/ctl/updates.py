@@ -23,10 +23,11 @@ def list_updates(
     context: typer.Context,
     site: Annotated[str | None, typer.Option(help="Of this site only.", autocompletion=complete_site)] = None,
     state: Annotated[str | None, typer.Option(help="In this state only: merged, rejected, …")] = None,
+    run: Annotated[str | None, typer.Option(help="Of this run only.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1024, help="How many at most.")] = 50,
 ) -> int:
     """The newest updates and what became of them."""
-    return session_of(context).order("update.list", {"site": site, "state": state, "limit": limit})
+    return session_of(context).order("update.list", {"site": site, "state": state, "run": run, "limit": limit})
 
 
 @command(app, "show")

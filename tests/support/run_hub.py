@@ -171,9 +171,10 @@ class RunHub(Hub):
         return {**columns, "version": tuple(run.version for run in runs), "code": tuple(run.digest for run in runs)}
 
     def _status(self, arguments: Mapping[str, Any], sender: str) -> Any:
-        name, run = next(iter(self.runs.items()), ("", None))
+        name = arguments.get("run") or next(iter(self.runs), "-")
+        run = self.runs.get(name)
         table = {"site": ("north", "south"), "seen": (3.0, 4.0), "doing": ("idle",) * 2, "run_of": (name,) * 2}
-        return {"run": name, "state": run.state if run else "not started", "version": 0, **table}
+        return {"run": name, "state": run.state if run else "-", "version": run.version if run else -1, **table}
 
     def _obeyed(self, arguments: Mapping[str, Any], sender: str) -> Said:
         return Said(sender=sender, ok=True, reason="ok", text=f"{sender} obeys", values={})
@@ -183,6 +184,6 @@ class RunHub(Hub):
         return {"record": self.seal(run, arguments.get("version") or 0)}
 
     def _card(self, arguments: Mapping[str, Any], sender: str) -> Any:
-        if arguments not in ({"name": "lung"}, {"channel": "production"}):
+        if arguments["name"] not in ("lung", "production"):
             return refused("unknown_model", "no model was published under this name")
         return {"name": "lung", "record": self.seal(next(iter(self.runs)), 3)}

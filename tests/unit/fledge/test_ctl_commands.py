@@ -55,7 +55,11 @@ ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("run stop chest --yes", "run.stop", {"run": "chest"}, ()),
     ("run abort --yes", "run.abort", {}, ()),
     ("model list", "model.list", {}, ()),
+    ("model list chest", "model.list", {"run": "chest"}, ()),
     ("model show 12", "model.show", {"version": 12}, ()),
+    ("model show 12 --run chest", "model.show", {"version": 12, "run": "chest"}, ()),
+    ("status chest", "status", {"run": "chest"}, ()),
+    ("update list --run chest", "update.list", {"run": "chest", "limit": 50}, ()),
     (
         "model publish chest 3 --name lung --label ct --label lung --application lungs --raw",
         "model.publish",

@@ -19,13 +19,13 @@ OBEYED = [rf"instance:{site} : {site} obeys" for site in SITES]
 SAID = r"\S.*"
 
 
-def status(run: str, state: str) -> list[str]:
+def status(run: str, state: str, version: str = "0") -> list[str]:
     """What `check_status server` shows."""
-    return [run, f"FL server status: training {state}", "Current version: 0", "Registered clients: 2", *TABLE]
+    return [run, f"FL server status: training {state}", f"Current version: {version}", "Registered clients: 2", *TABLE]
 
 
 TRANSCRIPT: Sequence[tuple[str, list[str]]] = [
-    ("check_status server", status("FL run: has not been set", "not started")),
+    ("check_status server", status("FL run: has not been set", "not started", "-")),
     ("set_run_number 1", [r"Create a new run number: 1\. .*"]),
     ("upload_folder segmentation", [r"Created folder run-1 at the server \(.* MB, code [0-9a-f]{64}\)"]),
     ("deploy segmentation server", [r"server : MMAR deployed\. run-1: version 0"]),
