@@ -1,6 +1,6 @@
-"""The blob store of a site that holds no credentials: it asks the aggregator for signed URLs and uses those.
+"""The blob store of a site or operator without credentials: it asks the aggregator for signed URLs and uses those.
 
-What it may have is the same as with credentials: put chunks of its own updates, get models, records and the head.
+What it may have is the same as with credentials: put what is its own, get models, records and (a site) the head.
 A URL is asked for when it is needed and used at once; one that the store refuses (it expired on the way, or clocks
 differ) is asked for anew. Whoever sees such a URL may use it, so no error and no log repeats one.
 """
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class PresignedBlobs:
-    """A `BlobStore` that can put this site's own chunks and get what is published; the rest is `Forbidden`."""
+    """A `BlobStore` that can put what is its own and get what is published; the rest is `Forbidden`."""
 
     def __init__(
         self,
@@ -50,37 +50,50 @@ class PresignedBlobs:
         ask: Ask,
         site: str,
         *,
+        below: str = "up",
         insecure: bool = False,
         proxy: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        """Prepare; credentials in `url` are not used, and URLs that lead anywhere else are.
+        """Prepare; credentials in `url` are not used, and neither are URLs that lead anywhere else.
+
+        Args:
+            site: whose store this is; an operator's name with `below="bundles"`.
+            below: where it has a prefix of its own.
 
         Raises:
             ConfigError: plain text is not allowed there, or a certificate file or the proxy's URL is wrong.
         """
         self._where = str(url)
         self._url = url
-        self._own = f"up/{check_site(site)}/"
+        self._own = f"{below}/{check_site(site)}/"
         self._deadline = url.deadline
         self._desk = _Desk(ask)
         self._http, self._patience = open_http(url, insecure=insecure, proxy=proxy, environ=environ)
 
     @classmethod
     def from_url(
-        cls, url: str, ask: Ask, site: str, *, insecure: bool = False, tls: Tls | None = None, proxy: str | None = None
+        cls,
+        url: str,
+        ask: Ask,
+        site: str,
+        *,
+        below: str = "up",
+        insecure: bool = False,
+        tls: Tls | None = None,
+        proxy: str | None = None,
     ) -> PresignedBlobs:
         """Open `s3(s)://host:port/bucket`; the arguments are those of `broker.blobs.open_blobs`."""
-        return cls(parse_s3_url(url, tls, environ={}), ask, site, insecure=insecure, proxy=proxy)
+        return cls(parse_s3_url(url, tls, environ={}), ask, site, below=below, insecure=insecure, proxy=proxy)
 
     def __repr__(self) -> str:
         return f"PresignedBlobs({self._where!r})"
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Store a chunk of this site's own update."""
+        """Store an object below the prefix of its own."""
         check_key(key)
         if not key.startswith(self._own):
-            self._refuse(f"put {key}: this site puts only below {self._own}")
+            self._refuse(f"put {key}: only what lies below {self._own} is put here")
         body = bytes(data)
 
         def send(url: str) -> None:
@@ -93,7 +106,7 @@ class PresignedBlobs:
         """The bytes of a model's chunk or a record, checked against their name."""
         check_key(key)
         if not key.startswith(READABLE):
-            self._refuse(f"get {key}: sites read only below {' and '.join(READABLE)}")
+            self._refuse(f"get {key}: members read only below {' and '.join(READABLE)}")
         return check_bytes(key, self._fetch(key, limit))
 
     def has(self, key: str) -> bool:
@@ -172,7 +185,7 @@ class PresignedBlobs:
             raise ProtocolError(f"answer {status}")
 
     def _refuse(self, what: str) -> NoReturn:
-        raise Forbidden(f"{what} (at {self._where}, which this site uses without credentials)")
+        raise Forbidden(f"{what} (at {self._where}, which is used without credentials)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,8 @@ class State(BaseModel):
     """Identities at the store: the aggregator's, and those that sign URLs."""
     sites: dict[str, StoreIdentity] = {}
     """Identities at the store, by site."""
+    operators: dict[str, StoreIdentity] = {}
+    """Identities at the store, by operator."""
 
 
 @dataclass(slots=True)
@@ -135,7 +137,8 @@ def _store(state: State) -> str:
     """Every identity that the store has to know, each under the name of its policy."""
     hub = [{"name": SIGNING.get(name, name), **each.model_dump()} for name, each in state.hub.items()]
     sites = [{"name": f"site-{name}", **each.model_dump()} for name, each in state.sites.items()]
-    return json.dumps({"identities": hub + sites}, indent=1)
+    operators = [{"name": f"operator-{name}", **each.model_dump()} for name, each in state.operators.items()]
+    return json.dumps({"identities": hub + sites + operators}, indent=1)
 
 
 def new_credentials() -> StoreIdentity:

@@ -10,7 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deploy.members import Members
-from deploy.s3_policies import aggregator_policy, download_signer_policy, site_policy, upload_signer_policy
+from deploy.s3_policies import (
+    aggregator_policy,
+    download_signer_policy,
+    operator_policy,
+    site_policy,
+    upload_signer_policy,
+)
 from deploy.topology import Definition, definitions
 from protocol.errors import ConfigError
 
@@ -18,7 +24,7 @@ TLS_DIRECTORY = "/etc/rabbitmq/tls"
 """Where the server's `ca.pem`, `server.pem` and `server.key` lie unless something else is said."""
 CONSUMER_TIMEOUT_MS = 1_800_000
 """Nothing of fledge holds a delivery for longer than it takes to write it down; this is for consumers that hang."""
-_SITES = "site-*.json"
+_PEOPLE = ("site-*.json", "operator-*.json")
 
 _SETTINGS = """\
 # RabbitMQ for a federation: client certificates are the only way in.
@@ -69,6 +75,7 @@ def deployment_files(
         "sign-uploads": upload_signer_policy(bucket),
         "sign-downloads": download_signer_policy(bucket),
         **{f"site-{site}": site_policy(bucket, site) for site in members.sites},
+        **{f"operator-{operator}": operator_policy(bucket, operator) for operator in members.operators},
     }
     settings = _SETTINGS.format(port=port, security="\n".join(security_settings(tls)), timeout=CONSUMER_TIMEOUT_MS)
     return {
@@ -80,7 +87,7 @@ def deployment_files(
 
 
 def write_files(directory: Path, files: dict[str, bytes]) -> tuple[str, ...]:
-    """Write what differs and remove policies of sites that are gone; return the names of what changed.
+    """Write what differs and remove policies of members who are gone; return the names of what changed.
 
     Raises:
         ConfigError: a file cannot be written.
@@ -106,7 +113,7 @@ def write_files(directory: Path, files: dict[str, bytes]) -> tuple[str, ...]:
 
 def _stale(directory: Path, files: Iterable[str]) -> list[Path]:
     wanted = {directory / name for name in files}
-    return sorted(path for path in (directory / "s3").glob(_SITES) if path not in wanted)
+    return sorted(path for names in _PEOPLE for path in (directory / "s3").glob(names) if path not in wanted)
 
 
 def _json(value: Definition) -> bytes:

@@ -107,7 +107,7 @@ class Project(_Part):
     organisations: dict[Word, tuple[Word, ...]] = {}
     """The groups that answer for an organisation's sites."""
     access: Literal["credentials", "presigned"] = "credentials"
-    """How sites reach the store: with an identity of their own, or by URLs that the aggregator signs."""
+    """How sites and operators reach the store: with an identity of their own, or by URLs that the aggregator signs."""
     insecure: Flag = False
     """Let plain `amqp:` and `s3:` pass outside this machine."""
     trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] = "mytask:trainer"

@@ -251,7 +251,7 @@ def _carry_out(
     state = state.model_copy(update={"registry": base64.b64encode(record).decode()})
     if changed:
         notes += (f"the broker has to learn of it: fledge deploy broker, with {custody.directory / REGISTRY}",)
-    if (state.hub, state.sites) != (before.hub, before.sites):
+    if (state.hub, state.sites, state.operators) != (before.hub, before.sites, before.operators):
         notes += (f"the store has to know the identities in {custody.directory / STORE}",)
     if state != before:
         custody.save(state)
@@ -272,10 +272,11 @@ def _issue(custody: Custody, state: State, order: _Order, record: bytes, now: da
     files = kit_files.texts(project, role, name, bytes.fromhex(state.root)) | dict(order.secrets)
     files |= {kit_files.REGISTRY: record, AUTHORITY: authority.certificate, CERTIFICATE: certificate}
     update: dict[str, object] = {"certificates": state.certificates | {name: certificate.decode()}}
-    if role == Role.SITE and project.access == "credentials":
-        own = state.sites.get(name) or new_credentials()
+    if role != Role.AGGREGATOR and project.access == "credentials":
+        group, held = ("sites", state.sites) if role == Role.SITE else ("operators", state.operators)
+        own = held.get(name) or new_credentials()
         files[CREDENTIALS] = kit_files.credentials(own, {})
-        update["sites"] = state.sites | {name: own}
+        update[group] = held | {name: own}
     if role == Role.AGGREGATOR:
         hub = {key: new_credentials() for key in (AGGREGATOR, *SIGNING)}
         files[CREDENTIALS] = kit_files.credentials(hub[AGGREGATOR], {key: hub[key] for key in SIGNING})
@@ -341,10 +342,11 @@ def _write_renewed(directory: Path, name: str, pem: str, servers: Mapping[str, s
 
 def _without(state: State, name: str) -> State:
     """The state without what was issued to somebody."""
-    certificates, sites = dict(state.certificates), dict(state.sites)
+    certificates, sites, operators = dict(state.certificates), dict(state.sites), dict(state.operators)
     certificates.pop(name, None)
     sites.pop(name, None)
-    return state.model_copy(update={"certificates": certificates, "sites": sites})
+    operators.pop(name, None)
+    return state.model_copy(update={"certificates": certificates, "sites": sites, "operators": operators})
 
 
 def _expected(project: Project, asked: Request) -> Wanted:

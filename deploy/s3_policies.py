@@ -23,9 +23,17 @@ def site_policy(bucket: str, site: str) -> Definition:
     )
 
 
+def operator_policy(bucket: str, operator: str) -> Definition:
+    """An operator with credentials of their own: put runs below their prefix, get models and what describes them."""
+    return _policy(
+        _allow("Upload", ["s3:PutObject"], bucket, [f"bundles/{check_site(operator)}/*"]),
+        _allow("Download", ["s3:GetObject"], bucket, ["models/*", "records/*"]),
+    )
+
+
 def upload_signer_policy(bucket: str) -> Definition:
-    """Who signs upload URLs: put below the sites' prefixes, get nothing."""
-    return _policy(_allow("Upload", ["s3:PutObject"], bucket, ["up/*"]))
+    """Who signs upload URLs: put below the prefixes of sites and operators, get nothing."""
+    return _policy(_allow("Upload", ["s3:PutObject"], bucket, ["up/*", "bundles/*"]))
 
 
 def download_signer_policy(bucket: str) -> Definition:

@@ -123,22 +123,37 @@ def new_federation(
 
 @app.command("init-run")
 def init_run(
-    factory: Annotated[str, typer.Argument(help="Your training code, module:factory, as at the sites.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A new directory for the run.")],
+    factory: Annotated[
+        str, typer.Argument(help="Your training code, module:factory, as at the sites; with --code: trainer:trainer.")
+    ] = "",
+    code: Annotated[
+        Path | None, typer.Option(help="A folder of training code that travels with the run to every site.")
+    ] = None,
     name: Annotated[str, typer.Option(help="The run's name; default: the directory's.")] = "",
     option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the factory; may be given again.")] = None,
 ) -> None:
-    """Make a run: its initial model (version 0), the model's specification, and run.toml with every default."""
+    """Make a run: its initial model (version 0), the model's specification, and run.toml with every default.
+
+    A folder given by --code holds trainer.py with `def trainer(**options)`, which returns the trainer; its other files
+    are imported from there as plain modules (`import network`). It is copied into the run, goes up with `fledge ctl run
+    create`, and sites take it over with `fledge ctl run deploy`. Keep data and weights out of it: 16 MiB as a zip.
+    """
     from fledge.init_run import RUN_TOML
     from fledge.init_run import init_run as make_run
+    from fledge.packing import CODE, FACTORY, archive, read_code
 
+    if not factory and code is None:
+        raise ConfigError("name your training code as module:factory, or its folder with --code")
     options = dict(_option(text) for text in option or ())
-    spec = make_run(factory, out, name=name or out.resolve().name, options=options)
+    spec = make_run(factory or FACTORY, out, name=name or out.resolve().name, options=options, code=code)
     size = spec.model_length / 1e6
-    typer.echo(
-        f"{out}: {len(spec.tensors)} tensors, {size:.3g} MB; look at {out / RUN_TOML}, "
-        f"then start `fledge aggregator --run {out}`"
-    )
+    typer.echo(f"{out}: {len(spec.tensors)} tensors, {size:.3g} MB; look at {out / RUN_TOML}")
+    if code is not None:
+        import hashlib
+
+        typer.echo(f"code {hashlib.sha256(archive(read_code(out / CODE))).hexdigest()}")
+    typer.echo(f"then `fledge ctl run create {out}`, or `fledge aggregator --run {out}` where the aggregator is")
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -130,10 +130,15 @@ def store_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.en
         blobs.close()
 
 
-def granted_store(line: WithStore, base: Path, site: str, ask: Ask) -> PresignedBlobs:
-    """The store for a site that has no credentials and asks the hub for URLs; the caller closes it."""
+def granted_store(line: WithStore, base: Path, name: str, ask: Ask, *, below: str = "up") -> PresignedBlobs:
+    """The store for a member that has no credentials and asks the hub for URLs; the caller closes it.
+
+    `below` is where the member's own prefix is: `up` for sites, `bundles` for operators.
+    """
     tls = _tls_to(line.store, line, base)
-    return PresignedBlobs.from_url(line.store, ask, site, insecure=line.insecure, tls=tls, proxy=line.proxy)
+    return PresignedBlobs.from_url(
+        line.store, ask, name, below=below, insecure=line.insecure, tls=tls, proxy=line.proxy
+    )
 
 
 def store_url(line: WithStore, base: Path, environment: Mapping[str, str] = os.environ) -> str:

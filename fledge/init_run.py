@@ -12,6 +12,7 @@ from typing import Any
 from aggregator.config import RunConfig, read_toml
 from aggregator.opening import Genesis
 from aggregator.strategies import Strategy, strategy
+from fledge.packing import CODE, read_code
 from protocol import limits
 from protocol.errors import ConfigError, TooLarge, WireError
 from protocol.spec import ModelSpec
@@ -55,13 +56,16 @@ def init_run(
     name: str,
     options: Mapping[str, Any] | None = None,
     settings: RunConfig | None = None,
+    code: Path | None = None,
 ) -> ModelSpec:
     """Ask a trainer for its initial model and write a run's directory.
 
     Args:
-        factory: `module:factory` as in `worker.toml`; the module is looked for in the current directory first.
+        factory: `module:factory` as in `worker.toml`; the module is looked for in `code`, or else in the current
+            directory first.
         options: arguments of the factory.
         settings: what differs from the defaults; its name is replaced by `name`.
+        code: a folder of training code to be copied into the run, so that it travels with it.
 
     Raises:
         ConfigError: the directory is in use, or the factory cannot be used here.
@@ -69,7 +73,8 @@ def init_run(
     config = RunConfig.model_validate({**(settings.model_dump() if settings else {}), "name": name})
     strategy(config.strategy.name, **config.strategy.parameters)
     text = render(config)
-    spec, payload = spec_and_payload(load_trainer(factory, options or {}, Path.cwd()))
+    files = {} if code is None else read_code(code)
+    spec, payload = spec_and_payload(load_trainer(factory, options or {}, code or Path.cwd()))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
@@ -79,6 +84,10 @@ def init_run(
                 file.write(record)
         (directory / SPEC).write_bytes(spec.to_bytes())
         (directory / RUN_TOML).write_text(text, encoding="utf-8")
+        for file_name, data in files.items():
+            path = directory / CODE / file_name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
     except OSError as error:
         raise ConfigError(f"{directory}: {error.strerror or error}; name a directory that can be written") from error
     return spec

@@ -15,16 +15,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import nacl.utils
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from aggregator.config import TlsConfig, read_toml
+from broker.blobs import BlobStore
 from broker.transport import Delivery, Transport
 from deploy.keyfiles import read_bounded, read_identity, replace_private
 from fledge.connecting import broker_of
+from fledge.operator_store import open_store
 from protocol import topology
 from protocol.codec import Word
 from protocol.commands import ORDERS, Order
@@ -44,11 +46,15 @@ _ANSWERS = frozenset({Kind.ANSWER, Kind.REPLY})
 
 
 class OperatorConfig(BaseModel):
-    """Who the operator is and where the broker is, as in `operator.toml`; paths are relative to the file."""
+    """Who the operator is, where broker and store are, as in `operator.toml`; paths are relative to the file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     federation: Word
     broker: str
+    store: str = ""
+    """Where runs go up and models come down; empty in kits from before there was a way to do so."""
+    access: Literal["credentials", "presigned"] = "presigned"
+    """How an S3 store is reached: with `credentials.toml`, or by URLs that the aggregator signs."""
     root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """The federation root's verify key, in hex."""
     keys: Path = Path("operator.keys")
@@ -95,12 +101,14 @@ class Console:
         registry: Registry,
         transport: Transport,
         *,
+        opened: Callable[[Console], AbstractContextManager[BlobStore]] | None = None,
         keep_registry: Callable[[bytes], None] = lambda record: None,
         alone: Callable[[float], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Prepare; the transport stays the caller's to close.
 
         Args:
+            opened: opens the store for this console, when it is needed.
             keep_registry: is given newer signed registries.
             alone: held while an order is asked, for at most so many seconds' wait: an operator has one inbox, and
                 two readers would take each other's answers. By default nobody else reads it.
@@ -108,8 +116,9 @@ class Console:
         self.name = identity.name
         self.registry = registry
         """The newest list of members known here."""
-        self._identity = identity
-        self._federation = federation
+        self.identity = identity
+        self.federation = federation
+        self._opened = opened
         self._root = root
         self._transport = transport
         self._keep_registry = keep_registry
@@ -118,6 +127,16 @@ class Console:
         self._changed = threading.Condition()
         self._asked: _Asked | None = None
         self._strangers = False
+
+    def store(self) -> AbstractContextManager[BlobStore]:
+        """The store, opened anew; closed at the end of the block.
+
+        Raises:
+            ConfigError: this console has no way to it.
+        """
+        if self._opened is None:
+            raise ConfigError("this console has no way to the store; open it with a kit that names one")
+        return self._opened(self)
 
     def ask(
         self, command: str, arguments: Mapping[str, Any], targets: Sequence[str] = (), timeout: float = 10.0
@@ -177,11 +196,11 @@ class Console:
             targets=tuple(targets),
         )
         raw = seal(
-            self._identity,
+            self.identity,
             Kind.COMMAND,
             order,
             [*self.registry.members(Role.AGGREGATOR), *self._keys_of(targets)],
-            federation=self._federation,
+            federation=self.federation,
             message_id=asked.id,
             sequence=self._counter,
         )
@@ -235,7 +254,7 @@ class Console:
         if said is None or not said.ok:
             return
         record = base64.b64decode("".join(said.values["record"]))
-        newest = open_registry(record, self._root, self._federation)
+        newest = open_registry(record, self._root, self.federation)
         if newest.version > self.registry.version:
             self.registry = newest
             self._keep_registry(record)
@@ -254,8 +273,8 @@ class Console:
         delivery.ack()
 
     def _read(self, raw: bytes) -> None:
-        verified = verify(raw, self.registry, federation=self._federation, kinds=_ANSWERS)
-        reply: Reply = typed_body(verified, unlock(verified, self._identity))
+        verified = verify(raw, self.registry, federation=self.federation, kinds=_ANSWERS)
+        reply: Reply = typed_body(verified, unlock(verified, self.identity))
         said = Said(sender=verified.sender.name, ok=reply.ok, reason=reply.reason, text=reply.text, values=reply.values)
         with self._changed:
             if self._asked is not None and self._asked.id == reply.message:
@@ -315,4 +334,13 @@ def open_console(kit: Path) -> Iterator[Console]:
             replace_private(base / config.registry, newer)
 
     with broker_of(config, base, identity.name) as transport:
-        yield Console(identity, config.federation, root, registry, transport, keep_registry=keep, alone=alone)
+        yield Console(
+            identity,
+            config.federation,
+            root,
+            registry,
+            transport,
+            opened=partial(open_store, config, base),
+            keep_registry=keep,
+            alone=alone,
+        )

@@ -2,8 +2,8 @@
 
     python seaweedfs.py BUCKET store.json > identities.json
 
-The rights are those of `deploy.s3_policies`. SeaweedFS knows one right for putting and deleting, so a site can delete
-what it uploaded itself, and nothing else.
+The rights are those of `deploy.s3_policies`. SeaweedFS knows one right for putting and deleting, so sites and operators
+can delete what they uploaded themselves, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.s3_policies import download_signer_policy, site_policy, upload_signer_policy
+from deploy.s3_policies import download_signer_policy, operator_policy, site_policy, upload_signer_policy
 from deploy.topology import Definition
 from protocol.topology import AGGREGATOR
 
 _WORDS = {"s3:GetObject": "Read", "s3:PutObject": "Write"}
-_SITE = "site-"
+_SITE, _OPERATOR = "site-", "operator-"
 _ARN = "arn:aws:s3:::"
 
 
@@ -41,7 +41,12 @@ def _actions(bucket: str, name: str) -> list[str]:
         # It makes the bucket with its first object, which only who administers a bucket may do.
         return [f"Admin:{bucket}"]
     signers = {"sign-uploads": upload_signer_policy, "sign-downloads": download_signer_policy}
-    policy = signers[name](bucket) if name in signers else site_policy(bucket, name.removeprefix(_SITE))
+    if name in signers:
+        policy = signers[name](bucket)
+    elif name.startswith(_OPERATOR):
+        policy = operator_policy(bucket, name.removeprefix(_OPERATOR))
+    else:
+        policy = site_policy(bucket, name.removeprefix(_SITE))
     return [
         f"{_WORDS[action]}:{resource.removeprefix(_ARN)}"
         for statement in policy["Statement"]

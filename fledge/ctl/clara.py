@@ -1,4 +1,4 @@
-"""Clara's console commands, in one table: what each becomes here. Those that wait for something are in `pending`.
+"""Clara's console commands, in one table: what each becomes here.
 
 A client is a site, the server is the aggregator, run number N is the run `run-N`.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fledge.ctl import clara_acts as acts
 from fledge.ctl import clara_policy as policy
-from fledge.ctl.pending import LATER, PENDING, Pending
+from fledge.ctl import clara_runs as runs
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,13 +43,6 @@ def _command(scope: str, usage: str, ours: str, act: Act) -> Command:
     return Command(scope, usage, ours, (act.__doc__ or "").partition("\n")[0], act)
 
 
-def _pending(command: Pending) -> Command:
-    def act(shell: Shell, words: Sequence[str]) -> None:
-        shell.fail(f"Error: {command}")
-
-    return Command(command.scope, command.usage, f"{LATER}; until then {command.nearest}", command.summary, act)
-
-
 _TARGET = "server|client [SITE ...]"
 _LOCAL = "answered from the kit"
 _REGISTRY = "answered from the kit's signed registry"
@@ -59,18 +52,37 @@ CLARA = (
     _command("", "lpwd", "local", acts.lpwd),
     _command("", "info", "local", acts.info),
     _command("training", f"check_status {_TARGET}", "`status`", acts.check_status),
+    _command("training", "set_run_number N", "chooses `run-N` for the commands that follow", runs.set_run_number),
+    _command(
+        "file_transfer",
+        "upload_folder FOLDER",
+        "the first half of `run create`: sends a folder that `fledge init-run` made as `run-N`",
+        runs.upload_folder,
+    ),
     _command(
         "training",
-        "set_run_number N",
-        "chooses `run-N`, if `run list` has it, for the commands that follow",
-        acts.set_run_number,
+        "deploy FOLDER server|client [SITE ...]",
+        "server: the other half of `run create`; client: `run deploy`",
+        runs.deploy,
+    ),
+    _command("training", f"start {_TARGET}", "server: `run start`; client: `run join`", runs.start),
+    _command(
+        "training",
+        "start_mgpu client NGPU [SITE]",
+        "refused: each site's own configuration decides; `sys_info client SITE` lists what it has",
+        runs.start_mgpu,
     ),
     _command(
         "training",
         f"abort {_TARGET}",
-        "server: `run abort`; client: `site drain`, which `site undrain` takes back",
+        "server: `run abort`; client: `run leave`, which `start client` takes back",
         acts.abort,
     ),
+    _command("training", "abort_task SITE", "`run leave`", runs.abort_task),
+    _command("training", "delete_run_number N", "`run delete --sites`", runs.delete_run_number),
+    _command("file_transfer", "download_folder NAME", "a folder with both of the next two", runs.download_folder),
+    _command("file_transfer", "download_binary NAME ...", "`model export` into NAME.safetensors", runs.download_binary),
+    _command("file_transfer", "download_text NAME ...", "`run show` into a file", runs.download_text),
     _command("training", "set_timeout SECONDS", "local, like `--timeout`", acts.set_timeout),
     _command("training", "taskname", _LOCAL, acts.taskname),
     _command(
@@ -106,7 +118,11 @@ CLARA = (
     _command("info", f"show_errors {_TARGET}", "server: `dead list`; client: `logs --grep error`", acts.show_errors),
     _command("info", "reset_errors server", "`dead purge`; a site's log is the site's own", acts.reset_errors),
     _command("job", "list_jobs [-n PREFIX] [-d] [RUN]", "`run list`", acts.list_jobs),
+    _command("job", "submit_job FOLDER", "`run create`, `run deploy`, `run start`", runs.submit_job),
     _command("job", "abort_job RUN", "`run abort`", acts.abort_job),
+    _command("job", "clone_job JOB [NEW]", "`run clone`", runs.clone_job),
+    _command("job", "download_job JOB", "as `download_folder`, by the run's name", runs.download_job),
+    _command("job", "delete_job JOB", "`run delete --sites`", runs.delete_job),
     _command("authz", "show_info", _REGISTRY, policy.show_info),
     _command("authz", "show_users", _REGISTRY, policy.show_users),
     _command("authz", "show_sites", _REGISTRY, policy.show_sites),
@@ -115,7 +131,6 @@ CLARA = (
     _command("authz", "show_config", _REGISTRY, policy.show_config),
     _command("authz", "eval_right USER RIGHT SITE ...", _REGISTRY, policy.eval_right),
     _command("authz", "eval_rule SITE RULE", _REGISTRY, policy.eval_rule),
-    *map(_pending, PENDING),
 )
 """Every command of Clara's console but `help`, which the table itself answers."""
 _BY_NAME = {command.name: command for command in CLARA}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fledge.ctl import render
-from fledge.ctl.pending import NEW_RUN
+from fledge.ctl import clara_runs, render
 from fledge.ctl.usage import ALL, CLIENT, SERVER, exactly, one_of, options, target
 from protocol.errors import ConfigError
 
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from fledge.ctl.shell import Shell
 
 _WHERE = "server|client [SITE ...]"
-_RUN = re.compile(r"run-([0-9]+)")
 _WHERE_IT_RUNS = "where it runs (`systemctl` or `docker compose`)"
 _ENDED = ("run_stopped", "run_aborted")
 _DONE = {"run.abort": "The run is ended at once.", "run.stop": "The run is ended in order."}
@@ -42,7 +39,7 @@ def info(shell: Shell, words: Sequence[str]) -> None:
         f"Local upload source: {Path.cwd()}",
         f"Local download destination: {Path.cwd()} (COMMAND >FILE)",
         f"Kit: {shell.session.kit}",
-        f"Run: {shell.run or 'the one being served'}",
+        f"Run: {shell.run or 'the one that goes on'}",
         f"Timeout: {shell.session.timeout:g} s",
     )
 
@@ -72,18 +69,19 @@ def taskname(shell: Shell, words: Sequence[str]) -> None:
 def check_status(shell: Shell, words: Sequence[str]) -> None:
     """What the server or the clients do now."""
     where, names = target(words, f"check_status {_WHERE}", SERVER, CLIENT)
-    answer = shell.hub("status")
+    # A number that was set before its run was made is nothing that the server knows.
+    answer = shell.hub("status", {"run": shell.run if shell.run in shell.runs else None})
     if answer is None:
         return
     found = render.parts(answer.values)
     rows = _of(found.rows(), names)
     if where == SERVER:
-        run = str(found.scalars.get("run") or "")
-        number = _RUN.fullmatch(run)
+        run, state = (str(found.scalars.get(name) or "-") for name in ("run", "state"))
+        number = clara_runs.NUMBERED.fullmatch(run)
         shell.say(
-            f"FL run number: {number[1]}" if number else f"FL run: {run or 'has not been set'}",
-            f"FL server status: training {found.scalars.get('state', 'not started')}",
-            f"Current version: {found.scalars.get('version', '-')}",
+            f"FL run number: {number[1]}" if number else f"FL run: {'has not been set' if run == '-' else run}",
+            f"FL server status: training {'not started' if state in ('-', 'created') else state}",
+            f"Current version: {render.shown('version', found.scalars.get('version'))}",
             f"Registered clients: {len(rows)}",
         )
     shell.table(
@@ -100,29 +98,13 @@ def check_status(shell: Shell, words: Sequence[str]) -> None:
     )
 
 
-def set_run_number(shell: Shell, words: Sequence[str]) -> None:
-    """Choose the run that the commands after it are for."""
-    (number,) = exactly(words, "set_run_number N", 1, 1)
-    if not (number.isascii() and number.isdigit() and int(number) > 0):
-        raise ConfigError(f"set_run_number: {number!r} is not a number above 0")
-    answer = shell.hub("run.list")
-    if answer is None:
-        return
-    name = f"run-{int(number)}"
-    if name in answer.values.get("run", ()):
-        shell.run = name
-        shell.say(f"Run number {int(number)} is there; it is set for what follows.")
-    else:
-        shell.fail(f"Error: there is no {name}; making one {str(NEW_RUN).partition(' ')[2]}")
-
-
 def abort(shell: Shell, words: Sequence[str]) -> None:
-    """End training: of the whole run at once, or at clients in order."""
+    """End training: of the whole run, or at clients; what they train is dropped."""
     where, names = target(words, f"abort {_WHERE}", SERVER, CLIENT)
     if where == SERVER:
         _end(shell, "run.abort", shell.run)
     else:
-        shell.at_sites("site.drain", names or shell.session.sites())
+        clara_runs.leave(shell, names)
 
 
 def validate(shell: Shell, words: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from protocol.errors import FledgeError
 if TYPE_CHECKING:
     from fledge.ctl.shell import Shell
 
-_OF_RUNS = ("run", "abort_job", "list_jobs", "metrics")
+_OF_RUNS = ("run", "abort_job", "clone_job", "delete_job", "download_job", "list_jobs", "metrics")
 
 
 def candidates(

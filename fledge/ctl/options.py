@@ -37,7 +37,8 @@ AlsoSites = Annotated[
     typer.Option("--site", metavar="SITE", help="The same as an option.", autocompletion=complete_site),
 ]
 Everywhere = Annotated[bool, typer.Option("--all", help="Every site of the federation.")]
-OneRun = Annotated[str | None, typer.Argument(metavar="RUN", help="The run's name; default: the one being served.")]
+OneRun = Annotated[str | None, typer.Argument(metavar="RUN", help="The run's name; default: the one that goes on.")]
+ThisRun = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for the name again.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")]
 
@@ -87,9 +88,21 @@ def chosen(session: Session, sites: Sequence[str] | None, also: Sequence[str] | 
     Raises:
         ConfigError: none was named, or names and `--all` were mixed.
     """
+    found = some_sites(session, sites, also, everywhere)
+    if not found:
+        raise ConfigError("for which site? name one or several, or say --all")
+    return found
+
+
+def some_sites(
+    session: Session, sites: Sequence[str] | None, also: Sequence[str] | None, everywhere: bool
+) -> list[str]:
+    """The sites that were named, each once, or all; none if neither was said.
+
+    Raises:
+        ConfigError: names and `--all` were mixed.
+    """
     named = list(dict.fromkeys([*(sites or ()), *(also or ())]))
     if everywhere and named:
         raise ConfigError("name sites or say --all, not both")
-    if not everywhere and not named:
-        raise ConfigError("for which site? name one or several, or say --all")
-    return named or session.sites()
+    return session.sites() if everywhere else named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ OK, FAILED, SILENT = 0, 1, 4
 LINES = "lines"
 _CURSOR = "next"
 _SHORT = 12
+_SMALL = 100_000
+"""Bytes that are shown one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,22 @@ def _share(value: Any) -> str:
     return f"{value:.0%}" if isinstance(value, int | float) else clean(str(value))
 
 
+def _version(value: Any) -> str:
+    return "-" if value == -1 else clean(str(value))
+
+
+def _size(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return clean(str(value))
+    return f"{value:.0f}" if value < _SMALL else f"{value / 1e6:.4g} MB"
+
+
+def _days(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return clean(str(value))
+    return "-" if value < 0 else f"{value:.5g}"
+
+
 def _short(value: Any) -> str:
     return clean(str(value))[:_SHORT]
 
@@ -124,10 +142,16 @@ def _short(value: Any) -> str:
 _COLUMNS: Mapping[str, Callable[[Any], str]] = {
     "seen": ago,
     "at": _when,
+    "published": _when,
     "progress": _share,
     "digest": _short,
     "hash": _short,
+    "certificate": _days,
+    "version": _version,
+    "size": _size,
+    "bytes": _size,
 }
+_STATES = ("created", "running", "paused", "stopped", "aborted")
 
 
 def table(columns: Mapping[str, Sequence[Any]], box: Box | None = None, heading: Callable[[str], str] = clean) -> Table:
@@ -157,6 +181,26 @@ def pairs(scalars: Mapping[str, Any]) -> Table:
     return drawn
 
 
+def _refusal(reason: str) -> str:
+    """What a refusal without a text means."""
+    state = reason.removeprefix("run_") if reason.startswith("run_") else ""
+    return f"the run is {clean(state)} already" if state in _STATES else "refused"
+
+
+def narrowed(answer: Said, width: int, dispensable: Sequence[str]) -> Said:
+    """The answer for a screen of `width` columns: of what is dispensable, the first go until the table fits."""
+    values = dict(answer.values)
+    for name in dispensable:
+        if _width(parts(values).columns) <= width:
+            break
+        values.pop(name, None)
+    return replace(answer, values=values)
+
+
+def _width(columns: Mapping[str, Sequence[Any]]) -> int:
+    return sum(2 + max([len(name), *(len(shown(name, value)) for value in column)]) for name, column in columns.items())
+
+
 def aside(answer: Said) -> str:
     """What is said beside lines of text, and does not belong among them."""
     return clean(answer.text) if answer.ok and answer.values.get(LINES) else ""
@@ -172,7 +216,7 @@ def people(answer: Said, *, headed: bool) -> list[Any]:
     name = clean(answer.sender)
     if not answer.ok:
         style = "yellow" if answer.reason == NO_ANSWER else "red"
-        return [Text(f"{name}: {clean(answer.text) or 'refused'} ({clean(answer.reason)})", style=style)]
+        return [Text(f"{name}: {clean(answer.text) or _refusal(answer.reason)} ({clean(answer.reason)})", style=style)]
     found = parts(answer.values)
     body: list[Any] = [Text(clean(answer.text))] if answer.text and not found.lines else []
     if found.scalars:

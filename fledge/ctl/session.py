@@ -24,6 +24,9 @@ WIDE = 200
 """Columns of what is not shown on a terminal, so that tables in files and pipes are not broken up."""
 FOLLOW_S = 5.0
 """Seconds between two questions of `--follow`: each is a signed command that stands in the ledger."""
+WAITS = {"run.create": 600.0, "run.clone": 600.0, "model.export": 600.0, "model.publish": 600.0}
+WAITS |= {"run.offer": 60.0, "run.deploy": 60.0}
+"""Seconds for answers to orders that take a while: a model is read and written, or code is fetched by a site."""
 Opener = Callable[[Path], AbstractContextManager["Console"]]
 
 
@@ -71,13 +74,17 @@ class Session:
         """Send an order and return what came back in time; arguments that are None are left out."""
         given = {name: value for name, value in (arguments or {}).items() if value is not None}
         console = self.console
-        with self._busy(order):
-            return list(console.ask(order, given, tuple(targets), self.timeout))
+        wait = max(self.timeout, WAITS.get(order, 0.0))
+        with self._busy(f"{order} (up to {wait / 60:.0f} min for a large model)" if wait >= 60 else order):
+            return list(console.ask(order, given, tuple(targets), wait))
 
     def order(self, order: str, arguments: Mapping[str, Any] | None = None, targets: Sequence[str] = ()) -> int:
         """Have an order confirmed if it is dangerous, send it, show the answers, and return the exit code."""
         self.confirm(order, arguments or {}, targets)
-        answers = self.ask(order, arguments, targets)
+        return self.told(self.ask(order, arguments, targets))
+
+    def told(self, answers: Sequence[Said]) -> int:
+        """Show answers and return the exit code."""
         self.show(answers)
         return render.exit_code(answers)
 
@@ -98,10 +105,18 @@ class Session:
         """
         from protocol.commands import ORDERS
 
-        if self.yes or not ORDERS[order].dangerous:
+        if ORDERS[order].dangerous:
+            self.confirm_word(order, f"{order}: {ORDERS[order].summary}", target_word(arguments, targets))
+
+    def confirm_word(self, order: str, text: str, word: str) -> None:
+        """Go on once `word` was typed, or if nobody is to be asked.
+
+        Raises:
+            ConfigError: something else was typed, or nobody was there.
+        """
+        if self.yes:
             return
-        word = target_word(arguments, targets)
-        typed = self.ask_person(f"{order}: {ORDERS[order].summary} Type {word} to confirm: ")
+        typed = self.ask_person(f"{text} Type {word} to confirm: ")
         if typed is None or typed.strip() != word:
             raise ConfigError(f"{order} was not sent: nobody confirmed it; type {word!r} when asked, or give --yes")
 
@@ -153,7 +168,7 @@ def target_word(arguments: Mapping[str, Any], targets: Sequence[str]) -> str:
     """What has to be typed again: the one target's name, or how many sites there are."""
     if targets:
         return targets[0] if len(targets) == 1 else f"{len(targets)} sites"
-    for name in ("site", "run", "id"):
+    for name in ("site", "run", "channel", "id"):
         if arguments.get(name) is not None:
             return str(arguments[name])
     return AGGREGATOR

@@ -19,6 +19,7 @@ from fledge.ctl.session import Session
 from protocol.errors import ConfigError, FledgeError
 
 if TYPE_CHECKING:
+    from fledge.ctl.clara_runs import Staged
     from fledge.operator import Said
 
 
@@ -45,7 +46,9 @@ class Shell:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.run: str | None = None
-        """The run that `set_run_number` chose; None: the one being served."""
+        """The run that `set_run_number` chose; None: the one that goes on."""
+        self.staged: dict[tuple[str, str], Staged] = {}
+        """What was uploaded in this sitting, by folder and run."""
         self.runs: set[str] = set()
         """Names of runs that were seen, for completion."""
         self.code = 0
@@ -149,15 +152,19 @@ class Shell:
         sites: Sequence[str],
         arguments: Mapping[str, Any] | None = None,
         titles: Mapping[str, str] | None = None,
+        done: str = "",
     ) -> None:
-        """Have sites obey and print what each says; `titles` names columns as Clara does."""
+        """Have sites obey and print what each says; `titles` and `done` are Clara's words for columns and for a yes."""
         self.session.confirm(order, arguments or {}, sites)
-        answers = self.session.ask(order, arguments, sites)
+        self.instances(self.session.ask(order, arguments, sites), titles, done)
+
+    def instances(self, answers: Sequence[Said], titles: Mapping[str, str] | None = None, done: str = "") -> None:
+        """Print what each site says."""
         for answer in answers:
-            self._say_instance(answer, titles or {}, alone=len(answers) == 1)
+            self._say_instance(answer, titles or {}, done, alone=len(answers) == 1)
         self.note(render.exit_code(answers))
 
-    def _say_instance(self, answer: Said, titles: Mapping[str, str], *, alone: bool) -> None:
+    def _say_instance(self, answer: Said, titles: Mapping[str, str], done: str, *, alone: bool) -> None:
         instance = f"instance:{answer.sender}"
         if not answer.ok:
             self.say(f"{instance} : Error: {answer.text or answer.reason}")
@@ -169,7 +176,7 @@ class Shell:
             self.say(instance)
             self.table({titles.get(name, name): column for name, column in found.columns.items()})
         else:
-            self.say(f"{instance} : {answer.text or 'done'}")
+            self.say(f"{instance} : {' '.join(filter(None, (done, answer.text))) or 'done'}")
 
 
 def own_commands() -> dict[str, dict[str, str]]:
@@ -178,8 +185,13 @@ def own_commands() -> dict[str, dict[str, str]]:
 
     top: Any = get_command(app)
     return {
-        name: {second: about.help for second, about in each.commands.items()}
+        name: {second: _summary(about) for second, about in each.commands.items()}
         if hasattr(each, "commands")
-        else {"": each.help}
+        else {"": _summary(each)}
         for name, each in top.commands.items()
     }
+
+
+def _summary(command: Any) -> str:
+    """The first paragraph of a command's help."""
+    return str(command.help).partition("\n\n")[0]

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Annotated
+
 import typer
 
-from fledge.ctl.options import AlsoSites, Everywhere, OneSite, Sites, Yes, chosen, command, group, session_of
+from fledge.ctl import render
+from fledge.ctl.options import AlsoSites, Everywhere, OneRun, OneSite, Sites, Yes, chosen, command, group, session_of
 
 app = group("The sites of the federation.")
+DISPENSABLE = ("staleness", "waiting", "certificate", "base", "run_of", "progress")
+"""Columns of the status that a narrow screen does without, in this order; `--json` holds them all."""
 
 
-def status(context: typer.Context) -> int:
+def status(context: typer.Context, run: OneRun = None) -> int:
     """The run, and every site: when last seen, what it does, how old its version is."""
-    return session_of(context).order("status")
+    session = session_of(context)
+    answers = session.ask("status", {"run": run})
+    if not session.as_json:
+        answers = [render.narrowed(answer, session.screen().width, DISPENSABLE) for answer in answers]
+    return session.told(answers)
 
 
 @command(app, "list")
@@ -21,9 +31,13 @@ def list_sites(context: typer.Context) -> int:
 
 
 @command(app, "show")
-def show(context: typer.Context, site: OneSite) -> int:
+def show(
+    context: typer.Context,
+    site: OneSite,
+    limit: Annotated[int, typer.Option(min=1, max=1024, help="How many of its newest updates.")] = 20,
+) -> int:
     """One site: what it does now and what became of its updates."""
-    return session_of(context).order("site.show", {"site": site})
+    return session_of(context).order("site.show", {"site": site, "limit": limit})
 
 
 @command(app, "quarantine")
@@ -44,48 +58,39 @@ def revoke(context: typer.Context, site: OneSite, yes: Yes = False) -> int:
     return session_of(context, yes).order("site.revoke", {"site": site})
 
 
-@command(app, "drain")
-def drain(context: typer.Context, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False) -> int:
-    """Finish what is trained, send it, and train no more."""
-    session = session_of(context)
-    return session.order("site.drain", targets=chosen(session, sites, site, everywhere))
+def _at_sites(name: str, about: str) -> Callable[..., int]:
+    """A command that gives one order to the sites that are named."""
+
+    def act(context: typer.Context, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False) -> int:
+        session = session_of(context)
+        return session.order(f"site.{name}", targets=chosen(session, sites, site, everywhere))
+
+    act.__doc__ = about
+    return act
 
 
-@command(app, "undrain")
-def undrain(context: typer.Context, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False) -> int:
-    """Train again after a drain."""
-    session = session_of(context)
-    return session.order("site.undrain", targets=chosen(session, sites, site, everywhere))
+def _asking_first(name: str, about: str) -> Callable[..., int]:
+    """The same, for an order that has to be confirmed."""
+
+    def act(
+        context: typer.Context,
+        sites: Sites = None,
+        site: AlsoSites = None,
+        everywhere: Everywhere = False,
+        yes: Yes = False,
+    ) -> int:
+        session = session_of(context, yes)
+        return session.order(f"site.{name}", targets=chosen(session, sites, site, everywhere))
+
+    act.__doc__ = about
+    return act
 
 
-@command(app, "restart")
-def restart(
-    context: typer.Context,
-    sites: Sites = None,
-    site: AlsoSites = None,
-    everywhere: Everywhere = False,
-    yes: Yes = False,
-) -> int:
-    """End the worker in order; its supervisor starts it again."""
-    session = session_of(context, yes)
-    return session.order("site.restart", targets=chosen(session, sites, site, everywhere))
-
-
-@command(app, "shutdown")
-def shutdown(
-    context: typer.Context,
-    sites: Sites = None,
-    site: AlsoSites = None,
-    everywhere: Everywhere = False,
-    yes: Yes = False,
-) -> int:
-    """End the worker in order and leave it down."""
-    session = session_of(context, yes)
-    return session.order("site.shutdown", targets=chosen(session, sites, site, everywhere))
-
-
-@command(app, "doctor")
-def doctor(context: typer.Context, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False) -> int:
-    """What the site's own checks say, without anything private."""
-    session = session_of(context)
-    return session.order("site.doctor", targets=chosen(session, sites, site, everywhere))
+for _make, _name, _about in (
+    (_at_sites, "drain", "Finish what is trained, send it, and train no more."),
+    (_at_sites, "undrain", "Train again after a drain."),
+    (_asking_first, "restart", "End the worker in order; its supervisor starts it again."),
+    (_asking_first, "shutdown", "End the worker in order and leave it down."),
+    (_at_sites, "doctor", "What the site's own checks say, without anything private."),
+):
+    command(app, _name)(_make(_name, _about))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fledge.operator import Said
 
 app = group("Updates of sites.")
+NOTHING = "no site has measured a version yet; sites measure only where run.toml says `evaluate = true`"
 
 
 @command(app, "list")
@@ -22,10 +23,11 @@ def list_updates(
     context: typer.Context,
     site: Annotated[str | None, typer.Option(help="Of this site only.", autocompletion=complete_site)] = None,
     state: Annotated[str | None, typer.Option(help="In this state only: merged, rejected, …")] = None,
+    run: Annotated[str | None, typer.Option(help="Of this run only.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1024, help="How many at most.")] = 50,
 ) -> int:
     """The newest updates and what became of them."""
-    return session_of(context).order("update.list", {"site": site, "state": state, "limit": limit})
+    return session_of(context).order("update.list", {"site": site, "state": state, "run": run, "limit": limit})
 
 
 @command(app, "show")
@@ -39,7 +41,15 @@ def show(
 def metrics(context: typer.Context, run: OneRun = None, follow: Follow = False) -> int:
     """What sites measured of each version."""
     session = session_of(context)
-    return _follow(session, {"run": run}) if follow else session.order("metrics", {"run": run})
+    if follow:
+        return _follow(session, {"run": run})
+    return session.told([_explained(answer) for answer in session.ask("metrics", {"run": run})])
+
+
+def _explained(answer: Said) -> Said:
+    """An answer that holds nothing says why."""
+    empty = answer.ok and not answer.text and not render.parts(answer.values).rows()
+    return replace(answer, text=NOTHING, values={}) if empty else answer
 
 
 def _follow(session: Session, arguments: dict[str, Any]) -> int:

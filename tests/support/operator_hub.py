@@ -51,6 +51,10 @@ ANSWERS: Mapping[str, Answer] = {
     "model.show": {"number": 12, "site": ("north",), "update": ("ab12",), "weight": (0.25,), "norm": (1.5,)},
     "update.list": {"update": ("ab12",), "site": ("north",), "state": ("merged",), "norm": (1.234567,)},
     "update.show": {"update": "ab12", "site": "north", "state": "merged"},
+    "run.create": {"run": "chest", "code": "c" * 64, "spec": "d" * 64, "version": 0, "size": 100},
+    "run.offer": {"run": "run-7", "code": "c" * 64, "record": "e" * 64},
+    "run.clone": {"run": "chest-2", "code": "c" * 64, "spec": "d" * 64, "version": 0, "size": 100},
+    "model.search": {"name": ("lung",), "run": ("run-7",), "version": (12,), "labels": ("ct",), "channels": ("",)},
     "metrics": {
         "version": (12, 12, 11),
         "site": ("north", "south", "north"),
@@ -139,8 +143,8 @@ def silent(site: str) -> Said:
     return Said(sender=site, ok=False, reason="no_answer", text=text, values={})
 
 
-def kit(folder: Path) -> Path:
-    """An operator's kit, as far as a console reads it by itself: configuration and signed registry."""
+def kit(folder: Path, identities: dict[str, Identity] | None = None) -> Path:
+    """An operator's kit, as far as a console reads it by itself; `identities` takes everybody's keys."""
     root = Identity.generate("root", Role.ROOT)
     general = tuple(
         Organisation(name=name, groups=groups)
@@ -158,7 +162,10 @@ def kit(folder: Path) -> Path:
         ("alice", Role.OPERATOR, "hub", ("lead_it",)),
         ("bob", Role.OPERATOR, "hospital", ("site_researcher", "site_it")),
     ):
-        registry = registry.with_entry(Identity.generate(name, role).public, organisation=organisation, roles=roles)
+        identity = Identity.generate(name, role)
+        registry = registry.with_entry(identity.public, organisation=organisation, roles=roles)
+        if identities is not None:
+            identities[name] = identity
     folder.mkdir(mode=0o700)
     (folder / "registry.bin").write_bytes(sign_registry(registry, root, "clinics", b"m" * 16))
     (folder / "operator.toml").write_text(

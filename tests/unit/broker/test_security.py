@@ -266,7 +266,21 @@ def test_a_site_gets_urls_in_the_order_it_asked_each_signed_by_the_identity_for_
 def test_a_request_for_anything_else_is_refused_as_a_whole(key: str) -> None:
     granted = grant(Request(puts=(), gets=(f"models/{NAME}", key)))
     assert granted.urls == ()
-    assert granted.refused == "1 of 2 objects are not for sites to read"
+    assert granted.refused == "1 of 2 objects are not published"
+
+
+def test_an_operator_puts_below_a_prefix_of_its_own_and_gets_no_head() -> None:
+    granter = Granter(Scribe("up"), Scribe("down"), "demo")
+    request = Request(puts=(bytes.fromhex(NAME),), gets=(f"models/{NAME}", f"records/{NAME}"))
+    assert granter.grant_operator("alice", request, 100.5).urls == (
+        f"up put bundles/alice/{NAME} 3600 100.5",
+        f"down get models/{NAME} 3600 100.5",
+        f"down get records/{NAME} 3600 100.5",
+    )
+    for key in ("heads/demo", f"bundles/alice/{NAME}", f"up/site-a/{NAME}", f"state/{NAME}"):
+        assert granter.grant_operator("alice", Request(puts=(), gets=(key,)), 100.5).urls == ()
+    with pytest.raises(ConfigError, match="cannot name"):
+        granter.grant_operator("../bob", request, 100.5)
 
 
 def test_more_urls_than_the_limit_are_refused() -> None:

@@ -178,13 +178,14 @@ def test_the_broker_lets_nobody_in_but_by_certificate() -> None:
 
 
 def test_the_store_knows_what_each_identity_may_do() -> None:
-    names = ("aggregator", "sign-uploads", "sign-downloads", "site-north")
+    names = ("aggregator", "sign-uploads", "sign-downloads", "site-north", "operator-lead")
     store = {"identities": [{"name": name, "access_key": name.upper(), "secret_key": "s"} for name in names]}
     made = {each["name"]: each for each in identities("clinics", store)["identities"]}
     assert made["site-north"]["credentials"] == [{"accessKey": "SITE-NORTH", "secretKey": "s"}]
     published = [f"Read:clinics/{part}/*" for part in ("models", "records", "heads")]
     assert made["site-north"]["actions"] == ["Write:clinics/up/north/*", *published]
-    assert made["sign-uploads"]["actions"] == ["Write:clinics/up/*"]
+    assert made["operator-lead"]["actions"] == ["Write:clinics/bundles/lead/*", *published[:2]]
+    assert made["sign-uploads"]["actions"] == ["Write:clinics/up/*", "Write:clinics/bundles/*"]
     assert made["sign-downloads"]["actions"] == published
     assert made["aggregator"]["actions"] == ["Admin:clinics"]
 

@@ -274,7 +274,8 @@ def test_each_program_reads_the_configuration_in_its_kit(unpacked: Mapping[str, 
         assert all((unpacked[folder] / path).is_file() for path in named)
         assert not config.insecure
     assert (site.site, site.access, site.store) == ("north", "credentials", "s3s://hub.example:443/clinics")
-    assert hub.store == site.store
+    assert hub.store == site.store == operator.store
+    assert operator.access == "credentials"
     assert hub.root == site.root == operator.root
 
 
@@ -291,21 +292,23 @@ def test_the_policy_in_a_kit_narrows_nothing_until_its_lines_are_switched_on(unp
     (path.parent / "on.toml").unlink()
 
 
-def test_credentials_for_the_store_are_a_sites_own(unpacked: Mapping[str, Path]) -> None:
-    own, hub = (tomllib.loads((unpacked[name] / kit_files.CREDENTIALS).read_text()) for name in ("north", "aggregator"))
-    assert set(own) == {"access_key", "secret_key"}
+def test_credentials_for_the_store_are_a_members_own(unpacked: Mapping[str, Path]) -> None:
+    own, lead, hub = (
+        tomllib.loads((unpacked[name] / kit_files.CREDENTIALS).read_text()) for name in ("north", "lead", "aggregator")
+    )
+    assert set(own) == set(lead) == {"access_key", "secret_key"}
     assert set(hub) == {"access_key", "secret_key", "upload", "download"}
-    secrets = [own["secret_key"], hub["secret_key"], hub["upload"]["secret_key"], hub["download"]["secret_key"]]
-    assert len(set(secrets)) == 4
+    secrets = [each["secret_key"] for each in (own, lead, hub, hub["upload"], hub["download"])]
+    assert len(set(secrets)) == 5
     assert {len(secret) for secret in secrets} == {40}
-    assert not (unpacked["lead"] / kit_files.CREDENTIALS).exists()
 
 
-def test_with_signed_urls_a_site_has_no_identity_at_the_store(tmp_path: Path) -> None:
+def test_with_signed_urls_nobody_but_the_hub_has_an_identity_at_the_store(tmp_path: Path) -> None:
     kits_made = {kit.name: kit for kit in provision(project(access="presigned"), tmp_path / "p", NOW).kits}
-    files = read_kit(kits_made["north"].path, kits_made["north"].password)
-    assert kit_files.CREDENTIALS not in files
-    assert tomllib.loads(files["worker.toml"].decode())["access"] == "presigned"
+    for name, configuration in (("north", "worker.toml"), ("lead", "operator.toml")):
+        files = read_kit(kits_made[name].path, kits_made[name].password)
+        assert kit_files.CREDENTIALS not in files
+        assert tomllib.loads(files[configuration].decode())["access"] == "presigned"
 
 
 def test_scripts_and_compose_files_are_well_formed(unpacked: Mapping[str, Path]) -> None:

@@ -238,7 +238,7 @@ def test_identities_for_the_store_are_listed_under_their_policies_names(folder: 
     listed = json.loads((folder / "store.json").read_text())["identities"]
     assert [each["name"] for each in listed] == [
         *("aggregator", "sign-uploads", "sign-downloads"),
-        *("site-north", "site-south"),
+        *("site-north", "site-south", "operator-lead"),
     ]
     north = next(kit for kit in outcome.kits if kit.name == "north")
     assert listed[3]["secret_key"].encode() in read_kit(north.path, north.password)["credentials.toml"]

@@ -19,16 +19,17 @@ from fledge.operator import Said
 from protocol.commands import ORDERS
 from protocol.errors import FledgeError
 from protocol.limits import BODY
-from tests.support.operator_hub import Hub, kit, refused, silent
+from tests.support.operator_hub import STATUS, Hub, kit, refused, silent
 
-BY_THEMSELVES = {"registry"}
+BY_THEMSELVES = {"registry", "upload.urls", "download.urls"}
 """Orders that a console gives by itself."""
-WITH_FILES = {"registry.put"}
+WITH_FILES = {"registry.put", "run.create", "run.deploy", "model.export"}
 """Commands that read a file, which have a test of their own."""
 ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("status", "status", {}, ()),
     ("site list", "site.list", {}, ()),
-    ("site show north", "site.show", {"site": "north"}, ()),
+    ("site show north", "site.show", {"site": "north", "limit": 20}, ()),
+    ("site show north --limit 3", "site.show", {"site": "north", "limit": 3}, ()),
     ("site quarantine north --yes", "site.quarantine", {"site": "north"}, ()),
     ("site readmit north", "site.readmit", {"site": "north"}, ()),
     ("site revoke north --yes", "site.revoke", {"site": "north"}, ()),
@@ -37,6 +38,15 @@ ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("site restart --all --yes", "site.restart", {}, ("north", "south")),
     ("site shutdown north --yes", "site.shutdown", {}, ("north",)),
     ("site doctor --all", "site.doctor", {}, ("north", "south")),
+    ("run offer chest", "run.offer", {"run": "chest"}, ()),
+    ("run start chest", "run.start", {"run": "chest"}, ()),
+    ("run start chest north south", "run.join", {"run": "chest"}, ("north", "south")),
+    ("run join chest --all", "run.join", {"run": "chest"}, ("north", "south")),
+    ("run leave chest north --yes", "run.leave", {"run": "chest"}, ("north",)),
+    ("run abort chest --site north --yes", "run.leave", {"run": "chest"}, ("north",)),
+    ("run withdraw chest --all --yes", "run.withdraw", {"run": "chest"}, ("north", "south")),
+    ("run clone chest chest-2", "run.clone", {"run": "chest", "as": "chest-2"}, ()),
+    ("run delete chest --yes", "run.delete", {"run": "chest"}, ()),
     ("run list", "run.list", {}, ()),
     ("run show", "run.show", {}, ()),
     ("run show chest", "run.show", {"run": "chest"}, ()),
@@ -45,7 +55,32 @@ ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("run stop chest --yes", "run.stop", {"run": "chest"}, ()),
     ("run abort --yes", "run.abort", {}, ()),
     ("model list", "model.list", {}, ()),
+    ("model list chest", "model.list", {"run": "chest"}, ()),
     ("model show 12", "model.show", {"version": 12}, ()),
+    ("model show 12 --run chest", "model.show", {"version": 12, "run": "chest"}, ()),
+    ("status chest", "status", {"run": "chest"}, ()),
+    ("update list --run chest", "update.list", {"run": "chest", "limit": 50}, ()),
+    (
+        "model publish chest 3 --name lung --label ct --label lung --application lungs --raw",
+        "model.publish",
+        {
+            "run": "chest",
+            "version": 3,
+            "raw": True,
+            "name": "lung",
+            "labels": ("ct", "lung"),
+            "application": "lungs",
+            "description": "",
+            "framework": "",
+            "precision": "float32",
+            "licence": "",
+        },
+        (),
+    ),
+    ("model promote lung production", "model.promote", {"name": "lung", "channel": "production"}, ()),
+    ("model rollback production --yes", "model.rollback", {"channel": "production"}, ()),
+    ("model search lungs --label ct", "model.search", {"text": "lungs", "label": "ct"}, ()),
+    ("model search --channel production", "model.search", {"channel": "production"}, ()),
     ("update list", "update.list", {"limit": 50}, ()),
     (
         "update list --site north --state merged --limit 5",
@@ -114,7 +149,7 @@ def test_every_command_answers_in_json(line: str, command: str) -> None:
 
 
 def test_every_order_has_a_command_of_its_name() -> None:
-    assert {row[1] for row in ORDERED} == ORDERS.keys() - BY_THEMSELVES - WITH_FILES
+    assert {row[1] for row in ORDERED} == ORDERS.keys() - BY_THEMSELVES - WITH_FILES - {"model.card"}
     top: Any = get_command(app)
     for name in ORDERS.keys() - BY_THEMSELVES:
         found = top
@@ -123,7 +158,7 @@ def test_every_order_has_a_command_of_its_name() -> None:
         assert found.help
         takes = {option for each in found.params for option in each.opts}
         assert "--json" in takes
-        assert ("--yes" in takes) == ORDERS[name].dangerous, name
+        assert ("--yes" in takes) == (ORDERS[name].dangerous or name == "run.deploy"), name
 
 
 def test_a_registry_travels_in_lines_that_fit_into_an_order(tmp_path: Path) -> None:
@@ -137,6 +172,23 @@ def test_a_registry_travels_in_lines_that_fit_into_an_order(tmp_path: Path) -> N
     assert ctl(hub, f"registry put {tmp_path / 'registry.bin'}")[0] == 2
     assert ctl(hub, f"registry put {tmp_path / 'nowhere'}")[0] == 2
     assert len(hub.asked) == 1
+
+
+def test_no_measurements_are_explained() -> None:
+    hub = Hub({"metrics": {"version": (), "site": (), "metric": (), "value": (), "examples": ()}})
+    assert "evaluate = true" in ctl(hub, "metrics")[1]
+
+
+def test_the_status_fits_a_narrow_screen_and_json_holds_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = {"certificate": (300.5, -1.0, -1.0), "trouble": ("", "no_disk 4", "")}
+    hub = Hub({"status": {**STATUS, **wide}})
+    assert "certificate" in ctl(hub, "status")[1]
+    monkeypatch.setattr(sessions, "WIDE", 80)
+    _, shown = ctl(hub, "status")
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "staleness" not in shown
+    assert all(word in shown for word in ("site", "doing", "held", "no_disk 4"))
+    assert "staleness" in json.loads(ctl(hub, "status --json")[1])["answers"][0]["values"]
 
 
 def test_a_refusal_ends_with_1_and_says_who_refused_what() -> None:
@@ -201,6 +253,9 @@ DANGEROUS = [
     ("site revoke north", "north"),
     ("site quarantine north", "north"),
     ("run abort chest", "chest"),
+    ("run leave chest north south", "2 sites"),
+    ("run withdraw chest north", "north"),
+    ("model rollback production", "production"),
     ("run stop", "aggregator"),
     ("dead purge 4", "4"),
     ("dead purge", "aggregator"),

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from fledge.ctl.clara import CLARA, find
-from fledge.ctl.pending import LATER, PENDING
 from fledge.ctl.session import Session
 from fledge.ctl.shell import Shell
 from tests.support.operator_hub import Hub, kit, refused, silent
@@ -44,8 +43,16 @@ ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("check_status server", "status", {}, ()),
     ("check_status client", "status", {}, ()),
     ("abort server", "run.abort", {}, ()),
-    ("abort client north", "site.drain", {}, ("north",)),
-    ("abort client", "site.drain", {}, ("north", "south")),
+    ("abort client north", "run.leave", {"run": "run-7"}, ("north",)),
+    ("abort client", "run.leave", {"run": "run-7"}, ("north", "south")),
+    ("abort_task north", "run.leave", {"run": "run-7"}, ("north",)),
+    ("abort_task client north", "run.leave", {"run": "run-7"}, ("north",)),
+    ("start server", "run.start", {}, ()),
+    ("start client", "run.join", {"run": "run-7"}, ("north", "south")),
+    ("start client south", "run.join", {"run": "run-7"}, ("south",)),
+    ("clone_job chest", "run.clone", {"run": "chest", "as": "chest-2"}, ()),
+    ("clone_job chest other", "run.clone", {"run": "chest", "as": "other"}, ()),
+    ("delete_job chest", "run.delete", {"run": "chest"}, ()),
     ("restart client south", "site.restart", {}, ("south",)),
     ("shutdown client north south", "site.shutdown", {}, ("north", "south")),
     ("shutdown server", "run.stop", {}, ()),
@@ -79,7 +86,7 @@ ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("set_run_number 7", "run.list", {}, ()),
     ("shell.ls north", "file.ls", {"path": ".", "options": ""}, ("north",)),
     ("run pause", "run.pause", {}, ()),
-    ("site show north", "site.show", {"site": "north"}, ()),
+    ("site show north", "site.show", {"site": "north", "limit": 20}, ()),
 ]
 
 
@@ -92,18 +99,8 @@ def test_a_line_becomes_an_order(
     assert (hub.last.command, dict(hub.last.arguments), hub.last.targets) == (command, dict(arguments), targets)
 
 
-@pytest.mark.parametrize("pending", PENDING, ids=lambda each: each.usage.split()[0])
-def test_what_waits_for_run_deployment_says_so_and_names_what_works(folder: Path, pending: Any) -> None:
-    hub = Hub()
-    (line,) = answer(folder, hub, pending.usage, code=1)
-    assert line == f"Error: {pending}"
-    assert LATER in line
-    assert re.search(r"`[a-z]+", line), "it names a command"
-    assert hub.asked == []
-
-
-def test_commands_that_pending_ones_point_to_exist(folder: Path) -> None:
-    text = " ".join([*(each.nearest for each in PENDING), *(command.ours for command in CLARA)])
+def test_commands_that_the_table_points_to_exist(folder: Path) -> None:
+    text = " ".join(command.ours for command in CLARA)
     known = Shell(Session(folder)).commands
     for quoted in re.findall(r"`([^`]+)`", text):
         first, *rest = quoted.split()
@@ -144,6 +141,18 @@ def test_commands_that_pending_ones_point_to_exist(folder: Path) -> None:
         "check_status client nowhere",
         "list_jobs -n",
         "sys.ls north",
+        "upload_folder",
+        "upload_folder nowhere",
+        "deploy folder",
+        "deploy folder client",
+        "delete_run_number x",
+        "start",
+        "start server now",
+        "start_mgpu client",
+        "download_binary ../model",
+        "download_text a/b",
+        "download_folder .",
+        "submit_job nowhere",
         "nonsense",
         "shell",
         "? nonsense",
@@ -194,10 +203,34 @@ def test_files_are_shown_as_they_are(folder: Path, tmp_path: Path) -> None:
 
 def test_a_number_chooses_the_run_of_what_follows(folder: Path) -> None:
     hub = Hub({"run.list": {"run": ("run-7", "run-8"), "state": ("running",) * 2}})
-    code, shown = shell(folder, hub, "set_run_number 8", "abort server", "set_run_number 9", options=["--yes"])
-    assert code == 1
-    assert [dict(asked.arguments) for asked in hub.asked] == [{}, {"run": "run-8"}, {}]
-    assert shown[-2].startswith("Error: there is no run-9; making one arrives with run deployment")
+    lines = ("set_run_number 8", "abort server", "set_run_number 9", "start server")
+    code, shown = shell(folder, hub, *lines, options=["--yes"])
+    assert code == 0
+    assert [dict(asked.arguments) for asked in hub.asked] == [{}, {"run": "run-8"}, {}, {"run": "run-9"}]
+    assert "run number already exist. Set the FL run number to 8." in shown
+    assert any(line.startswith("Create a new run number: 9.") for line in shown)
+
+
+def test_which_run_is_meant_has_to_be_said_where_several_go_on(folder: Path) -> None:
+    hub = Hub({"run.list": {"run": ("run-7", "run-8"), "state": ("running",) * 2}})
+    (line,) = answer(folder, hub, "start client", code=2)
+    assert line == "Error: which run? run-7, run-8; name one"
+
+
+def test_a_run_that_goes_on_is_not_deleted(folder: Path) -> None:
+    for line in ("delete_run_number 7", "delete_job run-7"):
+        hub = Hub()
+        (shown,) = answer(folder, hub, line, code=1)
+        assert shown == "Error: run-7 is running; `run abort run-7` ends it, then it can be deleted."
+        assert [asked.command for asked in hub.asked] == ["run.list"]
+
+
+def test_a_run_is_deleted_at_clients_and_server_once_its_name_was_typed(folder: Path) -> None:
+    hub = Hub({"run.list": {"run": ("run-3",), "state": ("aborted",)}})
+    code, shown = shell(folder, hub, piped="delete_run_number 3\nrun-3\n")
+    assert code == 0
+    assert [asked.command for asked in hub.asked] == ["run.list", "site.list", "run.withdraw", "run.delete"]
+    assert "The run number 3 is deleted." in shown
 
 
 def test_shutting_the_server_down_twice_is_no_failure(folder: Path) -> None:
@@ -210,7 +243,9 @@ def test_shutting_the_server_down_twice_is_no_failure(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("line", ["restart server", "sys_info server", "ls server", "reset_errors client"])
+@pytest.mark.parametrize(
+    "line", ["restart server", "sys_info server", "ls server", "reset_errors client", "start_mgpu client 2 north"]
+)
 def test_what_cannot_be_done_from_afar_says_where_it_can(folder: Path, line: str) -> None:
     hub = Hub()
     (shown,) = answer(folder, hub, line, code=1)
