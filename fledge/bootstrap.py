@@ -26,6 +26,7 @@ from broker.presigned import Ask
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run
+from fledge.packing import load_code
 from protocol.envelope import NO_RUN
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
@@ -125,6 +126,7 @@ def open_aggregator(
             store=store,
             state=centre.state,
             genesis=None if run is None else load_genesis(run),
+            code=b"" if run is None else load_code(run),
             cache_bytes=centre.config.cache_mb * 1024**2,
             observer=observer or _nobody,
             doors=doors_of(line, centre.base),
