@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import Any
 
 from broker.actor import Step, Tick
-from protocol.messages import Head, RunState
+from protocol.messages import Head, Outcome, RunState
 from worker.deployments import CODE_LOST, ENDED
 from worker.events import (
     AbortTraining,
@@ -78,6 +78,8 @@ HOLD = 0.25
 """Seconds; with sites that train for milliseconds this saves every third commit, with slower ones it costs nothing."""
 ON_THEIR_WAY = 2
 """Updates of a run without a final receipt that a site may always have: one is sent while the next is trained."""
+WITH_ITS_RUN = (Outcome.RUN_ENDED, Outcome.RUN_ABORTED)
+"""What becomes of updates that are in no version when their run ends."""
 NOT_FAILED = ("-", "-")
 
 
@@ -109,6 +111,7 @@ class WorkerRules:
         self._registry = snapshot.registry
         self._registry_digest = snapshot.registry_digest
         self._runs = {row.run: row for row in snapshot.runs}
+        self._doubted: set[str] = set()
         self._training: Train | None = None
         self._failures = 0
         self._blocked = False
@@ -152,7 +155,10 @@ class WorkerRules:
                 self._on_registry(event)
             case ReceiptSeen():
                 decided.effects.append(Settle(delivery=event.delivery, what="receipt"))
-                if self._sending.on_receipt(event, now, decided) or not decided.writes:
+                settled = self._sending.on_receipt(event, now, decided)
+                if settled is not None and event.receipt.outcome in WITH_ITS_RUN:
+                    self._on_ended(settled, now)
+                if settled is not None or not decided.writes:
                     self._hold(now)
             case Evaluated():
                 self._on_evaluated(event)
@@ -232,6 +238,7 @@ class WorkerRules:
             return
         if event.wall > head.not_after + HEAD_TOLERANCE:
             self._alarm("head.stale", number=head.number, overdue_s=round(event.wall - head.not_after))
+        self._doubted.clear()
         wanted: list[Any] = []
         if head.registry != self._registry_digest:
             wanted.append(FetchRegistry(digest=head.registry))
@@ -270,6 +277,12 @@ class WorkerRules:
         else:
             self._pull_at = min(self._pull_at, max(now, self._pulled_at + HEAD_AT_MOST_EVERY))
 
+    def _on_ended(self, update: UpdateRow, now: float) -> None:
+        """The run has ended, which a head may not have told yet, and may go on from the same version."""
+        self._count(update, -1)
+        self._doubted.add(update.run)
+        self._on_head_wanted(HeadWanted(connected=False), now)
+
     def _on_registry(self, event: RegistrySeen) -> None:
         if event.registry.version < self._registry:
             self._alarm("registry.went_back", version=event.registry.version, known=self._registry)
@@ -288,7 +301,7 @@ class WorkerRules:
     def _wanting(self) -> Iterator[RunRow]:
         """Runs that could do with an update of this site, those with the latest news first."""
         for run in reversed(self._runs.values()):
-            if run.state != RunState.RUNNING or run.version < 0:
+            if run.state != RunState.RUNNING or run.version < 0 or run.run in self._doubted:
                 continue
             if run.sent < run.updates_per_base and self._sending.on_their_way(run.run) < max(
                 ON_THEIR_WAY, run.updates_per_base

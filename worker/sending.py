@@ -123,11 +123,11 @@ class Sending:
 
     # ---- receipts
 
-    def on_receipt(self, event: ReceiptSeen, now: float, decided: Decided) -> bool:
-        """Act on the aggregator's word and tell whether that settles an update; receipts may come twice."""
+    def on_receipt(self, event: ReceiptSeen, now: float, decided: Decided) -> UpdateRow | None:
+        """Act on the aggregator's word and return the update that it settles; receipts may come twice."""
         row = self._rows.get(event.receipt.message)
         if row is None:
-            return False
+            return None
         out = self._outgoing[row]
         match event.receipt.outcome:
             case Outcome.JOURNALLED:
@@ -139,8 +139,8 @@ class Sending:
                 self._on_reused(out, event.receipt, now, decided)
             case outcome:
                 self._forget(out, outcome, event, decided)
-                return True
-        return False
+                return out.update
+        return None
 
     def _on_reused(self, out: _Outgoing, receipt: Receipt, now: float, decided: Decided) -> None:
         """Have the update sealed again, unless the receipt is about bytes that have been replaced already.

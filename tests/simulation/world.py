@@ -49,6 +49,11 @@ from worker.journal import Journal as WorkerJournal
 from worker.rules import HEAD_EVERY as PULL_EVERY
 from worker.rules import WorkerRules
 
+COMMANDS = (
+    *("run.pause", "run.resume", "run.pause", "run.resume", "run.start"),
+    *("run.abort", "run.stop", "run.start", "run.start", "unknown"),
+)
+"""Orders given in mid-run; what was ended goes on again by the next start."""
 Action = tuple[float, str, Callable[[], object]]
 LAST = 40
 FAULTS = ("crash", "fuse", "takeover", "reconnect", "restore", "registry", "command", "chunk", "noise", "announcement")
@@ -337,9 +342,7 @@ class World:
             "reconnect": lambda: self.dice.choice(everybody).reconnect(),
             "restore": lambda: self._restore(self.dice.choice(sites)),
             "registry": self._change_registry,
-            "command": lambda: self.command(
-                self.dice.choice(["run.pause", "run.resume", "run.resume", "run.pause", "unknown"])
-            ),
+            "command": lambda: self.command(self.dice.choice(COMMANDS)),
             "chunk": self._lose_chunk,
             "noise": lambda: self._noise(self.dice.choice(list(self.disks))),
             "announcement": lambda: self._lose_announcements(self.dice.choice(list(self.disks))),

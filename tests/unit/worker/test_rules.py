@@ -590,6 +590,31 @@ def test_the_answer_of_another_training_is_ignored() -> None:
     assert only(events.DropSpool, step.effects).chunks == SEALED.chunks
 
 
+@pytest.mark.parametrize("outcome", [Outcome.RUN_ENDED, Outcome.RUN_ABORTED])
+def test_a_run_that_goes_on_from_the_same_version_is_trained_again(outcome: Outcome) -> None:
+    machine = rules()
+    turn(machine, head(1, ("r", RunState.RUNNING, 0)))
+    update = trained(machine, version(0))
+    sent(machine, update)
+    step = turn(machine, receipt(update, outcome), now=30.0)
+    # Nothing says yet whether the run goes on: the head is asked.
+    assert not some(events.Train, step.effects)
+    assert some(events.PullHead, turn(machine, now=30.0).effects) or some(events.PullHead, step.effects)
+    ended = RunState.ABORTED if outcome == Outcome.RUN_ABORTED else RunState.STOPPED
+    assert not some(events.Train, turn(machine, head(2, ("r", ended, 0)), now=31.0).effects)
+    step = turn(machine, head(3, ("r", RunState.RUNNING, 0)), now=32.0)
+    assert only(events.Train, step.effects).version == 0
+
+
+def test_a_receipt_about_an_end_that_is_over_leads_to_one_look_at_the_head() -> None:
+    machine = rules()
+    turn(machine, head(1, ("r", RunState.RUNNING, 0)))
+    update = trained(machine, version(0))
+    turn(machine, receipt(update, Outcome.RUN_ENDED), now=30.0)
+    same = head(1, ("r", RunState.RUNNING, 0))
+    assert only(events.Train, turn(machine, same, now=31.0).effects).version == 0
+
+
 # ---- restart and signs of life
 
 
