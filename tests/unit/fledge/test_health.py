@@ -56,33 +56,24 @@ def test_the_command_says_it_with_its_exit_code(place: Path) -> None:
     assert (code, len(text.splitlines())) == (1, 1)
     write_health(kit / "state" / "health.json", NOW + 1, NOW)
     assert said("--kit", kit) == (0, "accepted by the hub\n")
-    write_health(place / "state" / "digits" / "health.json", time.time(), NOW)
-    assert said("--config", place / "aggregator.toml", "--run", "digits") == (0, "at work\n")
-    assert said("--kit", kit, "--run", "digits")[0] == 2
+    write_health(place / "state" / "health.json", time.time(), NOW)
+    assert said("--config", place / "aggregator.toml") == (0, "at work\n")
+    assert said("--kit", kit, "--config", place / "aggregator.toml")[0] == 2
 
 
 def test_a_hub_that_was_at_work_is_green_for_two_minutes(place: Path) -> None:
-    note = place / "state" / "digits" / "health.json"
+    note = place / "state" / "health.json"
     write_health(note, time.time() - HUB_LONGEST_S + 20, NOW - 1000)
-    assert hub_health(place / "aggregator.toml", "digits").green
+    assert hub_health(place / "aggregator.toml").green
     write_health(note, time.time() - HUB_LONGEST_S - 20, NOW - 1000)
-    health = hub_health(place / "aggregator.toml", "digits")
+    health = hub_health(place / "aggregator.toml")
     assert not health.green
     assert "was last accepted 2 minutes ago" in health.text
-    assert not hub_health(place / "aggregator.toml", "other").green
-
-
-def test_a_run_may_be_named_by_its_directory(place: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.toml").write_text('name = "digits"\n[strategy]\nname = "fedavg"\n')
-    write_health(place / "state" / "digits" / "health.json", time.time(), NOW)
-    health = hub_health(place / "aggregator.toml", str(tmp_path / "run"))
-    assert health.green, health.text
 
 
 def test_what_cannot_be_read_is_red_with_a_reason(tmp_path: Path) -> None:
     assert "worker.toml" in site_health(tmp_path).text
-    assert "aggregator.toml" in hub_health(tmp_path / "aggregator.toml", "digits").text
+    assert "aggregator.toml" in hub_health(tmp_path / "aggregator.toml").text
 
 
 def test_a_process_that_has_ended_is_red(tmp_path: Path) -> None:
