@@ -191,10 +191,10 @@ def test_a_replayed_order_an_expired_one_and_a_forged_one_change_nothing_and_are
     pause = order(hub.federation.operator, 1, now + 60)
     forger = Identity.generate("operator", Role.OPERATOR)
     for raw in (pause, order(hub.federation.operator, 2, now - 60), order(forger, 3, now + 60)):
-        hub.transport.publish(topology.DIRECT, topology.AGGREGATOR, raw).result(10)
+        hub.transport.publish(topology.ORDERS, "", raw).result(10)
     console = hub.console()
     assert one(console.ask("run.resume", {})).ok
-    hub.transport.publish(topology.DIRECT, topology.AGGREGATOR, pause).result(10)
+    hub.transport.publish(topology.ORDERS, "", pause).result(10)
     log = one(console.ask("audit.log", {})).values
     assert hub.services[0].rules.runs[RUN].state == RunState.RUNNING
     said = " ".join(log["entry"])

@@ -107,7 +107,7 @@ class Bench:
             federation=FEDERATION,
             message_id=bytes([counter]) * 16,
         )
-        self.transport.publish(topology.DIRECT, topology.AGGREGATOR, raw).result(10)
+        self.transport.publish(topology.ORDERS, "", raw).result(10)
 
     def wait(self, condition: Callable[[], bool]) -> None:
         with self.arrived:
