@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import structlog
 
-from broker.health import HEALTH, write_health
+from broker.health import HEALTH, Health
 from broker.transport import Transport
 from protocol import topology
 from protocol.errors import FledgeError
@@ -22,14 +21,14 @@ class Pulse:
 
     def __init__(self, transport: Transport, state: Path) -> None:
         self._transport = transport
-        self._path = state / HEALTH
-        self._began = time.time()
+        self.health = Health(state / HEALTH)
+        """What is noted for `fledge healthcheck`."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aggregator pulse", daemon=True)
 
     def start(self) -> None:
         """Take away what an earlier process noted, and begin."""
-        write_health(self._path, None, self._began)
+        self.health.begin()
         self._thread.start()
 
     def stop(self) -> None:
@@ -40,7 +39,7 @@ class Pulse:
         while not self._stopped.is_set():
             try:
                 self._transport.depth(topology.inbox_queue(topology.AGGREGATOR))
-                write_health(self._path, time.time(), self._began)
+                self.health.accepted()
             except FledgeError as error:
                 log.warning("broker.silent", error=str(error))
             self._stopped.wait(EVERY_S)

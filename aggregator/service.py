@@ -112,7 +112,7 @@ class AggregatorService:
         self.journal = Journal(None if state is None else state / DATABASE, self._seal)
         self._open(registry_record, config, genesis)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
-        self._pulse = None if state is None else Pulse(transport, state)
+        self.pulse = None if state is None else Pulse(transport, state)
         self._heads = HeadWriter(store, federation, partial(transport.publish, topology.GLOBAL, ""))
         self._subscriptions: list[Subscription] = []
         self._sites: set[str] = set()
@@ -181,8 +181,8 @@ class AggregatorService:
         self._subscriptions.append(
             self._transport.consume(topology.inbox_queue(topology.AGGREGATOR), self._take_command)
         )
-        if self._pulse is not None:
-            self._pulse.start()
+        if self.pulse is not None:
+            self.pulse.start()
         log.info("aggregator.started", runs=list(self.rules.runs), sites=len(self._sites))
 
     def stop(self) -> None:
@@ -215,8 +215,8 @@ class AggregatorService:
             for subscription in self._subscriptions:
                 subscription.cancel()
             self.ended.set()
-            if self._pulse is not None:
-                self._pulse.stop()
+            if self.pulse is not None:
+                self.pulse.stop()
             self._relay.close()
             self._heads.close(put=not isinstance(self._error, Fenced))
             for pool in (self._preparations, self._merges, self._admissions, self._cipher, self._io):

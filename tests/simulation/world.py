@@ -46,7 +46,7 @@ from tests.simulation.surroundings import (
     write_down,
 )
 from worker.journal import Journal as WorkerJournal
-from worker.rules import HEAD_EVERY as PULL_EVERY
+from worker.pulls import HEAD_EVERY as PULL_EVERY
 from worker.rules import WorkerRules
 
 Action = tuple[float, str, Callable[[], object]]

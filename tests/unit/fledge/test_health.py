@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.health import born, trouble, write_health
+from broker.health import Health, born, ended_in_order, trouble, write_health
 from fledge.federation import new_federation
 from fledge.health import HUB_LONGEST_S, hub_health, site_health
 from protocol.errors import StateError
@@ -78,6 +78,54 @@ def test_a_run_may_be_named_by_its_directory(place: Path, tmp_path: Path) -> Non
     write_health(place / "state" / "digits" / "health.json", time.time(), NOW)
     health = hub_health(place / "aggregator.toml", str(tmp_path / "run"))
     assert health.green, health.text
+
+
+def test_since_when_is_said(place: Path) -> None:
+    note = place / "sites" / "alpha" / "state" / "health.json"
+    write_health(note, None, 1_000_000_000.0)
+    assert "since it started (2001-09-09 01:46 UTC)" in site_health(note.parents[1]).text
+    write_health(note, 1_000_000_000.0, 999_999_999.0)
+    assert "minutes ago (2001-09-09 01:46 UTC)" in site_health(note.parents[1]).text
+    write_health(note, 1e300, 1.0)
+    assert not site_health(note.parents[1]).green
+
+
+def test_a_revoked_site_is_red_at_once_and_says_so(place: Path) -> None:
+    kit = place / "sites" / "alpha"
+    health = Health(kit / "state" / "health.json")
+    health.begin()
+    health.accepted()
+    health.revoked(True)
+    assert not site_health(kit).green
+    assert site_health(kit).text.startswith("revoked: ")
+    health.accepted()
+    assert not site_health(kit).green
+    health.revoked(False)
+    assert site_health(kit).green
+
+
+def test_a_store_that_fails_is_red_until_it_works_again(place: Path) -> None:
+    kit = place / "sites" / "alpha"
+    health = Health(kit / "state" / "health.json")
+    health.begin()
+    health.accepted()
+    health.store(time.time() - 600)
+    assert "the store has failed at everything asked of it for 10 minutes (" in site_health(kit).text
+    assert not site_health(kit).green
+    health.store(None)
+    assert site_health(kit).green
+
+
+def test_whether_the_last_process_ended_in_order_is_known(tmp_path: Path) -> None:
+    note = tmp_path / "health.json"
+    assert ended_in_order(note)
+    health = Health(note)
+    health.begin()
+    assert not ended_in_order(note)
+    health.ended()
+    assert ended_in_order(note)
+    Health(note).begin()
+    assert not ended_in_order(note)
 
 
 def test_what_cannot_be_read_is_red_with_a_reason(tmp_path: Path) -> None:
