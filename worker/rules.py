@@ -30,6 +30,7 @@ from typing import Any
 from broker.actor import Step, Tick
 from protocol.messages import Head, RunState
 from protocol.registry import Registry
+from worker import twins
 from worker.deployments import CODE_LOST, ENDED
 from worker.events import (
     AbortTraining,
@@ -418,6 +419,8 @@ class WorkerRules:
 
     def _shown(self) -> tuple[str, str, int, str, str]:
         state, run, version, lacks = self._doing()
+        if not lacks and self._failed == NOT_FAILED and self._sending.twins.seen:
+            lacks = twins.CODE
         return (state, run, version, lacks, "-") if lacks else (state, run, version, *self._failed)
 
     def _doing(self) -> tuple[str, str, int, str]:
