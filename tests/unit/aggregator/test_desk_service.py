@@ -219,6 +219,16 @@ def test_a_revoked_site_is_cut_off_at_the_broker_and_its_next_update_is_refused(
     assert one(console.ask("dead.list", {})).values["id"] == ()
 
 
+def test_the_answer_to_a_revocation_says_what_is_left_to_do_where_the_hub_cannot_reach_the_broker(hub: Hub) -> None:
+    console = hub.console()
+    assert one(console.ask("site.revoke", {"site": "site-1"})).text == ""
+    hub.services[-1]._desk._doors = Doors()
+    said = one(console.ask("site.revoke", {"site": "site-2"}))
+    assert said.ok
+    assert "delete the site's user there by hand" in said.text
+    assert "fledge deploy broker" in said.text
+
+
 def test_a_refused_message_can_be_handed_to_intake_again(hub: Hub) -> None:
     newcomer = Identity.generate("site-9", Role.SITE)
     hub.federation.members["site-9"] = newcomer
