@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from broker.health import HEALTH, Health
+from broker.health import HEALTH, Health, last_holder
 from broker.transport import Transport
 from protocol import topology
 from protocol.errors import FledgeError
@@ -21,19 +21,26 @@ class Pulse:
 
     def __init__(self, transport: Transport, state: Path) -> None:
         self._transport = transport
-        self.health = Health(state / HEALTH)
+        self._path = state / HEALTH
+        self.health = Health(self._path)
         """What is noted for `fledge healthcheck`."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aggregator pulse", daemon=True)
 
     def start(self) -> None:
-        """Take away what an earlier process noted, and begin."""
+        """Take away what an earlier process noted, saying so if it has not ended in order, and begin."""
+        holder = last_holder(self._path)
+        if holder is not None:
+            todo = "nothing, if it was killed; one that still runs ends at its next commit, with exit code 3"
+            log.warning("lease.taken_over", pid=holder.pid, runs=holder.runs, todo=todo)
         self.health.begin()
         self._thread.start()
 
-    def stop(self) -> None:
-        """Beat no more."""
+    def stop(self, *, fenced: bool) -> None:
+        """Beat no more; whoever was fenced leaves the note to its successor."""
         self._stopped.set()
+        if not fenced:
+            self.health.ended()
 
     def _run(self) -> None:
         while not self._stopped.is_set():

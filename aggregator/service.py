@@ -216,12 +216,13 @@ class AggregatorService:
                 subscription.cancel()
             self.ended.set()
             if self.pulse is not None:
-                self.pulse.stop()
+                self.pulse.stop(fenced=isinstance(self._error, Fenced))
             self._relay.close()
             self._heads.close(put=not isinstance(self._error, Fenced))
             for pool in (self._preparations, self._merges, self._admissions, self._cipher, self._io):
                 pool.shutdown(wait=False, cancel_futures=True)
             self.journal.close()
+            log.info("aggregator.stopped")
 
     def update_registry(self, record: bytes) -> None:
         """Put a newer registry in force: new sites get the current version, revoked ones are cut off.

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def trouble(path: Path, now: float, longest: float) -> str:
     accepted, pid, started, birth = (note.get(key) for key in ("accepted", "pid", "started", "born"))
     if not isinstance(pid, int) or pid <= 0 or not isinstance(started, int | float):
         return f"{path.name} says nothing: the service has never started here; start it"
-    if not lives(pid) or (isinstance(birth, int) and born(pid) not in (birth, 0)):
+    if not _still(pid, birth):
         return "the process has ended; start it, and see its log for why"
     if note.get("revoked"):
         return "revoked: this site is no longer in the federation; it trains and sends nothing: ask the operators"
@@ -110,10 +111,30 @@ def trouble(path: Path, now: float, longest: float) -> str:
     return ""
 
 
-def ended_in_order(path: Path) -> bool:
-    """Whether the last process that noted its health at `path` said goodbye; true if there was none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that noted its health and did not say that it ended."""
+
+    pid: int
+    runs: bool
+    """Whether it is still there, on this machine."""
+
+
+def last_holder(path: Path) -> Holder | None:
+    """Who noted its health at `path` last, unless it ended in order or there was nobody.
+
+    Raises:
+        StateError: the file cannot be read.
+    """
     note = read_note(path)
-    return not note or isinstance(note.get("ended"), int | float)
+    pid, birth = note.get("pid"), note.get("born")
+    if not isinstance(pid, int) or pid <= 0 or isinstance(note.get("ended"), int | float):
+        return None
+    return Holder(pid=pid, runs=_still(pid, birth))
+
+
+def _still(pid: int, birth: object) -> bool:
+    return lives(pid) and not (isinstance(birth, int) and born(pid) not in (birth, 0))
 
 
 def _at(seconds: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.health import Health, born, ended_in_order, trouble, write_health
+from broker.health import Health, Holder, born, last_holder, trouble, write_health
 from fledge.federation import new_federation
 from fledge.health import HUB_LONGEST_S, hub_health, site_health
 from protocol.errors import StateError
@@ -118,14 +118,16 @@ def test_a_store_that_fails_is_red_until_it_works_again(place: Path) -> None:
 
 def test_whether_the_last_process_ended_in_order_is_known(tmp_path: Path) -> None:
     note = tmp_path / "health.json"
-    assert ended_in_order(note)
+    assert last_holder(note) is None
     health = Health(note)
     health.begin()
-    assert not ended_in_order(note)
+    assert last_holder(note) == Holder(pid=os.getpid(), runs=True)
     health.ended()
-    assert ended_in_order(note)
-    Health(note).begin()
-    assert not ended_in_order(note)
+    health.accepted()  # by a thread that was late
+    assert last_holder(note) is None
+    write_health(note, None, NOW)
+    note.write_text(json.dumps({**json.loads(note.read_text()), "born": 1}))
+    assert last_holder(note) == Holder(pid=os.getpid(), runs=False)
 
 
 def test_what_cannot_be_read_is_red_with_a_reason(tmp_path: Path) -> None:
