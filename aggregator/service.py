@@ -113,7 +113,7 @@ class AggregatorService:
         self.journal = Journal(None if state is None else state / DATABASE, self._seal)
         self._open(registry_record, config, genesis, code)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
-        self._pulse = None if state is None else Pulse(transport, state)
+        self.pulse = None if state is None else Pulse(transport, state)
         self._heads = HeadWriter(store, federation, partial(transport.publish, topology.GLOBAL, ""))
         self._subscriptions: list[Subscription] = []
         self._sites: set[str] = set()
@@ -124,9 +124,7 @@ class AggregatorService:
         self.ended = threading.Event()
         """Set when no run goes on any more, by itself or by command."""
 
-    def _open(
-        self, registry_record: bytes, config: RunConfig | None, genesis: Genesis | None, code: bytes
-    ) -> None:
+    def _open(self, registry_record: bytes, config: RunConfig | None, genesis: Genesis | None, code: bytes) -> None:
         """Open every run and build the rules from what the journal remembers."""
         self.registry, record = registry_in_force(self.journal, registry_record, self._root, self._federation)
         self._registry_digest = record_digest(record)
@@ -184,8 +182,8 @@ class AggregatorService:
         self._subscriptions.append(
             self._transport.consume(topology.inbox_queue(topology.AGGREGATOR), self._take_command)
         )
-        if self._pulse is not None:
-            self._pulse.start()
+        if self.pulse is not None:
+            self.pulse.start()
         log.info("aggregator.started", runs=list(self.rules.runs), sites=len(self._sites))
 
     def stop(self) -> None:
@@ -218,13 +216,14 @@ class AggregatorService:
             for subscription in self._subscriptions:
                 subscription.cancel()
             self.ended.set()
-            if self._pulse is not None:
-                self._pulse.stop()
+            if self.pulse is not None:
+                self.pulse.stop(fenced=isinstance(self._error, Fenced))
             self._relay.close()
             self._heads.close(put=not isinstance(self._error, Fenced))
             for pool in (self._preparations, self._merges, self._admissions, self._cipher, self._io):
                 pool.shutdown(wait=False, cancel_futures=True)
             self.journal.close()
+            log.info("aggregator.stopped")
 
     def update_registry(self, record: bytes) -> None:
         """Put a newer registry in force: new sites get the current version, revoked ones are cut off.
