@@ -70,6 +70,8 @@ class NewRun:
     digest: bytes
     """Of version 0's plaintext payload."""
     record: bytes
+    spec: bytes
+    """The model's specification."""
     spec_record: bytes
     code_record: bytes
     """Empty where sites train with code of their own."""

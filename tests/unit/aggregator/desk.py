@@ -62,6 +62,7 @@ def new_run(rules: RunRules, registry: int, state: RunState = RunState.RUNNING) 
         config="",
         digest=GENESIS,
         record=b"record 0",
+        spec=b"",
         spec_record=b"spec",
         code_record=b"",
         registry=registry,
