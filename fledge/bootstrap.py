@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
-from aggregator.config import AggregatorConfig, read_toml
+from aggregator.config import AggregatorConfig
 from aggregator.history import History
 from aggregator.records import Records
 from aggregator.run_history import RunHistory
@@ -23,6 +23,7 @@ from aggregator.service import DATABASE, AggregatorService, Observer
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.presigned import Ask
+from broker.settings import read_toml
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run

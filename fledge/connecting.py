@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from broker.granting import Granter
 from broker.presigned import Ask, PresignedBlobs
 from broker.s3 import S3Blobs
 from broker.security import Tls
+from broker.settings import parse_table
 from broker.transport import Transport, open_transport
 from deploy.apply import Management
 from deploy.apply import cut_off as take_login
@@ -206,6 +206,6 @@ def _credentials(base: Path) -> Mapping[str, Any]:
         return {}
     must_be_private(path, path.stat().st_mode)
     try:
-        return tomllib.loads(read_bounded(path, _LIMIT, "the keys of the store").decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise ConfigError(f"{path} is not valid TOML; take it from the kit again") from None
+        return parse_table(read_bounded(path, _LIMIT, "the keys of the store"), path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; take it from the kit again") from None

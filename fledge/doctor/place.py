@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from aggregator.config import AggregatorConfig, read_toml
+from aggregator.config import AggregatorConfig
+from broker.settings import read_toml
 from deploy.kit_files import CONFIGURATION
 from fledge.operator import OperatorConfig
 from protocol.errors import ConfigError

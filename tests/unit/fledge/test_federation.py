@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.config import AggregatorConfig, read_toml
+from aggregator.config import AggregatorConfig
+from broker.settings import read_toml
 from deploy.keyfiles import read_identity
 from fledge.bootstrap import open_worker
 from fledge.federation import AGGREGATOR_TOML, ROOT_KEYS, WORKER_TOML, new_federation
