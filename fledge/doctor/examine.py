@@ -12,7 +12,7 @@ from broker.amqp import AmqpUrl, parse_amqp_url
 from broker.s3_url import S3Url, parse_s3_url
 from broker.security import Tls, check_plain, proxy_for
 from deploy.members import members_of
-from fledge.connecting import store_url, tls_of
+from fledge.connecting import broker_url, store_url, tls_of
 from fledge.doctor.broker_checks import check_broker
 from fledge.doctor.findings import Finding, Server, bad, good, skipped
 from fledge.doctor.forbidden import Own, own
@@ -77,7 +77,7 @@ def read_line(place: Place, environ: Mapping[str, str]) -> Line:
     config, tls = place.config, tls_of(place.config, place.base)
     if urlsplit(config.broker).scheme in ("amqp", "amqps"):
         try:
-            amqp = parse_amqp_url(config.broker, tls)
+            amqp = parse_amqp_url(broker_url(config, place.base), tls)
             broker = _way("broker", amqp.host, amqp.port, amqp.tls, amqp.files, place, environ), amqp
         except ConfigError as error:
             findings.append(bad("files.broker", "url", str(error), "take the line from the kit again"))
