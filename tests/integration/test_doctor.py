@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import socket
 import ssl
 import subprocess
@@ -15,14 +16,18 @@ from pathlib import Path
 
 import pytest
 
+from aggregator.intake import Intake
+from broker.transport import Delivery
 from deploy.apply import Management, apply_members
 from deploy.members import members_of
 from deploy.topology import site_permissions
+from fledge.connecting import broker_of
 from fledge.doctor.adversarial import attack
 from fledge.doctor.examine import examine
 from fledge.doctor.findings import Finding, Verdict
 from fledge.doctor.place import read_kit
 from fledge.doctor.report import Report
+from protocol.topology import event_queue
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.kits import Kits
 from tests.support.rabbit import RabbitNode, free_ports
@@ -276,6 +281,27 @@ def test_the_command_tells_by_its_exit_code_and_shows_no_secret(make: Make) -> N
     assert shown.returncode == 0, shown.stdout
     assert shown.stdout.splitlines()[-1].startswith("aggregator: nothing is in the way")
     assert SECRET_KEY not in blocked.stdout + shown.stdout
+
+
+def test_the_hub_gets_what_the_command_found_at_a_site(make: Make, kits: Kits) -> None:
+    kit, hub = make("site-b"), read_kit(make("aggregator"))
+    kits.credentials(kit, "nobody", SECRET_KEY)
+    told = fledge("doctor", "--kit", kit, "--json")
+    assert told.returncode == 1, told.stderr
+    assert json.loads(told.stdout)["sent"] is True, told.stdout
+    silent = fledge("doctor", "--kit", kit, "--no-send")
+    assert "the hub: the checks" not in silent.stdout
+    assert "operators have no queue" in fledge("doctor", "--kit", make("ada")).stdout
+    came: queue.Queue[Delivery] = queue.Queue()
+    with broker_of(hub.config, hub.base, "aggregator") as transport:
+        transport.consume(event_queue("site-b"), came.put)
+        delivery = came.get(timeout=30)
+        _, sign = Intake("fl", kits.identities["aggregator"], kits.registry).live("site-b", delivery, delivery.body)
+        delivery.ack()
+    assert came.empty()
+    assert sign is not None
+    assert sign.event.code == "store.read:keys"
+    assert sign.event.metrics["doctor.broker.rights"] == 1.0
 
 
 def test_no_forbidden_thing_works_for_anybody_on_this_broker(make: Make) -> None:
