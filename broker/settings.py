@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,12 @@ def read_toml(path: Path, kind: type[M], instead: Mapping[str, str] | None = Non
     if len(raw) > _LIMIT:
         raise ConfigError(f"{path}: longer than {_LIMIT} bytes; is it the right file?")
     return parse_toml(raw, path, kind, instead)
+
+
+def given_urls(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What comes before the URLs of a file: FLEDGE_BROKER and FLEDGE_STORE, by the keys they stand for."""
+    given = {key: environment.get(f"FLEDGE_{key.upper()}", "") for key in ("broker", "store")}
+    return {key: value for key, value in given.items() if value}
 
 
 def parse_toml(raw: bytes, source: Path | str, kind: type[M], instead: Mapping[str, str] | None = None) -> M:

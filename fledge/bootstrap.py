@@ -23,7 +23,7 @@ from aggregator.service import DATABASE, AggregatorService, Observer
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.presigned import Ask
-from broker.settings import read_toml
+from broker.settings import given_urls, read_toml
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run
@@ -79,10 +79,7 @@ def read_centre(path: Path) -> Centre:
         ConfigError: a file is missing, readable by others, or of another role.
         WireError: the registry is not signed by the federation's root.
     """
-    found = read_toml(path, AggregatorConfig)
-    given = {key: os.environ.get(f"FLEDGE_{key.upper()}", "") for key in ("broker", "store")}
-    config = found.model_copy(update={key: value for key, value in given.items() if value})
-    base = path.parent
+    config, base = read_toml(path, AggregatorConfig, given_urls()), path.parent
     identity = read_identity(base / config.keys)
     if identity.role != Role.AGGREGATOR:
         raise ConfigError(f"{base / config.keys} are keys of the role {identity.role.value}, not of an aggregator")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from broker.settings import TlsConfig, read_toml
+from broker.settings import TlsConfig, given_urls, read_toml
 from protocol.codec import Word
 from protocol.errors import ConfigError, FledgeError
 from worker.policy import SitePolicy, read_policy
@@ -94,8 +94,7 @@ def read_config(path: Path, environment: Mapping[str, str] = os.environ) -> Work
     Raises:
         ConfigError: it is missing, not TOML, or a value is wrong; says which, never the value.
     """
-    given = {key: environment.get(f"FLEDGE_{key.upper()}", "") for key in ("broker", "store")}
-    return read_toml(path, WorkerConfig, {key: value for key, value in given.items() if value})
+    return read_toml(path, WorkerConfig, given_urls(environment))
 
 
 def site_policy(config: WorkerConfig, base: Path) -> SitePolicy:

@@ -25,7 +25,7 @@ from fledge.connecting import broker_of
 from fledge.doctor.adversarial import attack
 from fledge.doctor.examine import examine
 from fledge.doctor.findings import Finding, Verdict
-from fledge.doctor.place import read_kit
+from fledge.doctor.place import read_kit, read_place
 from fledge.doctor.report import Report
 from protocol.topology import event_queue
 from tests.support.connect_proxy import ConnectProxy
@@ -76,8 +76,7 @@ def make(kits: Kits, node: RabbitNode, store: S3Server, tmp_path: Path) -> Make:
             "store": f"s3s://127.0.0.1:{store.port}/fledge",
         }
         kit = kits.make(name, tmp_path / name, **(servers | other))
-        if name != "ada":
-            kits.credentials(kit, ACCESS_KEY, SECRET_KEY)
+        kits.credentials(kit, ACCESS_KEY, SECRET_KEY)
         return kit
 
     return one
@@ -128,15 +127,30 @@ def inspector(kits: Kits) -> Iterator[int]:
 
 @pytest.mark.parametrize("name", ["site-a", "ada", "aggregator"])
 def test_everybody_who_can_take_part_is_told_so(make: Make, name: str) -> None:
-    report = look(make(name))
+    report = look(make(name, extra='access = "credentials"' if name == "ada" else ""))
     assert report.ok, report.lines()
     assert {finding.verdict for finding in report.findings} == {Verdict.GOOD}, report.lines()
     assert report.letter == ""
     checks = [finding.check for finding in report.findings]
     for check in ("certificate", "broker.tcp", "broker.tls", "broker.login", "broker.vhost", "broker.rights"):
         assert check in checks
+    for check in ("store.tcp", "store.tls", "store.answer", "store.clock"):
+        assert check in checks
     assert ("store.read" in checks) is (name != "ada")
-    assert ("store.write" in checks) is (name == "site-a")
+    assert ("store.write" in checks) is (name != "aggregator")
+
+
+def test_an_operators_way_to_the_store_is_walked_as_the_console_goes_it(make: Make, kits: Kits, tmp_path: Path) -> None:
+    signed = look(make("ada"))
+    assert signed.ok, signed.lines()
+    assert (found(signed, "store.tls").verdict, found(signed, "store.read").code) == (Verdict.GOOD, "presigned")
+    (port,) = free_ports(1)
+    kit = tmp_path / "ada"
+    elsewhere = {"FLEDGE_STORE": f"s3s://127.0.0.1:{port}/fledge"}
+    blocked = examine(read_place(kit / "operator.toml", elsewhere), {}, machine=False)
+    assert first(blocked) == ("store.tcp", "refused")
+    old = kits.make("ada", tmp_path / "old", broker="amqps://broker.invalid:5671/fl", store="")
+    assert "fledge provision --reissue" in found(look(old), "files.store").advice
 
 
 def test_a_name_that_nobody_knows_is_named(make: Make) -> None:
@@ -357,7 +371,7 @@ def test_rclone_is_safe_with_signed_urls(make: Make, kits: Kits) -> None:
     assert found(hub, "attack.signers").verdict == Verdict.WARNING
 
 
-def test_what_was_tried_leaves_no_object_but_where_a_site_may_put_it(make: Make, store: S3Server) -> None:
+def test_what_was_tried_leaves_no_object_but_where_its_owner_may_put_it(make: Make, store: S3Server) -> None:
     attack(read_kit(make()), {})
     look(make("site-b"))
     left = {
@@ -365,7 +379,7 @@ def test_what_was_tried_leaves_no_object_but_where_a_site_may_put_it(make: Make,
         for path in (store.directory / "fledge").rglob("*")
         if path.is_file()
     }
-    assert left <= {"up", "heads"}
+    assert left <= {"up", "heads", "bundles"}
 
 
 def test_the_command_fails_when_something_works(make: Make) -> None:

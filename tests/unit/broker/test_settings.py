@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from aggregator.config import AggregatorConfig, RunConfig
-from broker.settings import TlsConfig, parse_toml, read_toml
+from broker.settings import TlsConfig, given_urls, parse_toml, read_toml
 from fledge.operator import OperatorConfig
 from protocol.errors import ConfigError
 from worker.config import WorkerConfig
@@ -116,6 +116,11 @@ def test_what_is_given_besides_comes_before_the_file(tmp_path: Path) -> None:
     path.write_text('name = "file"\ngrace = 3')
     found = read_toml(path, RunConfig, {"name": "given"})
     assert (found.name, found.grace) == ("given", 3.0)
+
+
+def test_urls_of_the_environment_are_given_unless_they_are_empty() -> None:
+    given = {"FLEDGE_BROKER": "memory:", "FLEDGE_STORE": "", "HOME": "elsewhere"}
+    assert given_urls(given) == {"broker": "memory:"}
 
 
 def test_how_a_field_says_it_is_written_is_something_it_takes() -> None:
