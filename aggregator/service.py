@@ -46,6 +46,7 @@ from protocol.errors import (
     ConfigError,
     DiskFull,
     Fenced,
+    LoginRefused,
     NotAllowed,
     StateError,
     WrongContext,
@@ -247,6 +248,8 @@ class AggregatorService:
         members = {role: sorted(p.name for p in registry.members(role)) for role in (Role.SITE, Role.OPERATOR)}
         try:
             self._transport.declare(topology.topology(members[Role.SITE], members[Role.OPERATOR]))
+        except LoginRefused as error:  # which the transport goes on trying
+            log.warning("topology.login_refused", registry=registry.version, error=str(error))
         except NotAllowed:  # as it should be: whoever runs the broker declares, by `fledge deploy broker`
             log.info("topology.declared_by_others", registry=registry.version)
 

@@ -28,7 +28,7 @@ from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run
 from protocol.envelope import NO_RUN
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
 from protocol.limits import STORED_RECORD
 from protocol.messages import Grant, Named, Request
@@ -229,8 +229,14 @@ def open_kept(centre: Centre, run: str | None = None) -> Iterator[Kept]:
     """Open what the aggregator has kept, beside the aggregator if that is running.
 
     Raises:
-        StateError: this aggregator knows no such run.
+        StateError: this aggregator knows no such run, or has never run.
     """
+    _must_not_be_older(centre.state)
+    if not (centre.state / DATABASE).exists():
+        raise StateError(
+            f"{centre.state} holds no journal: the aggregator has never been started here; start it "
+            "(`fledge aggregator`), or name with --config the aggregator.toml of one that was"
+        )
     with ExitStack() as stack:
         history = History.open(centre.state / DATABASE)
         stack.callback(history.close)

@@ -187,8 +187,14 @@ def test_good_files_are_called_good(kit: Path) -> None:
     keys, identity = check_keys(place)
     registered, registry = check_registry(place, identity)
     assert [keys.code, registered.code] == ["ok", "ok"]
+    assert keys.cause == "keys of site site-a"
     assert registry is not None
     assert [finding.code for finding in check_private(place)] == ["ok"]
+
+
+def test_the_aggregator_is_called_so_once(kits: Kits, tmp_path: Path) -> None:
+    hub = kits.make("aggregator", tmp_path / "hub", broker="amqps://broker.example/fl", store="s3s://store.example/fl0")
+    assert check_keys(read_kit(hub))[0].cause == "keys of aggregator"
 
 
 def test_a_certificates_key_that_others_can_read_is_not_used(kit: Path) -> None:
