@@ -42,15 +42,7 @@ from broker.outbox import Relay
 from broker.transport import Delivery, Subscription, Transport
 from protocol import topology
 from protocol.envelope import NO_RUN, seal
-from protocol.errors import (
-    ConfigError,
-    DiskFull,
-    Fenced,
-    LoginRefused,
-    NotAllowed,
-    StateError,
-    WrongContext,
-)
+from protocol.errors import ConfigError, DiskFull, Fenced, LoginRefused, NotAllowed, StateError, WrongContext
 from protocol.keys import Identity, Role
 from protocol.messages import RunHead, RunState
 from protocol.registry import Registry, open_registry
@@ -80,12 +72,13 @@ class AggregatorService:
         store: BlobStore,
         state: Path | None,
         genesis: Genesis | None,
+        code: bytes = b"",
         observer: Observer = _nobody,
         cache_bytes: int = 4 << 30,
         doors: Doors = Doors(),  # noqa: B008  # frozen
     ) -> None:
         """`config`: a run to begin with, besides those that the journal knows and operators will create; `genesis` (its
-        version 0) is needed the first time only. `state` None keeps the database in memory.
+        version 0) and `code` (a zip archive) are needed the first time only. `state` None keeps the database in memory.
 
         `cache_bytes` bounds the local ciphertext cache: best a little more than K + 3 times the model.
 
@@ -111,9 +104,9 @@ class AggregatorService:
         self._preparations = ThreadPoolExecutor(1, thread_name_prefix="aggregator prepare")
         self._opened = OpenBlobs()
         self.journal = Journal(None if state is None else state / DATABASE, self._seal)
-        self._open(registry_record, config, genesis)
+        self._open(registry_record, config, genesis, code)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
-        self._pulse = None if state is None else Pulse(transport, state)
+        self.pulse = None if state is None else Pulse(transport, state)
         self._heads = HeadWriter(store, federation, partial(transport.publish, topology.GLOBAL, ""))
         self._subscriptions: list[Subscription] = []
         self._sites: set[str] = set()
@@ -124,14 +117,14 @@ class AggregatorService:
         self.ended = threading.Event()
         """Set when no run goes on any more, by itself or by command."""
 
-    def _open(self, registry_record: bytes, config: RunConfig | None, genesis: Genesis | None) -> None:
+    def _open(self, registry_record: bytes, config: RunConfig | None, genesis: Genesis | None, code: bytes) -> None:
         """Open every run and build the rules from what the journal remembers."""
         self.registry, record = registry_in_force(self.journal, registry_record, self._root, self._federation)
         self._registry_digest = record_digest(record)
         self._store.put(topology.record_key(self._registry_digest.hex()), record)
         self._intake = Intake(self._federation, self._identity, self.registry, self._opened)
         if config is not None:
-            self._begin(config, genesis)
+            self._begin(config, genesis, code)
         registry = partial(getattr, self._intake, "registry")
         self._servings = Servings(self.journal, self.records_of, self._store, self._io, self._cipher, registry)
         self.serving = {name: self._servings.open(name) for name in self.journal.names()}
@@ -157,7 +150,7 @@ class AggregatorService:
         )
         self._actor = Actor(self.rules, self._commit, self._perform, may_wait=may_wait)
 
-    def _begin(self, config: RunConfig, genesis: Genesis | None) -> None:
+    def _begin(self, config: RunConfig, genesis: Genesis | None, code: bytes) -> None:
         """Take over a run that lies beside the aggregator, or its settings as they are now."""
         if config.name in self.journal.names():
             self.journal.set_config(config.name, config.model_dump_json())
@@ -165,7 +158,7 @@ class AggregatorService:
         if genesis is None:
             raise ConfigError(f"run {config.name} has no version 0 yet; make one with `fledge init-run`")
         records = self.records_of(config.name)
-        self.journal.begin(take_over(config, genesis, records, self.registry, state=RunState.RUNNING))
+        self.journal.begin(take_over(config, genesis, records, self.registry, code=code, state=RunState.RUNNING))
 
     def records_of(self, run: str) -> Records:
         """The records of one run."""
@@ -182,8 +175,8 @@ class AggregatorService:
         self._subscriptions.append(
             self._transport.consume(topology.inbox_queue(topology.AGGREGATOR), self._take_command)
         )
-        if self._pulse is not None:
-            self._pulse.start()
+        if self.pulse is not None:
+            self.pulse.start()
         log.info("aggregator.started", runs=list(self.rules.runs), sites=len(self._sites))
 
     def stop(self) -> None:
@@ -216,13 +209,14 @@ class AggregatorService:
             for subscription in self._subscriptions:
                 subscription.cancel()
             self.ended.set()
-            if self._pulse is not None:
-                self._pulse.stop()
+            if self.pulse is not None:
+                self.pulse.stop(fenced=isinstance(self._error, Fenced))
             self._relay.close()
             self._heads.close(put=not isinstance(self._error, Fenced))
             for pool in (self._preparations, self._merges, self._admissions, self._cipher, self._io):
                 pool.shutdown(wait=False, cancel_futures=True)
             self.journal.close()
+            log.info("aggregator.stopped")
 
     def update_registry(self, record: bytes) -> None:
         """Put a newer registry in force: new sites get the current version, revoked ones are cut off.

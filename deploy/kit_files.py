@@ -85,7 +85,7 @@ def texts(project: Project, role: Role, name: str, root: bytes) -> dict[str, byt
         "access_toml": quoted(project.access),
         "root_toml": quoted(root.hex()),
         "insecure_toml": "true" if project.insecure else "false",
-        "trainer_toml": quoted(project.trainer),
+        "trainer_line": _trainer(project.trainer),
     }
     return {
         file: _Text((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(values).encode()
@@ -109,6 +109,10 @@ def credentials(own: StoreIdentity, signing: dict[str, StoreIdentity]) -> bytes:
 def quoted(text: str) -> str:
     """A TOML string."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _trainer(name: str | None) -> str:
+    return f"trainer = {quoted(name)}" if name is not None else '# trainer = "mytask:trainer"'
 
 
 def _lines(identity: StoreIdentity) -> list[str]:

@@ -110,7 +110,7 @@ class Project(_Part):
     """How sites and operators reach the store: with an identity of their own, or by URLs that the aggregator signs."""
     insecure: Flag = False
     """Let plain `amqp:` and `s3:` pass outside this machine."""
-    trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$", examples=["module:factory"])] = "mytask:trainer"
+    trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$", examples=["module:factory"])] | None = None
     """The sites' training code, `module:factory`; each site may change it."""
     certificate_days: Annotated[int, Field(ge=1, le=825)] = 365
     """How long certificates for TLS hold."""

@@ -24,9 +24,11 @@ from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.presigned import Ask
 from broker.settings import given_urls, read_toml
+from broker.watched import WatchedBlobs
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run
+from fledge.packing import load_code
 from protocol.envelope import NO_RUN
 from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
@@ -113,6 +115,7 @@ def open_aggregator(
     _must_not_be_older(centre.state)
     line = centre.config
     with broker_of(line, centre.base, "aggregator") as transport, store_of(line, centre.base) as store:
+        watched = WatchedBlobs(store)
         service = AggregatorService(
             None if run is None else load_run(run),
             federation=centre.config.federation,
@@ -120,13 +123,16 @@ def open_aggregator(
             registry_record=centre.registry_record,
             root=centre.root,
             transport=transport,
-            store=store,
+            store=watched,
             state=centre.state,
             genesis=None if run is None else load_genesis(run),
+            code=b"" if run is None else load_code(run),
             cache_bytes=centre.config.cache_mb * 1024**2,
             observer=observer or _nobody,
             doors=doors_of(line, centre.base),
         )
+        if service.pulse is not None:
+            watched.tell(service.pulse.health.store)
         with _taken_apart(service):
             yield service
 
@@ -169,6 +175,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
             stack.callback(store.close)
         else:
             store = stack.enter_context(store_of(line, base))
+        store = watched = WatchedBlobs(store)
         if settings.cache_mb and urlsplit(settings.store).scheme in ("s3", "s3s"):
             store = CachedBlobs(store, state / "cache", settings.cache_mb * 1024**2, small=SMALL)
         service = WorkerService(
@@ -193,6 +200,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
             state=state,
             on_event=on_event or _nobody_watches,
         )
+        watched.tell(service.health.store)
         write_settings(state, settings)
         with _taken_apart(service):
             yield service

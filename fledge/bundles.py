@@ -20,7 +20,7 @@ from aggregator.opening import Genesis
 from broker.blobs import BlobStore
 from broker.streams import ChunkUploads
 from fledge.init_run import RUN_TOML, load_genesis, load_run
-from fledge.packing import CODE, archive, read_code
+from fledge.packing import load_code
 from protocol import limits
 from protocol.codec import encode
 from protocol.envelope import Sealer
@@ -84,8 +84,7 @@ def pack(folder: Path, name: str = "") -> Packed:
         raw = _renamed(folder / RUN_TOML, raw, name)
     if len(raw) > limits.CONFIG:
         raise ConfigError(f"{folder / RUN_TOML} has {len(raw)} bytes, at most {limits.CONFIG} are taken")
-    code = archive(read_code(folder / CODE)) if (folder / CODE).exists() else b""
-    return Packed(name=name or config.name, config=raw, code=code, genesis=load_genesis(folder))
+    return Packed(name=name or config.name, config=raw, code=load_code(folder), genesis=load_genesis(folder))
 
 
 def send(

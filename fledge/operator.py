@@ -211,7 +211,7 @@ class Console:
             return dict(asked.said)
 
     def _hand_in(self, raw: bytes, deadline: float) -> None:
-        handed = self._transport.publish(topology.DIRECT, topology.AGGREGATOR, raw)
+        handed = self._transport.publish(topology.ORDERS, "", raw)
         try:
             handed.result(max(0.1, deadline - time.monotonic()))
         except TimeoutError:

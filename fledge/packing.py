@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from protocol import limits
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, WireError
+from worker.unpacking import read_archive
 
 CODE = "code"
 """The folder of a run that holds its training code."""
@@ -22,6 +23,23 @@ _FIRST_DAY = (1980, 1, 1, 0, 0, 0)
 _MODE = stat.S_IFREG | 0o644
 _UNIX = 3
 _MIB = 1024 * 1024
+
+
+def load_code(run: Path) -> bytes:
+    """The archive of a run's code; empty if its folder holds none, and sites train with code of their own.
+
+    Raises:
+        ConfigError: sites would refuse it; says why.
+    """
+    if not (run / CODE).exists():
+        return b""
+    packed = archive(read_code(run / CODE))
+    try:
+        for _ in read_archive(packed):
+            pass
+    except WireError as error:
+        raise ConfigError(f"{run / CODE}: {error}; sites would refuse it") from error
+    return packed
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:

@@ -74,6 +74,14 @@ class Signs:
         if report.publish:
             self.tell(report.state)
 
+    def judged(self, why: str) -> None:
+        """Log that the site is revoked, by what sign; empty: that it is a member again."""
+        if why:
+            todo = "ask the federation's operators; the journal stays, and work goes on if they list this site again"
+            self._log.error("site.revoked", reason=why, todo=todo)
+        else:
+            self._log.info("site.member_again")
+
     def blocked(self) -> None:
         """Show that nothing goes on for want of room."""
         self._show(replace(self._shown, state="blocked"))

@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 
-from aggregator.config import RunConfig, StrategyConfig
-from fledge.init_run import init_run
 from tests.e2e.program import Program, wait_for
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.rabbit import RabbitNode, free_ports
@@ -28,6 +26,7 @@ from tests.support.s3 import S3Server
 pytestmark = pytest.mark.servers
 
 ROOT = Path(__file__).resolve().parents[2]
+EGRESS = ROOT / "tests" / "support" / "egress"
 RUN = "walk"
 CANARY = "MEIER^HANS-1957"
 """A patient's name in a path of one site, which nobody else may ever see."""
@@ -40,12 +39,16 @@ aggregator:
   broker_port: {broker}
   store_port: {store}
   names: [broker.hub.example, store.hub.example]
-trainer: tests.e2e.trainers:trainer
 sites:
   - {{name: north, org: north-hospital}}
   - {{name: south, org: south-hospital}}
   - {{name: west, org: west-hospital}}
 {more}
+organisations:
+  north-hospital: [general, relaxed]
+  south-hospital: [general, relaxed]
+  west-hospital: [general, relaxed]
+{rules}
 operators:
   - {{name: lead, email: lead@hub.example, org: centre, roles: [super]}}
   - {{name: it-north, email: it@north.example, org: north-hospital, roles: [site_it]}}
@@ -93,9 +96,9 @@ class Walk:
         answers: list[dict[str, Any]] = json.loads(said)["answers"]
         return answers
 
-    def provision(self, more: str = "") -> None:
+    def provision(self, more: str = "", rules: str = "") -> None:
         """Make the kits that are new, and unpack each with its password."""
-        project = PROJECT.format(broker=self.node.amqps_port, store=self.store_port, more=more)
+        project = PROJECT.format(broker=self.node.amqps_port, store=self.store_port, more=more, rules=rules)
         (self.folder / "project.yml").write_text(project)
         self.unpack(self.fledge("provision", "project.yml", "-o", str(self.provisioner)))
 
@@ -168,6 +171,11 @@ class Walk:
         environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         if name == "aggregator":
             environment["FLEDGE_MANAGEMENT"] = self.node.management_url
+        if name == "west":  # whose firewall lets it reach its proxy and nothing else
+            assert self.proxy is not None
+            environment["PYTHONPATH"] = f"{EGRESS}{os.pathsep}{ROOT}"
+            environment["ONLY_EGRESS"] = f"127.0.0.1:{self.proxy.port}"
+            environment["EGRESS_REFUSED"] = str(self.folder / "refused")
         full = [sys.executable, "-m", "fledge.cli", "--json-logs", *command]
         self.programs[name] = Program(name, full, self.folder / f"{name}.log", environment, self.changed)
         self.programs[name].start()
@@ -211,17 +219,11 @@ def walk(tmp_path: Path) -> Iterator[Walk]:
 
 
 def found(walk: Walk) -> None:
-    """From a project file to a training of three sites."""
+    """From a project file to three sites that the hub has accepted; nothing is trained yet."""
     walk.provision()
     walk.serve()
     walk.deploy()
-    strategy = StrategyConfig.model_validate({"name": "fedbuff", "buffer": 2})
-    settings = RunConfig(name=RUN, strategy=strategy, max_wait=3.0, heartbeat=2.0)
-    run = walk.folder / RUN
-    init_run("tests.e2e.trainers:trainer", run, name=RUN, options={"elements": 4096}, settings=settings)
-    walk.start(
-        "aggregator", "aggregator", "--config", str(walk.kit("aggregator") / "aggregator.toml"), "--run", str(run)
-    )
+    walk.start("aggregator", "aggregator", "--config", str(walk.kit("aggregator") / "aggregator.toml"))
     quoted = "west:s3cr%3At%2F%40proxy"
     walk.change("north", ("^state = .*$", f'state = "{CANARY}"'), options="site = 0\nseconds = 0.1")
     walk.change("south", ("^access = .*$", 'access = "presigned"'), options="site = 1\nseconds = 0.1")
@@ -236,6 +238,70 @@ def found(walk: Walk) -> None:
     )
     for site in ("north", "south", "west"):
         join(walk, site)
+
+
+def bring(walk: Walk) -> str:
+    """A researcher brings a run with its code, sites take it over, it starts; returns the code's digest."""
+    code = walk.folder / "code"
+    code.mkdir()
+    shutil.copy(ROOT / "tests" / "e2e" / "trainers.py", code / "trainer.py")
+    run = walk.folder / RUN
+    walk.fledge("init-run", "--code", str(code), "-o", str(run), "--option", "elements=4096")
+    settings = (run / "run.toml").read_text()
+    for old, new in (
+        ("^heartbeat = .*$", "heartbeat = 2.0"),
+        ("^# max_wait = .*$", "max_wait = 3.0"),
+        (r"^\[strategy\]$", "[strategy]\nbuffer = 2"),
+    ):
+        settings, count = re.subn(old, new, settings, count=1, flags=re.MULTILINE)
+        assert count == 1, (old, settings)
+    (run / "run.toml").write_text(settings)
+    [created] = walk.ctl("run", "create", str(run))
+    digest: str = created["values"]["code"]
+    deployed = walk.ctl("run", "deploy", RUN)
+    assert {answer["sender"] for answer in deployed if answer["ok"]} == {"north", "south", "west"}
+    assert all(answer["values"]["code"] == digest for answer in deployed)
+    [listed] = walk.ctl("run", "list")
+    assert (listed["values"]["run"], listed["values"]["state"]) == ([RUN], ["created"])
+    assert not walk.programs["north"].count("training.started")
+    assert walk.ctl("run", "start", RUN)[0]["ok"]
+    return digest
+
+
+def steer(walk: Walk) -> None:
+    """A run is aborted and goes on; one site leaves it and joins it again; strangers to it are refused."""
+    assert walk.ctl("run", "abort", RUN, "--yes")[0]["ok"]
+    ended = walk.versions()
+    [listed] = walk.ctl("run", "list")
+    assert listed["values"]["state"] == ["aborted"]
+    assert walk.ctl("run", "resume", RUN)[0]["ok"]
+    walk.grow()
+    assert walk.versions() > ended
+    assert walk.ctl("run", "leave", RUN, "north", "--yes")[0]["ok"]
+    walk.wait(lambda: "left" in str(walk.ctl("status")[0]["values"]["trouble"]), "north shows that it left the run")
+    assert walk.ctl("run", "join", RUN, "north")[0]["ok"]
+    [refused] = walk.ctl("run", "deploy", RUN, "south", by="it-north", code=1)
+    assert refused["reason"] == "not_authorized"
+    merged = walk.merged("north")
+    walk.wait(lambda: walk.merged("north") > merged, "north contributes again")
+
+
+def take_models(walk: Walk) -> None:
+    """The model leaves as a file, the same from hub and laptop; a published one is found again by its channel."""
+    hub = walk.kit("aggregator") / "aggregator.toml"
+    at_hub, exported, pulled = (walk.folder / f"{name}.safetensors" for name in ("hub", "exported", "pulled"))
+    said = walk.fledge("export", str(at_hub), "--config", str(hub), "--run", RUN)
+    assert "version" in said
+    assert at_hub.stat().st_size > 4096 * 4
+    walk.ctl("model", "export", RUN, "-o", str(exported))
+    assert exported.read_bytes() == at_hub.read_bytes()
+    walk.ctl("model", "publish", RUN, "--name", "walk-model", "--application", "walking", "--label", "test")
+    walk.ctl("model", "promote", "walk-model", "production")
+    [found] = walk.ctl("model", "search", "--channel", "production")
+    assert found["values"]["name"] == ["walk-model"]
+    walk.ctl("model", "pull", "production", "-o", str(pulled))
+    assert pulled.read_bytes() == at_hub.read_bytes()
+    assert "all the same bytes" in walk.fledge("replay", "--config", str(hub), "--run", RUN)
 
 
 def join(walk: Walk, site: str) -> None:
@@ -266,9 +332,11 @@ def renew(walk: Walk) -> None:
 
 def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     found(walk)
+    digest = bring(walk)
     walk.wait(lambda: all(walk.merged(site) > 0 for site in ("north", "south", "west")), "every site contributes")
     assert walk.proxy is not None
     assert {asked.target for asked in walk.proxy.asked} == {"broker.hub.example:443", "store.hub.example:443"}
+    assert not (walk.folder / "refused").exists()
 
     # An operator watches and steers; one without the right is refused, and the ledger shows it.
     [status] = walk.ctl("status")
@@ -288,6 +356,8 @@ def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     [drained] = walk.ctl("site", "drain", "north", by="it-north")
     assert drained["ok"]
     assert walk.ctl("site", "undrain", "north", by="it-north")[0]["ok"]
+
+    steer(walk)
 
     # Certificates are renewed while everything runs: whoever connects again shows the new one, and nobody is restarted.
     renew(walk)
@@ -315,7 +385,7 @@ def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     before = {
         path: path.read_bytes() for path in walk.kit("north").rglob("*") if path.suffix in (".bin", ".toml", ".pem")
     }
-    walk.provision("  - {name: east, org: east-hospital, enrol: true}")
+    walk.provision("  - {name: east, org: east-hospital, enrol: true}", "  east-hospital: [general, relaxed]")
     secret = walk.folder / "east.code"
     secret.write_text(code.group(1))
     [request] = (walk.folder / "east").glob("*.request")
@@ -333,17 +403,14 @@ def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     walk.ctl("registry", "put", str(walk.provisioner / "registry.bin"))
     walk.change("east", options="site = 3\nseconds = 0.1")
     join(walk, "east")
+    [deployed] = walk.ctl("run", "deploy", RUN, "east")
+    assert deployed["values"]["code"] == digest
     walk.wait(lambda: walk.merged("east") > 0, "east contributes")
     assert {path: path.read_bytes() for path in before} == before
 
     # The run ends by order, and the model is exported.
     assert walk.ctl("run", "stop", "--yes")[0]["ok"]
-    hub = walk.kit("aggregator") / "aggregator.toml"
-    out = walk.folder / "model.safetensors"
-    said = walk.fledge("export", str(out), "--config", str(hub), "--run", str(walk.folder / RUN))
-    assert "version" in said
-    assert out.stat().st_size > 4096 * 4
-    assert "all the same bytes" in walk.fledge("replay", "--config", str(hub), "--run", str(walk.folder / RUN))
+    take_models(walk)
 
     # What is private at a site was seen by nobody.
     assert (walk.kit("north") / CANARY / "worker.db").is_file()

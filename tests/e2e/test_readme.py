@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from aggregator.config import AggregatorConfig, RunConfig, StopConfig
 from fledge import cli, new_federation, open_aggregator, open_worker
+from fledge.bundles import pack
 from fledge.init_run import RUN_TOML
 from worker.config import WorkerConfig
 
@@ -85,8 +86,18 @@ def test_the_users_example_trains_in_a_federation(mytask: Path, monkeypatch: pyt
     assert (guesses == digits).mean() > 0.5
 
 
-GROUPS = ("deploy", "site")
-"""Commands whose options belong to the commands below them."""
+def test_the_users_example_travels_as_a_runs_code(mytask: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mytask)
+    (mytask / "mycode").mkdir()
+    (mytask / "mytask.py").rename(mytask / "mycode" / "trainer.py")
+    fledge("init-run", "trainer:model", "--code", "mycode", "-o", "chest")
+    packed = pack(mytask / "chest")
+    assert (packed.name, len(packed.digest)) == ("chest", 64)
+    sys.modules.pop("trainer", None)
+
+
+DEPTH = {"deploy": 2, "site": 2, "ctl": 3}
+"""How many words name a command, where it is more than one."""
 
 
 def test_every_command_shown_exists_with_its_options() -> None:
@@ -95,7 +106,9 @@ def test_every_command_shown_exists_with_its_options() -> None:
     assert len(lines) >= 6
     for line in lines:
         words = shlex.split(line, comments=True)
-        command = words[1:3] if words[1] in GROUPS else words[1:2]
+        if words[1] == "ctl":
+            words = [words[0], *shlex.split(" ".join(words[1:]).replace(" --kit lead", ""))]
+        command = words[1 : 1 + DEPTH.get(words[1], 1)]
         helped = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
         assert helped.exit_code == 0, line
         for option in (word for word in words if word.startswith("-")):

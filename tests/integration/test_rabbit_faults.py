@@ -23,6 +23,7 @@ from protocol.topology import (
     DEAD_LETTERS,
     DIRECT,
     GLOBAL,
+    ORDERS,
     Binding,
     Exchange,
     Queue,
@@ -276,15 +277,17 @@ def test_the_aggregators_permissions_are_enough_and_no_more(rabbit_broker: Rabbi
     got = Collector()
     for queue in (in_queue("site-a"), event_queue("site-a"), inbox_queue(AGGREGATOR), DEAD_LETTERS):
         aggregator.consume(queue, got)
-    for exchange, key in ((DEAD, ""), (DIRECT, AGGREGATOR), (GLOBAL, "")):
+    for exchange, key in ((DEAD, ""), (DIRECT, "site-a"), (GLOBAL, "")):
         aggregator.publish(exchange, key, b"mine").result(DEADLINE)
     operator = rabbit_broker.open()
     operator.publish(up_exchange("site-a"), "", b"update").result(DEADLINE)
     operator.publish(event_exchange("site-a"), "", b"event").result(DEADLINE)
+    operator.publish(ORDERS, "", b"order").result(DEADLINE)
     got.wait_for(4)
-    assert sorted(got.bodies) == [b"event", b"mine", b"mine", b"update"]
-    with pytest.raises(NotAllowed):
-        aggregator.publish(up_exchange("site-a"), "", b"forged").result(DEADLINE)
+    assert sorted(got.bodies) == [b"event", b"mine", b"order", b"update"]
+    for exchange in (up_exchange("site-a"), ORDERS):
+        with pytest.raises(NotAllowed):
+            aggregator.publish(exchange, "", b"forged").result(DEADLINE)
     with pytest.raises(NotAllowed):
         aggregator.declare(topology(["site-b"]))
 

@@ -46,9 +46,14 @@ from tests.simulation.surroundings import (
     write_down,
 )
 from worker.journal import Journal as WorkerJournal
-from worker.rules import HEAD_EVERY as PULL_EVERY
+from worker.pulls import HEAD_EVERY as PULL_EVERY
 from worker.rules import WorkerRules
 
+COMMANDS = (
+    *("run.pause", "run.resume", "run.pause", "run.resume", "run.start"),
+    *("run.abort", "run.stop", "run.start", "run.start", "unknown"),
+)
+"""Orders given in mid-run; what was ended goes on again by the next start."""
 Action = tuple[float, str, Callable[[], object]]
 LAST = 40
 FAULTS = ("crash", "fuse", "takeover", "reconnect", "restore", "registry", "command", "chunk", "noise", "announcement")
@@ -100,7 +105,7 @@ class Operator(Process):
     def send(self, body: bytes) -> None:
         """Publish an order."""
         self.orders += 1
-        self.relay(self.orders, topology.DIRECT, topology.AGGREGATOR, body, lambda: None)
+        self.relay(self.orders, topology.ORDERS, "", body, lambda: None)
 
     def turn(self, events: int | None = None) -> None:
         """There is nothing to do about a confirm."""
@@ -337,9 +342,7 @@ class World:
             "reconnect": lambda: self.dice.choice(everybody).reconnect(),
             "restore": lambda: self._restore(self.dice.choice(sites)),
             "registry": self._change_registry,
-            "command": lambda: self.command(
-                self.dice.choice(["run.pause", "run.resume", "run.resume", "run.pause", "unknown"])
-            ),
+            "command": lambda: self.command(self.dice.choice(COMMANDS)),
             "chunk": self._lose_chunk,
             "noise": lambda: self._noise(self.dice.choice(list(self.disks))),
             "announcement": lambda: self._lose_announcements(self.dice.choice(list(self.disks))),

@@ -210,10 +210,10 @@ def test_a_replayed_order_an_expired_one_and_a_forged_one_change_nothing_and_are
     pause = order(hub.federation.operator, 1, now + 60)
     forger = Identity.generate("operator", Role.OPERATOR)
     for raw in (pause, order(hub.federation.operator, 2, now - 60), order(forger, 3, now + 60)):
-        hub.transport.publish(topology.DIRECT, topology.AGGREGATOR, raw).result(10)
+        hub.transport.publish(topology.ORDERS, "", raw).result(10)
     console = hub.console()
     assert one(console.ask("run.resume", {})).ok
-    hub.transport.publish(topology.DIRECT, topology.AGGREGATOR, pause).result(10)
+    hub.transport.publish(topology.ORDERS, "", pause).result(10)
     log = one(console.ask("audit.log", {})).values
     assert hub.services[0].rules.runs[RUN].state == RunState.RUNNING
     said = " ".join(log["entry"])
@@ -236,6 +236,16 @@ def test_a_revoked_site_is_cut_off_at_the_broker_and_its_next_update_is_refused(
     assert "site-2" not in one(console.ask("status", {})).values["site"]
     assert one(console.ask("dead.purge", {})).ok
     assert one(console.ask("dead.list", {})).values["id"] == ()
+
+
+def test_the_answer_to_a_revocation_says_what_is_left_to_do_where_the_hub_cannot_reach_the_broker(hub: Hub) -> None:
+    console = hub.console()
+    assert one(console.ask("site.revoke", {"site": "site-1"})).text == ""
+    hub.services[-1]._desk._doors = Doors()
+    said = one(console.ask("site.revoke", {"site": "site-2"}))
+    assert said.ok
+    assert "delete the site's user there by hand" in said.text
+    assert "fledge deploy broker" in said.text
 
 
 def test_a_refused_message_can_be_handed_to_intake_again(hub: Hub) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from aggregator.retention import References, collect_garbage
 from aggregator.service import AggregatorService
 from aggregator.strategies import strategy
 from broker.blobs import BlobStore
+from broker.health import HEALTH, last_holder
 from broker.memory import MemoryTransport
 from broker.memory_blobs import MemoryBlobs
 from broker.transport import Delivery
@@ -108,7 +110,7 @@ class Bench:
             federation=FEDERATION,
             message_id=bytes([counter]) * 16,
         )
-        self.transport.publish(topology.DIRECT, topology.AGGREGATOR, raw).result(10)
+        self.transport.publish(topology.ORDERS, "", raw).result(10)
 
     def wait(self, condition: Callable[[], bool]) -> None:
         with self.arrived:
@@ -324,11 +326,15 @@ def test_a_restart_goes_on_where_it_was(bench: Bench) -> None:
 
 def test_a_second_aggregator_takes_over_and_the_first_is_fenced(bench: Bench) -> None:
     first = bench.start()
-    second = bench.start()
-    for site in ("site-0", "site-1"):
-        bench.send(site, bench.sites[site].update(ONE))
-    with pytest.raises(Fenced):
-        _join(first)
+    with capture_logs() as logs:
+        second = bench.start()
+        for site in ("site-0", "site-1"):
+            bench.send(site, bench.sites[site].update(ONE))
+        with pytest.raises(Fenced):
+            _join(first)
+    [told] = [log for log in logs if log["event"] == "lease.taken_over"]
+    assert (told["log_level"], told["pid"], told["runs"]) == ("warning", os.getpid(), True)
+    assert last_holder(bench.state / HEALTH) is not None  # it is the second's, which goes on
     for site in ("site-0", "site-1"):
         bench.wait_outcome(site, Outcome.MERGED)
     assert second.rules.runs[RUN].version == 1
@@ -337,6 +343,17 @@ def test_a_second_aggregator_takes_over_and_the_first_is_fenced(bench: Bench) ->
 def _join(service: AggregatorService) -> None:
     assert service.ended.wait(20)
     service.join(20)
+
+
+def test_an_aggregator_that_ended_in_order_says_so_and_its_successor_takes_nothing_over(bench: Bench) -> None:
+    with capture_logs() as logs:
+        for _ in range(2):
+            service = bench.start()
+            service.stop()
+            _join(service)
+    said = [log["event"] for log in logs]
+    assert said.count("aggregator.stopped") >= 2  # those of tests before may end late
+    assert "lease.taken_over" not in said
 
 
 def test_a_new_registry_gives_a_new_site_the_current_version_and_cuts_off_a_revoked_one(bench: Bench) -> None:

@@ -13,7 +13,8 @@ from protocol.registry import Registry
 from worker import events
 from worker.events import RunRow, Sealed, Snapshot, UpdateRow
 from worker.policy import OPEN, SitePolicy
-from worker.rules import HEAD_EVERY, HOLD, WorkerRules
+from worker.pulls import HEAD_EVERY
+from worker.rules import HOLD, WorkerRules
 from worker.sending import RECEIPT_WITHIN
 
 T = TypeVar("T")
@@ -270,8 +271,8 @@ def test_a_record_that_cannot_be_fetched_is_asked_for_ever_more_rarely() -> None
         step = turn(machine, head(number, ("r", RunState.RUNNING, 3)), now=now)
         assert some(events.FetchVersion, step.effects)
         turn(machine, events.FetchFailed(), now=now)
-        waits.append(machine._pull_at - now)
-        now = machine._pull_at
+        waits.append(machine._pulls.at - now)
+        now = machine._pulls.at
         assert some(events.PullHead, turn(machine, now=now).effects)
     assert waits[0] <= 2.0
     assert waits[-1] >= 30.0
@@ -588,6 +589,31 @@ def test_the_answer_of_another_training_is_ignored() -> None:
     step = turn(machine, events.Trained(id=b"?" * 16, sealed=SEALED))
     assert step.writes == ()
     assert only(events.DropSpool, step.effects).chunks == SEALED.chunks
+
+
+@pytest.mark.parametrize("outcome", [Outcome.RUN_ENDED, Outcome.RUN_ABORTED])
+def test_a_run_that_goes_on_from_the_same_version_is_trained_again(outcome: Outcome) -> None:
+    machine = rules()
+    turn(machine, head(1, ("r", RunState.RUNNING, 0)))
+    update = trained(machine, version(0))
+    sent(machine, update)
+    step = turn(machine, receipt(update, outcome), now=30.0)
+    # Nothing says yet whether the run goes on: the head is asked.
+    assert not some(events.Train, step.effects)
+    assert some(events.PullHead, turn(machine, now=30.0).effects) or some(events.PullHead, step.effects)
+    ended = RunState.ABORTED if outcome == Outcome.RUN_ABORTED else RunState.STOPPED
+    assert not some(events.Train, turn(machine, head(2, ("r", ended, 0)), now=31.0).effects)
+    step = turn(machine, head(3, ("r", RunState.RUNNING, 0)), now=32.0)
+    assert only(events.Train, step.effects).version == 0
+
+
+def test_a_receipt_about_an_end_that_is_over_leads_to_one_look_at_the_head() -> None:
+    machine = rules()
+    turn(machine, head(1, ("r", RunState.RUNNING, 0)))
+    update = trained(machine, version(0))
+    turn(machine, receipt(update, Outcome.RUN_ENDED), now=30.0)
+    same = head(1, ("r", RunState.RUNNING, 0))
+    assert only(events.Train, turn(machine, same, now=31.0).effects).version == 0
 
 
 # ---- restart and signs of life
