@@ -93,7 +93,7 @@ class Desk:
 
     def seen(self, site: str, sign: Sign) -> None:
         """Note a site's newest sign of life; safe from any thread."""
-        self._signs[site] = sign
+        self._signs[site] = sign.after(self._signs.get(site))
 
     def serve(self, effect: Any) -> None:
         """Carry out one of the desk's effects."""

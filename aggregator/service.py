@@ -42,14 +42,7 @@ from broker.outbox import Relay
 from broker.transport import Delivery, Subscription, Transport
 from protocol import topology
 from protocol.envelope import NO_RUN, seal
-from protocol.errors import (
-    ConfigError,
-    DiskFull,
-    Fenced,
-    NotAllowed,
-    StateError,
-    WrongContext,
-)
+from protocol.errors import ConfigError, DiskFull, Fenced, LoginRefused, NotAllowed, StateError, WrongContext
 from protocol.keys import Identity, Role
 from protocol.messages import RunHead, RunState
 from protocol.registry import Registry, open_registry
@@ -249,6 +242,8 @@ class AggregatorService:
         members = {role: sorted(p.name for p in registry.members(role)) for role in (Role.SITE, Role.OPERATOR)}
         try:
             self._transport.declare(topology.topology(members[Role.SITE], members[Role.OPERATOR]))
+        except LoginRefused as error:  # which the transport goes on trying
+            log.warning("topology.login_refused", registry=registry.version, error=str(error))
         except NotAllowed:  # as it should be: whoever runs the broker declares, by `fledge deploy broker`
             log.info("topology.declared_by_others", registry=registry.version)
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
-from aggregator.config import AggregatorConfig, read_toml
+from aggregator.config import AggregatorConfig
 from aggregator.history import History
 from aggregator.records import Records
 from aggregator.run_history import RunHistory
@@ -23,13 +23,14 @@ from aggregator.service import DATABASE, AggregatorService, Observer
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.presigned import Ask
+from broker.settings import given_urls, read_toml
 from broker.watched import WatchedBlobs
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run
 from fledge.packing import load_code
 from protocol.envelope import NO_RUN
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
 from protocol.limits import STORED_RECORD
 from protocol.messages import Grant, Named, Request
@@ -80,10 +81,7 @@ def read_centre(path: Path) -> Centre:
         ConfigError: a file is missing, readable by others, or of another role.
         WireError: the registry is not signed by the federation's root.
     """
-    found = read_toml(path, AggregatorConfig)
-    given = {key: os.environ.get(f"FLEDGE_{key.upper()}", "") for key in ("broker", "store")}
-    config = found.model_copy(update={key: value for key, value in given.items() if value})
-    base = path.parent
+    config, base = read_toml(path, AggregatorConfig, given_urls()), path.parent
     identity = read_identity(base / config.keys)
     if identity.role != Role.AGGREGATOR:
         raise ConfigError(f"{base / config.keys} are keys of the role {identity.role.value}, not of an aggregator")
@@ -239,8 +237,14 @@ def open_kept(centre: Centre, run: str | None = None) -> Iterator[Kept]:
     """Open what the aggregator has kept, beside the aggregator if that is running.
 
     Raises:
-        StateError: this aggregator knows no such run.
+        StateError: this aggregator knows no such run, or has never run.
     """
+    _must_not_be_older(centre.state)
+    if not (centre.state / DATABASE).exists():
+        raise StateError(
+            f"{centre.state} holds no journal: the aggregator has never been started here; start it "
+            "(`fledge aggregator`), or name with --config the aggregator.toml of one that was"
+        )
     with ExitStack() as stack:
         history = History.open(centre.state / DATABASE)
         stack.callback(history.close)

@@ -35,7 +35,8 @@ def site_health(kit: Path) -> Health:
 
 def hub_health(config: Path) -> Health:
     """Whether the aggregator lives and was at work within two minutes."""
-    from aggregator.config import AggregatorConfig, read_toml
+    from aggregator.config import AggregatorConfig
+    from broker.settings import read_toml
 
     try:
         state = config.parent / read_toml(config, AggregatorConfig).state

@@ -59,7 +59,7 @@ class Signs:
         self._reader = reader
         self._log = log
         self._certificate_days = certificate_days
-        self._software = _software()
+        self._software = software()
         self._shown = self._fresh("idle", "", -1)
         self._shown_at = float("-inf")
 
@@ -131,7 +131,8 @@ class Signs:
             self._log.exception("observer.failed")
 
 
-def _software() -> str:
+def software() -> str:
+    """Which fledge this is, as signs of life name it."""
     try:
         return f"fledge-{importlib.metadata.version('fledge-fl')}"
     except importlib.metadata.PackageNotFoundError:  # run from a source tree that was never installed

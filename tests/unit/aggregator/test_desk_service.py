@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,9 @@ def one(said: list[Said]) -> Said:
     return only
 
 
-def sign_of_life(hub: Hub, site: str) -> None:
-    event = Event(state="training", progress=0.5, metrics={}, software="test")
+def sign_of_life(hub: Hub, site: str, event: Event | None = None) -> None:
+    event = event or Event(state="training", progress=0.5, metrics={}, software="test")
+    before = hub.happened.count(event.state)
     raw = seal(
         hub.federation.members[site],
         Kind.EVENT,
@@ -94,7 +96,24 @@ def sign_of_life(hub: Hub, site: str) -> None:
         run="test-run",
     )
     hub.transport.publish(topology.event_exchange(site), "", raw).result(10)
-    hub.wait(lambda: "training" in hub.happened)
+    hub.wait(lambda: hub.happened.count(event.state) > before)
+
+
+def test_what_a_sites_doctor_found_is_shown_until_it_looks_again_and_hides_no_worker(hub: Hub) -> None:
+    metrics = {"doctor.broker.tcp": 1.0, "doctor.broker.queues": 0.0, "doctor.at": 1_800_000_000.0}
+    found = Event(state="examined", progress=0.0, metrics=metrics, software="test", code="broker.queues:missing")
+
+    def shown() -> Mapping[str, Any]:
+        return one(hub.console().ask("site.show", {"site": "site-0"})).values
+
+    sign_of_life(hub, "site-0", found)
+    assert shown()["doing"] == "examined"
+    sign_of_life(hub, "site-0")
+    told = shown()
+    assert (told["doing"], told["doctor"], told["doctor_bad"]) == ("training", "broker.queues:missing", "broker.queues")
+    assert told["doctor_at"] == "2027-01-15T08:00+00:00"
+    sign_of_life(hub, "site-0", replace(found, metrics={"doctor.broker.queues": 1.0}, code="-"))
+    assert (shown()["doing"], shown()["doctor"]) == ("training", "ok")
 
 
 def test_status_shows_the_run_and_every_site(hub: Hub) -> None:

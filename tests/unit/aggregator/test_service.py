@@ -32,7 +32,7 @@ from broker.transport import Delivery
 from protocol import limits, topology
 from protocol.codec import unpack
 from protocol.envelope import seal, typed_body, unlock, verify
-from protocol.errors import ConfigError, Fenced, StateError
+from protocol.errors import ConfigError, Fenced, LoginRefused, NotAllowed, StateError
 from protocol.keys import Identity, Role
 from protocol.messages import Command, Evaluation, Head, Kind, Outcome, Receipt, RunState
 from protocol.registry import sign_registry
@@ -442,3 +442,21 @@ def test_a_run_without_version_0_says_how_to_make_one(tmp_path: Path) -> None:
             state=tmp_path,
             genesis=None,
         )
+
+
+@pytest.mark.parametrize(
+    ("refused", "event"),
+    [(NotAllowed("403"), "topology.declared_by_others"), (LoginRefused("login refused"), "topology.login_refused")],
+)
+def test_a_refused_login_is_not_taken_for_a_topology_that_others_declare(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, refused: NotAllowed, event: str
+) -> None:
+    bench.transport.declare(topology.topology(list(bench.sites)))
+
+    def declare(*_: object) -> None:
+        raise refused
+
+    monkeypatch.setattr(MemoryTransport, "declare", declare)
+    with capture_logs() as logs:
+        bench.start()
+    assert [log["event"] for log in logs if log["event"].startswith("topology.")] == [event]
