@@ -9,9 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aggregator.stopping import Stopping
 from broker.settings import TlsConfig, parse_toml
+from protocol import limits
 from protocol.codec import Parameters, Word
+from protocol.errors import ConfigError
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+_MANY = 2**31
+_LONGEST = 256 * 1024
 
 
 class StrategyConfig(BaseModel):
@@ -30,11 +34,11 @@ class StopConfig(BaseModel):
     """The run ends by the first of these; without any it runs until it is stopped."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    metric: str | None = None
+    metric: Word | None = None
     direction: Literal["max", "min"] = "max"
-    target_metric: float | None = None
-    patience: int | None = None
-    max_versions: int | None = None
+    target_metric: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    patience: Annotated[int, Field(ge=1, le=_MANY)] | None = None
+    max_versions: Annotated[int, Field(ge=1, le=_MANY)] | None = None
     max_wall_time: Seconds | None = None
 
     def rules(self) -> Stopping:
@@ -55,7 +59,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Word
     strategy: StrategyConfig = StrategyConfig()
-    min_sites: Annotated[int, Field(ge=1)] = 1
+    min_sites: Annotated[int, Field(ge=1, le=limits.RECIPIENTS)] = 1
     max_wait: Seconds | None = None
     """Seconds until a half-filled buffer is merged; default: max(60, twice the median training time)."""
     grace: Seconds = 60.0
@@ -69,6 +73,22 @@ class RunConfig(BaseModel):
     task: Parameters = {}
     """Plain values for the trainer."""
     stop: StopConfig = StopConfig()
+
+
+def kept(config: RunConfig) -> str:
+    """A run's settings as the journal keeps them.
+
+    Raises:
+        ConfigError: they hold what cannot be kept, such as a date or tables within tables within tables.
+    """
+    try:
+        text = config.model_dump_json()
+        same = len(text) <= _LONGEST and RunConfig.model_validate_json(text) == config
+    except (ValueError, RecursionError):
+        same = False
+    if not same:
+        raise ConfigError("run.toml: settings are texts, numbers, true, false, lists of them, and small tables")
+    return text
 
 
 class AggregatorConfig(BaseModel):

@@ -63,7 +63,7 @@ class Desk:
         again: Callable[[str, bytes], None],
         put_registry: Callable[[bytes], None],
         later: Callable[[Callable[[], None]], object],
-        card: Callable[[str, bytes], Card],
+        card: Callable[[str, bytes], Card | None],
         doors: Doors,
     ) -> None:
         """Open the desk.

@@ -8,6 +8,9 @@ from collections import defaultdict
 from aggregator.stopping import Evaluated
 from protocol.messages import Evaluation
 
+_ABSURD = 1e100
+"""No measure is that large; sums over such values would overflow."""
+
 
 class Evaluations:
     """Evaluations by version and site; the newest `kept` versions stay in memory."""
@@ -34,7 +37,7 @@ class Evaluations:
             values = [
                 (e.examples, e.metrics[metric])
                 for e in self._by_version[version].values()
-                if metric in e.metrics and e.examples > 0
+                if metric in e.metrics and e.examples > 0 and abs(e.metrics[metric]) < _ABSURD
             ]
             if values and len(values) * 2 >= sites:
                 total = math.fsum(n for n, _ in values)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aggregator import events
 from aggregator.decided import Decided
+from aggregator.run_orders import MOST_GOING_ON
 from protocol.messages import RunState
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 HEAD_EVERY = 6 * 3600.0
 _GOING_ON = (RunState.RUNNING, RunState.PAUSED)
-_MOST = 64
+_MOST = MOST_GOING_ON
 """Runs that a head tells; of those that have ended the oldest are left out first."""
 
 

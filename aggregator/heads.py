@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import structlog
 
 from broker.blobs import BlobStore
 from protocol.errors import FledgeError
+from protocol.topology import record_key
 
 log = structlog.get_logger("aggregator")
 _AGAIN = 5.0  # seconds between tries; the store's own deadline comes on top
@@ -17,11 +19,14 @@ _AGAIN = 5.0  # seconds between tries; the store's own deadline comes on top
 class HeadWriter:
     """Keeps the store's head at the newest one given."""
 
-    def __init__(self, store: BlobStore, federation: str, announce: Callable[[bytes], object]) -> None:
-        """`announce` publishes a head to all sites; it must not wait."""
+    def __init__(self, store: BlobStore, federation: str, announce: Callable[[bytes], object], registry: bytes) -> None:
+        """`announce` publishes a head to all sites, and must not wait; `registry` is the signed record that the first
+        head will name, and is put before it.
+        """
         self._store = store
         self._federation = federation
         self._publish = announce
+        self._first: bytes | None = registry
         self._to_announce = False
         self._changed = threading.Condition()
         self._waiting = False
@@ -72,6 +77,9 @@ class HeadWriter:
 
     def _put(self, head: bytes) -> bool:
         try:
+            if self._first is not None:
+                self._store.put(record_key(hashlib.sha256(self._first).hexdigest()), self._first)
+                self._first = None
             self._store.put_head(self._federation, head)
         except FledgeError as error:
             log.warning("head.not_written", error=str(error), seconds=_AGAIN)

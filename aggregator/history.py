@@ -180,6 +180,7 @@ def _run(db: Connection, name: str, rows: list[UpdateRow]) -> RunSnapshot:
     for row in db.execute(measured.order_by(evaluations_table.c.version)):
         kept.add(row.version, row.site, decode(Evaluation, row.body, limits.BODY))
     return RunSnapshot(
+        operator=current.operator,
         version=newest.version,
         digest=newest.digest,
         state=RunState(current.state),

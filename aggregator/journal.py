@@ -181,6 +181,7 @@ class Journal(History):
     @_write.register
     def _(self, write: events.JournalUpdate, db: Connection) -> Any:
         notice = write.notice
+        kept = write.objection == "ok"  # of what is refused the keys are enough, or one site could fill the disk
         values = {
             "id": notice.id,
             "run": notice.run,
@@ -188,12 +189,12 @@ class Journal(History):
             "epoch": notice.epoch,
             "sequence": notice.sequence,
             "base_version": notice.base_version,
-            "envelope": notice.envelope,
+            "envelope": notice.envelope if kept else b"",
             "state": UpdateState.JOURNALLED.value,
             "reason": write.objection,
             "examples": notice.examples,
             "seconds": notice.seconds,
-            "absent": encode(notice.absent),
+            "absent": encode(notice.absent if kept else ()),
             "norm": 0.0,
             "version": 0,
         }
@@ -201,7 +202,8 @@ class Journal(History):
         if result.rowcount == 0:
             return self._known(write, db)
         order = int(result.lastrowid)
-        self._remember(notice.id, notice.envelope)
+        if kept:
+            self._remember(notice.id, notice.envelope)
         sha256 = hashlib.sha256(notice.envelope).digest()
         self._chain(
             db,

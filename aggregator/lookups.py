@@ -51,8 +51,8 @@ class View:
     serving: Mapping[str, Serving]
     registry: Registry
     signs: Mapping[str, Sign]
-    card: Callable[[str, bytes], Card]
-    """Reads a published model's card: its run's name and the signed record."""
+    card: Callable[[str, bytes], Card | None]
+    """Reads a published model's card: its run's name and the signed record; None if it cannot be read any more."""
     seen: Mapping[str, float] = field(default_factory=dict)
     """Seconds since each site was heard of."""
     depths: Callable[[], Sequence[tuple[str, int, int]]] | None = None
@@ -265,7 +265,7 @@ def _model_search(view: View, arguments: Mapping[str, Any]) -> Values:
     for row in view.rows(select(models).order_by(models.c.number.desc())):
         card = view.card(row.run, row.record)
         channels = [channel for channel, model in view.rules.catalogue.channels().items() if model == row.name]
-        if not _is_wanted(card, channels, arguments):
+        if card is None or not _is_wanted(card, channels, arguments):
             continue
         labels, application = ", ".join(card.labels)[:200], card.application[:200]
         place = (row.name, row.run, row.version, row.size)

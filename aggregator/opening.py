@@ -10,7 +10,7 @@ import nacl.utils
 import numpy as np
 import structlog
 
-from aggregator.config import RunConfig
+from aggregator.config import RunConfig, kept
 from aggregator.journal import Journal
 from aggregator.order_events import NewRun
 from aggregator.records import Records, version_body
@@ -81,19 +81,22 @@ def take_over(
     registry: Registry,
     *,
     code: bytes = b"",
+    operator: str = "",
     state: RunState = RunState.CREATED,
 ) -> NewRun:
     """Publish version 0 like any version: chunks and records first, so that one transaction can make it count.
 
     Args:
         code: the zip archive that sites train with; empty: code of their own.
+        operator: who brought it.
 
     Raises:
-        ConfigError: there is no such strategy, or it does not take these parameters.
+        ConfigError: there is no such strategy, it does not take these parameters, or a setting cannot be kept.
         Tampered: version 0 is not what its specification says, or not finite.
         StoreError: the store cannot be written.
     """
     bundle = hashlib.sha256(code).digest() if code else None
+    settings = kept(config)
     rules = rules_of(config, genesis.spec, bundle)
     spec_record = records.write_spec(genesis.spec, registry, nacl.utils.random(16))
     spec_digest = records.put_record(spec_record)
@@ -119,13 +122,14 @@ def take_over(
     records.put_record(record)
     return NewRun(
         rules=rules,
-        config=config.model_dump_json(),
+        config=settings,
         digest=manifest.digest,
         record=record,
         spec=genesis.spec.to_bytes(),
         spec_record=spec_record,
         code_record=code_record,
         registry=registry.version,
+        operator=operator,
         state=state,
     )
 

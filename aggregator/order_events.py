@@ -76,12 +76,15 @@ class NewRun:
     code_record: bytes
     """Empty where sites train with code of their own."""
     registry: int
+    operator: str = ""
+    """Who brought it; empty: nobody from afar."""
     state: RunState = RunState.CREATED
 
     @property
     def remembered(self) -> RunSnapshot:
         """What the journal would remember of it."""
         return RunSnapshot(
+            operator=self.operator,
             version=0,
             digest=self.digest,
             state=self.state,

@@ -46,6 +46,7 @@ def _(write: order_events.CreateRun, db: Connection) -> None:
     db.execute(
         insert(runs).values(
             name=name,
+            operator=new.operator,
             state=new.state.value,
             reason="ok",
             elapsed=0.0,

@@ -96,6 +96,14 @@ class Orders:
         out.audit("command", entry | ({"id": event.id, "sites": event.targets} if event.targets else {}))
         return verdict
 
+    def count(self, event: CommandArrived, out: Decided) -> None:
+        """Let an order that found a defect count as given, so that it is not given again."""
+        out.settle(event.delivery)
+        self._counters[_key(event)] = max(self.counter(event), event.counter)
+        out.write(SetCounter(key=_key(event), counter=self._counters[_key(event)]))
+        entry = {"operator": event.operator, "command": event.command, "taken": False, "reason": "defect"}
+        out.audit("command", entry)
+
     def counter(self, event: CommandArrived) -> int:
         """The highest counter noted for the key a command is signed with."""
         return self._counters.get(_key(event), 0)

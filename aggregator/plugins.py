@@ -13,6 +13,26 @@ from protocol.errors import ConfigError
 T = TypeVar("T")
 
 
+def whole(rule: str, name: str, value: object, least: int, most: int) -> None:
+    """Check that a rule's parameter is a whole number within bounds.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(f"{rule}: {name} must be a whole number from {least} to {most}")
+
+
+def real(rule: str, name: str, value: object, least: float, most: float) -> None:
+    """Check that a rule's parameter is a number above `least`, and at most `most`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least < value <= most:
+        raise ConfigError(f"{rule}: {name} must be a number above {least:g} and at most {most:g}")
+
+
 def build(group: str, builtins: Mapping[str, Callable[..., T]], name: str, parameters: Mapping[str, object]) -> T:
     """Make the rule called `name` with `parameters`.
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import nacl.utils
 import structlog
 
 from aggregator.config import RunConfig, parse_run
+from aggregator.merge import RELEASED
 from aggregator.opening import Genesis, take_over
 from aggregator.order_events import CodeOffered, CommandArrived, NewModel, Prepare, Prepared
 from aggregator.records import Records
@@ -25,7 +27,7 @@ from broker.streams import ChunkUploads, read_blob
 from protocol import limits, topology
 from protocol.codec import Word, decode, encode
 from protocol.envelope import raw_body, typed_body, unlock, verify
-from protocol.errors import ConfigError, FledgeError, Malformed, Missing, WrongContext
+from protocol.errors import ConfigError, FledgeError, Malformed, Missing, WireError, WrongContext
 from protocol.keys import Participant, Role
 from protocol.messages import Bundle, Card, Kind
 from protocol.registry import Registry
@@ -41,10 +43,11 @@ class Preparing:
     def __init__(
         self, records_of: Callable[[str], Records], store: BlobStore, registry: Callable[[], Registry]
     ) -> None:
-        """`registry` gives the one in force."""
+        """`registry` gives the one in force; `store` is read without a cache, for uploads are read once."""
         self._records_of = records_of
         self._store = store
         self._registry = registry
+        self._card = lru_cache(maxsize=4096)(self._read_card)
 
     def work(self, order: Prepare, source: Source | None, card: tuple[str, bytes] | None) -> Prepared:
         """Make ready what an order asks for; says so also if it cannot be done.
@@ -99,7 +102,7 @@ class Preparing:
         spec = _spec(parts.take(says.spec))
         if spec.model_length != manifest.length - says.code - says.spec or spec.digest != verified.core.spec:
             raise Malformed("the model is not what its specification describes", "wrong_length")
-        new = take_over(config, Genesis(spec, parts.rest), records, registry, code=code)
+        new = take_over(config, Genesis(spec, parts.rest), records, registry, code=code, operator=command.operator)
         return Prepared(command=command, made=new, values=_told(config, spec, code))
 
     def _uploaded(self, command: CommandArrived) -> bytes:
@@ -117,7 +120,9 @@ class Preparing:
         name = str(command.arguments["as"])
         config = old.config.model_copy(update={"name": name})
         code = self._code(old, registry)
-        new = take_over(config, _genesis(source, registry), self._records_of(name), registry, code=code)
+        new = take_over(
+            config, _genesis(source, registry), self._records_of(name), registry, code=code, operator=command.operator
+        )
         return Prepared(command=command, made=new, values=_told(config, old.spec, code))
 
     def _code(self, serving: Serving, registry: Registry) -> bytes:
@@ -141,12 +146,18 @@ class Preparing:
 
     # ---- models
 
-    def card(self, run: str, raw: bytes) -> Card:
-        """What a card of ours says; its model is not read.
+    def card(self, run: str, raw: bytes) -> Card | None:
+        """What a card of ours says, its model apart; None if it cannot be read any more."""
+        return self._card(run, raw)
 
-        Raises:
-            WireError: it is not ours.
-        """
+    def _read_card(self, run: str, raw: bytes) -> Card | None:
+        try:
+            return self._opened(run, raw)
+        except WireError as error:
+            log.warning("card.not_read", run=run, reason=error.reason)
+            return None
+
+    def _opened(self, run: str, raw: bytes) -> Card:
         opened = self._records_of(run).open(raw, self._registry(), Kind.CARD)
         return decode(Card, raw_body(opened.verified, opened.key), limits.BODY)
 
@@ -154,10 +165,10 @@ class Preparing:
         """Seal a version once more, with a card: for one operator, or (published) for everybody."""
         serving, registry, arguments = source.serving, self._registry(), command.arguments
         records, spec = serving.records, serving.spec
-        released = not arguments.get("raw", False)
+        released = not arguments.get("raw", False) and RELEASED in source.states
         publish = command.command == "model.publish"
-        card = _describe(command, source, spec, released=released and bool(source.states))
-        decode(Card, encode(card), limits.BODY)  # what it says was somebody's words a moment ago
+        card = _describe(command, source, spec, released=released)
+        card = _fitting(card)
         sealer = records.sealer(Kind.CARD, nacl.utils.random(16), spec, spec.model_length, version=source.version)
         uploads: ChunkUploads = records.output(topology.model_chunk)
         writer = sealer.writer(uploads.emit)
@@ -214,7 +225,7 @@ def _told(config: RunConfig, spec: ModelSpec, code: bytes) -> dict[str, Any]:
 
 def _describe(command: CommandArrived, source: Source, spec: ModelSpec, *, released: bool) -> Card:
     said = command.arguments
-    name: Word = str(said.get("name") or f"{source.serving.config.name}-{source.version}")
+    name: Word = str(said.get("name") or f"{source.serving.config.name[:40]}-{source.version}")
     labels = said.get("labels") or ()
     return Card(
         name=name,
@@ -231,6 +242,21 @@ def _describe(command: CommandArrived, source: Source, spec: ModelSpec, *, relea
         sites=source.sites,
         measurements=source.measurements[: limits.MEASUREMENTS],
     )
+
+
+def _fitting(card: Card) -> Card:
+    """The card with as many measurements as it can hold.
+
+    Raises:
+        WireError: something else that was given for it does not fit.
+    """
+    told = card
+    while len(encode(told)) > limits.BODY and told.measurements:
+        told = replace(told, measurements=told.measurements[: len(told.measurements) // 2])
+    if told is not card:
+        log.warning("card.shortened", name=card.name, told=len(told.measurements), measured=len(card.measurements))
+    decode(Card, encode(told), limits.BODY)  # what it says was somebody's words a moment ago
+    return told
 
 
 class _Parts:

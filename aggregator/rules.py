@@ -49,6 +49,7 @@ class AggregatorRules:
         self._highest = snapshot.highest
         self._strays = list(snapshot.strays)
         self._taken = set(snapshot.taken)
+        self._busy: set[str] = set()
         self.catalogue = Catalogue(snapshot.models, snapshot.channels)
         self.orders = Orders(snapshot.counters, snapshot.measures)
         self.registry = self.orders.narrowed(snapshot.registry)
@@ -200,6 +201,15 @@ class AggregatorRules:
     # ---- operators
 
     def _command(self, event: order_events.CommandArrived) -> None:
+        try:
+            self._judge(event)
+        except Exception as error:  # a defect of ours must not come again with every start, and end it each time
+            self._out.step()
+            self.orders.count(event, self._out)
+            text = f"the aggregator could not carry this out ({type(error).__name__}); tell those who run it"
+            self._out.tell(event, "defect", {}, text=text)
+
+    def _judge(self, event: order_events.CommandArrived) -> None:
         verdict = self.orders.judge(event, self._out, self._present())
         seen = self._liveness.ages(self._now)
         if verdict.why != "ok":
@@ -212,7 +222,9 @@ class AggregatorRules:
         return Present(
             sites=self._sites(),
             runs={name: run.state for name, run in self.runs.items()},
+            by={name: run.operator for name, run in self.runs.items()},
             taken=self._taken,
+            busy=self._busy,
             complete=frozenset(run.name for run in self._all() if run.complete is not None),
             catalogue=self.catalogue,
         )
@@ -229,6 +241,7 @@ class AggregatorRules:
         elif (measured := self.orders.measure(event, self._root_registry.version)) is not None:
             self._measure(*measured, event.operator)
         elif event.command in PREPARED:
+            self._busy.add(event.operator)
             model = self.catalogue.resolve(str(event.arguments.get("name", "")))
             self._out.do(order_events.Prepare(command=event, run=run, model=model))
             return False
@@ -245,6 +258,7 @@ class AggregatorRules:
 
     def _prepared(self, event: order_events.Prepared) -> None:
         """What an order asked for is ready: it counts from here on, unless somebody was faster."""
+        self._busy.discard(event.command.operator)
         made, reason, text = event.made, event.reason, event.text
         match made:
             case order_events.NewRun() if made.rules.run in self._taken:

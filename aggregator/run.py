@@ -41,6 +41,8 @@ class Run:
     ) -> None:
         """`registry` is the one in force, without whom operators revoked."""
         self.rules = rules
+        self.operator = snapshot.operator
+        """Who brought it; empty: nobody from afar."""
         self.version = snapshot.version
         self.state = snapshot.state
         self.reason = snapshot.reason
@@ -84,7 +86,9 @@ class Run:
 
     @property
     def complete(self) -> str | None:
-        """Why the run has nothing more to do by its own settings; None if it has."""
+        """Why the run has nothing more to do by its own settings; None if it has, or has not begun."""
+        if self.state == RunState.CREATED:
+            return None
         stopping = self.rules.stopping
         history = self._evaluations.history(stopping.metric, len(self._sites()))
         elapsed = self.elapsed(self._now)
@@ -301,7 +305,7 @@ class Run:
 
     def evaluated(self, event: events.EvaluationArrived) -> None:
         """A site measured one of the versions."""
-        if event.version <= self.version and event.site in self._sites():
+        if self.state != RunState.CREATED and event.version <= self.version and event.site in self._sites():
             self._evaluations.add(event.version, event.site, event.evaluation)
             self._out.write(
                 events.StoreEvaluation(

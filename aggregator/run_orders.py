@@ -17,6 +17,13 @@ ABOUT_RUNS = frozenset(
 PREPARED = frozenset({"run.create", "run.clone", "run.offer", "model.export", "model.publish", "model.card"})
 """Orders that take a while: what they make is made ready first, and stands only once the rules have taken it."""
 _WORD = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,63}")
+MOST_GOING_ON = 64
+"""Runs that a head tells."""
+MOST_RUNS = 256
+"""Runs there may be at a time; each takes some memory for as long as it is there."""
+MOST_OF_ONE = 32
+"""Runs of one operator that do not go on."""
 _GOES_ON_AGAIN = ("run.start", "run.resume")
 TEXTS: Mapping[str, str] = {
     **{f"run_{state.value}": f"the run is {state.value}" for state in RunState},
@@ -24,6 +31,8 @@ TEXTS: Mapping[str, str] = {
     "no_run": "there is no run yet; `run create` makes one",
     "which_run": "several runs come into question; name one of them, `run list` shows which there are",
     "run_exists": "a run of this name is there, or was: names are not used twice",
+    "too_many_runs": "as many runs are there, or go on, as this aggregator takes; stop or delete one first",
+    "busy": "this aggregator is still at work on an order of yours that takes time; give this one when it has answered",
     "run_complete": "the run has reached one of the ends in its settings; clone it with others to train further",
     "unknown_model": "no model was published under this name; `model search` shows which there are",
     "name_taken": "a model or a channel has this name; choose another one",
@@ -45,6 +54,10 @@ class Present:
     runs: Mapping[str, RunState] = field(default_factory=dict)
     taken: Collection[str] = ()
     """Names that no new run may have."""
+    by: Mapping[str, str] = field(default_factory=dict)
+    """Who brought each run; empty: nobody from afar."""
+    busy: Collection[str] = ()
+    """Operators whose last order that takes time is still being worked on."""
     complete: Collection[str] = ()
     """Runs that have reached one of the ends in their settings."""
     catalogue: Catalogue
@@ -66,14 +79,16 @@ class Verdict:
 def about_run(event: CommandArrived, present: Present) -> Verdict:
     """What speaks against an order about a run."""
     arguments = event.arguments
+    if event.command in PREPARED and event.operator in present.busy:
+        return Verdict("busy")
     if event.command == "run.create":
-        return _new(arguments.get("run"), present)
+        return _new(arguments.get("run"), present, event.operator)
     run, why = lifecycle.choose(arguments.get("run"), present.runs)
     if why != "ok":
         return Verdict(why)
     state = present.runs[run]
     if event.command == "run.clone":
-        return Verdict(_new(arguments.get("as"), present).why, run)
+        return Verdict(_new(arguments.get("as"), present, event.operator).why, run)
     if event.command == "run.delete" and state not in lifecycle.AT_REST:
         return Verdict(f"run_{state.value}", run)
     if event.command == "model.publish":
@@ -84,6 +99,9 @@ def about_run(event: CommandArrived, present: Present) -> Verdict:
     wanted = lifecycle.COMMANDS.get(event.command)
     if wanted is not None and state not in wanted[1]:
         return Verdict(f"run_{state.value}", run)
+    going_on = sum(each in lifecycle.GOING_ON for each in present.runs.values())
+    if event.command in _GOES_ON_AGAIN and state not in lifecycle.GOING_ON and going_on >= MOST_GOING_ON:
+        return Verdict("too_many_runs", run)
     if event.command in _GOES_ON_AGAIN and run in present.complete:
         return Verdict("run_complete", run)
     return Verdict("ok", run)
@@ -92,9 +110,10 @@ def about_run(event: CommandArrived, present: Present) -> Verdict:
 def about_models(event: CommandArrived, catalogue: Catalogue) -> str:
     """What speaks against an order about published models, in a word."""
     name, channel = event.arguments.get("name"), event.arguments.get("channel")
+    needed = {"model.promote": (name, channel), "model.rollback": (channel,), "model.card": (name,)}
+    if not all(map(_is_word, needed.get(event.command, ()))):
+        return "bad_argument"
     if event.command == "model.promote":
-        if not _is_word(channel):
-            return "bad_argument"
         if not catalogue.is_model(str(name)):
             return "unknown_model"
         return "name_taken" if catalogue.is_model(str(channel)) else "ok"
@@ -105,10 +124,15 @@ def about_models(event: CommandArrived, catalogue: Catalogue) -> str:
     return "ok"
 
 
-def _new(name: object, present: Present) -> Verdict:
-    if not _is_word(name):
+def _new(name: object, present: Present, operator: str) -> Verdict:
+    if not isinstance(name, str) or not _RUN.fullmatch(name):
         return Verdict("bad_argument")
-    return Verdict("run_exists" if name in present.taken else "ok", str(name))
+    if name in present.taken:
+        return Verdict("run_exists", name)
+    at_rest = sum(state not in lifecycle.GOING_ON for run, state in present.runs.items() if present.by[run] == operator)
+    if len(present.runs) >= MOST_RUNS or at_rest >= MOST_OF_ONE:
+        return Verdict("too_many_runs", name)
+    return Verdict("ok", name)
 
 
 def _is_word(text: object) -> bool:

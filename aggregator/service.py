@@ -91,7 +91,7 @@ class AggregatorService:
         self._identity = identity
         self._root = root
         self._transport = transport
-        self._store = store
+        self._store = self._uncached = store
         if state is not None:
             self._store = CachedBlobs(store, state / "cache", cache_bytes, keep_puts=True, small=SMALL)
         self._observer = observer
@@ -107,7 +107,8 @@ class AggregatorService:
         self._open(registry_record, config, genesis, code)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
         self.pulse = None if state is None else Pulse(transport, state)
-        self._heads = HeadWriter(store, federation, partial(transport.publish, topology.GLOBAL, ""))
+        announce = partial(transport.publish, topology.GLOBAL, "")
+        self._heads = HeadWriter(store, federation, announce, self._registry_record)
         self._subscriptions: list[Subscription] = []
         self._sites: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="aggregator", daemon=True)
@@ -121,7 +122,7 @@ class AggregatorService:
         """Open every run and build the rules from what the journal remembers."""
         self.registry, record = registry_in_force(self.journal, registry_record, self._root, self._federation)
         self._registry_digest = record_digest(record)
-        self._store.put(topology.record_key(self._registry_digest.hex()), record)
+        self._registry_record = record
         self._intake = Intake(self._federation, self._identity, self.registry, self._opened)
         if config is not None:
             self._begin(config, genesis, code)
@@ -132,7 +133,7 @@ class AggregatorService:
         rules = {name: serving.rules for name, serving in self.serving.items()}
         self.rules = AggregatorRules(rules, snapshot, new_id=_new_id, now=time.monotonic())
         self._intake.registry = self.rules.registry
-        self._preparing = Preparing(self.records_of, self._store, registry)
+        self._preparing = Preparing(self.records_of, self._uncached, registry)
         self._desk = Desk(
             self._federation,
             self._identity,
@@ -314,7 +315,7 @@ class AggregatorService:
                 self._observer("version", {"version": plan.version, "sites": sites, "staleness": stale})
             case events.ReplaceRecord(run=run, record=record, spec_record=spec_record):
                 self.serving[run].record, self.serving[run].spec_record = record, spec_record
-            case order_events.CreateRun(new=new):
+            case order_events.CreateRun(new=new) if new.rules.run in self.rules.runs:
                 self.serving[new.rules.run] = self._servings.open(new.rules.run)
                 log.info("run.created", run=new.rules.run)
             case order_events.OfferCode(offered=offered):

@@ -55,6 +55,7 @@ class RunRules:
 class RunSnapshot:
     """What the journal remembers of one run."""
 
+    operator: str
     version: int
     digest: bytes
     state: RunState

@@ -38,8 +38,12 @@ class Polynomial:
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.exponent) and self.exponent >= 0):
-            raise ConfigError(f"the staleness exponent must be 0 or more, not {self.exponent}: age is never rewarded")
+        if (
+            not isinstance(self.exponent, int | float)
+            or isinstance(self.exponent, bool)
+            or not 0 <= self.exponent <= 100
+        ):
+            raise ConfigError("the staleness exponent must be a number from 0 to 100: age is never rewarded")
 
     def weight(self, staleness: int) -> float:
         """Return (1 + staleness) ** -exponent."""

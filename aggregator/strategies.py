@@ -21,7 +21,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.plugins import build
+from aggregator.plugins import build, real, whole
 from aggregator.staleness import Constant, Polynomial, StalenessPolicy, staleness_policy
 from protocol.errors import ConfigError, TrainingError
 
@@ -29,6 +29,8 @@ Span = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
 MAX_BUFFER = 128
+MAX_QUOTA = 64
+"""Updates from one base that a version's record can allow."""
 _NO_WEIGHT = 1e-30  # a total below this counts as zero: nobody means it, and dividing by it overflows
 _BLOCK = 32_768  # elements; two float64 blocks and the float32 ones then stay in a 2 MiB cache
 
@@ -237,14 +239,14 @@ class FedBuff:
     staleness: StalenessPolicy = field(default_factory=Polynomial)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rate) and self.rate > 0):
-            raise ConfigError(f"{self.name}: rate must be a positive number, not {self.rate}")
-        if self.buffer is not None and not 1 <= self.buffer <= MAX_BUFFER:
-            raise ConfigError(f"{self.name}: buffer must lie in 1..{MAX_BUFFER}, not {self.buffer}")
-        if self.stale_limit is not None and self.stale_limit < 0:
-            raise ConfigError(f"{self.name}: stale_limit must be 0 or more, not {self.stale_limit}")
-        if self.updates_per_base < 1:
-            raise ConfigError(f"{self.name}: updates_per_base must be 1 or more, not {self.updates_per_base}")
+        real(self.name, "rate", self.rate, 0.0, 1e6)
+        whole(self.name, "updates_per_base", self.updates_per_base, 1, MAX_QUOTA)
+        if self.buffer is not None:
+            whole(self.name, "buffer", self.buffer, 1, MAX_BUFFER)
+        if self.stale_limit is not None:
+            whole(self.name, "stale_limit", self.stale_limit, 0, 2**31)
+        if not callable(getattr(self.staleness, "weight", None)):
+            raise ConfigError(f"{self.name}: staleness must be a rule's name, or a table with its name and parameters")
 
     def buffer_size(self, sites: int) -> int:
         """Return K: the configured one or max(2, round(sites / 4)), at most 128."""
@@ -327,8 +329,10 @@ class FedAdam(FedBuff):
     def __post_init__(self) -> None:
         # Named in full because a slotted dataclass is a new class, which the short form of super() does not know.
         FedBuff.__post_init__(self)
-        if not (0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0 and self.tau > 0.0):
-            raise ConfigError(f"{self.name}: beta1 and beta2 must lie in [0, 1) and tau above 0, not {self}")
+        for name in ("beta1", "beta2", "tau"):
+            real(self.name, name, getattr(self, name), 0.0 if name == "tau" else -math.ulp(0.0), 1e6)
+        if self.beta1 >= 1.0 or self.beta2 >= 1.0:
+            raise ConfigError(f"{self.name}: beta1 and beta2 must be numbers from 0 to below 1")
 
     def merge(
         self,

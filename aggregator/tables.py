@@ -37,6 +37,7 @@ runs = Table(
     metadata,
     Column("number", Integer, primary_key=True),
     Column("name", String, nullable=False, unique=True),
+    Column("operator", String, nullable=False),
     Column("state", String, nullable=False),
     Column("reason", String, nullable=False),
     Column("elapsed", Float, nullable=False),

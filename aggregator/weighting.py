@@ -20,6 +20,7 @@ MAX_SHARE = 1 / 2
 _SITES_FOR_CAP = 4
 _MEMORY = 0.2  # weight of a new training time in its running mean, once there are five of them
 _LEAST_SECONDS = 1e-3  # below this a clock tells noise, not speed
+_MOST_SECONDS = 1e9  # thirty years; with more, products of what sites say of themselves would overflow
 _CLIP_LIMIT = 10.0
 _NORMS_NEEDED = 5
 NORMS_KEPT = 64  # how many recent norms the running median looks at
@@ -54,7 +55,7 @@ def observe(stats: SiteStats | None, *, examples: int, seconds: float) -> SiteSt
         examples: training examples as signed by the worker.
         seconds: training seconds of this update as signed by the worker.
     """
-    seconds = max(seconds, _LEAST_SECONDS)
+    seconds = min(max(seconds, _LEAST_SECONDS), _MOST_SECONDS)
     if stats is None:
         return SiteStats(examples=examples, seconds=seconds, updates=1)
     share = max(_MEMORY, 1 / (stats.updates + 1))

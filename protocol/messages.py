@@ -96,7 +96,7 @@ class Update:
     examples: Annotated[int, Field(strict=True, ge=1, le=2**40)]
     steps: Count
     """Local optimizer steps."""
-    seconds: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+    seconds: Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)]
     """Time the training took at the site."""
     filters: Annotated[tuple[Named, ...], many(16, 1)]
     trainer: Word

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 
 from aggregator.heads import HeadWriter
 from broker.memory_blobs import MemoryBlobs
 from protocol.errors import StoreError
+from protocol.topology import record_key
 
 
 class Slow(MemoryBlobs):
@@ -16,25 +18,25 @@ class Slow(MemoryBlobs):
         super().__init__()
         self.gate = threading.Event()
         self.entered = threading.Event()
-        self.put: list[bytes] = []
+        self.heads: list[bytes] = []
         self.announced: list[tuple[bytes, list[bytes]]] = []
         self.told = threading.Event()
 
     def tell(self, head: bytes) -> None:
-        self.announced.append((head, list(self.put)))
+        self.announced.append((head, list(self.heads)))
         self.told.set()
 
     def put_head(self, name: str, data: bytes) -> None:
         self.entered.set()
         self.gate.wait(10)
-        self.put.append(data)
+        self.heads.append(data)
         super().put_head(name, data)
 
 
 def held_up() -> tuple[Slow, HeadWriter]:
     """A writer that is putting `first` while `second` and `third` come."""
     store = Slow()
-    writer = HeadWriter(store, "federation", store.tell)
+    writer = HeadWriter(store, "federation", store.tell, b"registry")
     writer.put(b"first")
     assert store.entered.wait(10)
     writer.put(b"second")
@@ -46,7 +48,7 @@ def test_of_several_heads_that_wait_only_the_newest_is_put() -> None:
     store, writer = held_up()
     store.gate.set()
     writer.close(put=True)
-    assert store.put == [b"first", b"third"]
+    assert store.heads == [b"first", b"third"]
 
 
 def test_whoever_was_fenced_does_not_put_what_still_waits() -> None:
@@ -54,7 +56,7 @@ def test_whoever_was_fenced_does_not_put_what_still_waits() -> None:
     opened = threading.Timer(0.05, store.gate.set)
     opened.start()
     writer.close(put=False)
-    assert store.put == [b"first"]
+    assert store.heads == [b"first"]
 
 
 def test_a_head_is_announced_only_after_it_was_put() -> None:
@@ -73,9 +75,16 @@ def test_a_head_is_announced_although_the_store_is_away() -> None:
             raise StoreError("the store is away")
 
     store = Away()
-    writer = HeadWriter(store, "federation", store.tell)
+    writer = HeadWriter(store, "federation", store.tell, b"registry")
     writer.put(b"head")
     writer.announce()
     assert store.told.wait(10)
     writer.close(put=False)
     assert store.announced == [(b"head", [])]
+
+
+def test_the_registry_that_the_first_head_names_is_there_before_it() -> None:
+    store, writer = held_up()
+    assert store.get(record_key(hashlib.sha256(b"registry").hexdigest()), 100) == b"registry"
+    store.gate.set()
+    writer.close(put=True)

@@ -6,12 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from aggregator import events, order_events
 from aggregator.events import UpdateState
 from aggregator.snapshot import RunRules
+from aggregator.stopping import Stopping
 from aggregator.strategies import strategy
-from protocol.messages import Outcome, RunState
+from aggregator.tables import updates
+from protocol.messages import Evaluation, Outcome, RunState
 from tests.unit.aggregator.desk import RULES_OF_RUN, RUN, Desk, new_run
 
 OTHER = "other"
@@ -121,7 +124,10 @@ def test_a_run_that_was_deleted_while_its_merge_was_under_way_stays_gone() -> No
 
 def test_two_who_bring_a_run_of_one_name_at_once_get_one() -> None:
     desk = Desk()
-    orders = [named("run.create", OTHER, counter) for counter in (1, 2)]
+    orders = [
+        replace(named("run.create", OTHER, 1), operator=operator, signer=operator.encode())
+        for operator in ("olga", "otto")
+    ]
     desk.turn(*orders)
     assert len(desk.some(order_events.Prepare)) == 2
     new = new_run(rules_of(OTHER), desk.registry.version, RunState.CREATED)
@@ -147,3 +153,107 @@ def test_a_head_tells_those_that_go_on_and_the_newest_of_the_others(monkeypatch:
         desk.turn(named("run.stop", f"run-{index}", 10 * index + 5))
     told = [place.run for place in desk.only(events.PutHead).runs]
     assert told == [RUN, "run-2", "run-3"]
+
+
+def test_an_operator_has_one_order_at_a_time_that_takes_time() -> None:
+    desk = Desk()
+    first = named("run.create", OTHER, 1)
+    desk.turn(first)
+    desk.turn(named("run.create", "third", 2))
+    assert desk.only(order_events.Tell).reason == "busy"
+    desk.turn(order_events.Prepared(command=first, reason="not_possible"))
+    desk.turn(named("run.create", "third", 3))
+    assert desk.some(order_events.Prepare)
+
+
+def test_no_more_runs_go_on_than_a_head_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aggregator.run_orders.MOST_GOING_ON", 2)
+    desk = Desk()
+    brought(desk)
+    brought(desk, "third", 11)
+    assert desk.only(order_events.Tell).reason == "too_many_runs"
+    assert desk.rules.runs["third"].state == RunState.CREATED
+
+
+def test_no_operator_brings_runs_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aggregator.run_orders.MOST_OF_ONE", 2)
+    desk = Desk()
+    for index in range(3):
+        order = named("run.create", f"run-{index}", 2 * index + 1)
+        desk.turn(order)
+        if desk.some(order_events.Prepare):
+            new = replace(new_run(rules_of(f"run-{index}"), 2, RunState.CREATED), operator="olga")
+            desk.turn(order_events.Prepared(command=order, made=new))
+    assert desk.only(order_events.Tell).reason == "too_many_runs"
+    assert list(desk.rules.runs) == [RUN, "run-0", "run-1"]
+
+
+def test_a_run_that_nobody_started_cannot_be_measured_to_its_end() -> None:
+    desk = Desk()
+    stopping = Stopping(metric="accuracy", target=0.5)
+    new = new_run(rules_of(OTHER, stopping=stopping), desk.registry.version, RunState.CREATED)
+    order = named("run.create", OTHER, 1)
+    desk.turn(order)
+    desk.turn(order_events.Prepared(command=order, made=new))
+    for site in ("alpha", "beta"):
+        said = Evaluation(examples=10, metrics={"accuracy": 1.0})
+        desk.turn(events.EvaluationArrived(delivery="e", site=site, run=OTHER, version=0, evaluation=said))
+    desk.turn(named("run.start", OTHER, 2))
+    assert desk.only(order_events.Tell).reason == "ok"
+
+
+def test_measures_beyond_all_reason_break_no_sum() -> None:
+    desk = Desk(stopping=Stopping(metric="loss", direction="min", target=0.1))
+    for site, value in (("alpha", 1.7e308), ("beta", -1.7e308)):
+        said = Evaluation(examples=2**40, metrics={"loss": value})
+        desk.turn(events.EvaluationArrived(delivery="e", site=site, run=RUN, version=0, evaluation=said))
+    desk.start()
+    assert desk.state_of_run.state == RunState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("model.rollback", {}),
+        ("model.promote", {"channel": "production"}),
+        ("model.promote", {"name": "m"}),
+        ("model.card", {}),
+        ("run.create", {}),
+        ("run.create", {"run": "-"}),
+        ("run.create", {"run": ".."}),
+        ("run.clone", {}),
+        ("model.publish", {"name": 5}),
+    ],
+)
+def test_an_order_without_what_it_needs_is_refused(command: str, arguments: dict[str, Any]) -> None:
+    desk = Desk()
+    desk.turn(
+        order_events.CommandArrived(
+            delivery="d", operator="olga", counter=1, command=command, arguments=arguments, id=b"c" * 16
+        )
+    )
+    assert desk.only(order_events.Tell).reason == "bad_argument"
+
+
+def test_an_order_that_finds_a_defect_is_answered_and_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    monkeypatch.setattr(desk.rules, "_promote", lambda event: {}["missing"])
+    monkeypatch.setattr("aggregator.run_orders.about_models", lambda event, catalogue: "ok")
+    order = named("model.promote", OTHER, 5)
+    effects = desk.turn(order)
+    assert desk.only(order_events.Tell).reason == "defect"
+    assert events.Settle(delivery="d") in effects
+    desk.turn(order)
+    assert desk.only(order_events.Tell).reason == "replayed"
+    assert desk.journal.broken_link() is None
+
+
+def test_of_a_refused_update_only_the_keys_are_kept() -> None:
+    desk = Desk()
+    notice = desk.notice(run="nowhere", absent=("weight",), envelope=b"large")
+    desk.arrive(notice)
+    with desk.engine.connect() as db:
+        row = db.execute(select(updates).where(updates.c.id == notice.id)).one()
+    assert (row.envelope, row.state) == (b"", "rejected")
+    desk.arrive(notice)
+    assert [(outcome, reason) for _, outcome, reason in desk.told()] == [(Outcome.REJECTED, "wrong_run")]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from aggregator.weighting import SiteStats, clip_factor, example_weights, observe
-from protocol.errors import ConfigError
 
 
 def stats(examples: int, seconds: float) -> SiteStats:
@@ -66,10 +67,11 @@ def test_a_trainer_too_fast_for_the_clock_counts_as_a_millisecond() -> None:
     assert observe(None, examples=1, seconds=0.0).seconds == 1e-3
 
 
-@pytest.mark.parametrize("seconds", [float("inf"), float("nan")])
-def test_impossible_times_are_refused(seconds: float) -> None:
-    with pytest.raises(ConfigError, match="positive and finite"):
-        observe(None, examples=1, seconds=seconds)
+def test_a_site_that_claims_to_train_for_ever_breaks_no_sum() -> None:
+    liars = {name: observe(None, examples=2**40, seconds=1.7e308) for name in ("a", "b", "c")}
+    weights = example_weights({**liars, "d": observe(None, examples=1, seconds=1.0)}, corrected=True)
+    assert all(math.isfinite(weight) for weight in weights.values())
+    assert observe(liars["a"], examples=1, seconds=float("inf")).seconds == 1e9
 
 
 def test_a_norm_ten_times_the_median_is_the_most_that_passes_unclipped() -> None:
