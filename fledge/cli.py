@@ -66,7 +66,8 @@ def exit_code(error: FledgeError) -> int:
 def _complain(text: str) -> None:
     from fledge.log import without_credentials
 
-    line = f"fledge: {without_credentials(text)}"
+    plain = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+    line = f"fledge: {without_credentials(plain)}"
     typer.secho(line, fg=typer.colors.RED, err=True)
 
 

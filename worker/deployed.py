@@ -27,9 +27,17 @@ from worker.trainer import Trainer
 
 ENTRY = "trainer:trainer"
 """The factory, `module:function`, of code whose run names no other as `trainer` in its task."""
-HOUSE = frozenset({"protocol", "broker", "worker", "aggregator", "deploy", "fledge"})
-_ENTRY = re.compile(r"[\w.]+:[\w.]+")
-_MODULES = (".py", ".so")
+HOUSE = frozenset(
+    {
+        *("protocol", "broker", "worker", "aggregator", "deploy", "fledge"),
+        *("nacl", "msgpack", "pika", "minio", "urllib3", "pydantic", "structlog", "sqlalchemy", "cryptography"),
+        *("numpy", "torch", "monai", "psutil", "yaml", "typer", "rich"),
+    }
+)
+"""What the worker itself is made of: code that hid one of these would break the site, by accident or not."""
+_NAME = r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*"
+_ENTRY = re.compile(f"{_NAME}:{_NAME}", re.ASCII)
+_MODULES = (".py",)
 _loading = threading.RLock()
 """Held by whoever changes what this process imports from where."""
 _bases: set[Path] = set()
@@ -146,11 +154,13 @@ class Deployed:
             factory: Any = module
             for part in factory_name.split("."):
                 factory = getattr(factory, part)
+            home = sys.modules.get(str(getattr(factory, "__module__", "")))
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
             raise TrainingError(f"the code of run {run} gives no {entry}: {told}") from error
-        if not _lies_in(module, self._base / code.hex()):
-            raise TrainingError(f"the code of run {run} has no module {module_name}; {entry} names something else")
+        folder = self._base / code.hex()
+        if not _lies_in(module, folder) or not _lies_in(home, folder):  # not what it only imports, such as os.fork
+            raise TrainingError(f"the code of run {run} does not define {entry}; it names something else")
         if not callable(factory):
             raise TrainingError(f"{entry} of run {run} is a {type(factory).__name__}; it has to make a trainer")
         _check_options(run, factory, options)

@@ -139,7 +139,9 @@ class Training:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def forget_own(self, run: str) -> None:
-        """Delete the site's own tensors of a run; on the training thread, so that no training writes them again."""
+        """Delete the site's own tensors of a run, and put its code away; on the training thread, so that no training
+        writes them again."""
+        self._deployed.put_away()
         try:
             self._own.forget(run)
         except OSError as error:  # another training of the run would begin with them; nothing leaves the site

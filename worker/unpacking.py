@@ -19,6 +19,7 @@ _END = struct.Struct("<4s4H2LH")
 """What an archive ends with; we take none with a comment behind it."""
 _LONGEST_ENTRY = 46 + _NAME + 512
 _PIECE = 64 * 1024
+_COMPILED = (".pyc", ".pyo", ".so", ".pyd", ".dll", ".dylib")
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, ArithmeticError, ValueError),
     RuntimeError,  # among them what the library does not implement
@@ -85,7 +86,7 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
             f"the archive has a file called {_told(entry)}; relative paths with letters, digits and . _ - are taken, "
             "no folders of their own and nothing that begins with a dot"
         )
-    if name.lower().endswith(".pyc"):
+    if name.lower().endswith(_COMPILED):
         raise Malformed(f"{_told(entry)} in the archive is compiled code, which nobody can look at; leave it out")
     mode = entry.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG) or entry.external_attr & 0x10:

@@ -95,17 +95,19 @@ def deploy(session: Session, run: str, sites: Sequence[str], code: str = "") -> 
     if not offered[0].ok:
         return offered
     values = offered[0].values
-    named, found = str(values.get("run") or run), str(values.get("code") or "")
+    found = str(values.get("code") or "")
+    if values.get("run", run) != run or (found and not _is_digest(found)):
+        raise ConfigError(f"the aggregator answered about something other than run {run}; no site was told anything")
     targets = list(sites) or session.sites()
-    known = code.lower() or created.codes(session.kit).get(named)
+    known = code.lower() or created.codes(session.kit).get(run)
     if known is None:
-        _confirm(session, named, found, targets)
+        _confirm(session, run, found, targets)
     elif known != found:
         raise ConfigError(
-            f"run {named} has the code {found or '(none)'} at the aggregator, but {known or 'none'} was meant; no site "
+            f"run {run} has the code {found or '(none)'} at the aggregator, but {known or 'none'} was meant; no site "
             "was told to run it: find out who changed what"
         )
-    return session.ask("run.deploy", {"run": named, "code": found, "record": values.get("record", "")}, targets)
+    return session.ask("run.deploy", {"run": run, "code": found, "record": values.get("record", "")}, targets)
 
 
 def delete(session: Session, run: str, *, sites: bool) -> list[Said]:

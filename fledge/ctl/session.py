@@ -176,6 +176,6 @@ def target_word(arguments: Mapping[str, Any], targets: Sequence[str]) -> str:
 
 def prompt(text: str) -> str | None:
     """Ask on standard error, beside what programs read; None if the input ends."""
-    sys.stderr.write(text)
+    sys.stderr.write(render.clean(text))  # it may repeat what somebody else said
     sys.stderr.flush()
     return sys.stdin.readline() or None

@@ -144,8 +144,9 @@ class RunHub(Hub):
     def _offer(self, arguments: Mapping[str, Any], sender: str) -> Any:
         if (run := self.runs.get(arguments["run"])) is None:
             return refused("unknown_run", "there is no such run; `run list` shows which there are")
-        digest = "f" * 64 if self.spoil == "code" else run.digest
-        return {"run": arguments["run"], "code": digest, "record": OFFERED if run.code else ""}
+        digest = {"code": "f" * 64, "word": "\x1b[2J"}.get(self.spoil, run.digest)
+        named = "another" if self.spoil == "run" else arguments["run"]
+        return {"run": named, "code": digest, "record": OFFERED if run.code else ""}
 
     def _clone(self, arguments: Mapping[str, Any], sender: str) -> Any:
         old = self.runs[arguments["run"]]

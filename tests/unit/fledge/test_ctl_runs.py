@@ -129,6 +129,14 @@ def test_code_that_was_changed_at_the_aggregator_goes_to_no_site(hub: RunHub, fo
     assert "run.deploy" not in orders(hub)
 
 
+def test_an_aggregator_that_names_another_run_or_no_digest_gets_nothing_signed(hub: RunHub, folder: Path) -> None:
+    ctl(hub, "run", "create", folder)
+    for hub.spoil in ("run", "word"):
+        done = ctl(hub, "run", "deploy", "chest", "--yes", code=2)
+        assert "no site was told" in str(done.exception)
+    assert "run.deploy" not in orders(hub)
+
+
 @pytest.mark.parametrize("given", ["digest", "typed", "--yes"])
 def test_code_of_somebody_else_is_deployed_once_it_is_confirmed(hub: RunHub, folder: Path, given: str) -> None:
     ctl(hub, "run", "create", folder)

@@ -30,6 +30,10 @@ from worker.policy import OPEN
 from worker.service import WorkerService
 
 TRAINER = """\
+import os
+import threading
+from os import getpid
+
 import numpy as np
 from helper import STEP
 from worker.trainer import EvaluationResult, TrainResult
@@ -435,7 +439,11 @@ def test_the_sites_options_reach_the_factory_and_those_it_does_not_take_are_told
 
 
 @pytest.mark.parametrize(
-    "named", ["os:getcwd", "this:c", "trainer:nothing", "nothing:trainer", "trainer:number", "trainer", 5]
+    "named",
+    [
+        *("os:getcwd", "this:c", "trainer:nothing", "nothing:trainer", "trainer:number", "trainer", 5),
+        *("trainer:os.getcwd", "trainer:getpid", "trainer:__loader__.get_filename", "trainer:threading.active_count"),
+    ],
 )
 def test_only_a_factory_in_the_code_itself_is_called(hub: Researchers, codes: Codes, named: Any) -> None:
     with pytest.raises(TrainingError):
@@ -445,7 +453,7 @@ def test_only_a_factory_in_the_code_itself_is_called(hub: Researchers, codes: Co
     assert not [entry for entry in sys.path if str(codes.directory) in entry]
 
 
-@pytest.mark.parametrize("hidden", ["worker/__init__.py", "json.py", "protocol/x.py"])
+@pytest.mark.parametrize("hidden", ["worker/__init__.py", "json.py", "protocol/x.py", "nacl.py"])
 def test_code_that_would_hide_our_modules_or_pythons_is_not_loaded(hub: Researchers, codes: Codes, hidden: str) -> None:
     raw = bundle(2.0, **{hidden: ""})
     codes.keep(sha(raw), raw)

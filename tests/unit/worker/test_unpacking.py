@@ -61,7 +61,7 @@ def encrypted() -> bytes:
 NAMES = [
     *("/etc/passwd", "../up.py", "a/../../up.py", "a/./b.py", "a//b.py", "C:/x.py", "a\\b.py", ".hidden", "a/.b"),
     *("", "folder/", "sp ace.py", "é.py", "new\nline.py", "nul\0.py", "x" * 129, "/".join(["abc"] * 70)),
-    *("trainer.pyc", "__pycache__/trainer.cpython-311.PYC"),
+    *("trainer.pyc", "__pycache__/trainer.cpython-311.PYC", "fast.so", "fast.PYD"),
 ]
 BAD: dict[str, Callable[[], bytes]] = {
     "a symlink": lambda: special(stat.S_IFLNK | 0o777),
