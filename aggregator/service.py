@@ -124,9 +124,7 @@ class AggregatorService:
         self.ended = threading.Event()
         """Set when no run goes on any more, by itself or by command."""
 
-    def _open(
-        self, registry_record: bytes, config: RunConfig | None, genesis: Genesis | None, code: bytes
-    ) -> None:
+    def _open(self, registry_record: bytes, config: RunConfig | None, genesis: Genesis | None, code: bytes) -> None:
         """Open every run and build the rules from what the journal remembers."""
         self.registry, record = registry_in_force(self.journal, registry_record, self._root, self._federation)
         self._registry_digest = record_digest(record)

@@ -1,0 +1,175 @@
+"""A real SeaweedFS for tests: the compose file's own command and identities, on this machine, that can be killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from broker.s3 import S3Blobs
+from deploy.docker.seaweedfs import identities
+from deploy.kits import open_kit
+from deploy.project import check_project
+from deploy.provisioning import provision
+from protocol.topology import model_chunk
+from tests.support.compose import services
+from tests.support.rabbit import free_ports
+
+BUCKET, FEDERATION = "clinics", "demo"
+SITES, OPERATORS = ("north", "north-2"), ("lead", "lead-2")
+"""One's name begins with the other's: a prefix that stops before its slash would let one into the other's place."""
+_PARTS = ("master", "volume", "filer", "s3")
+_PROBE = b"the store takes objects"
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """An identity at the store."""
+
+    access_key: str
+    secret_key: str
+
+
+class Provisioned:
+    """A federation that the provisioner has made for a store on this machine, and what SeaweedFS is told of it."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        """Make everybody's kit, unpacked below `folder / name`, and `identities.json`."""
+        project = check_project(
+            {
+                "name": FEDERATION,
+                "aggregator": {"org": "hub", "address": "127.0.0.1", "names": ["localhost"]},
+                "broker": f"amqps://127.0.0.1:1/{FEDERATION}",
+                "store": f"s3s://127.0.0.1:{port}/{BUCKET}",
+                "sites": [{"name": name, "org": f"hospital-{name}"} for name in SITES],
+                "operators": [
+                    {"name": name, "email": f"{name}@hub.example", "org": "hub", "roles": ["super"]}
+                    for name in OPERATORS
+                ],
+            }
+        )
+        now = datetime.now(UTC)
+        made = provision(project, folder / "provisioner", now)
+        for kit in made.kits:
+            open_kit(kit.path, kit.password, folder / kit.name, now)
+        self.folder = folder
+        self.port = port
+        store = json.loads((folder / "provisioner" / "store.json").read_text(encoding="utf-8"))
+        self.logins = {each["name"]: Login(each["access_key"], each["secret_key"]) for each in store["identities"]}
+        """By the name that the identity has at the store: `site-north`, `operator-lead`, `sign-uploads`, …"""
+        self.identities = folder / "identities.json"
+        self.identities.write_text(json.dumps(identities(BUCKET, store)), encoding="utf-8")
+
+    def url(self, name: str, *, bucket: str = BUCKET, options: str = "") -> str:
+        """The store's URL for one identity, with the certificate of its own kit."""
+        login = self.logins[name]
+        kit = self.folder / name.removeprefix("site-").removeprefix("operator-")
+        tls = (kit if kit.is_dir() else self.folder / "aggregator") / "tls"
+        files = f"cacertfile={quote(str(tls / 'ca.pem'))}&certfile={quote(str(tls / 'client.pem'))}"
+        files += f"&keyfile={quote(str(tls / 'client.key'))}"
+        where = f"127.0.0.1:{self.port}/{bucket}?{files}{options}"
+        return f"s3s://{login.access_key}:{login.secret_key}@{where}"
+
+
+class SeaweedServer:
+    """One process on fixed ports and one directory, with TLS of the federation's own certificates."""
+
+    def __init__(self, federation: Provisioned, directory: Path, log: Path) -> None:
+        """Start, and wait until the aggregator can put an object."""
+        self.federation = federation
+        self.directory = directory
+        self.port = federation.port
+        self._log = log
+        others = free_ports(2 * len(_PARTS) - 1)
+        self._http = dict(zip(_PARTS, [*others[:3], self.port], strict=True))
+        self._grpc = dict(zip(_PARTS, others[3:], strict=True))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start and wait until the bucket is there and takes objects."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [weed(), *self._command()], stdout=log, stderr=log, env=os.environ | {"HOME": str(self.directory)}
+            )
+        deadline = time.monotonic() + 60
+        while not _answers(self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"SeaweedFS did not start: {self._log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.02)
+        key = model_chunk(hashlib.sha256(_PROBE).hexdigest())
+        store = S3Blobs.from_url(self.federation.url("aggregator"))
+        try:
+            store.put(key, _PROBE)
+            store.delete(key)
+        finally:
+            store.close()
+
+    def kill(self) -> None:
+        """End the process without asking it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=30)
+            self._process = None
+        for part, port in self._grpc.items():  # whatever TMPDIR says
+            Path("/", "tmp", f"seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """End the process: the same, because a good order takes SeaweedFS from 15 s to more than a minute."""
+        self.kill()
+
+    def restart(self) -> None:
+        """Kill and start again on the same ports and directory."""
+        self.kill()
+        self.start()
+
+    def _command(self) -> list[str]:
+        """The compose file's words; of an option that is given twice SeaweedFS takes the second."""
+        servers = self.federation.folder / "aggregator" / "servers"
+        return [
+            *services()["minio"]["command"].split(),
+            f"-dir={self.directory}",
+            "-s3.ip.bind=127.0.0.1",
+            *(f"-{part}.port={port}" for part, port in self._http.items()),
+            *(f"-{part}.port.grpc={port}" for part, port in self._grpc.items()),
+            f"-filer.localSocket={self.directory / 'filer.sock'}",
+            f"-s3.localSocket={self.directory / 's3.sock'}",
+            f"-s3.config={self.federation.identities}",
+            f"-s3.cert.file={servers / 'store.pem'}",
+            f"-s3.key.file={servers / 'store.key'}",
+            f"-s3.cacert.file={self.federation.folder / 'aggregator' / 'tls' / 'ca.pem'}",
+            "-s3.tlsVerifyClientCert=true",
+            "-volume.preStopSeconds=0",
+        ]
+
+
+def weed() -> str:
+    """The program; raises where it is not installed."""
+    found = find_weed()
+    if found is None:
+        raise RuntimeError("weed is not installed: run scripts/setup.sh")
+    return found
+
+
+def find_weed() -> str | None:
+    """The program if it is installed; there are no wheels of it for some platforms."""
+    beside = Path(sys.executable).with_name("weed")
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
