@@ -52,13 +52,13 @@ class Login:
 class Provisioned:
     """A federation that the provisioner has made for a store on this machine, and what SeaweedFS is told of it."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, *, broker_port: int = 1) -> None:
         """Make everybody's kit, unpacked below `folder / name`, and `identities.json`."""
         project = check_project(
             {
                 "name": FEDERATION,
                 "aggregator": {"org": "hub", "address": "127.0.0.1", "names": ["localhost"]},
-                "broker": f"amqps://127.0.0.1:1/{FEDERATION}",
+                "broker": f"amqps://127.0.0.1:{broker_port}/{FEDERATION}",
                 "store": f"s3s://127.0.0.1:{port}/{BUCKET}",
                 "sites": [{"name": name, "org": f"hospital-{name}"} for name in SITES],
                 "operators": [
