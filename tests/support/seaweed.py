@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -132,7 +134,11 @@ class SeaweedServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [weed(), *self._command()], stdout=log, stderr=log, env=os.environ | {"HOME": str(self.directory)}
+                [weed(), *self._command()],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"HOME": str(self.directory)},  # it looks there for settings
+                preexec_fn=_end_with_the_tests,
             )
         deadline = time.monotonic() + 60
         while not _answers(self.port):
@@ -183,6 +189,15 @@ class SeaweedServer:
             "-s3.tlsVerifyClientCert=true",
             "-volume.preStopSeconds=0",
         ]
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_the_tests() -> None:
+    """Have the kernel kill this process when the one that started it is gone."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def require_seaweed() -> None:
