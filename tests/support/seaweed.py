@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import platform
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -40,6 +38,8 @@ SITES, OPERATORS = ("north", "north-2"), ("lead", "lead-2")
 """One's name begins with the other's: a prefix that stops before its slash would let one into the other's place."""
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}
 _PARTS = ("master", "volume", "filer", "s3")
+_SETPRIV = shutil.which("setpriv")
+_ENDING_WITH_THE_TESTS = [] if _SETPRIV is None else [_SETPRIV, "--pdeathsig=KILL", "--"]
 _PROBE = b"the store takes objects"
 
 
@@ -134,11 +134,10 @@ class SeaweedServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [weed(), *self._command()],
+                [*_ENDING_WITH_THE_TESTS, weed(), *self._command()],
                 stdout=log,
                 stderr=log,
                 env=os.environ | {"HOME": str(self.directory)},  # it looks there for settings
-                preexec_fn=_end_with_the_tests,
             )
         deadline = time.monotonic() + 60
         while not _answers(self.port):
@@ -189,15 +188,6 @@ class SeaweedServer:
             "-s3.tlsVerifyClientCert=true",
             "-volume.preStopSeconds=0",
         ]
-
-
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-
-
-def _end_with_the_tests() -> None:
-    """Have the kernel kill this process when the one that started it is gone."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def require_seaweed() -> None:
