@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from aggregator.stopping import Stopping
+from broker.settings import TlsConfig, parse_toml
 from protocol.codec import Parameters, Word
-from protocol.errors import ConfigError
 
-M = TypeVar("M", bound=BaseModel)
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -73,15 +71,6 @@ class RunConfig(BaseModel):
     stop: StopConfig = StopConfig()
 
 
-class TlsConfig(BaseModel):
-    """Certificate files; paths are relative to the file that names them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    ca: Path
-    cert: Path
-    key: Path
-
-
 class AggregatorConfig(BaseModel):
     """The aggregator's surroundings, as in `aggregator.toml`; paths are relative to the file."""
 
@@ -91,7 +80,7 @@ class AggregatorConfig(BaseModel):
     store: str
     keys: Path = Path("aggregator.keys")
     registry: Path = Path("registry.bin")
-    root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=["64 hexadecimal digits"])]
     """The federation root's verify key, in hex."""
     state: Path = Path("state")
     cache_mb: Annotated[int, Field(ge=0)] = 4096
@@ -110,37 +99,4 @@ def parse_run(raw: bytes) -> RunConfig:
     Raises:
         ConfigError: not TOML, or a value is wrong; says which.
     """
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"run.toml: not text in UTF-8: {error.reason}") from error
-    return _parse(text, "run.toml", RunConfig)
-
-
-def read_toml(path: Path, kind: type[M]) -> M:
-    """Read and check a configuration file.
-
-    Raises:
-        ConfigError: it is missing, not TOML, or a value is wrong; says which.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; is the path right?") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not text in UTF-8: {error.reason}") from error
-    return _parse(text, path, kind)
-
-
-def _parse(text: str, path: Path | str, kind: type[M]) -> M:
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    try:
-        return kind.model_validate(table)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(kind.model_fields)
-        raise ConfigError(f"{path}: {where}: {first['msg']} (known keys: {known})") from None
+    return parse_toml(raw, "run.toml", RunConfig)

@@ -80,6 +80,7 @@ class Decided:
             counter=counter,
             values=values or {},
             seen=seen if event.targets else {},
+            cut_off=why == "ok" and event.command == "site.revoke",
         )
         self.do(told)
 

@@ -30,6 +30,10 @@ from protocol.registry import Registry
 
 log = structlog.get_logger("aggregator")
 _TEXT = 1024
+_LOGIN_STAYS = (
+    "the site is revoked, but its login at the broker stays, since this aggregator has no FLEDGE_MANAGEMENT: delete the"
+    " site's user there by hand, or sign a registry that revokes it and run `fledge deploy broker`"
+)
 
 
 class Nobody:
@@ -89,7 +93,7 @@ class Desk:
 
     def seen(self, site: str, sign: Sign) -> None:
         """Note a site's newest sign of life; safe from any thread."""
-        self._signs[site] = sign
+        self._signs[site] = sign.after(self._signs.get(site))
 
     def serve(self, effect: Any) -> None:
         """Carry out one of the desk's effects."""
@@ -118,7 +122,8 @@ class Desk:
         values = values if 0 < len(sites) <= limits.PLAINS else {}
         if told.counter:
             values["counter"] = told.counter
-        self._answer(told.operator, told.command, told.reason, told.text, {**values, **told.values})
+        text = _LOGIN_STAYS if told.cut_off and self._doors.cut_off is None else told.text
+        self._answer(told.operator, told.command, told.reason, text, {**values, **told.values})
 
     def _look_up(self, question: order_events.LookUp) -> None:
         command = question.command

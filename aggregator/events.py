@@ -131,6 +131,8 @@ class SiteSeen:
 
     delivery: Any
     site: str
+    alive: bool = True
+    """Whether it is one of the site's worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

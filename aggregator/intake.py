@@ -44,7 +44,7 @@ class Intake:
         try:
             verified, key = self._open(site, raw, LIVE_EVENTS)
             sign = Sign(typed_body(verified, key), verified.core.run, verified.core.version)
-            return events.SiteSeen(delivery=delivery, site=site), sign
+            return events.SiteSeen(delivery=delivery, site=site, alive=sign.alive), sign
         except WireError as error:
             return events.Refused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw), None
 

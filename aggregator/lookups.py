@@ -9,6 +9,7 @@ import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Select, func, select
@@ -28,7 +29,7 @@ from protocol import limits
 from protocol.codec import decode, unpack
 from protocol.errors import ConfigError
 from protocol.keys import Role
-from protocol.messages import CERTIFICATE_DAYS, Card, Evaluation
+from protocol.messages import CERTIFICATE_DAYS, DOCTOR, DOCTOR_AT, Card, Evaluation, Event
 from protocol.registry import Registry
 
 Values = dict[str, Any]
@@ -194,8 +195,18 @@ def _site_show(view: View, arguments: Mapping[str, Any]) -> Values:
     }
     if sign is not None:
         told |= {"doing": sign.event.state, "software": sign.event.software, "base_version": sign.version}
+        told |= {} if sign.doctor is None else _examined(sign.doctor)
     columns = ("update", "base", "state", "reason", "version")
     return told | _table(columns, [(_short(r.id), r.base_version, r.state, r.reason, r.version) for r in rows])
+
+
+def _examined(found: Event) -> Values:
+    """What a site's doctor found last, and when by the site's clock."""
+    worth = {name.removeprefix(DOCTOR): value for name, value in found.metrics.items() if name.startswith(DOCTOR)}
+    bad = sorted(check for check, value in worth.items() if value == 0)
+    at = min(max(0.0, found.metrics.get(DOCTOR_AT, 0.0)), 2.0**32)
+    when = datetime.fromtimestamp(at, UTC).isoformat(timespec="minutes")
+    return {"doctor": "ok" if found.code == "-" else found.code, "doctor_bad": ", ".join(bad)[:200], "doctor_at": when}
 
 
 def _run_list(view: View, arguments: Mapping[str, Any]) -> Values:

@@ -122,6 +122,7 @@ def take_over(
         config=config.model_dump_json(),
         digest=manifest.digest,
         record=record,
+        spec=genesis.spec.to_bytes(),
         spec_record=spec_record,
         code_record=code_record,
         registry=registry.version,

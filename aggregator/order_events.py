@@ -70,6 +70,8 @@ class NewRun:
     digest: bytes
     """Of version 0's plaintext payload."""
     record: bytes
+    spec: bytes
+    """The model's specification."""
     spec_record: bytes
     code_record: bytes
     """Empty where sites train with code of their own."""
@@ -225,6 +227,8 @@ class Tell:
     """With `replayed`: the highest counter noted for the key."""
     seen: Mapping[str, float] = field(default_factory=dict)
     """For a command that went to sites: seconds since each was heard of."""
+    cut_off: bool = False
+    """The command also takes a login at the broker away, which is the desk's to do, or to say that it cannot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,7 @@ def _(write: order_events.CreateRun, db: Connection) -> None:
             reason="ok",
             elapsed=0.0,
             config=new.config,
+            spec=new.spec,
             spec_record=new.spec_record,
             bundle=new.rules.bundle or b"",
             code_record=new.code_record,
@@ -71,7 +72,7 @@ def _(write: order_events.DeleteRun, db: Connection) -> None:
     for table in (members, states, evaluations_table, versions):
         db.execute(delete(table).where(table.c.run == write.run))
     db.execute(update(updates).where(updates.c.run == write.run).values(envelope=b""))
-    gone = {"state": DELETED, "config": "", "spec_record": b"", "code_record": b""}
+    gone = {"state": DELETED, "config": "", "spec": b"", "spec_record": b"", "code_record": b""}
     db.execute(update(runs).where(runs.c.name == write.run).values(**gone))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import TypeVar
 
+from broker.settings import misfit
 from protocol.errors import ConfigError
 
 T = TypeVar("T")
@@ -33,6 +34,6 @@ def build(group: str, builtins: Mapping[str, Callable[..., T]], name: str, param
     try:
         signature.bind(**parameters)
     except TypeError as error:
-        takes = ", ".join(signature.parameters) or "no parameters"
-        raise ConfigError(f"the {kind} rule {name!r} cannot be set up: {error}; it takes {takes}") from error
+        said = f"the {kind} rule {name!r} cannot be set up"
+        raise ConfigError(f"{said}: {misfit(error, signature.parameters, parameters)}") from error
     return factory(**parameters)

@@ -117,9 +117,8 @@ class Preparing:
         name = str(command.arguments["as"])
         config = old.config.model_copy(update={"name": name})
         code = self._code(old, registry)
-        spec = old.records.read_spec(old.spec_record, registry)
-        new = take_over(config, _genesis(source, spec, registry), self._records_of(name), registry, code=code)
-        return Prepared(command=command, made=new, values=_told(config, spec, code))
+        new = take_over(config, _genesis(source, registry), self._records_of(name), registry, code=code)
+        return Prepared(command=command, made=new, values=_told(config, old.spec, code))
 
     def _code(self, serving: Serving, registry: Registry) -> bytes:
         if not serving.code_record:
@@ -154,8 +153,7 @@ class Preparing:
     def _seal(self, command: CommandArrived, source: Source) -> Prepared:
         """Seal a version once more, with a card: for one operator, or (published) for everybody."""
         serving, registry, arguments = source.serving, self._registry(), command.arguments
-        records = serving.records
-        spec = records.read_spec(serving.spec_record, registry)
+        records, spec = serving.records, serving.spec
         released = not arguments.get("raw", False)
         publish = command.command == "model.publish"
         card = _describe(command, source, spec, released=released and bool(source.states))
@@ -197,11 +195,11 @@ def _everybody(records: Records, registry: Registry) -> list[Participant]:
     return [*records.entitled(registry), *registry.members(Role.OPERATOR)]
 
 
-def _genesis(source: Source, spec: ModelSpec, registry: Registry) -> Genesis:
+def _genesis(source: Source, registry: Registry) -> Genesis:
     def payload() -> Iterator[bytes]:
         return read_version(source.serving.records, registry, source.record, source.states, released=False)
 
-    return Genesis(spec, payload)
+    return Genesis(source.serving.spec, payload)
 
 
 def _told(config: RunConfig, spec: ModelSpec, code: bytes) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import structlog
 
-from broker.health import HEALTH, write_health
+from broker.health import HEALTH, Health, last_holder
 from broker.transport import Transport
 from protocol import topology
 from protocol.errors import FledgeError
@@ -23,24 +22,31 @@ class Pulse:
     def __init__(self, transport: Transport, state: Path) -> None:
         self._transport = transport
         self._path = state / HEALTH
-        self._began = time.time()
+        self.health = Health(self._path)
+        """What is noted for `fledge healthcheck`."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aggregator pulse", daemon=True)
 
     def start(self) -> None:
-        """Take away what an earlier process noted, and begin."""
-        write_health(self._path, None, self._began)
+        """Take away what an earlier process noted, saying so if it has not ended in order, and begin."""
+        holder = last_holder(self._path)
+        if holder is not None:
+            todo = "nothing, if it was killed; one that still runs ends at its next commit, with exit code 3"
+            log.warning("lease.taken_over", pid=holder.pid, runs=holder.runs, todo=todo)
+        self.health.begin()
         self._thread.start()
 
-    def stop(self) -> None:
-        """Beat no more."""
+    def stop(self, *, fenced: bool) -> None:
+        """Beat no more; whoever was fenced leaves the note to its successor."""
         self._stopped.set()
+        if not fenced:
+            self.health.ended()
 
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
                 self._transport.depth(topology.inbox_queue(topology.AGGREGATOR))
-                write_health(self._path, time.time(), self._began)
+                self.health.accepted()
             except FledgeError as error:
                 log.warning("broker.silent", error=str(error))
             self._stopped.wait(EVERY_S)

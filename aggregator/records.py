@@ -16,7 +16,7 @@ from protocol import limits, topology
 from protocol.blob import Slices
 from protocol.codec import encode
 from protocol.envelope import ContentKey, Sealer, Verified, raw_body, reissue, seal, unlock, verify
-from protocol.errors import Malformed, Tampered
+from protocol.errors import Malformed
 from protocol.keys import Identity, Participant, Role
 from protocol.messages import Head, Kind, RunHead, State, Version
 from protocol.registry import Registry
@@ -98,14 +98,6 @@ class Records:
         """The plaintext records of a record's blob."""
         source = self.store if digest else self.trusted
         return read_blob(source, blob.manifest, blob.key, key_of, pool=self.pool, digest=digest)
-
-    def read_spec(self, raw: bytes, registry: Registry) -> ModelSpec:
-        """The model specification a record holds."""
-        opened = self.open(raw, registry, Kind.SPEC)
-        spec = ModelSpec.from_bytes(b"".join(self.read(opened.blob, topology.model_chunk, digest=True)))
-        if spec.digest != opened.verified.core.spec:
-            raise Tampered("the specification is not the one its record names")
-        return spec
 
     # ---- making
 

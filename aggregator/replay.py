@@ -30,6 +30,7 @@ from protocol.errors import StateError
 from protocol.keys import Identity
 from protocol.messages import Kind, Version
 from protocol.registry import Registry
+from protocol.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,7 @@ class Replay:
         cipher: ThreadPoolExecutor,
         over: _Overlay,
     ) -> Iterator[tuple[Replayed, Records, Inputs]]:
-        spec = records.read_spec(self._run.spec_record(), self.registry)
+        spec = ModelSpec.from_bytes(self._run.record().spec)
         parent, states, digest = self._run.version_record(0), dict[str, bytes](), b""
         opened = records.open(parent, self.registry, Kind.VERSION)
         body = decode(Version, raw_body(opened.verified, opened.key), limits.BODY)

@@ -98,8 +98,9 @@ class AggregatorRules:
                     run.merge_failed(event)
             case events.Published(row=row):
                 self._out.write(events.RemoveSent(row=row))
-            case events.SiteSeen(delivery=delivery, site=site):
-                self._seen(site)
+            case events.SiteSeen(delivery=delivery, site=site, alive=alive):
+                if alive:
+                    self._seen(site)
                 self._out.write(events.Look())
                 self._out.settle(delivery)
             case events.EvaluationArrived():

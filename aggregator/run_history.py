@@ -30,6 +30,8 @@ class RunRecord:
     name: str
     config: str
     """`run.toml` as it stands."""
+    spec: bytes
+    """The model's specification."""
     spec_record: bytes
     bundle: bytes | None
     """SHA-256 of its code."""
@@ -68,6 +70,7 @@ class RunHistory:
         return RunRecord(
             name=row.name,
             config=row.config,
+            spec=row.spec,
             spec_record=row.spec_record,
             bundle=row.bundle or None,
             code_record=row.code_record,

@@ -42,14 +42,7 @@ from broker.outbox import Relay
 from broker.transport import Delivery, Subscription, Transport
 from protocol import topology
 from protocol.envelope import NO_RUN, seal
-from protocol.errors import (
-    ConfigError,
-    DiskFull,
-    Fenced,
-    NotAllowed,
-    StateError,
-    WrongContext,
-)
+from protocol.errors import ConfigError, DiskFull, Fenced, LoginRefused, NotAllowed, StateError, WrongContext
 from protocol.keys import Identity, Role
 from protocol.messages import RunHead, RunState
 from protocol.registry import Registry, open_registry
@@ -113,7 +106,7 @@ class AggregatorService:
         self.journal = Journal(None if state is None else state / DATABASE, self._seal)
         self._open(registry_record, config, genesis, code)
         self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
-        self._pulse = None if state is None else Pulse(transport, state)
+        self.pulse = None if state is None else Pulse(transport, state)
         self._heads = HeadWriter(store, federation, partial(transport.publish, topology.GLOBAL, ""))
         self._subscriptions: list[Subscription] = []
         self._sites: set[str] = set()
@@ -182,8 +175,8 @@ class AggregatorService:
         self._subscriptions.append(
             self._transport.consume(topology.inbox_queue(topology.AGGREGATOR), self._take_command)
         )
-        if self._pulse is not None:
-            self._pulse.start()
+        if self.pulse is not None:
+            self.pulse.start()
         log.info("aggregator.started", runs=list(self.rules.runs), sites=len(self._sites))
 
     def stop(self) -> None:
@@ -216,13 +209,14 @@ class AggregatorService:
             for subscription in self._subscriptions:
                 subscription.cancel()
             self.ended.set()
-            if self._pulse is not None:
-                self._pulse.stop()
+            if self.pulse is not None:
+                self.pulse.stop(fenced=isinstance(self._error, Fenced))
             self._relay.close()
             self._heads.close(put=not isinstance(self._error, Fenced))
             for pool in (self._preparations, self._merges, self._admissions, self._cipher, self._io):
                 pool.shutdown(wait=False, cancel_futures=True)
             self.journal.close()
+            log.info("aggregator.stopped")
 
     def update_registry(self, record: bytes) -> None:
         """Put a newer registry in force: new sites get the current version, revoked ones are cut off.
@@ -248,6 +242,8 @@ class AggregatorService:
         members = {role: sorted(p.name for p in registry.members(role)) for role in (Role.SITE, Role.OPERATOR)}
         try:
             self._transport.declare(topology.topology(members[Role.SITE], members[Role.OPERATOR]))
+        except LoginRefused as error:  # which the transport goes on trying
+            log.warning("topology.login_refused", registry=registry.version, error=str(error))
         except NotAllowed:  # as it should be: whoever runs the broker declares, by `fledge deploy broker`
             log.info("topology.declared_by_others", registry=registry.version)
 

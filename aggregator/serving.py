@@ -19,6 +19,7 @@ from broker.blobs import BlobStore
 from protocol.keys import Role
 from protocol.messages import Measurement, Version
 from protocol.registry import Registry
+from protocol.spec import ModelSpec
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class Serving:
 
     config: RunConfig
     rules: RunRules
+    spec: ModelSpec
     records: Records
     work: Work
     record: bytes
@@ -114,17 +116,17 @@ class Servings:
 
         Raises:
             ConfigError: its strategy is unknown here.
-            WireError, StoreError: its specification cannot be read.
         """
         history = self._history.run(name)
         kept, records = history.record(), self._records_of(name)
         config = RunConfig.model_validate_json(kept.config)
-        spec = records.read_spec(kept.spec_record, self._registry())
+        spec = ModelSpec.from_bytes(kept.spec)
         rules = rules_of(config, spec, kept.bundle)
         production = Production(records, spec, rules.strategy, self._cipher, average=config.release_decay > 0)
         return Serving(
             config=config,
             rules=rules,
+            spec=spec,
             records=records,
             work=Work(name, records, spec, production, self._store, self._io, self._registry),
             record=history.version_record(history.newest()),

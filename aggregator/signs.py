@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from protocol.messages import Event
+from protocol.messages import EXAMINED, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,3 +14,16 @@ class Sign:
     event: Event
     run: str
     version: int
+    doctor: Event | None = None
+    """What its doctor found last."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its worker said so; a doctor also speaks where no worker runs."""
+        return self.event.state != EXAMINED
+
+    def after(self, before: Sign | None) -> Sign:
+        """This sign with what is still to be known of the one before: a doctor says nothing of what a worker does."""
+        if not self.alive:
+            return replace(before or self, doctor=self.event)
+        return self if before is None else replace(self, doctor=before.doctor)

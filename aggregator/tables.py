@@ -41,12 +41,14 @@ runs = Table(
     Column("reason", String, nullable=False),
     Column("elapsed", Float, nullable=False),
     Column("config", String, nullable=False),
+    Column("spec", LargeBinary, nullable=False),
     Column("spec_record", LargeBinary, nullable=False),
     Column("bundle", LargeBinary, nullable=False),
     Column("code_record", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
 )
-"""Every run there ever was; of a deleted one the name stays."""
+"""Every run there ever was; of a deleted one the name stays. The specification is kept here as well as in the store,
+so that a damaged object of one run cannot keep the others from being served."""
 DELETED = "deleted"
 
 updates = Table(

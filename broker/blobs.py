@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import urlsplit
 
-from broker.security import Tls
+from broker.security import Tls, check_plain
 from protocol.errors import ConfigError, Corrupt
 
 # Inner parts are at most 63 characters, so that no directory can ever carry the name of an object (64 hex digits),
@@ -144,7 +143,7 @@ def open_blobs(url: str, *, insecure: bool = False, tls: Tls | None = None, prox
     Raises:
         ConfigError: the scheme is unknown, the URL incomplete, a file unusable, or plain text not allowed.
     """
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0].lower()
     if scheme == "memory":
         from broker.memory_blobs import MemoryBlobs
 
@@ -157,4 +156,29 @@ def open_blobs(url: str, *, insecure: bool = False, tls: Tls | None = None, prox
         from broker.s3 import S3Blobs
 
         return S3Blobs.from_url(url, insecure=insecure, tls=tls, proxy=proxy)
-    raise ConfigError(f"store URL {url.split('@')[-1]!r}: unknown scheme; known: memory:, file:///dir, s3://, s3s://")
+    raise _unknown(url)
+
+
+def check_store_url(url: str, *, insecure: bool = False) -> None:
+    """Object to a URL that `open_blobs` would not take; nothing is opened, and credentials may be missing.
+
+    Raises:
+        ConfigError: the scheme is unknown, the URL incomplete, or plain text not allowed.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme == "file":
+        from broker.files import directory_of
+
+        directory_of(url)
+    elif scheme in ("s3", "s3s"):
+        from broker.s3_url import parse_s3_url
+
+        parsed = parse_s3_url(url, environ={})
+        check_plain(f"store {parsed}", parsed.host, encrypted=parsed.encrypted, insecure=insecure)
+    elif scheme != "memory":
+        raise _unknown(url)
+
+
+def _unknown(url: str) -> ConfigError:
+    # Everything before the last @ may be a password.
+    return ConfigError(f"store URL {url.split('@')[-1]!r}: unknown scheme; known: memory:, file:///dir, s3://, s3s://")

@@ -17,6 +17,19 @@ _UNFINISHED = ".unfinished"
 _ABANDONED_AFTER_S = 24 * 3600.0
 
 
+def directory_of(url: str) -> Path:
+    """The directory that `file:///dir` names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or not path.startswith("/"):
+        raise ConfigError(f"store URL {url!r}: write an absolute path after three slashes, as in file:///srv/fledge")
+    return Path(path)
+
+
 class FileBlobs:
     """Keeps objects below a directory that is its owner's alone (0700, files 0600).
 
@@ -38,13 +51,7 @@ class FileBlobs:
     @classmethod
     def from_url(cls, url: str) -> FileBlobs:
         """Open (and make) the directory that `file:///dir` names."""
-        parts = urlsplit(url)
-        path = unquote(parts.path)
-        if parts.netloc not in ("", "localhost") or not path.startswith("/"):
-            raise ConfigError(
-                f"store URL {url!r}: write an absolute path after three slashes, as in file:///srv/fledge"
-            )
-        return cls(Path(path))
+        return cls(directory_of(url))
 
     def __repr__(self) -> str:
         return f"FileBlobs({str(self._root)!r})"

@@ -3,23 +3,80 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from broker.notes import read_note, write_note
+from protocol.errors import StateError
 
 HEALTH = "health.json"
 
 
-def write_health(path: Path, accepted: float | None, started: float) -> None:
-    """Note when this process was last accepted (by the hub, or for a hub by its broker), in seconds since the epoch.
+class Health:
+    """What a service notes of its health, for `trouble`; safe from any thread."""
 
-    None says "not yet": written first thing at a start, it takes away what the process before has left.
+    def __init__(self, path: Path) -> None:
+        """Nothing is written yet."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._began = time.time()
+        self._accepted: float | None = None
+        self._more: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Take away what the process before has left: this one was not accepted yet.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
+        with self._lock:
+            self._write()
+
+    def accepted(self) -> None:
+        """The other side (the hub, or for a hub its broker) has accepted this process just now.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
+        with self._lock:
+            self._accepted = time.time()
+            self._write()
+
+    def revoked(self, revoked: bool) -> None:
+        """Whether the federation has revoked this site."""
+        self._note("revoked", True if revoked else None)
+
+    def store(self, failing_since: float | None) -> None:
+        """Since when (seconds since the epoch) everything asked of the store has failed; None: the last was done."""
+        self._note("store_failing", failing_since)
+
+    def ended(self) -> None:
+        """The process ends in order."""
+        self._note("ended", time.time())
+
+    def _note(self, what: str, value: Any) -> None:
+        with self._lock, suppress(StateError):  # a note that grows old is red by itself
+            self._more[what] = value
+            self._write()
+
+    def _write(self) -> None:
+        write_health(self._path, self._accepted, self._began, **self._more)
+
+
+def write_health(path: Path, accepted: float | None, started: float, **more: Any) -> None:
+    """Note when this process was last accepted (None: not yet) and began, in seconds since the epoch, and `more`.
 
     Raises:
         StateError: the file cannot be written.
     """
     pid = os.getpid()
-    write_note(path, {"accepted": accepted, "pid": pid, "started": started, "born": born(pid)})
+    said = {what: value for what, value in more.items() if value is not None}
+    write_note(path, {"accepted": accepted, "pid": pid, "started": started, "born": born(pid), **said})
 
 
 def trouble(path: Path, now: float, longest: float) -> str:
@@ -37,14 +94,55 @@ def trouble(path: Path, now: float, longest: float) -> str:
     accepted, pid, started, birth = (note.get(key) for key in ("accepted", "pid", "started", "born"))
     if not isinstance(pid, int) or pid <= 0 or not isinstance(started, int | float):
         return f"{path.name} says nothing: the service has never started here; start it"
-    if not lives(pid) or (isinstance(birth, int) and born(pid) not in (birth, 0)):
+    if not _still(pid, birth):
         return "the process has ended; start it, and see its log for why"
+    if note.get("revoked"):
+        return "revoked: this site is no longer in the federation; it trains and sends nothing: ask the operators"
     if not isinstance(accepted, int | float) or accepted < started:
-        return "the process runs, but has not been accepted since it started; see its log, or run `fledge doctor`"
+        since = f"since it started{_at(started)}"
+        return f"the process runs, but has not been accepted {since}; see its log, or run `fledge doctor`"
     if abs(now - accepted) > longest:
-        minutes = abs(now - accepted) / 60
-        return f"the process runs, but was last accepted {minutes:.0f} minutes ago; see its log, or run `fledge doctor`"
+        ago = f"{abs(now - accepted) / 60:.0f} minutes ago{_at(accepted)}"
+        return f"the process runs, but was last accepted {ago}; see its log, or run `fledge doctor`"
+    failing = note.get("store_failing")
+    if isinstance(failing, int | float):
+        lasting = f"{max(0.0, now - failing) / 60:.0f} minutes{_at(failing)}"
+        return f"the store has failed at everything asked of it for {lasting}; see the log, or run `fledge doctor`"
     return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that noted its health and did not say that it ended."""
+
+    pid: int
+    runs: bool
+    """Whether it is still there, on this machine."""
+
+
+def last_holder(path: Path) -> Holder | None:
+    """Who noted its health at `path` last, unless it ended in order or there was nobody.
+
+    Raises:
+        StateError: the file cannot be read.
+    """
+    note = read_note(path)
+    pid, birth = note.get("pid"), note.get("born")
+    if not isinstance(pid, int) or pid <= 0 or isinstance(note.get("ended"), int | float):
+        return None
+    return Holder(pid=pid, runs=_still(pid, birth))
+
+
+def _still(pid: int, birth: object) -> bool:
+    return lives(pid) and not (isinstance(birth, int) and born(pid) not in (birth, 0))
+
+
+def _at(seconds: float) -> str:
+    """A moment for people; nothing for what no clock ever said."""
+    try:
+        return f" ({datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC)"
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def lives(pid: int) -> bool:

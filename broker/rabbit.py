@@ -23,7 +23,7 @@ from broker.rabbit_channels import Inlet, Outlet, Question
 from broker.rabbit_link import Channel, Link
 from broker.security import Tls, check_plain, proxy_for
 from broker.transport import Handler, check_size
-from protocol.errors import NotAllowed, TransportError
+from protocol.errors import LoginRefused, TransportError
 from protocol.topology import Topology
 
 log = structlog.get_logger()
@@ -252,6 +252,6 @@ class RabbitTransport:
         for inlet in self._current_inlets():
             inlet.down()
 
-    def _consuming_refused(self, error: NotAllowed) -> None:
+    def _consuming_refused(self, error: LoginRefused) -> None:
         for question in self._questions:
             question.fail(error)

@@ -32,7 +32,7 @@ from broker.amqp import AmqpUrl
 from broker.backoff import full_jitter
 from broker.security import Proxy
 from broker.tunnel import HopError, connect_through
-from protocol.errors import ConfigError, NotAllowed, TransportError, Unroutable
+from protocol.errors import ConfigError, LoginRefused, NotAllowed, TransportError, Unroutable
 
 __all__ = ["Basic", "BasicProperties", "Channel", "Link", "channel_alone_closed", "persistent", "refusal"]
 
@@ -136,7 +136,7 @@ class Link:
         proxy: Proxy | None = None,
         on_up: Callable[[], None],
         on_down: Callable[[], None],
-        on_refused: Callable[[NotAllowed], None],
+        on_refused: Callable[[LoginRefused], None],
     ) -> None:
         """Prepare; all callbacks run on the link's thread.
 
@@ -309,7 +309,7 @@ class Link:
         was_up, self.connection = self.connection is not None, None
         self._on_down()
         if isinstance(cause, ProbableAuthenticationError | ProbableAccessDeniedError):
-            self._on_refused(NotAllowed(f"broker {self._url}: {trouble}"))
+            self._on_refused(LoginRefused(f"broker {self._url}: {trouble}"))
         if self.closing:
             self._loop.stop()
             return

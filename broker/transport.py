@@ -6,9 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
-from urllib.parse import urlsplit
 
-from broker.security import Tls
+from broker.security import Tls, check_plain
 from protocol import limits
 from protocol.errors import ConfigError, TooLarge
 from protocol.topology import Topology
@@ -137,7 +136,7 @@ def open_transport(
     Raises:
         ConfigError: the scheme is unknown, a file unusable, or plain text not allowed.
     """
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0].lower()
     if scheme == "memory":
         from broker.memory import MemoryTransport
 
@@ -146,8 +145,28 @@ def open_transport(
         from broker.rabbit import RabbitTransport
 
         return RabbitTransport(url, name=name, insecure=insecure, tls=tls, proxy=proxy)
+    raise _unknown(url)
+
+
+def check_broker_url(url: str, *, insecure: bool = False) -> None:
+    """Object to a URL that `open_transport` would not take; nothing is opened.
+
+    Raises:
+        ConfigError: the scheme is unknown, the URL wrong, or plain text not allowed.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme in ("amqp", "amqps"):
+        from broker.amqp import parse_amqp_url
+
+        parsed = parse_amqp_url(url)
+        check_plain(f"broker {parsed}", parsed.host, encrypted=parsed.tls, insecure=insecure)
+    elif scheme != "memory":
+        raise _unknown(url)
+
+
+def _unknown(url: str) -> ConfigError:
     # Everything before the last @ may be a password.
-    raise ConfigError(f"broker URL {url.split('@')[-1]!r}: unknown scheme; known: memory:, amqp://, amqps://")
+    return ConfigError(f"broker URL {url.split('@')[-1]!r}: unknown scheme; known: memory:, amqp://, amqps://")
 
 
 def check_size(body: bytes) -> None:

@@ -5,13 +5,12 @@ The shape is Clara's where it fits: a name, the centre, sites with their organis
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 import yaml
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.blobs import check_head
 from broker.security import is_local
+from broker.settings import explain, nearest
 from deploy.keyfiles import read_bounded
 from protocol.codec import Flag, Word
 from protocol.errors import ConfigError
@@ -110,7 +110,7 @@ class Project(_Part):
     """How sites and operators reach the store: with an identity of their own, or by URLs that the aggregator signs."""
     insecure: Flag = False
     """Let plain `amqp:` and `s3:` pass outside this machine."""
-    trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
+    trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$", examples=["module:factory"])] | None = None
     """The sites' training code, `module:factory`; each site may change it."""
     certificate_days: Annotated[int, Field(ge=1, le=825)] = 365
     """How long certificates for TLS hold."""
@@ -193,7 +193,7 @@ def check_project(table: object) -> Project:
     try:
         project = Project.model_validate(table)
     except ValidationError as error:
-        raise ConfigError(_said(error, table)) from None
+        raise ConfigError(explain(error, Project, table, shown=True)) from None
     check_head(project.name)
     _check_people(project)
     _check_policy(project)
@@ -271,72 +271,6 @@ def _known(what: str, word: str, words: Iterable[str]) -> None:
     listed = sorted(words)
     if word not in listed:
         raise ConfigError(f"{what} {word!r}{nearest(word, listed)}")
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the one that was meant, or all that there are."""
-    listed = list(words)
-    close = difflib.get_close_matches(word, listed, n=1, cutoff=0.6)
-    return f" is unknown; did you mean {close[0]!r}?" if close else f" is unknown; known: {', '.join(listed)}"
-
-
-def _said(error: ValidationError, table: Mapping[Any, Any]) -> str:
-    """The first thing that is wrong, as one sentence."""
-    errors = error.errors(include_url=False)
-    # A key that is written wrong is unknown, and often missing under its right name.
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    place = tuple(first["loc"])
-    where = _place(place, table)
-    if first["type"] == "extra_forbidden":
-        known = list(_model_at(place[:-1]).model_fields)
-        return f"{where}{nearest(str(place[-1]), known)}"
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    hint = "write module:factory" if place[-1] == "trainer" else _HINTS.get(first["type"])
-    if hint is None:
-        return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    shown = repr(first["input"]) if isinstance(first["input"], bool | int | float | str) else "what stands there"
-    return f"{where}: {shown} will not do; {hint}"
-
-
-_HINTS = {
-    "string_type": "put it in quotes",
-    "string_pattern_mismatch": "use letters, digits, '.', '_' and '-'",
-    "string_too_short": "use letters, digits, '.', '_' and '-'",
-    "bool_type": "write true or false",
-    "tuple_type": "write a list: [a, b]",
-    "dict_type": "write a table of keys and values",
-    "model_type": "write a table of keys and values",
-    "too_short": "at least one is needed",
-}
-
-
-def _place(place: tuple[int | str, ...], table: Any) -> str:
-    """Where in the file: participants by their names rather than by their numbers."""
-    words: list[str] = []
-    for part in place:
-        try:
-            table = table[part]
-        except (LookupError, TypeError):
-            table = None
-        if isinstance(part, int) and words:
-            name = table.get("name") if isinstance(table, Mapping) else None
-            words[-1] += f"[{name or part + 1}]"
-        else:
-            words.append(str(part))
-    return ".".join(words) or "the project"
-
-
-def _model_at(place: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model whose field or element stands at a place."""
-    found: Any = Project
-    for part in place:
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            found = found.model_fields[str(part)].annotation
-        else:
-            inner = get_args(found)
-            found = inner[0] if get_origin(found) is tuple else inner[-1]
-    return found if isinstance(found, type) and issubclass(found, BaseModel) else Project
 
 
 def _with_flags(value: Any) -> Any:

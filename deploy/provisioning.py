@@ -13,13 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from broker.settings import nearest
 from deploy import kit_files, pki
 from deploy.custody import KITS, REGISTRY, RENEWED, SIGNING, STORE, Custody, State, new_credentials, open_custody
 from deploy.enrolment import Request, open_request
 from deploy.keyfiles import private_directory, replace_private
 from deploy.kit_files import AUTHORITY, CERTIFICATE, CREDENTIALS, KEYS, SERVERS, TLS_KEY
 from deploy.kits import random_code, write_kit
-from deploy.project import Project, Wanted, nearest
+from deploy.project import Project, Wanted
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.registry import Entry, Registry

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
-from aggregator.config import AggregatorConfig, read_toml
+from aggregator.config import AggregatorConfig
 from aggregator.history import History
 from aggregator.records import Records
 from aggregator.run_history import RunHistory
@@ -23,12 +23,14 @@ from aggregator.service import DATABASE, AggregatorService, Observer
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.presigned import Ask
+from broker.settings import given_urls, read_toml
+from broker.watched import WatchedBlobs
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run
 from fledge.packing import load_code
 from protocol.envelope import NO_RUN
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
 from protocol.limits import STORED_RECORD
 from protocol.messages import Grant, Named, Request
@@ -79,10 +81,7 @@ def read_centre(path: Path) -> Centre:
         ConfigError: a file is missing, readable by others, or of another role.
         WireError: the registry is not signed by the federation's root.
     """
-    found = read_toml(path, AggregatorConfig)
-    given = {key: os.environ.get(f"FLEDGE_{key.upper()}", "") for key in ("broker", "store")}
-    config = found.model_copy(update={key: value for key, value in given.items() if value})
-    base = path.parent
+    config, base = read_toml(path, AggregatorConfig, given_urls()), path.parent
     identity = read_identity(base / config.keys)
     if identity.role != Role.AGGREGATOR:
         raise ConfigError(f"{base / config.keys} are keys of the role {identity.role.value}, not of an aggregator")
@@ -116,6 +115,7 @@ def open_aggregator(
     _must_not_be_older(centre.state)
     line = centre.config
     with broker_of(line, centre.base, "aggregator") as transport, store_of(line, centre.base) as store:
+        watched = WatchedBlobs(store)
         service = AggregatorService(
             None if run is None else load_run(run),
             federation=centre.config.federation,
@@ -123,7 +123,7 @@ def open_aggregator(
             registry_record=centre.registry_record,
             root=centre.root,
             transport=transport,
-            store=store,
+            store=watched,
             state=centre.state,
             genesis=None if run is None else load_genesis(run),
             code=b"" if run is None else load_code(run),
@@ -131,6 +131,8 @@ def open_aggregator(
             observer=observer or _nobody,
             doors=doors_of(line, centre.base),
         )
+        if service.pulse is not None:
+            watched.tell(service.pulse.health.store)
         with _taken_apart(service):
             yield service
 
@@ -173,6 +175,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
             stack.callback(store.close)
         else:
             store = stack.enter_context(store_of(line, base))
+        store = watched = WatchedBlobs(store)
         if settings.cache_mb and urlsplit(settings.store).scheme in ("s3", "s3s"):
             store = CachedBlobs(store, state / "cache", settings.cache_mb * 1024**2, small=SMALL)
         service = WorkerService(
@@ -197,6 +200,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
             state=state,
             on_event=on_event or _nobody_watches,
         )
+        watched.tell(service.health.store)
         write_settings(state, settings)
         with _taken_apart(service):
             yield service
@@ -233,8 +237,14 @@ def open_kept(centre: Centre, run: str | None = None) -> Iterator[Kept]:
     """Open what the aggregator has kept, beside the aggregator if that is running.
 
     Raises:
-        StateError: this aggregator knows no such run.
+        StateError: this aggregator knows no such run, or has never run.
     """
+    _must_not_be_older(centre.state)
+    if not (centre.state / DATABASE).exists():
+        raise StateError(
+            f"{centre.state} holds no journal: the aggregator has never been started here; start it "
+            "(`fledge aggregator`), or name with --config the aggregator.toml of one that was"
+        )
     with ExitStack() as stack:
         history = History.open(centre.state / DATABASE)
         stack.callback(history.close)

@@ -109,12 +109,21 @@ def new_federation(
     store: Annotated[str, typer.Option(help="s3s://host/bucket (or s3:, file:///directory)")],
     name: Annotated[str, typer.Option(help="The federation's name; default: the directory's.")] = "",
     trainer: Annotated[str, typer.Option(help="The sites' training code, module:factory.")] = "mytask:trainer",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let plain amqp: and s3: go to other machines: closed networks only.")
+    ] = False,
 ) -> None:
     """Make keys, a signed registry and configuration files for an aggregator and its sites."""
     from fledge import federation
 
     federation.new_federation(
-        directory, name=name or directory.resolve().name, sites=site, broker=broker, store=store, trainer=trainer
+        directory,
+        name=name or directory.resolve().name,
+        sites=site,
+        broker=broker,
+        store=store,
+        trainer=trainer,
+        insecure=insecure,
     )
     typer.echo(f"{directory / federation.ROOT_KEYS}: the root of all trust; take it off this machine")
     typer.echo(f"{directory / federation.AGGREGATOR_TOML}: start with `fledge aggregator`")

@@ -13,17 +13,16 @@ from protocol.errors import ConfigError
 def healthcheck(
     kit: Annotated[Path | None, typer.Option(help="A site's kit: the folder that holds worker.toml.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Or: the aggregator's configuration file.")] = None,
-    run: Annotated[str, typer.Option("--run", help="With --config: the run's name, or its directory.")] = "",
 ) -> None:
     """Say whether a service works: exit code 0 once it has been accepted by the other side, 1 otherwise."""
     from fledge.health import hub_health, site_health
 
-    if kit is not None and config is None and not run:
+    if kit is not None and config is None:
         health = site_health(kit)
-    elif kit is None and config is not None and run:
-        health = hub_health(config, run)
+    elif kit is None and config is not None:
+        health = hub_health(config)
     else:
-        raise ConfigError("say --kit FOLDER for a site, or --config aggregator.toml --run RUN for a hub")
+        raise ConfigError("say --kit FOLDER for a site, or --config aggregator.toml for a hub")
     typer.echo(health.text, err=not health.green)
     if not health.green:
         raise typer.Exit(1)

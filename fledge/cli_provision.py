@@ -128,9 +128,10 @@ def kit(
 
 def _unpacked(facts: KitFacts, folder: Path) -> None:
     from deploy.pki import expires
+    from protocol.keys import titled
 
     typer.echo(
-        f"{folder}: {facts.role.value} {facts.name} of {facts.federation}, "
+        f"{folder}: {titled(facts.role, facts.name)} of {facts.federation}, "
         f"certificate until {expires(facts.certificate):%Y-%m-%d}; read {folder / 'README.md'}"
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from broker.granting import Granter
 from broker.presigned import Ask, PresignedBlobs
 from broker.s3 import S3Blobs
 from broker.security import Tls
+from broker.settings import parse_table
 from broker.transport import Transport, open_transport
 from deploy.apply import Management
 from deploy.apply import cut_off as take_login
@@ -103,7 +103,7 @@ def days_left(line: Line, base: Path) -> float | None:
 def broker_of(line: Line, base: Path, name: str) -> Iterator[Transport]:
     """Open the broker a configuration names and close it at the end."""
     tls = _tls_to(line.broker, line, base)
-    transport = open_transport(line.broker, name=name, insecure=line.insecure, tls=tls, proxy=line.proxy)
+    transport = open_transport(broker_url(line, base), name=name, insecure=line.insecure, tls=tls, proxy=line.proxy)
     try:
         yield transport
     finally:
@@ -141,6 +141,20 @@ def granted_store(line: WithStore, base: Path, name: str, ask: Ask, *, below: st
     )
 
 
+def broker_url(line: Line, base: Path) -> str:
+    """The broker's URL with the login there is, if its own certificate is not the login: it is a secret.
+
+    It comes from the URL, or the table `[broker]` of `credentials.toml` beside the configuration.
+    """
+    parts = urlsplit(line.broker)
+    if parts.scheme not in ("amqp", "amqps") or parts.username or "broker" not in (table := _credentials(base)):
+        return line.broker
+    try:
+        return _with_login(line.broker, table["broker"]["user"], table["broker"]["password"])
+    except (KeyError, TypeError):
+        raise ConfigError(f"{base / CREDENTIALS_TOML}: [broker] has to hold user and password") from None
+
+
 def store_url(line: WithStore, base: Path, environment: Mapping[str, str] = os.environ) -> str:
     """The store's URL with the credentials there are: it is a secret.
 
@@ -150,7 +164,7 @@ def store_url(line: WithStore, base: Path, environment: Mapping[str, str] = os.e
     parts = urlsplit(line.store)
     if parts.scheme in ("s3", "s3s") and not parts.username and not environment.get("FLEDGE_S3_ACCESS_KEY"):
         own = _credentials(base)
-        return _signed_in(line.store, own, base) if own else line.store
+        return _signed_in(line.store, own, base) if own.keys() - {"broker"} else line.store
     return line.store
 
 
@@ -192,20 +206,23 @@ def signers_of(line: WithStore, base: Path) -> tuple[S3Blobs, S3Blobs] | None:
 
 def _signed_in(store: str, identity: Mapping[str, Any], base: Path) -> str:
     try:
-        access, secret = (quote(identity[key], safe="") for key in ("access_key", "secret_key"))
+        return _with_login(store, identity["access_key"], identity["secret_key"])
     except (KeyError, TypeError):
         raise ConfigError(f"{base / CREDENTIALS_TOML} has to hold access_key and secret_key, as the kit had") from None
-    scheme, _, rest = store.partition("://")
-    return f"{scheme}://{access}:{secret}@{rest.rpartition('@')[2]}"
+
+
+def _with_login(url: str, user: str, password: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest.rpartition('@')[2]}"
 
 
 def _credentials(base: Path) -> Mapping[str, Any]:
-    """What the kit gave for the store; nothing if there is no such file."""
+    """The logins that lie beside the configuration; nothing if there is no such file."""
     path = base / CREDENTIALS_TOML
     if not path.exists():
         return {}
     must_be_private(path, path.stat().st_mode)
     try:
-        return tomllib.loads(read_bounded(path, _LIMIT, "the keys of the store").decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise ConfigError(f"{path} is not valid TOML; take it from the kit again") from None
+        return parse_table(read_bounded(path, _LIMIT, "logins for broker and store"), path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; take it from the kit again") from None

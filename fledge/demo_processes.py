@@ -1,7 +1,11 @@
-"""Workers as processes of their own: started, waited for, and stopped with what they wrote kept beside their kits."""
+"""Workers as processes of their own: started, waited for, and stopped with what they wrote kept beside their kits.
+
+Run as a program it is such a worker: `fledge`, which ends when whoever started it is gone, killed or not.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -28,9 +32,11 @@ class WorkerProcesses:
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._threads: list[threading.Thread] = []
         for site, kit in kits.items():
-            command = [sys.executable, "-m", "fledge.cli", "--json-logs", "worker", "--config", str(kit)]
+            command = [sys.executable, "-m", "fledge.demo_processes", "--json-logs", "worker", "--config", str(kit)]
             # A Ctrl-C at the terminal is for the demo alone; it stops its workers in order.
-            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
             self._processes[site] = process
             thread = threading.Thread(target=self._follow, args=(site, process), name=f"{site} log", daemon=True)
             self._threads.append(thread)
@@ -59,6 +65,8 @@ class WorkerProcesses:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
         for thread in self._threads:
             thread.join(_STOP_S)
 
@@ -79,3 +87,22 @@ class WorkerProcesses:
             self._changed.notify_all()
         if not self._stopping:
             self._died(site)
+
+
+def _end_with_the_parent() -> None:
+    """Read what is never written: it ends when the last process that could write, the one that started us, is gone."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)  # at once, as if killed, too: a worker is made for it, and nobody is left to read its last words
+
+
+def main() -> None:
+    """`fledge` for as long as the process that started it lives."""
+    from fledge.cli import main as fledge
+
+    threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
+    fledge()
+
+
+if __name__ == "__main__":
+    main()

@@ -10,12 +10,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import nacl.utils
 
-from broker.blobs import check_head
+from broker.blobs import check_head, check_store_url
+from broker.transport import check_broker_url
 from deploy.keyfiles import private_directory, write_identity, write_private
-from deploy.kit_files import quoted
+from deploy.kit_files import CREDENTIALS, quoted
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.limits import RECIPIENTS
@@ -29,9 +31,10 @@ WORKER_TOML = "worker.toml"
 _AGGREGATOR = """\
 # The aggregator of federation {name}. Paths are relative to this file.
 federation = {federation}
-# FLEDGE_BROKER and FLEDGE_STORE in the environment win over these: a place for passwords outside this file.
+# FLEDGE_BROKER and FLEDGE_STORE in the environment win over these; passwords belong there or into credentials.toml.
 broker = {broker}
 store = {store}
+insecure = {insecure}
 keys = "aggregator.keys"
 registry = "registry.bin"
 # The federation's root: what the registry has to be signed with.
@@ -42,9 +45,10 @@ state = "state"
 _WORKER = """\
 # Site {site} of federation {name}. Paths are relative to this file.
 federation = {federation}
-# FLEDGE_BROKER and FLEDGE_STORE in the environment win over these: a place for passwords outside this file.
+# FLEDGE_BROKER and FLEDGE_STORE in the environment win over these; passwords belong there or into credentials.toml.
 broker = {broker}
 store = {store}
+insecure = {insecure}
 keys = "site.keys"
 registry = "registry.bin"
 # The federation's root: what the registry has to be signed with.
@@ -65,17 +69,23 @@ def new_federation(
     trainer: str = "mytask:trainer",
     options: Mapping[str, Mapping[str, Any]] | None = None,
     filters: str = "",
+    insecure: bool = False,
 ) -> None:
-    """Make a federation's files in a new directory.
+    """Make a federation's files in a new directory; logins in the URLs go into a `credentials.toml` for each of them.
 
     Args:
         options: per site, values for the trainer's factory.
         filters: the privacy filters of every site, as TOML; a note on how to choose by default.
+        insecure: let plain text go to other machines; for tests on a closed network only.
 
     Raises:
-        ConfigError: a name cannot be used, or the directory holds something already.
+        ConfigError: a name or a URL cannot be used, or the directory holds something already.
     """
     _check(directory, name, sites)
+    check_broker_url(broker, insecure=insecure)
+    check_store_url(store, insecure=insecure)
+    (broker, broker_login), (store, store_login) = _without_login(broker), _without_login(store)
+    secrets = _credentials(broker_login, store_login)
     root = Identity.generate("root", Role.ROOT)
     members = [Identity.generate(AGGREGATOR, Role.AGGREGATOR), *(Identity.generate(site, Role.SITE) for site in sites)]
     registry = Registry(version=0, entries=())
@@ -87,6 +97,7 @@ def new_federation(
         "federation": quoted(name),
         "broker": quoted(broker),
         "store": quoted(store),
+        "insecure": "true" if insecure else "false",
         "root": bytes(root.sign.verify_key).hex(),
     }
     private_directory(directory)
@@ -94,6 +105,7 @@ def new_federation(
     write_identity(directory / "aggregator.keys", members[0])
     write_private(directory / "registry.bin", record)
     write_private(directory / AGGREGATOR_TOML, _AGGREGATOR.format(**common).encode())
+    _write_some(directory / CREDENTIALS, secrets)
     for member in members[1:]:
         kit = directory / "sites" / member.name
         private_directory(kit)
@@ -103,6 +115,7 @@ def new_federation(
         text += filters or _FILTERS
         text += _table("options", (options or {}).get(member.name, {}))
         write_private(kit / WORKER_TOML, text.encode())
+        _write_some(kit / CREDENTIALS, secrets)
 
 
 _FILTERS = """
@@ -112,6 +125,30 @@ _FILTERS = """
 name = "clip"
 norm = 10.0
 """
+
+
+def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
+    """A URL as it may stand anywhere, and the user and password that were in it."""
+    parts = urlsplit(url)
+    if not parts.username or parts.password is None:
+        return url, None
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return bare, (unquote(parts.username), unquote(parts.password))
+
+
+def _credentials(broker: tuple[str, str] | None, store: tuple[str, str] | None) -> str:
+    """`credentials.toml`; empty without any login."""
+    text = ""
+    if store is not None:
+        text += f"access_key = {quoted(store[0])}\nsecret_key = {quoted(store[1])}\n"
+    if broker is not None:
+        text += f"\n[broker]\nuser = {quoted(broker[0])}\npassword = {quoted(broker[1])}\n"
+    return text and "# Logins for broker and store; mode 0600, and in no other place.\n" + text
+
+
+def _write_some(path: Path, text: str) -> None:
+    if text:
+        write_private(path, text.encode())
 
 
 def _table(name: str, values: Mapping[str, Any]) -> str:

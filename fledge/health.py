@@ -33,24 +33,17 @@ def site_health(kit: Path) -> Health:
     return _said(why, "accepted by the hub")
 
 
-def hub_health(config: Path, run: str) -> Health:
-    """Whether the aggregator of `run` (its name, or its directory) lives and was at work within two minutes."""
-    from aggregator.config import AggregatorConfig, read_toml
+def hub_health(config: Path) -> Health:
+    """Whether the aggregator lives and was at work within two minutes."""
+    from aggregator.config import AggregatorConfig
+    from broker.settings import read_toml
 
     try:
         state = config.parent / read_toml(config, AggregatorConfig).state
-        why = trouble(state / _name(run) / HEALTH, time.time(), HUB_LONGEST_S)
+        why = trouble(state / HEALTH, time.time(), HUB_LONGEST_S)
     except FledgeError as error:
         why = str(error)
     return _said(why, "at work")
-
-
-def _name(run: str) -> str:
-    if not Path(run).is_dir():
-        return run
-    from fledge.init_run import load_run
-
-    return load_run(Path(run)).name
 
 
 def _said(why: str, otherwise: str) -> Health:

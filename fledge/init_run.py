@@ -9,9 +9,10 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from aggregator.config import RunConfig, read_toml
+from aggregator.config import RunConfig
 from aggregator.opening import Genesis
 from aggregator.strategies import Strategy, strategy
+from broker.settings import read_toml
 from fledge.packing import CODE, read_code
 from protocol import limits
 from protocol.errors import ConfigError, TooLarge, WireError

@@ -21,8 +21,8 @@ import nacl.utils
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from aggregator.config import TlsConfig, read_toml
 from broker.blobs import BlobStore
+from broker.settings import TlsConfig, read_toml
 from broker.transport import Delivery, Transport
 from deploy.keyfiles import read_bounded, read_identity, replace_private
 from fledge.connecting import broker_of
@@ -55,7 +55,7 @@ class OperatorConfig(BaseModel):
     """Where runs go up and models come down; empty in kits from before there was a way to do so."""
     access: Literal["credentials", "presigned"] = "presigned"
     """How an S3 store is reached: with `credentials.toml`, or by URLs that the aggregator signs."""
-    root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=["64 hexadecimal digits"])]
     """The federation root's verify key, in hex."""
     keys: Path = Path("operator.keys")
     registry: Path = Path("registry.bin")
@@ -211,7 +211,7 @@ class Console:
             return dict(asked.said)
 
     def _hand_in(self, raw: bytes, deadline: float) -> None:
-        handed = self._transport.publish(topology.DIRECT, topology.AGGREGATOR, raw)
+        handed = self._transport.publish(topology.ORDERS, "", raw)
         try:
             handed.result(max(0.1, deadline - time.monotonic()))
         except TimeoutError:

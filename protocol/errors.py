@@ -11,6 +11,7 @@ FledgeError
 ├── TransportError        the broker was not reached or did not take responsibility (retryable)
 │   ├── Unroutable        no queue is bound where the message went
 │   ├── NotAllowed        the broker refused this user (403)
+│   │   └── LoginRefused  it did not even let them in
 │   └── QueueFull         a bounded queue pushed back; the message stays in the outbox
 ├── StoreError            the object store was not reached or failed (retryable)
 │   ├── Missing           there is no such object
@@ -93,6 +94,10 @@ class Unroutable(TransportError):
 
 class NotAllowed(TransportError):
     """The broker refused this user."""
+
+
+class LoginRefused(NotAllowed):
+    """The broker did not let this user in at all, or not into this vhost."""
 
 
 class QueueFull(TransportError):

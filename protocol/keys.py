@@ -31,6 +31,11 @@ class Role(StrEnum):
     OPERATOR = "operator"
 
 
+def titled(role: Role, name: str) -> str:
+    """Role and name for people: the aggregator's is both."""
+    return name if name == role.value else f"{role.value} {name}"
+
+
 @lru_cache(maxsize=16_384)  # a registry of 1,500 sites is searched 6 times faster
 def key_id(public_key: bytes) -> bytes:
     """The 16-byte id of a public key."""

@@ -118,6 +118,12 @@ class Evaluation:
 
 CERTIFICATE_DAYS = "certificate.days"
 """The metric of a sign of life that tells how long the site's certificate lasts."""
+EXAMINED = "examined"
+"""The state of a sign that a site's doctor gives, in which `code` is the first thing in the way."""
+DOCTOR = "doctor."
+"""How the metrics of such a sign begin, before the check's name: 1 is good, 0.5 for somebody to look at, 0 bad."""
+DOCTOR_AT = "doctor.at"
+"""The metric that tells when it looked, by its own clock, in seconds since 1970-01-01 UTC."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +133,8 @@ class Event:
     __pydantic_config__ = EXACT
     state: Word
     """`idle`, `training`, `evaluating`, `sending`, `blocked` (no room, or training fails), `waiting` (for a person's
-    yes, or the hours the site trains in), `drained` or `stopped`."""
+    yes, or the hours the site trains in), `drained`, `stopped`, or `examined` (by a doctor, whose findings the metrics
+    are: what the worker does is not said)."""
     progress: Share
     metrics: Metrics
     software: Word

@@ -15,6 +15,7 @@ from protocol.errors import ConfigError
 
 GLOBAL = "global"
 DIRECT = "direct"
+ORDERS = "orders"
 DEAD = "dead"
 DEAD_LETTERS = "dead.letters"
 AGGREGATOR = "aggregator"
@@ -58,7 +59,7 @@ def down_queue(site: str) -> str:
 
 
 def inbox_queue(name: str) -> str:
-    """Where a site (or `aggregator`) reads receipts and commands; also its routing key's queue."""
+    """Where a site, an operator or `aggregator` reads what is meant for it alone."""
     return f"inbox.{name}"
 
 
@@ -147,6 +148,7 @@ def topology(sites: Iterable[str], operators: Iterable[str] = ()) -> Topology:
     exchanges = [
         Exchange(name=GLOBAL, type="fanout"),
         Exchange(name=DIRECT, type="direct"),
+        Exchange(name=ORDERS, type="fanout"),
         Exchange(name=DEAD, type="fanout"),
     ]
     queues = [
@@ -155,7 +157,7 @@ def topology(sites: Iterable[str], operators: Iterable[str] = ()) -> Topology:
     ]
     bindings = [
         Binding(exchange=DEAD, queue=DEAD_LETTERS),
-        Binding(exchange=DIRECT, queue=inbox_queue(AGGREGATOR), key=AGGREGATOR),
+        Binding(exchange=ORDERS, queue=inbox_queue(AGGREGATOR)),
     ]
     for operator in operators:
         queues.append(inbox(check_site(operator)))

@@ -49,6 +49,17 @@ class CodeRecord:
     key: ContentKey
 
 
+class NotForUs(WrongContext):
+    """A genuine version record that is sealed for others."""
+
+    reason = "not_for_us"
+
+    def __init__(self, run: str, version: int, site: str) -> None:
+        super().__init__(f"version {version} of run {run} is not sealed for {site}")
+        self.run = run
+        self.version = version
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """Whose eyes these are: the site's identity, its federation and the registry in force."""
@@ -127,6 +138,8 @@ class Reader:
         return verify(raw, self.registry, federation=self.federation, kinds=(kind,), limit=limits.STORED_RECORD)
 
     def _version_seen(self, verified: Verified, delivery: Any) -> VersionSeen:
+        if self.identity.box_kid not in verified.recipients:
+            raise NotForUs(verified.core.run, verified.core.version, self.identity.name)
         says = body(verified, Version, unlock(verified, self.identity))
         _manifest(verified)
         return VersionSeen(

@@ -6,13 +6,13 @@ import hashlib
 import importlib.util
 import os
 import sys
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from broker.settings import TlsConfig, given_urls, read_toml
 from protocol.codec import Word
 from protocol.errors import ConfigError, FledgeError
 from worker.policy import SitePolicy, read_policy
@@ -38,15 +38,6 @@ class RunOptions(BaseModel):
     """Arguments of the factory in the run's code, instead of `options` of the whole file."""
 
 
-class TlsConfig(BaseModel):
-    """Whom the site trusts on the line, and the certificate it shows; paths are relative to `worker.toml`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    ca: Path
-    cert: Path
-    key: Path
-
-
 class WorkerConfig(BaseModel):
     """Who this site is, where the federation is, what it trains and what may leave it."""
 
@@ -58,10 +49,10 @@ class WorkerConfig(BaseModel):
     store: str
     keys: Path = Path("site.keys")
     registry: Path = Path("registry.bin")
-    root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=["64 hexadecimal digits"])]
     """The federation root's verify key, in hex."""
     state: Path = Path("state")
-    trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
+    trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$", examples=["module:factory"])] | None = None
     """`module:factory`; the module is looked for beside the file too. Without it only runs that bring code train."""
     options: dict[str, Any] = {}
     """Arguments of the trainer's factory."""
@@ -79,7 +70,7 @@ class WorkerConfig(BaseModel):
     insecure: bool = False
     """Lets `amqp:` and `s3:` be used without TLS to other machines; for tests on a closed network only."""
     tls: TlsConfig | None = None
-    proxy: Annotated[str, Field(pattern=r"^https?://.")] | None = None
+    proxy: Annotated[str, Field(pattern=r"^https?://.", examples=["http://host:port"])] | None = None
     """An HTTP proxy for both connections; without it HTTPS_PROXY and NO_PROXY of the environment count."""
     access: Literal["credentials", "presigned"] = "credentials"
     """How the store lets the site in: by keys of its own, or by URLs that the aggregator grants."""
@@ -103,22 +94,7 @@ def read_config(path: Path, environment: Mapping[str, str] = os.environ) -> Work
     Raises:
         ConfigError: it is missing, not TOML, or a value is wrong; says which, never the value.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; is the path right?") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    for key in ("broker", "store"):
-        if given := environment.get(f"FLEDGE_{key.upper()}"):
-            table[key] = given
-    try:
-        return WorkerConfig.model_validate(table)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(WorkerConfig.model_fields)
-        raise ConfigError(f"{path}: {where}: {first['msg']} (known keys: {known})") from None
+    return read_toml(path, WorkerConfig, given_urls(environment))
 
 
 def site_policy(config: WorkerConfig, base: Path) -> SitePolicy:

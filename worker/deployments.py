@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocol.messages import RunState
+from protocol.messages import Outcome, RunState
 from worker.events import AbortTraining, Deployment, RunRow, Snapshot, Train
 from worker.obeying import CommandSeen
 from worker.sending import Decided
@@ -21,6 +21,8 @@ CODE_LOST = "code_lost"
 """The training failed because the site no longer holds the code that was deployed."""
 GOES_ON = (RunState.RUNNING, RunState.PAUSED)
 ENDED = (RunState.STOPPED, RunState.ABORTED)
+WITH_ITS_RUN = (Outcome.RUN_ENDED, Outcome.RUN_ABORTED)
+"""What becomes of updates that are in no version when their run ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

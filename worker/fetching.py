@@ -10,8 +10,9 @@ from broker.blobs import BlobStore
 from protocol import limits
 from protocol.errors import FledgeError, WireError
 from protocol.topology import record_key
-from worker.announcements import Reader, read_registry
+from worker.announcements import NotForUs, Reader, read_registry
 from worker.events import FetchFailed, FetchRegistry, FetchVersion, PullHead
+from worker.standing import LeftOut
 
 
 class Fetcher:
@@ -36,11 +37,14 @@ class Fetcher:
 
     def fetch(self, effect: PullHead | FetchRegistry | FetchVersion) -> None:
         """Read what `effect` names; tells what was read, or `FetchFailed`."""
+        event: Any
         try:
             event = self._read(effect)
         except WireError as error:
             self._log.warning("record.refused", what=type(effect).__name__, reason=error.reason, error=str(error))
             event = FetchFailed()
+            if isinstance(error, NotForUs):
+                event = LeftOut(run=error.run, version=error.version)
         except FledgeError as error:
             self._log.warning("record.not_read", what=type(effect).__name__, error=str(error))
             event = FetchFailed()

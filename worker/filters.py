@@ -22,6 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from broker.settings import misfit
 from protocol import limits
 from protocol.errors import ConfigError
 from protocol.messages import Named
@@ -203,8 +204,8 @@ def _make(named: Named) -> PrivacyFilter:
     try:
         signature.bind(**named.parameters)
     except TypeError as error:
-        takes = ", ".join(signature.parameters) or "no parameters"
-        raise ConfigError(f"privacy filter {named.name!r}: {error}; it takes {takes}") from error
+        said = misfit(error, signature.parameters, named.parameters)
+        raise ConfigError(f"privacy filter {named.name!r}: {said}") from error
     return factory(**named.parameters)
 
 

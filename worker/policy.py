@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from broker.settings import parse_toml
 from protocol.codec import Word
 from protocol.errors import ConfigError, TrainingError, Unauthorized
 from protocol.messages import Named
@@ -81,13 +81,13 @@ class SitePolicy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     operators: tuple[Word, ...] | None = None
     """Who may order anything here; empty: nobody."""
-    code: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] | None = None
+    code: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=["64 hexadecimal digits"])], ...] | None = None
     """SHA-256 digests, in hex, of training code that has been looked at; other code is not run."""
     filters: tuple[Compulsory, ...] = ()
     """Privacy filters that have to be in the worker's chain."""
     metrics: tuple[str, ...] | None = None
     """Names of metrics (or patterns with `*`) that may leave the site; without it every name that looks harmless."""
-    hours: Annotated[str, Field(pattern=rf"^{_CLOCK}-{_CLOCK}$")] | None = None
+    hours: Annotated[str, Field(pattern=rf"^{_CLOCK}-{_CLOCK}$", examples=["20:00-06:00"])] | None = None
     """When trainings may begin, in local time, such as 20:00-06:00; the same time twice: always."""
     bandwidth_kbit: Annotated[int, Field(ge=8)] | None = None
     """Kilobits per second for what is uploaded to the store."""
@@ -192,19 +192,9 @@ def read_policy(path: Path, *, needed: bool = False) -> SitePolicy:
         raise ConfigError(f"{path}: {error.strerror or error}; the worker does not start without its policy") from error
     if len(raw) > _LIMIT:
         raise ConfigError(f"{path}: longer than {_LIMIT} bytes; is it the right file?")
-    try:
-        table = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
     if mode & stat.S_IWOTH:
         raise ConfigError(f"{path} can be changed by anybody (mode {mode:04o}); run: chmod o-w {path}")
-    try:
-        return SitePolicy.model_validate(table)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(SitePolicy.model_fields)
-        raise ConfigError(f"{path}: {where}: {first['msg']} (known keys: {known})") from None
+    return parse_toml(raw, path, SitePolicy)
 
 
 def _minutes(clock: str) -> int:

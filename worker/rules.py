@@ -17,6 +17,7 @@
    wants to be asked about waits for a person's yes, and a no ends the training under way. What is made is sent.
 9. A run that brings code is trained by exactly that code, once an operator has deployed it for this run, and a run
    that was left is not trained (`deployments.py`).
+10. A revoked site trains and sends nothing, until it is a member again (`standing.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from dataclasses import replace
 from typing import Any
 
 from broker.actor import Step, Tick
-from protocol.messages import Head, Outcome, RunState
-from worker.deployments import CODE_LOST, ENDED
+from protocol.messages import Head, RunState
+from protocol.registry import Registry
+from worker import twins
+from worker.deployments import CODE_LOST, ENDED, WITH_ITS_RUN
 from worker.events import (
     AbortTraining,
     Alarm,
@@ -64,12 +67,10 @@ from worker.events import (
 from worker.gate import Gate, Said
 from worker.obeying import CommandSeen, Obeyed, Obeying
 from worker.policy import OPEN, SitePolicy
+from worker.pulls import Pulls
 from worker.sending import Decided, Sending, pause
+from worker.standing import HubAnswered, LeftOut, Standing
 
-HEAD_EVERY = 15 * 60.0
-"""Seconds between pulls of the head."""
-HEAD_AT_MOST_EVERY = 10.0
-"""Seconds between pulls that doubtful messages may cause."""
 HEAD_TOLERANCE = 10 * 60.0
 """Seconds by which this machine's clock may be wrong."""
 REPORT_AT_MOST_EVERY = 1.0
@@ -78,8 +79,6 @@ HOLD = 0.25
 """Seconds; with sites that train for milliseconds this saves every third commit, with slower ones it costs nothing."""
 ON_THEIR_WAY = 2
 """Updates of a run without a final receipt that a site may always have: one is sent while the next is trained."""
-WITH_ITS_RUN = (Outcome.RUN_ENDED, Outcome.RUN_ABORTED)
-"""What becomes of updates that are in no version when their run ends."""
 NOT_FAILED = ("-", "-")
 
 
@@ -96,10 +95,11 @@ class WorkerRules:
         dice: random.Random,
         policy: SitePolicy = OPEN,
         own_trainer: bool = True,
+        standing: Standing | None = None,
     ) -> None:
         """`heartbeat`: seconds between signs of life; `new_id` gives message ids of 16 random bytes.
 
-        `own_trainer`: whether the site has a trainer for runs that bring no code.
+        `own_trainer`: whether the site has a trainer for runs that bring no code; `standing`: None judges nothing.
         """
         self._heartbeat = heartbeat
         self._new_id = new_id
@@ -107,19 +107,17 @@ class WorkerRules:
         self._sending = Sending(snapshot, site, dice)
         self._gate = Gate(snapshot, policy, own_trainer)
         self._obeying = Obeying(snapshot.orders)
+        self._standing = standing or Standing(None, Registry(version=0, entries=()))
+        self._pulls = Pulls(dice)
         self._head = snapshot.head
         self._registry = snapshot.registry
         self._registry_digest = snapshot.registry_digest
         self._runs = {row.run: row for row in snapshot.runs}
-        self._doubted: set[str] = set()
         self._training: Train | None = None
         self._failures = 0
         self._blocked = False
         self._failed = NOT_FAILED
         self._train_at = float("-inf")
-        self._pull_at = float("-inf")
-        self._pulled_at = float("-inf")
-        self._fetch_failures = 0
         self._report_at = float("-inf")
         self._reported_at = float("-inf")
         self._reported = ("", "", -1, *NOT_FAILED)
@@ -129,7 +127,9 @@ class WorkerRules:
 
     def deadline(self) -> float | None:
         """When `Tick` should come at the latest."""
-        due = [self._pull_at, self._report_at, self._held_until, self._sending.deadline()]
+        due = [self._pulls.at, self._report_at, self._held_until]
+        if not self._standing.why:
+            due.append(self._sending.deadline())
         if self._training is None and self._candidate() is not None:
             due.append(max(self._train_at, self._gate.deadline()))
         return min(due)
@@ -145,19 +145,27 @@ class WorkerRules:
                 self._hold(now)
             case HeadSeen():
                 self._on_head(event)
-            case HeadWanted():
-                self._on_head_wanted(event, now)
+            case HeadWanted(connected=connected):
+                self._pulls.wanted(now, connected=connected)
+                if connected:
+                    self._sending.connected(now)
             case FetchFailed():
-                self._fetch_failures += 1
-                retry = now + pause(self._dice, self._fetch_failures, longest=60.0)
-                self._pull_at = min(self._pull_at, retry)
+                self._pulls.failed(now)
+            case HubAnswered():
+                self._standing.welcome()
+            case LeftOut(run=run):
+                self._standing.on_left_out(event, self._runs.get(run, RunRow(run=run)))
+                if not self._standing.why:  # it may be that the hub has yet to seal it for this site
+                    self._pulls.failed(now)
             case RegistrySeen():
                 self._on_registry(event)
             case ReceiptSeen():
                 decided.effects.append(Settle(delivery=event.delivery, what="receipt"))
+                self._standing.on_receipt(event.receipt)
                 settled = self._sending.on_receipt(event, now, decided)
                 if settled is not None and event.receipt.outcome in WITH_ITS_RUN:
-                    self._on_ended(settled, now)
+                    self._count(settled, -1)  # it may go on from the same version
+                    self._pulls.doubt(settled.run, now)
                 if settled is not None or not decided.writes:
                     self._hold(now)
             case Evaluated():
@@ -207,10 +215,11 @@ class WorkerRules:
     def _on_version(self, event: VersionSeen) -> None:
         if event.delivery is not None:
             self._decided.effects.append(Settle(delivery=event.delivery, what="version"))
-        self._fetch_failures = 0
+        self._pulls.worked()
         known = self._runs.get(event.run, RunRow(run=event.run))
         if event.version < known.version or event.digest == known.digest:
             return
+        self._standing.welcome()
         news = replace(
             known,
             version=event.version,
@@ -238,7 +247,7 @@ class WorkerRules:
             return
         if event.wall > head.not_after + HEAD_TOLERANCE:
             self._alarm("head.stale", number=head.number, overdue_s=round(event.wall - head.not_after))
-        self._doubted.clear()
+        self._pulls.told()
         wanted: list[Any] = []
         if head.registry != self._registry_digest:
             wanted.append(FetchRegistry(digest=head.registry))
@@ -253,7 +262,7 @@ class WorkerRules:
                 wanted.append(FetchVersion(run=run.run, version=run.version, digest=run.record))
         self._decided.effects += wanted
         if not wanted:
-            self._fetch_failures = 0
+            self._pulls.worked()
 
     def _apply(self, head: Head) -> None:
         named = {run.run: run.state for run in head.runs}
@@ -270,19 +279,6 @@ class WorkerRules:
         if training is not None and self._runs[training.run].state in ENDED:
             self._decided.effects.append(AbortTraining())
 
-    def _on_head_wanted(self, event: HeadWanted, now: float) -> None:
-        if event.connected:
-            self._pull_at = now
-            self._sending.connected(now)
-        else:
-            self._pull_at = min(self._pull_at, max(now, self._pulled_at + HEAD_AT_MOST_EVERY))
-
-    def _on_ended(self, update: UpdateRow, now: float) -> None:
-        """The run has ended, which a head may not have told yet, and may go on from the same version."""
-        self._count(update, -1)
-        self._doubted.add(update.run)
-        self._on_head_wanted(HeadWanted(connected=False), now)
-
     def _on_registry(self, event: RegistrySeen) -> None:
         if event.registry.version < self._registry:
             self._alarm("registry.went_back", version=event.registry.version, known=self._registry)
@@ -291,6 +287,7 @@ class WorkerRules:
         if event.registry.version == self._registry:
             return  # signed twice; the list in force stays
         self._registry = event.registry.version
+        self._standing.on_registry(event.registry)
         self._decided.writes.append(
             NoteRegistry(version=event.registry.version, digest=event.digest, record=event.record)
         )
@@ -300,8 +297,8 @@ class WorkerRules:
 
     def _wanting(self) -> Iterator[RunRow]:
         """Runs that could do with an update of this site, those with the latest news first."""
-        for run in reversed(self._runs.values()):
-            if run.state != RunState.RUNNING or run.version < 0 or run.run in self._doubted:
+        for run in () if self._standing.why else reversed(self._runs.values()):
+            if run.state != RunState.RUNNING or run.version < 0 or run.run in self._pulls.doubted:
                 continue
             if run.sent < run.updates_per_base and self._sending.on_their_way(run.run) < max(
                 ON_THEIR_WAY, run.updates_per_base
@@ -397,13 +394,13 @@ class WorkerRules:
     # ---- time
 
     def _tick(self, now: float) -> None:
-        if now >= self._pull_at:
-            self._pull_at = now + HEAD_EVERY
-            self._pulled_at = now
+        if self._pulls.due(now):
             self._decided.effects.append(PullHead(known=self._head))
+        self._standing.tick(self._decided)
         begun = self._decide(now)
         self._gate.turned()
-        self._sending.tick(now, self._decided)
+        if not self._standing.why:
+            self._sending.tick(now, self._decided)
         self._report(now)
         if begun is not None:  # after the report, which would hide what a quick trainer has said already
             self._decided.effects.append(begun)
@@ -414,18 +411,19 @@ class WorkerRules:
         if changed:
             self._reported = shown
             self._report_at = min(self._report_at, max(now, self._reported_at + REPORT_AT_MOST_EVERY))
-        publish = now >= self._report_at
-        if publish:
-            self._reported_at = now
-            self._report_at = now + self._heartbeat
+        if publish := now >= self._report_at:
+            self._reported_at, self._report_at = now, now + self._heartbeat
         if publish or changed:
             state, run, version, code, case = shown
+            told = publish and not self._standing.why
             self._decided.effects.append(
-                Report(state=state, run=run, version=version, publish=publish, code=code, case=case)
+                Report(state=state, run=run, version=version, publish=told, code=code, case=case)
             )
 
     def _shown(self) -> tuple[str, str, int, str, str]:
         state, run, version, lacks = self._doing()
+        if not lacks and self._failed == NOT_FAILED and self._sending.twins.seen:
+            lacks = twins.CODE
         return (state, run, version, lacks, "-") if lacks else (state, run, version, *self._failed)
 
     def _doing(self) -> tuple[str, str, int, str]:
@@ -433,6 +431,8 @@ class WorkerRules:
         if training is not None:
             return ("evaluating" if training.evaluation else "training", training.run, training.version, "")
         last = next(reversed(self._runs.values()), RunRow(run=""))
+        if self._standing.why:
+            return ("revoked", last.run, last.version, "")
         candidate = self._candidate()
         if self._blocked and candidate is not None:
             return ("blocked", candidate.run, candidate.version, "")

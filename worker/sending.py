@@ -33,6 +33,7 @@ from worker.events import (
     Upload,
     Uploaded,
 )
+from worker.twins import Twins
 
 RECEIPT_WITHIN = 3600.0
 """Seconds after which an update without a receipt is sent again, since without it the site trains no further."""
@@ -74,6 +75,7 @@ class Sending:
         self._rows = {update.id: update.row for update in snapshot.updates}
         self._messages = set(snapshot.messages)
         self._unpublished = list(snapshot.messages)
+        self.twins = Twins(snapshot.epoch, snapshot.sequence)
         self._next_row = 1 + max([0, *self._outgoing, *self._messages])
 
     @property
@@ -127,6 +129,7 @@ class Sending:
         """Act on the aggregator's word and return the update that it settles; receipts may come twice."""
         row = self._rows.get(event.receipt.message)
         if row is None:
+            self._tell_of_twins(decided, self.twins.unknown(event.receipt))
             return None
         out = self._outgoing[row]
         match event.receipt.outcome:
@@ -162,12 +165,19 @@ class Sending:
                 other.spent, other.at = True, now
         todo = "this folder is older than the site's newest, or a second worker uses its keys: run one alone"
         decided.effects.append(Alarm(event="epoch.renewed", details={"epoch": self.epoch, "todo": todo}))
+        self._tell_of_twins(decided, self.twins.foreign(update.id))
+
+    def _tell_of_twins(self, decided: Decided, news: bool) -> None:
+        if news:
+            todo = "stop the other worker that uses this site's keys, and restart this one; a kit is for one worker"
+            decided.effects.append(Alarm(event="kit.used_twice", details={"epoch": self.epoch, "todo": todo}))
 
     def _forget(self, out: _Outgoing, outcome: Outcome, event: ReceiptSeen | None, decided: Decided) -> None:
         update = out.update
         reason = event.receipt.reason if event else "spool_lost"
         version = event.version if event and outcome == Outcome.MERGED else 0
         del self._outgoing[update.row], self._rows[update.id]
+        self.twins.settled(update.id)
         receipt = event.raw if event else b""
         decided.writes.append(
             SettleUpdate(row=update, outcome=outcome.value, reason=reason, version=version, receipt=receipt)

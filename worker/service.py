@@ -22,7 +22,7 @@ import structlog
 from broker.actor import Actor
 from broker.blobs import BlobStore
 from broker.crash import crash_point
-from broker.health import HEALTH, write_health
+from broker.health import HEALTH, Health
 from broker.lanes import Lane
 from broker.outbox import Relay
 from broker.transport import Delivery, Subscription, Transport
@@ -33,7 +33,7 @@ from protocol.keys import Identity, Role
 from protocol.messages import Kind
 from protocol.registry import Registry
 from worker import events
-from worker.announcements import Reader, read_registry
+from worker.announcements import NotForUs, Reader, read_registry
 from worker.answers import Answers
 from worker.cases import Cases
 from worker.codes import Codes
@@ -53,6 +53,7 @@ from worker.policy import OPEN, SitePolicy
 from worker.rules import WorkerRules
 from worker.signs import Observer, Signs, WorkerEvent
 from worker.spool import Spool
+from worker.standing import HubAnswered, Judged, LeftOut, Standing
 from worker.trainer import Trainer
 from worker.training import Job, Training
 from worker.uploading import Throttle, Uploader
@@ -153,7 +154,7 @@ class WorkerService:
         """What an operator ordered, if that is why the worker ends."""
         self.accepted = threading.Event()
         """Set when the hub has answered this process for the first time."""
-        self._began = time.time()
+        self.health = Health(state / HEALTH)
         self.ended = threading.Event()
         """Set when the worker has ended, by `stop` or by an error."""
 
@@ -177,6 +178,7 @@ class WorkerService:
             dice=self._dice,
             policy=settings.policy,
             own_trainer=settings.trainer is not None,
+            standing=Standing(settings.identity.public, registry),
         )
 
     def _build_lanes(self, store: BlobStore) -> None:
@@ -229,7 +231,7 @@ class WorkerService:
 
     def start(self) -> None:
         """Begin to listen, train and send."""
-        write_health(self._state / HEALTH, accepted=None, started=self._began)
+        self.health.begin()
         self._thread.start()
         self._subscriptions += [
             self._transport.consume(topology.down_queue(self.site), self._take_announcement),
@@ -316,7 +318,8 @@ class WorkerService:
 
     def _accepted(self, head: bytes) -> None:
         """The hub has answered: it knows this site now."""
-        write_health(self._state / HEALTH, accepted=time.time(), started=self._began)
+        self.health.accepted()
+        self._actor.mailbox.put(HubAnswered())
         if not self.accepted.is_set():
             self.accepted.set()
             self._log.info("worker.accepted")
@@ -332,6 +335,8 @@ class WorkerService:
             if error.reason not in DOUBTS:
                 return
             event = events.HeadWanted(connected=False)
+            if isinstance(error, NotForUs):
+                event = LeftOut(run=error.run, version=error.version)
         if event is not None:
             self._actor.mailbox.put(event)
 
@@ -389,6 +394,9 @@ class WorkerService:
                 threading.Thread(target=self.stop, name=f"{self.site} leave", daemon=True).start()
             case events.Report():
                 self._report(effect)
+            case Judged(why=why):
+                self.health.revoked(bool(why))
+                self._signs.judged(why)
             case events.Alarm(event=event, details=details):
                 self._log.error(event, **details)
             case _:

@@ -59,7 +59,7 @@ class Signs:
         self._reader = reader
         self._log = log
         self._certificate_days = certificate_days
-        self._software = _software()
+        self._software = software()
         self._shown = self._fresh("idle", "", -1)
         self._shown_at = float("-inf")
 
@@ -73,6 +73,14 @@ class Signs:
             self._show(shown)
         if report.publish:
             self.tell(report.state)
+
+    def judged(self, why: str) -> None:
+        """Log that the site is revoked, by what sign; empty: that it is a member again."""
+        if why:
+            todo = "ask the federation's operators; the journal stays, and work goes on if they list this site again"
+            self._log.error("site.revoked", reason=why, todo=todo)
+        else:
+            self._log.info("site.member_again")
 
     def blocked(self) -> None:
         """Show that nothing goes on for want of room."""
@@ -123,7 +131,8 @@ class Signs:
             self._log.exception("observer.failed")
 
 
-def _software() -> str:
+def software() -> str:
+    """Which fledge this is, as signs of life name it."""
     try:
         return f"fledge-{importlib.metadata.version('fledge-fl')}"
     except importlib.metadata.PackageNotFoundError:  # run from a source tree that was never installed

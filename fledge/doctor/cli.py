@@ -22,22 +22,32 @@ def doctor(
     adversarial: Annotated[
         bool, typer.Option("--adversarial", help="Try on the real servers what must be refused; fail if one works.")
     ] = False,
+    no_send: Annotated[
+        bool, typer.Option("--no-send", help="At a site: do not tell the hub how the checks went.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
 ) -> None:
-    """Find out what is in the way of taking part, hop by hop. Exit code 1: something is."""
+    """Find out what is in the way of taking part, hop by hop. Exit code 1: something is.
+
+    A site tells the hub how each check went, in fixed words and numbers (`fledge ctl site show`), unless --no-send.
+    """
     import structlog
 
     from fledge.doctor.adversarial import attack
     from fledge.doctor.examine import examine
+    from fledge.doctor.telling import tell_hub
 
     # What the connections log on the way is in the report, in better words.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     place = _place(kit, config)
     report = attack(place) if adversarial else examine(place)
+    sent, told = (False, "") if adversarial or no_send else tell_hub(place, report)
     if as_json:
-        typer.echo(json.dumps(report.document()))
+        typer.echo(json.dumps({**report.document(), "sent": sent, "sending": told}))
     else:
         _show(report, adversarial=adversarial)
+        if told:
+            typer.echo(told)
     if not report.ok:
         raise typer.Exit(1)
 

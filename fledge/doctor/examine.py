@@ -12,9 +12,9 @@ from broker.amqp import AmqpUrl, parse_amqp_url
 from broker.s3_url import S3Url, parse_s3_url
 from broker.security import Tls, check_plain, proxy_for
 from deploy.members import members_of
-from fledge.connecting import store_url, tls_of
+from fledge.connecting import broker_url, store_url, tls_of
 from fledge.doctor.broker_checks import check_broker
-from fledge.doctor.findings import Finding, Server, bad, good, skipped
+from fledge.doctor.findings import Finding, Server, bad, good, skipped, warning
 from fledge.doctor.forbidden import Own, own
 from fledge.doctor.hops import Way
 from fledge.doctor.local import check_certificate, check_keys, check_machine, check_private, check_registry
@@ -23,7 +23,7 @@ from fledge.doctor.report import Report
 from fledge.doctor.store_checks import check_store_rights, check_store_way
 from fledge.operator import OperatorConfig
 from protocol.errors import ConfigError
-from protocol.keys import Identity
+from protocol.keys import Identity, Role
 from protocol.registry import Registry
 from worker.config import WorkerConfig
 
@@ -77,7 +77,7 @@ def read_line(place: Place, environ: Mapping[str, str]) -> Line:
     config, tls = place.config, tls_of(place.config, place.base)
     if urlsplit(config.broker).scheme in ("amqp", "amqps"):
         try:
-            amqp = parse_amqp_url(config.broker, tls)
+            amqp = parse_amqp_url(broker_url(config, place.base), tls)
             broker = _way("broker", amqp.host, amqp.port, amqp.tls, amqp.files, place, environ), amqp
         except ConfigError as error:
             findings.append(bad("files.broker", "url", str(error), "take the line from the kit again"))
@@ -91,6 +91,9 @@ def read_line(place: Place, environ: Mapping[str, str]) -> Line:
             findings.append(bad("files.store", "url", str(error), "take it from the kit again"))
     elif place.store:
         findings.append(skipped("files.store", "none", "the configuration names no S3 store"))
+    elif place.role == Role.OPERATOR:
+        advice = "ask the hub for a new kit (fledge provision --reissue) to send runs and fetch models"
+        findings.append(warning("files.store", "old_kit", "the kit names no store, as older ones did not", advice))
     if not any(finding.check.startswith("files.") and finding.code == "url" for finding in findings):
         findings.insert(0, good("files.config", "can be read"))
     return Line(broker=broker, store=store, findings=tuple(findings))
@@ -106,11 +109,14 @@ def owned(place: Place, identity: Identity | None, registry: Registry | None) ->
 
 def presigned(place: Place) -> bool:
     """Whether the store is reached by URLs that the aggregator signs."""
-    return isinstance(place.config, WorkerConfig) and place.config.access == "presigned"
+    config = place.config
+    if isinstance(config, OperatorConfig):  # who may have brought a URL of their own
+        return config.access == "presigned" and "@" not in urlsplit(config.store).netloc
+    return isinstance(config, WorkerConfig) and config.access == "presigned"
 
 
 def _signed_in(place: Place, environ: Mapping[str, str]) -> str:
-    if isinstance(place.config, OperatorConfig) or presigned(place):
+    if presigned(place):
         return place.store
     return store_url(place.config, place.base, environ)
 
@@ -130,7 +136,7 @@ def _store(place: Place, way: Way, url: S3Url, identity: Identity | None) -> lis
     if not reached or identity is None:
         return found
     if presigned(place):
-        return [*found, skipped("store.read", "presigned", "the aggregator signs each request; the worker asks it")]
+        return [*found, skipped("store.read", "presigned", "the aggregator signs each request when it is asked")]
     config = place.config
     rights = check_store_rights(
         url,

@@ -52,7 +52,7 @@ def own(role: Role, name: str, topology: Topology) -> Own:
         writes: tuple[str, ...] = (names.up_exchange(name), names.event_exchange(name))
         return Own(name=name, writes=writes, reads=(names.down_queue(name), names.inbox_queue(name)))
     if role == Role.OPERATOR:
-        return Own(name=name, writes=(names.DIRECT,), reads=(names.inbox_queue(name),))
+        return Own(name=name, writes=(names.ORDERS,), reads=(names.inbox_queue(name),))
     if role != Role.AGGREGATOR:
         raise ConfigError(f"{name} has the role {role.value}, which has no business at the broker")
     centre = (names.inbox_queue(names.AGGREGATOR), names.DEAD_LETTERS)

@@ -20,7 +20,7 @@ from fledge.connecting import CREDENTIALS_TOML, tls_of
 from fledge.doctor.findings import Finding, bad, good, skipped, warning
 from fledge.doctor.place import Place
 from protocol.errors import ConfigError, WireError
-from protocol.keys import Identity, Role
+from protocol.keys import Identity, Role, titled
 from protocol.limits import STORED_RECORD
 from protocol.registry import Registry, open_registry
 
@@ -46,7 +46,7 @@ def check_keys(place: Place) -> tuple[Finding, Identity | None]:
         return bad(
             "files.keys", "role", cause, "unpack the kits of different participants into different folders"
         ), None
-    return good("files.keys", f"keys of {identity.role.value} {identity.name}"), identity
+    return good("files.keys", f"keys of {titled(identity.role, identity.name)}"), identity
 
 
 def check_registry(place: Place, identity: Identity | None) -> tuple[Finding, Registry | None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from aggregator.config import AggregatorConfig, read_toml
+from aggregator.config import AggregatorConfig
+from broker.settings import given_urls, read_toml
 from deploy.kit_files import CONFIGURATION
 from fledge.operator import OperatorConfig
 from protocol.errors import ConfigError
@@ -31,8 +34,8 @@ class Place:
 
     @property
     def store(self) -> str:
-        """Its store URL; empty for operators, who need none."""
-        return "" if isinstance(self.config, OperatorConfig) else self.config.store
+        """Its store URL; empty in operators' kits from before they needed one."""
+        return self.config.store
 
 
 def read_kit(folder: Path) -> Place:
@@ -47,15 +50,18 @@ def read_kit(folder: Path) -> Place:
     raise ConfigError(f"{folder} holds none of {', '.join(CONFIGURATION.values())}; is it an unpacked kit?")
 
 
-def read_place(path: Path) -> Place:
+def read_place(path: Path, environment: Mapping[str, str] = os.environ) -> Place:
     """Read a configuration file; whose it is shows in its name, and if that was changed it is the aggregator's.
+
+    What the participant's own commands take from the environment instead of the file is taken from there too.
 
     Raises:
         ConfigError: it is missing or wrong.
     """
     base = path.parent
     if path.name == CONFIGURATION[Role.SITE]:
-        return Place(role=Role.SITE, config=read_config(path), base=base)
+        return Place(role=Role.SITE, config=read_config(path, environment), base=base)
     if path.name == CONFIGURATION[Role.OPERATOR]:
-        return Place(role=Role.OPERATOR, config=read_toml(path, OperatorConfig), base=base)
-    return Place(role=Role.AGGREGATOR, config=read_toml(path, AggregatorConfig), base=base)
+        store = {key: url for key, url in given_urls(environment).items() if key == "store"}
+        return Place(role=Role.OPERATOR, config=read_toml(path, OperatorConfig, store), base=base)
+    return Place(role=Role.AGGREGATOR, config=read_toml(path, AggregatorConfig, given_urls(environment)), base=base)

@@ -20,7 +20,7 @@ from fledge.doctor.hops import Blocked, Way, walk
 from protocol import limits
 from protocol.errors import ConfigError, Forbidden, StoreError
 from protocol.keys import Role
-from protocol.topology import update_chunk
+from protocol.topology import bundle_key, update_chunk
 
 PROBE = b"fledge doctor was here; the aggregator sweeps this away\n"
 """What is put to see whether it may be; always the same, so it is one object at most."""
@@ -76,22 +76,27 @@ def check_clock(date: str, now: float) -> Finding:
 def check_store_rights(
     url: S3Url, server: Server, *, role: Role, name: str, federation: str, insecure: bool, proxy: str | None
 ) -> list[Finding]:
-    """Get the head, and put one small object where our own updates go."""
+    """Get the head, and put one small object where what is our own goes; operators may not get heads."""
     try:
         store = S3Blobs(replace(url, deadline=CALL_S), insecure=insecure, proxy=proxy)
     except ConfigError as error:
         advice = "take credentials.toml from the kit again"
         return [bad("store.credentials", "missing", str(error), advice, server=server)]
     found: list[Finding] = []
+    probe, check = hashlib.sha256(PROBE).hexdigest(), "store.read"
     try:
-        head = store.get_head(check_head(federation), limits.STORED_RECORD)
-        words = "the federation's head can be read" if head else "allowed; the aggregator has published no head yet"
-        found.append(good("store.read", words))
+        if role != Role.OPERATOR:
+            head = store.get_head(check_head(federation), limits.STORED_RECORD)
+            words = "the federation's head can be read" if head else "allowed; the aggregator has published no head yet"
+            found.append(good(check, words))
+        check = "store.write"
         if role == Role.SITE:
-            store.put(update_chunk(name, hashlib.sha256(PROBE).hexdigest()), PROBE)
-            found.append(good("store.write", "objects can be put where our updates go"))
+            store.put(update_chunk(name, probe), PROBE)
+            found.append(good(check, "objects can be put where our updates go"))
+        elif role == Role.OPERATOR:
+            store.put(bundle_key(name, probe), PROBE)
+            found.append(good(check, "objects can be put where our runs go"))
     except StoreError as error:
-        check = "store.write" if found else "store.read"
         found.append(_refused(check, error, server))
     finally:
         store.close()

@@ -228,7 +228,16 @@ def test_a_head_is_overwritten_and_starts_as_none(store: BlobStore) -> None:
 
 
 def test_a_reader_sees_whole_heads_while_they_are_overwritten(store: BlobStore) -> None:
-    whole = {bytes([65 + i]) * (20_000 + 1000 * i) for i in range(6)}
+    """Heads grow here where the store is ours; on S3 they have one length.
+
+    rclone, which plays S3 in these tests, notes an object's size before it opens the object. Between the two another
+    put may rename a new file into place, and the answer then has the new bytes, cut off at the old length: seen with
+    the old Content-Length and Last-Modified over the new bytes, in 1 of some 100 reads, and with every cache mode and
+    backend of rclone. Nothing in such an answer tells, because declared and received length agree; S3 has no such
+    gap. With one length for all, whatever else could mix versions is still found.
+    """
+    growth = 1000 if isinstance(store, FileBlobs | MemoryBlobs) else 0
+    whole = {bytes([65 + i]) * (20_000 + growth * i) for i in range(6)}
     store.put_head("demo", min(whole))
     done = threading.Event()
 
@@ -244,10 +253,7 @@ def test_a_reader_sees_whole_heads_while_they_are_overwritten(store: BlobStore) 
         while not done.is_set() and not writer.done():
             seen.add(store.get_head("demo", LIMIT))
         writer.result()
-    # rclone, which plays S3 here, may pair the bytes of one version with the length of another, which S3 does not.
-    lengths = {len(head) for head in whole}
-    paired = {head[:1] * length for head in whole for length in lengths}
-    assert seen <= (whole if isinstance(store, FileBlobs | MemoryBlobs) else paired)
+    assert seen <= whole
 
 
 def test_many_threads_put_the_same_and_other_objects_at_once(store: BlobStore) -> None:

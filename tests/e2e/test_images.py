@@ -226,10 +226,11 @@ class Federation:
         return stages()[target], self.somebody.home / place / "kit", {"HTTPS_PROXY": proxy}
 
     def start(self, service: str) -> subprocess.Popen[bytes]:
-        """Start a service by its image's entrypoint and command."""
+        """Start a service by its image's entrypoint, and the command of the compose file or else the image's."""
         stage, within, environment = self.container(service)
+        command = services()[service].get("command", " ".join(stage.command)).split()
         log = self.somebody.home / f"{service}.log"
-        return self.somebody.start(*stage.entrypoint, *stage.command, within=within, log=log, **environment)
+        return self.somebody.start(*stage.entrypoint, *command, within=within, log=log, **environment)
 
     def healthy(self, service: str) -> tuple[bool, str]:
         """Ask a service by its image's healthcheck; the compose file has the same."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import socket
 import ssl
 import subprocess
@@ -15,14 +16,18 @@ from pathlib import Path
 
 import pytest
 
+from aggregator.intake import Intake
+from broker.transport import Delivery
 from deploy.apply import Management, apply_members
 from deploy.members import members_of
 from deploy.topology import site_permissions
+from fledge.connecting import broker_of
 from fledge.doctor.adversarial import attack
 from fledge.doctor.examine import examine
 from fledge.doctor.findings import Finding, Verdict
-from fledge.doctor.place import read_kit
+from fledge.doctor.place import read_kit, read_place
 from fledge.doctor.report import Report
+from protocol.topology import event_queue
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.kits import Kits
 from tests.support.rabbit import RabbitNode, free_ports
@@ -71,8 +76,7 @@ def make(kits: Kits, node: RabbitNode, store: S3Server, tmp_path: Path) -> Make:
             "store": f"s3s://127.0.0.1:{store.port}/fledge",
         }
         kit = kits.make(name, tmp_path / name, **(servers | other))
-        if name != "ada":
-            kits.credentials(kit, ACCESS_KEY, SECRET_KEY)
+        kits.credentials(kit, ACCESS_KEY, SECRET_KEY)
         return kit
 
     return one
@@ -123,15 +127,30 @@ def inspector(kits: Kits) -> Iterator[int]:
 
 @pytest.mark.parametrize("name", ["site-a", "ada", "aggregator"])
 def test_everybody_who_can_take_part_is_told_so(make: Make, name: str) -> None:
-    report = look(make(name))
+    report = look(make(name, extra='access = "credentials"' if name == "ada" else ""))
     assert report.ok, report.lines()
     assert {finding.verdict for finding in report.findings} == {Verdict.GOOD}, report.lines()
     assert report.letter == ""
     checks = [finding.check for finding in report.findings]
     for check in ("certificate", "broker.tcp", "broker.tls", "broker.login", "broker.vhost", "broker.rights"):
         assert check in checks
+    for check in ("store.tcp", "store.tls", "store.answer", "store.clock"):
+        assert check in checks
     assert ("store.read" in checks) is (name != "ada")
-    assert ("store.write" in checks) is (name == "site-a")
+    assert ("store.write" in checks) is (name != "aggregator")
+
+
+def test_an_operators_way_to_the_store_is_walked_as_the_console_goes_it(make: Make, kits: Kits, tmp_path: Path) -> None:
+    signed = look(make("ada"))
+    assert signed.ok, signed.lines()
+    assert (found(signed, "store.tls").verdict, found(signed, "store.read").code) == (Verdict.GOOD, "presigned")
+    (port,) = free_ports(1)
+    kit = tmp_path / "ada"
+    elsewhere = {"FLEDGE_STORE": f"s3s://127.0.0.1:{port}/fledge"}
+    blocked = examine(read_place(kit / "operator.toml", elsewhere), {}, machine=False)
+    assert first(blocked) == ("store.tcp", "refused")
+    old = kits.make("ada", tmp_path / "old", broker="amqps://broker.invalid:5671/fl", store="")
+    assert "fledge provision --reissue" in found(look(old), "files.store").advice
 
 
 def test_a_name_that_nobody_knows_is_named(make: Make) -> None:
@@ -278,6 +297,27 @@ def test_the_command_tells_by_its_exit_code_and_shows_no_secret(make: Make) -> N
     assert SECRET_KEY not in blocked.stdout + shown.stdout
 
 
+def test_the_hub_gets_what_the_command_found_at_a_site(make: Make, kits: Kits) -> None:
+    kit, hub = make("site-b"), read_kit(make("aggregator"))
+    kits.credentials(kit, "nobody", SECRET_KEY)
+    told = fledge("doctor", "--kit", kit, "--json")
+    assert told.returncode == 1, told.stderr
+    assert json.loads(told.stdout)["sent"] is True, told.stdout
+    silent = fledge("doctor", "--kit", kit, "--no-send")
+    assert "the hub: the checks" not in silent.stdout
+    assert "operators have no queue" in fledge("doctor", "--kit", make("ada")).stdout
+    came: queue.Queue[Delivery] = queue.Queue()
+    with broker_of(hub.config, hub.base, "aggregator") as transport:
+        transport.consume(event_queue("site-b"), came.put)
+        delivery = came.get(timeout=30)
+        _, sign = Intake("fl", kits.identities["aggregator"], kits.registry).live("site-b", delivery, delivery.body)
+        delivery.ack()
+    assert came.empty()
+    assert sign is not None
+    assert sign.event.code == "store.read:keys"
+    assert sign.event.metrics["doctor.broker.rights"] == 1.0
+
+
 def test_no_forbidden_thing_works_for_anybody_on_this_broker(make: Make) -> None:
     for name in ("site-a", "ada", "aggregator"):
         report = attack(read_kit(make(name)), {})
@@ -331,7 +371,7 @@ def test_rclone_is_safe_with_signed_urls(make: Make, kits: Kits) -> None:
     assert found(hub, "attack.signers").verdict == Verdict.WARNING
 
 
-def test_what_was_tried_leaves_no_object_but_where_a_site_may_put_it(make: Make, store: S3Server) -> None:
+def test_what_was_tried_leaves_no_object_but_where_its_owner_may_put_it(make: Make, store: S3Server) -> None:
     attack(read_kit(make()), {})
     look(make("site-b"))
     left = {
@@ -339,7 +379,7 @@ def test_what_was_tried_leaves_no_object_but_where_a_site_may_put_it(make: Make,
         for path in (store.directory / "fledge").rglob("*")
         if path.is_file()
     }
-    assert left <= {"up", "heads"}
+    assert left <= {"up", "heads", "bundles"}
 
 
 def test_the_command_fails_when_something_works(make: Make) -> None:

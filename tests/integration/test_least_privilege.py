@@ -24,7 +24,7 @@ from pika.exceptions import AMQPConnectionError
 
 from broker.amqp import AmqpUrl, parse_amqp_url
 from broker.greeting import mechanisms
-from broker.probe import DONE, Probe, find_queue, publish, read
+from broker.probe import DONE, REFUSED, Probe, find_queue, publish, read
 from broker.rabbit import RabbitTransport
 from deploy.apply import Management, apply_members, cut_off
 from deploy.files import broker_definitions
@@ -175,13 +175,14 @@ def test_copies_by_header_go_nowhere_but_the_senders_own_queue(
     node.api("DELETE", "queues", VHOST, "in.site-a", "contents")
 
 
-def test_an_operator_sends_to_inboxes_only(
+def test_an_operator_reaches_the_aggregators_inbox_and_no_other(
     node: RabbitNode, probes: dict[str, Probe], counting: Callable[[], dict[str, int]]
 ) -> None:
-    for queue in MEMBERS.topology.queues:
-        probes["ada"].attempt(publish("direct", queue.name))
+    for name, _ in PEOPLE:
+        assert probes["ada"].attempt(publish("direct", name)).code == REFUSED
+        assert probes["ada"].attempt(publish("", f"inbox.{name}")).code == REFUSED
     assert counting() == {}
-    assert probes["ada"].attempt(publish("direct", AGGREGATOR)).code == DONE
+    assert probes["ada"].attempt(publish("orders", "site-a")).code == DONE
     assert counting() == {"inbox.aggregator": 1}
     assert probes[AGGREGATOR].attempt(read("inbox.aggregator")).code == DONE
     node.api("DELETE", "queues", VHOST, "inbox.aggregator", "contents")
@@ -330,6 +331,18 @@ def test_deploying_with_the_revocation_keeps_it_out_and_without_lets_it_in_again
         changes = [str(change) for change in apply_members(management, VHOST, revoked).changes]
         assert changes == ["remove user site-ab", "remove exchange up.site-ab"]
         assert management.call("GET", "users", "site-ab", missing_ok=True) is None
+
+
+def test_deploying_takes_away_what_operators_were_once_allowed(node: RabbitNode, certificates: Path) -> None:
+    """Operators wrote to `direct` before they had an exchange of their own."""
+    old = {"configure": "^$", "write": "^direct$", "read": r"^inbox\.bob$"}
+    with Management(node.management_url) as management:
+        apply_members(management, VHOST, MEMBERS)
+        node.api("PUT", "permissions", VHOST, "bob", body=old)
+        changes = [str(change) for change in apply_members(management, VHOST, MEMBERS).changes]
+        assert changes == ["change bob's permissions"]
+    with Probe(url(node, certificates, "bob")) as probe:
+        assert probe.attempt(publish("direct", "site-a")).code == REFUSED
 
 
 def test_a_hole_is_seen(node: RabbitNode, certificates: Path) -> None:

@@ -16,13 +16,14 @@ from structlog.testing import capture_logs
 from broker.transport import Delivery, Transport
 from deploy.topology import aggregator_permissions, site_permissions
 from protocol import limits
-from protocol.errors import NotAllowed, TransportError, Unroutable
+from protocol.errors import LoginRefused, NotAllowed, TransportError, Unroutable
 from protocol.topology import (
     AGGREGATOR,
     DEAD,
     DEAD_LETTERS,
     DIRECT,
     GLOBAL,
+    ORDERS,
     Binding,
     Exchange,
     Queue,
@@ -261,8 +262,9 @@ def test_a_site_may_only_do_what_its_permissions_say(rabbit_broker: RabbitVhost)
     for exchange in (GLOBAL, DEAD, up_exchange("site-b"), ""):
         with pytest.raises(NotAllowed, match="403"):
             site.publish(exchange, in_queue("site-a"), b"intrusion").result(DEADLINE)
-    with pytest.raises(NotAllowed, match="403"):
+    with pytest.raises(NotAllowed, match="403") as refused:
         site.declare(topology(["site-c"]))
+    assert not isinstance(refused.value, LoginRefused)
     site.publish(up_exchange("site-a"), "", b"still works").result(DEADLINE)
     assert rabbit_broker.open().depth(in_queue("site-b")) == 0
 
@@ -275,15 +277,17 @@ def test_the_aggregators_permissions_are_enough_and_no_more(rabbit_broker: Rabbi
     got = Collector()
     for queue in (in_queue("site-a"), event_queue("site-a"), inbox_queue(AGGREGATOR), DEAD_LETTERS):
         aggregator.consume(queue, got)
-    for exchange, key in ((DEAD, ""), (DIRECT, AGGREGATOR), (GLOBAL, "")):
+    for exchange, key in ((DEAD, ""), (DIRECT, "site-a"), (GLOBAL, "")):
         aggregator.publish(exchange, key, b"mine").result(DEADLINE)
     operator = rabbit_broker.open()
     operator.publish(up_exchange("site-a"), "", b"update").result(DEADLINE)
     operator.publish(event_exchange("site-a"), "", b"event").result(DEADLINE)
+    operator.publish(ORDERS, "", b"order").result(DEADLINE)
     got.wait_for(4)
-    assert sorted(got.bodies) == [b"event", b"mine", b"mine", b"update"]
-    with pytest.raises(NotAllowed):
-        aggregator.publish(up_exchange("site-a"), "", b"forged").result(DEADLINE)
+    assert sorted(got.bodies) == [b"event", b"mine", b"order", b"update"]
+    for exchange in (up_exchange("site-a"), ORDERS):
+        with pytest.raises(NotAllowed):
+            aggregator.publish(exchange, "", b"forged").result(DEADLINE)
     with pytest.raises(NotAllowed):
         aggregator.declare(topology(["site-b"]))
 
@@ -324,14 +328,14 @@ def test_a_refused_consumer_is_slowed_down_and_served_once_permitted(rabbit_brok
 
 def test_a_wrong_password_is_told_at_once_and_repeated_nowhere(rabbit_broker: RabbitVhost) -> None:
     transport = rabbit_broker.open(rabbit_broker.url(password="hunter2"))
-    with capture_logs() as logs, pytest.raises(NotAllowed, match="login refused") as refused:
+    with capture_logs() as logs, pytest.raises(LoginRefused, match="login refused") as refused:
         transport.depth("in.q")
     assert "hunter2" not in f"{refused.value!r} {logs} {transport!r}"
 
 
 def test_a_missing_vhost_is_told_at_once(rabbit_broker: RabbitVhost) -> None:
     transport = rabbit_broker.open(rabbit_broker.node.url("no-such-vhost"))
-    with pytest.raises(NotAllowed, match="vhost refused"):
+    with pytest.raises(LoginRefused, match="vhost refused"):
         transport.declare(FLOW)
 
 

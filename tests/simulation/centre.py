@@ -316,6 +316,7 @@ def new_run(rules: RunRules, record: bytes, spec_record: bytes, registry: int) -
         config="",
         digest=sha256(b"version 0"),
         record=record,
+        spec=b"",
         spec_record=spec_record,
         code_record=b"",
         registry=registry,

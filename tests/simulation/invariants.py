@@ -226,9 +226,9 @@ class Witness:
             if message["kind"] == "update":
                 self.confirmed[message["site"], message["id"]] = body
             return
-        if key != topology.AGGREGATOR:
+        if exchange != topology.ORDERS:
             self.rows[row] = body
-        if exchange == topology.DEAD or key == topology.AGGREGATOR:
+        if exchange in (topology.DEAD, topology.ORDERS):
             return
         message = read_back(body)
         if message["kind"] == "receipt":

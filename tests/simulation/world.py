@@ -46,7 +46,7 @@ from tests.simulation.surroundings import (
     write_down,
 )
 from worker.journal import Journal as WorkerJournal
-from worker.rules import HEAD_EVERY as PULL_EVERY
+from worker.pulls import HEAD_EVERY as PULL_EVERY
 from worker.rules import WorkerRules
 
 COMMANDS = (
@@ -105,7 +105,7 @@ class Operator(Process):
     def send(self, body: bytes) -> None:
         """Publish an order."""
         self.orders += 1
-        self.relay(self.orders, topology.DIRECT, topology.AGGREGATOR, body, lambda: None)
+        self.relay(self.orders, topology.ORDERS, "", body, lambda: None)
 
     def turn(self, events: int | None = None) -> None:
         """There is nothing to do about a confirm."""

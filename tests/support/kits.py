@@ -69,7 +69,7 @@ class Kits:
         (folder / "tls").mkdir(parents=True)
         lines = {"federation": "fl", "broker": broker, "root": bytes(self.root.sign.verify_key).hex()}
         lines |= {"keys": keys, "registry": "registry.bin"}
-        lines |= {} if role == Role.OPERATOR else {"store": store}
+        lines |= {"store": store} if store else {}
         lines |= {"trainer": "mytask:trainer"} if role == Role.SITE else {}
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
         text += f'{extra}\n[tls]\nca = "tls/ca.pem"\ncert = "tls/client.pem"\nkey = "tls/client.key"\n'

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "monai", "sklearn", "safetensors"}
 ALLOWED = {
     "protocol": {"msgpack", "nacl", "numpy", "pydantic"},
-    "broker": {"protocol", "cryptography", "pika", "minio", "urllib3", "structlog", "sqlalchemy"},
+    "broker": {"protocol", "cryptography", "pika", "minio", "pydantic", "urllib3", "structlog", "sqlalchemy"},
     "aggregator": {"protocol", "broker", "nacl", "numpy", "pydantic", "sqlalchemy", "structlog", "prometheus_client"},
     "worker": {"protocol", "broker", "nacl", "numpy", "psutil", "pydantic", "sqlalchemy", "structlog"},
     "deploy": {

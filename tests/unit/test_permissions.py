@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import structlog
 
 from aggregator.intake import Intake
 from aggregator.order_events import CommandArrived
+from broker.memory_blobs import MemoryBlobs
 from protocol.commands import ORDERS
 from protocol.envelope import seal
 from protocol.keys import Identity, Role
@@ -18,8 +20,10 @@ from protocol.messages import Command, Kind
 from protocol.registry import Registry
 from protocol.rights import ROLES, STOCK, Organisation, Policy
 from worker.announcements import Reader
+from worker.codes import Codes
+from worker.deploying import Deploying
 from worker.orders import Blind, Orders
-from worker.policy import OPEN
+from worker.policy import OPEN, SitePolicy
 
 FEDERATION = "clinics"
 ALL = {"super", "lead_researcher", "site_researcher", "lead_it", "site_it"}
@@ -74,9 +78,14 @@ def at_the_hub(raw: bytes) -> str:
 
 
 def at_a_site(identity: Identity, raw: bytes) -> str:
-    reader = Reader(identity, FEDERATION, REGISTRY)
-    orders = Orders(identity.name, lambda: reader, OPEN, Blind(), lambda event: None, structlog.get_logger())
-    return orders.read(raw, None, time.time()).objection
+    return orders_of(identity, OPEN).read(raw, None, time.time()).objection
+
+
+def orders_of(identity: Identity, policy: SitePolicy) -> Orders:
+    """A site's end of the line; nothing is carried out, so that there is neither code nor a store."""
+    reader, log = Reader(identity, FEDERATION, REGISTRY), structlog.get_logger()
+    runs = Deploying(Codes(Path("nowhere")), MemoryBlobs(), lambda: reader, policy, log)
+    return Orders(identity.name, lambda: reader, policy, Blind(), runs, lambda event: None, log)
 
 
 def verdict(allowed: bool) -> str:
@@ -117,9 +126,7 @@ def test_a_site_named_twice_is_an_error() -> None:
 
 
 def test_a_sites_own_policy_narrows_what_everybody_may() -> None:
-    reader = Reader(NORTH, FEDERATION, REGISTRY)
-    policy = OPEN.model_copy(update={"operators": ("lead-it",)})
-    orders = Orders("north", lambda: reader, policy, Blind(), lambda event: None, structlog.get_logger())
+    orders = orders_of(NORTH, OPEN.model_copy(update={"operators": ("lead-it",)}))
     assert orders.read(signed("super", "site.drain", "north"), None, time.time()).objection == "not_authorized"
     assert orders.read(signed("lead_it", "site.drain", "north"), None, time.time()).objection == "ok"
 

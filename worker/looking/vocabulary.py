@@ -18,6 +18,7 @@ EVENTS: Final = frozenset(
         *("consume.cancelled_by_broker", "consume.lost", "epoch.renewed", "event.dropped", "handler.failed"),
         *("handler.still_running", "head.not_there", "head.stale", "head.went_back", "journal.blocked"),
         *("grant.not_asked_for", "hello.dropped", "lane.failed", "order.obeyed", "store.retry", "worker.accepted"),
+        *("kit.used_twice", "site.member_again", "site.revoked"),
         *("message.dead_lettered", "message.dropped", "message.oversize", "message.refused", "metric.left_out"),
         *("observer.failed", "outbox.dropped", "outbox.retry", "own.not_dropped", "privacy.off", "publish.refused"),
         *("record.not_read", "record.refused", "registry.changed", "registry.went_back", "training.aborted"),

@@ -62,6 +62,7 @@ def new_run(rules: RunRules, registry: int, state: RunState = RunState.RUNNING) 
         config="",
         digest=GENESIS,
         record=b"record 0",
+        spec=b"",
         spec_record=b"spec",
         code_record=b"",
         registry=registry,
@@ -76,6 +77,7 @@ class Desk:
         self.now = 0.0
         self.registry = registry(*(sites or ("alpha", "beta")))
         self.run = RunRules(**{**RULES, "strategy": chosen or strategy("fedbuff", buffer=2), **changes})
+        self.run_rules = {RUN: self.run}
         self.engine = open_database(None, metadata, SCHEMA)
         self.receipts: list[Receipt] = []
         self.effects: list[Any] = []
@@ -94,7 +96,7 @@ class Desk:
         """A fresh life on the same database."""
         self.journal = Journal(None, self._seal, engine=self.engine)
         snapshot = self.journal.load(self.registry)
-        self.rules = AggregatorRules({RUN: self.run}, snapshot, new_id=self.new_id, now=self.now)
+        self.rules = AggregatorRules(self.run_rules, snapshot, new_id=self.new_id, now=self.now)
         self.actor = Actor(self.rules, self._commit, self.effects.append, clock=lambda: self.now)
         self.turn(events.Started())
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,9 @@ def one(said: list[Said]) -> Said:
     return only
 
 
-def sign_of_life(hub: Hub, site: str) -> None:
-    event = Event(state="training", progress=0.5, metrics={}, software="test")
+def sign_of_life(hub: Hub, site: str, event: Event | None = None) -> None:
+    event = event or Event(state="training", progress=0.5, metrics={}, software="test")
+    before = hub.happened.count(event.state)
     raw = seal(
         hub.federation.members[site],
         Kind.EVENT,
@@ -94,7 +96,24 @@ def sign_of_life(hub: Hub, site: str) -> None:
         run="test-run",
     )
     hub.transport.publish(topology.event_exchange(site), "", raw).result(10)
-    hub.wait(lambda: "training" in hub.happened)
+    hub.wait(lambda: hub.happened.count(event.state) > before)
+
+
+def test_what_a_sites_doctor_found_is_shown_until_it_looks_again_and_hides_no_worker(hub: Hub) -> None:
+    metrics = {"doctor.broker.tcp": 1.0, "doctor.broker.queues": 0.0, "doctor.at": 1_800_000_000.0}
+    found = Event(state="examined", progress=0.0, metrics=metrics, software="test", code="broker.queues:missing")
+
+    def shown() -> Mapping[str, Any]:
+        return one(hub.console().ask("site.show", {"site": "site-0"})).values
+
+    sign_of_life(hub, "site-0", found)
+    assert shown()["doing"] == "examined"
+    sign_of_life(hub, "site-0")
+    told = shown()
+    assert (told["doing"], told["doctor"], told["doctor_bad"]) == ("training", "broker.queues:missing", "broker.queues")
+    assert told["doctor_at"] == "2027-01-15T08:00+00:00"
+    sign_of_life(hub, "site-0", replace(found, metrics={"doctor.broker.queues": 1.0}, code="-"))
+    assert (shown()["doing"], shown()["doctor"]) == ("training", "ok")
 
 
 def test_status_shows_the_run_and_every_site(hub: Hub) -> None:
@@ -191,10 +210,10 @@ def test_a_replayed_order_an_expired_one_and_a_forged_one_change_nothing_and_are
     pause = order(hub.federation.operator, 1, now + 60)
     forger = Identity.generate("operator", Role.OPERATOR)
     for raw in (pause, order(hub.federation.operator, 2, now - 60), order(forger, 3, now + 60)):
-        hub.transport.publish(topology.DIRECT, topology.AGGREGATOR, raw).result(10)
+        hub.transport.publish(topology.ORDERS, "", raw).result(10)
     console = hub.console()
     assert one(console.ask("run.resume", {})).ok
-    hub.transport.publish(topology.DIRECT, topology.AGGREGATOR, pause).result(10)
+    hub.transport.publish(topology.ORDERS, "", pause).result(10)
     log = one(console.ask("audit.log", {})).values
     assert hub.services[0].rules.runs[RUN].state == RunState.RUNNING
     said = " ".join(log["entry"])
@@ -217,6 +236,16 @@ def test_a_revoked_site_is_cut_off_at_the_broker_and_its_next_update_is_refused(
     assert "site-2" not in one(console.ask("status", {})).values["site"]
     assert one(console.ask("dead.purge", {})).ok
     assert one(console.ask("dead.list", {})).values["id"] == ()
+
+
+def test_the_answer_to_a_revocation_says_what_is_left_to_do_where_the_hub_cannot_reach_the_broker(hub: Hub) -> None:
+    console = hub.console()
+    assert one(console.ask("site.revoke", {"site": "site-1"})).text == ""
+    hub.services[-1]._desk._doors = Doors()
+    said = one(console.ask("site.revoke", {"site": "site-2"}))
+    assert said.ok
+    assert "delete the site's user there by hand" in said.text
+    assert "fledge deploy broker" in said.text
 
 
 def test_a_refused_message_can_be_handed_to_intake_again(hub: Hub) -> None:

@@ -445,6 +445,17 @@ def test_a_site_that_fell_silent_no_longer_counts_for_the_buffer() -> None:
     assert len(desk.only(events.Merge).plan.members) == 2
 
 
+def test_a_doctor_at_a_site_is_no_sign_of_its_workers_life() -> None:
+    desk = Desk(chosen=strategy("fedbuff", buffer=4, updates_per_base=2), heartbeat=10.0)
+    desk.validate("alpha")
+    desk.validate("alpha")
+    due = desk.rules.deadline()
+    assert due is not None
+    doctors = events.SiteSeen(delivery="event", site="beta", alive=False)
+    assert events.Settle(delivery="event") in desk.turn(doctors, seconds=due - desk.now)
+    assert len(desk.only(events.Merge).plan.members) == 2
+
+
 @pytest.mark.parametrize("sign", ["event", "evaluation", "update"])
 def test_an_event_an_evaluation_or_an_update_is_a_sign_of_life(sign: str) -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=4, updates_per_base=2), heartbeat=10.0)

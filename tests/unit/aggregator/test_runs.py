@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from aggregator.retention import References
+from broker.memory_blobs import MemoryBlobs
 from broker.streams import read_blob
 from fledge.operator import Said
 from protocol import limits, topology
@@ -285,3 +287,20 @@ def _evaluation(hub: Hub, site: Identity, measured: Evaluation) -> bytes:
         version=1,
         sequence=900,
     )
+
+
+def test_a_damaged_object_of_one_run_does_not_keep_the_others_from_being_served(hub: Hub) -> None:
+    create(hub, archive=code())
+    hub.console().ask("run.start", {"run": NEW})
+    hub.services[0].stop()
+    hub.services[0].join(20)
+    assert isinstance(hub.store, MemoryBlobs)
+    for info in [*hub.store.list("models/"), *hub.store.list("state/")]:
+        hub.store.delete(info.key)
+    shutil.rmtree(hub.state / "cache", ignore_errors=True)
+    again = hub.start()
+    assert set(again.rules.runs) == {RUN, NEW}
+    hub.send("site-0", hub.sites["site-0"].update(ONE))
+    hub.wait(lambda: "validated" in hub.happened)
+    said = one(hub.console().ask("model.export", {"run": NEW}))
+    assert (said.ok, said.reason) == (False, "not_possible")

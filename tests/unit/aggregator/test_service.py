@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from aggregator.config import RunConfig
 from aggregator.doors import Doors
@@ -23,13 +25,14 @@ from aggregator.retention import References, collect_garbage
 from aggregator.service import AggregatorService
 from aggregator.strategies import strategy
 from broker.blobs import BlobStore
+from broker.health import HEALTH, last_holder
 from broker.memory import MemoryTransport
 from broker.memory_blobs import MemoryBlobs
 from broker.transport import Delivery
 from protocol import limits, topology
 from protocol.codec import unpack
 from protocol.envelope import seal, typed_body, unlock, verify
-from protocol.errors import ConfigError, Fenced, StateError
+from protocol.errors import ConfigError, Fenced, LoginRefused, NotAllowed, StateError
 from protocol.keys import Identity, Role
 from protocol.messages import Command, Evaluation, Head, Kind, Outcome, Receipt, RunState
 from protocol.registry import sign_registry
@@ -107,7 +110,7 @@ class Bench:
             federation=FEDERATION,
             message_id=bytes([counter]) * 16,
         )
-        self.transport.publish(topology.DIRECT, topology.AGGREGATOR, raw).result(10)
+        self.transport.publish(topology.ORDERS, "", raw).result(10)
 
     def wait(self, condition: Callable[[], bool]) -> None:
         with self.arrived:
@@ -323,11 +326,15 @@ def test_a_restart_goes_on_where_it_was(bench: Bench) -> None:
 
 def test_a_second_aggregator_takes_over_and_the_first_is_fenced(bench: Bench) -> None:
     first = bench.start()
-    second = bench.start()
-    for site in ("site-0", "site-1"):
-        bench.send(site, bench.sites[site].update(ONE))
-    with pytest.raises(Fenced):
-        _join(first)
+    with capture_logs() as logs:
+        second = bench.start()
+        for site in ("site-0", "site-1"):
+            bench.send(site, bench.sites[site].update(ONE))
+        with pytest.raises(Fenced):
+            _join(first)
+    [told] = [log for log in logs if log["event"] == "lease.taken_over"]
+    assert (told["log_level"], told["pid"], told["runs"]) == ("warning", os.getpid(), True)
+    assert last_holder(bench.state / HEALTH) is not None  # it is the second's, which goes on
     for site in ("site-0", "site-1"):
         bench.wait_outcome(site, Outcome.MERGED)
     assert second.rules.runs[RUN].version == 1
@@ -336,6 +343,17 @@ def test_a_second_aggregator_takes_over_and_the_first_is_fenced(bench: Bench) ->
 def _join(service: AggregatorService) -> None:
     assert service.ended.wait(20)
     service.join(20)
+
+
+def test_an_aggregator_that_ended_in_order_says_so_and_its_successor_takes_nothing_over(bench: Bench) -> None:
+    with capture_logs() as logs:
+        for _ in range(2):
+            service = bench.start()
+            service.stop()
+            _join(service)
+    said = [log["event"] for log in logs]
+    assert said.count("aggregator.stopped") >= 2  # those of tests before may end late
+    assert "lease.taken_over" not in said
 
 
 def test_a_new_registry_gives_a_new_site_the_current_version_and_cuts_off_a_revoked_one(bench: Bench) -> None:
@@ -424,3 +442,21 @@ def test_a_run_without_version_0_says_how_to_make_one(tmp_path: Path) -> None:
             state=tmp_path,
             genesis=None,
         )
+
+
+@pytest.mark.parametrize(
+    ("refused", "event"),
+    [(NotAllowed("403"), "topology.declared_by_others"), (LoginRefused("login refused"), "topology.login_refused")],
+)
+def test_a_refused_login_is_not_taken_for_a_topology_that_others_declare(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, refused: NotAllowed, event: str
+) -> None:
+    bench.transport.declare(topology.topology(list(bench.sites)))
+
+    def declare(*_: object) -> None:
+        raise refused
+
+    monkeypatch.setattr(MemoryTransport, "declare", declare)
+    with capture_logs() as logs:
+        bench.start()
+    assert [log["event"] for log in logs if log["event"].startswith("topology.")] == [event]

@@ -197,7 +197,8 @@ def test_strategies_are_made_by_name_with_their_parameters() -> None:
     ("name", "parameters", "message"),
     [
         ("fedprox", {}, "known: fedadam, fedasync, fedavg, fedbuff"),
-        ("fedbuff", {"learning_rate": 1.0}, "learning_rate.*it takes rate, buffer"),
+        ("fedbuff", {"learning_rate": 1.0}, "learning_rate is unknown; known: rate, buffer"),
+        ("fedbuff", {"bufer": 3}, "bufer is unknown; did you mean 'buffer'"),
         ("fedbuff", {"rate": 0.0}, "rate must be a positive number"),
         ("fedbuff", {"rate": float("nan")}, "rate must be a positive number"),
         ("fedbuff", {"buffer": 129}, "1..128"),

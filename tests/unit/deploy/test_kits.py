@@ -16,7 +16,8 @@ import pytest
 import pyzipper
 import yaml
 
-from aggregator.config import AggregatorConfig, read_toml
+from aggregator.config import AggregatorConfig
+from broker.settings import read_toml
 from deploy import kit_files, kits, pki
 from deploy.kits import MANIFEST, open_kit, read_kit, write_kit
 from deploy.project import Project, check_project

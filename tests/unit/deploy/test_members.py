@@ -77,7 +77,7 @@ def test_the_permissions_are_the_designs() -> None:
             {"configure": "^$", "write": r"^(up|ev)\.site-ab$", "read": r"^(down|inbox)\.site-ab$"},
             SITE_CONNECTIONS,
         ),
-        "ada": ({"configure": "^$", "write": "^direct$", "read": r"^inbox\.ada$"}, CENTRE_CONNECTIONS),
+        "ada": ({"configure": "^$", "write": "^orders$", "read": r"^inbox\.ada$"}, CENTRE_CONNECTIONS),
     }
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from deploy.topology import aggregator_permissions, definitions, policies, site_permissions
+from deploy.topology import aggregator_permissions, definitions, operator_permissions, policies, site_permissions
 from protocol.errors import ConfigError
 from protocol.topology import Queue, Topology, topology
 
@@ -62,7 +62,7 @@ def test_definitions_hold_the_whole_topology() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["up.site-ab", "upXsite-a", "up.site-a.x", "xup.site-a", "global", "direct", "dead", ""]
+    "name", ["up.site-ab", "upXsite-a", "up.site-a.x", "xup.site-a", "global", "direct", "orders", "dead", ""]
 )
 def test_a_site_may_write_to_nothing_but_its_own_exchanges(name: str) -> None:
     permissions = site_permissions("site-a")
@@ -78,6 +78,14 @@ def test_a_site_may_read_nothing_but_its_own_queues(name: str) -> None:
     assert re.search(permissions["read"], "down.site-a")
     assert re.search(permissions["read"], "inbox.site-a")
     assert not re.search(permissions["read"], name)
+
+
+def test_an_operator_writes_orders_and_reads_its_own_inbox() -> None:
+    permissions = operator_permissions("ada")
+    assert permissions == {"configure": "^$", "write": "^orders$", "read": r"^inbox\.ada$"}
+    for name in ("direct", "global", "dead", "up.a", "ev.a", "orders.x", "xorders", ""):
+        assert not re.search(permissions["write"], name)
+    assert not re.search(aggregator_permissions()["write"], "orders")
 
 
 def test_the_aggregator_may_not_read_what_is_meant_for_sites() -> None:

@@ -113,7 +113,7 @@ def test_a_run_that_was_never_served_cannot_be_replayed_or_exported(place: Path)
     for command in (["replay"], ["replay", "--audit"], ["export", place / "model"]):
         done = fledge(*command, "--config", config, "--run", "digits")
         assert done.returncode == 1
-        assert "no such database" in complaint(done)
+        assert "the aggregator has never been started here" in complaint(done)
     assert not (place / "model").exists()
 
 

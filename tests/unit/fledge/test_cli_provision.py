@@ -64,6 +64,9 @@ def test_from_a_project_to_an_unpacked_kit(tmp_path: Path) -> None:
     file = written(tmp_path / "password", password + "\n")
     told = fledge("kit", "p/kits/north.zip", "-o", "north", "--password-file", file, cwd=tmp_path)
     assert told.startswith("north: site north of clinics, certificate until 20")
+    written(file, PASSWORD.findall(lines["aggregator"])[0])
+    told = fledge("kit", "p/kits/aggregator.zip", "-o", "hub", "--password-file", file, cwd=tmp_path)
+    assert told.startswith("hub: aggregator of clinics, certificate until 20")
     assert stat.S_IMODE((tmp_path / "north" / "site.keys").stat().st_mode) == 0o600
     again = fledge("provision", "project.yml", "-o", "p", cwd=tmp_path)
     assert again == "p/registry.bin: registry version 3 has not changed\n"

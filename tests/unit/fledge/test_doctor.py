@@ -10,13 +10,18 @@ from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
+from aggregator.events import SiteSeen
+from aggregator.intake import Intake
 from broker.bounded_http import BoundedPool
+from broker.memory import MemoryTransport
 from broker.s3 import S3Blobs
 from broker.s3_url import S3Url, parse_s3_url
 from broker.security import Tls
+from broker.transport import Delivery
 from fledge.connecting import broker_of
 from fledge.doctor.findings import Finding, Server, Verdict, bad, good, warning
 from fledge.doctor.forbidden import forbidden, needed, own
@@ -25,12 +30,13 @@ from fledge.doctor.place import read_kit
 from fledge.doctor.report import Report
 from fledge.doctor.store_attacks import Attack, Outcome, copies, own_copies, with_credentials, without_signature
 from fledge.doctor.store_checks import SKEW_S, check_clock
+from fledge.doctor.telling import sign_of, tell_hub
 from protocol.codec import decode, encode
 from protocol.errors import ConfigError
 from protocol.keys import Role
-from protocol.messages import Reply
+from protocol.messages import Event, Reply
 from protocol.registry import Registry, sign_registry
-from protocol.topology import topology
+from protocol.topology import event_queue, topology
 from tests.support.kits import Kits
 
 BROKER = Server(name="broker", host="broker.example", port=443, encrypted=True, purpose="messages")
@@ -106,6 +112,64 @@ def test_a_store_that_tells_no_time_is_no_reason_to_complain(date: str) -> None:
     assert check_clock(date, 0.0).verdict == Verdict.SKIPPED
 
 
+def test_the_hub_is_told_in_numbers_and_fixed_words_alone() -> None:
+    told = sign_of(
+        report(
+            good("broker.rights"),
+            warning("machine.disk", "little", "/data has 3 GiB", "make room"),
+            bad("store.read", "keys", "/data/secret/credentials.toml", "ask", server=STORE),
+            good("files.private"),
+            bad("files.private", "readable", "/data/secret/site.keys", "chmod"),
+        ),
+        1_800_000_000.5,
+    )
+    assert (told.state, told.code) == ("examined", "store.read:keys")
+    assert told.metrics == {
+        "doctor.broker.rights": 1.0,
+        "doctor.machine.disk": 0.5,
+        "doctor.store.read": 0.0,
+        "doctor.files.private": 0.0,
+        "doctor.at": 1_800_000_000.0,
+    }
+    assert decode(Event, encode(told), 4096) == told
+    assert sign_of(report(good("broker.rights")), 0.0).code == "-"
+
+
+def test_a_site_tells_the_hub_beside_its_worker(kits: Kits, tmp_path: Path) -> None:
+    network = MemoryTransport.named("memory:doctors")
+    network.declare(topology(["site-a", "site-b"], ["ada"]))
+    kit = kits.make("site-a", tmp_path / "site-a", broker="memory:doctors", store="s3s://store.example/fl0")
+    looked = report(bad("store.tcp", "refused", "refused by 10.0.0.1", "ask", server=STORE))
+    assert tell_hub(read_kit(kit), looked) == (
+        True,
+        "sent to the hub: the checks' names and how they went, no words of this machine",
+    )
+    came: Queue[Delivery] = Queue()
+    subscription = network.consume(event_queue("site-a"), came.put)
+    delivery = came.get(timeout=10)
+    intake = Intake("fl", kits.identities["aggregator"], kits.registry)
+    event, sign = intake.live("site-a", delivery, delivery.body)
+    delivery.ack()
+    subscription.cancel()
+    network.close()
+    assert isinstance(event, SiteSeen)
+    assert not event.alive
+    assert sign is not None
+    assert (sign.event.state, sign.event.code) == ("examined", "store.tcp:refused")
+
+
+def test_who_cannot_tell_the_hub_is_told_why(kits: Kits, kit: Path, tmp_path: Path) -> None:
+    looked = report(good("broker.vhost"))
+    ada = kits.make("ada", tmp_path / "ada", broker="amqps://broker.example/fl", store="")
+    assert tell_hub(read_kit(ada), looked)[1].startswith("not sent to the hub: operators have no queue for it")
+    hub = kits.make("aggregator", tmp_path / "hub", broker="amqps://broker.example/fl", store="memory:")
+    assert tell_hub(read_kit(hub), looked) == (False, "")
+    sent, why = tell_hub(read_kit(kit), report(bad("broker.login", "refused", "no", "ask", server=BROKER)))
+    assert (sent, "the broker does not let us in" in why) == (False, True)
+    (kit / "registry.bin").unlink()
+    assert "registry.bin" in tell_hub(read_kit(kit), looked)[1]
+
+
 @pytest.fixture(scope="module")
 def kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
     return Kits(tmp_path_factory.mktemp("kits"))
@@ -123,8 +187,14 @@ def test_good_files_are_called_good(kit: Path) -> None:
     keys, identity = check_keys(place)
     registered, registry = check_registry(place, identity)
     assert [keys.code, registered.code] == ["ok", "ok"]
+    assert keys.cause == "keys of site site-a"
     assert registry is not None
     assert [finding.code for finding in check_private(place)] == ["ok"]
+
+
+def test_the_aggregator_is_called_so_once(kits: Kits, tmp_path: Path) -> None:
+    hub = kits.make("aggregator", tmp_path / "hub", broker="amqps://broker.example/fl", store="s3s://store.example/fl0")
+    assert check_keys(read_kit(hub))[0].cause == "keys of aggregator"
 
 
 def test_a_certificates_key_that_others_can_read_is_not_used(kit: Path) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.config import AggregatorConfig, read_toml
+from aggregator.config import AggregatorConfig
+from broker.settings import read_toml
 from deploy.keyfiles import read_identity
 from fledge.bootstrap import open_worker
+from fledge.connecting import broker_url, store_url
+from fledge.doctor.place import read_kit
 from fledge.federation import AGGREGATOR_TOML, ROOT_KEYS, WORKER_TOML, new_federation
+from fledge.operator import OperatorConfig
 from protocol.errors import ConfigError, Untrusted
 from protocol.keys import Role
 from protocol.registry import open_registry
@@ -61,9 +65,47 @@ def test_a_sites_folder_holds_all_a_worker_needs_and_no_other_keys(tmp_path: Pat
 
 
 def test_what_is_written_into_toml_comes_back_as_it_was(tmp_path: Path) -> None:
-    strange = 'amqp://user:p"a\\ss€@broker.example/%2f'
-    text = (found(tmp_path / "f", broker=strange) / AGGREGATOR_TOML).read_text()
-    assert tomllib.loads(text)["broker"] == strange
+    strange = 'file:///srv/d"a\\ta€'
+    text = (found(tmp_path / "f", store=strange) / AGGREGATOR_TOML).read_text()
+    assert tomllib.loads(text)["store"] == strange
+
+
+def test_passwords_in_urls_go_to_where_secrets_belong_and_are_used_from_there(tmp_path: Path) -> None:
+    broker, store = "amqps://me:p%22%2Fa@broker.example/%2f?heartbeat=5", "s3s://key:hunter%2F2@store.example/clinics"
+    directory = found(tmp_path / "f", broker=broker, store=store)
+    for folder in (directory, directory / "sites" / "alpha"):
+        assert stat.S_IMODE((folder / "credentials.toml").stat().st_mode) == 0o600
+        place = read_kit(folder)
+        assert (place.config.broker, place.store) == (
+            "amqps://broker.example/%2f?heartbeat=5",
+            "s3s://store.example/clinics",
+        )
+        assert broker_url(place.config, folder) == broker
+        assert not isinstance(place.config, OperatorConfig)
+        assert store_url(place.config, folder, {}) == store
+    for path in directory.rglob("*.toml"):
+        assert ("hunter" in path.read_text()) is (path.name == "credentials.toml"), path
+
+
+def test_a_login_at_the_broker_alone_leaves_the_store_as_it_is(tmp_path: Path) -> None:
+    directory = found(tmp_path / "f", broker="amqp://me:secret@localhost/")
+    config = read_toml(directory / AGGREGATOR_TOML, AggregatorConfig)
+    assert store_url(config, directory, {}) == STORE
+    assert broker_url(config, directory) == "amqp://me:secret@localhost/"
+    given = config.model_copy(update={"broker": "amqp://other:given@localhost/"})
+    assert broker_url(given, directory) == "amqp://other:given@localhost/"
+    (directory / "credentials.toml").write_text("[broker]\nuser = 3")
+    with pytest.raises(ConfigError, match="has to hold user and password"):
+        broker_url(config, directory)
+
+
+def test_plain_text_to_other_machines_is_for_those_who_ask_for_it(tmp_path: Path) -> None:
+    directory = found(
+        tmp_path / "f", broker="amqp://broker.example/", store="s3://store.example/clinics", insecure=True
+    )
+    assert read_toml(directory / AGGREGATOR_TOML, AggregatorConfig).insecure
+    assert read_config(directory / "sites" / "alpha" / WORKER_TOML, {}).insecure
+    assert not read_toml(found(tmp_path / "g") / AGGREGATOR_TOML, AggregatorConfig).insecure
 
 
 @pytest.mark.parametrize(
@@ -74,13 +116,24 @@ def test_what_is_written_into_toml_comes_back_as_it_was(tmp_path: Path) -> None:
         ({"sites": ["aggregator"]}, "aggregator"),
         ({"sites": ["alpha", "alpha"]}, "named twice: alpha"),
         ({"name": "../up"}, "cannot name a federation"),
+        ({"broker": "http://me:hunter2@broker.example"}, "'broker.example': unknown scheme; known: memory:, amqp://"),
+        ({"broker": "amqp://me:hunter2@broker.example/"}, "plain text is only for localhost"),
+        ({"broker": "amqps:///vhost"}, r"expected amqp\(s\)://"),
+        ({"broker": "amqps://[::1/vhost"}, "broker URL: "),
+        ({"store": "s3s://me:hunter2@store.example"}, "write s3://KEY:SECRET@host:port/bucket"),
+        ({"store": "s3s://store.example:x/bucket"}, "the port has to be a number"),
+        ({"store": "s3://store.example/bucket"}, "plain text is only for localhost"),
+        ({"store": "file:srv/clinics"}, "three slashes"),
+        ({"store": "/srv/clinics"}, "unknown scheme"),
+        ({"store": "s3s://[::1/bucket"}, "not an IPv6 address"),
     ],
 )
 def test_a_federation_that_cannot_work_is_refused_before_anything_is_written(
     tmp_path: Path, changes: dict[str, object], says: str
 ) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as refused:
         found(tmp_path / "f", **changes)
+    assert "hunter2" not in str(refused.value)
     assert not (tmp_path / "f").exists()
 
 

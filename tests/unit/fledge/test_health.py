@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.health import born, trouble, write_health
+from broker.health import Health, Holder, born, last_holder, trouble, write_health
 from fledge.federation import new_federation
 from fledge.health import HUB_LONGEST_S, hub_health, site_health
 from protocol.errors import StateError
@@ -56,33 +56,74 @@ def test_the_command_says_it_with_its_exit_code(place: Path) -> None:
     assert (code, len(text.splitlines())) == (1, 1)
     write_health(kit / "state" / "health.json", NOW + 1, NOW)
     assert said("--kit", kit) == (0, "accepted by the hub\n")
-    write_health(place / "state" / "digits" / "health.json", time.time(), NOW)
-    assert said("--config", place / "aggregator.toml", "--run", "digits") == (0, "at work\n")
-    assert said("--kit", kit, "--run", "digits")[0] == 2
+    write_health(place / "state" / "health.json", time.time(), NOW)
+    assert said("--config", place / "aggregator.toml") == (0, "at work\n")
+    assert said("--kit", kit, "--config", place / "aggregator.toml")[0] == 2
 
 
 def test_a_hub_that_was_at_work_is_green_for_two_minutes(place: Path) -> None:
-    note = place / "state" / "digits" / "health.json"
+    note = place / "state" / "health.json"
     write_health(note, time.time() - HUB_LONGEST_S + 20, NOW - 1000)
-    assert hub_health(place / "aggregator.toml", "digits").green
+    assert hub_health(place / "aggregator.toml").green
     write_health(note, time.time() - HUB_LONGEST_S - 20, NOW - 1000)
-    health = hub_health(place / "aggregator.toml", "digits")
+    health = hub_health(place / "aggregator.toml")
     assert not health.green
     assert "was last accepted 2 minutes ago" in health.text
-    assert not hub_health(place / "aggregator.toml", "other").green
 
 
-def test_a_run_may_be_named_by_its_directory(place: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.toml").write_text('name = "digits"\n[strategy]\nname = "fedavg"\n')
-    write_health(place / "state" / "digits" / "health.json", time.time(), NOW)
-    health = hub_health(place / "aggregator.toml", str(tmp_path / "run"))
-    assert health.green, health.text
+def test_since_when_is_said(place: Path) -> None:
+    note = place / "sites" / "alpha" / "state" / "health.json"
+    write_health(note, None, 1_000_000_000.0)
+    assert "since it started (2001-09-09 01:46 UTC)" in site_health(note.parents[1]).text
+    write_health(note, 1_000_000_000.0, 999_999_999.0)
+    assert "minutes ago (2001-09-09 01:46 UTC)" in site_health(note.parents[1]).text
+    write_health(note, 1e300, 1.0)
+    assert not site_health(note.parents[1]).green
+
+
+def test_a_revoked_site_is_red_at_once_and_says_so(place: Path) -> None:
+    kit = place / "sites" / "alpha"
+    health = Health(kit / "state" / "health.json")
+    health.begin()
+    health.accepted()
+    health.revoked(True)
+    assert not site_health(kit).green
+    assert site_health(kit).text.startswith("revoked: ")
+    health.accepted()
+    assert not site_health(kit).green
+    health.revoked(False)
+    assert site_health(kit).green
+
+
+def test_a_store_that_fails_is_red_until_it_works_again(place: Path) -> None:
+    kit = place / "sites" / "alpha"
+    health = Health(kit / "state" / "health.json")
+    health.begin()
+    health.accepted()
+    health.store(time.time() - 600)
+    assert "the store has failed at everything asked of it for 10 minutes (" in site_health(kit).text
+    assert not site_health(kit).green
+    health.store(None)
+    assert site_health(kit).green
+
+
+def test_whether_the_last_process_ended_in_order_is_known(tmp_path: Path) -> None:
+    note = tmp_path / "health.json"
+    assert last_holder(note) is None
+    health = Health(note)
+    health.begin()
+    assert last_holder(note) == Holder(pid=os.getpid(), runs=True)
+    health.ended()
+    health.accepted()  # by a thread that was late
+    assert last_holder(note) is None
+    write_health(note, None, NOW)
+    note.write_text(json.dumps({**json.loads(note.read_text()), "born": 1}))
+    assert last_holder(note) == Holder(pid=os.getpid(), runs=False)
 
 
 def test_what_cannot_be_read_is_red_with_a_reason(tmp_path: Path) -> None:
     assert "worker.toml" in site_health(tmp_path).text
-    assert "aggregator.toml" in hub_health(tmp_path / "aggregator.toml", "digits").text
+    assert "aggregator.toml" in hub_health(tmp_path / "aggregator.toml").text
 
 
 def test_a_process_that_has_ended_is_red(tmp_path: Path) -> None:

@@ -78,10 +78,15 @@ def test_what_one_site_writes_only_the_aggregator_reads_and_what_it_reads_is_its
     assert reached == {"up.a": ["in.a"], "ev.a": ["events.a"]}
     assert [b.queue for b in made.bindings if b.exchange == topology.GLOBAL] == ["down.a", "down.b"]
     assert {b.key: b.queue for b in made.bindings if b.exchange == topology.DIRECT} == {
-        "aggregator": "inbox.aggregator",
         "a": "inbox.a",
         "b": "inbox.b",
     }
+
+
+def test_what_an_operator_writes_reaches_the_aggregator_alone() -> None:
+    made = topology.topology(["a"], ["olga"])
+    assert [b.queue for b in made.bindings if b.exchange == topology.ORDERS] == ["inbox.aggregator"]
+    assert [b.exchange for b in made.bindings if b.queue == "inbox.olga"] == [topology.DIRECT]
 
 
 def test_a_flood_pushes_back_and_announcements_drop_the_oldest() -> None:

@@ -119,7 +119,8 @@ def test_an_empty_chain_is_refused_and_the_way_out_named() -> None:
     [
         ([("clipp", {})], "no privacy filter 'clipp'; known: clip, gaussian, unsafe-none"),
         ([("clip", {})], "norm"),
-        ([("clip", {"norm": 1.0, "p": 2})], "'p'.*takes norm"),
+        ([("clip", {"norm": 1.0, "p": 2})], "p is unknown; known: norm"),
+        ([("unsafe-none", {"norm": 1.0})], "norm is unknown; known: none"),
         ([("clip", {"norm": 0})], "positive"),
         ([("clip", {"norm": "1"})], "positive"),
         ([("clip", {"norm": True})], "positive"),

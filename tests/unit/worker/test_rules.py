@@ -13,7 +13,8 @@ from protocol.registry import Registry
 from worker import events
 from worker.events import RunRow, Sealed, Snapshot, UpdateRow
 from worker.policy import OPEN, SitePolicy
-from worker.rules import HEAD_EVERY, HOLD, WorkerRules
+from worker.pulls import HEAD_EVERY
+from worker.rules import HOLD, WorkerRules
 from worker.sending import RECEIPT_WITHIN
 
 T = TypeVar("T")
@@ -270,8 +271,8 @@ def test_a_record_that_cannot_be_fetched_is_asked_for_ever_more_rarely() -> None
         step = turn(machine, head(number, ("r", RunState.RUNNING, 3)), now=now)
         assert some(events.FetchVersion, step.effects)
         turn(machine, events.FetchFailed(), now=now)
-        waits.append(machine._pull_at - now)
-        now = machine._pull_at
+        waits.append(machine._pulls.at - now)
+        now = machine._pulls.at
         assert some(events.PullHead, turn(machine, now=now).effects)
     assert waits[0] <= 2.0
     assert waits[-1] >= 30.0

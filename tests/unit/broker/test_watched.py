@@ -1,0 +1,63 @@
+"""What is noticed of a store by how its operations end."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import pytest
+
+from broker.memory_blobs import MemoryBlobs
+from broker.watched import WatchedBlobs
+from protocol.errors import ConfigError, Missing, StoreError
+
+DATA = b"chunk"
+KEY = f"models/{hashlib.sha256(DATA).hexdigest()}"
+
+
+class Sick(MemoryBlobs):
+    """A store that can be told to fail."""
+
+    sick = False
+
+    def get(self, key: str, limit: int) -> bytes:
+        if self.sick:
+            raise StoreError("not done within 30 s")
+        return super().get(key, limit)
+
+
+def test_it_tells_when_failing_begins_and_when_it_ends() -> None:
+    inner, told = Sick(), list[float | None]()
+    store = WatchedBlobs(inner)
+    store.tell(told.append)
+    store.put(KEY, DATA)
+    assert told == []
+    inner.sick = True
+    before = time.time()
+    for _ in range(3):
+        with pytest.raises(StoreError):
+            store.get(KEY, 10)
+    (since,) = told
+    assert since is not None
+    assert before <= since <= time.time()
+    inner.sick = False
+    assert store.get(KEY, 10) == DATA
+    assert [info.key for info in store.list("")] == [KEY]
+    assert told == [since, None]
+
+
+def test_an_answer_is_an_answer_even_if_it_is_no() -> None:
+    inner, told = Sick(), list[float | None]()
+    store = WatchedBlobs(inner)
+    inner.sick = True
+    with pytest.raises(StoreError):
+        store.get(KEY, 10)
+    store.tell(told.append)
+    assert told[0] is not None
+    with pytest.raises(ConfigError):
+        store.put("../x", DATA)
+    assert len(told) == 1
+    inner.sick = False
+    with pytest.raises(Missing):
+        store.get(KEY, 10)
+    assert told[1:] == [None]
