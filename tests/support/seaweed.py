@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +40,7 @@ SITES, OPERATORS = ("north", "north-2"), ("lead", "lead-2")
 """One's name begins with the other's: a prefix that stops before its slash would let one into the other's place."""
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}
 _PARTS = ("master", "volume", "filer", "s3")
+_OPTIONS = ("master.port", "volume.port", "filer.port", *(f"{part}.port.grpc" for part in _PARTS))
 _SETPRIV = shutil.which("setpriv")
 _ENDING_WITH_THE_TESTS = [] if _SETPRIV is None else [_SETPRIV, "--pdeathsig=KILL", "--"]
 _PROBE = b"the store takes objects"
@@ -123,9 +126,14 @@ class SeaweedServer:
         self.directory = directory
         self.port = federation.port
         self._log = log
-        others = free_ports(2 * len(_PARTS) - 1)
-        self._http = dict(zip(_PARTS, [*others[:3], self.port], strict=True))
-        self._grpc = dict(zip(_PARTS, others[3:], strict=True))
+        kit = federation.folder / "aggregator"
+        self._command = [
+            *compose_command(directory, federation.identities, self.port),
+            f"-s3.cert.file={kit / 'servers' / 'store.pem'}",
+            f"-s3.key.file={kit / 'servers' / 'store.key'}",
+            f"-s3.cacert.file={kit / 'tls' / 'ca.pem'}",
+            "-s3.tlsVerifyClientCert=true",
+        ]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -134,14 +142,21 @@ class SeaweedServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_ENDING_WITH_THE_TESTS, weed(), *self._command()],
+                [*_ENDING_WITH_THE_TESTS, weed(), *self._command],
                 stdout=log,
                 stderr=log,
                 env=os.environ | {"HOME": str(self.directory)},  # it looks there for settings
             )
+        try:
+            self._wait(self._process)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 60
         while not _answers(self.port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"SeaweedFS did not start: {self._log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.02)
         key = model_chunk(hashlib.sha256(_PROBE).hexdigest())
@@ -158,8 +173,7 @@ class SeaweedServer:
             self._process.kill()
             self._process.wait(timeout=30)
             self._process = None
-        for part, port in self._grpc.items():  # whatever TMPDIR says
-            Path("/", "tmp", f"seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)
+        remove_sockets(self._command)
 
     def stop(self) -> None:
         """End the process: the same, because a good order takes SeaweedFS from 15 s to more than a minute."""
@@ -170,24 +184,26 @@ class SeaweedServer:
         self.kill()
         self.start()
 
-    def _command(self) -> list[str]:
-        """The compose file's words; of an option that is given twice SeaweedFS takes the second."""
-        servers = self.federation.folder / "aggregator" / "servers"
-        return [
-            *services()["minio"]["command"].split(),
-            f"-dir={self.directory}",
-            "-s3.ip.bind=127.0.0.1",
-            *(f"-{part}.port={port}" for part, port in self._http.items()),
-            *(f"-{part}.port.grpc={port}" for part, port in self._grpc.items()),
-            f"-filer.localSocket={self.directory / 'filer.sock'}",
-            f"-s3.localSocket={self.directory / 's3.sock'}",
-            f"-s3.config={self.federation.identities}",
-            f"-s3.cert.file={servers / 'store.pem'}",
-            f"-s3.key.file={servers / 'store.key'}",
-            f"-s3.cacert.file={self.federation.folder / 'aggregator' / 'tls' / 'ca.pem'}",
-            "-s3.tlsVerifyClientCert=true",
-            "-volume.preStopSeconds=0",
-        ]
+
+def compose_command(directory: Path, config: Path, port: int) -> list[str]:
+    """The compose file's words, in a directory and on ports of one's own; of what is said twice the second counts."""
+    others = dict(zip(_OPTIONS, free_ports(len(_OPTIONS)), strict=True))
+    return [
+        *services()["minio"]["command"].split(),
+        f"-dir={directory}",
+        "-s3.ip.bind=127.0.0.1",
+        f"-s3.port={port}",
+        *(f"-{option}={other}" for option, other in others.items()),
+        f"-filer.localSocket={directory / 'filer.sock'}",
+        f"-s3.localSocket={directory / 's3.sock'}",
+        f"-s3.config={config}",
+    ]
+
+
+def remove_sockets(command: Sequence[str]) -> None:
+    """Remove what a killed server leaves where its sockets always are, whatever TMPDIR says."""
+    for name, port in re.findall(r"-(\w+)\.port\.grpc=(\d+)", " ".join(command)):
+        Path("/", "tmp", f"seaweedfs-{name}-grpc-{port}.sock").unlink(missing_ok=True)
 
 
 def require_seaweed() -> None:
