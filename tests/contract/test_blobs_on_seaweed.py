@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,7 @@ from broker.blobs import BlobStore, open_blobs
 from tests.contract import test_blobs
 from tests.contract.test_blobs import LIMIT, Subject, key_of
 from tests.contract.test_store_identities import at, empty
-from tests.support.rabbit import free_ports
-from tests.support.seaweed import FEDERATION, Provisioned, SeaweedServer, require_seaweed
+from tests.support.seaweed import FEDERATION, SeaweedServer
 
 pytestmark = pytest.mark.servers
 
@@ -97,16 +95,6 @@ def test_more_folders_than_a_page_holds_are_listed_in_order(store: BlobStore) ->
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(store.put, map(key_of, data, folders), data))
     assert [info.key for info in store.list("up/")] == expected
-
-
-@pytest.fixture
-def private_seaweed(tmp_path: Path) -> Iterator[SeaweedServer]:
-    """A server of this test's own, to be killed and started again."""
-    require_seaweed()
-    (port,) = free_ports(1)
-    server = SeaweedServer(Provisioned(tmp_path, port), tmp_path / "data", tmp_path / "log")
-    yield server
-    server.stop()
 
 
 def test_what_was_acknowledged_is_there_after_a_kill_and_a_call_waits_for_the_server(

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import pytest
@@ -343,3 +346,33 @@ def test_there_is_no_way_to_make_identities(callers: dict[str, Caller]) -> None:
         for action in ("ListUsers", "CreateUser", "CreateAccessKey", "GetCallerIdentity", "AssumeRole"):
             query = {"Action": action, "Version": "2010-05-08", "UserName": "intruder"}
             assert callers[name].send("POST", "/", query).status in (403, 405)
+
+
+def test_who_joins_is_let_in_at_a_signal_and_who_leaves_is_shut_out_at_a_restart(
+    private_seaweed: SeaweedServer,
+) -> None:
+    federation = private_seaweed.federation
+    everybody = json.loads(federation.identities.read_text(encoding="utf-8"))
+    stranger = (403, "InvalidAccessKeyId")
+
+    def put(site: str) -> tuple[int, str]:
+        with closing(federation.caller(f"site-{site}")) as caller:
+            reply = caller.send("PUT", at(f"up/{site}/{_NAME}"), body=b"update")
+        return reply.status, reply.code
+
+    def tell(*, without: str) -> None:
+        known = [each for each in everybody["identities"] if each["name"] != f"site-{without}"]
+        federation.identities.write_text(json.dumps(everybody | {"identities": known}), encoding="utf-8")
+
+    tell(without="north-2")
+    private_seaweed.restart()
+    assert (put("north"), put("north-2")) == ((200, ""), stranger)
+    tell(without="north")
+    private_seaweed.reload()
+    deadline = time.monotonic() + 20
+    while put("north-2") != (200, ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert put("north") == (200, "")
+    private_seaweed.restart()
+    assert (put("north"), put("north-2")) == (stranger, (200, ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,16 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]
     folder = tmp_path_factory.mktemp("seaweed")
     (port,) = free_ports(1)
     server = SeaweedServer(Provisioned(folder, port), folder / "data", folder / "log")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def private_seaweed(tmp_path: Path) -> Iterator[SeaweedServer]:
+    """A server of this test's own, to be killed and started again."""
+    require_seaweed()
+    (port,) = free_ports(1)
+    server = SeaweedServer(Provisioned(tmp_path, port), tmp_path / "data", tmp_path / "log")
     yield server
     server.stop()
 

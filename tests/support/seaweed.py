@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -178,6 +179,11 @@ class SeaweedServer:
     def stop(self) -> None:
         """End the process: the same, because a good order takes SeaweedFS from 15 s to more than a minute."""
         self.kill()
+
+    def reload(self) -> None:
+        """Have it read its identities again; who is no longer among them is let in until a restart all the same."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)
 
     def restart(self) -> None:
         """Kill and start again on the same ports and directory."""
