@@ -106,26 +106,18 @@ class S3Blobs:
         return True
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Objects below `prefix`, sorted by key, asked for a page at a time; each page has a deadline of its own."""
-        check_prefix(prefix)
-        after = ""
-        while True:
-            try:
-                page = self._patience.call(f"list {prefix or 'everything'}", partial(self._page, prefix, after))
-            except Missing:  # no bucket yet
-                return
-            for position, info in enumerate(page):
-                if position and info.key == after:
-                    continue  # rclone lists an object twice while it is being put again
-                if info.key <= after:
-                    raise StoreError(
-                        f"list {prefix}: {self._where} does not list in key order ({info.key} after {after})"
-                    )
-                after = info.key
-                if is_key(info.key):
-                    yield info
-            if len(page) < _PAGE:
-                return
+        """Objects below `prefix`, sorted by key, asked for a page at a time; each page has a deadline of its own.
+
+        Folder by folder: servers that keep directories list `a/…` before `a-b/…`, which is not the order of keys.
+        """
+        folders: set[str] = set()
+        for entry in self._folder(check_prefix(prefix)):
+            if entry.key.endswith("/"):
+                folders.add(entry.key)
+            elif is_key(entry.key):
+                yield entry
+        for folder in sorted(folders):
+            yield from self.list(folder)
 
     def delete(self, key: str) -> None:
         """Remove the object if it is there."""
@@ -197,11 +189,45 @@ class S3Blobs:
     def _fetch(self, key: str, limit: int) -> bytes:
         return self._http.collect(self._client.get_object(self._bucket, key), f"{key} in {self._where}", limit)
 
+    def _folder(self, prefix: str) -> Iterator[ObjectInfo]:
+        """What lies directly below a prefix: objects in order, and folders, which end in a slash, in no order."""
+        last, after, folders = "", "", set[str]()
+        while True:
+            try:
+                page = self._patience.call(f"list {prefix or 'everything'}", partial(self._page, prefix, after))
+            except Missing:  # no bucket yet
+                return
+            before = last, len(folders)
+            for position, entry in enumerate(page):
+                if entry.key.endswith("/"):
+                    if entry.key not in folders and _holds_keys(entry.key, prefix):
+                        folders.add(entry.key)
+                        yield entry
+                elif position and entry.key == last:
+                    continue  # rclone lists an object twice while it is being put again
+                elif entry.key <= last:
+                    raise StoreError(
+                        f"list {prefix}: {self._where} does not list in key order ({entry.key} after {last})"
+                    )
+                else:
+                    last = entry.key
+                    yield entry
+            if len(page) < _PAGE:
+                return
+            after = max(entry.key for entry in page)
+            if before == (last, len(folders)):
+                raise StoreError(f"list {prefix}: {self._where} does not go on after {after}")
+
     def _page(self, prefix: str, after: str) -> Sequence[ObjectInfo]:
-        found = self._client.list_objects(self._bucket, prefix or None, recursive=True, start_after=after or None)
+        found = self._client.list_objects(self._bucket, prefix or None, start_after=after or None)
         return [
             ObjectInfo(
                 item.object_name or "", item.size or 0, item.last_modified.timestamp() if item.last_modified else 0.0
             )
             for item in islice(found, _PAGE)
         ]
+
+
+def _holds_keys(folder: str, prefix: str) -> bool:
+    """Whether our objects may lie in it; what else is in the bucket is not looked at."""
+    return folder.startswith(prefix) and folder != prefix and is_key(folder + "0" * 64)

@@ -2,8 +2,8 @@
 
     python seaweedfs.py BUCKET store.json > identities.json
 
-The rights are those of `deploy.s3_policies`. SeaweedFS knows one right for putting and deleting, so sites and operators
-can delete what they uploaded themselves, and nothing else.
+The rights are the policies of `deploy.s3_policies`, word for word. SeaweedFS has words of its own, too (`Read`,
+`Write`), but `Write` includes deleting and `Admin` everything there is.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.s3_policies import download_signer_policy, operator_policy, site_policy, upload_signer_policy
+from deploy.s3_policies import (
+    aggregator_policy,
+    download_signer_policy,
+    operator_policy,
+    site_policy,
+    upload_signer_policy,
+)
 from deploy.topology import Definition
 from protocol.topology import AGGREGATOR
 
-_WORDS = {"s3:GetObject": "Read", "s3:PutObject": "Write"}
 _SITE, _OPERATOR = "site-", "operator-"
-_ARN = "arn:aws:s3:::"
 
 
 def identities(bucket: str, store: Mapping[str, list[dict[str, str]]]) -> Definition:
@@ -29,30 +33,31 @@ def identities(bucket: str, store: Mapping[str, list[dict[str, str]]]) -> Defini
             {
                 "name": each["name"],
                 "credentials": [{"accessKey": each["access_key"], "secretKey": each["secret_key"]}],
-                "actions": _actions(bucket, each["name"]),
+                "policyNames": [each["name"]],
             }
             for each in store["identities"]
-        ]
+        ],
+        "policies": [
+            {"name": each["name"], "content": json.dumps(_policy(bucket, each["name"]))} for each in store["identities"]
+        ],
     }
 
 
-def _actions(bucket: str, name: str) -> list[str]:
+def _policy(bucket: str, name: str) -> Definition:
     if name == AGGREGATOR:
-        # It makes the bucket with its first object, which only who administers a bucket may do.
-        return [f"Admin:{bucket}"]
+        return _with_bucket(bucket, aggregator_policy(bucket))
     signers = {"sign-uploads": upload_signer_policy, "sign-downloads": download_signer_policy}
     if name in signers:
-        policy = signers[name](bucket)
-    elif name.startswith(_OPERATOR):
-        policy = operator_policy(bucket, name.removeprefix(_OPERATOR))
-    else:
-        policy = site_policy(bucket, name.removeprefix(_SITE))
-    return [
-        f"{_WORDS[action]}:{resource.removeprefix(_ARN)}"
-        for statement in policy["Statement"]
-        for action in statement["Action"]
-        for resource in statement["Resource"]
-    ]
+        return signers[name](bucket)
+    if name.startswith(_OPERATOR):
+        return operator_policy(bucket, name.removeprefix(_OPERATOR))
+    return site_policy(bucket, name.removeprefix(_SITE))
+
+
+def _with_bucket(bucket: str, policy: Definition) -> Definition:
+    """Also make the bucket, which nobody else is there to do before the first object."""
+    made = {"Sid": "Bucket", "Effect": "Allow", "Action": ["s3:CreateBucket"], "Resource": [f"arn:aws:s3:::{bucket}"]}
+    return policy | {"Statement": [*policy["Statement"], made]}
 
 
 if __name__ == "__main__":

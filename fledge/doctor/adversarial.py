@@ -98,7 +98,7 @@ def _store(place: Place, way: Way, url: S3Url, identity: Identity, registry: Reg
         rclone = _like_rclone(pool, url)
         findings = [_summed("attack.unsigned", store_attacks.without_signature(pool, url, site), "set keys there")]
         if identity.role == Role.SITE:
-            findings += _as_site(place, url, site, other)
+            findings += _as_site(place, pool, url, site, other)
         elif identity.role == Role.AGGREGATOR:
             findings += _as_hub(place, pool, url, site, other, rclone=rclone)
     except (HTTPError, OSError, ConfigError) as error:
@@ -115,7 +115,7 @@ def _like_rclone(pool: BoundedPool, url: S3Url) -> bool:
         return pool.answer is not None and pool.answer.code == "UnsupportedAlgorithm"
 
 
-def _as_site(place: Place, url: S3Url, site: str, other: str) -> list[Finding]:
+def _as_site(place: Place, pool: BoundedPool, url: S3Url, site: str, other: str) -> list[Finding]:
     if presigned(place):
         safe = "this site has no credentials; that its URLs are good for nothing else is tried at the hub"
         return [skipped("attack.credentials", "presigned", safe)]
@@ -123,9 +123,10 @@ def _as_site(place: Place, url: S3Url, site: str, other: str) -> list[Finding]:
     store = S3Blobs(replace(url, deadline=CALL_S), insecure=config.insecure, proxy=config.proxy)
     try:
         tried = list(store_attacks.with_credentials(store, site, other, config.federation))
+        copies = list(store_attacks.own_copies(pool, store, bucket=url.bucket, site=site, other=other))
     finally:
         store.close()
-    found = [_summed("attack.credentials", tried, _POLICIES)]
+    found = [_summed("attack.credentials", [*tried, *copies], _POLICIES)]
     if all(one.outcome == Outcome.WORKED for one in tried):
         found.append(_unsafe("every key sees everything on this store"))
     return found

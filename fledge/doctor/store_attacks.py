@@ -96,9 +96,18 @@ def with_urls(
 def copies(pool: BoundedPool, up: Signer, *, bucket: str, site: str, federation: str) -> Iterator[Attack]:
     """Have an upload URL copy something else: a header that nobody signed is enough on some servers."""
     for source in (state_chunk(_nobodys()), model_chunk(_nobodys()), head_key(federation)):
-        url = up.presign_put(update_chunk(site, _NAME), 300)
-        what = f"read {source.partition('/')[0]}/… by an upload URL that copies"
-        yield _sent(pool, what, "PUT", url, body=b"", headers={"x-amz-copy-source": f"/{bucket}/{source}"}, copy=True)
+        yield _copied(pool, up, f"read {source.partition('/')[0]}/… by an upload URL that copies", bucket, site, source)
+
+
+def own_copies(pool: BoundedPool, own: Signer, *, bucket: str, site: str, other: str) -> Iterator[Attack]:
+    """Have a site's own credentials copy what they may not read to where they may put."""
+    for source in (state_chunk(_nobodys()), update_chunk(other, _nobodys())):
+        yield _copied(pool, own, f"copy {source.rpartition('/')[0]}/… to up/{site}/…", bucket, site, source)
+
+
+def _copied(pool: BoundedPool, signer: Signer, what: str, bucket: str, site: str, source: str) -> Attack:
+    url = signer.presign_put(update_chunk(site, _NAME), 300)
+    return _sent(pool, what, "PUT", url, body=b"", headers={"x-amz-copy-source": f"/{bucket}/{source}"}, copy=True)
 
 
 def of_signers(pool: BoundedPool, up: Signer, down: Signer, site: str) -> Iterator[Attack]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from deploy.docker.seaweedfs import identities
-from deploy.files import security_settings
+from deploy.files import deployment_files, security_settings
+from deploy.members import Members
 from tests.support.compose import COMPOSE, DOCKER, ROOT, filled, raw, services, stages
 
 SITES = ("site-1", "site-2", "site-3")
@@ -58,7 +60,9 @@ class TestEveryService:
     def test_writes_to_named_volumes_and_a_temporary_folder_only(self, name: str) -> None:
         service = SERVICES[name]
         assert service["read_only"] is True
-        assert [entry.partition(":")[0] for entry in service["tmpfs"]] == ["/var/tmp"]
+        # SeaweedFS does not start without the second: the places of its sockets cannot be chosen.
+        temporary = ["/var/tmp", str(Path("/", "tmp"))] if name == "minio" else ["/var/tmp"]
+        assert [entry.partition(":")[0] for entry in service["tmpfs"]] == temporary
         for source, (_, reading) in mounts(name).items():
             assert source in raw()["volumes"] or (reading and (ROOT / source).is_file()), source
 
@@ -181,14 +185,24 @@ def test_the_broker_lets_nobody_in_but_by_certificate() -> None:
 def test_the_store_knows_what_each_identity_may_do() -> None:
     names = ("aggregator", "sign-uploads", "sign-downloads", "site-north", "operator-lead")
     store = {"identities": [{"name": name, "access_key": name.upper(), "secret_key": "s"} for name in names]}
-    made = {each["name"]: each for each in identities("clinics", store)["identities"]}
-    assert made["site-north"]["credentials"] == [{"accessKey": "SITE-NORTH", "secretKey": "s"}]
-    published = [f"Read:clinics/{part}/*" for part in ("models", "records", "heads")]
-    assert made["site-north"]["actions"] == ["Write:clinics/up/north/*", *published]
-    assert made["operator-lead"]["actions"] == ["Write:clinics/bundles/lead/*", *published[:2]]
-    assert made["sign-uploads"]["actions"] == ["Write:clinics/up/*", "Write:clinics/bundles/*"]
-    assert made["sign-downloads"]["actions"] == published
-    assert made["aggregator"]["actions"] == ["Admin:clinics"]
+    made = identities("clinics", store)
+    known = {each["name"]: each for each in made["identities"]}
+    assert known["site-north"]["credentials"] == [{"accessKey": "SITE-NORTH", "secretKey": "s"}]
+    assert all(each["policyNames"] == [name] and "actions" not in each for name, each in known.items())
+    policies = {each["name"]: json.loads(each["content"]) for each in made["policies"]}
+    written = deployment_files("fl", "clinics", Members(logins=(), sites=("north",), operators=("lead",), gone=()))
+    assert set(policies) == set(names)
+    for name in names[1:]:
+        assert policies[name] == json.loads(written[f"s3/{name}.json"])
+    *same, bucket = policies["aggregator"].pop("Statement")
+    assert policies["aggregator"] | {"Statement": same} == json.loads(written["s3/aggregator.json"])
+    assert (bucket["Action"], bucket["Resource"]) == (["s3:CreateBucket"], ["arn:aws:s3:::clinics"])
+
+
+def test_the_store_is_reached_by_the_front_door_alone() -> None:
+    assert SERVICES["minio"]["networks"] == ["vault"]
+    assert raw()["networks"]["vault"] == {"internal": True}
+    assert {name for name, service in SERVICES.items() if "vault" in service.get("networks", ())} == {"minio", "front"}
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in DOCKER.glob("*.sh")))

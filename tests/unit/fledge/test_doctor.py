@@ -28,7 +28,7 @@ from fledge.doctor.forbidden import forbidden, needed, own
 from fledge.doctor.local import check_certificate, check_disk, check_keys, check_memory, check_private, check_registry
 from fledge.doctor.place import read_kit
 from fledge.doctor.report import Report
-from fledge.doctor.store_attacks import Attack, Outcome, copies, with_credentials, without_signature
+from fledge.doctor.store_attacks import Attack, Outcome, copies, own_copies, with_credentials, without_signature
 from fledge.doctor.store_checks import SKEW_S, check_clock
 from fledge.doctor.telling import sign_of, tell_hub
 from protocol.codec import decode, encode
@@ -335,6 +335,7 @@ def test_a_store_that_refuses_everything_passes() -> None:
         assert outcomes(without_signature(pool, url, "site-a")) == {Outcome.REFUSED}
         assert outcomes(with_credentials(blobs, "site-a", "site-b", "fl")) == {Outcome.REFUSED}
         assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {Outcome.REFUSED}
+        assert outcomes(own_copies(pool, blobs, bucket="fl0", site="site-a", other="site-b")) == {Outcome.REFUSED}
 
 
 def test_a_store_that_says_there_is_no_such_object_let_us_ask() -> None:
@@ -351,6 +352,7 @@ def test_a_store_that_copies_for_a_header_nobody_signed_is_found_out() -> None:
 
     with store(copies_along) as (pool, _, blobs):
         assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {Outcome.WORKED}
+        assert outcomes(own_copies(pool, blobs, bucket="fl0", site="site-a", other="site-b")) == {Outcome.WORKED}
 
 
 def test_a_store_that_ignores_the_header_copies_nothing() -> None:

@@ -1,0 +1,105 @@
+"""The doctor where all is as it should be: kits as provisioned, a broker as deployed, a store with identities."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from deploy.apply import Management, apply_members
+from deploy.members import members_of
+from fledge.doctor.adversarial import attack
+from fledge.doctor.examine import examine
+from fledge.doctor.findings import Verdict
+from fledge.doctor.local import check_keys, check_registry
+from fledge.doctor.place import read_kit
+from tests.support.rabbit import RabbitNode, free_ports
+from tests.support.rabbit_fixtures import require_rabbit
+from tests.support.seaweed import FEDERATION, OPERATORS, SITES, Provisioned, SeaweedServer, require_seaweed
+
+pytestmark = pytest.mark.servers
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A federation with both its servers."""
+
+    federation: Provisioned
+    store: SeaweedServer
+
+    def kit(self, name: str) -> Path:
+        """Somebody's unpacked kit."""
+        return self.federation.folder / name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
+    require_rabbit()
+    require_seaweed()
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "broker").mkdir()
+    node = RabbitNode(tls=folder / "broker", external_only=True)
+    try:
+        (port,) = free_ports(1)
+        federation = Provisioned(folder, port, broker_port=node.amqps_port)
+        hub = folder / "aggregator"
+        shutil.copy(hub / "tls" / "ca.pem", folder / "broker" / "ca.pem")
+        for kind in ("pem", "key"):
+            shutil.copy(hub / "servers" / f"broker.{kind}", folder / "broker" / f"server.{kind}")
+        node.start()
+        place = read_kit(hub)
+        _, registry = check_registry(place, check_keys(place)[1])
+        assert registry is not None
+        with Management(node.management_url) as management:
+            apply_members(management, FEDERATION, members_of(registry))
+        store = SeaweedServer(federation, folder / "data", folder / "log")
+        yield Whole(federation, store)
+        store.stop()
+    finally:
+        node.close()
+
+
+@pytest.mark.parametrize("name", ["aggregator", SITES[0], OPERATORS[0]])
+def test_whoever_has_a_kit_can_take_part(whole: Whole, name: str) -> None:
+    report = examine(read_kit(whole.kit(name)), {}, machine=False)
+    assert report.ok, report.lines()
+
+
+@pytest.mark.parametrize(
+    ("name", "checks"),
+    [
+        (SITES[0], {"attack.unsigned", "attack.credentials"}),
+        (SITES[1], {"attack.unsigned", "attack.credentials"}),
+        ("aggregator", {"attack.unsigned", "attack.urls", "attack.signers"}),
+    ],
+)
+def test_nothing_that_is_forbidden_works(whole: Whole, name: str, checks: set[str]) -> None:
+    report = attack(read_kit(whole.kit(name)), {})
+    assert report.ok, report.lines()
+    verdicts = {finding.check: finding.verdict for finding in report.findings if finding.check in checks}
+    assert verdicts == dict.fromkeys(checks, Verdict.GOOD), report.lines()
+    assert not [finding for finding in report.findings if finding.check == "attack.every_key"]
+
+
+def test_a_right_too_many_fails_loudly(whole: Whole) -> None:
+    """The same site on the same server, which was told to let it delete."""
+    told = whole.federation.identities
+    before = told.read_text(encoding="utf-8")
+    assert before.count('[\\"s3:PutObject\\"]') > 1
+    whole.store.kill()
+    try:
+        told.write_text(before.replace('[\\"s3:PutObject\\"]', '[\\"s3:PutObject\\", \\"s3:DeleteObject\\"]'))
+        whole.store.start()
+        report = attack(read_kit(whole.kit(SITES[0])), {})
+        assert not report.ok
+        (finding,) = (finding for finding in report.findings if finding.check == "attack.credentials")
+        assert finding.code == "allowed"
+        assert f"delete up/{SITES[0]}" in finding.cause
+        assert f"delete up/{SITES[1]}" not in finding.cause
+    finally:
+        whole.store.kill()
+        told.write_text(before, encoding="utf-8")
+        whole.store.start()
