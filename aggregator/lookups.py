@@ -13,7 +13,6 @@ from typing import Any
 
 from sqlalchemy import Select, func, select
 
-from aggregator import lifecycle
 from aggregator.events import UpdateState
 from aggregator.history import History
 from aggregator.plan import MergePlan
@@ -28,7 +27,7 @@ from protocol import limits
 from protocol.codec import decode, unpack
 from protocol.errors import ConfigError
 from protocol.keys import Role
-from protocol.messages import CERTIFICATE_DAYS, Card, Evaluation
+from protocol.messages import CERTIFICATE_DAYS, GOING_ON, Card, Evaluation
 from protocol.registry import Registry
 
 Values = dict[str, Any]
@@ -65,7 +64,7 @@ class View:
         runs = self.rules.runs
         named = arguments.get("run")
         if named is None and runs:
-            going_on = [run for run in runs.values() if run.state in lifecycle.GOING_ON]
+            going_on = [run for run in runs.values() if run.state in GOING_ON]
             return (going_on or list(runs.values()))[-1]
         if named not in runs:
             raise ConfigError(TEXTS["unknown_run" if runs else "no_run"])

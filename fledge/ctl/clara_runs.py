@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fledge.ctl import render, running, taking
 from fledge.ctl.usage import CLIENT, SERVER, exactly, target
 from protocol.errors import ConfigError
+from protocol.messages import GOING_ON
 from protocol.topology import AGGREGATOR
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _delete(shell: Shell, run: str) -> bool:
     if listed is None:
         return False
     states = {str(row["run"]): row.get("state") for row in render.parts(listed.values).rows()}
-    if states.get(run) in running.GOES_ON:
+    if states.get(run) in GOING_ON:
         shell.fail(f"Error: {run} is {states[run]}; `run abort {run}` ends it, then it can be deleted.")
         return False
     *sites, hub = running.delete(shell.session, run, sites=run in states)
