@@ -17,7 +17,7 @@ from typing import Any
 import nacl.utils
 import structlog
 
-from aggregator import events, lifecycle, order_events
+from aggregator import events, order_events
 from aggregator.config import RunConfig
 from aggregator.desk import NOBODY, Desk
 from aggregator.doors import Doors
@@ -29,9 +29,8 @@ from aggregator.letters import addressee
 from aggregator.opened import OpenBlobs
 from aggregator.opening import Genesis, registry_in_force, take_over
 from aggregator.preparing import Preparing
-from aggregator.production import record_digest
 from aggregator.pulse import Pulse
-from aggregator.records import Records
+from aggregator.records import Records, record_digest
 from aggregator.rules import AggregatorRules
 from aggregator.serving import Servings
 from broker.actor import Actor
@@ -51,7 +50,7 @@ from protocol.errors import (
     WrongContext,
 )
 from protocol.keys import Identity, Role
-from protocol.messages import RunHead, RunState
+from protocol.messages import GOING_ON, RunHead, RunState
 from protocol.registry import Registry, open_registry
 
 log = structlog.get_logger("aggregator")
@@ -127,8 +126,7 @@ class AggregatorService:
     def _open(self, registry_record: bytes, config: RunConfig | None, genesis: Genesis | None, code: bytes) -> None:
         """Open every run and build the rules from what the journal remembers."""
         self.registry, record = registry_in_force(self.journal, registry_record, self._root, self._federation)
-        self._registry_digest = record_digest(record)
-        self._store.put(topology.record_key(self._registry_digest.hex()), record)
+        self._registry_digest = self.records_of(NO_RUN).put_record(record)
         self._intake = Intake(self._federation, self._identity, self.registry, self._opened)
         if config is not None:
             self._begin(config, genesis, code)
@@ -235,7 +233,7 @@ class AggregatorService:
         known = self.registry.version
         if registry.version <= known:
             raise WrongContext(f"registry version {registry.version} is not newer than version {known}, in force")
-        self._store.put(topology.record_key(record_digest(record).hex()), record)
+        self.records_of(NO_RUN).put_record(record)
         self._declare(registry)
         with self._registry_lock:
             if registry.version <= self._intake.registry.version:
@@ -377,7 +375,7 @@ class AggregatorService:
                 if (it := self.serving.get(run)) is not None:
                     self._submit(self._merges, it.work.reissue, version, registry, it.record, it.spec_record)
             case events.Ended():
-                if not any(run.state in lifecycle.GOING_ON for run in self.rules.runs.values()):
+                if not any(run.state in GOING_ON for run in self.rules.runs.values()):
                     self.ended.set()
             case order_events.Prepare():
                 self._prepare(effect)
