@@ -19,7 +19,8 @@ from aggregator.config import AggregatorConfig, read_toml
 from aggregator.history import History
 from aggregator.records import Records
 from aggregator.run_history import RunHistory
-from aggregator.service import DATABASE, AggregatorService, Observer
+from aggregator.service import DATABASE, AggregatorService
+from aggregator.telling import Observer
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.presigned import Ask
