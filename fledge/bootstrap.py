@@ -39,7 +39,8 @@ from worker.config import load_trainer, read_config, site_policy, trainer_digest
 from worker.filters import build
 from worker.looking.answers import Looking
 from worker.looking.settings import write_settings
-from worker.service import WorkerService, WorkerSettings
+from worker.service import WorkerService
+from worker.settings import WorkerSettings
 from worker.signs import Observer as WorkerObserver
 from worker.signs import WorkerEvent
 
