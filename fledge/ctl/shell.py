@@ -84,7 +84,7 @@ class Shell:
         if name in clara.HELP:
             clara.show_help(self, words)
         elif (found := clara.find(name)) is not None:
-            found.act(self, words)
+            found.obey(self, words)
         elif name in self.commands:
             self.own(line.words)
         else:
