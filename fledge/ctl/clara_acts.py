@@ -275,7 +275,7 @@ def _end(shell: Shell, order: str, run: str | None) -> bool:
     if answer.ok or answer.reason in _ENDED:
         shell.say(answer.text or (_DONE[order] if answer.ok else "The run has ended already."))
         return True
-    shell.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
+    shell.refused([answer])
     return False
 
 

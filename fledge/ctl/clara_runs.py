@@ -160,7 +160,7 @@ def clone_job(shell: Shell, words: Sequence[str]) -> None:
     if answer.ok:
         shell.say(f"Cloned job {run} as: {name}; start it by: run start {name}")
     else:
-        shell.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
+        shell.refused([answer])
 
 
 def download_job(shell: Shell, words: Sequence[str]) -> None:
@@ -203,7 +203,7 @@ def _take_over(shell: Shell, folder: str, run: str) -> bool:
     staged = shell.staged.get((folder.rstrip("/"), run)) or _upload(shell, folder, run)
     (answer,) = running.take_over(shell.session, staged.packed, staged.record)
     if not answer.ok:
-        shell.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
+        shell.refused([answer])
         return False
     shell.runs.add(run)
     shell.say(f"server : MMAR deployed. {run}: version {answer.values.get('version', 0)}")
@@ -214,7 +214,7 @@ def _hand_out(shell: Shell, run: str, names: Sequence[str]) -> bool:
     """Have clients (none named: all) take over the run's code; whether any of them did."""
     answers = running.deploy(shell.session, run, names)
     if answers[0].sender == AGGREGATOR:  # which did not offer it, or did not hand the order on
-        shell.fail(f"Error: {answers[0].text or answers[0].reason}", render.exit_code(answers))
+        shell.refused(answers)
         return False
     shell.instances(answers, done="MMAR deployed.")
     return any(answer.ok for answer in answers)
@@ -231,7 +231,7 @@ def _delete(shell: Shell, run: str) -> bool:
     *sites, hub = running.delete(shell.session, run, sites=run in states)
     shell.instances(sites, done="deleted")
     if not hub.ok:
-        shell.fail(f"Error: {hub.text or hub.reason}", render.exit_code([hub]))
+        shell.refused([hub])
     return hub.ok
 
 
@@ -263,7 +263,7 @@ def _download_model(shell: Shell, path: Path, run: str | None) -> None:
         values = answer.values
         shell.say(f"{path}: version {values['version']} of {values['run']}, {values['bytes']} bytes")
     else:
-        shell.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
+        shell.refused([answer])
 
 
 def _download_settings(shell: Shell, path: Path, run: str | None) -> None:

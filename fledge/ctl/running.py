@@ -133,7 +133,7 @@ def the_run(session: Session, run: str | None) -> str:
         return run
     (listed,) = session.ask("run.list")[:1]
     if not listed.ok:
-        raise ConfigError(f"the runs are not known: {listed.text or listed.reason}; name the run")
+        raise ConfigError(f"the runs are not known: {listed.why}; name the run")
     rows = render.parts(listed.values).rows()
     going = [str(row["run"]) for row in rows if row.get("state") in GOING_ON] or [str(row["run"]) for row in rows]
     if len(going) != 1:
