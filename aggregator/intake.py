@@ -6,10 +6,9 @@ from typing import Any
 
 from aggregator import events, order_events
 from aggregator.opened import OpenBlob, OpenBlobs
-from aggregator.orders import COUNTER_AHEAD
 from aggregator.signs import Sign
 from protocol import topology
-from protocol.commands import LONGEST_ORDER, ORDERS, TOLERANCE
+from protocol.commands import COUNTER_AHEAD, LONGEST_ORDER, ORDERS, TOLERANCE
 from protocol.envelope import ContentKey, Verified, typed_body, unlock, verify
 from protocol.errors import Unauthorized, WireError
 from protocol.keys import Identity, Role

@@ -15,9 +15,9 @@ from sqlalchemy import Select, func, select
 
 from aggregator.events import UpdateState
 from aggregator.history import History
-from aggregator.plan import MergePlan
 from aggregator.rules import AggregatorRules
 from aggregator.run import Run
+from aggregator.run_history import read_plan
 from aggregator.run_orders import TEXTS
 from aggregator.serving import Serving
 from aggregator.signs import Sign
@@ -37,7 +37,6 @@ _ENTRY = 800
 _LINE = 1024
 _REGISTRY = 128 * 1024
 """Bytes of a signed registry that an answer holds."""
-_PLAN = 64 * 1024 * 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -225,7 +224,7 @@ def _model_list(view: View, arguments: Mapping[str, Any]) -> Values:
     found = view.rows(of_run.order_by(versions.c.version.desc()).limit(_limit(arguments)))
     rows = []
     for row in found:
-        plan = decode(MergePlan, row.plan, _PLAN) if row.plan else None
+        plan = read_plan(row.plan)
         sites = sorted({member.site for member in plan.members}) if plan else []
         stalest = max((member.staleness for member in plan.members), default=0) if plan else 0
         rows.append(
@@ -240,7 +239,7 @@ def _model_show(view: View, arguments: Mapping[str, Any]) -> Values:
     found = view.rows(select(versions).where(versions.c.run == run.name, versions.c.version == number))
     if not found:
         raise ConfigError(f"run {run.name} has no version {number}; the newest is {run.version}")
-    plan = decode(MergePlan, found[0].plan, _PLAN) if found[0].plan else None
+    plan = read_plan(found[0].plan)
     rows = [(m.site, _short(m.id), m.staleness, m.weight, m.examples, m.norm) for m in (plan.members if plan else ())]
     columns = ("site", "update", "staleness", "weight", "examples", "norm")
     digest, chosen = found[0].digest.hex(), plan.strategy if plan else "-"

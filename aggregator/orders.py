@@ -16,12 +16,10 @@ from aggregator.decided import Decided
 from aggregator.measures import Measure, Measured
 from aggregator.order_events import CommandArrived, SetCounter
 from aggregator.run_orders import Present, Verdict
-from protocol.commands import ORDERS
+from protocol.commands import COUNTER_AHEAD, ORDERS
 from protocol.registry import Registry
 
 REPLAYED = "replayed"
-COUNTER_AHEAD = "counter_ahead"
-"""The objection to an order whose number lies beyond every honest clock; it is not noted."""
 _MEASURES: Mapping[str, Measure] = {
     "site.revoke": "revoked",
     "site.quarantine": "quarantined",

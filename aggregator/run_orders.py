@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from aggregator import lifecycle
 from aggregator.catalogue import Catalogue
 from aggregator.order_events import CommandArrived
+from protocol.codec import is_word
 from protocol.messages import RunState
 
 ABOUT_RUNS = frozenset(
@@ -16,7 +16,6 @@ ABOUT_RUNS = frozenset(
 )
 PREPARED = frozenset({"run.create", "run.clone", "run.offer", "model.export", "model.publish", "model.card"})
 """Orders that take a while: what they make is made ready first, and stands only once the rules have taken it."""
-_WORD = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
 _GOES_ON_AGAIN = ("run.start", "run.resume")
 TEXTS: Mapping[str, str] = {
     **{f"run_{state.value}": f"the run is {state.value}" for state in RunState},
@@ -78,7 +77,7 @@ def about_run(event: CommandArrived, present: Present) -> Verdict:
         return Verdict(f"run_{state.value}", run)
     if event.command == "model.publish":
         name = arguments.get("name")
-        if not _is_word(name):
+        if not is_word(name):
             return Verdict("bad_argument", run)
         return Verdict("name_taken" if present.catalogue.has(str(name)) else "ok", run)
     wanted = lifecycle.COMMANDS.get(event.command)
@@ -93,7 +92,7 @@ def about_models(event: CommandArrived, catalogue: Catalogue) -> str:
     """What speaks against an order about published models, in a word."""
     name, channel = event.arguments.get("name"), event.arguments.get("channel")
     if event.command == "model.promote":
-        if not _is_word(channel):
+        if not is_word(channel):
             return "bad_argument"
         if not catalogue.is_model(str(name)):
             return "unknown_model"
@@ -106,10 +105,6 @@ def about_models(event: CommandArrived, catalogue: Catalogue) -> str:
 
 
 def _new(name: object, present: Present) -> Verdict:
-    if not _is_word(name):
+    if not is_word(name):
         return Verdict("bad_argument")
     return Verdict("run_exists" if name in present.taken else "ok", str(name))
-
-
-def _is_word(text: object) -> bool:
-    return isinstance(text, str) and _WORD.fullmatch(text) is not None

@@ -14,6 +14,8 @@ LONGEST_ORDER = 24 * 3600.0
 """Seconds a command may be good for."""
 TOLERANCE = 600.0
 """Seconds by which two clocks may differ."""
+COUNTER_AHEAD = "counter_ahead"
+"""The objection to an order whose number lies beyond every honest clock; it is not noted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
