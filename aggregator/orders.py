@@ -57,15 +57,14 @@ class Orders:
             registry = registry.revoke(site, version=number)
         return registry
 
-    def follow(self, registry: Registry) -> list[str]:
-        """Drop and return whom the root's newer registry revoked too, or listed anew with other keys since."""
+    def follow(self, registry: Registry) -> None:
+        """Drop measures that the root has settled: it revoked the site too, or listed it anew with other keys since."""
         held = {entry.name: entry.since for entry in registry.entries if entry.revoked is None}
         settled = [
             site for site in sorted(self.revoked) if held.get(site, registry.version) > self._measures[site].registry
         ]
         for site in settled:
             del self._measures[site]
-        return settled
 
     def measure(self, event: CommandArrived, registry: int) -> tuple[str, Measured] | None:
         """The site and what a command does to it, if it is of that sort; noted from here on."""

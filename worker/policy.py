@@ -33,7 +33,6 @@ _SUFFIXES = "|".join(
 )
 DATA_FILE = re.compile(rf"\.(?:{_SUFFIXES})(?![A-Za-z0-9])", re.IGNORECASE)
 """How names of files end that may hold or name what is private."""
-"""What every name of a metric consists of."""
 _FILE = re.compile(rf"[/\\]|{DATA_FILE.pattern}", re.IGNORECASE)
 _TAG = re.compile(r"[0-9]+(?:\.[0-9]+){3,}|(?<![0-9A-Fa-f])[0-9A-Fa-f]{4}[,.:+_-][0-9A-Fa-f]{4}(?![0-9A-Fa-f])")
 """Identifiers as DICOM writes them, and its tags: group and element."""
