@@ -16,7 +16,7 @@ _AWAITED = 4096
 
 
 class Decided:
-    """Collects a step; outbox rows are numbered here, one after the other for as long as the run lasts."""
+    """Collects a step; outbox rows are numbered here, one after the other for as long as the journal lasts."""
 
     def __init__(
         self, last_row: int, new_id: Callable[[], bytes], now: float, awaited: Iterable[tuple[bytes, str]]

@@ -1,8 +1,9 @@
-"""The desk: where operators are answered and sites that ask for something are served. Nothing here changes the run."""
+"""The desk: where operators are answered and sites that ask for something are served. Nothing here changes a run."""
 
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,6 +30,9 @@ from protocol.messages import Card, Kind, Reply, Request
 from protocol.registry import Registry
 
 log = structlog.get_logger("aggregator")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_LATER = frozenset({"queue.list", "registry.put", "upload.urls", "download.urls"})
+"""Orders that wait for others than the journal."""
 _TEXT = 1024
 _LOGIN_STAYS = (
     "the site is revoked, but its login at the broker stays, since this aggregator has no FLEDGE_MANAGEMENT: delete the"
@@ -100,14 +104,10 @@ class Desk:
         match effect:
             case order_events.Tell():
                 self._tell(effect)
-            case order_events.LookUp(command=command) if command.command == "queue.list":
-                self._later(partial(self._look_up, effect))  # which asks the broker and not the journal
-            case order_events.LookUp(command=command) if command.command == "registry.put":
-                self._later(partial(self._take_registry, command))
-            case order_events.LookUp(command=command) if command.command in ("upload.urls", "download.urls"):
-                self._later(partial(self._sign, command))
+            case order_events.LookUp(command=command) if command.command in _LATER:
+                self._later(partial(self._obey, effect))
             case order_events.LookUp():
-                self._look_up(effect)
+                self._obey(effect)
             case order_events.Grant(request=request):
                 self._later(partial(self._grant, request))  # signing hundreds of URLs takes a while
             case order_events.CutOff(site=site):
@@ -125,24 +125,11 @@ class Desk:
         text = _LOGIN_STAYS if told.cut_off and self._doors.cut_off is None else told.text
         self._answer(told.operator, told.command, told.reason, text, {**values, **told.values})
 
-    def _look_up(self, question: order_events.LookUp) -> None:
-        command = question.command
-        view = View(
-            history=self._history,
-            rules=self._rules,
-            serving=self._serving,
-            card=self._card,
-            registry=self.registry,
-            signs=dict(self._signs),
-            seen=question.seen,
-            depths=self._doors.depths,
-        )
-        reason, text, values = "ok", "", {}
+    def _obey(self, asked: order_events.LookUp) -> None:
+        command = asked.command
+        reason, text, values = "ok", "", dict[str, Any]()
         try:
-            values = look_up(command.command, command.arguments, view)
-            if command.command == "dead.replay":
-                row = letter(self._history, int(values["id"]))
-                self._again(row.queue.partition(".")[2], row.message)
+            values = self._values(asked)
         except FledgeError as error:
             reason, text = "not_possible", str(error)[:_TEXT]
         except Exception as error:  # a question that finds a defect of ours is answered, too
@@ -150,17 +137,44 @@ class Desk:
             reason, text = "not_possible", f"the aggregator could not answer ({type(error).__name__}); see its log"
         self._answer(command.operator, command.id, reason, text, values)
 
-    def _take_registry(self, command: order_events.CommandArrived) -> None:
+    def _values(self, asked: order_events.LookUp) -> dict[str, Any]:
+        match asked.command.command:
+            case "registry.put":
+                return self._take_registry(asked.command)
+            case "upload.urls" | "download.urls":
+                return self._sign(asked.command)
+            case _:
+                return self._look_up(asked)
+
+    def _look_up(self, asked: order_events.LookUp) -> dict[str, Any]:
+        command = asked.command
+        view = View(
+            history=self._history,
+            rules=self._rules,
+            serving=self._serving,
+            card=self._card,
+            registry=self.registry,
+            signs=dict(self._signs),
+            seen=asked.seen,
+            depths=self._doors.depths,
+        )
+        values = look_up(command.command, command.arguments, view)
+        if command.command == "dead.replay":
+            row = letter(self._history, int(values["id"]))
+            self._again(row.queue.partition(".")[2], row.message)
+        return values
+
+    def _take_registry(self, command: order_events.CommandArrived) -> dict[str, Any]:
         """The root has signed a newer registry, and an operator brings it; only the signature counts."""
-        reason, text = "ok", ""
+        lines = command.arguments.get("record", ())
+        if not isinstance(lines, tuple) or not all(isinstance(line, str) for line in lines):
+            raise ConfigError("record: the signed registry in base64, a list of lines, is needed")
         try:
-            lines = command.arguments.get("record", ())
-            if not isinstance(lines, tuple) or not all(isinstance(line, str) for line in lines):
-                raise ConfigError("record: the signed registry in base64, a list of lines, is needed")
-            self._put_registry(base64.b64decode("".join(lines), validate=True))
-        except (FledgeError, ValueError) as error:
-            reason, text = "not_possible", str(error)[:_TEXT]
-        self._answer(command.operator, command.id, reason, text, {})
+            record = base64.b64decode("".join(lines), validate=True)
+        except ValueError as error:
+            raise ConfigError(f"record: {error}; the signed registry in base64 is needed") from error
+        self._put_registry(record)
+        return {}
 
     def _answer(self, operator: str, command: bytes, reason: str, text: str, values: dict[str, Any]) -> None:
         reply = Reply(message=command, ok=reason == "ok", reason=reason, text=text, values=values)
@@ -182,21 +196,15 @@ class Desk:
             log.warning("grant.refused", site=asked.site, why=granted.refused)
         self._send(asked.site, Kind.GRANT, granted.answer(asked.id, self._head()))
 
-    def _sign(self, command: order_events.CommandArrived) -> None:
+    def _sign(self, command: order_events.CommandArrived) -> dict[str, Any]:
         """URLs for an operator without credentials for the store."""
-        now = time.time()
-        try:
-            if self._doors.granter is None:
-                raise ConfigError("this aggregator signs no URLs; operators need credentials for the store here")
-            request = Request(puts=_digests(command.arguments.get("puts")), gets=_texts(command.arguments.get("gets")))
-            granted = self._doors.granter.grant_operator(command.operator, request, now)
-            if granted.refused:
-                raise ConfigError(granted.refused)
-        except (FledgeError, ValueError) as error:
-            self._answer(command.operator, command.id, "not_possible", str(error)[:_TEXT], {})
-            return
-        values = {"urls": granted.urls, "expires": granted.expires}
-        self._answer(command.operator, command.id, "ok", "", values)
+        if self._doors.granter is None:
+            raise ConfigError("this aggregator signs no URLs; operators need credentials for the store here")
+        request = Request(puts=_digests(command.arguments.get("puts")), gets=_texts(command.arguments.get("gets")))
+        granted = self._doors.granter.grant_operator(command.operator, request, time.time())
+        if granted.refused:
+            raise ConfigError(granted.refused)
+        return {"urls": granted.urls, "expires": granted.expires}
 
     def _cut_off(self, site: str) -> None:
         """A broker that cannot be told now is told at the next start; the site's signatures count no more anyway."""
@@ -225,10 +233,10 @@ class Desk:
 
 
 def _digests(given: object) -> tuple[bytes, ...]:
-    digests = tuple(bytes.fromhex(text) for text in _texts(given))
-    if any(len(digest) != 32 for digest in digests):
+    texts = _texts(given)
+    if not all(_DIGEST.fullmatch(text) for text in texts):
         raise ConfigError("puts: SHA-256 digests in hexadecimal digits are needed")
-    return digests
+    return tuple(map(bytes.fromhex, texts))
 
 
 def _texts(given: object) -> tuple[str, ...]:

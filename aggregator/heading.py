@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from aggregator import events
 from aggregator.decided import Decided
 from aggregator.run_orders import MOST_GOING_ON
-from protocol.messages import RunState
+from protocol.messages import GOING_ON, RunState
 
 if TYPE_CHECKING:
     from aggregator.run import Run
 
 HEAD_EVERY = 6 * 3600.0
-_GOING_ON = (RunState.RUNNING, RunState.PAUSED)
 _MOST = MOST_GOING_ON
 """Runs that a head tells; of those that have ended the oldest are left out first."""
 
@@ -41,5 +40,5 @@ class Heading:
 
     def _places(self) -> tuple[events.RunPlace, ...]:
         places = [run.place for run in self._runs.values() if run.state != RunState.CREATED]
-        told = sorted(places, key=lambda place: place.state in _GOING_ON)[-_MOST:]
+        told = sorted(places, key=lambda place: place.state in GOING_ON)[-_MOST:]
         return tuple(place for place in places if place in told)

@@ -6,10 +6,9 @@ from typing import Any
 
 from aggregator import events, order_events
 from aggregator.opened import OpenBlob, OpenBlobs
-from aggregator.orders import COUNTER_AHEAD
 from aggregator.signs import Sign
 from protocol import topology
-from protocol.commands import LONGEST_ORDER, ORDERS, TOLERANCE
+from protocol.commands import COUNTER_AHEAD, LONGEST_ORDER, ORDERS, TOLERANCE
 from protocol.envelope import ContentKey, Verified, typed_body, unlock, verify
 from protocol.errors import Unauthorized, WireError
 from protocol.keys import Identity, Role
@@ -78,7 +77,7 @@ class Intake:
             return COUNTER_AHEAD, "the order's number is from the future; set this machine's clock and send it again"
         if len(set(order.targets)) != len(order.targets):
             return "bad_argument", "a site is named twice"
-        if not now < order.expires <= now + LONGEST_ORDER + TOLERANCE:
+        if not now - TOLERANCE < order.expires <= now + LONGEST_ORDER + TOLERANCE:
             return "expired", "the command is too old or from the future; compare the clocks and send it again"
         known = ORDERS.get(order.command)
         sites = order.targets if known is not None and known.at_sites else (topology.AGGREGATOR,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aggregator.events import UpdateState
-from protocol.messages import Outcome, RunState
+from protocol.messages import GOING_ON, Outcome, RunState
 
 OUTCOME: dict[UpdateState, Outcome] = {
     UpdateState.MERGED: Outcome.MERGED,
@@ -16,7 +16,6 @@ OUTCOME: dict[UpdateState, Outcome] = {
 }
 """The receipt each final state is told by."""
 
-GOING_ON = (RunState.RUNNING, RunState.PAUSED)
 AT_REST = (RunState.CREATED, RunState.STOPPED, RunState.ABORTED)
 COMMANDS = {
     "run.start": (RunState.RUNNING, (RunState.PAUSED, *AT_REST)),

@@ -14,12 +14,11 @@ from typing import Any
 
 from sqlalchemy import Select, func, select
 
-from aggregator import lifecycle
 from aggregator.events import UpdateState
 from aggregator.history import History
-from aggregator.plan import MergePlan
 from aggregator.rules import AggregatorRules
 from aggregator.run import Run
+from aggregator.run_history import read_plan
 from aggregator.run_orders import TEXTS
 from aggregator.serving import Serving
 from aggregator.signs import Sign
@@ -29,7 +28,7 @@ from protocol import limits
 from protocol.codec import decode, unpack
 from protocol.errors import ConfigError
 from protocol.keys import Role
-from protocol.messages import CERTIFICATE_DAYS, DOCTOR, DOCTOR_AT, Card, Evaluation, Event
+from protocol.messages import CERTIFICATE_DAYS, DOCTOR, DOCTOR_AT, GOING_ON, Card, Evaluation, Event
 from protocol.registry import Registry
 
 Values = dict[str, Any]
@@ -39,7 +38,6 @@ _ENTRY = 800
 _LINE = 1024
 _REGISTRY = 128 * 1024
 """Bytes of a signed registry that an answer holds."""
-_PLAN = 64 * 1024 * 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +64,7 @@ class View:
         runs = self.rules.runs
         named = arguments.get("run")
         if named is None and runs:
-            going_on = [run for run in runs.values() if run.state in lifecycle.GOING_ON]
+            going_on = [run for run in runs.values() if run.state in GOING_ON]
             return (going_on or list(runs.values()))[-1]
         if named not in runs:
             raise ConfigError(TEXTS["unknown_run" if runs else "no_run"])
@@ -237,7 +235,7 @@ def _model_list(view: View, arguments: Mapping[str, Any]) -> Values:
     found = view.rows(of_run.order_by(versions.c.version.desc()).limit(_limit(arguments)))
     rows = []
     for row in found:
-        plan = decode(MergePlan, row.plan, _PLAN) if row.plan else None
+        plan = read_plan(row.plan)
         sites = sorted({member.site for member in plan.members}) if plan else []
         stalest = max((member.staleness for member in plan.members), default=0) if plan else 0
         rows.append(
@@ -252,7 +250,7 @@ def _model_show(view: View, arguments: Mapping[str, Any]) -> Values:
     found = view.rows(select(versions).where(versions.c.run == run.name, versions.c.version == number))
     if not found:
         raise ConfigError(f"run {run.name} has no version {number}; the newest is {run.version}")
-    plan = decode(MergePlan, found[0].plan, _PLAN) if found[0].plan else None
+    plan = read_plan(found[0].plan)
     rows = [(m.site, _short(m.id), m.staleness, m.weight, m.examples, m.norm) for m in (plan.members if plan else ())]
     columns = ("site", "update", "staleness", "weight", "examples", "norm")
     digest, chosen = found[0].digest.hex(), plan.strategy if plan else "-"

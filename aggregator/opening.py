@@ -13,11 +13,12 @@ import structlog
 from aggregator.config import RunConfig, kept
 from aggregator.journal import Journal
 from aggregator.order_events import NewRun
-from aggregator.records import Records, version_body
+from aggregator.records import Records
 from aggregator.snapshot import RunRules
 from aggregator.strategies import strategy
 from broker.streams import ChunkUploads
 from protocol import topology
+from protocol.codec import encode
 from protocol.errors import Tampered
 from protocol.keys import Role
 from protocol.messages import Kind, RunState, Version
@@ -74,6 +75,20 @@ def rules_of(config: RunConfig, spec: ModelSpec, bundle: bytes | None) -> RunRul
     )
 
 
+def first_body(config: RunConfig, rules: RunRules, spec_record: bytes, registry: Registry) -> Version:
+    """What version 0's record says, and every later one's besides its `parent`; `spec_record` is a digest."""
+    return Version(
+        parent=None,
+        spec_record=spec_record,
+        updates_per_base=rules.strategy.updates_per_base,
+        max_staleness=rules.strategy.max_staleness(len(registry.members(Role.SITE)) or 1),
+        evaluate=config.evaluate,
+        task=config.task,
+        registry=registry.version,
+        bundle=rules.bundle,
+    )
+
+
 def take_over(
     config: RunConfig,
     genesis: Genesis,
@@ -108,17 +123,8 @@ def take_over(
         writer.write(record)
     manifest = writer.finish()
     uploads.finish()
-    body = Version(
-        parent=None,
-        spec_record=spec_digest,
-        updates_per_base=rules.strategy.updates_per_base,
-        max_staleness=rules.strategy.max_staleness(len(registry.members(Role.SITE)) or 1),
-        evaluate=config.evaluate,
-        task=config.task,
-        registry=registry.version,
-        bundle=bundle,
-    )
-    record = sealer.finish(version_body(body), records.entitled(registry), manifest)
+    body = first_body(config, rules, spec_digest, registry)
+    record = sealer.finish(encode(body), records.entitled(registry), manifest)
     records.put_record(record)
     return NewRun(
         rules=rules,

@@ -236,7 +236,7 @@ class Tell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookUp:
-    """Answer a question from what the journal holds; nothing changes by it."""
+    """Have the desk answer: a question, or an order whose effect comes back as an event of its own."""
 
     command: CommandArrived
     seen: Mapping[str, float]

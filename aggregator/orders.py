@@ -16,12 +16,10 @@ from aggregator.decided import Decided
 from aggregator.measures import Measure, Measured
 from aggregator.order_events import CommandArrived, SetCounter
 from aggregator.run_orders import Present, Verdict
-from protocol.commands import ORDERS
+from protocol.commands import COUNTER_AHEAD, ORDERS
 from protocol.registry import Registry
 
 REPLAYED = "replayed"
-COUNTER_AHEAD = "counter_ahead"
-"""The objection to an order whose number lies beyond every honest clock; it is not noted."""
 _MEASURES: Mapping[str, Measure] = {
     "site.revoke": "revoked",
     "site.quarantine": "quarantined",
@@ -59,15 +57,14 @@ class Orders:
             registry = registry.revoke(site, version=number)
         return registry
 
-    def follow(self, registry: Registry) -> list[str]:
-        """Drop and return whom the root's newer registry revoked too, or listed anew with other keys since."""
+    def follow(self, registry: Registry) -> None:
+        """Drop measures that the root has settled: it revoked the site too, or listed it anew with other keys since."""
         held = {entry.name: entry.since for entry in registry.entries if entry.revoked is None}
         settled = [
             site for site in sorted(self.revoked) if held.get(site, registry.version) > self._measures[site].registry
         ]
         for site in settled:
             del self._measures[site]
-        return settled
 
     def measure(self, event: CommandArrived, registry: int) -> tuple[str, Measured] | None:
         """The site and what a command does to it, if it is of that sort; noted from here on."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from aggregator.merge import RELEASED, Sinks, Sources, blank, merge
 from aggregator.opened import OpenBlob
 from aggregator.plan import MergePlan, Product
-from aggregator.records import Records, state_body, version_body
+from aggregator.records import Records
 from aggregator.strategies import Strategy
 from broker.crash import crash_point
 from broker.streams import ChunkUploads, read_blob
 from protocol import topology
 from protocol.blob import BlobWriter
-from protocol.envelope import Sealer, unlock, verify
+from protocol.codec import encode
+from protocol.envelope import Sealer
 from protocol.errors import StoreError, Untrusted, WireError
 from protocol.keys import Participant, Role
-from protocol.messages import Kind, Version
+from protocol.messages import Kind, State, Version
 from protocol.registry import Registry
 from protocol.spec import ModelSpec
 
@@ -89,19 +89,11 @@ class Production:
     def _delta(self, id: bytes, site: str, raw: bytes, registry: Registry) -> Iterator[bytes]:
         records = self._records
         try:
-            blob = records.opened.get(raw) or self._open(raw, registry)
+            blob = records.opened.get(raw) or records.open_update(raw, _Known(registry))
             key_of = partial(topology.update_chunk, site)
             yield from read_blob(records.trusted, blob.manifest, blob.key, key_of, pool=records.pool, digest=False)
         except (WireError, StoreError) as error:
             raise BadMember(id, error) from error
-
-    def _open(self, raw: bytes, registry: Registry) -> OpenBlob:
-        """An update's blob, when its arrival was too long ago to be remembered."""
-        verified = verify(raw, _Known(registry), federation=self._records.federation, kinds={Kind.UPDATE})
-        key = unlock(verified, self._records.identity)
-        if verified.manifest is None:
-            raise WireError("an update without a blob", "truncated")
-        return OpenBlob(verified.sender.name, verified.manifest, key)
 
     def produce(self, plan: MergePlan, inputs: Inputs) -> Product:
         """Merge, and store every chunk and record of the new version.
@@ -136,9 +128,9 @@ class Production:
             self._cipher,
         )
         ours = [self._records.identity.public]
-        states = {name: output.finish(state_body(name, 1.0), ours) for name, output in own.items()}
+        states = {name: output.finish(encode(State(stream=name, weight=1.0)), ours) for name, output in own.items()}
         entitled = self._records.entitled(inputs.registry)
-        record = model.finish(version_body(inputs.body), entitled)
+        record = model.finish(encode(replace(inputs.body, parent=plan.parent)), entitled)
         self._records.put_record(record)
         return Product(digest=model.digest, record=record, states=states)
 
@@ -192,8 +184,3 @@ class _Known:
         if kid not in self._by_kid:
             raise Untrusted(f"no participant ever had the key {kid.hex()[:8]}")
         return self._by_kid[kid]
-
-
-def record_digest(raw: bytes) -> bytes:
-    """SHA-256 of a stored record, as heads name it."""
-    return hashlib.sha256(raw).digest()

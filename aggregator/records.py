@@ -14,11 +14,10 @@ from broker.chunks import Getter
 from broker.streams import ChunkUploads, read_blob
 from protocol import limits, topology
 from protocol.blob import Slices
-from protocol.codec import encode
-from protocol.envelope import ContentKey, Sealer, Verified, raw_body, reissue, seal, unlock, verify
+from protocol.envelope import ContentKey, Sealer, Trust, Verified, raw_body, reissue, seal, unlock, verify
 from protocol.errors import Malformed
 from protocol.keys import Identity, Participant, Role
-from protocol.messages import Head, Kind, RunHead, State, Version
+from protocol.messages import Head, Kind, RunHead
 from protocol.registry import Registry
 from protocol.spec import ModelSpec, records
 
@@ -38,7 +37,7 @@ class Opened:
             Malformed: it has none.
         """
         if self.verified.manifest is None:
-            raise Malformed(f"a {self.verified.kind.name} record without a blob")
+            raise Malformed(f"a {self.verified.kind.name} record without a blob", "truncated")
         return OpenBlob(self.verified.sender.name, self.verified.manifest, self.key)
 
 
@@ -94,6 +93,15 @@ class Records:
             self.opened.put(raw, found)
         return found
 
+    def open_update(self, raw: bytes, trust: Trust) -> OpenBlob:
+        """The blob of a journalled update, which arrived too long ago to be remembered, or under an older registry.
+
+        Raises:
+            WireError: it is nobody's that `trust` knows, or not for us.
+        """
+        verified = verify(raw, trust, federation=self.federation, kinds={Kind.UPDATE})
+        return Opened(verified, unlock(verified, self.identity)).blob
+
     def read(self, blob: OpenBlob, key_of: Callable[[str], str], *, digest: bool = False) -> Iterator[bytes]:
         """The plaintext records of a record's blob."""
         source = self.store if digest else self.trusted
@@ -103,7 +111,7 @@ class Records:
 
     def put_record(self, raw: bytes) -> bytes:
         """Store a signed record; returns its SHA-256."""
-        digest = hashlib.sha256(raw).digest()
+        digest = record_digest(raw)
         self.store.put(topology.record_key(digest.hex()), raw)
         return digest
 
@@ -170,14 +178,9 @@ class Records:
         )
 
 
-def version_body(version: Version) -> bytes:
-    """The body of a version record."""
-    return encode(version)
-
-
-def state_body(stream: str, weight: float) -> bytes:
-    """The body of a state record."""
-    return encode(State(stream=stream, weight=weight))
+def record_digest(raw: bytes) -> bytes:
+    """SHA-256 of a stored record, as heads name it."""
+    return hashlib.sha256(raw).digest()
 
 
 class _Ours:

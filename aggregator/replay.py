@@ -6,6 +6,7 @@ plaintext digest with the journal's. It never decides again which updates were r
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from aggregator.history import History
 from aggregator.merge import RELEASED
 from aggregator.plan import Member, MergePlan
 from aggregator.planning import members
-from aggregator.production import Inputs, Production, record_digest
+from aggregator.production import Inputs, Production
 from aggregator.records import Records
 from aggregator.run_history import RunHistory
 from aggregator.standing import Standing
@@ -132,7 +133,7 @@ class Replay:
                     states=states,
                     envelopes=[self.history.envelope(member.id) for member in changed.members],
                     registry=self.registry,
-                    body=replace(body, parent=record_digest(parent)),
+                    body=body,
                 )
                 before = over.written()
                 product = Production(records, spec, chosen, cipher, average=average).produce(changed, inputs)
@@ -183,7 +184,7 @@ def _changed(plan: MergePlan, what_if: WhatIf, chosen: Strategy) -> MergePlan:
         strategy=chosen.name,
         rate=chosen.rate,
         members=tuple(weighed(member) for member in kept),
-        ids=(*plan.ids[:2], *(record_digest(plan.ids[0] + s.encode())[:16] for s in chosen.state)),
+        ids=(*plan.ids[:2], *(hashlib.sha256(plan.ids[0] + s.encode()).digest()[:16] for s in chosen.state)),
     )
 
 

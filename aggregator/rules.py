@@ -52,6 +52,7 @@ class AggregatorRules:
         self._busy: set[str] = set()
         self.catalogue = Catalogue(snapshot.models, snapshot.channels)
         self.orders = Orders(snapshot.counters, snapshot.measures)
+        self.orders.follow(snapshot.registry)
         self.registry = self.orders.narrowed(snapshot.registry)
         self._root_registry = snapshot.registry
         self._liveness = Liveness(_HEARTBEAT, self._sites(), now)

@@ -38,6 +38,11 @@ class RunRecord:
     code_record: bytes
 
 
+def read_plan(raw: bytes) -> MergePlan | None:
+    """The plan of a version as its row holds it; None for version 0."""
+    return decode(MergePlan, raw, _PLAN) if raw else None
+
+
 class RunHistory:
     """Reads one run in an aggregator's database."""
 

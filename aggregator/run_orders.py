@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from aggregator import lifecycle
 from aggregator.catalogue import Catalogue
 from aggregator.order_events import CommandArrived
-from protocol.messages import RunState
+from protocol.codec import is_word
+from protocol.messages import GOING_ON, RunState
 
 ABOUT_RUNS = frozenset(
     {*lifecycle.COMMANDS, "run.create", "run.clone", "run.offer", "run.delete", "model.export", "model.publish"}
 )
 PREPARED = frozenset({"run.create", "run.clone", "run.offer", "model.export", "model.publish", "model.card"})
 """Orders that take a while: what they make is made ready first, and stands only once the rules have taken it."""
-_WORD = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,63}")
 MOST_GOING_ON = 64
 """Runs that a head tells."""
@@ -93,14 +93,14 @@ def about_run(event: CommandArrived, present: Present) -> Verdict:
         return Verdict(f"run_{state.value}", run)
     if event.command == "model.publish":
         name = arguments.get("name")
-        if not _is_word(name):
+        if not is_word(name):
             return Verdict("bad_argument", run)
         return Verdict("name_taken" if present.catalogue.has(str(name)) else "ok", run)
     wanted = lifecycle.COMMANDS.get(event.command)
     if wanted is not None and state not in wanted[1]:
         return Verdict(f"run_{state.value}", run)
-    going_on = sum(each in lifecycle.GOING_ON for each in present.runs.values())
-    if event.command in _GOES_ON_AGAIN and state not in lifecycle.GOING_ON and going_on >= MOST_GOING_ON:
+    going_on = sum(each in GOING_ON for each in present.runs.values())
+    if event.command in _GOES_ON_AGAIN and state not in GOING_ON and going_on >= MOST_GOING_ON:
         return Verdict("too_many_runs", run)
     if event.command in _GOES_ON_AGAIN and run in present.complete:
         return Verdict("run_complete", run)
@@ -111,7 +111,7 @@ def about_models(event: CommandArrived, catalogue: Catalogue) -> str:
     """What speaks against an order about published models, in a word."""
     name, channel = event.arguments.get("name"), event.arguments.get("channel")
     needed = {"model.promote": (name, channel), "model.rollback": (channel,), "model.card": (name,)}
-    if not all(map(_is_word, needed.get(event.command, ()))):
+    if not all(map(is_word, needed.get(event.command, ()))):
         return "bad_argument"
     if event.command == "model.promote":
         if not catalogue.is_model(str(name)):
@@ -129,11 +129,7 @@ def _new(name: object, present: Present, operator: str) -> Verdict:
         return Verdict("bad_argument")
     if name in present.taken:
         return Verdict("run_exists", name)
-    at_rest = sum(state not in lifecycle.GOING_ON for run, state in present.runs.items() if present.by[run] == operator)
+    at_rest = sum(state not in GOING_ON for run, state in present.runs.items() if present.by[run] == operator)
     if len(present.runs) >= MOST_RUNS or at_rest >= MOST_OF_ONE:
         return Verdict("too_many_runs", name)
     return Verdict("ok", name)
-
-
-def _is_word(text: object) -> bool:
-    return isinstance(text, str) and _WORD.fullmatch(text) is not None

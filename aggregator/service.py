@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import nacl.utils
 import structlog
 
-from aggregator import events, lifecycle, order_events
+from aggregator import events, order_events
 from aggregator.config import RunConfig
 from aggregator.desk import NOBODY, Desk
 from aggregator.doors import Doors
@@ -28,12 +26,13 @@ from aggregator.journal import Journal
 from aggregator.letters import addressee
 from aggregator.opened import OpenBlobs
 from aggregator.opening import Genesis, registry_in_force, take_over
+from aggregator.pools import Pools
 from aggregator.preparing import Preparing
-from aggregator.production import record_digest
 from aggregator.pulse import Pulse
-from aggregator.records import Records
+from aggregator.records import Records, record_digest
 from aggregator.rules import AggregatorRules
 from aggregator.serving import Servings
+from aggregator.telling import Observer, Telling, nobody
 from broker.actor import Actor
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
@@ -44,17 +43,12 @@ from protocol import topology
 from protocol.envelope import NO_RUN, seal
 from protocol.errors import ConfigError, DiskFull, Fenced, LoginRefused, NotAllowed, StateError, WrongContext
 from protocol.keys import Identity, Role
-from protocol.messages import RunHead, RunState
+from protocol.messages import GOING_ON, RunHead, RunState
 from protocol.registry import Registry, open_registry
 
 log = structlog.get_logger("aggregator")
 DATABASE = "aggregator.db"
 _ROOM_AGAIN = 5.0  # seconds between looks at a full disk
-Observer = Callable[[str, Mapping[str, Any]], None]
-
-
-def _nobody(event: str, fields: Mapping[str, Any]) -> None:
-    """The observer of a service that nobody watches."""
 
 
 class AggregatorService:
@@ -73,7 +67,7 @@ class AggregatorService:
         state: Path | None,
         genesis: Genesis | None,
         code: bytes = b"",
-        observer: Observer = _nobody,
+        observer: Observer = nobody,
         cache_bytes: int = 4 << 30,
         doors: Doors = Doors(),  # noqa: B008  # frozen
     ) -> None:
@@ -83,10 +77,8 @@ class AggregatorService:
         `cache_bytes` bounds the local ciphertext cache: best a little more than K + 3 times the model.
 
         Raises:
-            ConfigError, StateError, WireError, StoreError: the run cannot be opened.
+            ConfigError, StateError, WireError, StoreError: a run cannot be opened.
         """
-        # Bound once: a logger of the module is set up anew for every line.
-        self._log = log.bind()
         self._federation = federation
         self._identity = identity
         self._root = root
@@ -95,24 +87,20 @@ class AggregatorService:
         if state is not None:
             self._store = CachedBlobs(store, state / "cache", cache_bytes, keep_puts=True, small=SMALL)
         self._observer = observer
+        self._telling = Telling(observer)
         self._doors = doors
-        self._io = ThreadPoolExecutor(4, thread_name_prefix="aggregator io")
-        self._cipher = ThreadPoolExecutor(3, thread_name_prefix="aggregator cipher")
-        # A merge never queues behind admissions: the longer it waited, the more updates would come for nothing.
-        self._admissions = ThreadPoolExecutor(2, thread_name_prefix="aggregator admission")
-        self._merges = ThreadPoolExecutor(1, thread_name_prefix="aggregator merge")
-        self._preparations = ThreadPoolExecutor(1, thread_name_prefix="aggregator prepare")
+        self._stopping = threading.Event()
+        self._pools = Pools(self._tell, self._stopping)
         self._opened = OpenBlobs()
         self.journal = Journal(None if state is None else state / DATABASE, self._seal)
         self._open(registry_record, config, genesis, code)
-        self._relay = Relay(transport, lambda row: self._actor.mailbox.put(events.Published(row=row)))
+        self._relay = Relay(transport, lambda row: self._tell(events.Published(row=row)))
         self.pulse = None if state is None else Pulse(transport, state)
         announce = partial(transport.publish, topology.GLOBAL, "")
         self._heads = HeadWriter(store, federation, announce, self._registry_record)
         self._subscriptions: list[Subscription] = []
         self._sites: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="aggregator", daemon=True)
-        self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._registry_lock = threading.Lock()
         self.ended = threading.Event()
@@ -127,7 +115,9 @@ class AggregatorService:
         if config is not None:
             self._begin(config, genesis, code)
         registry = partial(getattr, self._intake, "registry")
-        self._servings = Servings(self.journal, self.records_of, self._store, self._io, self._cipher, registry)
+        self._servings = Servings(
+            self.journal, self.records_of, self._store, self._pools.io, self._pools.cipher, registry
+        )
         self.serving = {name: self._servings.open(name) for name in self.journal.names()}
         snapshot = self.journal.load(self.registry)
         rules = {name: serving.rules for name, serving in self.serving.items()}
@@ -143,9 +133,9 @@ class AggregatorService:
             rules=self.rules,
             serving=self.serving,
             head=lambda: self._heads.newest,
-            again=lambda site, raw: self._actor.mailbox.put(self._intake.update(site, NOBODY, raw)),
+            again=lambda site, raw: self._tell(self._intake.update(site, NOBODY, raw)),
             put_registry=self.update_registry,
-            later=self._io.submit,
+            later=self._pools.io.submit,
             card=self._preparing.card,
             doors=self._doors,
         )
@@ -163,14 +153,14 @@ class AggregatorService:
 
     def records_of(self, run: str) -> Records:
         """The records of one run."""
-        return Records(self._federation, run, self._identity, self._store, self._io, self._opened)
+        return Records(self._federation, run, self._identity, self._store, self._pools.io, self._opened)
 
     # ---- life
 
     def start(self) -> None:
         """Declare the topology, begin to consume and to step."""
         self._declare(self.registry)
-        self._actor.mailbox.put(events.Started())
+        self._tell(events.Started())
         self._thread.start()
         self._consume_sites()
         self._subscriptions.append(
@@ -214,8 +204,7 @@ class AggregatorService:
                 self.pulse.stop(fenced=isinstance(self._error, Fenced))
             self._relay.close()
             self._heads.close(put=not isinstance(self._error, Fenced))
-            for pool in (self._preparations, self._merges, self._admissions, self._cipher, self._io):
-                pool.shutdown(wait=False, cancel_futures=True)
+            self._pools.close()
             self.journal.close()
             log.info("aggregator.stopped")
 
@@ -229,7 +218,7 @@ class AggregatorService:
         known = self.registry.version
         if registry.version <= known:
             raise WrongContext(f"registry version {registry.version} is not newer than version {known}, in force")
-        self._store.put(topology.record_key(record_digest(record).hex()), record)
+        self.records_of(NO_RUN).put_record(record)
         self._declare(registry)
         with self._registry_lock:
             if registry.version <= self._intake.registry.version:
@@ -237,7 +226,7 @@ class AggregatorService:
             # At once for what arrives, not only once the rules have heard of it: whom it revokes says nothing more.
             self._intake.registry = self.rules.orders.narrowed(registry)
         self._opened.clear()
-        self._actor.mailbox.put(events.RegistryChanged(registry=registry, record=record))
+        self._tell(events.RegistryChanged(registry=registry, record=record))
 
     def _declare(self, registry: Registry) -> None:
         members = {role: sorted(p.name for p in registry.members(role)) for role in (Role.SITE, Role.OPERATOR)}
@@ -247,6 +236,10 @@ class AggregatorService:
             log.warning("topology.login_refused", registry=registry.version, error=str(error))
         except NotAllowed:  # as it should be: whoever runs the broker declares, by `fledge deploy broker`
             log.info("topology.declared_by_others", registry=registry.version)
+
+    def _tell(self, event: Any) -> None:
+        """An event for the rules; safe from any thread."""
+        self._actor.mailbox.put(event)
 
     # ---- deliveries
 
@@ -262,18 +255,18 @@ class AggregatorService:
 
     def _take_update(self, site: str, delivery: Delivery) -> None:
         crash_point("aggregator.received")
-        self._actor.mailbox.put(self._intake.update(site, delivery, delivery.body))
+        self._tell(self._intake.update(site, delivery, delivery.body))
 
     def _take_event(self, site: str, delivery: Delivery) -> None:
         event, sign = self._intake.live(site, delivery, delivery.body)
-        self._actor.mailbox.put(event)
+        self._tell(event)
         if sign is not None:
             self._desk.seen(site, sign)
             told = sign.event
             self._observer("site", {"site": site, "state": told.state, "progress": told.progress, **told.metrics})
 
     def _take_command(self, delivery: Delivery) -> None:
-        self._actor.mailbox.put(self._intake.command(delivery, delivery.body, time.time()))
+        self._tell(self._intake.command(delivery, delivery.body, time.time()))
 
     # ---- commits
 
@@ -284,6 +277,7 @@ class AggregatorService:
         answers = self._commit_when_there_is_room(writes)
         for write in writes:
             self._after(write)
+            self._telling.committed(write)
         return answers
 
     def _commit_when_there_is_room(self, writes: Any) -> list[Any]:
@@ -302,35 +296,16 @@ class AggregatorService:
             case events.CommitVersion(plan=plan, product=product):
                 self.serving[plan.run].record = product.record
                 crash_point("aggregator.committed")
-                stale = [member.staleness for member in plan.members]
-                log.info(
-                    "version.committed",
-                    run=plan.run,
-                    version=plan.version,
-                    digest=product.digest.hex()[:16],
-                    members=[member.id.hex()[:8] for member in plan.members],
-                    staleness=stale,
-                )
-                sites = [member.site for member in plan.members]
-                self._observer("version", {"version": plan.version, "sites": sites, "staleness": stale})
             case events.ReplaceRecord(run=run, record=record, spec_record=spec_record):
                 self.serving[run].record, self.serving[run].spec_record = record, spec_record
             case order_events.CreateRun(new=new) if new.rules.run in self.rules.runs:
                 self.serving[new.rules.run] = self._servings.open(new.rules.run)
-                log.info("run.created", run=new.rules.run)
             case order_events.OfferCode(offered=offered):
                 self.serving[offered.run].code_record = offered.code_record
             case order_events.DeleteRun(run=run):
                 self.serving.pop(run, None)
-                log.info("run.deleted", run=run)
             case events.JournalUpdate():
                 crash_point("aggregator.journalled")
-            case events.SetState(id=id, state=state, reason=reason):
-                self._log.info("update." + state.value, update=id.hex()[:8], reason=reason)
-                self._observer("update", {"state": state.value, "reason": reason})
-            case events.SetRun(run=run, state=state, reason=reason):
-                log.info("run." + state.value, run=run, reason=reason)
-                self._observer("run", {"state": state.value, "reason": reason})
             case _:
                 pass
 
@@ -350,6 +325,7 @@ class AggregatorService:
     # ---- effects
 
     def _perform(self, effect: Any) -> None:
+        pools = self._pools
         match effect:
             case events.Settle(delivery=delivery):
                 delivery.ack()
@@ -360,20 +336,20 @@ class AggregatorService:
                     crash_point("aggregator.publishing")
             case events.Admit(run=run, id=id):
                 if run in self.serving:
-                    self._submit(self._admissions, self.serving[run].work.admit, id, self.journal.envelope(id))
+                    pools.submit(pools.admissions, self.serving[run].work.admit, id, self.journal.envelope(id))
             case events.Merge(plan=plan):
                 if (it := self.serving.get(plan.run)) is not None:
                     inputs = it.inputs(plan, self.journal, self.rules.registry)
-                    self._submit(self._merges, it.work.merge, plan, inputs)
+                    pools.submit(pools.merges, it.work.merge, plan, inputs)
             case events.PutHead():
                 self._heads.put(self._head(effect))
             case events.AnnounceHead():
                 self._heads.announce()
             case events.Reissue(run=run, registry=registry, version=version):
                 if (it := self.serving.get(run)) is not None:
-                    self._submit(self._merges, it.work.reissue, version, registry, it.record, it.spec_record)
+                    pools.submit(pools.merges, it.work.reissue, version, registry, it.record, it.spec_record)
             case events.Ended():
-                if not any(run.state in lifecycle.GOING_ON for run in self.rules.runs.values()):
+                if not any(run.state in GOING_ON for run in self.rules.runs.values()):
                     self.ended.set()
             case order_events.Prepare():
                 self._prepare(effect)
@@ -381,19 +357,6 @@ class AggregatorService:
                 self._follow_registry(registry)
             case _:
                 self._desk.serve(effect)
-
-    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *arguments: Any) -> None:
-        def run() -> None:
-            try:
-                self._actor.mailbox.put(work(*arguments))
-            except Exception:  # a defect must not leave an update or a merge waiting for ever without a word
-                if self._stopping.is_set():
-                    return  # its pools are gone; what was under way is done again at the next start
-                log.exception("work.failed", work=work.__name__)
-                raise
-
-        if not self._stopping.is_set():  # what is not begun now is begun at the next start
-            pool.submit(run)
 
     def _prepare(self, order: order_events.Prepare) -> None:
         """Gather what the journal knows for an order that takes time, and have it worked on."""
@@ -403,10 +366,10 @@ class AggregatorService:
                 source = self._servings.source(it, order.command)
         except StateError as error:
             told = order_events.Prepared(command=order.command, reason="not_possible", text=str(error))
-            self._actor.mailbox.put(told)
+            self._tell(told)
             return
         card = self.journal.model(order.model) if order.model else None
-        self._submit(self._preparations, self._preparing.work, order, source, card)
+        self._pools.submit(self._pools.preparations, self._preparing.work, order, source, card)
 
     def _follow_registry(self, registry: Registry) -> None:
         self.registry = self._intake.registry = self._desk.registry = registry

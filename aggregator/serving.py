@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 from aggregator.config import RunConfig
 from aggregator.history import History
-from aggregator.opening import rules_of
+from aggregator.opening import first_body, rules_of
 from aggregator.order_events import CommandArrived
 from aggregator.plan import MergePlan
-from aggregator.production import Inputs, Production, record_digest
-from aggregator.records import Records
+from aggregator.production import Inputs, Production
+from aggregator.records import Records, record_digest
 from aggregator.snapshot import RunRules
 from aggregator.work import Work
 from broker.blobs import BlobStore
-from protocol.keys import Role
-from protocol.messages import Measurement, Version
+from protocol.messages import Measurement
 from protocol.registry import Registry
 from protocol.spec import ModelSpec
 
@@ -43,20 +42,7 @@ class Serving:
             states=history.run(plan.run).state_records(plan.version - 1),
             envelopes=[history.envelope(member.id) for member in plan.members],
             registry=registry,
-            body=self._body(plan.parent, registry),
-        )
-
-    def _body(self, parent: bytes | None, registry: Registry) -> Version:
-        chosen = self.rules.strategy
-        return Version(
-            parent=parent,
-            spec_record=record_digest(self.spec_record),
-            updates_per_base=chosen.updates_per_base,
-            max_staleness=chosen.max_staleness(len(registry.members(Role.SITE)) or 1),
-            evaluate=self.config.evaluate,
-            task=self.config.task,
-            registry=registry.version,
-            bundle=self.rules.bundle,
+            body=first_body(self.config, self.rules, record_digest(self.spec_record), registry),
         )
 
 

@@ -12,17 +12,15 @@ import structlog
 
 from aggregator import events
 from aggregator.admission import inspect
-from aggregator.opened import OpenBlob
 from aggregator.plan import MergePlan
 from aggregator.production import BadMember, Inputs, Production
-from aggregator.records import Records, version_body
+from aggregator.records import Records
 from broker.blobs import BlobStore
 from broker.crash import crash_point
 from broker.streams import read_blob
 from protocol import limits, topology
-from protocol.codec import decode
-from protocol.envelope import unlock, verify
-from protocol.errors import Corrupt, FledgeError, Malformed, Missing, StoreError, TrainingError, WireError
+from protocol.codec import decode, encode
+from protocol.errors import Corrupt, FledgeError, Missing, StoreError, TrainingError, WireError
 from protocol.messages import Kind, Version
 from protocol.registry import Registry
 from protocol.spec import ModelSpec
@@ -58,7 +56,7 @@ class Work:
         """Stream an update's blob once; tells `Admitted` or `NotAdmitted`."""
         self._log.info("admission.started", update=id.hex()[:8])
         try:
-            blob = self.records.opened.get(envelope) or self._open_update(envelope)
+            blob = self.records.opened.get(envelope) or self.records.open_update(envelope, self._registry())
             key_of = partial(topology.update_chunk, blob.sender)
             payload = read_blob(self._store, blob.manifest, blob.key, key_of, pool=self._io, ahead=2)
             norm = inspect(self.spec, payload)
@@ -74,13 +72,6 @@ class Work:
             return events.NotAdmitted(id=id, reason="store_away", retry=True)
         crash_point("aggregator.admitted")
         return events.Admitted(id=id, norm=norm)
-
-    def _open_update(self, envelope: bytes) -> OpenBlob:
-        """An update that arrived too long ago to be remembered, or under an older registry."""
-        verified = verify(envelope, self._registry(), federation=self.records.federation, kinds={Kind.UPDATE})
-        if verified.manifest is None:
-            raise Malformed("an update without a blob", "truncated")
-        return OpenBlob(verified.sender.name, verified.manifest, unlock(verified, self.records.identity))
 
     def merge(self, plan: MergePlan, inputs: Inputs) -> Any:
         """Compute a version; tells `Merged` or `MergeFailed`."""
@@ -116,4 +107,4 @@ class Work:
 
 def _rebind(spec_record: bytes, registry: int, body: bytes) -> bytes:
     """A version record's body under a newer registry."""
-    return version_body(replace(decode(Version, body, limits.BODY), spec_record=spec_record, registry=registry))
+    return encode(replace(decode(Version, body, limits.BODY), spec_record=spec_record, registry=registry))

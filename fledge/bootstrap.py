@@ -19,7 +19,8 @@ from aggregator.config import AggregatorConfig
 from aggregator.history import History
 from aggregator.records import Records
 from aggregator.run_history import RunHistory
-from aggregator.service import DATABASE, AggregatorService, Observer
+from aggregator.service import DATABASE, AggregatorService
+from aggregator.telling import Observer
 from broker.blobs import BlobStore
 from broker.cache import SMALL, CachedBlobs
 from broker.presigned import Ask
@@ -39,7 +40,8 @@ from worker.config import load_trainer, read_config, site_policy, trainer_digest
 from worker.filters import build
 from worker.looking.answers import Looking
 from worker.looking.settings import write_settings
-from worker.service import WorkerService, WorkerSettings
+from worker.service import WorkerService
+from worker.settings import WorkerSettings
 from worker.signs import Observer as WorkerObserver
 from worker.signs import WorkerEvent
 

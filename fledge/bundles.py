@@ -22,7 +22,7 @@ from broker.streams import ChunkUploads
 from fledge.init_run import RUN_TOML, load_genesis, load_run
 from fledge.packing import load_code
 from protocol import limits
-from protocol.codec import encode
+from protocol.codec import encode, is_word
 from protocol.envelope import Sealer
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Participant
@@ -30,7 +30,6 @@ from protocol.messages import Bundle, Kind
 from protocol.topology import bundle_key
 
 _PARALLEL = 4
-_WORD = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
 _NAME = re.compile(r"^name[ \t]*=.*$", re.MULTILINE)
 
 
@@ -147,7 +146,7 @@ def _records(first: Iterable[bytes], then: Iterable[bytes]) -> Iterator[bytes]:
 
 def _renamed(path: Path, raw: bytes, name: str) -> bytes:
     """The settings under another name; everything else, comments included, stays as it is."""
-    if _WORD.fullmatch(name) is None:
+    if not is_word(name):
         raise ConfigError(f"{name!r} cannot name a run: use letters, digits and . _ : + -, at most 64")
     changed = _NAME.sub(f'name = "{name}"', raw.decode("utf-8"), count=1)
     before, after = tomllib.loads(raw.decode("utf-8")), tomllib.loads(changed)

@@ -151,7 +151,8 @@ def init_run(
     """
     from fledge.init_run import RUN_TOML
     from fledge.init_run import init_run as make_run
-    from fledge.packing import CODE, FACTORY, archive, read_code
+    from fledge.packing import CODE, archive, read_code
+    from worker.deployed import FACTORY
 
     if not factory and code is None:
         raise ConfigError("name your training code as module:factory, or its folder with --code")

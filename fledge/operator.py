@@ -81,6 +81,11 @@ class Said:
     values: Mapping[str, Any] = field(default_factory=dict)
     """Plain values; a table is a tuple for each column, all of one length."""
 
+    @property
+    def why(self) -> str:
+        """Of a refusal: the sentence, or else the word."""
+        return self.text or self.reason
+
 
 @dataclass(slots=True)
 class _Asked:

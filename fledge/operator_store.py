@@ -76,4 +76,4 @@ def _urls(console: Console, order: str, arguments: Mapping[str, Any]) -> tuple[s
             f"the aggregator signs no URLs for this store{why}; have a kit with credentials made (`access: "
             f"credentials` in project.yml), or set {STORE} to a URL that you can reach"
         )
-    raise Forbidden(f"the aggregator gives no URLs for the store: {answer.text or answer.reason}")
+    raise Forbidden(f"the aggregator gives no URLs for the store: {answer.why}")

@@ -17,8 +17,7 @@ from worker.unpacking import read_archive
 CODE = "code"
 """The folder of a run that holds its training code."""
 ENTRY = "trainer.py"
-FACTORY = "trainer:trainer"
-"""What sites call: `def trainer(**options)` in `trainer.py`."""
+"""The file of it that has to be there, with a `trainer` in it."""
 _FIRST_DAY = (1980, 1, 1, 0, 0, 0)
 _MODE = stat.S_IFREG | 0o644
 _UNIX = 3

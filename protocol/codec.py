@@ -62,10 +62,15 @@ Plain = Flag | _Integer | Annotated[Real, _exactly(float)] | Text | None
 Parameters = Annotated[dict[Word, Plain | Annotated[tuple[Plain, ...], many(limits.PLAINS)]], Field(max_length=64)]
 
 T = TypeVar("T")
-_NAME = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
+_WORD = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
 _SCALARS = frozenset({bytes, str, int, float, bool, type(None)})
 _names: dict[type, tuple[str, ...] | None] = {}
 _adapters: dict[type, TypeAdapter[Any]] = {}
+
+
+def is_word(text: object) -> bool:
+    """Whether something is a `Word`."""
+    return isinstance(text, str) and _WORD.fullmatch(text) is not None
 
 
 def encode(value: Any) -> bytes:
@@ -128,7 +133,7 @@ def _is_newer(plain: Any) -> bool:
 
 def _place(part: int | str) -> str:
     """Part of a place within a message; a name that is not a word was made up by the sender and is not shown."""
-    return str(part) if isinstance(part, int) or _NAME.fullmatch(part) else "?"
+    return str(part) if isinstance(part, int) or is_word(part) else "?"
 
 
 def _no_extensions(code: int, data: bytes) -> NoReturn:

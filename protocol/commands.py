@@ -14,6 +14,8 @@ LONGEST_ORDER = 24 * 3600.0
 """Seconds a command may be good for."""
 TOLERANCE = 600.0
 """Seconds by which two clocks may differ."""
+COUNTER_AHEAD = "counter_ahead"
+"""The objection to an order whose number lies beyond every honest clock; it is not noted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ def _site(name: str, action: Action, summary: str, *, dangerous: bool = False, r
 ORDERS: dict[str, Order] = {
     order.name: order
     for order in (
-        _hub("status", Action.VIEW, "The run, and every site: when last seen, what it does, how old its version is."),
+        _hub("status", Action.VIEW, "A run, and every site: when last seen, what it does, how old its version is."),
         _hub("registry", Action.VIEW, "The signed list of members, for a kit that has an older one."),
         _hub("registry.put", Action.OPERATE, "Put a newer list of members, signed by the root, in force."),
         _hub("site.list", Action.VIEW, "Every member with its organisation, and whether its keys hold."),

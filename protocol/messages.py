@@ -154,6 +154,10 @@ class RunState(StrEnum):
     ABORTED = "aborted"
 
 
+GOING_ON = (RunState.RUNNING, RunState.PAUSED)
+"""States of runs that were started and are not over."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """A model version: the signed record whose blob is the model; also its announcement."""

@@ -7,15 +7,14 @@ it once the answer is in its journal; whichever of the two is killed, the answer
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from protocol.codec import is_word
 from protocol.errors import StateError
 
 _WORDS = {"approved": True, "refused": False}
-_RUN = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
 _MOST = 256
 _SAID, _TAKEN, _NEW = ".said", ".taken", ".new"
 
@@ -87,7 +86,7 @@ class Answers:
                 names = [Path(entry.name) for entry in islice(entries, _MOST)]
         except OSError:
             return set()  # nobody has said anything yet
-        return {name.stem for name in names if name.suffix in (_SAID, _TAKEN) and _RUN.fullmatch(name.stem)}
+        return {name.stem for name in names if name.suffix in (_SAID, _TAKEN) and is_word(name.stem)}
 
     def _read(self, run: str, kind: str) -> bool | None:
         """What a note says; None if there is none, or if it says nothing."""

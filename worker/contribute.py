@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from broker.lanes import Here
 from protocol import limits
 from protocol.blob import BlobWriter, Emit, Manifest
-from protocol.codec import decode, encode
+from protocol.codec import decode, encode, is_word
 from protocol.envelope import Sealer
 from protocol.errors import ConfigError, FledgeError, Malformed, Tampered, TrainingError
 from protocol.messages import DENSE_F32, Evaluation, Update
 from protocol.spec import ModelSpec, Span, TensorKind, records
 from worker.filters import Dice, FilterChain, Slice, fresh_dice
 from worker.own import OwnTensors
-from worker.policy import METRIC
 from worker.trainer import Control, EvaluationResult, Trainer, TrainResult
 from worker.weights import F32, Array, Records, Weights, check_array
 
@@ -170,7 +169,7 @@ def _metrics(given: Mapping[str, float]) -> dict[str, float]:
         raise TrainingError(f"the trainer reports {len(given)} metrics; at most {_MAX_METRICS} are allowed")
     result: dict[str, float] = {}
     for name, value in given.items():
-        if not METRIC.fullmatch(name):
+        if not is_word(name):
             raise TrainingError(f"metric {name!r}: names have 1 to 64 letters, digits and the characters . _ : + -")
         if math.isfinite(value):
             result[name] = float(value)

@@ -25,8 +25,8 @@ from worker.codes import Codes
 from worker.policy import SitePolicy
 from worker.trainer import Trainer
 
-ENTRY = "trainer:trainer"
-"""The factory, `module:function`, of code whose run names no other as `trainer` in its task."""
+FACTORY = "trainer:trainer"
+"""What is called, `module:function`, of code whose run names no other as `trainer` in its task."""
 HOUSE = frozenset(
     {
         *("protocol", "broker", "worker", "aggregator", "deploy", "fledge"),
@@ -173,7 +173,7 @@ class Deployed:
 
 
 def _entry(run: str, task: Mapping[str, Any]) -> str:
-    named = task.get("trainer", ENTRY)
+    named = task.get("trainer", FACTORY)
     if not isinstance(named, str) or not _ENTRY.fullmatch(named):
         raise TrainingError(f"the task of run {run} sets trainer to something other than module:factory")
     return named

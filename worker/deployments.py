@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocol.messages import Outcome, RunState
+from protocol.messages import GOING_ON, Outcome, RunState
 from worker.events import AbortTraining, Deployment, RunRow, Snapshot, Train
 from worker.obeying import CommandSeen
 from worker.sending import Decided
@@ -19,7 +19,6 @@ NO_TRAINER, NOT_DEPLOYED, LEFT = "no_trainer", "not_deployed", "left"
 """What keeps a run from being trained here, as signs of life tell it."""
 CODE_LOST = "code_lost"
 """The training failed because the site no longer holds the code that was deployed."""
-GOES_ON = (RunState.RUNNING, RunState.PAUSED)
 ENDED = (RunState.STOPPED, RunState.ABORTED)
 WITH_ITS_RUN = (Outcome.RUN_ENDED, Outcome.RUN_ABORTED)
 """What becomes of updates that are in no version when their run ends."""
@@ -154,7 +153,7 @@ class Deployments:
         return "ok", ""
 
     def _withdraw(self, run: str, row: RunRow | None, training: Train | None, decided: Decided) -> tuple[str, str]:
-        if row is not None and row.state in GOES_ON and run not in self._left:
+        if row is not None and row.state in GOING_ON and run not in self._left:
             return "run_goes_on", (
                 f"run {run} is {row.state.value} and this site takes part in it; order `run leave` here, "
                 "or end the run, and withdraw it then"

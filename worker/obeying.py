@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from protocol.commands import COUNTER_AHEAD
 from worker.events import Settle
 from worker.sending import Decided
 
-COUNTER_AHEAD = "counter_ahead"
-"""The objection to an order whose number lies beyond every honest clock; it is not noted."""
 Leaving = Literal["", "restart", "shutdown"]
 
 

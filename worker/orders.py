@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import nacl.utils
 
-from protocol.commands import LONGEST_ORDER, ORDERS, TOLERANCE
+from protocol.commands import COUNTER_AHEAD, LONGEST_ORDER, ORDERS, TOLERANCE
 from protocol.envelope import body, seal, unlock, verify
 from protocol.errors import ConfigError, FledgeError, Unauthorized, Untrusted, WireError
 from protocol.messages import Command, Kind, Reply
@@ -15,7 +15,7 @@ from protocol.registry import Registry
 from worker.announcements import Reader
 from worker.deploying import RUN_ORDERS, Deploying
 from worker.gate import Drain, Undrain
-from worker.obeying import COUNTER_AHEAD, CommandSeen, Leaving, Obeyed
+from worker.obeying import CommandSeen, Leaving, Obeyed
 from worker.policy import SitePolicy
 
 _TEXT = 1024

@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.settings import parse_toml
-from protocol.codec import Word
+from protocol.codec import Word, is_word
 from protocol.errors import ConfigError, TrainingError, Unauthorized
 from protocol.messages import Named
 
@@ -33,8 +33,6 @@ _SUFFIXES = "|".join(
 )
 DATA_FILE = re.compile(rf"\.(?:{_SUFFIXES})(?![A-Za-z0-9])", re.IGNORECASE)
 """How names of files end that may hold or name what is private."""
-METRIC = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
-"""What every name of a metric consists of."""
 _FILE = re.compile(rf"[/\\]|{DATA_FILE.pattern}", re.IGNORECASE)
 _TAG = re.compile(r"[0-9]+(?:\.[0-9]+){3,}|(?<![0-9A-Fa-f])[0-9A-Fa-f]{4}[,.:+_-][0-9A-Fa-f]{4}(?![0-9A-Fa-f])")
 """Identifiers as DICOM writes them, and its tags: group and element."""
@@ -159,7 +157,7 @@ class SitePolicy(BaseModel):
             TrainingError: a name looks like a file, a path or a DICOM tag, or is not among those allowed.
         """
         for name in names:
-            if not METRIC.fullmatch(name):
+            if not is_word(name):
                 raise TrainingError(f"metric {name!r}: names have 1 to 64 letters, digits and the characters . _ : + -")
             if _FILE.search(name) or _TAG.search(name):
                 raise TrainingError(

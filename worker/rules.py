@@ -50,7 +50,6 @@ from worker.events import (
     PullHead,
     ReceiptSeen,
     RegistrySeen,
-    Report,
     Resealed,
     RunRow,
     SendingFailed,
@@ -68,13 +67,12 @@ from worker.gate import Gate, Said
 from worker.obeying import CommandSeen, Obeyed, Obeying
 from worker.policy import OPEN, SitePolicy
 from worker.pulls import Pulls
+from worker.reporting import Reporting, Shown
 from worker.sending import Decided, Sending, pause
 from worker.standing import HubAnswered, LeftOut, Standing
 
 HEAD_TOLERANCE = 10 * 60.0
 """Seconds by which this machine's clock may be wrong."""
-REPORT_AT_MOST_EVERY = 1.0
-"""Seconds between two reports to the aggregator."""
 HOLD = 0.25
 """Seconds; with sites that train for milliseconds this saves every third commit, with slower ones it costs nothing."""
 ON_THEIR_WAY = 2
@@ -109,6 +107,7 @@ class WorkerRules:
         self._obeying = Obeying(snapshot.orders)
         self._standing = standing or Standing(None, Registry(version=0, entries=()))
         self._pulls = Pulls(dice)
+        self._reporting = Reporting(heartbeat)
         self._head = snapshot.head
         self._registry = snapshot.registry
         self._registry_digest = snapshot.registry_digest
@@ -118,16 +117,13 @@ class WorkerRules:
         self._blocked = False
         self._failed = NOT_FAILED
         self._train_at = float("-inf")
-        self._report_at = float("-inf")
-        self._reported_at = float("-inf")
-        self._reported = ("", "", -1, *NOT_FAILED)
         self._decided = Decided()
         self._held = Decided()
         self._held_until = float("inf")
 
     def deadline(self) -> float | None:
         """When `Tick` should come at the latest."""
-        due = [self._pulls.at, self._report_at, self._held_until]
+        due = [self._pulls.at, self._reporting.at, self._held_until]
         if not self._standing.why:
             due.append(self._sending.deadline())
         if self._training is None and self._candidate() is not None:
@@ -401,50 +397,38 @@ class WorkerRules:
         self._gate.turned()
         if not self._standing.why:
             self._sending.tick(now, self._decided)
-        self._report(now)
+        self._reporting.tick(self._shown(), now, self._decided, member=not self._standing.why)
         if begun is not None:  # after the report, which would hide what a quick trainer has said already
             self._decided.effects.append(begun)
 
-    def _report(self, now: float) -> None:
-        shown = self._shown()
-        changed = shown != self._reported
-        if changed:
-            self._reported = shown
-            self._report_at = min(self._report_at, max(now, self._reported_at + REPORT_AT_MOST_EVERY))
-        if publish := now >= self._report_at:
-            self._reported_at, self._report_at = now, now + self._heartbeat
-        if publish or changed:
-            state, run, version, code, case = shown
-            told = publish and not self._standing.why
-            self._decided.effects.append(
-                Report(state=state, run=run, version=version, publish=told, code=code, case=case)
-            )
+    def _shown(self) -> Shown:
+        shown = self._doing()
+        if shown.code != "-":
+            return shown
+        if self._failed == NOT_FAILED and self._sending.twins.seen:
+            return shown._replace(code=twins.CODE)
+        code, case = self._failed
+        return shown._replace(code=code, case=case)
 
-    def _shown(self) -> tuple[str, str, int, str, str]:
-        state, run, version, lacks = self._doing()
-        if not lacks and self._failed == NOT_FAILED and self._sending.twins.seen:
-            lacks = twins.CODE
-        return (state, run, version, lacks, "-") if lacks else (state, run, version, *self._failed)
-
-    def _doing(self) -> tuple[str, str, int, str]:
+    def _doing(self) -> Shown:
         training = self._training
         if training is not None:
-            return ("evaluating" if training.evaluation else "training", training.run, training.version, "")
+            return Shown("evaluating" if training.evaluation else "training", training.run, training.version)
         last = next(reversed(self._runs.values()), RunRow(run=""))
         if self._standing.why:
-            return ("revoked", last.run, last.version, "")
+            return Shown("revoked", last.run, last.version)
         candidate = self._candidate()
         if self._blocked and candidate is not None:
-            return ("blocked", candidate.run, candidate.version, "")
+            return Shown("blocked", candidate.run, candidate.version)
         if self._sending.busy:
-            return ("sending", last.run, last.version, "")
+            return Shown("sending", last.run, last.version)
         if self._gate.drained:
-            return ("drained", last.run, last.version, "")
+            return Shown("drained", last.run, last.version)
         waiting = self._gate.waiting(self._wanting(), candidate)
         if waiting is not None:
             run, lacks = waiting
-            return ("waiting", run.run, run.version, lacks)
-        return ("idle", last.run, last.version, "")
+            return Shown("waiting", run.run, run.version, lacks or "-")
+        return Shown("idle", last.run, last.version)
 
     def _alarm(self, event: str, **details: Any) -> None:
         self._decided.effects.append(Alarm(event=event, details=details))

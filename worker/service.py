@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from broker.transport import Delivery, Subscription, Transport
 from protocol import topology
 from protocol.envelope import kind_of
 from protocol.errors import ConfigError, DiskFull, StateError, WireError
-from protocol.keys import Identity, Role
+from protocol.keys import Role
 from protocol.messages import Kind
 from protocol.registry import Registry
 from worker import events
@@ -37,24 +37,22 @@ from worker.announcements import NotForUs, Reader, read_registry
 from worker.answers import Answers
 from worker.cases import Cases
 from worker.codes import Codes
-from worker.deployed import Deployed, Options, no_options
+from worker.deployed import Deployed
 from worker.deploying import Deploying
 from worker.deployments import Answer, ForgetCode, ForgetOwn
 from worker.fetching import Fetcher
-from worker.filters import FilterChain
 from worker.gate import ClockSeen, ForgetAnswer, LookAtClock, RunAnswered
 from worker.grants import Grants
 from worker.holding import hold
 from worker.journal import Journal
 from worker.obeying import Leave, Leaving, Obey
-from worker.orders import Blind, Checks, Looking, Orders, no_checks
+from worker.orders import Orders
 from worker.own import OwnTensors
-from worker.policy import OPEN, SitePolicy
 from worker.rules import WorkerRules
+from worker.settings import WorkerSettings
 from worker.signs import Observer, Signs, WorkerEvent
 from worker.spool import Spool
 from worker.standing import HubAnswered, Judged, LeftOut, Standing
-from worker.trainer import Trainer
 from worker.training import Job, Training
 from worker.uploading import Throttle, Uploader
 
@@ -68,38 +66,6 @@ _AGAIN = 5.0
 
 def _nobody(event: WorkerEvent) -> None:
     """The observer of a worker that nobody watches."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
-    """Who this worker is, what it trains and what may leave its site."""
-
-    federation: str
-    identity: Identity
-    registry_record: bytes
-    """The signed registry of the kit; a newer one that was noted since comes before it."""
-    root: bytes
-    """The federation root's verify key."""
-    trainer: Trainer | None
-    """The site's own; None: it trains runs that bring code and no others."""
-    filters: FilterChain
-    exclude: Sequence[str] = ()
-    spool_quota: int = 16 * 1024**3
-    """Bytes."""
-    heartbeat: float = 20.0
-    """Seconds."""
-    policy: SitePolicy = OPEN
-    """What the hospital allows."""
-    options: Options = no_options
-    """What the site gives the trainers of deployed code, by run."""
-    looking: Looking = field(default_factory=Blind)
-    """Who answers operators' questions about this machine."""
-    certificate_days: Callable[[], float | None] = lambda: None
-    """Days until the site's certificate for the broker ends."""
-    checks: Checks = no_checks
-    """The site's own checks, for operators."""
-    seed: bytes = field(default_factory=lambda: nacl.utils.random(32), repr=False)
-    """What every training's seed is made from; given, trainings can be repeated."""
 
 
 class WorkerService:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fledge.ctl import clara_acts as acts
 from fledge.ctl import clara_policy as policy
 from fledge.ctl import clara_runs as runs
+from fledge.ctl.usage import Misused
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +38,17 @@ class Command:
     def name(self) -> str:
         """The word it is called by."""
         return self.usage.split()[0]
+
+    def obey(self, shell: Shell, words: Sequence[str]) -> None:
+        """Do what it does.
+
+        Raises:
+            ConfigError: the words after it are not as its usage has them, or it cannot be done.
+        """
+        try:
+            self.act(shell, words)
+        except Misused as error:
+            raise ConfigError(f"usage: {self.usage}" + (f" ({error})" if str(error) else "")) from None
 
 
 def _command(scope: str, usage: str, ours: str, act: Act) -> Command:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fledge.ctl import clara_runs, render
-from fledge.ctl.usage import ALL, CLIENT, SERVER, exactly, one_of, options, target
+from fledge.ctl.usage import ALL, CLIENT, SERVER, Misused, exactly, one_of, options, target
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from fledge.ctl.shell import Shell
 
-_WHERE = "server|client [SITE ...]"
 _WHERE_IT_RUNS = "where it runs (`systemctl` or `docker compose`)"
 _ENDED = ("run_stopped", "run_aborted")
 _DONE = {"run.abort": "The run is ended at once.", "run.stop": "The run is ended in order."}
@@ -22,19 +21,19 @@ _DONE = {"run.abort": "The run is ended at once.", "run.stop": "The run is ended
 
 def bye(shell: Shell, words: Sequence[str]) -> None:
     """Leave; what was ordered goes on."""
-    exactly(words, "bye")
+    exactly(words)
     shell.left = True
 
 
 def lpwd(shell: Shell, words: Sequence[str]) -> None:
     """The folder on this machine that files are written to."""
-    exactly(words, "lpwd")
+    exactly(words)
     shell.say(str(Path.cwd()))
 
 
 def info(shell: Shell, words: Sequence[str]) -> None:
     """Where files of this machine come from and go to."""
-    exactly(words, "info")
+    exactly(words)
     shell.say(
         f"Local upload source: {Path.cwd()}",
         f"Local download destination: {Path.cwd()} (COMMAND >FILE)",
@@ -46,7 +45,7 @@ def info(shell: Shell, words: Sequence[str]) -> None:
 
 def set_timeout(shell: Shell, words: Sequence[str]) -> None:
     """How many seconds to wait for answers."""
-    (text,) = exactly(words, "set_timeout SECONDS", 1, 1)
+    (text,) = exactly(words, 1, 1)
     try:
         seconds = float(text)
     except ValueError:
@@ -59,7 +58,7 @@ def set_timeout(shell: Shell, words: Sequence[str]) -> None:
 
 def taskname(shell: Shell, words: Sequence[str]) -> None:
     """The federation's name."""
-    exactly(words, "taskname")
+    exactly(words)
     shell.say(shell.members.federation)
 
 
@@ -68,7 +67,7 @@ def taskname(shell: Shell, words: Sequence[str]) -> None:
 
 def check_status(shell: Shell, words: Sequence[str]) -> None:
     """What the server or the clients do now."""
-    where, names = target(words, f"check_status {_WHERE}", SERVER, CLIENT)
+    where, names = target(words, SERVER, CLIENT)
     # A number that was set before its run was made is nothing that the server knows.
     answer = shell.hub("status", {"run": shell.run if shell.run in shell.runs else None})
     if answer is None:
@@ -100,7 +99,7 @@ def check_status(shell: Shell, words: Sequence[str]) -> None:
 
 def abort(shell: Shell, words: Sequence[str]) -> None:
     """End training: of the whole run, or at clients; what they train is dropped."""
-    where, names = target(words, f"abort {_WHERE}", SERVER, CLIENT)
+    where, names = target(words, SERVER, CLIENT)
     if where == SERVER:
         _end(shell, "run.abort", shell.run)
     else:
@@ -109,11 +108,10 @@ def abort(shell: Shell, words: Sequence[str]) -> None:
 
 def validate(shell: Shell, words: Sequence[str]) -> None:
     """What sites measured of the global model, as JSON."""
-    usage = "validate all|SITE [server|VERSION]"
-    site, *rest = exactly(words, usage, 1, 2)
+    site, *rest = exactly(words, 1, 2)
     version = rest[0] if rest else SERVER
     if version != SERVER and not version.isdigit():
-        raise ConfigError(f"usage: {usage} (sites measure versions of the global model, not each other's)")
+        raise Misused("sites measure versions of the global model, not each other's")
     answer = shell.hub("metrics", {"run": shell.run})
     if answer is None:
         return
@@ -129,7 +127,7 @@ def validate(shell: Shell, words: Sequence[str]) -> None:
 
 def restart(shell: Shell, words: Sequence[str]) -> None:
     """End the workers of clients in order; their supervisors start them again."""
-    where, names = target(words, "restart client [SITE ...]|server|all", SERVER, CLIENT, ALL)
+    where, names = target(words, SERVER, CLIENT, ALL)
     if where != SERVER:
         shell.at_sites("site.restart", names or shell.session.sites())
     if where != CLIENT:
@@ -138,7 +136,7 @@ def restart(shell: Shell, words: Sequence[str]) -> None:
 
 def shutdown(shell: Shell, words: Sequence[str]) -> None:
     """End the workers of clients and leave them down, or end the run."""
-    where, names = target(words, "shutdown client [SITE ...]|server|all", SERVER, CLIENT, ALL)
+    where, names = target(words, SERVER, CLIENT, ALL)
     if where != SERVER:
         shell.at_sites("site.shutdown", names or shell.session.sites())
     if where != CLIENT and _end(shell, "run.stop", shell.run):
@@ -147,14 +145,14 @@ def shutdown(shell: Shell, words: Sequence[str]) -> None:
 
 def remove_client(shell: Shell, words: Sequence[str]) -> None:
     """Take clients' updates no longer; `site readmit` takes it back."""
-    for name in exactly(words, "remove_client SITE ...", 1):
+    for name in exactly(words, 1):
         if (answer := shell.hub("site.quarantine", {"site": name})) is not None:
             shell.say(f"instance:{name} : {answer.text or 'its updates are taken no longer'}")
 
 
 def sys_info(shell: Shell, words: Sequence[str]) -> None:
     """Memory, processors, disk and accelerators of clients' machines."""
-    where, names = target(words, f"sys_info {_WHERE}", SERVER, CLIENT)
+    where, names = target(words, SERVER, CLIENT)
     if where == SERVER:
         _not_the_hub(shell)
     else:
@@ -166,46 +164,43 @@ def sys_info(shell: Shell, words: Sequence[str]) -> None:
 
 def pwd(shell: Shell, words: Sequence[str]) -> None:
     """The folder that the file commands start from."""
-    _look(shell, "file.pwd", words, "pwd SITE")
+    _look(shell, "file.pwd", words)
 
 
 def env(shell: Shell, words: Sequence[str]) -> None:
     """Settings of a client's worker in its environment."""
-    _look(shell, "file.env", words, "env SITE")
+    _look(shell, "file.env", words)
 
 
 def ls(shell: Shell, words: Sequence[str]) -> None:
     """A listing of the worker's own folder."""
-    usage = "ls SITE [-a -l -t -S -R -u] [FOLDER]"
-    letters, _, rest = options(words, usage, "altSRu")
-    site, *path = _one_site(rest, usage, 0, 1)
-    _look(shell, "file.ls", [site], usage, {"path": path[0] if path else ".", "options": letters})
+    letters, _, rest = options(words, "altSRu")
+    site, *path = _one_site(rest, 0, 1)
+    _look(shell, "file.ls", [site], {"path": path[0] if path else ".", "options": letters})
 
 
 def cat(shell: Shell, words: Sequence[str]) -> None:
     """A text file of the worker's own folder."""
-    usage = "cat SITE [-n -b -s -T] FILE"
-    letters, _, rest = options(words, usage, "nbsT")
-    site, path = _one_site(rest, usage, 1, 1)
-    _look(shell, "file.cat", [site], usage, {"path": path, "options": letters})
+    letters, _, rest = options(words, "nbsT")
+    site, path = _one_site(rest, 1, 1)
+    _look(shell, "file.cat", [site], {"path": path, "options": letters})
 
 
 def head(shell: Shell, words: Sequence[str]) -> None:
     """The first lines of a text file."""
-    _some_lines(shell, "file.head", words, "head SITE [-n LINES] [-c BYTES] FILE")
+    _some_lines(shell, "file.head", words)
 
 
 def tail(shell: Shell, words: Sequence[str]) -> None:
     """The last lines of a text file."""
-    _some_lines(shell, "file.tail", words, "tail SITE [-n LINES] [-c BYTES] FILE")
+    _some_lines(shell, "file.tail", words)
 
 
 def grep(shell: Shell, words: Sequence[str]) -> None:
     """Lines of a text file that match."""
-    usage = "grep SITE [-n -i -b] PATTERN FILE"
-    letters, _, rest = options(words, usage, "nib")
-    site, pattern, path = _one_site(rest, usage, 2, 2)
-    _look(shell, "file.grep", [site], usage, {"pattern": pattern, "path": path, "options": letters})
+    letters, _, rest = options(words, "nib")
+    site, pattern, path = _one_site(rest, 2, 2)
+    _look(shell, "file.grep", [site], {"pattern": pattern, "path": path, "options": letters})
 
 
 # ---- info
@@ -213,7 +208,7 @@ def grep(shell: Shell, words: Sequence[str]) -> None:
 
 def show_stats(shell: Shell, words: Sequence[str]) -> None:
     """Figures of the run or of clients."""
-    where, names = target(words, f"show_stats {_WHERE}", SERVER, CLIENT)
+    where, names = target(words, SERVER, CLIENT)
     if where == CLIENT:
         if (answer := shell.hub("status")) is not None:
             rows = _of(render.parts(answer.values).rows(), names)
@@ -229,7 +224,7 @@ def show_stats(shell: Shell, words: Sequence[str]) -> None:
 
 def show_errors(shell: Shell, words: Sequence[str]) -> None:
     """Messages that the server refused, or errors in clients' logs."""
-    where, names = target(words, f"show_errors {_WHERE}", SERVER, CLIENT)
+    where, names = target(words, SERVER, CLIENT)
     if where == CLIENT:
         shell.at_sites("logs", names or shell.session.sites(), {"lines": 50, "grep": "error"})
     elif (answer := shell.hub("dead.list")) is not None:
@@ -238,7 +233,7 @@ def show_errors(shell: Shell, words: Sequence[str]) -> None:
 
 def reset_errors(shell: Shell, words: Sequence[str]) -> None:
     """Forget the messages that the server refused."""
-    where, _ = target(words, f"reset_errors {_WHERE}", SERVER, CLIENT)
+    where, _ = target(words, SERVER, CLIENT)
     if where == CLIENT:
         shell.fail("Error: a site's log is the site's own and rotates there; `reset_errors server` is what there is.")
     elif (answer := shell.hub("dead.purge")) is not None:
@@ -250,12 +245,11 @@ def reset_errors(shell: Shell, words: Sequence[str]) -> None:
 
 def list_jobs(shell: Shell, words: Sequence[str]) -> None:
     """Runs with their state and version."""
-    usage = "list_jobs [-n PREFIX] [-d] [RUN]"
     pending = [word for word in words if word != "-d"]  # details: there are no others than the table's
     prefix = ""
     if pending[:1] == ["-n"]:
-        _, prefix, *pending = exactly(pending, usage, 2)
-    names = exactly(pending, usage, 0, 1)
+        _, prefix, *pending = exactly(pending, 2)
+    names = exactly(pending, 0, 1)
     if (answer := shell.hub("run.list")) is not None:
         rows = [
             row
@@ -267,7 +261,7 @@ def list_jobs(shell: Shell, words: Sequence[str]) -> None:
 
 def abort_job(shell: Shell, words: Sequence[str]) -> None:
     """End a run at once."""
-    (run,) = exactly(words, "abort_job RUN", 1, 1)
+    (run,) = exactly(words, 1, 1)
     _end(shell, "run.abort", run)
 
 
@@ -281,31 +275,29 @@ def _end(shell: Shell, order: str, run: str | None) -> bool:
     if answer.ok or answer.reason in _ENDED:
         shell.say(answer.text or (_DONE[order] if answer.ok else "The run has ended already."))
         return True
-    shell.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
+    shell.refused([answer])
     return False
 
 
-def _look(
-    shell: Shell, order: str, words: Sequence[str], usage: str, arguments: Mapping[str, Any] | None = None
-) -> None:
-    (site,) = _one_site(words, usage, 0, 0)
+def _look(shell: Shell, order: str, words: Sequence[str], arguments: Mapping[str, Any] | None = None) -> None:
+    (site,) = _one_site(words, 0, 0)
     if site == SERVER:
         _not_the_hub(shell)
     else:
         shell.at_sites(order, [site], arguments)
 
 
-def _some_lines(shell: Shell, order: str, words: Sequence[str], usage: str) -> None:
-    _, numbers, rest = options(words, usage, "", "nc")
-    site, path = _one_site(rest, usage, 1, 1)
+def _some_lines(shell: Shell, order: str, words: Sequence[str]) -> None:
+    _, numbers, rest = options(words, "", "nc")
+    site, path = _one_site(rest, 1, 1)
     arguments = {"path": path, "lines": numbers.get("n", 10), "bytes": numbers.get("c")}
-    _look(shell, order, [site], usage, arguments)
+    _look(shell, order, [site], arguments)
 
 
-def _one_site(words: Sequence[str], usage: str, at_least: int, at_most: int) -> list[str]:
+def _one_site(words: Sequence[str], at_least: int, at_most: int) -> list[str]:
     """A site (`SITE` or `client SITE`, or `server`) and the words after it."""
     named = list(words[1:]) if words[:1] == [CLIENT] and len(words) > 1 else list(words)
-    return exactly(named, usage, at_least + 1, at_most + 1)
+    return exactly(named, at_least + 1, at_most + 1)
 
 
 def _not_the_hub(shell: Shell) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def show_info(shell: Shell, words: Sequence[str]) -> None:
     """Who you are, and by which registry that is judged."""
-    exactly(words, "show_info")
+    exactly(words)
     name, members = shell.session.console.name, shell.members
     known = {entry.name: entry for entry in _operators(shell)}
     entry = known.get(name)
@@ -29,7 +29,7 @@ def show_info(shell: Shell, words: Sequence[str]) -> None:
 
 def show_users(shell: Shell, words: Sequence[str]) -> None:
     """Every operator with organisation and roles."""
-    exactly(words, "show_users")
+    exactly(words)
     found = _operators(shell)
     shell.table(
         {
@@ -42,7 +42,7 @@ def show_users(shell: Shell, words: Sequence[str]) -> None:
 
 def show_sites(shell: Shell, words: Sequence[str]) -> None:
     """Every site with its organisation, the server among them."""
-    exactly(words, "show_sites")
+    exactly(words)
     found = _sites(shell)
     shell.table({"site": list(found), "org": [entry.organisation for entry in found.values()]})
 
@@ -51,7 +51,7 @@ def show_rights(shell: Shell, words: Sequence[str]) -> None:
     """Every right with its default."""
     from protocol.rights import RIGHTS
 
-    exactly(words, "show_rights")
+    exactly(words)
     needs = ["own organisation" if right.endswith("_self") else None for right in RIGHTS]
     shell.table({"right": list(RIGHTS), "default": list(RIGHTS.values()), "precondition": needs})
 
@@ -60,13 +60,13 @@ def show_rules(shell: Shell, words: Sequence[str]) -> None:
     """Every rule of sites with its default."""
     from protocol.rights import RULES
 
-    exactly(words, "show_rules")
+    exactly(words)
     shell.table({"rule": list(RULES), "default": list(RULES.values())})
 
 
 def show_config(shell: Shell, words: Sequence[str]) -> None:
     """The policy: which groups answer for an organisation, and what each group says."""
-    exactly(words, "show_config")
+    exactly(words)
     policy = shell.members.registry.policy
     shell.table(
         {
@@ -92,7 +92,7 @@ def eval_right(shell: Shell, words: Sequence[str]) -> None:
     """
     from protocol.rights import RIGHTS
 
-    user, right, *named = exactly(words, "eval_right USER RIGHT SITE ...", at_least=3)
+    user, right, *named = exactly(words, at_least=3)
     one_of(user, "user", [entry.name for entry in _operators(shell)])
     one_of(right, "right", RIGHTS)
     sites = [_site(shell, name) for name in named]
@@ -108,7 +108,7 @@ def eval_rule(shell: Shell, words: Sequence[str]) -> None:
     """
     from protocol.rights import RULES
 
-    name, rule = exactly(words, "eval_rule SITE RULE", at_least=2, at_most=2)
+    name, rule = exactly(words, at_least=2, at_most=2)
     one_of(rule, "rule", RULES)
     shell.table({"site": [name], "allowed": [shell.members.registry.rights.rule(_site(shell, name), rule)]})
 

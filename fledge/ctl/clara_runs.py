@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fledge.ctl import render, running, taking
-from fledge.ctl.usage import CLIENT, SERVER, exactly, target
+from fledge.ctl.usage import CLIENT, SERVER, Misused, exactly, target
 from protocol.errors import ConfigError
+from protocol.messages import GOING_ON
 from protocol.topology import AGGREGATOR
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Staged:
 
 def set_run_number(shell: Shell, words: Sequence[str]) -> None:
     """Choose the run that the commands after it are for."""
-    name = _numbered(words, "set_run_number N")
+    name = _numbered(words)
     answer = shell.hub("run.list")
     if answer is None:
         return
@@ -49,14 +50,14 @@ def set_run_number(shell: Shell, words: Sequence[str]) -> None:
 
 def delete_run_number(shell: Shell, words: Sequence[str]) -> None:
     """Delete a run at the server and at the clients."""
-    name = _numbered(words, "delete_run_number N")
+    name = _numbered(words)
     if _delete(shell, name):
         shell.say(f"The run number {name.partition('-')[2]} is deleted.")
 
 
 def upload_folder(shell: Shell, words: Sequence[str]) -> None:
     """Check a run's folder and send it to the server, encrypted."""
-    (name,) = exactly(words, "upload_folder FOLDER", 1, 1)
+    (name,) = exactly(words, 1, 1)
     if shell.run is None:
         packed = _packed(name, "")
         shell.say(
@@ -70,9 +71,8 @@ def upload_folder(shell: Shell, words: Sequence[str]) -> None:
 
 def deploy(shell: Shell, words: Sequence[str]) -> None:
     """Make a run of an uploaded folder, or hand its code to clients."""
-    usage = "deploy FOLDER server|client [SITE ...]"
-    name, *rest = exactly(words, usage, 2)
-    where, names = target(rest, usage, SERVER, CLIENT)
+    name, *rest = exactly(words, 2)
+    where, names = target(rest, SERVER, CLIENT)
     if shell.run is None:
         raise ConfigError("the FL run number has not been set; set_run_number N")
     if where == SERVER:
@@ -83,7 +83,7 @@ def deploy(shell: Shell, words: Sequence[str]) -> None:
 
 def start(shell: Shell, words: Sequence[str]) -> None:
     """Start training: of the run, or at clients."""
-    where, names = target(words, "start server|client [SITE ...]", SERVER, CLIENT)
+    where, names = target(words, SERVER, CLIENT)
     if where == SERVER:
         if shell.hub("run.start", {"run": shell.run}) is not None:
             shell.say("Server training is starting...")
@@ -94,7 +94,7 @@ def start(shell: Shell, words: Sequence[str]) -> None:
 
 def start_mgpu(shell: Shell, words: Sequence[str]) -> None:
     """Start training on several accelerators."""
-    exactly(words, "start_mgpu client NGPU [SITE]", 2, 3)
+    exactly(words, 2, 3)
     shell.fail(
         "Error: how many accelerators a client trains on is decided by its own trainer and its own configuration, not "
         "from here; `sys_info client SITE` lists them, and `start client SITE` starts it."
@@ -104,7 +104,7 @@ def start_mgpu(shell: Shell, words: Sequence[str]) -> None:
 def abort_task(shell: Shell, words: Sequence[str]) -> None:
     """Drop what a client trains now, and train the run there no more."""
     named = list(words[1:]) if words[:1] == [CLIENT] else list(words)
-    (site,) = exactly(named, "abort_task SITE", 1, 1)
+    (site,) = exactly(named, 1, 1)
     leave(shell, [site])
 
 
@@ -119,19 +119,19 @@ def leave(shell: Shell, sites: Sequence[str]) -> None:
 
 def download_binary(shell: Shell, words: Sequence[str]) -> None:
     """Write the run's newest model into the folder of this machine."""
-    for name in exactly(words, "download_binary NAME ...", 1):
+    for name in exactly(words, 1):
         _download_model(shell, _local(name if Path(name).suffix else f"{name}{_SAFETENSORS}"), shell.run)
 
 
 def download_text(shell: Shell, words: Sequence[str]) -> None:
     """Write the run's settings into a text file."""
-    for name in exactly(words, "download_text NAME ...", 1):
+    for name in exactly(words, 1):
         _download_settings(shell, _local(name), shell.run)
 
 
 def download_folder(shell: Shell, words: Sequence[str]) -> None:
     """Write the run's newest model and its settings into a new folder."""
-    (name,) = exactly(words, "download_folder NAME", 1, 1)
+    (name,) = exactly(words, 1, 1)
     _download_both(shell, _local(name), shell.run)
 
 
@@ -140,7 +140,7 @@ def download_folder(shell: Shell, words: Sequence[str]) -> None:
 
 def submit_job(shell: Shell, words: Sequence[str]) -> None:
     """Make a run of a folder, hand it to every client and start it."""
-    (name,) = exactly(words, "submit_job FOLDER", 1, 1)
+    (name,) = exactly(words, 1, 1)
     packed = _packed(name, "")
     if not _take_over(shell, name, packed.name) or not _hand_out(shell, packed.name, ()):
         return
@@ -150,7 +150,7 @@ def submit_job(shell: Shell, words: Sequence[str]) -> None:
 
 def clone_job(shell: Shell, words: Sequence[str]) -> None:
     """Make a run from another one's settings, code and version 0."""
-    run, *new = exactly(words, "clone_job JOB [NEW]", 1, 2)
+    run, *new = exactly(words, 1, 2)
     listed = shell.hub("run.list")
     if listed is None:
         return
@@ -160,18 +160,18 @@ def clone_job(shell: Shell, words: Sequence[str]) -> None:
     if answer.ok:
         shell.say(f"Cloned job {run} as: {name}; start it by: run start {name}")
     else:
-        shell.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
+        shell.refused([answer])
 
 
 def download_job(shell: Shell, words: Sequence[str]) -> None:
     """Write a run's newest model and its settings into a folder of its name."""
-    (run,) = exactly(words, "download_job JOB", 1, 1)
+    (run,) = exactly(words, 1, 1)
     _download_both(shell, _local(run), run)
 
 
 def delete_job(shell: Shell, words: Sequence[str]) -> None:
     """Delete a run at the server and at the clients."""
-    (run,) = exactly(words, "delete_job JOB", 1, 1)
+    (run,) = exactly(words, 1, 1)
     if _delete(shell, run):
         shell.say(f"Deleted job: {run}")
 
@@ -179,10 +179,10 @@ def delete_job(shell: Shell, words: Sequence[str]) -> None:
 # ---- what they share
 
 
-def _numbered(words: Sequence[str], usage: str) -> str:
-    (number,) = exactly(words, usage, 1, 1)
+def _numbered(words: Sequence[str]) -> str:
+    (number,) = exactly(words, 1, 1)
     if not (number.isascii() and number.isdigit() and int(number) > 0):
-        raise ConfigError(f"{usage.split()[0]}: {number!r} is not a number above 0")
+        raise Misused(f"{number!r} is not a number above 0")
     return f"run-{int(number)}"
 
 
@@ -203,7 +203,7 @@ def _take_over(shell: Shell, folder: str, run: str) -> bool:
     staged = shell.staged.get((folder.rstrip("/"), run)) or _upload(shell, folder, run)
     (answer,) = running.take_over(shell.session, staged.packed, staged.record)
     if not answer.ok:
-        shell.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
+        shell.refused([answer])
         return False
     shell.runs.add(run)
     shell.say(f"server : MMAR deployed. {run}: version {answer.values.get('version', 0)}")
@@ -214,7 +214,7 @@ def _hand_out(shell: Shell, run: str, names: Sequence[str]) -> bool:
     """Have clients (none named: all) take over the run's code; whether any of them did."""
     answers = running.deploy(shell.session, run, names)
     if answers[0].sender == AGGREGATOR:  # which did not offer it, or did not hand the order on
-        shell.fail(f"Error: {answers[0].text or answers[0].reason}", render.exit_code(answers))
+        shell.refused(answers)
         return False
     shell.instances(answers, done="MMAR deployed.")
     return any(answer.ok for answer in answers)
@@ -225,13 +225,13 @@ def _delete(shell: Shell, run: str) -> bool:
     if listed is None:
         return False
     states = {str(row["run"]): row.get("state") for row in render.parts(listed.values).rows()}
-    if states.get(run) in running.GOES_ON:
+    if states.get(run) in GOING_ON:
         shell.fail(f"Error: {run} is {states[run]}; `run abort {run}` ends it, then it can be deleted.")
         return False
     *sites, hub = running.delete(shell.session, run, sites=run in states)
     shell.instances(sites, done="deleted")
     if not hub.ok:
-        shell.fail(f"Error: {hub.text or hub.reason}", render.exit_code([hub]))
+        shell.refused([hub])
     return hub.ok
 
 
@@ -263,7 +263,7 @@ def _download_model(shell: Shell, path: Path, run: str | None) -> None:
         values = answer.values
         shell.say(f"{path}: version {values['version']} of {values['run']}, {values['bytes']} bytes")
     else:
-        shell.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
+        shell.refused([answer])
 
 
 def _download_settings(shell: Shell, path: Path, run: str | None) -> None:

@@ -151,7 +151,6 @@ _COLUMNS: Mapping[str, Callable[[Any], str]] = {
     "size": _size,
     "bytes": _size,
 }
-_STATES = ("created", "running", "paused", "stopped", "aborted")
 
 
 def table(columns: Mapping[str, Sequence[Any]], box: Box | None = None, heading: Callable[[str], str] = clean) -> Table:
@@ -179,12 +178,6 @@ def pairs(scalars: Mapping[str, Any]) -> Table:
     for name, value in scalars.items():
         drawn.add_row(Text(clean(name)), Text(shown(name, value)))
     return drawn
-
-
-def _refusal(reason: str) -> str:
-    """What a refusal without a text means."""
-    state = reason.removeprefix("run_") if reason.startswith("run_") else ""
-    return f"the run is {clean(state)} already" if state in _STATES else "refused"
 
 
 def narrowed(answer: Said, width: int, dispensable: Sequence[str]) -> Said:
@@ -216,7 +209,7 @@ def people(answer: Said, *, headed: bool) -> list[Any]:
     name = clean(answer.sender)
     if not answer.ok:
         style = "yellow" if answer.reason == NO_ANSWER else "red"
-        return [Text(f"{name}: {clean(answer.text) or _refusal(answer.reason)} ({clean(answer.reason)})", style=style)]
+        return [Text(f"{name}: {clean(answer.text) or 'refused'} ({clean(answer.reason)})", style=style)]
     found = parts(answer.values)
     body: list[Any] = [Text(clean(answer.text))] if answer.text and not found.lines else []
     if found.scalars:

@@ -10,13 +10,12 @@ from fledge.ctl import created, render
 from fledge.ctl.progress import moving
 from fledge.ctl.session import Session
 from protocol.errors import ConfigError, Tampered
+from protocol.messages import GOING_ON
 
 if TYPE_CHECKING:
     from fledge.bundles import Packed
     from fledge.operator import Said
 
-GOES_ON = ("running", "paused")
-"""States of runs that are not over."""
 _HEX = 64
 
 
@@ -136,9 +135,9 @@ def the_run(session: Session, run: str | None) -> str:
         return run
     (listed,) = session.ask("run.list")[:1]
     if not listed.ok:
-        raise ConfigError(f"the runs are not known: {listed.text or listed.reason}; name the run")
+        raise ConfigError(f"the runs are not known: {listed.why}; name the run")
     rows = render.parts(listed.values).rows()
-    going = [str(row["run"]) for row in rows if row.get("state") in GOES_ON] or [str(row["run"]) for row in rows]
+    going = [str(row["run"]) for row in rows if row.get("state") in GOING_ON] or [str(row["run"]) for row in rows]
     if len(going) != 1:
         raise ConfigError(f"which run? {', '.join(going) or 'there is none yet'}; name one")
     return going[0]

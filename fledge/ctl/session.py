@@ -128,7 +128,7 @@ class Session:
         """
         (answer,) = self.ask("site.list")[:1]
         if not answer.ok:
-            raise ConfigError(f"the sites are not known: {answer.text or answer.reason}; name them one by one")
+            raise ConfigError(f"the sites are not known: {answer.why}; name them one by one")
         rows = render.parts(answer.values).rows()
         return [str(row["site"]) for row in rows if row.get("role") == "site" and row.get("held") != "revoked"]
 

@@ -84,7 +84,7 @@ class Shell:
         if name in clara.HELP:
             clara.show_help(self, words)
         elif (found := clara.find(name)) is not None:
-            found.act(self, words)
+            found.obey(self, words)
         elif name in self.commands:
             self.own(line.words)
         else:
@@ -125,6 +125,10 @@ class Shell:
         self.say(text)
         self.note(code)
 
+    def refused(self, answers: Sequence[Said]) -> None:
+        """Print why the first of these answers is a refusal, and note what all of them come to."""
+        self.fail(f"Error: {answers[0].why}", render.exit_code(answers))
+
     def note(self, code: int) -> None:
         """Keep the first exit code that is not 0."""
         self.code = self.code or code
@@ -143,7 +147,7 @@ class Shell:
             named = answer.values.get("run", ())
             self.runs.update([named] if isinstance(named, str) else map(str, named))
             return answer
-        self.fail(f"Error: {answer.text or answer.reason}", render.exit_code([answer]))
+        self.refused([answer])
         return None
 
     def at_sites(
@@ -167,7 +171,7 @@ class Shell:
     def _say_instance(self, answer: Said, titles: Mapping[str, str], done: str, *, alone: bool) -> None:
         instance = f"instance:{answer.sender}"
         if not answer.ok:
-            self.say(f"{instance} : Error: {answer.text or answer.reason}")
+            self.say(f"{instance} : Error: {answer.why}")
             return
         found = render.parts(answer.values)
         if found.lines:

@@ -16,7 +16,7 @@ DISPENSABLE = ("staleness", "waiting", "certificate", "base", "run_of", "progres
 
 
 def status(context: typer.Context, run: OneRun = None) -> int:
-    """The run, and every site: when last seen, what it does, how old its version is."""
+    """A run, and every site: when last seen, what it does, how old its version is."""
     session = session_of(context)
     answers = session.ask("status", {"run": run})
     if not session.as_json:

@@ -9,15 +9,19 @@ from protocol.errors import ConfigError
 SERVER, CLIENT, ALL = "server", "client", "all"
 
 
-def exactly(words: Sequence[str], usage: str, at_least: int = 0, at_most: int | None = None) -> list[str]:
-    """The words, if there are as many as the usage says; `at_most` None: no limit beyond at least one.
+class Misused(ConfigError):
+    """The words are not as the command's usage has them, which whoever called the command puts before this hint."""
+
+
+def exactly(words: Sequence[str], at_least: int = 0, at_most: int | None = None) -> list[str]:
+    """The words, if they are as many; `at_most` None: no limit where at least one is needed, else none.
 
     Raises:
-        ConfigError: there are not.
+        Misused: they are not.
     """
     most = at_most if at_most is not None else (len(words) if at_least else 0)
     if not at_least <= len(words) <= most:
-        raise ConfigError(f"usage: {usage}")
+        raise Misused
     return list(words)
 
 
@@ -32,18 +36,18 @@ def one_of(word: str, what: str, known: Iterable[str]) -> None:
         raise ConfigError(f"there is no {what} {word!r}; there is {', '.join(names) or 'none'}")
 
 
-def target(words: Sequence[str], usage: str, *allowed: str) -> tuple[str, list[str]]:
+def target(words: Sequence[str], *allowed: str) -> tuple[str, list[str]]:
     """`server`, `client` or `all`, and the names after it.
 
     Raises:
-        ConfigError: it is none of those that are allowed, or names follow where none can.
+        Misused: it is none of those that are allowed, or names follow where none can.
     """
     if not words or words[0] not in allowed or (words[0] != CLIENT and len(words) > 1):
-        raise ConfigError(f"usage: {usage}")
+        raise Misused
     return words[0], list(words[1:])
 
 
-def options(words: Sequence[str], usage: str, known: str, numbers: str = "") -> tuple[str, dict[str, int], list[str]]:
+def options(words: Sequence[str], known: str, numbers: str = "") -> tuple[str, dict[str, int], list[str]]:
     """The letters of options, the numbers that some of them take, and the words that are not options.
 
     Args:
@@ -51,7 +55,7 @@ def options(words: Sequence[str], usage: str, known: str, numbers: str = "") -> 
         numbers: letters that a number follows.
 
     Raises:
-        ConfigError: an option is not known, or its number is missing.
+        Misused: an option is not known, or its number is missing.
     """
     letters, values, rest = "", {}, []
     pending = list(words)
@@ -63,11 +67,11 @@ def options(words: Sequence[str], usage: str, known: str, numbers: str = "") -> 
         if len(word) > 1 and word[0] == "-" and word[1] in numbers:
             digits = word[2:] or (pending.pop(0) if pending else "")
             if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
-                raise ConfigError(f"usage: {usage} (a number follows {word[:2]})")
+                raise Misused(f"a number follows {word[:2]}")
             values[word[1]] = int(digits)
         elif len(word) > 1 and word[0] == "-":
             if strange := set(word[1:]) - set(known):
-                raise ConfigError(f"usage: {usage} (there is no option -{min(strange)})")
+                raise Misused(f"there is no option -{min(strange)}")
             letters += word[1:]
         else:
             rest.append(word)

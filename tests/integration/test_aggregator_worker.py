@@ -21,7 +21,8 @@ from protocol.messages import Named, Outcome
 from tests.e2e.trainers import trainer
 from tests.support.federation import FEDERATION, RUN, Federation
 from worker.filters import build
-from worker.service import WorkerService, WorkerSettings
+from worker.service import WorkerService
+from worker.settings import WorkerSettings
 from worker.trainer import Control, EvaluationResult, TrainResult
 from worker.trainers.numpy import NumpyTrainer
 from worker.weights import Weights

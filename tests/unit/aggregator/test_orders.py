@@ -184,6 +184,10 @@ def test_the_roots_signature_follows_and_new_keys_bring_the_name_back() -> None:
     back = signed.with_entry(Identity.generate("alpha", Role.SITE).public)
     desk.turn(events.RegistryChanged(registry=back, record=b"new keys"))
     assert sorted(member.name for member in desk.rules.registry.members(Role.SITE)) == ["alpha", "beta"]
+    desk.registry = back
+    desk.start()
+    assert sorted(member.name for member in desk.rules.registry.members(Role.SITE)) == ["alpha", "beta"]
+    assert desk.some(order_events.CutOff) == []
 
 
 def test_a_quarantined_sites_updates_are_refused_until_it_is_readmitted() -> None:

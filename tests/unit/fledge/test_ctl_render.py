@@ -126,7 +126,6 @@ def test_a_table_is_drawn_with_every_cell_in_full() -> None:
         (said("2 lines", lines=("a", "b"), next=3), False, "a\nb\n"),
         (said("0 lines", lines=(), next=3), False, "0 lines\n"),
         (refused("unknown_run", "there is no such run"), False, "aggregator: there is no such run (unknown_run)\n"),
-        (refused("run_paused", ""), False, "aggregator: the run is paused already (run_paused)\n"),
         (refused("run_away", ""), False, "aggregator: refused (run_away)\n"),
         (Said(sender="north", ok=False, reason="busy", text="", values={}), True, "north: refused (busy)\n"),
     ],

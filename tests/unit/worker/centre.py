@@ -29,7 +29,8 @@ from protocol.messages import Head, Kind, Named, Outcome, Receipt, RunHead, RunS
 from protocol.registry import Registry, sign_registry
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
 from worker.filters import build
-from worker.service import WorkerService, WorkerSettings
+from worker.service import WorkerService
+from worker.settings import WorkerSettings
 from worker.trainer import Control, EvaluationResult, TrainResult
 from worker.weights import Weights
 

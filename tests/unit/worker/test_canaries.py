@@ -101,7 +101,7 @@ def life(centre: Centre, state: Path, trainer: Careless, until: Callable[[Verifi
 
 
 def test_names_of_patients_stay_at_the_site(centre: Centre, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.rules.REPORT_AT_MOST_EVERY", 0.01)
+    monkeypatch.setattr("worker.reporting.REPORT_AT_MOST_EVERY", 0.01)
     state, trainer = tmp_path / "state", Careless()
     sent: list[Verified] = []
     told: list[tuple[str, str]] = []
