@@ -77,7 +77,7 @@ class Intake:
             return COUNTER_AHEAD, "the order's number is from the future; set this machine's clock and send it again"
         if len(set(order.targets)) != len(order.targets):
             return "bad_argument", "a site is named twice"
-        if not now - TOLERANCE < order.expires <= now + LONGEST_ORDER + TOLERANCE:
+        if not now < order.expires <= now + LONGEST_ORDER + TOLERANCE:
             return "expired", "the command is too old or from the future; compare the clocks and send it again"
         known = ORDERS.get(order.command)
         sites = order.targets if known is not None and known.at_sites else (topology.AGGREGATOR,)
