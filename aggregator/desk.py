@@ -38,6 +38,7 @@ _LOGIN_STAYS = (
     "the site is revoked, but its login at the broker stays, since this aggregator has no FLEDGE_MANAGEMENT: delete the"
     " site's user there by hand, or sign a registry that revokes it and run `fledge deploy broker`"
 )
+_STORE_STAYS = "the site is cut off; an identity of its own at the store stays until whoever runs that takes it out"
 
 
 class Nobody:
@@ -122,7 +123,9 @@ class Desk:
         values = values if 0 < len(sites) <= limits.PLAINS else {}
         if told.counter:
             values["counter"] = told.counter
-        text = _LOGIN_STAYS if told.cut_off and self._doors.cut_off is None else told.text
+        text = told.text
+        if told.cut_off:
+            text = _STORE_STAYS if self._doors.cut_off is not None else _LOGIN_STAYS
         self._answer(told.operator, told.command, told.reason, text, {**values, **told.values})
 
     def _obey(self, asked: order_events.LookUp) -> None:

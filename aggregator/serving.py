@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from aggregator.config import RunConfig
 from aggregator.history import History
@@ -78,6 +80,7 @@ class Servings:
         self._io = io
         self._cipher = cipher
         self._registry = registry
+        self._specs: WeakValueDictionary[bytes, ModelSpec] = WeakValueDictionary()
 
     def source(self, serving: Serving, command: CommandArrived) -> Source:
         """The version that an order is about: the one it names, or the newest (of a clone: version 0).
@@ -97,6 +100,14 @@ class Servings:
             measurements=run.measurements(version),
         )
 
+    def _spec(self, raw: bytes) -> ModelSpec:
+        """Runs of one model share its specification, which may take tens of MiB."""
+        digest = hashlib.sha256(raw).digest()
+        spec = self._specs.get(digest)
+        if spec is None:
+            spec = self._specs[digest] = ModelSpec.from_bytes(raw)
+        return spec
+
     def open(self, name: str) -> Serving:
         """Begin to serve a run.
 
@@ -106,7 +117,7 @@ class Servings:
         history = self._history.run(name)
         kept, records = history.record(), self._records_of(name)
         config = RunConfig.model_validate_json(kept.config)
-        spec = ModelSpec.from_bytes(kept.spec)
+        spec = self._spec(kept.spec)
         rules = rules_of(config, spec, kept.bundle)
         production = Production(records, spec, rules.strategy, self._cipher, average=config.release_decay > 0)
         return Serving(

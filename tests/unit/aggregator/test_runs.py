@@ -206,6 +206,7 @@ def test_a_clone_begins_with_the_others_version_0_code_and_settings(hub: Hub) ->
     registry = hub.federation.registry
     first, second = (it.records.open(it.record, registry, Kind.VERSION) for it in (serving[NEW], serving["second"]))
     assert first.blob.manifest.digest == second.blob.manifest.digest
+    assert serving[NEW].spec is serving["second"].spec
 
 
 def test_code_is_offered_to_the_sites_there_are_and_is_what_was_brought(hub: Hub) -> None:
