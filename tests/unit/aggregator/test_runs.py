@@ -44,7 +44,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def code(text: str = "def trainer(**options): ...") -> bytes:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
-        archive.writestr("trainer.py", text)
+        archive.writestr(zipfile.ZipInfo("trainer.py"), text)  # dated 1980, so that it is the same every time
     return made.getvalue()
 
 
