@@ -51,6 +51,10 @@ class Health:
         """Whether the federation has revoked this site."""
         self._note("revoked", True if revoked else None)
 
+    def let_in(self, let_in: bool) -> None:
+        """Whether the broker takes this service's login."""
+        self._note("login_refused", None if let_in else True)
+
     def store(self, failing_since: float | None) -> None:
         """Since when (seconds since the epoch) everything asked of the store has failed; None: the last was done."""
         self._note("store_failing", failing_since)
@@ -98,6 +102,8 @@ def trouble(path: Path, now: float, longest: float) -> str:
         return "the process has ended; start it, and see its log for why"
     if note.get("revoked"):
         return "revoked: this site is no longer in the federation; it trains and sends nothing: ask the operators"
+    if note.get("login_refused"):
+        return "the broker refuses this login: it was revoked, or the hub has not run `fledge deploy broker` for it yet"
     if not isinstance(accepted, int | float) or accepted < started:
         since = f"since it started{_at(started)}"
         return f"the process runs, but has not been accepted {since}; see its log, or run `fledge doctor`"

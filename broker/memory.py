@@ -249,6 +249,9 @@ class MemoryTransport:
     def on_connected(self, callback: Callable[[], None]) -> None:
         self._callbacks.put(callback)
 
+    def on_refused(self, callback: Callable[[], None]) -> None:
+        pass  # everybody is let in
+
     def close(self) -> None:
         with self._lock:
             if self._closed:

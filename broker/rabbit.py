@@ -70,6 +70,7 @@ class RabbitTransport:
         self._inlets: list[Inlet] = []
         self._questions: list[Question] = []
         self._listeners: list[Callable[[], None]] = []
+        self._refusals: list[Callable[[], None]] = []
         self._callbacks = CallbackLane()
         self._publishing = Link(
             self._url,
@@ -155,6 +156,9 @@ class RabbitTransport:
 
         self._consuming.start()
         self._consuming.call(add)
+
+    def on_refused(self, callback: Callable[[], None]) -> None:
+        self._refusals.append(callback)
 
     def close(self) -> None:
         with self._lock:
@@ -255,3 +259,5 @@ class RabbitTransport:
     def _consuming_refused(self, error: LoginRefused) -> None:
         for question in self._questions:
             question.fail(error)
+        for callback in self._refusals:
+            self._callbacks.put(callback)

@@ -117,6 +117,10 @@ class Transport(Protocol):
         """
         ...
 
+    def on_refused(self, callback: Callable[[], None]) -> None:
+        """Call back whenever the broker does not let the consuming side in, on the same thread as `on_connected`."""
+        ...
+
     def close(self) -> None:
         """Stop consuming, wait briefly for outstanding confirms, disconnect. Idempotent."""
         ...

@@ -42,6 +42,8 @@ OPERATOR_TOML = "operator.toml"
 GOOD_FOR_S = 600
 """Seconds until an order that has not arrived is refused."""
 _LOOK_AGAIN_S = 0.05
+_LATELY_S = 60.0
+"""Seconds within which a site that was heard of counts as there."""
 _ANSWERS = frozenset({Kind.ANSWER, Kind.REPLY})
 
 
@@ -306,6 +308,8 @@ def _locked(path: Path, seconds: float) -> Iterator[None]:
 def _silent(site: str, seconds: float | None) -> Said:
     since = "since the aggregator started" if seconds is None else f"for {_time(seconds)}"
     text = f"site {site} has not been seen {since}; the command is queued and will run when it returns"
+    if seconds is not None and seconds < _LATELY_S:
+        text = f"site {site} is there, but has not answered in time; give it longer by --timeout, it may do it yet"
     return Said(sender=site, ok=False, reason="no_answer", text=text, values={})
 
 

@@ -279,7 +279,7 @@ def _checked(
     if core.kind != kind_byte or core.sender != kid:
         raise WrongContext("the frame names another kind or sender than the core")
     if core.federation != federation:
-        raise WrongContext("the message belongs to another federation", "wrong_federation")
+        raise WrongContext("the message belongs to another federation than the one configured", "wrong_federation")
     try:
         kind = Kind(kind_byte)
     except ValueError:

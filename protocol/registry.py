@@ -182,5 +182,5 @@ class _Root:
     def signer(self, kid: bytes) -> Participant:
         """The root, or `Untrusted`."""
         if kid != self._root.kid:
-            raise Untrusted("not signed by the federation's root")
+            raise Untrusted("not signed by the federation's root: `root` in the configuration is that of another one")
         return self._root

@@ -35,8 +35,9 @@ from worker.events import (
 )
 from worker.twins import Twins
 
-RECEIPT_WITHIN = 3600.0
-"""Seconds after which an update without a receipt is sent again, since without it the site trains no further."""
+RECEIPT_WITHIN = 300.0
+"""Seconds after which an update without a receipt is sent again, since without it the site trains no further. It is a
+small message, and an update that merely waits for its version is answered with nothing."""
 
 
 @dataclass(slots=True)

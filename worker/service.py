@@ -203,7 +203,8 @@ class WorkerService:
             self._transport.consume(topology.down_queue(self.site), self._take_announcement),
             self._transport.consume(topology.inbox_queue(self.site), self._take_inbox),
         ]
-        self._transport.on_connected(lambda: self._actor.mailbox.put(events.HeadWanted(connected=True)))
+        self._transport.on_connected(self._connected)
+        self._transport.on_refused(lambda: self.health.let_in(False))
         self._log.info("worker.started", federation=self._settings.federation)
 
     def stop(self) -> None:
@@ -281,6 +282,10 @@ class WorkerService:
                 return None
             case _:
                 return self._reader.receipt(delivery.body, delivery)
+
+    def _connected(self) -> None:
+        self.health.let_in(True)
+        self._actor.mailbox.put(events.HeadWanted(connected=True))
 
     def _accepted(self, head: bytes) -> None:
         """The hub has answered: it knows this site now."""

@@ -164,7 +164,8 @@ class Training:
             code = _code(error)
             title = f"training of run {training.run} from version {training.version} failed ({code})"
             case = self._cases.keep(title, "".join(traceback.format_exception(error)))
-            told.error("training.failed", kind=type(error).__name__, code=code, case=case)
+            todo = f"`fledge site case {case}` with this kit shows what happened"
+            told.error("training.failed", kind=type(error).__name__, code=code, case=case, todo=todo)
             answer = TrainingFailed(id=training.id, code=code, case=case)
         else:
             told.info("training.done", seconds=round(time.monotonic() - began, 3))

@@ -61,4 +61,6 @@ def _with_bucket(bucket: str, policy: Definition) -> Definition:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: python {sys.argv[0]} BUCKET store.json > identities.json")
     sys.stdout.write(json.dumps(identities(sys.argv[1], json.loads(Path(sys.argv[2]).read_text())), indent=1) + "\n")

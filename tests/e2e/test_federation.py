@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fledge.health import site_health
 from tests.e2e.program import Program, wait_for
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.rabbit import RabbitNode, free_ports
@@ -312,6 +313,11 @@ def join(walk: Walk, site: str) -> None:
     walk.fledge("healthcheck", "--kit", str(walk.kit(site)))
 
 
+def health(walk: Walk, site: str) -> str:
+    """Why a site is not healthy; empty if it is."""
+    return site_health(walk.kit(site)).text
+
+
 def renew(walk: Walk) -> None:
     """Put renewed certificates over the old ones, then let the broker end every connection."""
     walk.fledge("provision", "--renew", "-o", str(walk.provisioner))
@@ -371,6 +377,7 @@ def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     assert time.monotonic() - began < 5
     users = {user["name"] for user in walk.node.api("GET", "users")}
     assert "west" not in users
+    walk.wait(lambda: "refuses this login" in health(walk, "west"), "west's health is red", 30)
     walk.programs["west"].stop(15)
     walk.fledge("provision", "--revoke", "west", "-o", str(walk.provisioner))
     walk.ctl("registry", "put", str(walk.provisioner / "registry.bin"))

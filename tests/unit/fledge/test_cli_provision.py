@@ -83,7 +83,7 @@ def test_from_a_site_that_makes_its_own_keys_to_its_renewal_and_its_end(tmp_path
     (code,) = CODE.findall(asked)
     file = written(tmp_path / "code", code)
     made = fledge("provision", "--accept", "south/south.request", "--code-file", file, "-o", "p", cwd=tmp_path)
-    assert "registry version 4 is new: the hub publishes it" in made
+    assert "registry version 4 is new; `fledge ctl registry put` puts it in force" in made
     written(file, PASSWORD.findall(made)[0])
     told = fledge("enrol", "--finish", "p/kits/south.zip", "south", "--password-file", file, cwd=tmp_path)
     assert told.startswith("south: site south of clinics")
