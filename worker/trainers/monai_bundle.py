@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +70,8 @@ class BundleTrainer:
         self._epochs, self._steps = epochs, steps
         self._keep_momentum, self._keep_batchnorm = keep_momentum, keep_batchnorm
         self._device, self._gpus, self._amp = device, tuple(gpus), amp
-        self._scratch = tempfile.TemporaryDirectory(prefix="fledge-bundle-", ignore_cleanup_errors=True)
+        self._scratch = tempfile.mkdtemp(prefix="fledge-bundle-")
+        weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._batch: int | None = None
         self._built: _Built | None = None
         self._ready(None)
@@ -119,7 +122,7 @@ class BundleTrainer:
             weights=Live(tensors),
             examples=_examples(built.dataset, built.trainer, done),
             steps=done,
-            metrics=built.trainer.metrics(),
+            metrics={**({} if (loss := built.trainer.loss) is None else {"loss": loss}), **built.trainer.metrics()},
             bfloat16=frozenset(name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16),
         )
 
@@ -156,7 +159,7 @@ class BundleTrainer:
         more: dict[str, Any] = {} if batch is None else {_BATCH: batch}
         if self._device:
             more["device"] = f"$torch.device({self._device!r})"
-        parser = self._configs.train(more, self._scratch.name)
+        parser = self._configs.train(more, self._scratch)
         if "initialize" in parser:
             parser.get_parsed_content("initialize")
         trainer = parser.get_parsed_content("train#trainer")
@@ -177,7 +180,7 @@ class BundleTrainer:
         return _Built(Engine(trainer), evaluator, network, dataset, held_out, beginning)
 
     def _make_evaluator(self, more: Mapping[str, Any], shared: Any, network: nn.Module) -> tuple[Engine | None, Any]:
-        parser = self._configs.evaluate(more, self._scratch.name, shared)
+        parser = self._configs.evaluate(more, self._scratch, shared)
         if "validate#evaluator" not in parser:
             return None, None
         evaluator = parser.get_parsed_content("validate#evaluator")

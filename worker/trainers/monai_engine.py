@@ -47,6 +47,8 @@ class Engine:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self._run: _Run | None = None
+        self.loss: float | None = None
+        """The mean of the losses that the last run looked at."""
         # Its messages quote errors, which may name a patient; what a training says goes into the site's case alone.
         engine.logger = _quiet
         _drop_handlers(engine)
@@ -71,7 +73,8 @@ class Engine:
             epochs = -(-steps // length) if length else steps
         run = _Run(control, steps or (epochs * length if length else None), steps)
         self._rewind(epochs)
-        self._run = run
+        self.engine.state.metrics.clear()
+        self._run, self.loss = run, None
         try:
             self.engine.run()
             if run.error is not None:  # a handler of the bundle's own may have swallowed it
@@ -79,6 +82,7 @@ class Engine:
         finally:
             self._run = None
             done = int(self.engine.state.iteration)
+            self.loss = run.losses / run.looks if run.looks else None
             self._rewind(epochs)
         return done
 
