@@ -219,9 +219,11 @@ def _loss(output: Any) -> Tensor | float | None:
 def _drop_handlers(engine: Any) -> None:
     """Take handlers out that the configuration did not show, such as a bundle's own kind of checkpoint saver."""
     for event, handlers in engine._event_handlers.items():
-        kept = [entry for entry in handlers if not _left_out(getattr(entry[0], "__self__", entry[0]))]
+        kept = [entry for entry in handlers if not _left_out(entry[0])]
         engine._event_handlers[event] = kept
 
 
 def _left_out(handler: Any) -> bool:
+    handler = getattr(handler, "__wrapped__", handler)  # ignite wraps those of every n-th iteration
+    handler = getattr(handler, "__self__", handler)
     return any(kind.__name__ in LEFT_OUT for kind in type(handler).__mro__)
