@@ -355,6 +355,11 @@ HANDLERS = """\
 from pathlib import Path
 
 from ignite.engine import Events
+from monai.handlers import CheckpointSaver
+
+
+class OwnSaver(CheckpointSaver):
+    pass
 
 
 class Writer:
@@ -370,10 +375,12 @@ class Writer:
 
 
 def scripted(folder: Path) -> Path:
-    """Code in its `scripts` folder: a network, a transform, and a handler that writes files."""
+    """Code in its `scripts` folder: a network, a transform, a handler that writes files, and a saver of its own."""
+    own = {"_target_": "scripts.handlers.OwnSaver", "save_dir": "@dataset_dir", "save_dict": {"model": "@network"}}
+    own |= {"save_final": True, "save_interval": 1, "epoch_level": False}
     config = base(
         {"_target_": "scripts.net.OwnNet", "width": 4},
-        train__handlers=handlers({"_target_": "scripts.handlers.Writer", "folder": "@output_dir"}),
+        train__handlers=handlers({"_target_": "scripts.handlers.Writer", "folder": "@output_dir"}, own),
     )
     config["train"]["random_transforms"].append({"_target_": "scripts.parts.Late"})
     late = "def same(data):\n    return data\n"

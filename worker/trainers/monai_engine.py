@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from worker.trainers.monai_configs import LEFT_OUT
 _REPORTS = 100
 """How often a training looks at its loss, at most: on a GPU every look waits for the iterations before it."""
 _SEEDS = 2**32
+_UNSAID = re.compile(r"[^A-Za-z0-9._:+-]")
 _quiet = logging.getLogger(f"{__name__}.quiet")
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
@@ -186,7 +188,7 @@ def seed(number: int, loaders: Iterable[Any], datasets: Iterable[Any]) -> None:
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The entries that are single finite numbers."""
+    """The entries that are single finite numbers; names are made such that an update can say them."""
     found = {}
     for name, value in metrics.items():
         try:
@@ -194,7 +196,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         except (TypeError, ValueError, RuntimeError):
             continue
         if math.isfinite(number):
-            found[str(name)] = number
+            found[_UNSAID.sub("_", str(name))[:64]] = number
     return found
 
 

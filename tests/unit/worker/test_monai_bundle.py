@@ -138,6 +138,13 @@ def test_every_iteration_is_told_and_metrics_come_with_the_result(spleen: Place)
     assert set(result.metrics) == {"loss", "train_accuracy"}
 
 
+def test_metrics_that_an_update_cannot_say_get_names_that_it_can(spleen: Place) -> None:
+    metric = {"train accuracy (%)": {"_target_": "ignite.metrics.Accuracy"}}
+    metric["train accuracy (%)"]["output_transform"] = f"{bundles.FROM_ENGINE}(['pred', 'label'])"
+    trainer = spleen.trainer(overrides={"train#key_metric": metric})
+    assert set(form(trainer, *spleen.base()).update.metrics) == {"loss", "train_accuracy____"}
+
+
 def test_weights_are_the_networks_own_tensors_and_gradients_are_gone(spleen: Place) -> None:
     trainer = spleen.trainer()
     result = trainer.train(Weights(*spleen.base()), control())
