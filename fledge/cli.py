@@ -140,6 +140,13 @@ def init_run(
     code: Annotated[
         Path | None, typer.Option(help="A folder of training code that travels with the run to every site.")
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="A MONAI bundle, which becomes the run: its network version 0, its files the code."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="With --bundle: trained weights to begin with, such as its models/model.pt.")
+    ] = None,
     name: Annotated[str, typer.Option(help="The run's name; default: the directory's.")] = "",
     option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the factory; may be given again.")] = None,
 ) -> None:
@@ -148,19 +155,30 @@ def init_run(
     A folder given by --code holds trainer.py with `def trainer(**options)`, which returns the trainer; its other files
     are imported from there as plain modules (`import network`). It is copied into the run, goes up with `fledge ctl run
     create`, and sites take it over with `fledge ctl run deploy`. Keep data and weights out of it: 16 MiB as a zip.
+
+    A MONAI bundle given by --bundle needs no code of yours: each site names its dataset_dir in worker.toml.
     """
     from fledge.init_run import RUN_TOML
     from fledge.init_run import init_run as make_run
     from fledge.packing import CODE, archive, read_code
     from worker.deployed import FACTORY
 
-    if not factory and code is None:
-        raise ConfigError("name your training code as module:factory, or its folder with --code")
-    options = dict(_option(text) for text in option or ())
-    spec = make_run(factory or FACTORY, out, name=name or out.resolve().name, options=options, code=code)
+    if bundle is not None:
+        from fledge.monai_runs import init_bundle_run
+
+        if factory or code is not None or option:
+            raise ConfigError("--bundle brings its own training code; leave out the factory, --code and --option")
+        spec = init_bundle_run(bundle, out, name=name or out.resolve().name, weights=weights)
+    elif not factory and code is None:
+        raise ConfigError("name your training code as module:factory, its folder with --code, or a MONAI bundle's")
+    elif weights is not None:
+        raise ConfigError("--weights goes with --bundle; other trainers begin with what they make")
+    else:
+        options = dict(_option(text) for text in option or ())
+        spec = make_run(factory or FACTORY, out, name=name or out.resolve().name, options=options, code=code)
     size = spec.model_length / 1e6
     typer.echo(f"{out}: {len(spec.tensors)} tensors, {size:.3g} MB; look at {out / RUN_TOML}")
-    if code is not None:
+    if (out / CODE).exists():
         import hashlib
 
         typer.echo(f"code {hashlib.sha256(archive(read_code(out / CODE))).hexdigest()}")

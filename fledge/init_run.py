@@ -71,11 +71,30 @@ def init_run(
     Raises:
         ConfigError: the directory is in use, or the factory cannot be used here.
     """
+    config = configured(name, settings)
+    files = {} if code is None else read_code(code)
+    return write_run(directory, config, load_trainer(factory, options or {}, code or Path.cwd()), files)
+
+
+def configured(name: str, settings: RunConfig | None = None) -> RunConfig:
+    """The settings of a run of this name.
+
+    Raises:
+        ConfigError: there is no such strategy, or it does not take its parameters.
+    """
     config = RunConfig.model_validate({**(settings.model_dump() if settings else {}), "name": name})
     strategy(config.strategy.name, **config.strategy.parameters)
+    return config
+
+
+def write_run(directory: Path, config: RunConfig, source: Any, files: Mapping[str, bytes]) -> ModelSpec:
+    """Write a run's directory; `source` is what `spec_and_payload` takes, `files` are the run's code by name.
+
+    Raises:
+        ConfigError: the directory is in use or cannot be written, or `source` is no model.
+    """
     text = render(config)
-    files = {} if code is None else read_code(code)
-    spec, payload = spec_and_payload(load_trainer(factory, options or {}, code or Path.cwd()))
+    spec, payload = spec_and_payload(source)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):

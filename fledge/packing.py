@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from protocol import limits
@@ -68,10 +68,23 @@ def read_code(folder: Path) -> dict[str, bytes]:
     Raises:
         ConfigError: `trainer.py` or its `trainer` is missing, a link is among the files, or they are too many or large.
     """
+    files = read_files(folder)
+    _check_entry(folder, files)
+    return files
+
+
+def read_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> dict[str, bytes]:
+    """The files of a folder by name, without what is hidden, what Python compiled, and what is not `wanted`.
+
+    Raises:
+        ConfigError: a link is among the files, or they are too many or too large.
+    """
     files: dict[str, bytes] = {}
     left = limits.CODE_UNPACKED
     try:
         for path in _listed(folder):
+            if not wanted(path):
+                continue
             if len(files) == limits.CODE_FILES:
                 raise ConfigError(f"{folder} holds more than {limits.CODE_FILES} files; keep data out of it")
             with path.open("rb") as file:
@@ -83,7 +96,6 @@ def read_code(folder: Path) -> dict[str, bytes]:
             files[path.relative_to(folder).as_posix()] = data
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror or error}; the code has to be readable") from error
-    _check_entry(folder, files)
     return files
 
 

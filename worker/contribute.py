@@ -69,7 +69,7 @@ def contribute(
         ConfigError: a pattern matches nothing or everything, or a filter cannot work.
         WireError, StoreError, StateError: the base or the site's own values cannot be read, or chunks not written.
     """
-    absent = excluded(spec, exclude)
+    absent = _kept(trainer, spec, excluded(spec, exclude))
     private = _private(spec, absent)
     weights = Weights(spec, base, own.values(control.run, spec, private) if own and private else None)
     began = clock()
@@ -94,7 +94,7 @@ def evaluate(
     own: OwnTensors | None = None,
 ) -> Evaluation:
     """Evaluate a version, with the site's own values where it keeps tensors to itself; arguments as above."""
-    private = _private(spec, excluded(spec, exclude))
+    private = _private(spec, _kept(trainer, spec, excluded(spec, exclude)))
     weights = Weights(spec, base, own.values(control.run, spec, private) if own and private else None)
     with _foreign(trainer, "evaluate"):
         result: EvaluationResult = trainer.evaluate(weights, control)
@@ -119,6 +119,19 @@ def excluded(spec: ModelSpec, patterns: Sequence[str]) -> frozenset[str]:
         raise ConfigError(f"exclude: {list(patterns)} leaves nothing to share")
     if len(found) > _MAX_ABSENT:
         raise ConfigError(f"exclude: {len(found)} tensors match; an update can leave out at most {_MAX_ABSENT}")
+    return found
+
+
+def _kept(trainer: Trainer, spec: ModelSpec, absent: frozenset[str]) -> frozenset[str]:
+    """What is excluded, together with what the trainer keeps to the site because of what it is (`Trainer.keeps`)."""
+    keeps: frozenset[str] = getattr(trainer, "keeps", frozenset())
+    if unknown := sorted(keeps - spec.names):
+        raise TrainingError(f"the trainer keeps {unknown[0]!r} to itself, which is no floating tensor of the model")
+    found = absent | keeps
+    if found == spec.names:
+        raise ConfigError("exclude and what the trainer keeps leave nothing to share")
+    if len(found) > _MAX_ABSENT:
+        raise ConfigError(f"{len(found)} tensors stay here; an update can leave out at most {_MAX_ABSENT}")
     return found
 
 

@@ -31,7 +31,7 @@ HOUSE = frozenset(
     {
         *("protocol", "broker", "worker", "aggregator", "deploy", "fledge"),
         *("nacl", "msgpack", "pika", "minio", "urllib3", "pydantic", "structlog", "sqlalchemy", "cryptography"),
-        *("numpy", "torch", "monai", "psutil", "yaml", "typer", "rich"),
+        *("numpy", "torch", "monai", "ignite", "psutil", "yaml", "typer", "rich"),
     }
 )
 """What the worker itself is made of: code that hid one of these would break the site, by accident or not."""

@@ -108,7 +108,11 @@ class Control:
 
 
 class Trainer(Protocol):
-    """A site's training code."""
+    """A site's training code.
+
+    A trainer may have an attribute `keeps`: the names of floating tensors that stay at the site, like those of
+    `exclude`.
+    """
 
     def train(self, base: Weights, control: Control) -> TrainResult:
         """Train from `base` on the site's own data.
@@ -147,6 +151,15 @@ def overrides(task: Mapping[str, Any]) -> Overrides:
     """
     lr, steps, batch = (_positive(task, name) for name in ("lr", "local_steps", "batch_size"))
     return Overrides(lr=lr, local_steps=_whole("local_steps", steps), batch_size=_whole("batch_size", batch))
+
+
+def positive_whole(task: Mapping[str, Any], name: str) -> int | None:
+    """A parameter of a run's task that has to be a positive whole number; None if it is not set.
+
+    Raises:
+        TrainingError: it is something else.
+    """
+    return _whole(name, _positive(task, name))
 
 
 def _positive(task: Mapping[str, Any], name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""A trainer for plain torch: a model, a dataset and a loss. The only module of the worker that imports torch."""
+"""A trainer for plain torch: a model, a dataset and a loss; and how any torch module is read and written."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class TorchTrainer:
             self.model.zero_grad(set_to_none=True)
             self._optimizer = optimizer if self._keep_optimizer else None
         return TrainResult(
-            weights=_Live(tensors),
+            weights=Live(tensors),
             examples=len(self._dataset),
             steps=steps,
             fingerprint=self._print(control.fingerprint_key),
@@ -200,12 +200,12 @@ def model_spec(model: nn.Module) -> ModelSpec:
     Raises:
         TrainingError: a tensor has a type that no model can hold.
     """
-    return ModelSpec(tuple(_tensor_spec(names[0], tensor) for names, tensor in _distinct(model)))
+    return ModelSpec(tuple(_tensor_spec(names[0], tensor) for names, tensor in distinct(model)))
 
 
 def model_payload(model: nn.Module, spec: ModelSpec) -> Iterator[bytes]:
     """The payload of a module's present values, record by record."""
-    return write_records(spec, _Live(_named(model, spec)).__getitem__)
+    return write_records(spec, Live(_named(model, spec)).__getitem__)
 
 
 def load(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
@@ -249,7 +249,7 @@ def _store_elsewhere(piece: Piece, target: Tensor, whole: NDArray[Any]) -> NDArr
     return whole
 
 
-class _Live(Mapping[str, NDArray[Any]]):
+class Live(Mapping[str, NDArray[Any]]):
     """Tensors as arrays: views where numpy can see them, else copies made when asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -267,7 +267,7 @@ class _Live(Mapping[str, NDArray[Any]]):
         return len(self._tensors)
 
 
-def _distinct(model: nn.Module) -> list[tuple[list[str], Tensor]]:
+def distinct(model: nn.Module) -> list[tuple[list[str], Tensor]]:
     """Every tensor once with all its names: networks that share weights list them several times."""
     found: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -286,7 +286,7 @@ def _distinct(model: nn.Module) -> list[tuple[list[str], Tensor]]:
 def _named(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
     known = {tensor.name for tensor in spec.tensors}
     result: dict[str, Tensor] = {}
-    for names, tensor in _distinct(model):
+    for names, tensor in distinct(model):
         for name in [name for name in names if name in known] or names[:1]:
             result[name] = tensor.detach()
     check_names(spec, result)

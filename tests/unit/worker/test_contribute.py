@@ -335,3 +335,20 @@ def test_a_training_that_fails_leaves_the_own_values_as_they_were(tmp_path: Path
         form(Adding(zeros(), result={"weights": broken}), spec, base, exclude=["head.*"], own=own(tmp_path))
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_trainer_keeps_stays_at_the_site_together_with_what_is_excluded() -> None:
+    spec, records = model({name: np.zeros(2, np.float32) for name in ("a", "b", "c")})
+
+    def keeping(*names: str) -> Adding:
+        trainer = Adding({name: np.zeros(2, np.float32) for name in ("a", "b", "c")})
+        trainer.keeps = frozenset(names)  # type: ignore[attr-defined]
+        return trainer
+
+    formed = form(keeping("b"), spec, records, exclude=["a"])
+    assert formed.update.absent == ("a", "b")
+    assert [formed.delta[name].any() for name in ("a", "b", "c")] == [False, False, True]
+    with pytest.raises(TrainingError, match="keeps 'd' to itself"):
+        form(keeping("d"), spec, records)
+    with pytest.raises(ConfigError, match="leave nothing to share"):
+        form(keeping("b", "c"), spec, records, exclude=["a"])

@@ -1,0 +1,76 @@
+"""A run made of a MONAI bundle: the bundle's files become the run's code, its network version 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aggregator.config import RunConfig
+from fledge.init_run import configured, write_run
+from fledge.packing import ENTRY, read_files
+from protocol.errors import ConfigError
+from protocol.spec import ModelSpec
+
+_TRAINER = '''\
+"""Trains the MONAI bundle in this folder with the site's own fledge; written by `fledge init-run --bundle`."""
+
+from pathlib import Path
+from typing import Any
+
+from worker.trainers.monai_bundle import BundleTrainer, bundle_trainer
+
+
+def trainer(dataset_dir: str, **options: Any) -> BundleTrainer:
+    """Called with the site's options; `bundle_trainer` says which there are."""
+    return bundle_trainer(Path(__file__).parent, dataset_dir=dataset_dir, **options)
+'''
+_SMALL = 1024 * 1024
+_TEXT = (".md", ".txt")
+
+
+def init_bundle_run(
+    bundle: Path,
+    directory: Path,
+    *,
+    name: str,
+    weights: Path | None = None,
+    settings: RunConfig | None = None,
+) -> ModelSpec:
+    """Make a run of a MONAI bundle: version 0 has the network's random weights, or those of the file `weights`.
+
+    The network's part of the bundle's configuration is evaluated here, so this is for whoever brings the bundle.
+
+    Raises:
+        ConfigError: it is no bundle that can be trained, or the directory is in use.
+    """
+    from worker.trainers.monai_bundle import bundle_network
+
+    config = configured(name, settings)
+    files = bundle_files(bundle)
+    return write_run(directory, config, bundle_network(bundle, weights=weights), files)
+
+
+def bundle_files(bundle: Path) -> dict[str, bytes]:
+    """What of a bundle travels to the sites, by name, with the `trainer.py` that trains it.
+
+    Weights, results and pictures stay behind; a file of `models` travels if it is small, because some configurations
+    read a network's structure from one.
+
+    Raises:
+        ConfigError: it has a `trainer.py` of its own, or its files are too many or too large.
+    """
+    if not bundle.is_dir():
+        raise ConfigError(f"{bundle} is not there; name the folder of a MONAI bundle")
+
+    def wanted(path: Path) -> bool:
+        parts = path.relative_to(bundle).parts
+        if parts[0] == "docs":
+            return path.suffix.lower() in _TEXT
+        return parts[0] != "eval" and (parts[0] != "models" or path.stat().st_size <= _SMALL)
+
+    files = read_files(bundle, wanted)
+    if ENTRY in files:
+        raise ConfigError(
+            f"{bundle / ENTRY} is in the way: a run of a bundle gets a {ENTRY} of its own; call it something else, or "
+            "give the folder with --code"
+        )
+    return {ENTRY: _TRAINER.encode(), **files}

@@ -1,0 +1,175 @@
+"""A MONAI bundle becomes a run, travels as its code, and trains at a site through the real worker."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fledge.cli import app
+from fledge.init_run import CODE, INITIAL, load_genesis
+from fledge.monai_runs import bundle_files, init_bundle_run
+from fledge.packing import archive, load_code
+from protocol.envelope import Verified
+from protocol.errors import ConfigError
+from protocol.messages import Kind
+from tests.support import monai_bundles as bundles
+from tests.unit.worker.test_deployed import Researchers
+from tests.unit.worker.test_service import Seen, start, stop
+from worker.cases import Cases
+from worker.service import WorkerService
+from worker.trainers.monai_bundle import bundle_network
+
+torch.set_num_threads(1)
+pytestmark = [
+    # MONAI's own, of torch's and of its own parts that will go.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+class Federation(Researchers):
+    """A hub whose run is a bundle's."""
+
+    def __init__(self, name: str, run: Path) -> None:
+        super().__init__(name)
+        genesis = load_genesis(run)
+        self.spec = genesis.spec
+        self.initial = b"".join(genesis.payload())
+        self.code_of_run = load_code(run)
+        self.spec_record = self._put_record(self._seal_blob(Kind.SPEC, 0, self.spec.to_bytes(), b""))
+
+    def model(self, value: float) -> bytes:
+        """Version 0, whatever the number."""
+        return self.initial
+
+    def next_message(self) -> Verified:
+        """What the site sends next; torch may have to be imported before."""
+        return self.inbound.get(timeout=60)
+
+
+@pytest.fixture
+def workers() -> Iterator[list[WorkerService]]:
+    """Workers to be stopped at the end."""
+    started: list[WorkerService] = []
+    yield started
+    for worker in started:
+        stop(worker)
+
+
+@pytest.fixture(autouse=True)
+def imports() -> Iterator[None]:
+    """What can be imported before and afterwards is the same."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("scripts", "trainer")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def federation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Federation]:
+    init_bundle_run(bundles.scripted(tmp_path / "bundle"), tmp_path / "run", name="spleen")
+    made = Federation(request.node.name[:60], tmp_path / "run")
+    sys.path.remove(str(tmp_path / "bundle"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]
+    yield made
+    made.close()
+
+
+def test_a_bundle_trains_at_a_site_that_has_nothing_but_data(
+    federation: Federation, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    data = bundles.volumes(tmp_path / "data")
+    options: dict[str, Any] = {"dataset_dir": str(data), "overrides": {"optimizer#lr": 0.02}, "local_epochs": 2}
+    start(federation, tmp_path / "state", None, workers, options=lambda run: options)
+    assert federation.deploy(federation.code_of_run).ok
+    digest = hashlib.sha256(federation.code_of_run).digest()
+    federation.announce(federation.version(0, evaluate=True, bundle=digest))
+    evaluation, update = federation.next_message(), federation.next_message()
+    assert 0 <= federation.body(evaluation).metrics["val_mean_dice"] <= 1
+    said = federation.body(update)
+    assert (said.bundle, said.trainer, said.examples, said.steps) == (digest, "BundleTrainer", 4, 8)
+    delta = federation.delta(update)
+    assert np.isfinite(delta).all()
+    assert delta.any()
+    # The next training imports another module of the bundle only when the first image comes.
+    federation.announce(federation.version(1, bundle=digest))
+    assert federation.next_message().core.version == 1
+    stop(workers.pop())
+    assert "scripts" not in sys.modules
+
+
+def test_what_is_wrong_with_a_sites_data_stays_at_the_site(
+    federation: Federation, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    seen = Seen()
+    where = str(tmp_path / "patient-4711")
+    start(federation, tmp_path / "state", None, workers, options=lambda run: {"dataset_dir": where}, on_event=seen)
+    assert federation.deploy(federation.code_of_run).ok
+    federation.announce(federation.version(0, bundle=hashlib.sha256(federation.code_of_run).digest()))
+    seen.wait("blocked", 0)
+    event = seen.events[-1]
+    assert event.code == "trainer"
+    assert "patient-4711" not in repr(event)
+    assert "patient-4711 is not a folder here" in Cases(tmp_path / "state" / "cases").text(event.case)
+
+
+def test_the_command_makes_a_run_of_a_bundle(tmp_path: Path) -> None:
+    bundle = bundles.spleen(tmp_path / "bundle")
+    (bundle / "models").mkdir()
+    (bundle / "docs").mkdir()
+    network = bundle_network(bundle, seed=5)
+    torch.save({**network.state_dict(), "padding": torch.zeros(2**19)}, bundle / "models" / "model.pt")
+    torch.save(network.state_dict(), tmp_path / "trained.pt")
+    (bundle / "models" / "architecture.json").write_text("{}")
+    (bundle / "docs" / "README.md").write_text("What it is.")
+    (bundle / "docs" / "a picture.png").write_bytes(b"png")
+    command = ["init-run", "--bundle", str(bundle), "--weights", str(tmp_path / "trained.pt")]
+    done = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    files = {path.relative_to(tmp_path / "run" / CODE).as_posix() for path in (tmp_path / "run" / CODE).rglob("*.*")}
+    assert files == {
+        *("trainer.py", "configs/train.json", "configs/evaluate.json", "configs/metadata.json"),
+        *("models/architecture.json", "docs/README.md"),
+    }
+    assert (tmp_path / "run" / CODE / "configs" / "train.json").read_bytes() == (
+        bundle / "configs" / "train.json"
+    ).read_bytes()
+    assert load_code(tmp_path / "run") == archive(bundle_files(bundle))
+    genesis = load_genesis(tmp_path / "run")
+    assert (tmp_path / "run" / INITIAL).read_bytes() == b"".join(genesis.payload())
+    expected = network.state_dict()["model.0.conv.unit0.conv.weight"].numpy().tobytes()
+    assert expected in (tmp_path / "run" / INITIAL).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--bundle", "nowhere"], "nowhere"),
+        (["--bundle", "bundle", "--code", "bundle"], "leave out"),
+        (["trainer:trainer", "--weights", "x"], "--weights goes with --bundle"),
+        ([], "bundle"),
+    ],
+)
+def test_a_command_that_cannot_be_meant_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["init-run", *arguments, "-o", "run"])
+    assert isinstance(done.exception, ConfigError)
+    assert text in str(done.exception)
+
+
+def test_a_bundle_with_a_trainer_of_its_own_is_refused(tmp_path: Path) -> None:
+    bundle = bundles.write(tmp_path / "bundle", bundles.base(bundles.unet()), None, {"trainer.py": ""})
+    with pytest.raises(ConfigError, match=r"trainer\.py is in the way"):
+        bundle_files(bundle)

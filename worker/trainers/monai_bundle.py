@@ -1,0 +1,345 @@
+"""MONAI bundles as trainers, without a line changed in them: `bundle_trainer`, and the model that a run begins with.
+
+The bundle's own trainer, evaluator, losses, transforms and metrics do the work. What federated learning does itself is
+taken over or left out: epochs, seeds, optimizer state, checkpoints, validation while training, logs.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.engines.evaluator import SupervisedEvaluator
+from monai.engines.trainer import SupervisedTrainer
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from protocol.errors import ConfigError, FledgeError, TrainingError
+from protocol.spec import ModelSpec
+from worker.trainer import Control, EvaluationResult, TrainResult, overrides, positive_whole
+from worker.trainers.monai_configs import REQUIRED, Configs
+from worker.trainers.monai_engine import Beginning, Engine, seed
+from worker.trainers.monai_errors import explained
+from worker.trainers.torch import Live, distinct, load, model_payload, model_spec
+from worker.weights import Weights
+
+MOMENTUM = ("restart", "keep")
+KEEP_LOCAL = (None, "batchnorm")
+_BATCH = "train#dataloader#batch_size"
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
+_NETWORKS = ("network_def", "network", "train#trainer#network")
+
+
+@dataclass
+class _Built:
+    """The bundle's objects, which refer to each other and to one network."""
+
+    trainer: Engine
+    evaluator: Engine | None
+    network: nn.Module
+    dataset: Any
+    held_out: Any
+    beginning: Beginning
+
+
+class BundleTrainer:
+    """Trains a MONAI bundle's network in place, with the bundle's own trainer."""
+
+    def __init__(
+        self,
+        configs: Configs,
+        *,
+        epochs: int = 1,
+        steps: int | None = None,
+        keep_momentum: bool = False,
+        keep_batchnorm: bool = False,
+        device: str = "",
+        gpus: Sequence[int] = (),
+        amp: bool | None = None,
+    ) -> None:
+        """For `bundle_trainer`, which says what these are."""
+        self._configs = configs
+        self._epochs, self._steps = epochs, steps
+        self._keep_momentum, self._keep_batchnorm = keep_momentum, keep_batchnorm
+        self._device, self._gpus, self._amp = device, tuple(gpus), amp
+        self._scratch = tempfile.mkdtemp(prefix="fledge-bundle-")
+        weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        self._batch: int | None = None
+        self._built: _Built | None = None
+        self._ready(None)
+
+    @property
+    def model(self) -> nn.Module:
+        """The bundle's network: the only copy of the model."""
+        return self._ready(self._batch).network
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Which tensors the network has."""
+        return model_spec(self.model)
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Floating tensors that stay at the site, as with `exclude`: those of BatchNorm, if that was asked for."""
+        return batchnorm(self.model) if self._keep_batchnorm else frozenset()
+
+    def initial(self) -> Iterator[bytes]:
+        """The payload of the network as it stands: version 0 of a run that begins with it."""
+        return model_payload(self.model, self.spec)
+
+    def train(self, base: Weights, control: Control) -> TrainResult:
+        wanted = overrides(control.task)
+        epochs = positive_whole(control.task, "local_epochs")
+        steps = wanted.local_steps or (None if epochs else self._steps)
+        built = self._ready(wanted.batch_size)
+        tensors = load(built.network, base)
+        if not self._keep_momentum:
+            built.beginning.restore()
+        if wanted.lr is not None:
+            built.beginning.set_rate(wanted.lr)
+        seed(control.seed, [built.trainer.engine.data_loader], [built.dataset])
+        try:
+            done = built.trainer.run(control, epochs=epochs or self._epochs, steps=steps)
+        except BaseException as error:
+            built.beginning.restore()  # moments of a training that came to nothing
+            if isinstance(error, FledgeError) or not isinstance(error, Exception):
+                raise
+            raise explained(error, "the bundle's training") from error
+        finally:
+            # Gradients and moments take as much memory as the model, and the update is still to be formed.
+            built.network.zero_grad(set_to_none=True)
+        if not self._keep_momentum:
+            built.beginning.restore()
+        return TrainResult(
+            weights=Live(tensors),
+            examples=_examples(built.dataset, built.trainer, done),
+            steps=done,
+            metrics={**({} if (loss := built.trainer.loss) is None else {"loss": loss}), **built.trainer.metrics()},
+            bfloat16=frozenset(name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16),
+        )
+
+    def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
+        built = self._ready(self._batch)
+        if built.evaluator is None or not _size(built.held_out):
+            return EvaluationResult(examples=0)
+        load(built.network, model)
+        try:
+            done = built.evaluator.run(control)
+        except FledgeError:
+            raise
+        except Exception as error:
+            raise explained(error, "the bundle's evaluation") from error
+        return EvaluationResult(
+            examples=_examples(built.held_out, built.evaluator, done), metrics=built.evaluator.metrics()
+        )
+
+    def _ready(self, batch: int | None) -> _Built:
+        """The bundle's objects; made anew for another size of batch, which a loader cannot change."""
+        if self._built is None or batch != self._batch:
+            self._built = None
+            gc.collect()  # the old network and its optimizer hold each other
+            try:
+                self._built = self._make(batch)
+            except FledgeError:
+                raise
+            except Exception as error:
+                raise explained(error, "making the bundle's trainer") from error
+            self._batch = batch
+        return self._built
+
+    def _make(self, batch: int | None) -> _Built:
+        more: dict[str, Any] = {} if batch is None else {_BATCH: batch}
+        if self._device:
+            more["device"] = f"$torch.device({self._device!r})"
+        parser = self._configs.train(more, self._scratch)
+        if "initialize" in parser:
+            parser.get_parsed_content("initialize")
+        trainer = parser.get_parsed_content("train#trainer")
+        if not isinstance(trainer, SupervisedTrainer):
+            raise ConfigError(f"train#trainer is a {type(trainer).__name__}; fledge trains with a SupervisedTrainer")
+        network = unwrapped(trainer.network)
+        _set_amp(trainer, self._amp)
+        made = list(parser.ref_resolver.resolved_content.values())
+        optimizers = {id(each): each for each in [*made, trainer.optimizer] if isinstance(each, torch.optim.Optimizer)}
+        schedulers = {id(each): each for each in made if isinstance(each, torch.optim.lr_scheduler.LRScheduler)}
+        beginning = Beginning(list(optimizers.values()), list(schedulers.values()))
+        evaluator, held_out = self._make_evaluator(more, parser, network)
+        if len(self._gpus) > 1:
+            trainer.network = nn.DataParallel(network, list(self._gpus))
+            if evaluator is not None:
+                evaluator.engine.network = trainer.network
+        dataset = parser.get_parsed_content("train#dataset")
+        return _Built(Engine(trainer), evaluator, network, dataset, held_out, beginning)
+
+    def _make_evaluator(self, more: Mapping[str, Any], shared: Any, network: nn.Module) -> tuple[Engine | None, Any]:
+        parser = self._configs.evaluate(more, self._scratch, shared)
+        if "validate#evaluator" not in parser:
+            return None, None
+        evaluator = parser.get_parsed_content("validate#evaluator")
+        if not isinstance(evaluator, SupervisedEvaluator):
+            raise ConfigError(f"validate#evaluator is a {type(evaluator).__name__}; it has to be a SupervisedEvaluator")
+        evaluator.network = network
+        _set_amp(evaluator, self._amp)
+        return Engine(evaluator), getattr(evaluator.data_loader, "dataset", None)
+
+
+def bundle_trainer(
+    bundle_root: str | Path,
+    *,
+    dataset_dir: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    local_epochs: int | None = None,
+    local_steps: int | None = None,
+    momentum: str = "restart",
+    keep_local: str | None = None,
+    device: str = "",
+    gpus: Sequence[int] = (),
+    amp: bool | None = None,
+) -> BundleTrainer:
+    """A trainer of a MONAI bundle, on the site's own data.
+
+    Args:
+        dataset_dir: the site's data, put in the place of the bundle's `dataset_dir`.
+        overrides: other values of the bundle's configuration that differ here, by id (`train#dataloader#num_workers`).
+        local_epochs: passes over the data for each update; or `local_steps`, exactly so many iterations; one epoch by
+            default. A run's task may set either, and `lr` and `batch_size`.
+        momentum: "restart" begins each training with the optimizer and the schedule as the bundle makes them, because
+            moments belong to weights that others have moved since; "keep" keeps both, in memory only.
+        keep_local: "batchnorm" keeps all tensors of BatchNorm layers at the site (FedBN).
+        device: such as "cuda:1"; by default the bundle's choice.
+        gpus: numbers of several GPUs of this machine to share each batch.
+        amp: mixed precision on GPUs; by default the bundle's choice. On a CPU there is none.
+
+    Raises:
+        ConfigError: an option or the bundle cannot be used.
+        TrainingError: the bundle's objects cannot be made of the data here.
+    """
+    _check(momentum=momentum, keep_local=keep_local, device=device, local_epochs=local_epochs, local_steps=local_steps)
+    if gpus and not device:
+        device = f"cuda:{gpus[0]}"
+    place = Path(dataset_dir)
+    if not place.is_dir():
+        raise ConfigError(f"dataset_dir: {place} is not a folder here; correct it in the site's options")
+    return BundleTrainer(
+        Configs(Path(bundle_root), overrides={**(overrides or {}), "dataset_dir": str(place.resolve())}),
+        epochs=local_epochs or 1,
+        steps=local_steps,
+        keep_momentum=momentum == "keep",
+        keep_batchnorm=keep_local == "batchnorm",
+        device=device,
+        gpus=gpus,
+        amp=amp,
+    )
+
+
+def bundle_network(bundle_root: Path, *, weights: Path | None = None, seed: int = 0) -> nn.Module:
+    """The network that a bundle defines, with random weights that follow from `seed`, or those of a file.
+
+    No data are needed; of the configuration only the network is evaluated.
+
+    Raises:
+        ConfigError: it defines none, or the file does not hold its weights.
+    """
+    configs = Configs(bundle_root, overrides={}, required=REQUIRED)
+    more = {"device": "$torch.device('cpu')"}
+    parser = configs.train(more, "")
+    named = next((name for name in _NETWORKS if name in parser), None)
+    if named is None:
+        raise ConfigError("the bundle names no network_def; version 0 of a run is made of it")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            network = parser.get_parsed_content(named)
+        except Exception as error:
+            raise explained(error, "making the bundle's network") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"the bundle's {named} is a {type(network).__name__}; it has to be a torch module")
+    if weights is not None:
+        _load_file(unwrapped(network), weights)
+    return unwrapped(network)
+
+
+def batchnorm(network: nn.Module) -> frozenset[str]:
+    """The floating tensors of BatchNorm layers, found by the layers' type; their names are the specification's."""
+    inside = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in network.named_modules()
+        if isinstance(module, _BatchNorm)
+        for name in module.state_dict()
+    }
+    return frozenset(
+        names[0] for names, tensor in distinct(network) if tensor.is_floating_point() and inside & set(names)
+    )
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """A network without what was put around it for several GPUs or by `torch.compile`."""
+    parallel = isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    inner = getattr(network, "module" if parallel else "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else network
+
+
+def _load_file(network: nn.Module, file: Path) -> None:
+    """Trained weights as MONAI saves them: a state dict, perhaps under the key `model` or `state_dict`."""
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{file} is not there; name a file of trained weights") from None
+    except Exception as error:
+        raise ConfigError(f"{file} holds no plain weights that torch can read: {type(error).__name__}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
+            saved = saved[key]
+    try:
+        network.load_state_dict(saved)
+    except (RuntimeError, TypeError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{file} does not hold the weights of the bundle's network: {told}") from error
+
+
+def _check(
+    *, momentum: str, keep_local: str | None, device: str, local_epochs: int | None, local_steps: int | None
+) -> None:
+    if momentum not in MOMENTUM:
+        raise ConfigError(f'momentum is {momentum!r}; write "restart" or "keep"')
+    if keep_local not in KEEP_LOCAL:
+        raise ConfigError(f'keep_local is {keep_local!r}; write "batchnorm" or leave it out')
+    if device and not _DEVICE.fullmatch(device):
+        raise ConfigError(f'device is {device!r}; write "cpu", "cuda" or "cuda:N"')
+    if local_epochs is not None and local_steps is not None:
+        raise ConfigError("give local_epochs or local_steps, not both")
+    for name, value in (("local_epochs", local_epochs), ("local_steps", local_steps)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name} is {value!r}; it has to be a positive whole number")
+
+
+def _set_amp(engine: Any, wanted: bool | None) -> None:
+    """MONAI's mixed precision is made for CUDA; elsewhere it would warn in every iteration and do nothing."""
+    device = engine.state.device
+    engine.amp = (engine.amp if wanted is None else wanted) and device is not None and device.type == "cuda"
+
+
+def _size(dataset: Any) -> int | None:
+    """How many examples a dataset has; None if it cannot tell."""
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
+
+
+def _examples(dataset: Any, engine: Engine, done: int) -> int:
+    size = _size(dataset)
+    if size is not None:
+        return size
+    batch = getattr(engine.engine.data_loader, "batch_size", None) or 1
+    if done < 1:
+        raise TrainingError("the bundle's data gave not a single batch; correct dataset_dir in the site's options")
+    return done * int(batch)

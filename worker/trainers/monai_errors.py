@@ -1,0 +1,88 @@
+"""What goes wrong in a MONAI bundle, in one sentence that says what to do. It stays in the site's own case."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+
+from protocol.errors import FledgeError, TrainingError
+
+_Say = Callable[[re.Match[str]], str]
+_KNOWN: tuple[tuple[str, _Say], ...] = (
+    (
+        r"No such file(?: or no access)?[^\n]*?'([^'\n]+)'|no such file or directory: '?([^'\n]+)'?|"
+        r"cannot find a suitable reader for file: ([^\n]+?)\.\n",
+        lambda m: (
+            f"{m[1] or m[2] or m[3]} cannot be read, and the bundle's list of data names it; put the file there, "
+            "or correct dataset_dir or the list"
+        ),
+    ),
+    (
+        r"expected input\[[^\]]*\] to have (\d+) channels, but got (\d+) channels",
+        lambda m: (
+            f"the bundle's network takes images with {m[1]} channels, and an image here has {m[2]}; give it the "
+            "images it was made for"
+        ),
+    ),
+    (
+        r"running_mean should contain (\d+) elements not (\d+)",
+        lambda m: f"the bundle's network takes {m[2]} channels, and an image here has {m[1]}",
+    ),
+    (
+        r"Target (-?\d+) is out of bounds|index (-?\d+) is out of bounds for dimension \d+ with size (\d+)|"
+        r"class values must be (?:less|smaller) than|device-side assert",
+        lambda m: (
+            f"a label here has {f'the value {m[1] or m[2]}' if m[1] or m[2] else 'a value'} that is none of the "
+            "classes that the bundle's network tells apart; correct the labels"
+        ),
+    ),
+    (
+        r"num_samples should be a positive integer value, but got num_samples=0|Input data has zero size|"
+        r"dataset is empty|zero-size array|empty dataset",
+        lambda m: "the bundle finds no training data below dataset_dir; correct it in the site's options",
+    ),
+    (
+        r"No module named '([^']+)'|cannot (?:locate|import) (?:class or function path: )?'?([\w.]+)",
+        lambda m: f"the bundle needs {m[1] or m[2]}, which is not installed here; install it where the worker runs",
+    ),
+    (
+        r"the referring item `@([^`]+)` is not defined|id='([^']+)' is not found in the config",
+        lambda m: f"the bundle's configuration refers to {m[1] or m[2]}, which it does not have",
+    ),
+)
+_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "unable to mmap")
+
+
+def explained(error: BaseException, doing: str) -> FledgeError:
+    """One of our errors for whatever a bundle raised while `doing` something.
+
+    Errors of ours stay as they are. The text of the innermost cause is looked at first, and the whole chain of them.
+    """
+    chain = _chain(error)
+    for each in chain:
+        if isinstance(each, FledgeError):
+            return each
+    if any(isinstance(each, MemoryError | torch.OutOfMemoryError) for each in chain) or any(
+        word in str(each) for each in chain for word in _MEMORY
+    ):
+        return TrainingError(
+            f"the memory did not suffice for {doing}; make the batch or the crop smaller with overrides in the site's "
+            "options, or give the worker more memory"
+        )
+    for each in reversed(chain):
+        for pattern, say in _KNOWN:
+            if found := re.search(pattern, str(each), re.IGNORECASE):
+                return TrainingError(f"{doing} failed: {say(found)}")
+    told = str(chain[-1]).strip().partition("\n")[0]
+    return TrainingError(f"{doing} failed: {type(chain[-1]).__name__}: {told}")
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """The error and its causes, the innermost last."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return found
