@@ -43,7 +43,7 @@ GOOD_FOR_S = 600
 """Seconds until an order that has not arrived is refused."""
 _LOOK_AGAIN_S = 0.05
 _LATELY_S = 60.0
-"""Seconds within which a site that was heard of counts as there."""
+"""Seconds below which nothing is said of when a site was last heard of: it may be busy, or the hub may have just begun."""
 _ANSWERS = frozenset({Kind.ANSWER, Kind.REPLY})
 
 
@@ -309,7 +309,8 @@ def _silent(site: str, seconds: float | None) -> Said:
     since = "since the aggregator started" if seconds is None else f"for {_time(seconds)}"
     text = f"site {site} has not been seen {since}; the command is queued and will run when it returns"
     if seconds is not None and seconds < _LATELY_S:
-        text = f"site {site} is there, but has not answered in time; give it longer by --timeout, it may do it yet"
+        queued = "the command is queued and will run when it returns"
+        text = f"site {site} has not answered in time (--timeout waits longer); {queued}"
     return Said(sender=site, ok=False, reason="no_answer", text=text, values={})
 
 
