@@ -43,7 +43,7 @@ GOOD_FOR_S = 600
 """Seconds until an order that has not arrived is refused."""
 _LOOK_AGAIN_S = 0.05
 _LATELY_S = 60.0
-"""Seconds below which nothing is said of when a site was last heard of: it may be busy, or the hub may have just begun."""
+"""Seconds below which nothing is said of when a site was last heard of: it may be busy, or the hub has just begun."""
 _ANSWERS = frozenset({Kind.ANSWER, Kind.REPLY})
 
 
