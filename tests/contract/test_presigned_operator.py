@@ -33,7 +33,7 @@ class SigningHub(RunHub):
         super().__init__(folder)
         self.central = S3Blobs.from_url(server.url(bucket))
         self.central.put(model_chunk("0" * 64), b"")  # makes the bucket
-        self.blobs = self.central  # type: ignore[assignment]
+        self.blobs = self.central
         self.granter = Granter(self.central, self.central, self.federation)
         self.answers |= {"upload.urls": self._put_urls, "download.urls": self._get_urls}
         self.config = OperatorConfig(
@@ -42,7 +42,7 @@ class SigningHub(RunHub):
 
     def store(self) -> Any:
         """The store as a kit without credentials opens it."""
-        return open_store(self.config, self.kit, self, {})  # type: ignore[arg-type]
+        return open_store(self.config, self.kit, self, {})
 
     def _put_urls(self, arguments: Mapping[str, Any], sender: str) -> Any:
         return self._granted(Request(puts=tuple(map(bytes.fromhex, arguments["puts"])), gets=()))
@@ -64,7 +64,7 @@ def hub(tmp_path: Path, s3_server: S3Server, bucket: str) -> Iterator[SigningHub
 
 @pytest.fixture
 def session(hub: SigningHub) -> Iterator[Session]:
-    session = Session(hub.kit, opener=hub.open)  # type: ignore[arg-type]
+    session = Session(hub.kit, opener=hub.open)
     yield session
     session.close()
 

@@ -336,6 +336,40 @@ def renew(walk: Walk) -> None:
     walk.wait(back, "everybody is connected again")
 
 
+def add_a_fourth(walk: Walk, digest: str) -> None:
+    """A fourth site makes its own keys, joins and contributes; nobody else's files change."""
+    code = re.search(
+        r"([0-9a-z]{4,}(?:-[0-9a-z]{4,})+)",
+        walk.fledge("enrol", "east", "--federation", "clinics", "-o", str(walk.folder / "east")),
+    )
+    assert code is not None
+    before = {
+        path: path.read_bytes() for path in walk.kit("north").rglob("*") if path.suffix in (".bin", ".toml", ".pem")
+    }
+    walk.provision("  - {name: east, org: east-hospital, enrol: true}", "  east-hospital: [general, relaxed]")
+    secret = walk.folder / "east.code"
+    secret.write_text(code.group(1))
+    [request] = (walk.folder / "east").glob("*.request")
+    accepted = walk.fledge(
+        "provision", "--accept", str(request), "--code-file", str(secret), "-o", str(walk.provisioner)
+    )
+    [(_, kit, password)] = KIT.findall(accepted)
+    secret.write_text(password)
+    walk.fledge("enrol", "--finish", kit, str(walk.folder / "east"), "--password-file", str(secret))
+    shutil.copytree(walk.folder / "east", walk.kit("east"))
+    walk.deploy()
+    assert walk.store is not None
+    walk.store.keys = walk.identities()
+    walk.store.restart()
+    walk.ctl("registry", "put", str(walk.provisioner / "registry.bin"))
+    walk.change("east", options="site = 3\nseconds = 0.1")
+    join(walk, "east")
+    [deployed] = walk.ctl("run", "deploy", RUN, "east")
+    assert deployed["values"]["code"] == digest
+    walk.wait(lambda: walk.merged("east") > 0, "east contributes")
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     found(walk)
     digest = bring(walk)
@@ -384,37 +418,7 @@ def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     walk.ctl("registry", "put", str(walk.provisioner / "registry.bin"))
     walk.grow()
 
-    # A fourth site makes its own keys; nobody else's files change.
-    code = re.search(
-        r"([0-9a-z]{4,}(?:-[0-9a-z]{4,})+)",
-        walk.fledge("enrol", "east", "--federation", "clinics", "-o", str(walk.folder / "east")),
-    )
-    assert code is not None
-    before = {
-        path: path.read_bytes() for path in walk.kit("north").rglob("*") if path.suffix in (".bin", ".toml", ".pem")
-    }
-    walk.provision("  - {name: east, org: east-hospital, enrol: true}", "  east-hospital: [general, relaxed]")
-    secret = walk.folder / "east.code"
-    secret.write_text(code.group(1))
-    [request] = (walk.folder / "east").glob("*.request")
-    accepted = walk.fledge(
-        "provision", "--accept", str(request), "--code-file", str(secret), "-o", str(walk.provisioner)
-    )
-    [(_, kit, password)] = KIT.findall(accepted)
-    secret.write_text(password)
-    walk.fledge("enrol", "--finish", kit, str(walk.folder / "east"), "--password-file", str(secret))
-    shutil.copytree(walk.folder / "east", walk.kit("east"))
-    walk.deploy()
-    assert walk.store is not None
-    walk.store.keys = walk.identities()
-    walk.store.restart()
-    walk.ctl("registry", "put", str(walk.provisioner / "registry.bin"))
-    walk.change("east", options="site = 3\nseconds = 0.1")
-    join(walk, "east")
-    [deployed] = walk.ctl("run", "deploy", RUN, "east")
-    assert deployed["values"]["code"] == digest
-    walk.wait(lambda: walk.merged("east") > 0, "east contributes")
-    assert {path: path.read_bytes() for path in before} == before
+    add_a_fourth(walk, digest)
 
     # The run ends by order, and the model is exported.
     assert walk.ctl("run", "stop", "--yes")[0]["ok"]

@@ -342,7 +342,7 @@ def test_what_a_trainer_keeps_stays_at_the_site_together_with_what_is_excluded()
 
     def keeping(*names: str) -> Adding:
         trainer = Adding({name: np.zeros(2, np.float32) for name in ("a", "b", "c")})
-        trainer.keeps = frozenset(names)  # type: ignore[attr-defined]
+        trainer.keeps = frozenset(names)
         return trainer
 
     formed = form(keeping("b"), spec, records, exclude=["a"])

@@ -404,7 +404,7 @@ def test_modules_of_the_sites_own_trainer_are_set_aside_and_come_back(
 ) -> None:
     (tmp_path / "helper.py").write_text("STEP = 'of the site'")
     monkeypatch.syspath_prepend(str(tmp_path))
-    import helper  # type: ignore[import-not-found]
+    import helper
 
     deployed = loader(hub, codes)
     made: Any = deployed.trainer("r", sha(TWO), {})

@@ -33,7 +33,7 @@ pytestmark = [
 ARRAYS = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "count": np.array(3, np.int64)}
 
 
-class Adds(ClientAlgo):  # type: ignore[misc]
+class Adds(ClientAlgo):
     """Adds a half to the weight; `kind` says what it gives back."""
 
     def __init__(self, kind: Any = WeightType.WEIGHTS) -> None:

@@ -121,7 +121,7 @@ def test_a_bundle_runs_without_a_line_changed_and_its_loss_falls(tmp_path: Path,
         result = trainer.train(weights, control(version=version, seed=version))
         losses.append(result.metrics["loss"])
         payload = list(write_records(spec, result.weights.__getitem__))
-        records = lambda payload=payload: iter(payload)  # type: ignore[misc] # noqa: E731
+        records = lambda payload=payload: iter(payload)  # noqa: E731
     assert losses[-1] < losses[0]
     assert result.examples == {"brats": 2, "films": 10}.get(shape, 4)
     assert result.steps == 2 * {"brats": 2, "films": 3}.get(shape, 4)
@@ -259,7 +259,7 @@ def test_batchnorm_stays_at_the_site_by_the_type_of_its_layers(spleen: Place, tm
         seen.append({name: array.copy() for name, array in base.tensors()})
         return real(base, training)
 
-    trainer.train = watched  # type: ignore[method-assign]
+    trainer.train = watched
     form(trainer, spec, records, own=own)
     assert all(np.array_equal(seen[0][name], kept[name]) for name in wanted)
 
