@@ -37,12 +37,13 @@ class KeptVersion:
     metrics: Annotated[Mapping[str, float], Field(max_length=limits.FIELDS)] = field(default_factory=dict)
     """What it came to on the site's own data; nothing if it was not evaluated."""
     key: str = ""
-    """The metric by which its trainer compares versions; larger is better."""
+    """The metric by which its trainer compares versions; `-name`: smaller is better."""
 
     @property
     def score(self) -> float | None:
-        """The value of the metric that counts; None if the version was not evaluated."""
-        return self.metrics.get(self.key)
+        """The value of the metric that counts, such that larger is better; None if the version was not evaluated."""
+        value = self.metrics.get(self.key.removeprefix("-"))
+        return None if value is None else -value if self.key.startswith("-") else value
 
 
 def best(versions: Sequence[KeptVersion]) -> KeptVersion | None:

@@ -93,7 +93,7 @@ class BundleTrainer:
 
     @property
     def key_metric(self) -> str:
-        """The metric by which the bundle compares models; empty if it names none."""
+        """The metric by which the bundle compares models, `-name` if smaller is better; empty if it names none."""
         built = self._ready(self._batch)
         return "" if built.evaluator is None else built.evaluator.key_metric
 

@@ -141,18 +141,21 @@ class Inference:
         parser.update({"bundle_root": str(self._root), **self._overrides})
         parser.resolve_macro_and_relative_ids()
         if images is not None:
-            name = json.dumps(self._image_key(parser))
-            parser.update({"dataset#data": f"$[{{{name}: each}} for each in fledge_images]"})
+            key = self._image_key(parser)
+            each = "each" if key is None else f"{{{json.dumps(key)}: each}}"
+            parser.update({"dataset#data": f"$[{each} for each in fledge_images]"})
         _leave_out(parser.config, ELSEWHERE)
         parser.parse(reset=True)
         return parser
 
     @staticmethod
-    def _image_key(parser: Any) -> str:
-        """The name by which the first transform that loads an image knows it."""
+    def _image_key(parser: Any) -> str | None:
+        """The name by which the first transform that loads images knows them; None if it is given the file alone."""
         for part in _parts(parser.config):
-            target, keys = str(part.get("_target_")), part.get("keys")
-            if target.rpartition(".")[2] in _LOADS and keys:
+            target, keys = str(part.get("_target_")).rpartition(".")[2], part.get("keys")
+            if target == "LoadImage":
+                return None
+            if target in _LOADS and keys:
                 if isinstance(keys, str) and keys.startswith("@"):
                     keys = parser.get_parsed_content(keys[1:])
                 return str(keys if isinstance(keys, str) else keys[0])

@@ -90,8 +90,12 @@ class Engine:
 
     @property
     def key_metric(self) -> str:
-        """The name of the metric by which it compares models, as `metrics` has it; empty if there is none."""
-        return _said(str(getattr(self.engine.state, "key_metric_name", None) or ""))
+        """The name of the metric by which it compares models, as `metrics` has it; empty if there is none.
+
+        A minus sign before it: smaller is better.
+        """
+        name = _said(str(getattr(self.engine.state, "key_metric_name", None) or ""))
+        return f"-{name}" if name and self.engine.metric_cmp_fn(0.25, 0.75) else name
 
     def metrics(self) -> dict[str, float]:
         """What the bundle's metrics came to, those that are one number."""

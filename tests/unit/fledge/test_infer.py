@@ -8,6 +8,7 @@ import random
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,12 @@ def test_the_newest_versions_and_the_best_one_are_kept(tmp_path: Path) -> None:
 
 def test_the_best_of_equal_versions_is_the_newest() -> None:
     found = best([kept(1, 0.5), kept(2, 0.5), kept(3, 0.4), kept(4)])
+    assert found is not None
+    assert found.version == 2
+
+
+def test_where_smaller_is_better_the_smallest_is_best() -> None:
+    found = best([replace(kept(number, score), key="-dice") for number, score in ((1, 0.5), (2, 0.3), (3, 0.4))])
     assert found is not None
     assert found.version == 2
 
