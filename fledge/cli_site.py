@@ -104,6 +104,42 @@ def models(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = Fals
         typer.echo("no version is here; the worker keeps those that it trains from")
 
 
+@app.command()
+def rehearse(
+    run: Annotated[str, typer.Option("--run", help="Take the options that worker.toml has for this run.")] = "",
+    code: Annotated[
+        Path | None, typer.Option(help="A run's code to be tried; by default the trainer that worker.toml names.")
+    ] = None,
+    versions: Annotated[int, typer.Option(min=1, max=1000, help="How many versions to train one after another.")] = 2,
+    config: Config = WORKER_TOML,
+    kit: Kit = None,
+) -> None:
+    """Try a trainer with this site's data, filters and exclusions: everything is real but federation and store."""
+    from fledge.packing import CODE
+    from protocol.messages import Named
+    from worker.config import load_trainer, read_config
+    from worker.deployed import FACTORY
+    from worker.filters import build
+    from worker.rehearsal import rehearse
+
+    config = at(config, kit)
+    settings = read_config(config)
+    if code is not None and (code / CODE).is_dir():  # a run's directory
+        code = code / CODE
+    factory = settings.trainer if code is None else FACTORY
+    if factory is None:
+        raise ConfigError(f"{config} names no trainer; say with --code which run's code to try")
+    options = settings.options_of(run) if run else settings.options
+    trainer = load_trainer(factory, options, config.parent if code is None else code)
+    filters = build([Named(name=each.name, parameters=each.parameters) for each in settings.filters])
+    for done in rehearse(trainer, filters, versions=versions, exclude=settings.exclude):
+        did = "".join(f"  {name} {value:.4g}" for name, value in done.metrics.items())
+        typer.echo(
+            f"version {done.version}{did}  then {done.steps} steps on {done.examples} examples in {done.seconds:.1f} s, "
+            f"L2 norm of the update {done.norm:.4g}"
+        )
+
+
 def at(config: Path, kit: Path | None) -> Path:
     """The configuration file that two options name."""
     return config if kit is None else kit / WORKER_TOML

@@ -370,3 +370,17 @@ def test_the_last_version_is_asked_for_once_and_again_after_a_failure() -> None:
     assert 2 < keeping.at < 10
     assert asked(keeping.at) == ["r"]
     assert keeping.at == float("inf")
+
+
+def test_a_site_tries_a_runs_code_before_it_joins(hospital: Hospital, tmp_path: Path) -> None:
+    toml = hospital.kit / "worker.toml"
+    toml.write_text(toml.read_text() + '[[filters]]\nname = "clip"\nnorm = 0.5\n')
+    command = ["site", "rehearse", "--kit", str(hospital.kit)]
+    nothing = CliRunner().invoke(app, command)
+    assert "names no trainer; say with --code" in str(nothing.exception)
+    done = CliRunner().invoke(app, [*command, "--code", str(tmp_path / "run"), "--run", RUN])
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.output.splitlines() if line.startswith("version ")]
+    assert [line.split("  ")[0] for line in lines] == ["version 0", "version 1"]
+    assert all("val_mean_dice" in line and "2 steps on 4 examples" in line for line in lines)
+    assert all(line.endswith("L2 norm of the update 0.5") for line in lines)
