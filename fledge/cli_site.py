@@ -135,8 +135,8 @@ def rehearse(
     for done in rehearse(trainer, filters, versions=versions, exclude=settings.exclude):
         did = "".join(f"  {name} {value:.4g}" for name, value in done.metrics.items())
         typer.echo(
-            f"version {done.version}{did}  then {done.steps} steps on {done.examples} examples in {done.seconds:.1f} s, "
-            f"L2 norm of the update {done.norm:.4g}"
+            f"version {done.version}{did}  then {done.steps} steps on {done.examples} examples in {done.seconds:.1f} s"
+            f"  L2 norm of the update {done.norm:.4g}"
         )
 
 
