@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,13 +101,22 @@ class SiteModels:
             WireError: the record is no aggregator's for this site.
         """
         model = self._reader.model(kept.record)
-        record = self._reader.spec(self._store.get(record_key(model.says.spec_record.hex()), limits.STORED_RECORD))
+        record = self._reader.spec(self._spec_record(kept, model))
         if record.manifest.length > limits.SPEC:
             raise Tampered(f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed")
         spec = ModelSpec.from_bytes(b"".join(self._blob(record.manifest, record.key)))
         if spec.digest != model.spec or model.manifest.length != spec.model_length:
             raise Tampered(f"version {kept.version} of run {kept.run} and its specification do not fit each other")
         return model, spec
+
+    def _spec_record(self, kept: KeptVersion, model: ModelRecord) -> bytes:
+        """The specification's record as this version names it, or as a newer one does: it is the whole run's."""
+        newer = [self._reader.model(each.record) for each in self._kept.of(kept.run) if each.version > kept.version]
+        names = {each.says.spec_record: None for each in (model, *reversed(newer)) if each.spec == model.spec}
+        for name in names:
+            with suppress(Missing):
+                return self._store.get(record_key(name.hex()), limits.STORED_RECORD)
+        raise Missing(f"the specification of run {kept.run} is not here")
 
     def weights(self, kept: KeptVersion, model: ModelRecord, spec: ModelSpec, keeps: frozenset[str]) -> Weights:
         """The version as this site uses it, with its own values of the tensors that stay here."""

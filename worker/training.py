@@ -139,6 +139,8 @@ class Training:
         self._log = log
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="worker fetch")
         self._spec: ModelSpec | None = None
+        self._spec_keys: tuple[str, ...] = ()
+        """Where the specification lies: its record, then its chunks."""
         self._opened: tuple[Reader, bytes, ModelRecord] | None = None
 
     def close(self) -> None:
@@ -175,6 +177,7 @@ class Training:
             self._tell(NotKept(run=run))
         else:
             self._keep(reader, model, record)
+            self._log.info("model.kept", run=run, version=model.version)
 
     def run(self, job: Job) -> None:
         """Train; tells `Evaluated` if it was asked for, then `Trained` or `TrainingFailed`."""
@@ -326,7 +329,7 @@ class Training:
         if found is not None and isinstance(self._store, CachedBlobs):
             with suppress(WireError):  # whoever signed it is no aggregator any more
                 manifest = reader.model(found.record).manifest
-                self._store.touch(model_chunk(chunk.hex()) for chunk in manifest.chunks)
+                self._store.touch([*self._spec_keys, *(model_chunk(chunk.hex()) for chunk in manifest.chunks)])
 
     def _model_of(self, reader: Reader, record: bytes) -> ModelRecord:
         """A version's record opened; kept for further trainings from it, as long as the same registry is in force."""
@@ -335,15 +338,17 @@ class Training:
         return self._opened[2]
 
     def _spec_of(self, reader: Reader, model: ModelRecord) -> ModelSpec:
-        """The specification of a version; fetched once, since it stays the same throughout a run."""
-        if self._spec is None or self._spec.digest != model.spec:
-            record = reader.spec(self._store.get(record_key(model.says.spec_record.hex()), limits.STORED_RECORD))
+        """The specification of a version; it stays the same throughout a run, but is sealed again for other members."""
+        key = record_key(model.says.spec_record.hex())
+        if self._spec is None or (self._spec_keys[0], self._spec.digest) != (key, model.spec):
+            record = reader.spec(self._store.get(key, limits.STORED_RECORD))
             if record.manifest.length > limits.SPEC:
                 raise TooLarge(f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed")
             spec = ModelSpec.from_bytes(b"".join(self._read(record.manifest, record.key)))
             if spec.digest != model.spec:
                 raise Tampered("the specification is not the one the version names")
             self._spec = spec
+            self._spec_keys = (key, *(model_chunk(chunk.hex()) for chunk in record.manifest.chunks))
         return self._spec
 
     def _read(self, manifest: Manifest, key: ContentKey, *, digest: bool = True) -> Iterator[bytes]:
