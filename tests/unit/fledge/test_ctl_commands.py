@@ -99,6 +99,7 @@ ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("audit log --limit 9 --since 3", "audit.log", {"limit": 9, "since": 3}, ()),
     ("audit log --kind command", "audit.log", {"limit": 50, "kind": "command"}, ()),
     ("logs north -n 9 --grep error", "logs", {"lines": 9, "grep": "error"}, ("north",)),
+    ("stats north", "stats", {}, ("north",)),
     ("sys info north", "sys.info", {}, ("north",)),
     ("file pwd north", "file.pwd", {}, ("north",)),
     ("file env north", "file.env", {}, ("north",)),
