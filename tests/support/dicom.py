@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom import Dataset, FileMetaDataset, dcmread
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 SLOPE, INTERCEPT = 1.0, -1024.0
 _TURN, _TIP = np.deg2rad(20), np.deg2rad(15)
@@ -48,7 +48,7 @@ def _slice(pixels: NDArray[np.int16], index: int, patient: str | None, study: st
     image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, generate_uid()
     image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
     image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = study, series, f"{series}.1"
+    image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = study, series, study
     image.PatientName, image.PatientBirthDate, image.PatientSex = "Doe^Jane", "19550317", "F"
     if patient is not None:
         image.PatientID = patient
@@ -91,3 +91,29 @@ def write_series(
                 change(image, index)
             image.save_as(folder / f"IM{names[index]:04}", enforce_file_format=True)
     return Series(folder, pixels * SLOPE + INTERCEPT)
+
+
+def write_frames(file: Path, slices: Sequence[Path]) -> None:
+    """The same series as one file of many frames, the way enhanced CT and MR have it."""
+    images = sorted((dcmread(path) for path in slices), key=lambda image: -int(image.InstanceNumber))
+    whole = images[0]
+    whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    whole.NumberOfFrames = len(images)
+    shared, measures, scale, orientation = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = whole.PixelSpacing, whole.SliceThickness
+    scale.RescaleSlope, scale.RescaleIntercept, scale.RescaleType = whole.RescaleSlope, whole.RescaleIntercept, "HU"
+    orientation.ImageOrientationPatient = whole.ImageOrientationPatient
+    shared.PixelMeasuresSequence, shared.PixelValueTransformationSequence = [measures], [scale]
+    shared.PlaneOrientationSequence = [orientation]
+    frames = []
+    for image in images:
+        frame, place = Dataset(), Dataset()
+        place.ImagePositionPatient = image.ImagePositionPatient
+        frame.PlanePositionSequence = [place]
+        frames.append(frame)
+    whole.SharedFunctionalGroupsSequence, whole.PerFrameFunctionalGroupsSequence = [shared], frames
+    whole.PixelData = b"".join(image.PixelData for image in images)
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(whole, tag)
+    file.parent.mkdir(parents=True)
+    whole.save_as(file, enforce_file_format=True)

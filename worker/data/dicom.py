@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -60,8 +61,8 @@ def read_series(source: Source) -> Volume:
     Raises:
         ConfigError: slices are missing, repeated or slanted, or pixels cannot be decoded; says in which series.
     """
-    images = [dcmread(path, force=True) for path in source.files]
     try:
+        images = [_read(path) for path in source.files]
         if len(images) == 1 and int(images[0].get("NumberOfFrames") or 1) == 1:
             return _projection(images[0]) if "ImagePositionPatient" not in images[0] else _single(images[0])
         return _volume(images)
@@ -74,14 +75,21 @@ def read_series(source: Source) -> Volume:
 
 def _header(path: Path) -> Dataset:
     try:
-        header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=_TAGS)
-        if "SOPClassUID" not in header:
-            raise InvalidDicomError
+        header = _read(path, stop_before_pixels=True, specific_tags=_TAGS)
+        if "SOPClassUID" not in header or ("Rows" not in header and "Image Storage" in header.SOPClassUID.name):
+            raise InvalidDicomError  # a file that ends early has no tags behind its end
         return header
     except Exception as error:  # whatever a damaged file makes of a parser
         raise ConfigError(
             f"{shown(path)} is a damaged DICOM file ({type(error).__name__}); export it again, or leave it out"
         ) from error
+
+
+def _read(path: Path, **how: Any) -> Dataset:
+    """A file; what a parser thinks of values that nobody here needs is not said for every slice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dcmread(path, force=True, **how)
 
 
 def _source(found: Found, uid: str, files: Sequence[Header], patients: re.Pattern[str] | None) -> Source:
