@@ -53,15 +53,18 @@ class Summary:
         present = {
             name: sum(any(c.voxels.get(name) for c in found) for found in by_patient.values()) for name in self.classes
         }
-        found: dict[str, Value] = {"min_cell": self.min_cell, **self.counts(total, present)}
-        if self.suppressed and total < self.min_cell:
-            return found
+        counts = self.counts(total, present)
         columns: defaultdict[str, list[float]] = defaultdict(list)
         for cases_of_one in by_patient.values():
             for name, value in _mean_of(cases_of_one, self.task).items():
                 columns[name].append(value)
-        for name in sorted(columns.keys() - self._complements(total, present)):
-            found |= self.spread(name, columns[name])
+        found: dict[str, Value] = {"min_cell": self.min_cell, **counts}
+        known = _known(counts)
+        if self.suppressed and known < self.min_cell:
+            return found
+        for name in sorted(columns.keys() - self._complements(present)):
+            values = columns[name]
+            found |= self.spread(name, values, min(known, self._at_least(len(values), total)))
         return found
 
     def counts(self, total: int, present: Mapping[str, int]) -> dict[str, Value]:
@@ -86,20 +89,26 @@ class Summary:
                 rows[f"{PATIENTS}.{name}"] = f"all but {few}"
         return rows
 
-    def spread(self, name: str, values: Sequence[float]) -> dict[str, Value]:
-        """How one figure varies over patients; a percentile needs `min_cell` of them on either side."""
-        count = len(values)
-        if self.suppressed and count < self.min_cell:
+    def spread(self, name: str, values: Sequence[float], known: int) -> dict[str, Value]:
+        """How one figure varies over patients; a percentile needs `min_cell` of them on either side.
+
+        `known` is how many patients everybody knows there are at least: which figures are told says no more than that.
+        """
+        if self.suppressed and known < self.min_cell:
             return {name: WITHHELD}
         found = {f"{name}.mean": fmean(values), f"{name}.std": pstdev(values)}
         for label, share in (("p25", 0.25), ("median", 0.5), ("p75", 0.75)):
-            if not self.suppressed or count * min(share, 1 - share) >= self.min_cell:
+            if not self.suppressed or known * min(share, 1 - share) >= self.min_cell:
                 found[f"{name}.{label}"] = _percentile(values, share)
         if not self.suppressed:
             found |= {f"{name}.min": min(values), f"{name}.max": max(values)}
         return {key: _rounded(value) for key, value in found.items()}
 
-    def _complements(self, total: int, present: Mapping[str, int]) -> set[str]:
+    def _at_least(self, count: int, total: int) -> int:
+        """How many patients have a figure, as if as many as may not be told were without."""
+        return total - self.min_cell + 1 if 0 < total - count < self.min_cell else count
+
+    def _complements(self, present: Mapping[str, int]) -> set[str]:
         """The background's voxels beside a suppressed class: shape less background is what was suppressed."""
         if not self.suppressed or self.task is Task.CLASSIFICATION or not self.classes:
             return set()
@@ -117,6 +126,14 @@ def _mean_of(cases: Sequence[CaseFigures], task: Task) -> dict[str, float]:
             for name, count in case.voxels.items():
                 columns[f"{VOXELS}.{name}"].append(count)
     return {name: fmean(values) for name, values in columns.items()}
+
+
+def _known(counts: Mapping[str, Value]) -> int:
+    """How many patients there are at least, for all that these counts say."""
+    total = counts[PATIENTS]
+    if total == WITHHELD:  # a classification: the classes that are told
+        return max((count for count in counts.values() if isinstance(count, int)), default=0)
+    return total if isinstance(total, int) else 0
 
 
 def _percentile(values: Sequence[float], share: float) -> float:

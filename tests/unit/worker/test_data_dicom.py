@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 from pydicom import Dataset
+from pydicom.uid import BasicTextSRStorage
 
 from protocol.errors import ConfigError
 from tests.support import dicom
@@ -117,7 +118,7 @@ def test_series_are_told_apart_in_one_folder_and_joined_over_several(tmp_path: P
 def test_what_is_no_image_is_left_out(tmp_path: Path) -> None:
     def report(image: Dataset, _: int) -> None:
         del image.Rows, image.Columns, image.PixelData
-        image.Modality = "SR"
+        image.Modality, image.SOPClassUID = "SR", BasicTextSRStorage
 
     def mask(image: Dataset, _: int) -> None:
         image.Modality = "SEG"
