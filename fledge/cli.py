@@ -37,7 +37,7 @@ RESTART = 75
 """Exit code of a worker that wants to be started again (a temporary failure, to whoever supervises it)."""
 LOGGING = "fledge.logging"
 """Where a command finds how logging was set up."""
-TRAIN_EXTRA = ("torch", "monai", "sklearn", "safetensors", "nibabel", "PIL", "highdicom", "pydicom")
+TRAIN_EXTRA = ("torch", "monai", "sklearn", "safetensors", "nibabel", "PIL")
 """What an aggregator runs without."""
 
 

@@ -132,12 +132,28 @@ def stats(
     if as_json:
         typer.echo(json.dumps({"figures": figures, "patients_known": datalist.patients_known}))
     else:
-        for name, value in figures.items():
-            typer.echo(f"{name}  {value}")
+        _draw(figures)
         if not datalist.patients_known:
             typer.echo("the datalist names no patients (`patients`): every image counted as one", err=True)
     if state is not None:
         _share(state, figures)
+
+
+def _draw(figures: Mapping[str, Any]) -> None:
+    """Numbers of patients line by line, then a row for each figure with how it varies over patients."""
+    columns = ("mean", "std", "min", "p25", "median", "p75", "max")
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in figures.items():
+        what, _, how = name.rpartition(".")
+        if how in columns and not name.startswith("patients"):
+            rows.setdefault(what, {})[how] = value
+        else:
+            typer.echo(f"{name}  {value}")
+    shown = [each for each in columns if any(each in row for row in rows.values())]
+    if rows:
+        typer.echo(f"{'over patients':34}" + "".join(f"{each:>12}" for each in shown))
+    for what, row in rows.items():
+        typer.echo(f"{what:34}" + "".join(f"{row.get(each, ''):>12}" for each in shown))
 
 
 def _share(state: Path, figures: Mapping[str, Any]) -> None:

@@ -159,7 +159,7 @@ class SitePolicy(BaseModel):
             TrainingError: a name looks like a file, a path or a DICOM tag, or is not among those allowed.
         """
         for name in names:
-            if wrong := _not_harmless(name):
+            if wrong := private_name(name):
                 raise TrainingError(
                     f"metric {name!r} {wrong}, and names of metrics leave the site; "
                     "have the trainer report sums over all examples under fixed names"
@@ -179,7 +179,7 @@ class SitePolicy(BaseModel):
                 "`statistics = true` into policy.toml"
             )
         for name in classes:
-            if wrong := _not_harmless(name):
+            if wrong := private_name(name):
                 raise ConfigError(
                     f"class {name!r} {wrong}, and names of classes leave the site; rename it in the datalist"
                 )
@@ -212,8 +212,8 @@ def read_policy(path: Path, *, needed: bool = False) -> SitePolicy:
     return parse_toml(raw, path, SitePolicy)
 
 
-def _not_harmless(name: str) -> str:
-    """Why a name may not leave the site; nothing if it may."""
+def private_name(name: str) -> str:
+    """What a name looks like that keeps it from leaving the site; nothing if it may."""
     if not is_word(name):
         return "is not 1 to 64 letters, digits and the characters . _ : + -"
     return "looks like a file, a path or an identifier" if _FILE.search(name) or _TAG.search(name) else ""

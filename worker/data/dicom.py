@@ -11,6 +11,7 @@ from typing import Any
 
 import highdicom
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.processing import apply_rescale
@@ -23,12 +24,21 @@ from worker.data.volumes import Volume, check_size
 
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns"),
-    *("NumberOfFrames", "SamplesPerPixel", "ImagePositionPatient", "ImageOrientationPatient", "BitsAllocated"),
+    *(
+        "NumberOfFrames",
+        "SamplesPerPixel",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "BitsAllocated",
+        "PixelSpacing",
+    ),
 ]
 _NO_IMAGES = frozenset({"SEG", "RTDOSE", "RTSTRUCT", "SR", "PR", "KO"})
 """What is made of images; it would be taken for one."""
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_UNIFORM_MM = 0.01
+_UNEVEN, _UNEVEN_MM = 0.01, 0.01
+"""By how much steps between slices may differ: a part of the step, or millimetres of rounding."""
+_TURNED = 1e-3
 Header = tuple[Path, Dataset]
 
 
@@ -115,40 +125,42 @@ def _source(found: Found, uid: str, files: Sequence[Header], patients: re.Patter
 
 
 def _check_numbers(name: str, files: Sequence[Header]) -> None:
+    """Refuse what is not one grey image of a bearable size, with its slices side by side."""
     header = files[0][1]
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise ConfigError(f"{shown(name)} is in colour; export it as grey values, or leave it out")
     frames = max(len(files), int(header.get("NumberOfFrames") or 1))
     check_size(name, (int(header.Columns), int(header.Rows), frames))
-    places = [tuple(map(float, header.ImagePositionPatient)) for _, header in files if "ImagePositionPatient" in header]
-    if len(files) > 1:
-        turned = {tuple(np.round(list(map(float, h.get("ImageOrientationPatient") or ())), 4)) for _, h in files}
-        if len(turned) > 1:
-            raise ConfigError(
-                f"{shown(name)}: the slices look in different directions, as a localiser's do; leave it out"
-            )
-        if len(set(places)) < len(files):
-            raise ConfigError(
-                f"{shown(name)}: several slices lie in the same place (a series in time, or files twice); "
-                "export one point in time as a series of its own"
-            )
-        _check_gaps(name, np.array(places), next(iter(turned)))
-
-
-def _check_gaps(name: str, places: Any, orientation: Sequence[float]) -> None:
-    if len(orientation) != 6:
+    if len(files) == 1:
+        return
+    turns = [each.get("ImageOrientationPatient") for _, each in files]
+    if not all(turn is not None and len(turn) == 6 for turn in turns):
         raise ConfigError(f"{shown(name)}: the slices do not say which way they look; export the series again")
-    normal = np.cross(orientation[:3], orientation[3:])
+    looks = np.array(turns, float)
+    if np.ptp(looks, axis=0).max() > _TURNED:
+        raise ConfigError(f"{shown(name)}: the slices look in different directions, as a localiser's do; leave it out")
+    places = np.array([each.ImagePositionPatient for _, each in files], float)
+    if len(np.unique(places, axis=0)) < len(files):
+        raise ConfigError(
+            f"{shown(name)}: several slices lie in the same place (a series in time, or files twice); "
+            "export one point in time as a series of its own"
+        )
+    pixel = min(map(float, header.get("PixelSpacing") or (1, 1)))
+    _check_gaps(name, places, np.cross(looks[0, :3], looks[0, 3:]), pixel)
+
+
+def _check_gaps(name: str, places: NDArray[np.float64], normal: NDArray[np.float64], pixel: float) -> None:
+    """Refuse slices with uneven steps, or that drift sideways by more than half a `pixel` (in mm)."""
     along = np.sort(places @ normal)
     steps = np.diff(along)
-    if (steps.max() - steps.min()) > max(_UNIFORM_MM, 0.01 * float(np.median(steps))):
+    usual = float(np.median(steps))
+    if np.ptp(steps) > max(_UNEVEN_MM, _UNEVEN * usual):
         widest = int(steps.argmax())
         raise ConfigError(
             f"{shown(name)}: slices are missing or unevenly spaced (behind slice {widest + 1} of {len(places)} come "
-            f"{steps[widest]:.4g} mm, elsewhere {float(np.median(steps)):.4g} mm); export the whole series again"
+            f"{steps[widest]:.4g} mm, elsewhere {usual:.4g} mm); export the whole series again"
         )
-    across = places - np.outer(places @ normal, normal)
-    if np.ptp(across, axis=0).max() > max(_UNIFORM_MM, 0.01 * float(np.median(steps))):
+    if np.ptp(places - np.outer(places @ normal, normal), axis=0).max() > pixel / 2:
         raise ConfigError(
             f"{shown(name)} was taken with a tilted gantry; have it straightened where it was made, or leave it out"
         )

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from protocol.codec import is_word
 from protocol.errors import ConfigError
 from worker.data.figures import MIN_CELL, PATIENTS, WITHHELD, Value
+from worker.policy import private_name
 
 STATISTICS = "statistics.json"
 LIMIT = 64 * 1024
@@ -80,8 +80,7 @@ def check(figures: Mapping[Any, Any]) -> dict[str, Value]:
             f"figures need a min_cell of at least {MIN_CELL}, and are at most {FIGURES}; share them again"
         )
     for name, value in figures.items():
-        counted = name == PATIENTS or (isinstance(name, str) and name.startswith(f"{PATIENTS}."))
-        if not is_word(name) or not _is_value(value) or (counted and isinstance(value, int | float) and value < least):
+        if not isinstance(name, str) or private_name(name) or not _is_value(value) or _is_few(name, value, least):
             raise ConfigError(
                 "a figure is not what may leave a site; have `fledge data stats --share` write them again"
             )
@@ -100,6 +99,11 @@ def check_change(before: Mapping[str, Value], now: Mapping[str, Value]) -> None:
             f"{new} patients now and {old} when figures were last shared: whoever has both could work out what the "
             f"few between them are like; share again once there are {least} more"
         )
+
+
+def _is_few(name: str, value: object, least: int) -> bool:
+    """Whether a number of patients is told that is too small."""
+    return f"{name}.".startswith(f"{PATIENTS}.") and isinstance(value, int | float) and value < least
 
 
 def _is_value(value: object) -> bool:

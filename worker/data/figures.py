@@ -95,7 +95,7 @@ class Summary:
         `known` is how many patients everybody knows there are at least: which figures are told says no more than that.
         """
         if self.suppressed and known < self.min_cell:
-            return {name: WITHHELD}
+            return {}  # not even its name: nobody can tell few from none
         found = {f"{name}.mean": fmean(values), f"{name}.std": pstdev(values)}
         for label, share in (("p25", 0.25), ("median", 0.5), ("p75", 0.75)):
             if not self.suppressed or known * min(share, 1 - share) >= self.min_cell:

@@ -153,8 +153,12 @@ def _sources(found: Found, patients: re.Pattern[str] | None) -> tuple[list[Sourc
     if found.files[Kind.DICOM]:
         if found.files[Kind.NIFTI] or found.files[Kind.PNG]:
             raise ConfigError(f"{found.folder} holds DICOM and other images; prepare each by itself")
-        from worker.data.dicom import series
-
+        try:
+            from worker.data.dicom import series
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"DICOM files need {error.name}; install it with: pip install 'fledge-fl[dicom]'"
+            ) from error
         return series(found, patients)
     sources = []
     for kind in (Kind.NIFTI, Kind.PNG):
