@@ -25,7 +25,7 @@ class Duplicates:
         other = self._seen.setdefault(digest, source)
         if other is source:
             return True
-        both = few((other.name, source.name))
+        both = few(sorted((other.name, source.name)))
         if other.patient != source.patient:
             raise ConfigError(
                 f"{both} have the same voxels but two patients; find out whose image it is, and leave the other out"

@@ -86,7 +86,7 @@ def prepare(wanted: Wanted, progress: Progress) -> Prepared:
     duplicates = Duplicates(drop=wanted.drop_duplicates)
     entries, classes = [], set(names)
     with _all_or_nothing(wanted.out) as place:
-        for done, (name, source) in enumerate(sorted(named.items())):
+        for done, (name, source) in enumerate(named.items()):
             progress(done, len(named))
             placed = _place(source, labels[source], place, name, duplicates, wanted.link)
             if placed is not None:
@@ -102,7 +102,7 @@ def prepare(wanted: Wanted, progress: Progress) -> Prepared:
                 )
         progress(len(named), len(named))
         datalist = Datalist(
-            entries=entries,
+            entries=sorted(entries, key=lambda entry: entry.image),
             labels={number: _class_name(number, names, wanted) for number in sorted(classes)},
             name=wanted.out.resolve().name,
             description=f"{wanted.task.value}, split by patient with seed {wanted.shares.seed}",

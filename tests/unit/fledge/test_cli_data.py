@@ -313,7 +313,7 @@ WRONG: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "torn": (torn, r"pat0_visit0.nii.gz cannot be read"),
     "other patient": (
         under_another_name,
-        "visit0.nii.gz, pat5_visit1.nii.gz have the same voxels but two patients",
+        "pat0_visit0.nii.gz, pat5_visit1.nii.gz have the same voxels but two patients",
     ),
     "mixed": (mixed, "holds DICOM and other images"),
     "no patient": (lambda f: image(f).rename(image(f, "x.nii.gz")), "finds no patient in this path"),
