@@ -91,7 +91,7 @@ def prepare(
     )
     with _moving("preparing") as progress:
         made = make(wanted, progress)
-    _tell(out, made, alone=patients is None)
+    _tell(out, made)
 
 
 @app.command()
@@ -182,7 +182,7 @@ def _site(kit: Path | None) -> tuple[Path, SitePolicy]:
     return state, site_policy(settings, kit)
 
 
-def _tell(out: Path, made: Prepared, *, alone: bool) -> None:
+def _tell(out: Path, made: Prepared) -> None:
     from worker.data.sources import few
     from worker.data.splits import SPLITS
 
@@ -197,7 +197,7 @@ def _tell(out: Path, made: Prepared, *, alone: bool) -> None:
         typer.echo(f"left out as duplicates: {few(made.dropped)}")
     if made.left_out:
         typer.echo(f"left out, for they are no images: {few(made.left_out)}")
-    if alone and len(entries) == len({entry.patient for entry in entries}):
+    if not made.patients_said:
         typer.echo("every image was taken for a patient of its own; if that is wrong, say --patients REGEX")
     typer.echo(f"{out}: the dataset_dir of a run; look at it with `fledge data stats {out}`")
 

@@ -23,15 +23,9 @@ from worker.data.sources import Kind, Source, few, patient_in_path, shown
 from worker.data.volumes import Volume, check_size
 
 _TAGS = [
-    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns"),
-    *(
-        "NumberOfFrames",
-        "SamplesPerPixel",
-        "ImagePositionPatient",
-        "ImageOrientationPatient",
-        "BitsAllocated",
-        "PixelSpacing",
-    ),
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "NumberOfFrames"),
+    *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PixelSpacing"),
+    *("ImagePositionPatient", "ImageOrientationPatient"),
 ]
 _NO_IMAGES = frozenset({"SEG", "RTDOSE", "RTSTRUCT", "SR", "PR", "KO"})
 """What is made of images; it would be taken for one."""

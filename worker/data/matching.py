@@ -37,18 +37,18 @@ def pair(
     Raises:
         ConfigError: an image has no label, a label no image, or either has several.
     """
-    names: defaultdict[str, set[Source]] = defaultdict(set)
+    own: defaultdict[str, set[Source]] = defaultdict(set)
     whole: defaultdict[str, set[Source]] = defaultdict(set)
     last: defaultdict[str, set[Source]] = defaultdict(set)
     for source in sources:
-        names[stem(source.name)].add(source)
+        own[stem(source.name)].add(source)
         for key in source.keys:
             whole[key].add(source)
             last[PurePosixPath(key).name].add(source)
     found: defaultdict[Source, list[str]] = defaultdict(list)
     for name in labels:
         key = stem(name)
-        images = names.get(key) or whole.get(key) or last.get(key) or last.get(PurePosixPath(key).name) or set()
+        images = own.get(key) or whole.get(key) or last.get(key) or last.get(PurePosixPath(key).name) or set()
         if not images:
             raise ConfigError(
                 f"label {shown(name)} belongs to no image; give it the name of one (or of its series), or remove it"

@@ -63,6 +63,8 @@ class Prepared:
     dropped: Sequence[str]
     """Repeated images."""
     unlabelled: int
+    patients_said: bool
+    """Whether files or paths said who the patients are; otherwise each image was taken for one."""
 
 
 def prepare(wanted: Wanted, progress: Progress) -> Prepared:
@@ -117,6 +119,7 @@ def prepare(wanted: Wanted, progress: Progress) -> Prepared:
         left_out=[found.name(path) for path in (*found.others, *others)],
         dropped=duplicates.dropped,
         unlabelled=len(sources) - len(pairs),
+        patients_said=wanted.patients is not None or bool(found.files[Kind.DICOM]),
     )
 
 

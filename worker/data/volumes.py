@@ -143,7 +143,7 @@ def save_nifti(volume: Volume, path: Path) -> None:
 def _smallest(values: NDArray[Any]) -> NDArray[Any]:
     """The same values as 8 or 16 bits where they are whole and fit, else as float32."""
     low, high = float(values.min()), float(values.max())
-    whole = values.dtype.kind in "iu" or (values == np.round(values)).all()
+    whole = values.dtype.kind in "biu" or all((plane == np.round(plane)).all() for plane in np.moveaxis(values, -1, 0))
     for kind in (np.uint8, np.int16, np.int32) if whole else ():
         limits = np.iinfo(kind)
         if limits.min <= low and high <= limits.max:

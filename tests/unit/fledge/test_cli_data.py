@@ -185,7 +185,9 @@ def test_dicom_series_with_labels_become_volumes_in_their_place(tmp_path: Path) 
     with pytest.raises(ConfigError, match="a/ct2: no label"):
         said(*arguments)
     assert not list(tmp_path.glob("out*"))
-    assert "left out without a label: 1 images" in said(*arguments, "--skip-unlabelled")
+    text = said(*arguments, "--skip-unlabelled")
+    assert "left out without a label: 1 images" in text
+    assert "patient of its own" not in text
     assert len(entries(tmp_path / "out")) == 3
     assert listed(tmp_path / "out")["modality"] == {"0": "CT"}
     for entry in entries(tmp_path / "out"):
