@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protocol.errors import ConfigError, StateError
+from fledge.cli_site import WORKER_TOML, state_of
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from worker.data.prepare import Prepared
@@ -21,7 +22,6 @@ app = typer.Typer(
     name="data", help="At a hospital: make images ready for training, and look at their figures.", no_args_is_help=True
 )
 
-WORKER_TOML = "worker.toml"
 Images = Annotated[Path, typer.Argument(metavar="IN", help="A folder of DICOM series, or of NIfTI or PNG files.")]
 Labels = Annotated[
     Path | None, typer.Option(help="A folder of labels named as their images; or a CSV file image,label.")
@@ -175,11 +175,8 @@ def _site(kit: Path | None) -> tuple[Path, SitePolicy]:
 
     if kit is None:
         raise ConfigError("--share needs the site's policy; name the folder of worker.toml with --kit")
-    settings = read_config(kit / WORKER_TOML)
-    state = kit / settings.state
-    if not state.is_dir():
-        raise StateError(f"{state} is not there; has the worker been started here?")
-    return state, site_policy(settings, kit)
+    config = kit / WORKER_TOML
+    return state_of(config), site_policy(read_config(config), kit)
 
 
 def _tell(out: Path, made: Prepared) -> None:

@@ -33,6 +33,7 @@ _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _UNEVEN, _UNEVEN_MM = 0.01, 0.01
 """By how much steps between slices may differ: a part of the step, or millimetres of rounding."""
 _TURNED = 1e-3
+_LINE = 240
 Header = tuple[Path, Dataset]
 
 
@@ -214,4 +215,5 @@ def _projection(image: Dataset) -> Volume:
 
 def _reason(error: Exception) -> str:
     """What a library says, in one short line; it may name tags, which stay here."""
-    return shown(" ".join(str(error).split())) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LINE else f"{text[:_LINE]}…"

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,16 @@ def test_dicom_series_with_labels_become_volumes_in_their_place(tmp_path: Path) 
     raw = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert b"Doe" not in raw
     assert b"4711" not in raw
+
+
+def test_without_the_libraries_that_read_dicom_their_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "in" / "a")
+    monkeypatch.delitem(sys.modules, "worker.data.dicom")
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(ConfigError, match=r"need highdicom; install it with: pip install 'fledge-fl\[dicom\]'"):
+        said("prepare", tmp_path / "in", tmp_path / "out", "--labels", tmp_path / "in")
 
 
 # ---- classification
