@@ -127,6 +127,11 @@ def stats(
     )
     if policy is not None:
         policy.check_statistics(summary.classes)
+        if not datalist.patients_known:
+            raise ConfigError(
+                f"{directory / listed} does not say whose images it lists, and ten images may be of one patient; "
+                "`fledge data prepare` writes `patients`, or add it: pseudonyms, each with the list of its images"
+            )
     with _moving("measuring") as progress:
         figures = summary.of(measure(datalist, directory, progress))
     if as_json:

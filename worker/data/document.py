@@ -13,7 +13,7 @@ from worker.data.figures import MIN_CELL, PATIENTS, WITHHELD, Value
 from worker.policy import private_name
 
 STATISTICS = "statistics.json"
-LIMIT = 64 * 1024
+LIMIT = 32 * 1024
 """Bytes of a document."""
 FIGURES = 512
 _LARGEST = 1e15

@@ -480,6 +480,17 @@ def test_a_class_is_not_shared_under_a_name_that_looks_private(dataset: Path, ki
     assert not (kit / "state" / "statistics.json").exists()
 
 
+def test_nothing_is_shared_of_images_that_may_all_be_of_one_patient(dataset: Path, kit: Path) -> None:
+    (kit / "policy.toml").write_text("statistics = true\n")
+    document = listed(dataset)
+    del document["patients"]
+    (dataset / "dataset.json").write_text(json.dumps(document))
+    assert "every image counted as one" in said("stats", dataset)
+    with pytest.raises(ConfigError, match="does not say whose images"):
+        said("stats", dataset, "--share", "--kit", kit)
+    assert not (kit / "state" / "statistics.json").exists()
+
+
 def test_sharing_needs_a_site_and_is_never_unsuppressed(dataset: Path, tmp_path: Path, kit: Path) -> None:
     with pytest.raises(ConfigError, match="name the folder of"):
         said("stats", dataset, "--share")
