@@ -1,7 +1,7 @@
 """Figures over a hospital's patients, none of which tells anything of a few of them.
 
-The rules are those of output checking in research data centres (the rule of ten of the UK's ONS and Australia's ABS): no
-figure from fewer than ten patients, no smallest or largest value, no total that gives away a suppressed cell.
+The rules are those of output checking in research data centres (the rule of ten of the UK's ONS and Australia's ABS):
+no figure from fewer than ten patients, no smallest or largest value, no total that gives away a suppressed cell.
 """
 
 from __future__ import annotations
