@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from fledge.bootstrap import open_worker
 from fledge.cli_data import app
+from fledge.federation import new_federation
 from protocol.errors import ConfigError, StateError, Unauthorized
 from tests.support.dicom import write_series
 from worker.data.dicom import read_series, series
@@ -458,6 +460,40 @@ def test_figures_leave_only_where_the_policy_says_so(dataset: Path, kit: Path) -
     document.unlink()
     with pytest.raises(StateError, match="no figures are shared here"):
         looking.answer("stats", {})
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_worker_answers_by_the_policy_it_was_started_with(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    new_federation(
+        tmp_path / "clinics",
+        name="clinics",
+        sites=["alpha"],
+        broker="memory:",
+        store=(tmp_path / "store").as_uri(),
+    )
+    site = tmp_path / "clinics" / "sites" / "alpha"
+    config = [line for line in (site / "worker.toml").read_text().splitlines() if not line.startswith("trainer")]
+    (site / "worker.toml").write_text("\n".join(config))
+    (site / "policy.toml").write_text("statistics = true\n")
+    (site / "state").mkdir(exist_ok=True)
+    said("stats", dataset, "--share", "--kit", site)
+    (site / "policy.toml").write_text(f"statistics = {str(allowed).lower()}\n")
+    opened: list[Looking] = []
+
+    class Seen(Looking):
+        def __init__(self, *args: Any, **given: Any) -> None:
+            super().__init__(*args, **given)
+            opened.append(self)
+
+    monkeypatch.setattr("fledge.bootstrap.Looking", Seen)
+    with open_worker(site / "worker.toml"):
+        if allowed:
+            assert 24 in opened[0].answer("stats", {})[1]["value"]
+        else:
+            with pytest.raises(Unauthorized, match="lets no figures"):
+                opened[0].answer("stats", {})
 
 
 def test_a_few_patients_more_are_not_told_by_the_difference(tmp_path: Path, dataset: Path, kit: Path) -> None:
