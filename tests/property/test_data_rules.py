@@ -83,6 +83,8 @@ def test_a_name_depends_on_the_key_alone_and_says_nothing(key: Pseudonyms, image
     named = key.names(sources)
     assert named == Pseudonyms(key.key).names(sources[::-1])
     assert len(named) == len(sources)
+    who = {each.patient for each in sources}
+    assert len({key.patient(patient) for patient in who}) == len(who)
     for name, each in named.items():
         assert name.startswith(key.patient(each.patient))
         assert len(name) == 22

@@ -58,10 +58,17 @@ def test_values_between_whole_numbers_survive_as_float32(tmp_path: Path) -> None
     assert (as_written(Volume(np.asarray(image.dataobj), image.affine), written) == expected).all()
 
 
-def test_windows_and_inverted_greys_do_not_change_what_was_measured(tmp_path: Path) -> None:
+def test_windows_inverted_greys_and_units_of_a_vendors_own_do_not_change_what_was_measured(tmp_path: Path) -> None:
     def shown_darkly(image: Dataset, _: int) -> None:
         image.PhotometricInterpretation = "MONOCHROME1"
         image.WindowCenter, image.WindowWidth = "40", "400"
+        other = Dataset()
+        other.RealWorldValueFirstValueMapped, other.RealWorldValueLastValueMapped = 0, 4000
+        other.RealWorldValueSlope, other.RealWorldValueIntercept, other.LUTLabel = 3.0, 1.0, "of a vendor"
+        units = Dataset()
+        units.CodeValue, units.CodingSchemeDesignator, units.CodeMeaning = "1", "UCUM", "no units"
+        other.MeasurementUnitsCodeSequence = [units]
+        image.RealWorldValueMappingSequence = [other]
 
     plain, dark = write_series(tmp_path / "a"), write_series(tmp_path / "b", change=shown_darkly)
     assert (plain.values == dark.values).all()
