@@ -196,7 +196,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
                 spool_quota=settings.spool_mb * 1024**2,
                 heartbeat=settings.heartbeat,
                 policy=policy,
-                looking=Looking(state, log_file=state / LOG, environment=os.environ),
+                looking=Looking(state, log_file=state / LOG, environment=os.environ, statistics=policy.statistics),
                 certificate_days=partial(days_left, line, base),
                 checks=partial(_checks, config),
             ),

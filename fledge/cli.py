@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fledge import cli_deploy, cli_health, cli_infer, cli_provision, cli_site
+from fledge import cli_data, cli_deploy, cli_health, cli_infer, cli_provision, cli_site
 from fledge.ctl.app import app as ctl
 from fledge.doctor.cli import doctor
 from protocol.errors import ConfigError, Fenced, FledgeError
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_site.app)
+app.add_typer(cli_data.app)
 app.add_typer(cli_deploy.app)
 app.command()(doctor)
 app.command()(cli_health.healthcheck)
@@ -37,7 +38,7 @@ RESTART = 75
 """Exit code of a worker that wants to be started again (a temporary failure, to whoever supervises it)."""
 LOGGING = "fledge.logging"
 """Where a command finds how logging was set up."""
-TRAIN_EXTRA = ("torch", "monai", "sklearn", "safetensors")
+TRAIN_EXTRA = ("torch", "monai", "sklearn", "safetensors", "nibabel", "PIL")
 """What an aggregator runs without."""
 
 

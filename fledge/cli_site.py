@@ -60,7 +60,7 @@ def cases(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False
     """List what went wrong here, the newest first; operators elsewhere see the numbers alone."""
     from worker.cases import Cases
 
-    found = Cases(_state(at(config, kit)) / "cases").all()
+    found = Cases(state_of(at(config, kit)) / "cases").all()
     if as_json:
         typer.echo(json.dumps([{"case": case.number, "title": case.title} for case in found]))
         return
@@ -79,7 +79,7 @@ def case(
     """Show the full text of a case. It may name patients: it is for people of this hospital."""
     from worker.cases import Cases
 
-    typer.echo(Cases(_state(at(config, kit)) / "cases").text(number))
+    typer.echo(Cases(state_of(at(config, kit)) / "cases").text(number))
 
 
 @app.command()
@@ -88,7 +88,7 @@ def models(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = Fals
     from worker.kept import KeptVersions, best
     from worker.service import MODELS
 
-    known = KeptVersions(_state(at(config, kit)) / MODELS)
+    known = KeptVersions(state_of(at(config, kit)) / MODELS)
     found = [(each, best(held) is each) for run in known.runs() for held in [known.of(run)] for each in held]
     if as_json:
         rows = [
@@ -145,8 +145,12 @@ def at(config: Path, kit: Path | None) -> Path:
     return config if kit is None else kit / WORKER_TOML
 
 
-def _state(config: Path) -> Path:
-    """The worker's state directory, which belongs to the user it runs as."""
+def state_of(config: Path) -> Path:
+    """The state directory of a site with this configuration, which belongs to the user that its worker runs as.
+
+    Raises:
+        StateError: it is not there, or is somebody else's.
+    """
     from worker.config import read_config
 
     state = config.parent / read_config(config).state
@@ -165,7 +169,7 @@ def _runs(config: Path) -> dict[str, tuple[RunRow, bool | None]]:
     from worker.answers import Answers
     from worker.journal import Journal
 
-    state = _state(config)
+    state = state_of(config)
     known = Journal.beside(state / "worker.db")
     said = {**known.answers, **Answers(state / "approvals").peek()}
     under_way = (RunState.RUNNING, RunState.PAUSED)
@@ -179,5 +183,5 @@ def _say(config: Path, run: str, *, approved: bool) -> None:
     if run not in known:
         names = ", ".join(sorted(known)) or "none yet"
         raise ConfigError(f"the worker here knows no run {run!r} that is under way; it knows: {names}")
-    Answers(_state(config) / "approvals").say(run, approved)
+    Answers(state_of(config) / "approvals").say(run, approved)
     typer.echo(f"{run}: {'approved' if approved else 'refused'}; the worker hears of it with its next sign of life")

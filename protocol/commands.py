@@ -179,6 +179,7 @@ ORDERS: dict[str, Order] = {
         ),
         _site("site.doctor", Action.OPERATE, "What the site's own checks say, without anything private."),
         _site("logs", Action.VIEW, "The newest lines of the worker's log, without anything private."),
+        _site("stats", Action.VIEW, "Figures of the site's data, if the site shares them."),
         _site("sys.info", Action.OPERATE, "Memory, processors, disk and accelerators of the site's machine."),
         _site("file.pwd", Action.VIEW, "The folder that file commands start from."),
         _site("file.env", Action.VIEW, "Names of the worker's settings in its environment."),

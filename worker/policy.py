@@ -91,6 +91,8 @@ class SitePolicy(BaseModel):
     """Kilobits per second for what is uploaded to the store."""
     ask_first: bool = False
     """A run waits until somebody at the hospital says `fledge site approve RUN`."""
+    statistics: bool = False
+    """Operators may ask for the figures that somebody at the hospital shared with `fledge data stats --share`."""
 
     def opens_in(self, local: datetime) -> float:
         """Seconds until a training may begin; 0 if it may now."""
@@ -157,15 +159,30 @@ class SitePolicy(BaseModel):
             TrainingError: a name looks like a file, a path or a DICOM tag, or is not among those allowed.
         """
         for name in names:
-            if not is_word(name):
-                raise TrainingError(f"metric {name!r}: names have 1 to 64 letters, digits and the characters . _ : + -")
-            if _FILE.search(name) or _TAG.search(name):
+            if wrong := private_name(name):
                 raise TrainingError(
-                    f"metric {name!r} looks like a file, a path or an identifier, and names of metrics leave the site; "
+                    f"metric {name!r} {wrong}, and names of metrics leave the site; "
                     "have the trainer report sums over all examples under fixed names"
                 )
             if self.metrics is not None and not any(fnmatchcase(name, pattern) for pattern in self.metrics):
                 raise TrainingError(f"metric {name!r} may not leave this site; policy.toml allows {list(self.metrics)}")
+
+    def check_statistics(self, classes: Iterable[str]) -> None:
+        """Let figures of a data set leave the site, if they may, under names of classes that say nothing of a patient.
+
+        Raises:
+            ConfigError: the policy does not allow it, or a name looks like a file, a path or a DICOM tag.
+        """
+        if not self.statistics:
+            raise ConfigError(
+                "this site's policy lets no figures of its data leave; whoever decides here would have to write "
+                "`statistics = true` into policy.toml"
+            )
+        for name in classes:
+            if wrong := private_name(name):
+                raise ConfigError(
+                    f"class {name!r} {wrong}, and names of classes leave the site; rename it in the datalist"
+                )
 
 
 OPEN = SitePolicy()
@@ -193,6 +210,13 @@ def read_policy(path: Path, *, needed: bool = False) -> SitePolicy:
     if mode & stat.S_IWOTH:
         raise ConfigError(f"{path} can be changed by anybody (mode {mode:04o}); run: chmod o-w {path}")
     return parse_toml(raw, path, SitePolicy)
+
+
+def private_name(name: str) -> str:
+    """What a name looks like that keeps it from leaving the site; nothing if it may."""
+    if not is_word(name):
+        return "is not 1 to 64 letters, digits and the characters . _ : + -"
+    return "looks like a file, a path or an identifier" if _FILE.search(name) or _TAG.search(name) else ""
 
 
 def _minutes(clock: str) -> int:

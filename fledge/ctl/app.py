@@ -43,6 +43,7 @@ def common(
 command(app, "status")(sites.status)
 command(app, "metrics")(updates.metrics)
 command(app, "logs")(machine.logs)
+command(app, "stats")(machine.stats)
 for _name, _group in (
     ("site", sites.app),
     ("registry", registry.app),

@@ -1,4 +1,4 @@
-"""`fledge ctl sys …` and `fledge ctl logs`: a site's machine and what its worker logs."""
+"""`fledge ctl sys …`, `logs` and `stats`: a site's machine, what its worker logs, and figures it shares."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ def logs(
     if len(targets) > 1:
         raise ConfigError("--follow shows one site's log; name one")
     return _follow(session, arguments, targets)
+
+
+def stats(context: typer.Context, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False) -> int:
+    """Figures of the site's data, if the site shares them."""
+    from worker.data.document import from_columns
+
+    session = session_of(context)
+    answers = session.ask("stats", targets=chosen(session, sites, site, everywhere))
+    for answer in answers:
+        if answer.ok:
+            from_columns(answer.values)
+    return session.told(answers)
 
 
 def _follow(session: Session, arguments: dict[str, Any], targets: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from protocol.errors import ConfigError, Unauthorized
+from protocol.errors import ConfigError, StateError, Unauthorized
 from worker.looking.answers import Looking
 from worker.looking.scrub import LONGEST, free_text, log_line
 from worker.looking.vocabulary import EVENTS, NUMBERS, WORDS
@@ -134,10 +134,11 @@ def answers(looking: Looking) -> list[str]:
         ("file.grep", {"path": "worker.log", "pattern": "Zyxwvu"}),
         ("file.env", {}),
         ("file.pwd", {}),
+        ("stats", {}),
     ):
         try:
             found.append(str(looking.answer(order, arguments)))
-        except (ConfigError, Unauthorized) as error:
+        except (ConfigError, StateError, Unauthorized) as error:
             found.append(str(error))
     return found
 
@@ -156,6 +157,7 @@ def test_no_answer_tells_what_was_planted_in_a_site(log: list[dict[str, Any]], t
         for record in ("health.json", "settings.json"):
             (state / record).write_text(json.dumps({"trainer": text, CANARY: 1, "run": text, "federation": text}))
         environment = {"FLEDGE_STORE": text, "FLEDGE_ROOT": CANARY, CANARY: text}
-        looking = Looking(state, log_file=state / "worker.log", environment=environment)
+        (state / "statistics.json").write_text(json.dumps({"version": 1, "figures": {"min_cell": 10, text: 1.0}}))
+        looking = Looking(state, log_file=state / "worker.log", environment=environment, statistics=True)
         for answer in answers(looking):
             assert clean(answer), answer

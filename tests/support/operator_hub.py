@@ -68,6 +68,7 @@ ANSWERS: Mapping[str, Answer] = {
     "audit.log": {"number": (1,), "kind": ("command",), "entry": ('{"command": "run.pause"}',), "hash": ("c" * 16,)},
     "site.doctor": {"check": ("dns", "tls"), "verdict": ("ok", "failed"), "code": ("-", "tls_intercepted")},
     "sys.info": {"metric": ("memory_total", "gpu_count"), "value": ("16 GiB", 2)},
+    "stats": {"figure": ("min_cell", "patients"), "value": (10, 205)},
     "logs": {"lines": ("2030-01-01 info worker.started", "2030-01-01 error training.failed"), "next": 17},
     "file.env": {"name": ("FLEDGE_BROKER",), "value": ("set",)},
     "file.ls": {"lines": ("worker.log", "settings.json")},

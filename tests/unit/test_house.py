@@ -22,7 +22,10 @@ ALLOWED = {
     "protocol": {"msgpack", "nacl", "numpy", "pydantic"},
     "broker": {"protocol", "cryptography", "pika", "minio", "pydantic", "urllib3", "structlog", "sqlalchemy"},
     "aggregator": {"protocol", "broker", "nacl", "numpy", "pydantic", "sqlalchemy", "structlog", "prometheus_client"},
-    "worker": {"protocol", "broker", "nacl", "numpy", "psutil", "pydantic", "sqlalchemy", "structlog"},
+    "worker": {
+        *("protocol", "broker"),
+        *("highdicom", "nacl", "nibabel", "numpy", "PIL", "psutil", "pydantic", "pydicom", "sqlalchemy", "structlog"),
+    },
     "deploy": {
         *("protocol", "broker"),
         *("cryptography", "nacl", "pydantic", "pyzipper", "structlog", "urllib3", "yaml"),
@@ -133,6 +136,13 @@ def test_protocol_does_no_input_or_output_and_reads_no_clock() -> None:
     forbidden = {"socket", "threading", "time", "asyncio", "subprocess", "pathlib", "tempfile", "random", "logging"}
     for path in sources("protocol"):
         assert not roots(ast.walk(tree(path))) & forbidden, path
+
+
+@pytest.mark.parametrize("package", ["worker", "fledge"])
+def test_images_are_read_by_two_modules_that_others_load_when_they_need_them(package: str) -> None:
+    for path in sources(package):
+        if str(path) not in ("worker/data/dicom.py", "worker/data/volumes.py"):
+            assert not roots(top_level(path)) & {"highdicom", "nibabel", "PIL", "pydicom"}, path
 
 
 @pytest.mark.parametrize("library", ["pika", "minio"])

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from protocol.errors import ConfigError, StateError
+from protocol.errors import ConfigError, StateError, Unauthorized
+from worker.data import document
 from worker.looking import files
 from worker.looking.arguments import Arguments
 from worker.looking.bounds import fitting
 from worker.looking.logs import newest
 from worker.looking.machine import machine
+from worker.looking.opening import read
 from worker.looking.scrub import shortened
 from worker.looking.settings import environment_rows
 from worker.looking.view import View
@@ -21,16 +23,23 @@ _PWD = "the worker's own folder: its log, health.json, settings.json and runs; w
 
 
 class Looking:
-    """Answers the orders `logs`, `sys.info` and `file.*`; rights and the site's policy were looked at before."""
+    """Answers `logs`, `stats`, `sys.info` and `file.*`; rights, and whom the site obeys, were looked at before."""
 
-    def __init__(self, state: Path, *, log_file: Path, environment: Mapping[str, str]) -> None:
-        """`state` is the worker's state directory, `log_file` the local log (`fledge.log.configure(also=…)`)."""
+    def __init__(
+        self, state: Path, *, log_file: Path, environment: Mapping[str, str], statistics: bool = False
+    ) -> None:
+        """`state` is the worker's state directory, `log_file` the local log (`fledge.log.configure(also=…)`).
+
+        With `statistics` the figures that were shared here are told.
+        """
         self._state = state
         self._log_file = log_file
         self._environment = environment
+        self._statistics = statistics
         self._view = View(state, log_file)
         self._orders: dict[str, Callable[[Arguments], Answer]] = {
             "logs": self._logs,
+            "stats": self._stats,
             "sys.info": self._machine,
             "file.pwd": _pwd,
             "file.env": self._env,
@@ -69,6 +78,20 @@ class Looking:
         if found.missed:
             text += f"; {found.missed} before them are no longer at hand"
         return text, {"lines": found.lines, "next": found.next}
+
+    def _stats(self, arguments: Arguments) -> Answer:
+        arguments.done()
+        if not self._statistics:
+            raise Unauthorized(
+                "this site's own policy (`statistics` in its policy.toml) lets no figures of its data leave"
+            )
+        try:
+            raw = read(self._state, (document.STATISTICS,), document.LIMIT)
+        except FileNotFoundError as error:
+            raise StateError(
+                "no figures are shared here; somebody there would say `fledge data stats --share`"
+            ) from error
+        return "figures of the site's data", document.columns(document.load(raw))
 
     def _machine(self, arguments: Arguments) -> Answer:
         arguments.done()

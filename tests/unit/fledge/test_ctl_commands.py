@@ -99,6 +99,7 @@ ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("audit log --limit 9 --since 3", "audit.log", {"limit": 9, "since": 3}, ()),
     ("audit log --kind command", "audit.log", {"limit": 50, "kind": "command"}, ()),
     ("logs north -n 9 --grep error", "logs", {"lines": 9, "grep": "error"}, ("north",)),
+    ("stats north", "stats", {}, ("north",)),
     ("sys info north", "sys.info", {}, ("north",)),
     ("file pwd north", "file.pwd", {}, ("north",)),
     ("file env north", "file.env", {}, ("north",)),
@@ -382,3 +383,11 @@ def test_completion_is_offered_and_knows_the_sites_of_the_kit(tmp_path: Path) ->
     }
     done = CliRunner().invoke(cli.app, [], prog_name="fledge", env=environment)
     assert done.stdout.split() == ["north"]
+
+
+def test_figures_that_are_none_are_not_shown() -> None:
+    hub = Hub({"stats@south": {"figure": ("min_cell", "Doe Jane"), "value": (10, 3)}})
+    assert "205" in ctl(hub, "stats north")[1]
+    code, shown = ctl(hub, "stats --all")
+    assert code == 2
+    assert "Doe" not in shown

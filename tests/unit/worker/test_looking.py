@@ -63,7 +63,7 @@ def lines(looking: Looking, order: str, **arguments: Any) -> tuple[str, ...]:
 
 
 def test_it_answers_exactly_the_orders_that_look(looking: Looking) -> None:
-    looks = {name for name in ORDERS if name.startswith("file.")} | {"logs", "sys.info"}
+    looks = {name for name in ORDERS if name.startswith("file.")} | {"logs", "stats", "sys.info"}
     assert looking.orders == looks
     with pytest.raises(ConfigError, match="not among what can be looked at"):
         looking.answer("site.restart", {})

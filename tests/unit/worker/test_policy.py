@@ -36,6 +36,15 @@ def test_without_a_file_everything_is_allowed(tmp_path: Path) -> None:
     assert found.opens_in(datetime(2026, 5, 4, 12, 0)) == 0
 
 
+def test_figures_stay_unless_the_policy_lets_them_go_under_harmless_names() -> None:
+    with pytest.raises(ConfigError, match="statistics = true"):
+        OPEN.check_statistics([])
+    policy(statistics=True, metrics=["loss"]).check_statistics(["background", "liver", "3"])
+    for name in ("Doe Jane", "a/b", "scan.dcm", "0010,0010", "1.2.840.113619", ""):
+        with pytest.raises(ConfigError, match="names of classes leave the site"):
+            policy(statistics=True).check_statistics(["liver", name])
+
+
 def test_a_policy_that_has_to_be_there_is_missed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such policy"):
         read_policy(tmp_path / "policy.toml", needed=True)

@@ -1,0 +1,94 @@
+"""Files of a folder by what is in them: endings are not believed, and links do not lead out."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protocol.errors import ConfigError
+from worker.data.sources import Kind, shown
+
+_PREAMBLE = 128
+_HEAD = 352
+_PNG = b"\x89PNG\r\n\x1a\n"
+_GZIP = b"\x1f\x8b"
+_WITHOUT_PREAMBLE = (b"\x08\x00", b"\x02\x00")
+"""DICOM files of old begin with their first group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Paths below a folder, in order."""
+
+    folder: Path
+    files: dict[Kind, list[Path]] = field(default_factory=lambda: {kind: [] for kind in Kind})
+    others: list[Path] = field(default_factory=list)
+    """What is no image."""
+
+    def name(self, path: Path) -> str:
+        """A file's path below the folder."""
+        return path.relative_to(self.folder).as_posix()
+
+
+def find(folder: Path) -> Found:
+    """Every file below a folder by what it holds; hidden ones are passed over.
+
+    Raises:
+        ConfigError: there is no such folder, a file cannot be read, or a link leads out of it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; name the one that holds the images")
+    found = Found(folder)
+    for path in _files(folder):
+        kind = kind_of(path)
+        (found.others if kind is None else found.files[kind]).append(path)
+    return found
+
+
+def kind_of(path: Path) -> Kind | None:
+    """What a file holds; None if it is no image.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+        if head.startswith(_GZIP):
+            with gzip.open(path) as unpacked:
+                head = unpacked.read(_HEAD)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return None
+    except OSError as error:
+        _unreadable(error)
+    if head.startswith(_PNG):
+        return Kind.PNG
+    if head[344:347] == b"n+1" or head[4:7] == b"n+2":
+        return Kind.NIFTI
+    if head[_PREAMBLE : _PREAMBLE + 4] == b"DICM" or (head[:2] in _WITHOUT_PREAMBLE and head[3:4] == b"\0"):
+        return Kind.DICOM
+    return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    real = folder.resolve()
+    for place, folders, names in os.walk(folder, onerror=_unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted((*folders, *names)):
+            path = Path(place, name)
+            if path.is_symlink():
+                # What it leads to within the folder is found by itself.
+                if not path.resolve().is_relative_to(real):
+                    raise ConfigError(
+                        f"{shown(path)} is a link that leads out of {folder}; copy what it leads to, or remove it"
+                    )
+            elif not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _unreadable(error: OSError) -> None:
+    raise ConfigError(f"{shown(error.filename)}: {error.strerror}; let the user that you are read it") from error

@@ -1,0 +1,86 @@
+"""Which label belongs to which image, by their names alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+from protocol.errors import ConfigError
+from worker.data.sources import Source, few, shown
+
+Label = TypeVar("Label")
+ENDINGS = (".nii.gz", ".nii", ".png", ".dcm")
+
+
+def stem(path: str) -> str:
+    """A path without the ending of an image."""
+    for ending in ENDINGS:
+        if path.lower().endswith(ending):
+            return path[: -len(ending)]
+    return path
+
+
+def keys_of(*names: str) -> frozenset[str]:
+    """What a label of an image with these names may be called, without endings."""
+    return frozenset(stem(name) for name in names if name not in ("", "."))
+
+
+def pair(
+    sources: Sequence[Source], labels: Mapping[str, Label], *, unlabelled: bool = False
+) -> list[tuple[Source, Label]]:
+    """Each image with its label; `labels` by path below their folder, `unlabelled` leaves out images without one.
+
+    An image's own path counts before a series' or a patient's name, and a whole path before its last part.
+
+    Raises:
+        ConfigError: an image has no label, a label no image, or either has several.
+    """
+    own: defaultdict[str, set[Source]] = defaultdict(set)
+    whole: defaultdict[str, set[Source]] = defaultdict(set)
+    last: defaultdict[str, set[Source]] = defaultdict(set)
+    for source in sources:
+        own[stem(source.name)].add(source)
+        for key in source.keys:
+            whole[key].add(source)
+            last[PurePosixPath(key).name].add(source)
+    found: defaultdict[Source, list[str]] = defaultdict(list)
+    for name in labels:
+        key = stem(name)
+        images = own.get(key) or whole.get(key) or last.get(key) or last.get(PurePosixPath(key).name) or set()
+        if not images:
+            raise ConfigError(
+                f"label {shown(name)} belongs to no image; give it the name of one (or of its series), or remove it"
+            )
+        if len(images) > 1:
+            raise ConfigError(
+                f"label {shown(name)} may belong to {few(sorted(image.name for image in images))}; "
+                "give it the whole path of one of them, or its series' UID"
+            )
+        found[next(iter(images))].append(name)
+    for source, names in found.items():
+        if len(names) > 1:
+            raise ConfigError(f"{shown(source.name)} has several labels: {few(names)}; leave one of them")
+    missing = [source.name for source in sources if source not in found]
+    if missing and not unlabelled:
+        raise ConfigError(
+            f"{few(missing)}: no label; add one of the same name, or leave images without a label out "
+            "with --skip-unlabelled"
+        )
+    return [(source, labels[found[source][0]]) for source in sources if source in found]
+
+
+def classes_by_folder(sources: Sequence[Source]) -> list[tuple[Source, str]]:
+    """Each image with its class: the first folder of its path.
+
+    Raises:
+        ConfigError: an image lies in no folder.
+    """
+    bare = [source.name for source in sources if len(PurePosixPath(source.name).parts) < 2]
+    if bare:
+        raise ConfigError(
+            f"{few(bare)}: without a list of classes every image lies in a folder named after its class; "
+            "move it there, or name a list with --labels FILE.csv"
+        )
+    return [(source, PurePosixPath(source.name).parts[0]) for source in sources]

@@ -1,0 +1,312 @@
+"""From what a hospital has to what MONAI reads: one folder, made completely or not at all."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protocol.errors import ConfigError, StateError
+from worker.data.datalist import DATASET, Datalist, Entry, Task
+from worker.data.duplicates import Duplicates
+from worker.data.finding import Found, find, kind_of
+from worker.data.matching import classes_by_folder, keys_of, pair
+from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
+from worker.data.sources import Kind, Source, few, patient_in_path, shown
+from worker.data.splits import Shares, split
+
+IMAGES, LABELS = "imagesTr", "labelsTr"
+KEY = ".patients.key"
+UNFINISHED = ".unfinished"
+_LIST_BYTES = 16 * 1024**2
+_GZIP = b"\x1f\x8b"
+Progress = Callable[[int, int], None]
+"""Called with how many images are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What somebody asked for."""
+
+    images: Path
+    out: Path
+    labels: Path | None = None
+    """A folder of labels, or a list of classes (CSV); None: labels lie beside the images, classes are folders."""
+    task: Task = Task.SEGMENTATION
+    shares: Shares = field(default_factory=Shares)
+    patients: re.Pattern[str] | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Names of classes."""
+    modality: str = ""
+    link: bool = False
+    """Share files with the images' folder instead of copying them."""
+    drop_duplicates: bool = False
+    skip_unlabelled: bool = False
+    key: Path | None = None
+    """The key of an earlier folder, so that patients are called the same."""
+    mapping: Path | None = None
+    """Where to write which case is which image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What was made."""
+
+    datalist: Datalist
+    left_out: Sequence[str]
+    """Files that are no images."""
+    dropped: Sequence[str]
+    """Repeated images."""
+    unlabelled: int
+    patients_said: bool
+    """Whether files or paths said who the patients are; otherwise each image was taken for one."""
+
+
+def prepare(wanted: Wanted, progress: Progress) -> Prepared:
+    """Make the folder; images are read one at a time.
+
+    Raises:
+        ConfigError: something about the images or labels is wrong, or the folder is there already.
+        StateError: the folder cannot be written.
+    """
+    images, label_files = _folders(wanted)
+    _check_free(wanted)
+    pseudonyms = Pseudonyms(_read_key(wanted.key)) if wanted.key else Pseudonyms.new()
+    found = find(images)
+    sources, others = _sources(found, wanted.patients)
+    pairs, names = _labelled(sources, label_files, wanted)
+    if not pairs:
+        raise ConfigError(f"{wanted.images} holds no image that can be used; it has DICOM, NIfTI or PNG files in it")
+    named = pseudonyms.names([source for source, _ in pairs])
+    splits = split({source.patient for source, _ in pairs}, wanted.shares)
+    labels = dict(pairs)
+    duplicates = Duplicates(drop=wanted.drop_duplicates)
+    entries, classes = [], set(names)
+    with _all_or_nothing(wanted.out) as place:
+        for done, (name, source) in enumerate(named.items()):
+            progress(done, len(named))
+            placed = _place(source, labels[source], place, name, duplicates, wanted.link)
+            if placed is not None:
+                image, label, seen = placed
+                classes |= set(seen)
+                entries.append(
+                    Entry(
+                        image=image,
+                        label=label,
+                        patient=pseudonyms.patient(source.patient),
+                        split=splits[source.patient],
+                    )
+                )
+        progress(len(named), len(named))
+        datalist = Datalist(
+            entries=sorted(entries, key=lambda entry: entry.image),
+            labels={number: _class_name(number, names, wanted) for number in sorted(classes)},
+            name=wanted.out.resolve().name,
+            description=f"{wanted.task.value}, split by patient with seed {wanted.shares.seed}",
+            modality=wanted.modality or ", ".join(sorted({source.modality for source in named.values()} - {""})),
+        )
+        (place / DATASET).write_text(datalist.text(), encoding="utf-8")
+        _write_private(place / KEY, pseudonyms.key)
+        if wanted.mapping is not None:
+            _write_mapping(wanted.mapping, named)
+    return Prepared(
+        datalist=datalist,
+        left_out=[found.name(path) for path in (*found.others, *others)],
+        dropped=duplicates.dropped,
+        unlabelled=len(sources) - len(pairs),
+        patients_said=wanted.patients is not None or bool(found.files[Kind.DICOM]),
+    )
+
+
+# ---- what there is
+
+
+def _folders(wanted: Wanted) -> tuple[Path, Path | None]:
+    """Where images and labels lie: also in one folder as the Decathlon has it."""
+    if wanted.labels is None and wanted.task is Task.SEGMENTATION:
+        both = wanted.images / IMAGES, wanted.images / LABELS
+        if not all(each.is_dir() for each in both):
+            raise ConfigError(
+                f"{wanted.images} has no {IMAGES} and {LABELS} in it; name the folder of the labels with --labels, "
+                "or say --task classification"
+            )
+        return both
+    return wanted.images, wanted.labels
+
+
+def _check_free(wanted: Wanted) -> None:
+    unfinished = wanted.out.with_name(wanted.out.name + UNFINISHED)
+    for path in (wanted.out, unfinished, *([wanted.mapping] if wanted.mapping else ())):
+        if os.path.lexists(path):
+            why = " and was not finished, or is being written" if path == unfinished else ""
+            raise ConfigError(
+                f"{path} is there already{why}; nothing is overwritten: remove it, or choose another name"
+            )
+    for source in filter(None, (wanted.images, wanted.labels)):
+        if wanted.out.resolve().is_relative_to(source.resolve()):
+            raise ConfigError(f"{wanted.out} would lie inside {source}; choose a place outside")
+
+
+def _sources(found: Found, patients: re.Pattern[str] | None) -> tuple[list[Source], list[Path]]:
+    if found.files[Kind.DICOM]:
+        if found.files[Kind.NIFTI] or found.files[Kind.PNG]:
+            raise ConfigError(f"{found.folder} holds DICOM and other images; prepare each by itself")
+        try:
+            from worker.data.dicom import series
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"DICOM files need {error.name}; install it with: pip install 'fledge-fl[dicom]'"
+            ) from error
+        return series(found, patients)
+    sources = []
+    for kind in (Kind.NIFTI, Kind.PNG):
+        for path in found.files[kind]:
+            name = found.name(path)
+            patient = name if patients is None else patient_in_path(path.relative_to(found.folder), patients)
+            keys = keys_of(name)
+            sources.append(Source(name=name, kind=kind, files=(path,), patient=patient, identity=name, keys=keys))
+    return sources, []
+
+
+def _labelled(
+    sources: Sequence[Source], labels: Path | None, wanted: Wanted
+) -> tuple[Sequence[tuple[Source, Path | int]], Mapping[int, str]]:
+    """Images with their labels, and for a classification the classes by number."""
+    if wanted.task is Task.SEGMENTATION:
+        found = find(labels or wanted.images)
+        if found.files[Kind.DICOM]:
+            raise ConfigError(f"{labels} holds DICOM files; labels are NIfTI or PNG files: convert them first")
+        files = {found.name(path): path for kind in (Kind.NIFTI, Kind.PNG) for path in found.files[kind]}
+        return pair(sources, files, unlabelled=wanted.skip_unlabelled), {}
+    if labels is None:
+        classes = classes_by_folder(sources)
+    else:
+        classes = pair(sources, _read_classes(labels), unlabelled=wanted.skip_unlabelled)
+    numbers = {name: number for number, name in enumerate(sorted({name for _, name in classes}))}
+    return [(source, numbers[name]) for source, name in classes], {number: name for name, number in numbers.items()}
+
+
+def _read_classes(path: Path) -> Mapping[str, str]:
+    """Image and class from a CSV file with a first line `image,label`."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; the classes of a classification stand in a CSV file (image,label)")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            text = file.read(_LIST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); it is a CSV file in UTF-8 (image,label)") from error
+    if len(text) > _LIST_BYTES:
+        raise ConfigError(f"{path} is longer than {_LIST_BYTES} characters; is it the list of classes?")
+    rows = csv.DictReader(text.splitlines())
+    if not {"image", "label"} <= set(rows.fieldnames or ()):
+        raise ConfigError(f"{path}: the first line has to be image,label; then one line for each image")
+    classes: dict[str, str] = {}
+    for row in rows:
+        image, name = (row["image"] or "").strip(), (row["label"] or "").strip()
+        if not image or not name:
+            raise ConfigError(f"{path}, line {rows.line_num}: write an image and its class")
+        if classes.setdefault(image, name) != name:
+            raise ConfigError(
+                f"{path}: {shown(image)} has two classes, {few((classes[image], name))}; leave one of them"
+            )
+    return classes
+
+
+# ---- what is made
+
+
+def _place(
+    source: Source, label: Path | int, place: Path, name: str, duplicates: Duplicates, link: bool
+) -> tuple[str, str | int, tuple[int, ...]] | None:
+    """Put an image and its label into the folder; their paths there, and the classes seen. None: it was there."""
+    from worker.data.volumes import check_classes, check_values, on_grid, read_volume, save_nifti
+
+    if source.kind is Kind.DICOM:
+        from worker.data.dicom import read_series
+
+        image, volume = place / IMAGES / f"{name}.nii.gz", read_series(source)
+    else:
+        image = _put(source.files[0], source.kind, place / IMAGES, name, link)
+        volume = read_volume(image, source.kind, source.name)
+    check_values(source.name, volume.values)
+    if not duplicates.is_new(source, volume.digest):
+        image.unlink(missing_ok=True)
+        return None
+    if source.kind is Kind.DICOM:
+        save_nifti(volume, image)
+    at = image.relative_to(place).as_posix()
+    if isinstance(label, int):
+        return at, label, ()
+    kind = kind_of(label) or Kind.NIFTI
+    drawn = _put(label, kind, place / LABELS, name, link)
+    found = read_volume(drawn, kind, label.name)
+    turned = on_grid(found, volume, label.name)
+    classes = check_classes(label.name, turned.values)
+    if turned is not found:
+        drawn.unlink()  # it may be a link: the hospital's own file stays as it is
+        save_nifti(turned, drawn)
+    return at, drawn.relative_to(place).as_posix(), classes
+
+
+def _put(file: Path, kind: Kind, folder: Path, name: str, link: bool) -> Path:
+    with file.open("rb") as opened:
+        packed = opened.read(2) == _GZIP
+    to = folder / (name + (".png" if kind is Kind.PNG else ".nii.gz" if packed else ".nii"))
+    if not link:
+        shutil.copyfile(file, to)
+        return to
+    try:
+        os.link(file, to)
+    except OSError as error:
+        raise ConfigError(f"{shown(file)} cannot be linked from {folder} ({error.strerror}); say --copy") from error
+    return to
+
+
+def _class_name(number: int, names: Mapping[int, str], wanted: Wanted) -> str:
+    plain = "background" if number == 0 and wanted.task is Task.SEGMENTATION else str(number)
+    return wanted.names.get(number) or names.get(number) or plain
+
+
+@contextmanager
+def _all_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder that gets its name once everything is in it, and vanishes when something goes wrong."""
+    place = out.with_name(out.name + UNFINISHED)
+    try:
+        place.mkdir(mode=0o700)
+        try:
+            for folder in (IMAGES, LABELS):
+                (place / folder).mkdir()
+            yield place
+            place.rename(out)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise StateError(f"{out} cannot be written: {error.strerror or error}") from error
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(KEY_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; it lies as {KEY} in an earlier folder") from error
+
+
+def _write_private(path: Path, raw: bytes) -> None:
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(raw)
+
+
+def _write_mapping(path: Path, named: Mapping[str, Source]) -> None:
+    with open(
+        path, "x", newline="", encoding="utf-8", errors="surrogateescape", opener=lambda n, f: os.open(n, f, 0o600)
+    ) as file:
+        rows = csv.writer(file)
+        rows.writerow(("case", "patient", "image"))
+        rows.writerows((name, source.patient, source.name) for name, source in sorted(named.items()))

@@ -1,0 +1,69 @@
+"""An image as it was found, before it has a name that says nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from pathlib import Path, PurePath
+
+from protocol.errors import ConfigError
+
+_SHOWN = 5
+_LONGEST = 120
+
+
+class Kind(Enum):
+    """What a file holds, by its content."""
+
+    DICOM = "DICOM"
+    NIFTI = "NIfTI"
+    PNG = "PNG"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One image: a file, or the files of one DICOM series."""
+
+    name: str
+    """Where it was found, for people at the hospital; it is written nowhere but in a mapping they ask for."""
+    kind: Kind
+    files: tuple[Path, ...]
+    patient: str
+    """The patient's ID, or what stands for it in the path."""
+    identity: str
+    """What this image is called wherever it lies: a UID, or its path below the folder."""
+    keys: frozenset[str] = frozenset()
+    """What a label's name may be to belong to it."""
+    modality: str = ""
+
+
+def patient_in_path(path: PurePath, pattern: re.Pattern[str]) -> str:
+    """What `pattern` finds in a path: its first group, or all of it.
+
+    Raises:
+        ConfigError: it finds nothing.
+    """
+    found = pattern.search(path.as_posix())
+    patient = (found[1] if pattern.groups else found[0]) if found else None
+    if not patient:
+        raise ConfigError(
+            f"{shown(path)}: --patients {pattern.pattern!r} finds no patient in this path; "
+            "correct the expression, or leave the file out"
+        )
+    return patient
+
+
+def few(names: Iterable[object]) -> str:
+    """The first names of many, each short enough for a sentence."""
+    listed = [shown(name) for name in names]
+    more = len(listed) - _SHOWN
+    return ", ".join(islice(listed, _SHOWN)) + (f" and {more} more" if more > 0 else "")
+
+
+def shown(name: object) -> str:
+    """A file's name as a sentence can hold it: printable, and its end if it is long."""
+    text = "".join(char if char.isprintable() else "?" for char in str(name))
+    return text if len(text) <= _LONGEST else f"…{text[-_LONGEST:]}"
