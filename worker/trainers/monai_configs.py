@@ -32,6 +32,8 @@ LEFT_OUT = frozenset(
     }
 )
 """Handlers and transforms that write files, or do what a federation does itself: checkpoints, validation, stopping."""
+NETWORKS = ("network_def", "network", "train#trainer#network")
+"""Where a bundle's network is looked for, in order."""
 _NAMES = ("json", "yaml", "yml")
 
 
@@ -59,7 +61,7 @@ class Configs:
             ConfigError: a file or a required id is missing, or an override names what the bundle does not have.
         """
         self.root = root.resolve()
-        train, evaluate = _file(self.root, "train"), _file(self.root, "evaluate")
+        train, evaluate = config_file(self.root, "train"), config_file(self.root, "evaluate")
         if train is None:
             raise ConfigError(f"{self.root} is no MONAI bundle that can be trained: configs/train.json is not there")
         self._files = [train], [train, *([evaluate] if evaluate else [])]
@@ -72,7 +74,7 @@ class Configs:
                 f"the bundle lacks the required {', '.join(missing)} in {train.name}; a MONAI bundle that trains has "
                 f"{', '.join(REQUIRED)}"
             )
-        unknown = [name for name in overrides if not _has_place(found, name)]
+        unknown = [name for name in overrides if not has_place(found, name)]
         if unknown:
             raise ConfigError(f"the bundle has no {unknown[0]!r}, which overrides in the site's options names")
 
@@ -111,7 +113,8 @@ class Configs:
         return parser
 
 
-def _file(root: Path, name: str) -> Path | None:
+def config_file(root: Path, name: str) -> Path | None:
+    """The bundle's configuration of this name, in whichever format it is."""
     for ending in _NAMES:
         path = root / "configs" / f"{name}.{ending}"
         if path.is_file():
@@ -125,24 +128,24 @@ def _importable(root: Path) -> None:
         sys.path.insert(0, str(root))
 
 
-def _has_place(parser: Any, name: str) -> bool:
+def has_place(parser: Any, name: str) -> bool:
     """Whether an id is there, or may be added: an argument that a component leaves to its default."""
     above = name.replace("::", "#").rpartition("#")[0]
     return name in parser or (bool(above) and above in parser)
 
 
 def _leave_out(config: Any) -> None:
-    for part in _parts(config):
+    for part in parts(config):
         target = part.get("_target_")
         if isinstance(target, str) and target.rpartition(".")[2] in LEFT_OUT:
             part.clear()
             part["_target_"] = f"{__name__}.{Left.__name__}"
 
 
-def _parts(config: Any) -> Iterator[dict[str, Any]]:
+def parts(config: Any) -> Iterator[dict[str, Any]]:
     """Every mapping of a configuration, outermost first."""
     if isinstance(config, dict):
         yield config
     if isinstance(config, dict | list):
         for each in list(config.values() if isinstance(config, dict) else config):
-            yield from _parts(each)
+            yield from parts(each)
