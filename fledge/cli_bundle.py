@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,8 +79,8 @@ def check(
     """
     from worker.trainers.monai_check import check_bundle
 
-    _quietly()
-    report = check_bundle(bundle, data, overrides=dict(map(_override, override or ())), quick=quick)
+    with warnings.catch_warnings(action="ignore"):  # what libraries say about themselves; what is wrong is a finding
+        report = check_bundle(bundle, data, overrides=dict(map(_override, override or ())), quick=quick)
     typer.echo(json.dumps(_document(report)) if as_json else "\n".join(_lines(report)))
     if not report.good:
         raise typer.Exit(1)
@@ -115,10 +116,3 @@ def _override(text: str) -> tuple[str, Any]:
         return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name, value
-
-
-def _quietly() -> None:
-    """Keep what libraries say about themselves off the terminal; what is wrong comes as a finding."""
-    import warnings
-
-    warnings.simplefilter("ignore")
