@@ -7,6 +7,7 @@ last one batch through everything. What builds on something that is wrong is not
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -26,6 +27,7 @@ from worker.trainers.torch import model_spec
 _LARGEST_LIST = 64 * 1024 * 1024
 _LISTS = ("train#dataset#data", "validate#dataset#data")
 _CACHING = "CacheDataset"
+_AFTER = ("validate", "postprocessing", "handlers", "key_metric", "additional_metrics")
 _CHANNELS_CHANGE = ("Concat", "SplitDim", "RepeatChannel", "Lambda", "AddCoordinate", "AddExtremePoints", "SelectItems")
 """Beginnings of transforms after which an image has not the channels of its file."""
 _LABELS_CHANGE = ("ConvertToMultiChannel", "MapLabel", "LabelTo", "LabelFilter", "Lambda", "ClassesToIndices", "AsDisc")
@@ -75,25 +77,22 @@ def check_bundle(
     changed = {**(overrides or {}), **({} if data is None else {"dataset_dir": str(data.resolve())})}
     if data is not None and not data.is_dir():
         return Report((Finding(str(data), "is not a folder here", "name the folder of the site's data"),))
+    root = root.resolve()
+    found = config_findings(root, changed)
+    if not Report(tuple(found)).good:
+        return Report(tuple(found))
     try:
-        configs = Configs(root, overrides=changed, required=())
+        parser = Configs(root, overrides=changed).train({}, "")
+        network = network_size(bundle_network(root, overrides=changed))
     except FledgeError as error:
-        return Report((of_error(error, str(root)),))
-    found = config_findings(configs.root, changed)
-    network: NetworkSize | None = None
-    if Report(tuple(found)).good:
-        try:
-            network = network_size(bundle_network(root, overrides=changed))
-        except FledgeError as error:
-            found.append(of_error(error, "network_def"))
-    if data is None or not Report(tuple(found)).good:
+        return Report((*found, of_error(error, "the bundle")))
+    if data is None:
         return Report(tuple(found), network)
-    parser = configs.train({}, "")
     found += list_findings(parser, data.resolve())
     lists: list[Sequence[Item] | None] = [None, None]
     if Report(tuple(found)).good:
         lists = [_listed(parser, name, found) for name in _LISTS]
-        found += _example_findings(lists, expected(parser, metadata_of(configs.root)), quick)
+        found += _example_findings(lists, expected(parser, metadata_of(root)), quick)
     loss: float | None = None
     if not quick and Report(tuple(found)).good:
         try:
@@ -151,7 +150,7 @@ def datalist_findings(file: Path, data: Path) -> Iterator[Finding]:
 
 def expected(parser: Any, metadata: Mapping[str, Any]) -> Expected:
     """What the network takes, as far as configuration and metadata tell it."""
-    used = [part for part in parts(parser.get("train")) if isinstance(part.get("_target_"), str)]
+    used = [part for part in parts(_loading(parser.config)) if isinstance(part.get("_target_"), str)]
     names = [part["_target_"].rpartition(".")[2] for part in used]
     loaders = [part for part, name in zip(used, names, strict=True) if name in ("LoadImaged", "LoadImageD")]
     keys = [part.get("keys") for part in loaders]
@@ -168,6 +167,15 @@ def expected(parser: Any, metadata: Mapping[str, Any]) -> Expected:
     return Expected(None if converted or several else takes, classes, gives, loaded or ("image", "label"))
 
 
+def _loading(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what comes after the network, where transforms are others."""
+    kept = {name: value for name, value in config.items() if name not in _AFTER}
+    train = kept.get("train")
+    if isinstance(train, dict):
+        kept["train"] = {name: value for name, value in train.items() if name not in _AFTER}
+    return kept
+
+
 def _listed(parser: Any, name: str, found: list[Finding]) -> Sequence[Item] | None:
     """The examples that the bundle trains on or validates on; None where it does not list them."""
     if name not in parser:
@@ -179,8 +187,11 @@ def _listed(parser: Any, name: str, found: list[Finding]) -> Sequence[Item] | No
         return None
     if not isinstance(items, Sequence) or not all(isinstance(each, Mapping) for each in items):
         return None
-    if not items:
+    if not items and name == _LISTS[0]:
         found.append(Finding(name, "lists no data", "add some to the list, or correct dataset_dir"))
+    elif not items:
+        told = "lists no data", "add some, or this site evaluates no version"
+        found.append(Finding(name, *told, Severity.WARNING))
     return items
 
 
@@ -231,12 +242,6 @@ def _paths(items: Any) -> Iterator[str]:
 
 
 def _leads_outside(path: str, data: Path) -> bool:
-    """Whether a path of a list is absolute and elsewhere, or climbs out with `..`; links are the site's affair."""
-    depth = 0
-    if PurePath(path).is_absolute():
-        return data not in PurePath(path).parents
-    for part in PurePath(path).parts:
-        depth += -1 if part == ".." else 1
-        if depth < 0:
-            return True
-    return False
+    """Whether a path of a list leads elsewhere by its text; links are the site's affair."""
+    place = PurePath(os.path.normpath(data / path))
+    return place != data and data not in place.parents

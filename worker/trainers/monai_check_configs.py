@@ -17,7 +17,7 @@ from monai.utils.module import version_leq
 
 from protocol.errors import ConfigError
 from worker.trainers.findings import Finding, Severity
-from worker.trainers.monai_configs import LEFT_OUT, NETWORKS, REQUIRED, config_file, has_place, parts
+from worker.trainers.monai_configs import LEFT_OUT, NETWORKS, REQUIRED, config_file, has_place, importable, parts
 from worker.trainers.monai_errors import explained
 
 INFERENCE = ("bundle_root", "device", "dataset_dir", "dataset", "evaluator", "network_def", "inferer")
@@ -39,6 +39,7 @@ def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Finding]:
 
     The bundle's modules are imported, to see whether what the configurations name is there.
     """
+    importable(root)
     train, evaluate, infer = (config_file(root, name) for name in ("train", "evaluate", "inference"))
     if train is None:
         return [Finding(f"{root}", "is no MONAI bundle: configs/train.json is not there", "name a bundle's folder")]
@@ -56,8 +57,10 @@ def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Finding]:
         except ConfigError as error:
             found.append(Finding(where, str(error), _AGAIN))
             continue
-        found += [*check(parser, where), *targets(parser.config, root, where), *references(parser, where)]
-    return [*dict.fromkeys(found), *metadata_findings(root / "configs" / "metadata.json")]
+        known = {each.what for each in found}  # what evaluate.json is added to was looked at before
+        more = [*check(parser, where), *targets(parser.config, root, where), *references(parser, where)]
+        found += [each for each in dict.fromkeys(more) if each.what not in known]
+    return [*found, *metadata_findings(root / "configs" / "metadata.json")]
 
 
 def metadata_of(root: Path) -> dict[str, Any]:
@@ -118,15 +121,12 @@ def targets(config: Any, root: Path, where: str) -> Iterator[Finding]:
 def references(parser: Any, where: str) -> Iterator[Finding]:
     """References (`@id`) to what the configuration does not have."""
     items = parser.ref_resolver.items
-    asked = {
-        name: each for each, item in items.items() for name in ReferenceResolver.find_refs_in_config(item.config, each)
-    }
+    texts = {at: item.config for at, item in items.items() if isinstance(item.config, str)}
+    asked = {name: at for at, text in texts.items() for name in ReferenceResolver.match_refs_pattern(text)}
     for name, at in asked.items():
-        if name and name not in items and name.replace("#", "::") not in items:
-            said = name.replace("::", "#")
-            yield Finding(
-                f"{where}#{at.replace('::', '#')}", f"refers to @{said}, which is not there", "correct the name"
-            )
+        if name and name not in items:
+            place, said = (each.replace("::", "#") for each in (at, name))
+            yield Finding(f"{where}#{place}", f"refers to @{said}, which is not there", "correct the name")
 
 
 def _train_ids(parser: Any, where: str) -> Iterator[Finding]:

@@ -66,7 +66,7 @@ class Configs:
             raise ConfigError(f"{self.root} is no MONAI bundle that can be trained: configs/train.json is not there")
         self._files = [train], [train, *([evaluate] if evaluate else [])]
         self._overrides = dict(overrides)
-        _importable(self.root)
+        importable(self.root)
         found = self._read(self._files[0])
         missing = [name for name in required if name not in found]
         if missing:
@@ -122,7 +122,7 @@ def config_file(root: Path, name: str) -> Path | None:
     return None
 
 
-def _importable(root: Path) -> None:
+def importable(root: Path) -> None:
     """Let `scripts.net.Net` in a configuration be found, as MONAI's own runner does, as long as the process lives."""
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
