@@ -74,9 +74,9 @@ def _zoo() -> Traversable:
     return files("fledge") / "zoo"
 
 
-def _walk(folder: Traversable, above: PurePosixPath = PurePosixPath()) -> Iterator[tuple[PurePosixPath, Traversable]]:
+def _walk(folder: Traversable, above: str = "") -> Iterator[tuple[PurePosixPath, Traversable]]:
     for entry in folder.iterdir():
         if entry.is_dir():
-            yield from _walk(entry, above / entry.name)
+            yield from _walk(entry, f"{above}{entry.name}/")
         else:
-            yield above / entry.name, entry
+            yield PurePosixPath(above + entry.name), entry

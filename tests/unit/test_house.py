@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = {"torch", "monai", "ignite", "sklearn", "safetensors"}
+HEAVY = {"torch", "monai", "ignite", "sklearn", "safetensors", "nibabel", "PIL"}
 ALLOWED = {
     "protocol": {"msgpack", "nacl", "numpy", "pydantic"},
     "broker": {"protocol", "cryptography", "pika", "minio", "pydantic", "urllib3", "structlog", "sqlalchemy"},

@@ -26,9 +26,7 @@ METADATA = (
     *("version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version"),
     *("task", "description", "authors", "copyright", "network_data_format"),
 )
-_IMAGE = (
-    *("type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def"),
-)
+_IMAGE = (*("type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def"),)
 _FRAMEWORKS = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
 _LARGEST = 16 * 1024 * 1024
 _AGAIN = "correct the file and check again"
@@ -134,9 +132,7 @@ def _train_ids(parser: Any, where: str) -> Iterator[Finding]:
     if not any(name in parser for name in NETWORKS):
         yield from _ids(parser, where, NETWORKS[:1], "version 0 of a run is made of it")
     if "validate#evaluator" not in parser:
-        yield Finding(
-            where, "lacks validate#evaluator", "add one, or the site evaluates no version", Severity.WARNING
-        )
+        yield Finding(where, "lacks validate#evaluator", "add one, or the site evaluates no version", Severity.WARNING)
 
 
 def _inference_ids(parser: Any, where: str) -> Iterator[Finding]:
@@ -153,7 +149,7 @@ def _parsed(files: Sequence[Path], overrides: Mapping[str, Any]) -> Any:
     for file in files:
         if (size := file.stat().st_size) > _LARGEST:
             raise ConfigError(f"has {size / 1e6:.0f} MB, which is no configuration")
-    parser = ConfigParser()
+    parser: Any = ConfigParser()
     try:
         parser.read_config([str(file) for file in files])
         parser.update({name: value for name, value in overrides.items() if has_place(parser, name)})

@@ -242,9 +242,7 @@ def _outside(where: str, values: frozenset[int], classes: frozenset[int]) -> Ite
     if odd := sorted(values - classes):
         shown = ", ".join(map(str, odd[:_SHOWN])) + (", …" if len(odd) > _SHOWN else "")
         allowed = ", ".join(map(str, sorted(classes)))
-        yield Finding(
-            where, f"has the value {shown}, and the bundle's classes are {allowed}", "correct the labels"
-        )
+        yield Finding(where, f"has the value {shown}, and the bundle's classes are {allowed}", "correct the labels")
 
 
 def _named(item: Item, number: int) -> str:

@@ -109,7 +109,7 @@ def test_a_name_is_set_where_a_bundle_says_it_and_nowhere_else() -> None:
 
 
 def test_what_cannot_be_made_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no starting point 'lung'; there are: brain-tumour-mr, .*spleen-ct-unet"):
+    with pytest.raises(ConfigError, match=r"no starting point 'lung'; there are: brain-tumour-mr, .*spleen-ct-unet"):
         new_bundle(tmp_path / "mine", "lung")
     with pytest.raises(ConfigError, match="no name for a bundle"):
         new_bundle(tmp_path / "my bundle", "digits")
@@ -156,9 +156,7 @@ def test_the_large_one_is_as_large_as_its_readme_says_and_as_the_decks_network()
 @pytest.mark.parametrize("start", ZOO)
 def test_the_table_says_how_large_a_network_is(start: str) -> None:
     tensors = on_meta(start)
-    [row] = [
-        line for line in (ROOT / "docs/zoo.md").read_text().splitlines() if line.startswith(f"| `{start}` |")
-    ]
+    [row] = [line for line in (ROOT / "docs/zoo.md").read_text().splitlines() if line.startswith(f"| `{start}` |")]
     cells = [cell.strip() for cell in row.split("|")]
     parameters = sum(tensor.numel() for tensor in tensors if isinstance(tensor, torch.nn.Parameter))
     assert cells[3] == f"{parameters:,}"

@@ -326,9 +326,7 @@ def test_a_list_that_is_none_is_told(bundle: Path, data: Path, text: str, told: 
     assert told in found.what
 
 
-def test_a_list_that_is_missing_or_huge_is_not_read(
-    bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_that_is_missing_or_huge_is_not_read(bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monai_check, "_LARGEST_LIST", 10)
     assert "which is no list of data" in only(check_bundle(bundle, data)).what
     (data / "dataset.json").unlink()
