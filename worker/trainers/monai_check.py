@@ -19,19 +19,15 @@ from protocol.errors import FledgeError
 from worker.trainers.findings import Finding, Severity, of_error
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
 from worker.trainers.monai_check_configs import config_findings, metadata_of
-from worker.trainers.monai_check_data import Expected, Item, duplicates, item_findings, labels
-from worker.trainers.monai_configs import Configs, parts
+from worker.trainers.monai_check_data import Item, duplicates, item_findings
+from worker.trainers.monai_check_expected import expected
+from worker.trainers.monai_configs import Configs
 from worker.trainers.monai_errors import explained
 from worker.trainers.torch import model_spec
 
 _LARGEST_LIST = 64 * 1024 * 1024
 _LISTS = ("train#dataset#data", "validate#dataset#data")
 _CACHING = "CacheDataset"
-_AFTER = ("validate", "postprocessing", "handlers", "key_metric", "additional_metrics")
-_CHANNELS_CHANGE = ("Concat", "SplitDim", "RepeatChannel", "Lambda", "AddCoordinate", "AddExtremePoints", "SelectItems")
-"""Beginnings of transforms after which an image has not the channels of its file."""
-_LABELS_CHANGE = ("ConvertToMultiChannel", "MapLabel", "LabelTo", "LabelFilter", "Lambda", "ClassesToIndices", "AsDisc")
-"""Beginnings of transforms after which a label has not the values of its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +88,7 @@ def check_bundle(
     lists: list[Sequence[Item] | None] = [None, None]
     if Report(tuple(found)).good:
         lists = [_listed(parser, name, found) for name in _LISTS]
-        found += _example_findings(lists, expected(parser, metadata_of(root)), quick)
+        found += _example_findings(parser, lists, metadata_of(root), quick)
     loss: float | None = None
     if not quick and Report(tuple(found)).good:
         try:
@@ -148,34 +144,6 @@ def datalist_findings(file: Path, data: Path) -> Iterator[Finding]:
             yield Finding(where, told, "keep data below dataset_dir, if that was not intended", Severity.WARNING)
 
 
-def expected(parser: Any, metadata: Mapping[str, Any]) -> Expected:
-    """What the network takes, as far as configuration and metadata tell it."""
-    used = [part for part in parts(_loading(parser.config)) if isinstance(part.get("_target_"), str)]
-    names = [part["_target_"].rpartition(".")[2] for part in used]
-    loaders = [part for part, name in zip(used, names, strict=True) if name in ("LoadImaged", "LoadImageD")]
-    keys = [part.get("keys") for part in loaders]
-    loaded = tuple(dict.fromkeys(key for each in keys for key in ([each] if isinstance(each, str) else each or ())))
-    loaded = loaded if all(isinstance(each, str) and each[:1] not in "$@%" for each in loaded) and loaded else ()
-    formats = metadata.get("network_data_format", {})
-    takes = _number(parser, "network_def#in_channels", formats, "inputs", "image")
-    gives = _number(parser, "network_def#out_channels", formats, "outputs", "pred")
-    converted = any("converter" in part for part in loaders) or any(n.startswith(_CHANNELS_CHANGE) for n in names)
-    several = sum(not labels(key) for key in loaded) > 1
-    classes = _classes(metadata.get("label_classes"))
-    if classes is None and gives and gives > 1 and not any(n.startswith(_LABELS_CHANGE) for n in names):
-        classes = frozenset(range(gives))
-    return Expected(None if converted or several else takes, classes, gives, loaded or ("image", "label"))
-
-
-def _loading(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what comes after the network, where transforms are others."""
-    kept = {name: value for name, value in config.items() if name not in _AFTER}
-    train = kept.get("train")
-    if isinstance(train, dict):
-        kept["train"] = {name: value for name, value in train.items() if name not in _AFTER}
-    return kept
-
-
 def _listed(parser: Any, name: str, found: list[Finding]) -> Sequence[Item] | None:
     """The examples that the bundle trains on or validates on; None where it does not list them."""
     if name not in parser:
@@ -195,7 +163,14 @@ def _listed(parser: Any, name: str, found: list[Finding]) -> Sequence[Item] | No
     return items
 
 
-def _example_findings(lists: Sequence[Sequence[Item] | None], wanted: Expected, quick: bool) -> Iterator[Finding]:
+def _example_findings(
+    parser: Any, lists: Sequence[Sequence[Item] | None], metadata: Mapping[str, Any], quick: bool
+) -> Iterator[Finding]:
+    try:
+        wanted = expected(parser, metadata)
+    except Exception as error:  # transforms of the bundle's own
+        yield of_error(explained(error, "making the bundle's transforms"), "train#dataset#transform")
+        return
     for items in lists:
         yield from item_findings(items or (), wanted, quick=quick)
     yield from duplicates(lists[0] or (), lists[1] or (), wanted.loaded)
@@ -211,26 +186,6 @@ def _lazily(parser: Any) -> dict[str, Any]:
         if isinstance(parser.get(f"{part}#dataloader"), dict):
             found[f"{part}#dataloader#num_workers"] = 0
     return found
-
-
-def _number(parser: Any, name: str, formats: Any, *below: str) -> int | None:
-    """A number of channels, from the network's arguments or else from the metadata."""
-    found = parser.get(name)
-    if not isinstance(found, int):
-        for each in (*below, "num_channels"):
-            formats = formats.get(each) if isinstance(formats, dict) else None
-        found = formats
-    return found if isinstance(found, int) else None
-
-
-def _classes(told: Any) -> frozenset[int] | None:
-    """The values of labels, if the metadata say them as a mapping from values to names."""
-    if not isinstance(told, Mapping) or not told:
-        return None
-    try:
-        return frozenset(int(value) for value in told)
-    except (TypeError, ValueError):
-        return None
 
 
 def _paths(items: Any) -> Iterator[str]:

@@ -18,6 +18,8 @@ from PIL import Image
 from worker.trainers.findings import Finding
 
 Item = Mapping[str, Any]
+ANSWER = "label"
+"""Under which key MONAI's trainers find a class or a list of zeros and ones."""
 LABELS = ("label", "mask", "seg")
 """What a key's name has in it if labels stand under it."""
 _NIFTI = (".nii", ".nii.gz")
@@ -79,9 +81,8 @@ def item_findings(items: Sequence[Item], expected: Expected, *, quick: bool = Fa
             elif len(found) == len(paths):
                 facts[key] = str(paths[0]), together(found)
         yield from judged(facts, expected)
-        for key in filter(labels, item):
-            if not files_of(item[key]):
-                yield from judged_answer(f"{key} of {_named(item, number)}", item[key], expected)
+        if ANSWER in item and ANSWER not in expected.loaded:
+            yield from judged_answer(f"{ANSWER} of {_named(item, number)}", item[ANSWER], expected)
 
 
 def judged(facts: Mapping[str, tuple[str, Facts]], expected: Expected) -> Iterator[Finding]:
