@@ -79,6 +79,8 @@ def check(
     """
     from worker.trainers.monai_check import check_bundle
 
+    if data is not None and not quick:
+        typer.echo("every image is read once, which takes its time with many (--quick: headers alone)", err=True)
     with warnings.catch_warnings(action="ignore"):  # what libraries say about themselves; what is wrong is a finding
         report = check_bundle(bundle, data, overrides=dict(map(_override, override or ())), quick=quick)
     typer.echo(json.dumps(_document(report)) if as_json else "\n".join(_lines(report)))

@@ -36,7 +36,7 @@ class Sample:
 def volumes(
     folder: Path,
     *,
-    side: int = 32,
+    side: int = 24,
     channels: int = 1,
     values: Sequence[int] = (0, 1),
     dark: float = -50,
@@ -49,8 +49,8 @@ def volumes(
     for index in range(4):
         label = np.zeros((side, side, side), np.uint8)
         for place, value in enumerate(values[1:]):
-            at = [4, 4, 4 + place * 8]
-            label[tuple(slice(a, a + 8) for a in at)] = value
+            at = [4, 4, 2 + place * 6]
+            label[tuple(slice(a, a + 6) for a in at)] = value
         image = dice.normal(dark, 20, (side, side, side, channels)).astype(np.float32)
         image[label > 0] += bright - dark
         name = f"case{index}.nii.gz"
@@ -105,7 +105,13 @@ _CROP = {**_ONE, "train#random_transforms#0#num_samples": 1}
 _AHNET = {"patch_size": [64, 32, 32], "network_def#layers": [1, 1, 1, 1], "network_def#psp_block_num": 0}
 _SEGRESNET = {"patch_size": [16, 16, 16], "network_def#init_filters": 8}
 _DENSENET = {"network_def#init_features": 8, "network_def#growth_rate": 4, "network_def#block_config": [1, 1, 1, 1]}
-_DYNUNET = {"patch_size": [64, 64, 64], "network_def#filters": [4, 4, 4, 8, 8, 8]}
+_DYNUNET = {
+    "patch_size": [16, 16, 16],
+    "network_def#filters": [4, 8, 8],
+    "network_def#kernel_size": [3, 3, 3],
+    "network_def#strides": [1, 2, 2],
+    "network_def#upsample_kernel_size": [2, 2],
+}
 
 ZOO: Mapping[str, Sample] = {
     "brain-tumour-mr": Sample(

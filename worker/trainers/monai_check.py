@@ -94,7 +94,7 @@ def check_bundle(
         try:
             loss = bundle_trainer(root, dataset_dir=data, overrides={**changed, **_lazily(parser)}).rehearse()
         except FledgeError as error:
-            found.append(of_error(error, "the first batch"))
+            found.append(of_error(error, "training"))
     training, validation = (None if each is None else len(each) for each in lists)
     return Report(tuple(found), network, training, validation, loss)
 

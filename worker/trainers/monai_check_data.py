@@ -15,6 +15,7 @@ from monai.transforms.io.array import LoadImage
 from numpy.typing import NDArray
 from PIL import Image
 
+from protocol.errors import ConfigError
 from worker.trainers.findings import Finding
 
 Item = Mapping[str, Any]
@@ -192,11 +193,11 @@ def together(found: Sequence[Facts]) -> Facts:
     )
 
 
-class Unreadable(Exception):
+class Unreadable(ConfigError):
     """A file that cannot be looked at, as a finding."""
 
     def __init__(self, path: Path, what: str, advice: str) -> None:
-        super().__init__(what)
+        super().__init__(f"{path} {what}; {advice}")
         self.finding = Finding(str(path), what, advice)
 
 

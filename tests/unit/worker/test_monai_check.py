@@ -16,15 +16,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from monai.bundle.config_parser import ConfigParser
 from typer.testing import CliRunner
 
 from fledge.cli import app
 from tests.support import monai_bundles as bundles
 from worker.trainers import monai_check, monai_check_configs
 from worker.trainers.findings import Finding, Severity
+from worker.trainers.monai_bundle import bundle_trainer
 from worker.trainers.monai_check import Report, check_bundle, datalist_findings
 from worker.trainers.monai_check_configs import metadata_findings, packages
 from worker.trainers.monai_check_data import Expected, Facts, judged, judged_answer
+from worker.trainers.monai_check_expected import expected
 
 torch.set_num_threads(1)
 pytestmark = [
@@ -464,10 +467,26 @@ def test_an_example_without_a_label_is_told(bundle: Path, data: Path) -> None:
 def test_what_only_a_batch_shows_is_told(bundle: Path, data: Path) -> None:
     changed(bundle, "train.json", lambda config: config.update(loss="$lambda p, t: p.sum() * float('nan')"))
     report = check_bundle(bundle, data)
-    assert only(report).where == "the first batch"
+    assert only(report).where == "training"
     assert "the loss of the first batch is nan" in only(report).what
     changed(bundle, "train.json", lambda config: config.update(loss="$lambda p, t: torch.matmul(p, torch.zeros(3))"))
     assert "the first batch failed" in only(check_bundle(bundle, data)).what
+
+
+def test_transforms_of_the_evaluation_are_tried_too(bundle: Path, data: Path) -> None:
+    broken = {"_target_": "Lambda", "func": "$lambda example: example['nothing']"}
+    (bundle / "configs" / "evaluate.json").unlink()
+    changed(bundle, "train.json", lambda config: config["validate"].update(preprocessing=broken))
+    assert "the first batch failed" in only(check_bundle(bundle, data)).what
+
+
+def test_trying_a_batch_leaves_the_parameters_alone(bundle: Path, data: Path) -> None:
+    trainer = bundle_trainer(bundle, dataset_dir=data)
+    before = [each.clone() for each in trainer.model.parameters()]
+    first, second = trainer.rehearse(), trainer.rehearse()
+    assert first == second
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
+    assert all(each.grad is None for each in trainer.model.parameters())
 
 
 # ---- the rules alone
@@ -475,6 +494,46 @@ def test_what_only_a_batch_shows_is_told(bundle: Path, data: Path) -> None:
 
 GOOD = {"image": ("i", Facts((4, 4, 4), 1)), "label": ("l", Facts((4, 4, 4), 1, values=frozenset({0, 1})))}
 WANTED = Expected(channels=1, classes=frozenset({0, 1}), answers=3)
+
+
+LOAD = {"_target_": "LoadImaged", "keys": ["image", "label"]}
+CROP = {"_target_": "RandSpatialCropd", "keys": ["image", "label"], "roi_size": 4}
+TWO = {"in_channels": 1, "out_channels": 2}
+
+
+def takes(*transforms: dict[str, Any], network: dict[str, Any] = TWO, **metadata: Any) -> Expected:
+    """What a bundle with these transforms takes."""
+    compose = {"_target_": "Compose", "transforms": list(transforms)}
+    return expected(ConfigParser({"network_def": network, "train": {"dataset": {"transform": compose}}}), metadata)
+
+
+def test_channels_and_classes_follow_from_the_network_or_the_metadata() -> None:
+    assert takes(LOAD, CROP) == Expected(1, frozenset({0, 1}), 2, ("image", "label"))
+    formats = {"inputs": {"image": {"num_channels": 4}}, "outputs": {"pred": {"num_channels": 3}}}
+    assert takes(LOAD, network={}, network_data_format=formats) == Expected(4, frozenset({0, 1, 2}), 3)
+    assert takes(LOAD, label_classes={"0": "a", "7": "b"}).classes == {0, 7}
+    assert takes(LOAD, label_classes="one channel").classes == {0, 1}
+    assert takes(LOAD, network={}) == Expected()
+
+
+def test_what_transforms_change_is_not_judged() -> None:
+    label = {"_target_": "Lambdad", "keys": "label", "func": "$lambda each: each"}
+    assert takes(LOAD, label, label_classes={"0": "a"}) == Expected(1, None, None)
+    assert takes(LOAD, {**label, "keys": "image"}).channels is None
+    assert takes(LOAD, {**label, "keys": "image"}).classes == {0, 1}
+    anything = {"_target_": "Lambda", "func": "$lambda each: each"}
+    assert takes(LOAD, anything) == Expected()
+    grey = {**LOAD, "keys": "image", "reader": "PILReader", "converter": "$lambda picture: picture.convert('L')"}
+    assert takes(grey) == Expected(None, frozenset({0, 1}), 2, ("image",))
+    two = {**LOAD, "keys": ["image", "second"]}
+    assert takes(two).channels is None
+
+
+def test_labels_of_brats_are_known() -> None:
+    regions = {"_target_": "ConvertToMultiChannelBasedOnBratsClassesd", "keys": "label"}
+    assert takes(LOAD, regions, network={"in_channels": 4, "out_channels": 3}) == Expected(4, frozenset({0, 1, 2, 4}))
+    mapped = {"_target_": "MapLabelValued", "keys": "label", "orig_labels": [3], "target_labels": [4]}
+    assert takes(LOAD, mapped, regions).classes is None
 
 
 def test_what_does_not_follow_from_the_bundle_is_not_judged() -> None:
@@ -548,7 +607,7 @@ def test_the_command_says_what_was_found_and_ends_with_one(bundle: Path, data: P
 def test_the_command_writes_json(bundle: Path, data: Path) -> None:
     (data / "images" / "case0.nii.gz").unlink()
     done = run(bundle, "--data", data, "--json", "--override", "network_def#channels=[8, 16]")
-    found = json.loads(done.output)
+    found = json.loads(done.stdout)
     assert done.exit_code == 1
     assert found["good"] is False
     assert found["findings"][0]["severity"] == "error"
