@@ -31,6 +31,7 @@ from worker.weights import Weights
 
 ROOT = Path(__file__).resolve().parents[3]
 HIPPOCAMPUS = ROOT.parent / "shared" / "data" / "hippocampus"
+SIDES = (("inputs", "image"), ("outputs", "pred"))
 DECKS = 840e6
 """Bytes of HeaortaNet's update, in talks about Clara."""
 
@@ -58,12 +59,17 @@ def configuration(root: Path, name: str, overrides: dict[str, Any]) -> Any:
     return parser
 
 
-def on_meta(start: str) -> list[torch.Tensor]:
-    """The distinct tensors of a starting point's network, of which nothing is allocated."""
+def on_meta(start: str) -> torch.nn.Module:
+    """A starting point's network, of which nothing is allocated."""
     parser = ConfigParser()
     parser.read_config(ROOT / "fledge" / "zoo" / start / "configs" / "train.json")
     with torch.device("meta"):
-        network = parser.get_parsed_content("network_def")
+        network: torch.nn.Module = parser.get_parsed_content("network_def")
+    return network
+
+
+def distinct(network: torch.nn.Module) -> list[torch.Tensor]:
+    """Its tensors, each once whatever its names; on `meta` they have no addresses to tell them by."""
     return list({id(tensor): tensor for tensor in network.state_dict(keep_vars=True).values()}.values())
 
 
@@ -145,7 +151,7 @@ def test_the_zoo_travels_with_the_package() -> None:
 
 
 def test_the_large_one_is_as_large_as_its_readme_says_and_as_the_decks_network() -> None:
-    tensors = on_meta("heart-aorta-ct")
+    tensors = distinct(on_meta("heart-aorta-ct"))
     assert all(tensor.is_meta for tensor in tensors)
     size = floats(tensors) * 4
     assert abs(size - DECKS) < DECKS / 100
@@ -155,13 +161,29 @@ def test_the_large_one_is_as_large_as_its_readme_says_and_as_the_decks_network()
 
 @pytest.mark.parametrize("start", ZOO)
 def test_the_table_says_how_large_a_network_is(start: str) -> None:
-    tensors = on_meta(start)
+    tensors = distinct(on_meta(start))
     [row] = [line for line in (ROOT / "docs/zoo.md").read_text().splitlines() if line.startswith(f"| `{start}` |")]
     cells = [cell.strip() for cell in row.split("|")]
     parameters = sum(tensor.numel() for tensor in tensors if isinstance(tensor, torch.nn.Parameter))
     assert cells[3] == f"{parameters:,}"
     assert math.isclose(float(cells[4]), floats(tensors) * 4 / 1e6, rel_tol=0.02)
     assert cells[6] == f"`{ZOO[start].metric}`"
+
+
+@pytest.mark.parametrize("start", ZOO)
+def test_the_network_takes_and_gives_what_the_metadata_say_in_the_size_it_trains_with(start: str) -> None:
+    config, metadata = (
+        json.loads((ROOT / "fledge/zoo" / start / "configs" / f"{name}.json").read_text())
+        for name in ("train", "metadata")
+    )
+    image, pred = (metadata["network_data_format"][side][name] for side, name in SIDES)
+    batch = config["train"]["dataloader"]["batch_size"]
+    size = config.get("patch_size", config.get("image_size"))
+    assert image["spatial_shape"] == size
+    made = on_meta(start)(torch.empty((batch, image["num_channels"], *size), device="meta"))
+    assert list(made.shape) == [batch, pred["num_channels"], *pred["spatial_shape"]]
+    assert len(pred["channel_def"]) == pred["num_channels"]
+    assert len(image["channel_def"]) == image["num_channels"]
 
 
 # ---- check, train, evaluate, infer
