@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 import tomllib
 from importlib.resources import files
@@ -248,6 +249,33 @@ def test_the_network_of_inference_is_that_of_training() -> None:
             assert train.get(name) == infer.get(name)
 
 
+def test_digits_made_as_the_readme_says_are_learned_and_the_accuracy_is_that_of_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = bundle(tmp_path, "digits")
+    [code] = re.findall(r"```python\n(.*?)```", (root / "docs/README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    data = tmp_path / "hospital0"
+    report = check_bundle(root, data, quick=True)
+    assert (report.findings, report.training, report.validation) == ((), 719, 180)
+    trainer = bundle_trainer(root, dataset_dir=data, local_epochs=2)
+    spec, payload = spec_and_payload(bundle_network(root))
+    recorded = list(payload)
+    trainer.train(Weights(spec, lambda: iter(recorded)), control())
+    trained = list(trainer.initial())
+    accuracy = trainer.evaluate(Weights(spec, lambda: iter(trained)), control()).metrics["val_accuracy"]
+    (root / "models").mkdir()
+    torch.save(trainer.model.state_dict(), root / "models" / "model.pt")
+    places = {"dataset_dir": str(data / "validation"), "output_dir": str(root / "eval")}
+    configuration(root, "inference", places).get_parsed_content("run")
+    rows = list(csv.reader((root / "eval" / "predictions.csv").read_text().splitlines()))
+    right = [int(Path(path).parent.name) == int(np.argmax([float(each) for each in shares])) for path, *shares in rows]
+    assert accuracy == pytest.approx(sum(right) / len(right))
+    assert accuracy > 0.8
+
+
+@pytest.mark.long
 def test_real_hippocampi_are_learned(tmp_path: Path) -> None:
     if not HIPPOCAMPUS.is_dir():
         pytest.skip(f"{HIPPOCAMPUS} is not there: the labelled volumes of task 4 of the Decathlon")
