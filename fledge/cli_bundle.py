@@ -71,8 +71,8 @@ def check(
 
     Looked at are the configurations, the metadata, the packages, the network; and of the data every file of the lists:
     that it is there and readable, shapes, channels, label values, duplicates between training and validation. At last
-    the first batch goes through transforms, network and loss. Nothing is written, and nothing leaves this machine: what
-    is printed may name patients' files, so it is for people of this hospital.
+    the first batch goes through transforms, network and loss. Nothing leaves this machine: what is printed may name
+    patients' files, so it is for people of this hospital.
 
     The bundle's code is run here, as it will be in training. Exit code 0: nothing to correct (there may be warnings);
     1: something is wrong; 2: the command is.
