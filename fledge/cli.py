@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fledge import cli_data, cli_deploy, cli_health, cli_infer, cli_provision, cli_site
+from fledge import cli_bundle, cli_data, cli_deploy, cli_health, cli_infer, cli_provision, cli_site
 from fledge.ctl.app import app as ctl
 from fledge.doctor.cli import doctor
 from protocol.errors import ConfigError, Fenced, FledgeError
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_site.app)
+app.add_typer(cli_bundle.app)
 app.add_typer(cli_data.app)
 app.add_typer(cli_deploy.app)
 app.command()(doctor)

@@ -7,6 +7,7 @@ taken over or left out: epochs, seeds, optimizer state, checkpoints, validation 
 from __future__ import annotations
 
 import gc
+import math
 import re
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from protocol.errors import ConfigError, FledgeError, TrainingError
 from protocol.spec import ModelSpec
 from worker.trainer import Control, EvaluationResult, TrainResult, overrides, positive_whole
-from worker.trainers.monai_configs import REQUIRED, Configs
+from worker.trainers.monai_configs import NETWORKS, REQUIRED, Configs
 from worker.trainers.monai_engine import Beginning, Engine, seed
 from worker.trainers.monai_errors import explained
 from worker.trainers.torch import Live, distinct, load, model_payload, model_spec
@@ -35,7 +36,6 @@ MOMENTUM = ("restart", "keep")
 KEEP_LOCAL = (None, "batchnorm")
 _BATCH = "train#dataloader#batch_size"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
-_NETWORKS = ("network_def", "network", "train#trainer#network")
 
 
 @dataclass
@@ -147,6 +147,37 @@ class BundleTrainer:
             examples=_examples(built.held_out, built.evaluator, done), metrics=built.evaluator.metrics()
         )
 
+    def rehearse(self) -> float:
+        """Take the first batch through transforms, network and loss, without a step, and tell the loss.
+
+        The first batch of the evaluation is loaded as well. The network's weights are as before; what BatchNorm keeps
+        of its batches is not.
+
+        Raises:
+            TrainingError: they do not fit each other, or the loss is not finite.
+        """
+        built = self._ready(self._batch)
+        engine = built.trainer.engine
+        seed(0, [engine.data_loader], [built.dataset])
+        try:
+            if built.evaluator is not None and _size(built.held_out):
+                next(iter(built.evaluator.engine.data_loader))
+            batch = engine.prepare_batch(
+                next(iter(engine.data_loader)), engine.state.device, engine.non_blocking, **engine.to_kwargs
+            )
+            inputs, targets, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
+            engine.network.train()
+            with torch.no_grad(), torch.autocast("cuda", enabled=engine.amp):
+                outputs = engine.inferer(inputs, engine.network, *args, **kwargs)
+                loss = float(engine.loss_function(outputs, targets).mean())
+        except StopIteration:
+            raise TrainingError("the bundle's data gave not a single batch; add images to what it trains on") from None
+        except Exception as error:
+            raise explained(error, "the first batch") from error
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss of the first batch is {loss}; look for images without content")
+        return loss
+
     def _ready(self, batch: int | None) -> _Built:
         """The bundle's objects; made anew for another size of batch, which a loader cannot change."""
         if self._built is None or batch != self._batch:
@@ -246,18 +277,20 @@ def bundle_trainer(
     )
 
 
-def bundle_network(bundle_root: Path, *, weights: Path | None = None, seed: int = 0) -> nn.Module:
+def bundle_network(
+    bundle_root: Path, *, weights: Path | None = None, seed: int = 0, overrides: Mapping[str, Any] | None = None
+) -> nn.Module:
     """The network that a bundle defines, with random weights that follow from `seed`, or those of a file.
 
-    No data are needed; of the configuration only the network is evaluated.
+    No data are needed; of the configuration only the network is evaluated, with `overrides` in their places.
 
     Raises:
         ConfigError: it defines none, or the file does not hold its weights.
     """
-    configs = Configs(bundle_root, overrides={}, required=REQUIRED)
+    configs = Configs(bundle_root, overrides=overrides or {}, required=REQUIRED)
     more = {"device": "$torch.device('cpu')"}
     parser = configs.train(more, "")
-    named = next((name for name in _NETWORKS if name in parser), None)
+    named = next((name for name in NETWORKS if name in parser), None)
     if named is None:
         raise ConfigError("the bundle names no network_def; version 0 of a run is made of it")
     with torch.random.fork_rng(devices=[]):

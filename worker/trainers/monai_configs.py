@@ -40,6 +40,8 @@ ELSEWHERE = frozenset(
     }
 )
 """What an inference goes without: weights of a file's, and logs that may go to other machines."""
+NETWORKS = ("network_def", "network", "train#trainer#network")
+"""Where a bundle's network is looked for, in order."""
 _NAMES = ("json", "yaml", "yml")
 _LOADS = frozenset({"LoadImaged", "LoadImageD", "LoadImageDict"})
 
@@ -68,12 +70,12 @@ class Configs:
             ConfigError: a file or a required id is missing, or an override names what the bundle does not have.
         """
         self.root = root.resolve()
-        train, evaluate = _file(self.root, "train"), _file(self.root, "evaluate")
+        train, evaluate = config_file(self.root, "train"), config_file(self.root, "evaluate")
         if train is None:
             raise ConfigError(f"{self.root} is no MONAI bundle that can be trained: configs/train.json is not there")
         self._files = [train], [train, *([evaluate] if evaluate else [])]
         self._overrides = dict(overrides)
-        _importable(self.root)
+        importable(self.root)
         found = _read(self._files[0])
         missing = [name for name in required if name not in found]
         if missing:
@@ -81,7 +83,7 @@ class Configs:
                 f"the bundle lacks the required {', '.join(missing)} in {train.name}; a MONAI bundle that trains has "
                 f"{', '.join(REQUIRED)}"
             )
-        unknown = [name for name in overrides if not _has_place(found, name)]
+        unknown = [name for name in overrides if not has_place(found, name)]
         if unknown:
             raise ConfigError(f"the bundle has no {unknown[0]!r}, which overrides in the site's options names")
 
@@ -122,17 +124,17 @@ class Inference:
             ConfigError: the bundle has no such configuration, or it lacks what every inference needs.
         """
         self._root = root.resolve()
-        file = _file(self._root, "inference")
+        file = config_file(self._root, "inference")
         if file is None:
             raise ConfigError(f"{root} has no configs/inference.json, so it does not say how to infer")
         self._file = file
-        _importable(self._root)
+        importable(self._root)
         found = _read([file])
         missing = [name for name in ("evaluator", "dataset", "output_dir") if name not in found]
         if missing:
             raise ConfigError(f"the bundle lacks {', '.join(missing)} in {file.name}, which every inference needs")
         wanted = {**overrides, **places}
-        self._overrides = {name: value for name, value in wanted.items() if _has_place(found, name)}
+        self._overrides = {name: value for name, value in wanted.items() if has_place(found, name)}
 
     def parser(self, images: Sequence[str] | None = None) -> Any:
         """A parser that is ready to be asked for objects; `images` go in the place of the bundle's own data."""
@@ -151,7 +153,7 @@ class Inference:
     @staticmethod
     def _image_key(parser: Any) -> str | None:
         """The name by which the first transform that loads images knows them; None if it is given the file alone."""
-        for part in _parts(parser.config):
+        for part in parts(parser.config):
             target, keys = str(part.get("_target_")).rpartition(".")[2], part.get("keys")
             if target == "LoadImage":
                 return None
@@ -162,7 +164,8 @@ class Inference:
         return "image"
 
 
-def _file(root: Path, name: str) -> Path | None:
+def config_file(root: Path, name: str) -> Path | None:
+    """The bundle's configuration of this name, in whichever format it is."""
     for ending in _NAMES:
         path = root / "configs" / f"{name}.{ending}"
         if path.is_file():
@@ -170,13 +173,13 @@ def _file(root: Path, name: str) -> Path | None:
     return None
 
 
-def _importable(root: Path) -> None:
+def importable(root: Path) -> None:
     """Let `scripts.net.Net` in a configuration be found, as MONAI's own runner does, as long as the process lives."""
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
 
 
-def _has_place(parser: Any, name: str) -> bool:
+def has_place(parser: Any, name: str) -> bool:
     """Whether an id is there, or may be added: an argument that a component leaves to its default."""
     above = name.replace("::", "#").rpartition("#")[0]
     return name in parser or (bool(above) and above in parser)
@@ -187,23 +190,23 @@ def _read(files: list[Path], names: Mapping[str, Any] | None = None) -> Any:
     parser = ConfigParser(globals=dict(names or {}))
     try:
         parser.read_config([str(file) for file in files])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:  # JSON of any shape
         raise ConfigError(f"the bundle's {files[-1].name} cannot be read: {error}") from error
     return parser
 
 
 def _leave_out(config: Any, names: frozenset[str] = LEFT_OUT) -> None:
-    for part in _parts(config):
+    for part in parts(config):
         target = part.get("_target_")
         if isinstance(target, str) and target.rpartition(".")[2] in names:
             part.clear()
             part["_target_"] = f"{__name__}.{Left.__name__}"
 
 
-def _parts(config: Any) -> Iterator[dict[str, Any]]:
+def parts(config: Any) -> Iterator[dict[str, Any]]:
     """Every mapping of a configuration, outermost first."""
     if isinstance(config, dict):
         yield config
     if isinstance(config, dict | list):
         for each in list(config.values() if isinstance(config, dict) else config):
-            yield from _parts(each)
+            yield from parts(each)
