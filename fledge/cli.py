@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fledge import cli_deploy, cli_health, cli_provision, cli_site
+from fledge import cli_bundle, cli_deploy, cli_health, cli_provision, cli_site
 from fledge.ctl.app import app as ctl
 from fledge.doctor.cli import doctor
 from protocol.errors import ConfigError, Fenced, FledgeError
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_site.app)
+app.add_typer(cli_bundle.app)
 app.add_typer(cli_deploy.app)
 app.command()(doctor)
 app.command()(cli_health.healthcheck)
@@ -142,7 +143,9 @@ def init_run(
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(help="A MONAI bundle, which becomes the run: its network version 0, its files the code."),
+        typer.Option(
+            help="A MONAI bundle (or Clara MMAR), which becomes the run: its network version 0, its files the code."
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="With --bundle: trained weights to begin with, such as its models/model.pt.")
@@ -168,7 +171,7 @@ def init_run(
 
         if factory or code is not None or option:
             raise ConfigError("--bundle brings its own training code; leave out the factory, --code and --option")
-        spec = init_bundle_run(bundle, out, name=name or out.resolve().name, weights=weights)
+        spec = init_bundle_run(bundle, out, name=name or out.resolve().name, weights=weights, tell=typer.echo)
     elif not factory and code is None:
         raise ConfigError("name your training code as module:factory, its folder with --code, or a MONAI bundle's")
     elif weights is not None:
