@@ -31,7 +31,7 @@ def translated(mmar: Path, run: str, settings: RunConfig | None, tell: Callable[
 
     Args:
         run: the run's name.
-        settings: go before those of the MMAR.
+        settings: are taken instead of those of the MMAR.
 
     Raises:
         ConfigError: it is no MMAR, has parts without an equal, or settings that no run can have.
@@ -44,8 +44,8 @@ def translated(mmar: Path, run: str, settings: RunConfig | None, tell: Callable[
     read = read_mmar(mmar)
     converted = convert(read, Installed())
     found = federated(read.server, read.client)
-    weights = pretrained(mmar, read.environment)
-    for line in lines([*converted.notes, *found.notes]):
+    weights, missing = pretrained(mmar, read)
+    for line in lines([*converted.notes, *found.notes, *missing]):
         tell(line)
     if weights is not None:
         tell(f"version 0 has the weights in {weights}")

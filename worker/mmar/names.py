@@ -30,7 +30,9 @@ _HE = Refused(
 )
 _NO_AUTOML = LeftOut("AutoML is no part of a training; config_automl.json is not read")
 _NO_AIAA = LeftOut("annotation servers read config_aiaa.json; it is no part of a training")
-_NOISE = "take the privacy filters `clip` and `gaussian`, which a site writes into its worker.toml"
+_NOISE = (
+    "no filter here shares parts of an update; a site writes the filters `clip` and `gaussian` into its worker.toml"
+)
 
 
 def _old(target: str, *, also: Mapping[str, str] | None = None, **more: Any) -> Mapped:
@@ -185,7 +187,7 @@ SCHEDULES: Mapping[str, Entry] = {
     "DecayLRonStep": Mapped(
         "torch.optim.lr_scheduler.StepLR",
         renamed={"decay_ratio": "gamma", "decay_freq": "step_size"},
-        remark="its steps are iterations; each training begins the schedule anew",
+        remark="its steps are iterations",
     ),
     "ReducePoly": Refused("PolynomialLR"),
     "ReduceCosine": Refused("CosineAnnealingLR"),
@@ -240,7 +242,11 @@ METRICS: Mapping[str, Entry] = {
 _SAVED = "models are kept by the federation; the bundle saves the network alone"
 HANDLERS: Mapping[str, Entry] = {
     "CheckpointLoader": Mapped("CheckpointLoader", dropped={"load_path": "models/model.pt", "load_dict": _SAVED}),
-    "CheckpointSaver": Mapped("CheckpointSaver", dropped={"save_dir": "is models", "save_dict": _SAVED}),
+    "CheckpointSaver": Mapped(
+        "CheckpointSaver",
+        dropped={"save_dir": "is models", "save_dict": _SAVED},
+        defaults={"key_metric_filename": "model.pt"},
+    ),
     "LrScheduleHandler": Mapped("LrScheduleHandler"),
     "ValidationHandler": Mapped("ValidationHandler", defaults={"interval": 1, "epoch_level": True}),
     "StatsHandler": Mapped("StatsHandler"),

@@ -48,6 +48,7 @@ def modern(config: Mapping[str, Any], *, segments: bool) -> tuple[dict[str, Any]
     classes = _args(train, "model").get("num_classes", 2)
     post = _post(ending, classes) if segments else _activated(ending)
     top = {_TOP.get(name, name): value for name, value in config.items() if name not in ("train", "validate")}
+    interval = top.pop("num_interval_per_valid", 1)
     found: dict[str, Any] = {
         **top,
         "train": {
@@ -56,7 +57,7 @@ def modern(config: Mapping[str, Any], *, segments: bool) -> tuple[dict[str, Any]
             "optimizer": _with(_part(train, "optimizer"), lr=top.get("learning_rate")),
             "pre_transforms": _transforms(train.get("pre_transforms"), segments),
             **_loading(train, notes, training=True),
-            "handlers": [*train.get("handlers", []), {"name": "ValidationHandler"}],
+            "handlers": [*train.get("handlers", []), {"name": "ValidationHandler", "args": {"interval": interval}}],
             "post_transforms": post,
             "trainer": {"name": "SupervisedTrainer"},
         },

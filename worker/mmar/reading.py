@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from protocol import limits
 from protocol.errors import ConfigError
+from worker.mmar.notes import Kind, Note
+from worker.mmar.variables import Variables
 
 TRAIN = "config_train.json"
 ENVIRONMENT = "environment.json"
 _LARGEST = 1024 * 1024
+_DEEPEST = 40
+_WEIGHTS = (".pt", ".pth")
 _TEXT = (".md", ".txt")
 
 
@@ -75,13 +79,23 @@ def read_mmar(root: Path, *, config: str = TRAIN, given: Mapping[str, Any] | Non
     )
 
 
-def pretrained(root: Path, environment: Mapping[str, Any]) -> Path | None:
-    """The file of trained weights that an MMAR begins with, if it is there: PRETRAIN_WEIGHTS_FILE, else MMAR_CKPT."""
-    for name in ("PRETRAIN_WEIGHTS_FILE", "MMAR_CKPT"):
-        text = environment.get(name)
-        if isinstance(text, str) and text.endswith((".pt", ".pth")) and (root / text).is_file():
-            return root / text
-    return None
+def pretrained(root: Path, mmar: Mmar) -> tuple[Path | None, Sequence[Note]]:
+    """The file of trained weights that an MMAR begins with, and what is to be told where one that it names is not used.
+
+    It is PRETRAIN_WEIGHTS_FILE, or else MMAR_CKPT unless `dont_load_ckpt_model` says no.
+    """
+    names = ["PRETRAIN_WEIGHTS_FILE", *([] if mmar.train.get("dont_load_ckpt_model") is True else ["MMAR_CKPT"])]
+    variables = Variables({**mmar.environment, **mmar.train})
+    notes: list[Note] = []
+    for name in names:
+        text = variables.put_in(mmar.environment.get(name) or "")
+        path = root / str(text)
+        if text and path.suffix in _WEIGHTS and path.is_file():
+            return path, notes
+        if text:
+            why = f"{text} is no file of torch's there; `--weights` of `fledge init-run` names another one"
+            notes.append(Note(Kind.TO_SET, name, why))
+    return None, notes
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -99,9 +113,26 @@ def _json(path: Path) -> dict[str, Any] | None:
         found = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no valid JSON ({error}); correct it") from error
+    if not _shallow(found):
+        raise ConfigError(f"{path} is nested deeper than {_DEEPEST} levels; that is no configuration")
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds a {type(found).__name__}; it has to be a mapping")
     return found
+
+
+def _shallow(value: Any) -> bool:
+    """Whether nesting is bounded, seen level by level."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            each
+            for inner in level
+            if isinstance(inner, dict | list)
+            for each in (inner.values() if isinstance(inner, dict) else inner)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def _files(folder: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:

@@ -118,6 +118,9 @@ class _Translation:
             bundle["validate"] = self._validation(validate, "validate")
         else:
             self.components.note(Kind.LEFT_OUT, "validate", "the MMAR has none; versions are not evaluated")
+        if schedule is not None:
+            why = 'each training of a site begins it anew; momentum = "keep" among the site\'s options keeps it going'
+            self.components.note(Kind.TO_SET, "train lr_scheduler", why)
         self._told(config)
         return {**bundle, "initialize": self._initialize(), "run": ["$@train#trainer.run()"]}
 

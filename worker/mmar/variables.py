@@ -10,6 +10,7 @@ from protocol.errors import ConfigError
 
 _NAME = re.compile(r"\{([A-Za-z_]\w*)\}")
 _LONGEST = 64 * 1024
+_ALTOGETHER = 4 * 1024 * 1024
 Scalar = str | int | float | bool | None
 
 
@@ -20,6 +21,7 @@ class Variables:
         """`values`: single values and lists of numbers count; anything else is no variable."""
         self._values = {name: value for name, value in values.items() if _usable(value)}
         self._known: dict[str, Any] = {}
+        self._left = _ALTOGETHER
 
     def put_in(self, value: Any) -> Any:
         """A configuration with every `{NAME}` replaced; a text that is nothing but a name takes the value's type.
@@ -43,6 +45,9 @@ class Variables:
             pieces += [text[end : found.start()], str(self._value(found[1], above))]
             length, end = length + len(pieces[-1]) + len(pieces[-2]), found.end()
             _bounded(length, text)
+        if (left := self._left - length) < 0:
+            raise ConfigError(f"the configuration becomes longer than {_ALTOGETHER} characters; shorten its variables")
+        self._left = left
         return "".join([*pieces, text[end:]])
 
     def _value(self, name: str, above: tuple[str, ...]) -> Any:

@@ -42,7 +42,8 @@ class Installed:
 
     def find(self, role: Role, name: str) -> str | None:
         for module in _MODULES.get(role, ()):
-            if inspect.isclass(found := _public(module).get(name)) or inspect.isfunction(found):
+            found = _public(module).get(name)
+            if inspect.isclass(found) or (role is Role.NETWORK and inspect.isfunction(found)):
                 return name if module.startswith(_BARE) and role is not Role.SCHEDULE else f"{module}.{name}"
         return None
 
