@@ -27,7 +27,7 @@ def convert(
 
     Tells what was mapped, what was left out, and what each site has to set. The bundle is yours to work on; `fledge
     init-run --bundle BUNDLE` makes a run of it. What has no equal in MONAI is refused by name. A bundle holds no
-    settings of a run: `fledge init-run --bundle MMAR` takes them from config_fed_server.json and config_fed_client.json.
+    settings of a run: `fledge init-run --bundle MMAR` takes them from its config_fed_*.json.
     """
     from fledge.mmar_runs import lines
     from worker.mmar.converting import write

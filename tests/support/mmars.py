@@ -1,4 +1,4 @@
-"""Small Clara MMARs in the described shapes: CT segmentation and X-ray classification of 4.0, CT segmentation of 3.1."""
+"""Small Clara MMARs in the described shapes: CT segmentation (4.0 and 3.1) and X-ray classification (4.0)."""
 
 from __future__ import annotations
 

@@ -144,9 +144,8 @@ class Components:
 
     def _mapped(self, found: Named, entry: Mapped, where: str) -> dict[str, Any]:
         if entry.target != found.called or entry.remark:
-            self.note(
-                Kind.MAPPED, f"{where} {found.called}", f"{entry.target}{f' ({entry.remark})' if entry.remark else ''}"
-            )
+            remark = f" ({entry.remark})" if entry.remark else ""
+            self.note(Kind.MAPPED, f"{where} {found.called}", entry.target + remark)
         args: Arguments = {}
         for name, value in found.args.items():
             if name in entry.dropped:

@@ -30,9 +30,7 @@ _HE = Refused(
 )
 _NO_AUTOML = LeftOut("AutoML is no part of a training; config_automl.json is not read")
 _NO_AIAA = LeftOut("annotation servers read config_aiaa.json; it is no part of a training")
-_NOISE = (
-    "no filter here shares parts of an update; a site writes the filters `clip` and `gaussian` into its worker.toml"
-)
+_NOISE = "no filter here shares parts of an update; a site's worker.toml names the filters `clip` and `gaussian`"
 
 
 def _old(target: str, *, also: Mapping[str, str] | None = None, **more: Any) -> Mapped:

@@ -111,7 +111,7 @@ def test_an_mmar_trains_and_its_loss_falls(tmp_path: Path, shape: str) -> None:
     trainer = bundle_trainer(tmp_path / "bundle", dataset_dir=images(tmp_path / "data"), local_epochs=3)
     losses = []
     for version in range(2):
-        weights = Weights(spec, lambda: iter(records))
+        weights = Weights(spec, records.__iter__)
         found = trainer.evaluate(weights, control(version=version))
         assert found.examples > 0
         assert 0 <= found.metrics[metric] <= 1
