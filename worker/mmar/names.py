@@ -12,7 +12,8 @@ from typing import Any
 from worker.mmar import adapters
 from worker.mmar.entries import Arguments, Entry, LeftOut, Mapped, Refused, Role
 
-_FIELDS = {"fields": "keys", "field": "keys", "probability": "prob"}
+_FIELDS = {"fields": "keys", "field": "keys"}
+_RANDOM = {"probability": "prob"}
 _WEIGHTS_FILE = "`--weights` of `fledge init-run` gives the weights of version 0"
 _DOWNLOAD = {"pretrained": f"would download weights at every site; {_WEIGHTS_FILE}"}
 _OLD_TENSORS = {"as_tensor_output": "MONAI's transforms give tensors today"}
@@ -105,11 +106,13 @@ TRANSFORMS: Mapping[str, Entry] = {
     "ScaleByResolution": _old("Spacingd", also={"target_resolution": "pixdim"}, adapt=adapters.spacing),
     "ScaleToShape": _old("Resized", also={"target_shape": "spatial_size"}, adapt=adapters.resizing),
     "ScaleIntensityRange": _old("ScaleIntensityRanged"),
-    "ScaleIntensityOscillation": _old("RandScaleIntensityd", also={"magnitude": "factors"}, defaults={"prob": 1.0}),
+    "ScaleIntensityOscillation": _old(
+        "RandScaleIntensityd", also={**_RANDOM, "magnitude": "factors"}, defaults={"prob": 1.0}
+    ),
     "ScaleShiftIntensity": Refused("RandScaleIntensityd and RandShiftIntensityd, one after the other"),
     "NormalizeNonzeroIntensities": _old("NormalizeIntensityd", defaults={"nonzero": True}),
     "CenterData": _old("NormalizeIntensityd", adapt=adapters.centred),
-    "AddGaussianNoise": _old("RandGaussianNoised", defaults={"prob": 1.0}),
+    "AddGaussianNoise": _old("RandGaussianNoised", also=_RANDOM, defaults={"prob": 1.0}),
     "CropByPosNegRatio": _POS_NEG,
     "CropByPosNegRatioLabelOnly": _POS_NEG,
     "FastCropByPosNegRatio": _POS_NEG,
@@ -119,9 +122,9 @@ TRANSFORMS: Mapping[str, Entry] = {
     ),
     "CropRandomSizeWithDisplacement": Refused("RandScaleCropd, which moves the crop as far as the image allows"),
     "CropForegroundObject": _old("CropForegroundd", adapt=adapters.foreground),
-    "RandomAxisFlip": _old("RandAxisFlipd"),
-    "RandomSpatialFlip": _old("RandAxisFlipd"),
-    "RandomZoom": _old("RandZoomd", also={"lower_limits": "min_zoom", "upper_limits": "max_zoom"}),
+    "RandomAxisFlip": _old("RandAxisFlipd", also=_RANDOM),
+    "RandomSpatialFlip": _old("RandAxisFlipd", also=_RANDOM),
+    "RandomZoom": _old("RandZoomd", also={**_RANDOM, "lower_limits": "min_zoom", "upper_limits": "max_zoom"}),
     "RandomRotate2D": Refused("RandRotated, whose angles are radians"),
     "RandomRotate3D": Refused("RandRotated, whose angles are radians"),
     "RepeatChannel": _old("RepeatChanneld", also={"repeat_times": "repeats"}),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.errors import ConfigError
+from worker.mmar import applying
 from worker.mmar.components import Components, named
 from worker.mmar.entries import Role
 from worker.mmar.notes import Catalogue, Kind, Note
@@ -41,6 +42,11 @@ _FILLED: Mapping[str, Config] = {
     },
 }
 """Arguments that Clara gave its components by itself."""
+_HEAD = (
+    *("imports", "bundle_root", "ckpt_dir", "output_dir"),
+    *("dataset_dir", "dataset_json", "data_list", "device"),
+)
+"""What every configuration of the bundle begins with."""
 _TOP = {
     "multi_gpu": "the option `gpus` of the site",
     "dynamic_input_shape": "torch's networks take any size",
@@ -134,20 +140,24 @@ class _Translation:
         return {**{f"validate#{name}": value for name, value in parts.items() if name != "handlers"}, **run}
 
     def inference(self, train: Config) -> Config | None:
-        """What applies a model to images, if the MMAR says it."""
-        if self._mmar.inference is None:
-            self.components.note(Kind.LEFT_OUT, "inference.json", "the MMAR has no config_inference.json")
+        """What applies the model to images: as config_inference.json says, or else validation without labels."""
+        head = {name: train[name] for name in (*_HEAD, "network_def", "network")}
+        if self._mmar.inference is not None:
+            found = {**self._flat(self._mmar.inference), "key_metric": None, "additional_metrics": []}
+            return applying.inference(head, self._validation(found, "inference"))
+        if "validate" not in train:
             return None
-        found = self._flat(self._mmar.inference)
-        parts = self._validation({**found, "key_metric": None, "additional_metrics": []}, "inference")
-        evaluator = {**parts["evaluator"], "val_data_loader": "@dataloader", "inferer": "@inferer"}
-        if "postprocessing" in parts:
-            evaluator["postprocessing"] = "@postprocessing"
-        parts["dataset"]["transform"] = "@preprocessing"
-        parts["dataloader"]["dataset"] = "@dataset"
-        evaluator["val_handlers"] = "@handlers"
-        head = {name: copy.deepcopy(train[name]) for name in (*self._head(), "network_def", "network")}
-        return {**head, **parts, "evaluator": evaluator, "run": ["$@evaluator.run()"]}
+        parts = copy.deepcopy(train["validate"])
+        images, post = parts["preprocessing"], parts.get("postprocessing")
+        images["transforms"] = applying.without_labels(images["transforms"])
+        if post is not None:
+            post["transforms"] = applying.without_labels(post["transforms"])
+            if self._segments:
+                post["transforms"] = applying.saved(post["transforms"])
+        key = self._mmar.environment.get("INFER_DATALIST_KEY", "test")
+        parts["dataset"] = {"_target_": "Dataset", "data": self._listed({"data_list_key": key}, "inference")}
+        parts["handlers"] = [handler for handler in parts["handlers"] if handler["_target_"] == "StatsHandler"]
+        return applying.inference(head, parts)
 
     def _flat(self, config: Mapping[str, Any]) -> Config:
         """A configuration of evaluation or inference alone, whose parts may stand in a section of their own."""
