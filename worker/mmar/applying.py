@@ -11,6 +11,8 @@ _FOR_EACH_KEY = frozenset(
     | {"softmax", "meta_keys", "orig_keys", "channel_dim"}
 )
 """Arguments that may hold one value for each key."""
+_SPREAD = "to_onehot"
+"""Makes a channel of each label, for metrics."""
 _NEEDS_LABELS = ("label_key", "source_key")
 
 
@@ -36,10 +38,11 @@ def _chosen(name: str, value: Any, kept: Sequence[int], count: int) -> Any:
 
 
 def saved(steps: Sequence[Config]) -> list[Config]:
-    """Post transforms that go all the way back to the original image, and write a file for each.
+    """Post transforms that go all the way back to the original image, and write a file of its labels for each.
 
     Going back pads with zeros, which mean background once activations are done and before values are made discrete.
     """
+    steps = [{name: value for name, value in step.items() if name != _SPREAD or "argmax" not in step} for step in steps]
     after = [index + 1 for index, step in enumerate(steps) if step["_target_"] == "Activationsd"]
     place = after[-1] if after else 0
     back = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"}

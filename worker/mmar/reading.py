@@ -140,7 +140,8 @@ def _files(folder: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]
     left, count = limits.CODE_UNPACKED, 0
     for above, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
-        for name in sorted(names):
+        links = [name for name in folders if (Path(above) / name).is_symlink()]
+        for name in sorted([*names, *links]):
             path = Path(above) / name
             if name.startswith(".") or name.endswith(".pyc") or (endings and path.suffix.lower() not in endings):
                 continue

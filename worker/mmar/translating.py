@@ -292,7 +292,7 @@ class _Translation:
             listed = f"os.path.join(@dataset_dir, {inside!r})"
         base = str(raw.get("data_file_base_dir", "@dataset_dir")).rstrip("/")
         if base != "@dataset_dir":
-            base = f"os.path.join(@dataset_dir, {self._inside(base.removeprefix('@dataset_dir/'), where)!r})"
+            base = f"os.path.join(@dataset_dir, {self._inside(base.removeprefix('@dataset_dir/'), f'{where} data_file_base_dir')!r})"
         options = f"is_segmentation={self._segments}, data_list_key={key!r}, base_dir={base}"
         return f"$monai.data.load_decathlon_datalist({listed}, {options})"
 
@@ -338,6 +338,9 @@ class _Translation:
             if handler is None:
                 continue
             target = handler["_target_"]
+            if target == "LrScheduleHandler" and not scheduled and section.get("lr_scheduler"):
+                self.components.note(Kind.LEFT_OUT, f"{where} handlers {target}", "there is no schedule")
+                continue
             if target == "LrScheduleHandler" and not scheduled:
                 raise ConfigError(f"{where} handlers: LrScheduleHandler needs train lr_scheduler, which is missing")
             if target == "ValidationHandler" and not validates:

@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from monai.bundle.config_item import ConfigComponent
@@ -159,9 +158,9 @@ def test_every_name_that_clara_documents_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "name", "entry"), [each for each in entries() if isinstance(each[2], Mapped)], ids=str
+    "entry", [pytest.param(entry, id=name) for _, name, entry in entries() if isinstance(entry, Mapped)]
 )
-def test_what_is_mapped_exists_and_takes_the_arguments(role: Role, name: str, entry: Any) -> None:
+def test_what_is_mapped_exists_and_takes_the_arguments(entry: Mapped) -> None:
     module = ConfigComponent({"_target_": entry.target}).resolve_module_name()
     target = Installed().resolve(entry.target)
     assert inspect.isclass(target)
