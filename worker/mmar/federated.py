@@ -16,7 +16,7 @@ from worker.mmar.entries import LeftOut, Refused, Role
 from worker.mmar.names import TABLE
 from worker.mmar.notes import Kind, Note
 
-_MATCHES_NOTHING = ("", "dummy", None)
+_MATCHES_NOTHING = ("dummy", ["dummy"])
 _PLAIN = re.compile(r"[\w.]*(?:(?:\.\*|\\\.)[\w.]*)*")
 _CONNECTION = "connections are described in aggregator.toml and worker.toml"
 _LEFT = {
@@ -138,15 +138,15 @@ class _Reading:
         Args:
             inside: of a component, which is told of as a whole: of its arguments only those with a meaning count.
         """
-        if isinstance(config, list):
-            for each in config:
-                self.told(side, each, key, inside=inside)
-        elif key == "exclude_vars":
+        if key == "exclude_vars":
             self._excluded(side, config)
         elif key == "aggregation_weights":
             self._weights(side, config)
         elif key in _LEFT:
             self._note(Kind.LEFT_OUT, f"{side} {key}", _LEFT[key])
+        elif isinstance(config, list):
+            for each in config:
+                self.told(side, each, key, inside=inside)
         elif isinstance(config, dict):
             called = "" if key in _SECTIONS else str(config.get("name") or config.get("path") or "")
             if called:
@@ -177,7 +177,7 @@ class _Reading:
             self._note(Kind.TO_SET, f"{side} {name}", why)
 
     def _excluded(self, side: str, value: Any) -> None:
-        if value in _MATCHES_NOTHING:
+        if not value or value in _MATCHES_NOTHING:
             return
         patterns = value if isinstance(value, list) else patterns_of(str(value))
         if patterns is None:

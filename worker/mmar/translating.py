@@ -292,7 +292,8 @@ class _Translation:
             listed = f"os.path.join(@dataset_dir, {inside!r})"
         base = str(raw.get("data_file_base_dir", "@dataset_dir")).rstrip("/")
         if base != "@dataset_dir":
-            base = f"os.path.join(@dataset_dir, {self._inside(base.removeprefix('@dataset_dir/'), f'{where} data_file_base_dir')!r})"
+            inside = self._inside(base.removeprefix("@dataset_dir/"), f"{where} data_file_base_dir")
+            base = f"os.path.join(@dataset_dir, {inside!r})"
         options = f"is_segmentation={self._segments}, data_list_key={key!r}, base_dir={base}"
         return f"$monai.data.load_decathlon_datalist({listed}, {options})"
 

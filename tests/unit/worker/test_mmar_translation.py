@@ -45,9 +45,9 @@ def put(**changes: Any) -> Change:
     def change(config: dict[str, Any]) -> None:
         for name, value in changes.items():
             place: Any = config
-            *above, last = name.split("__")
+            *above, last = [int(step) if step.isdecimal() else step for step in name.split("__")]
             for step in above:
-                place = place[int(step) if step.isdecimal() else step]
+                place = place[step]
             place[last] = value
 
     return change
