@@ -52,7 +52,7 @@ def _labelled(args: Arguments) -> Sequence[str]:
 def foreground(args: Arguments) -> Arguments:
     """Cropping to the foreground: by the first of the keys, unless one is named."""
     keys = args.get("keys", "image")
-    return {"source_key": keys if isinstance(keys, str) else keys[0], **args}
+    return {"source_key": keys[0] if isinstance(keys, list) and keys else keys, **args}
 
 
 def centred(args: Arguments) -> Arguments:

@@ -21,7 +21,7 @@ def without_labels(steps: Sequence[Config]) -> list[Config]:
     found = []
     for step in steps:
         keys = step.get("keys", [])
-        listed = [keys] if isinstance(keys, str) else keys
+        listed = keys if isinstance(keys, list) else [keys]
         kept = [index for index, key in enumerate(listed) if key != "label"]
         if any(step.get(name) == "label" for name in _NEEDS_LABELS) or (listed and not kept):
             continue

@@ -12,6 +12,7 @@ from protocol.errors import ConfigError
 from worker.mmar.entries import Arguments, LeftOut, Mapped, Refused, Role
 from worker.mmar.names import TABLE
 from worker.mmar.notes import Catalogue, Kind, Note
+from worker.mmar.shapes import flag, mapping
 
 CUSTOM = "custom"
 _NAME = re.compile(r"([A-Za-z_]\w*)(#[\w.-]+)?")
@@ -57,13 +58,8 @@ def named(raw: Any, where: str) -> Named:
     if not isinstance(raw, dict):
         raise ConfigError(f'{where} is a {type(raw).__name__}; it has to be {{"name": …, "args": {{…}}}}')
     path, name = raw.get("path", ""), raw.get("name", "")
-    args = raw.get("args") or {}
-    if not isinstance(args, dict):
-        raise ConfigError(f"{where}: args is a {type(args).__name__}; it has to be a mapping")
-    disabled = raw.get("disabled", False)
-    switch = {"true": True, "false": False}.get(str(disabled).lower(), disabled)
-    if not isinstance(switch, bool):
-        raise ConfigError(f"{where}: disabled is {disabled!r}; it has to be true or false")
+    args = mapping(raw.get("args"), f"{where}: args")
+    switch = flag(raw.get("disabled"), f"{where}: disabled")
     if path:
         if not (isinstance(path, str) and _DOTTED.fullmatch(path)):
             raise ConfigError(f"{where}: path is {path!r}; it has to be module.Class")

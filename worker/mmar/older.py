@@ -11,6 +11,7 @@ from typing import Any
 
 from protocol.errors import ConfigError
 from worker.mmar.notes import Kind, Note
+from worker.mmar.shapes import listed, mapping
 
 _PIPELINE = {
     "output_crop_size": "the transforms crop",
@@ -41,11 +42,12 @@ def modern(config: Mapping[str, Any], *, segments: bool) -> tuple[dict[str, Any]
         ConfigError: a part is missing or is none.
     """
     notes: list[Note] = []
-    train, validate = _part(config, "train"), config.get("validate") or {}
+    train, validate = _part(config, "train"), mapping(config.get("validate"), "validate")
     if train.get("aux_ops"):
         raise ConfigError("train aux_ops has no equal here; put what it does into the loss, as a class in custom/")
-    ending = _args(train, "model").get("final_activation", "softmax" if segments else "")
-    classes = _args(train, "model").get("num_classes", 2)
+    network = _args(_part(train, "model"), "model")
+    ending = network.get("final_activation", "softmax" if segments else "")
+    classes = network.get("num_classes", 2)
     post = _post(ending, classes) if segments else _activated(ending)
     top = {_TOP.get(name, name): value for name, value in config.items() if name not in ("train", "validate")}
     interval = top.pop("num_interval_per_valid", 1)
@@ -57,7 +59,10 @@ def modern(config: Mapping[str, Any], *, segments: bool) -> tuple[dict[str, Any]
             "optimizer": _with(_part(train, "optimizer"), lr=top.get("learning_rate")),
             "pre_transforms": _transforms(train.get("pre_transforms"), segments),
             **_loading(train, notes, training=True),
-            "handlers": [*train.get("handlers", []), {"name": "ValidationHandler", "args": {"interval": interval}}],
+            "handlers": [
+                *listed(train.get("handlers"), "handlers"),
+                {"name": "ValidationHandler", "args": {"interval": interval}},
+            ],
             "post_transforms": post,
             "trainer": {"name": "SupervisedTrainer"},
         },
@@ -71,27 +76,25 @@ def modern(config: Mapping[str, Any], *, segments: bool) -> tuple[dict[str, Any]
             "pre_transforms": _transforms(validate.get("pre_transforms"), segments),
             **_loading(validate, notes, training=False),
             "post_transforms": post,
-            **_metrics(validate.get("metrics", [])),
+            **_metrics(validate.get("metrics")),
             "evaluator": {"name": "SupervisedEvaluator"},
         }
     return found, notes
 
 
 def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    part = config.get(name)
-    if not isinstance(part, dict):
+    if not config.get(name):
         raise ConfigError(f"{name} is missing from the training configuration; an MMAR of Clara 3.1 has it in train")
-    return part
+    return mapping(config[name], name)
 
 
-def _args(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    args = _part(config, name).get("args") or {}
-    return args if isinstance(args, dict) else {}
+def _args(component: Mapping[str, Any], where: str) -> dict[str, Any]:
+    return mapping(component.get("args"), f"{where} args")
 
 
 def _with(component: dict[str, Any], **more: Any) -> dict[str, Any]:
-    args = {**{name: value for name, value in more.items() if value is not None}, **(component.get("args") or {})}
-    return {**component, "args": args}
+    given = {name: value for name, value in more.items() if value is not None}
+    return {**component, "args": {**given, **_args(component, str(component.get("name")))}}
 
 
 def _loss(loss: dict[str, Any], ending: str) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def _post(ending: str, classes: Any) -> list[dict[str, Any]]:
 
 def _transforms(transforms: Any, segments: bool) -> list[Any]:
     """Labels of whole images are numbers for the loss; 3.1 made them so by itself."""
-    given = list(transforms or [])
+    given = listed(transforms, "pre_transforms")
     if segments or not given:
         return given
     return [*given, {"name": "EnsureTyped", "args": {"keys": "label", "dtype": "#torch.float32"}}]
@@ -124,7 +127,7 @@ def _loading(part: Mapping[str, Any], notes: list[Note], *, training: bool) -> d
     """Dataset and loader of an image pipeline."""
     where = "train" if training else "validate"
     pipeline = _part(part, "image_pipeline")
-    args = dict(pipeline.get("args") or {})
+    args = dict(_args(pipeline, f"{where} image_pipeline"))
     lists = {name: args.pop(name) for name in _LISTS if name in args}
     size = args.pop("output_batch_size", 1)
     if args.pop("batched_by_transforms", False):
@@ -141,10 +144,14 @@ def _loading(part: Mapping[str, Any], notes: list[Note], *, training: bool) -> d
     }
 
 
-def _metrics(metrics: list[Any]) -> dict[str, Any]:
+def _metrics(metrics: Any) -> dict[str, Any]:
     """The key metric is the one that says so, or the first."""
-    named = [{**each, "log_label": (each.get("args") or {}).get("name", each.get("name"))} for each in metrics]
-    key = next((each for each in named if (each.get("args") or {}).get("is_key_metric")), named[0] if named else None)
+    found = []
+    for each in listed(metrics, "validate metrics"):
+        metric = mapping(each, "validate metrics")
+        args = _args(metric, "validate metrics")
+        found.append((bool(args.get("is_key_metric")), {**metric, "log_label": args.get("name", metric.get("name"))}))
+    key = next((metric for is_key, metric in found if is_key), found[0][1] if found else None)
     if key is None:
         return {}
-    return {"key_metric": key, "additional_metrics": [each for each in named if each is not key]}
+    return {"key_metric": key, "additional_metrics": [metric for _, metric in found if metric is not key]}

@@ -16,6 +16,7 @@ from worker.mmar.entries import Role
 from worker.mmar.notes import Catalogue, Kind, Note
 from worker.mmar.older import is_older, modern
 from worker.mmar.reading import Mmar
+from worker.mmar.shapes import flag, listed, mapping
 from worker.mmar.variables import Variables
 
 Config = dict[str, Any]
@@ -172,16 +173,16 @@ class _Translation:
         name = self._mmar.environment.get("DATASET_JSON")
         if not isinstance(name, str) or not name:
             raise ConfigError("DATASET_JSON is missing; set it in config/environment.json or with --set DATASET_JSON=…")
-        listed = self._inside(Variables({**self._mmar.environment, **self._mmar.train}).put_in(name), "DATASET_JSON")
+        place = self._inside(Variables({**self._mmar.environment, **self._mmar.train}).put_in(name), "DATASET_JSON")
         self.components.note(Kind.TO_SET, "dataset_dir", f"the folder of the data, which Clara had in {self._root!r}")
-        self.components.note(Kind.TO_SET, "dataset_json", f"in overrides, if the list of data is not {listed} there")
+        self.components.note(Kind.TO_SET, "dataset_json", f"in overrides, if the list of data is not {place} there")
         return {
             "imports": ["$import os"],
             "bundle_root": ".",
             "ckpt_dir": "$@bundle_root + '/models'",
             "output_dir": "$@bundle_root + '/eval'",
             "dataset_dir": self._root if self._root[0] not in "@$%" else "data",
-            "dataset_json": listed,
+            "dataset_json": place,
             "data_list": "$os.path.join(@dataset_dir, @dataset_json)",
             "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         }
@@ -286,25 +287,21 @@ class _Translation:
         key = raw.get("data_list_key", {"train": "training", "inference": "test"}.get(where, "validation"))
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise ConfigError(f"{where} dataset: data_list_key is {key!r}; it has to be a name such as 'training'")
-        listed = raw.get("data_list_file_path", "@data_list")
-        if listed != "@data_list":
-            inside = self._inside(str(listed).removeprefix("@dataset_dir/"), f"{where} data_list_file_path")
-            listed = f"os.path.join(@dataset_dir, {inside!r})"
+        file = raw.get("data_list_file_path", "@data_list")
+        if file != "@data_list":
+            inside = self._inside(str(file).removeprefix("@dataset_dir/"), f"{where} data_list_file_path")
+            file = f"os.path.join(@dataset_dir, {inside!r})"
         base = str(raw.get("data_file_base_dir", "@dataset_dir")).rstrip("/")
         if base != "@dataset_dir":
             inside = self._inside(base.removeprefix("@dataset_dir/"), f"{where} data_file_base_dir")
             base = f"os.path.join(@dataset_dir, {inside!r})"
         options = f"is_segmentation={self._segments}, data_list_key={key!r}, base_dir={base}"
-        return f"$monai.data.load_decathlon_datalist({listed}, {options})"
+        return f"$monai.data.load_decathlon_datalist({file}, {options})"
 
     def _transforms(self, raw: Any, where: str, *, remember: bool = False) -> list[Config]:
         """Translated transforms; one that only refers to another of the training is a copy of it."""
-        if raw is None:
-            return []
-        if not isinstance(raw, list):
-            raise ConfigError(f"{where} is a {type(raw).__name__}; it has to be a list of transforms")
         found = []
-        for each in raw:
+        for each in listed(raw, where):
             each = self._referred(each, where, self._seen)
             translated = self.components.translate(each, Role.TRANSFORM, where)
             if remember:
@@ -316,25 +313,25 @@ class _Translation:
     def _referred(self, raw: Any, where: str, known: Mapping[str, Any]) -> Any:
         if not (isinstance(raw, dict) and "ref" in raw):
             return raw
-        name = raw["ref"]
+        name = str(raw["ref"])
         if name not in known:
-            raise ConfigError(f"{where} refers to {str(name)[:60]!r}, which is not among train pre_transforms")
+            raise ConfigError(f"{where} refers to {name[:60]!r}, which is not among train pre_transforms")
         return {**known[name], **{key: value for key, value in raw.items() if key != "ref"}}
 
     def _post(self, section: Config, where: str) -> Config:
+        place = f"{where} post_transforms"
         known = {
-            named(each, where).called: each
-            for each in self._config["train"].get("post_transforms") or []
+            named(each, place).called: each
+            for each in listed(self._config["train"].get("post_transforms"), "train post_transforms")
             if isinstance(each, dict) and "ref" not in each
         }
-        raw = section.get("post_transforms")
-        raw = [self._referred(each, where, known) for each in raw] if isinstance(raw, list) else raw
-        steps = self._transforms(raw, f"{where} post_transforms")
+        raw = listed(section.get("post_transforms"), place)
+        steps = self._transforms([self._referred(each, place, known) for each in raw], place)
         return {"postprocessing": {"_target_": "Compose", "transforms": steps}} if steps else {}
 
     def _handlers(self, section: Config, where: str, *, scheduled: bool, validates: bool) -> list[Config]:
         found = []
-        for raw in section.get("handlers") or []:
+        for raw in listed(section.get("handlers"), f"{where} handlers"):
             handler = self.components.translate(raw, Role.HANDLER, f"{where} handlers")
             if handler is None:
                 continue
@@ -352,13 +349,14 @@ class _Translation:
 
     def _metrics(self, section: Config, where: str) -> Config:
         """The key metric and the additional ones, each under its label."""
-        key, more = section.get("key_metric"), section.get("additional_metrics") or []
+        key, more = section.get("key_metric"), listed(section.get("additional_metrics"), f"{where} additional_metrics")
         found: Config = {}
         for name, raws in (("key_metric", [key] if key else []), ("additional_metrics", more)):
             metrics: Config = {}
             for raw in raws:
                 metric = self.components.translate(raw, Role.METRIC, f"{where} {name}")
-                label = raw.get("log_label") or raw.get("name", "")
+                said = mapping(raw, f"{where} {name}")
+                label = said.get("log_label") or said.get("name", "")
                 if not isinstance(label, str) or not _LABEL.fullmatch(label):
                     raise ConfigError(f"{where} {name}: log_label is {label!r}; it has to be a short name")
                 if metric is not None:
@@ -369,14 +367,11 @@ class _Translation:
         return found
 
     def _flag(self, name: str) -> bool:
-        value = self._config.get(name, False)
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name} is {value!r}; it has to be true or false")
-        return value
+        return flag(self._config.get(name), name)
 
     def _initialize(self) -> list[str]:
         found = []
-        seed = (self._config.get("determinism") or {}).get("random_seed")
+        seed = mapping(self._config.get("determinism"), "determinism").get("random_seed")
         if seed is not None:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
                 raise ConfigError(f"determinism random_seed is {seed!r}; it has to be a whole number below 2**32")

@@ -52,17 +52,8 @@ class Installed:
         return difflib.get_close_matches(name, sorted(set(names)), _NEAREST)
 
     def unknown(self, target: str, arguments: Collection[str]) -> Sequence[str]:
-        made = self.resolve(target)
-        parameters = inspect.signature(made).parameters.values() if made is not None else ()
-        if made is None or any(each.kind is each.VAR_KEYWORD for each in parameters):
-            return []
-        return sorted(set(arguments) - {each.name for each in parameters})
-
-    def resolve(self, target: str) -> Any:
-        """The class of a target as `find` and the table of names write it, or None."""
-        module, _, name = target.rpartition(".")
-        modules = [module] if module else [each for places in _MODULES.values() for each in places]
-        return next((found for each in modules if (found := _public(each).get(name)) is not None), None)
+        taken = _arguments(target)
+        return [] if taken is None else sorted(set(arguments) - taken)
 
 
 def convert_mmar(root: Path, *, config: str = TRAIN, given: dict[str, Any] | None = None) -> Conversion:
@@ -100,6 +91,23 @@ def mmar_trainer(
         raise
     weakref.finalize(trainer, shutil.rmtree, scratch, ignore_errors=True)
     return trainer
+
+
+def resolve(target: str) -> Any:
+    """The class of a target as `Installed.find` and the table of names write it, or None."""
+    module, _, name = target.rpartition(".")
+    modules = [module] if module else [each for places in _MODULES.values() for each in places]
+    return next((found for each in modules if (found := _public(each).get(name)) is not None), None)
+
+
+@cache
+def _arguments(target: str) -> frozenset[str] | None:
+    """The names of a class's arguments, or None if it takes any."""
+    made = resolve(target)
+    parameters = [] if made is None else list(inspect.signature(made).parameters.values())
+    if made is None or any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return None
+    return frozenset(each.name for each in parameters)
 
 
 @cache

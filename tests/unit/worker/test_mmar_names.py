@@ -12,7 +12,7 @@ from monai.bundle.config_item import ConfigComponent
 
 from worker.mmar.entries import Entry, LeftOut, Mapped, Refused, Role
 from worker.mmar.names import TABLE
-from worker.trainers.mmar import Installed
+from worker.trainers.mmar import Installed, resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SAID = ("fields", "field", "probability")
@@ -162,7 +162,7 @@ def test_every_name_that_clara_documents_is_known() -> None:
 )
 def test_what_is_mapped_exists_and_takes_the_arguments(entry: Mapped) -> None:
     module = ConfigComponent({"_target_": entry.target}).resolve_module_name()
-    target = Installed().resolve(entry.target)
+    target = resolve(entry.target)
     assert inspect.isclass(target)
     assert module.endswith(entry.target.rpartition(".")[2])
     assert target.__name__ == module.rpartition(".")[2]

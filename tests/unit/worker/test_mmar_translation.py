@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from tests.support import mmars
 from tests.support import monai_bundles as bundles
 from worker.mmar.converting import Conversion, write
 from worker.mmar.notes import Kind
-from worker.mmar.reading import is_mmar, pretrained, read_mmar
-from worker.trainers.mmar import convert_mmar
+from worker.mmar.reading import Mmar, is_mmar, pretrained, read_mmar
+from worker.mmar.translating import translate
+from worker.trainers.mmar import Installed, convert_mmar
 from worker.trainers.monai_bundle import bundle_network
 from worker.trainers.monai_configs import REQUIRED
 
@@ -374,3 +378,43 @@ def test_3_1_becomes_today(tmp_path: Path) -> None:
     assert handlers["ValidationHandler"]["interval"] == 20
     assert found["validate"]["inferer"] == {"_target_": "SlidingWindowInferer", "roi_size": [32, 32]}
     assert found["validate"]["key_metric"].keys() == {"mean_dice"}
+
+
+# ---- whatever stands there
+
+JUNK: list[Any] = [None, 3, "$x", [], [None], {"a": 1}, {"ref": []}]
+
+
+def places(config: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands, all the way down."""
+    items: Any = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for step, value in items:
+        yield (*above, step)
+        yield from places(value, (*above, step))
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=repr)
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        (mmars.spleen_config(), "segmentation"),
+        (mmars.film_config(), "classification"),
+        (mmars.older_config(), "segmentation"),
+    ],
+    ids=["4.0", "film", "3.1"],
+)
+def test_junk_anywhere_is_refused_in_our_words_or_harmless(config: dict[str, Any], task: str, junk: Any) -> None:
+    variables = mmars.environment(task, PRETRAIN_WEIGHTS_FILE="")
+    whole = Mmar("mmar", config, variables, None, None, None, None, {}, {})
+    assert translate(whole, Installed()).train
+    for *above, last in places(config):
+        changed = copy.deepcopy(config)
+        place: Any = changed
+        for step in above:
+            place = place[step]
+        place[last] = junk
+        with contextlib.suppress(ConfigError):
+            translate(replace(whole, train=changed), Installed())
+    for name in variables:
+        with contextlib.suppress(ConfigError):
+            translate(replace(whole, environment={**variables, name: junk}), Installed())
