@@ -10,6 +10,13 @@ from worker.mmar.entries import Arguments
 _LAYERS_OF_PYRAMID = 4
 
 
+def nifti(args: Arguments) -> Arguments:
+    """Turning to the canonical orientation is the reader's, and only one of MONAI's can do it."""
+    if args.get("as_closest_canonical") is not None:
+        args.setdefault("reader", "NibabelReader")
+    return args
+
+
 def discrete(args: Arguments) -> Arguments:
     """`AsDiscrete`: the number of classes and the threshold were separate arguments with a switch each."""
     classes, level = args.pop("n_classes", None), args.pop("logit_thresh", 0.5)

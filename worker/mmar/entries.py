@@ -37,7 +37,7 @@ class Mapped:
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Arguments that are called otherwise today."""
     dropped: Mapping[str, str] = field(default_factory=dict)
-    """Arguments that are left out, with why."""
+    """Arguments that are left out, with why; nothing is told of one without a reason, which is taken over elsewhere."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values of arguments that were not given: Clara's defaults where today's differ."""
     adapt: Callable[[Arguments], Arguments] | None = None

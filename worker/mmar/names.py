@@ -64,7 +64,7 @@ _CACHE = Mapped("CacheDataset", dropped={"cache_dir": "caches are in memory"}, d
 
 TRANSFORMS: Mapping[str, Entry] = {
     "LoadImaged": Mapped("LoadImaged"),
-    "LoadNiftid": Mapped("LoadImaged", dropped=_OLD_TENSORS),
+    "LoadNiftid": Mapped("LoadImaged", dropped=_OLD_TENSORS, adapt=adapters.nifti),
     "LoadPNGd": Mapped("LoadImaged"),
     "LoadNumpyd": Mapped("LoadImaged"),
     "EnsureChannelFirstd": Mapped("EnsureChannelFirstd"),
@@ -99,7 +99,7 @@ TRANSFORMS: Mapping[str, Entry] = {
     "Invertd": Mapped("Invertd", renamed={"loader": "transform"}),
     "SaveImaged": Mapped("SaveImaged", dropped={"output_dir": "is output_dir of the bundle"}),
     # 3.1
-    "LoadNifti": _old("LoadImaged", dropped={"as_closest_canonical": "add Orientationd"}),
+    "LoadNifti": _old("LoadImaged", adapt=adapters.nifti),
     "LoadPng": _old("LoadImaged"),
     "LoadJpg": _old("LoadImaged"),
     "ConvertToChannelsFirst": _old("EnsureChannelFirstd", defaults={"strict_check": False}),
@@ -143,8 +143,7 @@ LOSSES: Mapping[str, Entry] = {
     "BCEWithLogitsLoss": Mapped("torch.nn.BCEWithLogitsLoss"),
     "Dice": Mapped(
         "DiceLoss",
-        renamed={"top_smooth": "smooth_nr", "bottom_smooth": "smooth_dr"},
-        dropped={"label_weights": "DiceLoss weighs no classes; GeneralizedDiceLoss does"},
+        renamed={"top_smooth": "smooth_nr", "bottom_smooth": "smooth_dr", "label_weights": "weight"},
         defaults={"to_onehot_y": True},
         adapt=adapters.dice,
     ),
@@ -223,7 +222,7 @@ INFERERS: Mapping[str, Entry] = {
     **dict.fromkeys(("ScanWindowInferer", "TFScanWindowInferer", "TRTScanWindowInferer"), _WINDOWS),
 }
 _OLD_METRIC = {
-    "name": "is the metric's name",
+    "name": "",
     "is_key_metric": "",
     "field": "",
     "label_field": "",
@@ -236,7 +235,7 @@ METRICS: Mapping[str, Entry] = {
     "ROCAUC": Mapped("ROCAUC", dropped={"to_onehot_y": "post transforms do it", "softmax": "post transforms do it"}),
     "Accuracy": Mapped("ignite.metrics.Accuracy"),
     "ComputeAverageDice": Mapped("MeanDice", dropped=_OLD_METRIC, adapt=adapters.average),
-    "ComputeAUC": Mapped("ROCAUC", dropped={**_OLD_METRIC, "auc_average": "is average"}),
+    "ComputeAUC": Mapped("ROCAUC", renamed={"auc_average": "average"}, dropped=_OLD_METRIC),
     "ComputeAccuracy": Mapped("ignite.metrics.Accuracy", dropped=_OLD_METRIC),
     "ComputeBinaryPreds": Refused("Accuracy, with AsDiscreted and a threshold among the post transforms"),
 }

@@ -18,13 +18,15 @@ from monai.bundle import ConfigParser
 from protocol.errors import ConfigError
 from tests.support import mmars
 from tests.support import monai_bundles as bundles
+from tests.support.training import control
 from worker.mmar.converting import Conversion, write
 from worker.mmar.notes import Kind
 from worker.mmar.reading import Mmar, is_mmar, pretrained, read_mmar
 from worker.mmar.translating import translate
-from worker.trainers.mmar import Installed, convert_mmar
+from worker.trainers.mmar import Installed, convert_mmar, mmar_trainer
 from worker.trainers.monai_bundle import bundle_network
 from worker.trainers.monai_configs import REQUIRED
+from worker.weights import Weights
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -174,6 +176,38 @@ def test_validation_of_its_own_and_a_list_in_a_folder(tmp_path: Path) -> None:
     assert found["validate#evaluator"]["key_val_metric"] == "@validate#key_metric"
     listed = "load_decathlon_datalist(os.path.join(@dataset_dir, 'fold/two.json')"
     assert listed in found["validate#dataset"]["data"]
+    folder = images(tmp_path)
+    (folder / "fold").mkdir()
+    both = json.loads((folder / "dataset.json").read_text())
+    (folder / "fold" / "two.json").write_text(json.dumps({"test": both["training"] + both["validation"]}))
+    trainer = mmar_trainer(tmp_path / "mmar", dataset_dir=folder)
+    evaluated = trainer.evaluate(Weights(trainer.spec, lambda: iter(list(trainer.initial()))), control())
+    assert evaluated.examples == 2
+    assert 0 <= evaluated.metrics["val_mean_dice"] <= 1
+    assert "val_acc" not in evaluated.metrics
+
+
+def test_references_and_expressions_of_4_1(tmp_path: Path) -> None:
+    changes = put(
+        train__optimizer__args={"params": "#@model.parameters()", "lr": 0.5},
+        train__lr_scheduler__args__optimizer="@optimizer",
+        train__handlers__1__args__lr_scheduler="@lr_scheduler",
+        CLARA_TRAIN_VERSION="4.1",
+    )
+    found = config_of(converted(tmp_path, changes))
+    assert found["optimizer"] == {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 0.5}
+    assert found["lr_scheduler"]["optimizer"] == "@optimizer"
+
+
+@pytest.mark.parametrize("name", ["LoadNiftid", "LoadNifti"])
+def test_the_canonical_orientation_is_asked_of_the_reader_that_knows_it(tmp_path: Path, name: str) -> None:
+    step = mmars.step(name, keys=mmars.BOTH, as_closest_canonical=True)
+    found = config_of(converted(tmp_path, put(train__pre_transforms__0=step, validate__pre_transforms__0=step)))
+    load = {"_target_": "LoadImaged", "keys": mmars.BOTH, "as_closest_canonical": True, "reader": "NibabelReader"}
+    assert found["train"]["preprocessing"]["transforms"][0] == load
+    folder = bundles.volumes(tmp_path / "data", 2)
+    trainer = mmar_trainer(tmp_path / "mmar", dataset_dir=folder)
+    assert trainer.train(Weights(trainer.spec, lambda: iter(list(trainer.initial()))), control()).steps == 1
 
 
 def images(tmp_path: Path) -> Path:
