@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -52,8 +53,20 @@ def translated(mmar: Path, run: str, settings: RunConfig | None, tell: Callable[
     tell(f"each site adds to its worker.toml:\n{found.worker_toml(run)}")
     config = settings or (None if read.server is None and read.client is None else run_config(found.run, run))
     with tempfile.TemporaryDirectory(prefix="fledge-mmar-") as scratch:
-        write(converted, Path(scratch))
-        yield Translated(Path(scratch), weights, config or RunConfig(name=run))
+        folder = Path(scratch).resolve()
+        write(converted, folder)
+        try:
+            yield Translated(folder, weights, config or RunConfig(name=run))
+        finally:
+            _forget(folder)
+
+
+def _forget(folder: Path) -> None:
+    """Let nothing be imported from a folder that is about to go, nor take what was for another's."""
+    sys.path[:] = [entry for entry in sys.path if not Path(entry).is_relative_to(folder)]
+    for name, module in list(sys.modules.items()):
+        if (file := getattr(module, "__file__", None)) and Path(file).is_relative_to(folder):
+            del sys.modules[name]
 
 
 def run_config(settings: object, run: str) -> RunConfig:

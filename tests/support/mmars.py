@@ -239,6 +239,35 @@ def write(
     return folder
 
 
+NET = """\
+from parts import block
+from torch import nn
+
+
+class OwnNet(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.last = block(1, width), nn.Conv3d(width, 2, 1)
+
+    def forward(self, images):
+        return self.last(self.first(images))
+"""
+PARTS = """\
+from torch import nn
+
+
+def block(inputs, outputs):
+    return nn.Sequential(nn.Conv3d(inputs, outputs, 3, padding=1), nn.InstanceNorm3d(outputs), nn.PReLU())
+"""
+
+
+def own(folder: Path) -> Path:
+    """The CT training with a network of its own, in two modules of `custom`."""
+    config = spleen_config()
+    config["train"]["model"] = {"path": "net.OwnNet", "args": {"width": 4}}
+    return write(folder, config, files={"custom/net.py": NET, "custom/parts.py": PARTS})
+
+
 def films(folder: Path) -> Path:
     """Pictures with a datalist of two findings each."""
     bundles.pictures(folder, 10)

@@ -75,9 +75,14 @@ def metadata(mmar: Mmar, bundle: Bundle) -> dict[str, Any]:
     network = bundle.train["network_def"]
     task = str(mmar.environment.get("PROCESSING_TASK", "segmentation"))
     shape = ["*"] * (2 if network.get("spatial_dims") == 2 else 3)
-    image = {"type": "image", "format": "magnitude", "num_channels": network.get("in_channels", 1), "dtype": "float32"}
+    image = {
+        "type": "image",
+        "format": "magnitude",
+        "num_channels": _channels(network, "in_channels"),
+        "dtype": "float32",
+    }
     image |= {"spatial_shape": shape, "modality": "", "value_range": [], "is_patch_data": False}
-    pred = {**image, "format": task, "num_channels": network.get("out_channels", 1)}
+    pred = {**image, "format": task, "num_channels": _channels(network, "out_channels")}
     channels = {"0": "image"} if image["num_channels"] == 1 else {}
     return {
         "version": "0.1.0",
@@ -93,6 +98,12 @@ def metadata(mmar: Mmar, bundle: Bundle) -> dict[str, Any]:
             "outputs": {"pred": {**pred, "channel_def": {}}},
         },
     }
+
+
+def _channels(network: Mapping[str, Any], name: str) -> int:
+    """A number of channels; 1 where the network's arguments do not say it."""
+    value = network.get(name)
+    return value if isinstance(value, int) else 1
 
 
 def _version(package: str) -> str:

@@ -189,15 +189,15 @@ class _Translation:
 
     def _inside(self, path: Any, where: str) -> str:
         """A path relative to the data; one that leads elsewhere is its last part."""
-        if not isinstance(path, str) or not path or path[0] in "@$%" or ".." in path.split("/"):
-            raise ConfigError(f"{where} is {str(path)[:80]!r}; it has to be the path of a file below DATA_ROOT")
         root = posixpath.normpath(self._root) + "/"
-        if path.startswith(root):
-            return path[len(root) :]
-        if not posixpath.isabs(path):
-            return path
-        self.components.note(Kind.TO_SET, where, f"{path} is not below DATA_ROOT; its last part is looked for there")
-        return posixpath.basename(path)
+        inside = str(path).removeprefix(root)
+        if posixpath.isabs(inside):
+            why = f"{inside} is not below DATA_ROOT; its last part is looked for there"
+            self.components.note(Kind.TO_SET, where, why)
+            inside = posixpath.basename(inside)
+        if not isinstance(path, str) or not inside or inside[0] in "$%" or "@" in inside or ".." in inside.split("/"):
+            raise ConfigError(f"{where} is {str(path)[:80]!r}; it has to be the path of a file below DATA_ROOT")
+        return inside
 
     def _section(self, config: Mapping[str, Any], name: str) -> Config:
         section = config.get(name)

@@ -34,26 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:single channel prediction:UserWarning"),
     pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),
 ]
-NET = """\
-from parts import block
-from torch import nn
-
-
-class OwnNet(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.first, self.last = block(1, width), nn.Conv3d(width, 2, 1)
-
-    def forward(self, images):
-        return self.last(self.first(images))
-"""
-PARTS = """\
-from torch import nn
-
-
-def block(inputs, outputs):
-    return nn.Sequential(nn.Conv3d(inputs, outputs, 3, padding=1), nn.InstanceNorm3d(outputs), nn.PReLU())
-"""
 
 
 def spleen(folder: Path) -> Path:
@@ -68,17 +48,11 @@ def older(folder: Path) -> Path:
     return mmars.write(folder, mmars.older_config(), mmars.environment(PRETRAIN_WEIGHTS_FILE=""))
 
 
-def own(folder: Path) -> Path:
-    config = mmars.spleen_config()
-    config["train"]["model"] = {"path": "net.OwnNet", "args": {"width": 4}}
-    return mmars.write(folder, config, files={"custom/net.py": NET, "custom/parts.py": PARTS})
-
-
 SHAPES: Mapping[str, tuple[Callable[[Path], Path], Callable[[Path], Path], str]] = {
     "spleen": (spleen, bundles.volumes, "val_mean_dice"),
     "film": (film, mmars.films, "Average_AUC"),
     "older": (older, mmars.slices, "mean_dice"),
-    "own": (own, bundles.volumes, "val_mean_dice"),
+    "own": (mmars.own, bundles.volumes, "val_mean_dice"),
 }
 
 

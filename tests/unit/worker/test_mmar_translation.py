@@ -339,6 +339,13 @@ def test_everything_that_has_no_equal_is_named_at_once(tmp_path: Path) -> None:
     [
         (mmars.environment(DATASET_JSON=None), "DATASET_JSON is missing"),
         (mmars.environment(DATASET_JSON="../../list.json"), "DATASET_JSON is '../../list.json'"),
+        (
+            mmars.environment(DATASET_JSON="/claraDevDay/Data/task/$exit()"),
+            r"DATASET_JSON is '/claraDevDay/Data/task/\$",
+        ),
+        (mmars.environment(DATASET_JSON="/elsewhere/$exit()"), r"DATASET_JSON is '/elsewhere/\$"),
+        (mmars.environment(DATASET_JSON="a@train"), "DATASET_JSON is 'a@train'"),
+        (mmars.environment(DATASET_JSON="/elsewhere/"), "DATASET_JSON is '/elsewhere/'"),
         (mmars.environment(PROCESSING_TASK="annotation"), "PROCESSING_TASK is 'annotation'"),
         (mmars.environment(VAL_DATALIST_KEY=None), "VAL_DATALIST_KEY} stands for nothing"),
     ],
@@ -415,6 +422,41 @@ def test_3_1_becomes_today(tmp_path: Path) -> None:
 
 
 # ---- whatever stands there
+
+EVIL = "$__import__('os').abort()"
+
+
+def test_no_value_becomes_code_wherever_it_stands() -> None:
+    config, variables = mmars.spleen_config(), mmars.environment()
+    whole = Mmar("mmar", config, variables, None, None, None, None, {}, {})
+    kept = 0
+    for *above, last in places(config):
+        changed = copy.deepcopy(config)
+        place: Any = changed
+        for step in above:
+            place = place[step]
+        place[last] = EVIL
+        kept += harmless(replace(whole, train=changed))
+    for name, value in variables.items():
+        for evil in (EVIL, f"{value}/{EVIL}", f"/elsewhere/{EVIL}", f"@{EVIL}", f"%{EVIL}"):
+            kept += harmless(replace(whole, environment={**variables, name: evil}))
+    assert kept > 20
+
+
+def harmless(mmar: Mmar) -> bool:
+    """Whether an MMAR is translated; no text of the bundle then begins with what it brought."""
+    try:
+        bundle = translate(mmar, Installed())
+    except ConfigError:
+        return False
+    for config in (bundle.train, bundle.evaluate, bundle.inference or {}):
+        values = [config]
+        for value in values:
+            values += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+            if isinstance(value, str) and "abort" in value:
+                assert value[0] not in "$@%"
+    return True
+
 
 JUNK: list[Any] = [None, 3, "$x", [], [None], {"a": 1}, {"ref": []}]
 
