@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import re
 import tomllib
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from aggregator.config import RunConfig
 from aggregator.strategies import strategy
+from fledge.mmar_runs import run_config
 from protocol.errors import ConfigError
 from tests.support import mmars
 from worker.mmar.federated import Settings, patterns_of, settings
@@ -67,9 +71,9 @@ def test_nothing_is_dropped_in_silence(server: dict[str, Any], client: dict[str,
         *("min_num_clients", "wait_after_min_clients", "heart_beat_timeout", "num_rounds", "num_rounds_per_valid"),
         *("local_epochs", "steps_aggregation", "exclude_vars", "cross_site_validate", "cross_validate"),
     }
-    network = {"UNet", "is_participating"}
+    told_as_a_whole = {"UNet", "is_participating"}
     for side in (server, client):
-        assert leaves(side) - used - said - network == set()
+        assert leaves(side) - used - said - told_as_a_whole == set()
 
 
 def test_privacy_that_has_no_equal_is_a_thing_to_be_set() -> None:
@@ -153,3 +157,25 @@ def test_a_pattern_matches_what_its_expression_finds(inner: str, start: str, end
     expression = f"{start}{inner}{end}"
     (pattern,) = patterns_of(expression) or ("",)
     assert fnmatchcase(name, pattern) == bool(re.search(expression, name))
+
+
+def places(config: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands, all the way down."""
+    items: Any = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for step, value in items:
+        yield (*above, step)
+        yield from places(value, (*above, step))
+
+
+@pytest.mark.parametrize("junk", [None, -3, 0.5, "x", [], [None], {}, {"name": "x"}], ids=repr)
+def test_junk_anywhere_is_refused_in_our_words_or_harmless(junk: Any) -> None:
+    for whole in (mmars.OLD_SERVER, mmars.OLD_CLIENT, mmars.SERVER, mmars.CLIENT):
+        for *above, last in places(whole):
+            changed = copy.deepcopy(whole)
+            place: Any = changed
+            for step in above:
+                place = place[step]
+            place[last] = junk
+            for sides in ((changed, None), (None, changed)):
+                with contextlib.suppress(ConfigError):
+                    run_config(settings(*sides).run, "run")
