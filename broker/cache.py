@@ -7,14 +7,15 @@ import secrets
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from broker.blobs import BlobStore, ObjectInfo, check_bytes, check_key
 from broker.files import FileBlobs
-from protocol.errors import Corrupt, StoreError, TooLarge
+from protocol.errors import Corrupt, Missing, StoreError, TooLarge
 
 _log = structlog.get_logger(__name__)
 _UNFINISHED = ".unfinished-"
@@ -93,6 +94,17 @@ class CachedBlobs:
         except OSError:
             self._forget(name)
             return None
+
+    def touch(self, keys: Iterable[str]) -> None:
+        """Count these objects as used just now, as far as they are in the directory."""
+        for key in keys:
+            name = check_key(key)
+            with self._lock:
+                if name not in self._sizes:
+                    continue
+                self._sizes.move_to_end(name)
+            with suppress(OSError):
+                os.utime(self._directory / name)
 
     def clear(self) -> None:
         """Drop everything: for a reader whose copies did not authenticate."""
@@ -197,6 +209,25 @@ class CachedBlobs:
             self._sizes[name] = size
             self._used += size
         self._make_room(0)
+
+
+class CacheReader:
+    """Reads what another process's cache holds, while that process may be at work; there is no store behind it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def get(self, key: str, limit: int) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            Missing: it is not there, or what is there is something else.
+        """
+        try:
+            with (self._directory / check_key(key)).open("rb") as file:
+                return check_bytes(key, file.read(limit + 1))
+        except (OSError, Corrupt) as error:
+            raise Missing(f"{key} is not in the cache {self._directory}") from error
 
 
 class FileChunk:

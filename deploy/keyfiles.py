@@ -76,7 +76,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         ConfigError: there is something of that name already, or it cannot be made.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already and keys are never overwritten; name a new folder")
+        raise ConfigError(f"{folder} is there already and nothing is ever overwritten; name a new folder")
     above = folder.absolute().parent
     private_directory(above)
     try:

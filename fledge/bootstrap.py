@@ -22,7 +22,7 @@ from aggregator.run_history import RunHistory
 from aggregator.service import DATABASE, AggregatorService
 from aggregator.telling import Observer
 from broker.blobs import BlobStore
-from broker.cache import SMALL, CachedBlobs
+from broker.cache import CachedBlobs
 from broker.presigned import Ask
 from broker.settings import given_urls, read_toml
 from broker.watched import WatchedBlobs
@@ -47,6 +47,8 @@ from worker.signs import WorkerEvent
 
 _JOIN_S = 30.0
 LOG = "worker.log"
+CACHE = "cache"
+"""In a worker's state: published models, encrypted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +181,8 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
             store = stack.enter_context(store_of(line, base))
         store = watched = WatchedBlobs(store)
         if settings.cache_mb and urlsplit(settings.store).scheme in ("s3", "s3s"):
-            store = CachedBlobs(store, state / "cache", settings.cache_mb * 1024**2, small=SMALL)
+            # Everything on the disk, small things too: `fledge infer` reads it without the hub.
+            store = CachedBlobs(store, state / CACHE, settings.cache_mb * 1024**2)
         service = WorkerService(
             WorkerSettings(
                 federation=settings.federation,

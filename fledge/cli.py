@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fledge import cli_bundle, cli_deploy, cli_health, cli_provision, cli_site
+from fledge import cli_bundle, cli_deploy, cli_health, cli_infer, cli_provision, cli_site
 from fledge.ctl.app import app as ctl
 from fledge.doctor.cli import doctor
 from protocol.errors import ConfigError, Fenced, FledgeError
@@ -25,6 +25,7 @@ app.add_typer(cli_bundle.app)
 app.add_typer(cli_deploy.app)
 app.command()(doctor)
 app.command()(cli_health.healthcheck)
+app.command()(cli_infer.infer)
 cli_provision.register(app)
 app.add_typer(ctl, name="ctl")
 

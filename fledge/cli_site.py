@@ -30,7 +30,7 @@ def waiting(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = Fal
     """List the runs that wait for somebody here to say yes."""
     from worker.config import read_config, site_policy
 
-    config = _at(config, kit)
+    config = at(config, kit)
     settings = read_config(config)
     asked = site_policy(settings, config.parent).ask_first
     runs = [run for run, answer in _runs(config).values() if answer is None] if asked else []
@@ -46,13 +46,13 @@ def waiting(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = Fal
 @app.command()
 def approve(run: Run, config: Config = WORKER_TOML, kit: Kit = None) -> None:
     """Let this site train a run; the worker hears of it with its next sign of life."""
-    _say(_at(config, kit), run, approved=True)
+    _say(at(config, kit), run, approved=True)
 
 
 @app.command()
 def refuse(run: Run, config: Config = WORKER_TOML, kit: Kit = None) -> None:
     """Let this site not train a run: a training under way is stopped, and none begins."""
-    _say(_at(config, kit), run, approved=False)
+    _say(at(config, kit), run, approved=False)
 
 
 @app.command()
@@ -60,7 +60,7 @@ def cases(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False
     """List what went wrong here, the newest first; operators elsewhere see the numbers alone."""
     from worker.cases import Cases
 
-    found = Cases(_state(_at(config, kit)) / "cases").all()
+    found = Cases(_state(at(config, kit)) / "cases").all()
     if as_json:
         typer.echo(json.dumps([{"case": case.number, "title": case.title} for case in found]))
         return
@@ -79,10 +79,69 @@ def case(
     """Show the full text of a case. It may name patients: it is for people of this hospital."""
     from worker.cases import Cases
 
-    typer.echo(Cases(_state(_at(config, kit)) / "cases").text(number))
+    typer.echo(Cases(_state(at(config, kit)) / "cases").text(number))
 
 
-def _at(config: Path, kit: Path | None) -> Path:
+@app.command()
+def models(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
+    """List the versions of each run that `fledge infer` can use here, and how they did on this site's data."""
+    from worker.kept import KeptVersions, best
+    from worker.service import MODELS
+
+    known = KeptVersions(_state(at(config, kit)) / MODELS)
+    found = [(each, best(held) is each) for run in known.runs() for held in [known.of(run)] for each in held]
+    if as_json:
+        rows = [
+            {"run": each.run, "version": each.version, "metrics": dict(each.metrics), "best": is_best}
+            for each, is_best in found
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    for each, is_best in found:
+        did = "".join(f"  {name} {value:.4g}" for name, value in each.metrics.items())
+        typer.echo(f"{each.run}  version {each.version}{did}{'  best' if is_best else ''}")
+    if not found:
+        typer.echo("no version is here; the worker keeps those that it trains from")
+
+
+@app.command()
+def rehearse(
+    run: Annotated[str, typer.Option("--run", help="Take the options that worker.toml has for this run.")] = "",
+    code: Annotated[
+        Path | None, typer.Option(help="A run's code to be tried; by default the trainer that worker.toml names.")
+    ] = None,
+    versions: Annotated[int, typer.Option(min=1, max=1000, help="How many versions to train one after another.")] = 2,
+    config: Config = WORKER_TOML,
+    kit: Kit = None,
+) -> None:
+    """Try a trainer with this site's data, filters and exclusions: everything is real but federation and store."""
+    from fledge.packing import CODE
+    from protocol.messages import Named
+    from worker.config import load_trainer, read_config
+    from worker.deployed import FACTORY
+    from worker.filters import build
+    from worker.rehearsal import rehearse
+
+    config = at(config, kit)
+    settings = read_config(config)
+    if code is not None and (code / CODE).is_dir():  # a run's directory
+        code = code / CODE
+    factory = settings.trainer if code is None else FACTORY
+    if factory is None:
+        raise ConfigError(f"{config} names no trainer; say with --code which run's code to try")
+    options = settings.options_of(run) if run else settings.options
+    trainer = load_trainer(factory, options, config.parent if code is None else code)
+    filters = build([Named(name=each.name, parameters=each.parameters) for each in settings.filters])
+    for done in rehearse(trainer, filters, versions=versions, exclude=settings.exclude):
+        did = "".join(f"  {name} {value:.4g}" for name, value in done.metrics.items())
+        typer.echo(
+            f"version {done.version}{did}  then {done.steps} steps on {done.examples} examples in {done.seconds:.1f} s"
+            f"  L2 norm of the update {done.norm:.4g}"
+        )
+
+
+def at(config: Path, kit: Path | None) -> Path:
+    """The configuration file that two options name."""
     return config if kit is None else kit / WORKER_TOML
 
 

@@ -56,12 +56,21 @@ class Codes:
                 self._unpack(code, raw)
                 unfinished = self._unfinished()
                 _write(unfinished, raw)
-                os.replace(unfinished, self._archive(code))
+                os.replace(unfinished, self._zip(code))
                 _sync(self.directory)
             except OSError as error:
                 raise _failed(self.directory, error) from error
             finally:
                 self._tidy()
+
+    def archive(self, code: bytes) -> bytes:
+        """An archive that is kept, as it was deployed.
+
+        Raises:
+            CodeLost: it is gone, or is another one now.
+        """
+        with self._lock:
+            return self._kept(code)
 
     def unpacked(self, code: bytes) -> Path:
         """The folder with the files of code that is kept, fresh from its archive.
@@ -75,7 +84,7 @@ class Codes:
             try:
                 return self._unpack(code, raw)
             except WireError as error:  # a newer version may take less than the one that kept it
-                raise CodeLost(f"{self._archive(code)} is no longer taken: {error}") from error
+                raise CodeLost(f"{self._zip(code)} is no longer taken: {error}") from error
             except OSError as error:
                 raise _failed(self.directory, error) from error
             finally:
@@ -84,7 +93,7 @@ class Codes:
     def forget(self, code: bytes) -> None:
         """Delete code; what cannot be deleted now is swept at the next start."""
         with self._lock:
-            _delete(self._archive(code))
+            _delete(self._zip(code))
             _delete(self._folder(code))
 
     def sweep(self, keep: Iterable[bytes]) -> int:
@@ -97,7 +106,7 @@ class Codes:
         return len(gone)
 
     def _kept(self, code: bytes) -> bytes:
-        path = self._archive(code)
+        path = self._zip(code)
         try:
             with path.open("rb") as file:
                 raw = file.read(limits.CODE + 1)
@@ -127,7 +136,7 @@ class Codes:
             if name.startswith(_UNFINISHED):
                 _delete(self.directory / name)
 
-    def _archive(self, code: bytes) -> Path:
+    def _zip(self, code: bytes) -> Path:
         return self.directory / f"{code.hex()}.zip"
 
     def _folder(self, code: bytes) -> Path:

@@ -94,13 +94,23 @@ def evaluate(
     own: OwnTensors | None = None,
 ) -> Evaluation:
     """Evaluate a version, with the site's own values where it keeps tensors to itself; arguments as above."""
-    private = _private(spec, _kept(trainer, spec, excluded(spec, exclude)))
-    weights = Weights(spec, base, own.values(control.run, spec, private) if own and private else None)
+    weights = as_here(trainer, control.run, spec, base, exclude, own)
     with _foreign(trainer, "evaluate"):
         result: EvaluationResult = trainer.evaluate(weights, control)
     if result.examples < 0:
         raise TrainingError(f"the trainer evaluated on {result.examples} examples")
     return Evaluation(examples=int(result.examples), metrics=_metrics(result.metrics))
+
+
+def as_here(
+    trainer: Any, run: str, spec: ModelSpec, base: Records, exclude: Sequence[str], own: OwnTensors | None
+) -> Weights:
+    """A version as this site uses it: with its own values where it keeps tensors to itself.
+
+    Of the trainer, only what it `keeps` counts.
+    """
+    private = _private(spec, _kept(trainer, spec, excluded(spec, exclude)))
+    return Weights(spec, base, own.values(run, spec, private) if own and private else None)
 
 
 def excluded(spec: ModelSpec, patterns: Sequence[str]) -> frozenset[str]:
@@ -122,7 +132,7 @@ def excluded(spec: ModelSpec, patterns: Sequence[str]) -> frozenset[str]:
     return found
 
 
-def _kept(trainer: Trainer, spec: ModelSpec, absent: frozenset[str]) -> frozenset[str]:
+def _kept(trainer: Any, spec: ModelSpec, absent: frozenset[str]) -> frozenset[str]:
     """What is excluded, together with what the trainer keeps to the site because of what it is (`Trainer.keeps`)."""
     keeps: frozenset[str] = getattr(trainer, "keeps", frozenset())
     if unknown := sorted(keeps - spec.names):

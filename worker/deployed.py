@@ -106,6 +106,20 @@ class Deployed:
             self._trainer, self._used = made, wanted
             return made
 
+    def folder(self, run: str, code: bytes) -> Path:
+        """The folder of a run's code, from where imports are found from now on; nothing of it is run.
+
+        Raises:
+            As `trainer`.
+        """
+        may_bring_code(self._reader(), run)
+        self._policy.check_code(code.hex())
+        with _loading:
+            self.put_away()
+            folder = self._codes.unpacked(code)
+            self._enter(folder, run)
+        return folder
+
     def put_away(self) -> None:
         """Drop the trainer in use, so that nothing of its code is found by others."""
         if not self._entered:

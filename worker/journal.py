@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import singledispatchmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -48,6 +48,7 @@ from worker.gate import NoteAnswer, NoteDrained
 from worker.obeying import NoteCounter
 
 SCHEMA = 1
+T = TypeVar("T")
 _DIGEST = 32
 _metadata = tables.metadata
 
@@ -132,14 +133,12 @@ class Journal:
         Raises:
             StateError: there is no journal, or it cannot be read.
         """
-        engine = open_readonly(path)
-        try:
-            with engine.connect() as connection:
-                return _load(connection)
-        except OperationalError as error:
-            raise StateError(f"{path}: {error.orig}; has its worker been started with this version?") from error
-        finally:
-            engine.dispose()
+        return _read_beside(path, _load)
+
+    @classmethod
+    def registry_beside(cls, path: Path) -> bytes | None:
+        """The newest registry's signed record, read beside the worker; errors as with `beside`."""
+        return _read_beside(path, _registry_record)
 
     def _begin(self) -> Any:
         return self._engine.begin()
@@ -304,10 +303,7 @@ class Journal:
     def registry_record(self) -> bytes | None:
         """The newest registry's signed record, if one was noted."""
         with self._begin() as connection:
-            found: bytes | None = connection.scalar(
-                select(tables.registries.c.record).order_by(tables.registries.c.version.desc()).limit(1)
-            )
-        return found
+            return _registry_record(connection)
 
     def version_record(self, run: str) -> bytes:
         """The signed record of the newest version of `run`; empty before the first."""
@@ -344,6 +340,24 @@ class Journal:
                 select(tables.receipts).order_by(tables.receipts.c.received, tables.receipts.c.id)
             )
             return [dict(row._mapping) for row in rows]
+
+
+def _read_beside(path: Path, read: Callable[[Connection], T]) -> T:
+    engine = open_readonly(path)
+    try:
+        with engine.connect() as connection:
+            return read(connection)
+    except OperationalError as error:
+        raise StateError(f"{path}: {error.orig}; has its worker been started with this version?") from error
+    finally:
+        engine.dispose()
+
+
+def _registry_record(connection: Connection) -> bytes | None:
+    found: bytes | None = connection.scalar(
+        select(tables.registries.c.record).order_by(tables.registries.c.version.desc()).limit(1)
+    )
+    return found
 
 
 def _load(connection: Connection) -> Snapshot:

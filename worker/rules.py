@@ -18,6 +18,7 @@
 9. A run that brings code is trained by exactly that code, once an operator has deployed it for this run, and a run
    that was left is not trained (`deployments.py`).
 10. A revoked site trains and sends nothing, until it is a member again (`standing.py`).
+11. The last version of a run that has ended is fetched, for the site's own use (`keeping.py`).
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ from worker.events import (
     VersionSeen,
 )
 from worker.gate import Gate, Said
+from worker.keeping import Keeping, NotKept
 from worker.obeying import CommandSeen, Obeyed, Obeying
 from worker.policy import OPEN, SitePolicy
 from worker.pulls import Pulls
@@ -107,6 +109,7 @@ class WorkerRules:
         self._obeying = Obeying(snapshot.orders)
         self._standing = standing or Standing(None, Registry(version=0, entries=()))
         self._pulls = Pulls(dice)
+        self._keeping = Keeping(dice)
         self._reporting = Reporting(heartbeat)
         self._head = snapshot.head
         self._registry = snapshot.registry
@@ -123,7 +126,7 @@ class WorkerRules:
 
     def deadline(self) -> float | None:
         """When `Tick` should come at the latest."""
-        due = [self._pulls.at, self._reporting.at, self._held_until]
+        due = [self._pulls.at, self._reporting.at, self._held_until, self._keeping.at]
         if not self._standing.why:
             due.append(self._sending.deadline())
         if self._training is None and self._candidate() is not None:
@@ -170,6 +173,8 @@ class WorkerRules:
                 self._on_trained(event, now)
             case TrainingFailed():
                 self._on_training_failed(event, now)
+            case NotKept(run=run):
+                self._keeping.failed(run, now)
             case CommandSeen():
                 self._obeying.on_command(event, decided)
             case Obeyed(envelope=envelope):
@@ -398,6 +403,8 @@ class WorkerRules:
         if not self._standing.why:
             self._sending.tick(now, self._decided)
         self._reporting.tick(self._shown(), now, self._decided, member=not self._standing.why)
+        if not self._standing.why:
+            self._keeping.tick(self._runs.values(), now, self._decided)
         if begun is not None:  # after the report, which would hide what a quick trainer has said already
             self._decided.effects.append(begun)
 

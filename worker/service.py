@@ -45,6 +45,8 @@ from worker.gate import ClockSeen, ForgetAnswer, LookAtClock, RunAnswered
 from worker.grants import Grants
 from worker.holding import hold
 from worker.journal import Journal
+from worker.keeping import KeepLast
+from worker.kept import KeptVersions
 from worker.obeying import Leave, Leaving, Obey
 from worker.orders import Orders
 from worker.own import OwnTensors
@@ -56,7 +58,7 @@ from worker.standing import HubAnswered, Judged, LeftOut, Standing
 from worker.training import Job, Training
 from worker.uploading import Throttle, Uploader
 
-CASES, ANSWERS = "cases", "approvals"
+CASES, ANSWERS, MODELS = "cases", "approvals", "models"
 """Directories below the state directory that people at the site look at and write to."""
 DOUBTS = ("untrusted", "revoked", "not_for_us")
 """Reasons that a newer registry may explain."""
@@ -168,6 +170,7 @@ class WorkerService:
             progress=self._signs.progress,
             log=self._log,
             cases=Cases(self._state / CASES),
+            kept=KeptVersions(self._state / MODELS),
             policy=settings.policy,
         )
         self.grants = Grants(self.site, self._reading, self._transport, self._log, accepted=self._accepted)
@@ -360,6 +363,9 @@ class WorkerService:
                 self._obey.put(lambda: self._runs.forget(code))
             case ForgetOwn(run=run):
                 self._train.put(lambda: self._training.forget_own(run))
+            case KeepLast(run=run):
+                record = self.journal.version_record(run)
+                self._train.put(lambda: self._training.keep_last(run, record, self._stopping))
             case Leave(leaving=leaving):
                 self.leaving = leaving
                 threading.Thread(target=self.stop, name=f"{self.site} leave", daemon=True).start()

@@ -111,7 +111,8 @@ class Trainer(Protocol):
     """A site's training code.
 
     A trainer may have an attribute `keeps`: the names of floating tensors that stay at the site, like those of
-    `exclude`.
+    `exclude`; and `key_metric`: the name of the metric by which it compares versions, or `-name` if smaller is
+    better.
     """
 
     def train(self, base: Weights, control: Control) -> TrainResult:

@@ -8,11 +8,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from broker.blobs import BlobStore
+from broker.cache import CachedBlobs
 from broker.crash import crash_point
 from broker.streams import read_blob
 from protocol import limits
@@ -23,7 +25,9 @@ from protocol.errors import (
     Aborted,
     ConfigError,
     DiskFull,
+    FledgeError,
     Malformed,
+    Missing,
     StateError,
     StoreError,
     Tampered,
@@ -44,6 +48,8 @@ from worker.deployed import Deployed
 from worker.deployments import CODE_LOST
 from worker.events import Evaluated, Sealed, Train, Trained, TrainingFailed
 from worker.filters import FilterChain
+from worker.keeping import NotKept
+from worker.kept import KeptVersion, KeptVersions, best
 from worker.own import OwnTensors
 from worker.policy import OPEN, SitePolicy
 from worker.sealing import finish
@@ -107,6 +113,7 @@ class Training:
         progress: Progress,
         log: Any,
         cases: Cases,
+        kept: KeptVersions,
         policy: SitePolicy = OPEN,
     ) -> None:
         """`seed`: what all of the site's trainings are seeded from; `reader` gives the one of the registry in force.
@@ -125,12 +132,15 @@ class Training:
         self._tell = tell
         self._progress = progress
         self._cases = cases
+        self._kept = kept
         self._policy = policy
         self._harmless: set[str] = set()
         """Names of metrics that may leave the site."""
         self._log = log
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="worker fetch")
         self._spec: ModelSpec | None = None
+        self._spec_keys: tuple[str, ...] = ()
+        """Where the specification lies: its record, then its chunks."""
         self._opened: tuple[Reader, bytes, ModelRecord] | None = None
 
     def close(self) -> None:
@@ -144,8 +154,30 @@ class Training:
         self._deployed.put_away()
         try:
             self._own.forget(run)
+            self._kept.forget(run)
         except OSError as error:  # another training of the run would begin with them; nothing leaves the site
             self._log.warning("own.not_dropped", run=run, kind=type(error).__name__)
+
+    def keep_last(self, run: str, record: bytes, stopping: threading.Event) -> None:
+        """Fetch the last version of a run that has ended, if the site took part; tells `NotKept` to be asked again."""
+        kept = self._kept.of(run)
+        if not kept or kept[-1].record == record:
+            return
+        try:
+            reader = self._reader()
+            model = self._model_of(reader, record)
+            self._spec_of(reader, model)
+            for _ in self._read(model.manifest, model.key):
+                if stopping.is_set():
+                    return
+        except Missing as error:  # the hub has deleted it: there is nothing to wait for
+            self._log.warning("model.not_kept", run=run, kind=type(error).__name__)
+        except FledgeError as error:
+            self._log.warning("model.not_kept", run=run, kind=type(error).__name__)
+            self._tell(NotKept(run=run))
+        else:
+            self._keep(reader, model, record)
+            self._log.info("model.kept", run=run, version=model.version)
 
     def run(self, job: Job) -> None:
         """Train; tells `Evaluated` if it was asked for, then `Trained` or `TrainingFailed`."""
@@ -193,8 +225,11 @@ class Training:
         control.check()
         trainer = self._trainer_of(training, model)
         if training.evaluation:
-            self._evaluate(trainer, reader, training, spec, base, control)
-        return self._contribute(trainer, reader, training, spec, base, control)
+            metrics = self._evaluate(trainer, reader, training, spec, base, control)
+            self._keep(reader, model, job.record, metrics, getattr(trainer, "key_metric", ""))
+        sealed = self._contribute(trainer, reader, training, spec, base, control)
+        self._keep(reader, model, job.record)
+        return sealed
 
     def _trainer_of(self, training: Train, model: ModelRecord) -> Trainer:
         """The trainer that the version names: the site's own, or that of the very code deployed for the run."""
@@ -219,7 +254,7 @@ class Training:
 
     def _evaluate(
         self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
-    ) -> None:
+    ) -> Mapping[str, float]:
         evaluation = evaluate(
             trainer=trainer, spec=spec, base=base, control=control, exclude=self._exclude, own=self._own
         )
@@ -238,6 +273,7 @@ class Training:
             spec=spec.digest,
         )
         self._tell(Evaluated(id=training.id, envelope=envelope))
+        return evaluation.metrics
 
     def _contribute(
         self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
@@ -275,6 +311,26 @@ class Training:
             batch.discard()
             raise
 
+    def _keep(
+        self,
+        reader: Reader,
+        model: ModelRecord,
+        record: bytes,
+        metrics: Mapping[str, float] | None = None,
+        key: str = "",
+    ) -> None:
+        """Note that the site holds this version; of the cache, the best version's chunks go as late as the newest's."""
+        noted = KeptVersion(run=model.run, version=model.version, record=record, metrics=metrics or {}, key=key)
+        try:
+            found = best(self._kept.note(noted))
+        except StateError as error:  # only `fledge infer` will miss it
+            self._log.warning("model.not_kept", run=model.run, version=model.version, kind=type(error).__name__)
+            return
+        if found is not None and isinstance(self._store, CachedBlobs):
+            with suppress(WireError):  # whoever signed it is no aggregator any more
+                manifest = reader.model(found.record).manifest
+                self._store.touch([*self._spec_keys, *(model_chunk(chunk.hex()) for chunk in manifest.chunks)])
+
     def _model_of(self, reader: Reader, record: bytes) -> ModelRecord:
         """A version's record opened; kept for further trainings from it, as long as the same registry is in force."""
         if self._opened is None or self._opened[:2] != (reader, record):
@@ -282,15 +338,17 @@ class Training:
         return self._opened[2]
 
     def _spec_of(self, reader: Reader, model: ModelRecord) -> ModelSpec:
-        """The specification of a version; fetched once, since it stays the same throughout a run."""
-        if self._spec is None or self._spec.digest != model.spec:
-            record = reader.spec(self._store.get(record_key(model.says.spec_record.hex()), limits.STORED_RECORD))
+        """The specification of a version; it stays the same throughout a run, but is sealed again for other members."""
+        key = record_key(model.says.spec_record.hex())
+        if self._spec is None or (self._spec_keys[0], self._spec.digest) != (key, model.spec):
+            record = reader.spec(self._store.get(key, limits.STORED_RECORD))
             if record.manifest.length > limits.SPEC:
                 raise TooLarge(f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed")
             spec = ModelSpec.from_bytes(b"".join(self._read(record.manifest, record.key)))
             if spec.digest != model.spec:
                 raise Tampered("the specification is not the one the version names")
             self._spec = spec
+            self._spec_keys = (key, *(model_chunk(chunk.hex()) for chunk in record.manifest.chunks))
         return self._spec
 
     def _read(self, manifest: Manifest, key: ContentKey, *, digest: bool = True) -> Iterator[bytes]:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from fledge.health import site_health
+from fledge.inferring import SiteModels
 from tests.e2e.program import Program, wait_for
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.rabbit import RabbitNode, free_ports
@@ -305,6 +306,21 @@ def take_models(walk: Walk) -> None:
     assert "all the same bytes" in walk.fledge("replay", "--config", str(hub), "--run", RUN)
 
 
+def hold_models(walk: Walk) -> None:
+    """A site that took part has the last version in its hands, and can read it without anybody, by URLs or not."""
+    [listed] = walk.ctl("run", "list")
+    [last] = listed["values"]["version"]
+    for site in ("north", "south"):
+        walk.wait(lambda site=site: walk.programs[site].count("model.kept", version=last) > 0, f"{site} has {last}")
+        assert f"version {last}" in walk.fledge("site", "models", "--kit", str(walk.kit(site)))
+        models = SiteModels(walk.kit(site) / "worker.toml")
+        kept = models.version(RUN, "global")
+        model, spec = models.opened(kept)
+        assert kept.version == last
+        sizes = {name: array.shape for name, array in models.weights(kept, model, spec, frozenset()).tensors()}
+        assert sizes == {tensor.name: tensor.shape for tensor in spec.tensors}
+
+
 def join(walk: Walk, site: str) -> None:
     """Start a site; its health is red until the hub has answered it, then green."""
     walk.fledge("healthcheck", "--kit", str(walk.kit(site)), code=1)
@@ -423,6 +439,7 @@ def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     # The run ends by order, and the model is exported.
     assert walk.ctl("run", "stop", "--yes")[0]["ok"]
     take_models(walk)
+    hold_models(walk)
 
     # What is private at a site was seen by nobody.
     assert (walk.kit("north") / CANARY / "worker.db").is_file()

@@ -28,6 +28,7 @@ from tests.simulation.surroundings import (
 from worker import events
 from worker.events import Sealed
 from worker.gate import ClockSeen, ForgetAnswer, LookAtClock
+from worker.keeping import KeepLast
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -143,7 +144,7 @@ class Hospital(Process):
                 self.world.broker.publish(topology.event_exchange(self.site), "", body)
             case events.Alarm(event=event):
                 self.alarms.append(event)
-            case events.Report() | events.Settled() | ForgetAnswer():
+            case events.Report() | events.Settled() | ForgetAnswer() | KeepLast():
                 pass
             case _:
                 raise TypeError(f"the simulated worker does not know {effect}")

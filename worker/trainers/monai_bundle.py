@@ -91,6 +91,12 @@ class BundleTrainer:
         """Floating tensors that stay at the site, as with `exclude`: those of BatchNorm, if that was asked for."""
         return batchnorm(self.model) if self._keep_batchnorm else frozenset()
 
+    @property
+    def key_metric(self) -> str:
+        """The metric by which the bundle compares models, `-name` if smaller is better; empty if it names none."""
+        built = self._ready(self._batch)
+        return "" if built.evaluator is None else built.evaluator.key_metric
+
     def initial(self) -> Iterator[bytes]:
         """The payload of the network as it stands: version 0 of a run that begins with it."""
         return model_payload(self.model, self.spec)

@@ -6,8 +6,9 @@ of a bundle of their own, reads it through here.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,15 @@ LEFT_OUT = frozenset(
     }
 )
 """Handlers and transforms that write files, or do what a federation does itself: checkpoints, validation, stopping."""
+ELSEWHERE = frozenset(
+    {
+        *("CheckpointLoader", "TensorBoardHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler"),
+        *("MLFlowHandler", "ClearMLHandler", "ClearMLStatsHandler", "ClearMLImageHandler"),
+    }
+)
+"""What an inference goes without: weights of a file's, and logs that may go to other machines."""
 _NAMES = ("json", "yaml", "yml")
+_LOADS = frozenset({"LoadImaged", "LoadImageD", "LoadImageDict"})
 
 
 class Left:
@@ -65,7 +74,7 @@ class Configs:
         self._files = [train], [train, *([evaluate] if evaluate else [])]
         self._overrides = dict(overrides)
         _importable(self.root)
-        found = self._read(self._files[0])
+        found = _read(self._files[0])
         missing = [name for name in required if name not in found]
         if missing:
             raise ConfigError(
@@ -92,16 +101,8 @@ class Configs:
                 here.resolved_content[name] = made[name]
         return parser
 
-    def _read(self, files: list[Path]) -> Any:
-        parser = ConfigParser()
-        try:
-            parser.read_config([str(file) for file in files])
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"the bundle's {files[-1].name} cannot be read: {error}") from error
-        return parser
-
     def _parsed(self, files: list[Path], more: Mapping[str, Any], scratch: str) -> Any:
-        parser = self._read(files)
+        parser = _read(files)
         places = {name: scratch for name in SCRATCH if name in parser}
         parser.update({"bundle_root": str(self.root), **places, **self._overrides, **more})
         # Macros copy parts of the configuration, also from other files, so they come before what is left out.
@@ -109,6 +110,56 @@ class Configs:
         _leave_out(parser.config)
         parser.parse(reset=True)
         return parser
+
+
+class Inference:
+    """A bundle's `inference` configuration, with the site's places and weights that come from elsewhere."""
+
+    def __init__(self, root: Path, *, overrides: Mapping[str, Any], places: Mapping[str, Any]) -> None:
+        """`overrides` as for a training, those whose ids are here; `places` go before all else, likewise.
+
+        Raises:
+            ConfigError: the bundle has no such configuration, or it lacks what every inference needs.
+        """
+        self._root = root.resolve()
+        file = _file(self._root, "inference")
+        if file is None:
+            raise ConfigError(f"{root} has no configs/inference.json, so it does not say how to infer")
+        self._file = file
+        _importable(self._root)
+        found = _read([file])
+        missing = [name for name in ("evaluator", "dataset", "output_dir") if name not in found]
+        if missing:
+            raise ConfigError(f"the bundle lacks {', '.join(missing)} in {file.name}, which every inference needs")
+        wanted = {**overrides, **places}
+        self._overrides = {name: value for name, value in wanted.items() if _has_place(found, name)}
+
+    def parser(self, images: Sequence[str] | None = None) -> Any:
+        """A parser that is ready to be asked for objects; `images` go in the place of the bundle's own data."""
+        # Names of files are handed over as they are: in a configuration some would be taken for expressions.
+        parser = _read([self._file], {} if images is None else {"fledge_images": list(images)})
+        parser.update({"bundle_root": str(self._root), **self._overrides})
+        parser.resolve_macro_and_relative_ids()
+        if images is not None:
+            key = self._image_key(parser)
+            each = "each" if key is None else f"{{{json.dumps(key)}: each}}"
+            parser.update({"dataset#data": f"$[{each} for each in fledge_images]"})
+        _leave_out(parser.config, ELSEWHERE)
+        parser.parse(reset=True)
+        return parser
+
+    @staticmethod
+    def _image_key(parser: Any) -> str | None:
+        """The name by which the first transform that loads images knows them; None if it is given the file alone."""
+        for part in _parts(parser.config):
+            target, keys = str(part.get("_target_")).rpartition(".")[2], part.get("keys")
+            if target == "LoadImage":
+                return None
+            if target in _LOADS and keys:
+                if isinstance(keys, str) and keys.startswith("@"):
+                    keys = parser.get_parsed_content(keys[1:])
+                return str(keys if isinstance(keys, str) else keys[0])
+        return "image"
 
 
 def _file(root: Path, name: str) -> Path | None:
@@ -131,10 +182,20 @@ def _has_place(parser: Any, name: str) -> bool:
     return name in parser or (bool(above) and above in parser)
 
 
-def _leave_out(config: Any) -> None:
+def _read(files: list[Path], names: Mapping[str, Any] | None = None) -> Any:
+    """A parser of these files; `names` are what its expressions may use besides."""
+    parser = ConfigParser(globals=dict(names or {}))
+    try:
+        parser.read_config([str(file) for file in files])
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the bundle's {files[-1].name} cannot be read: {error}") from error
+    return parser
+
+
+def _leave_out(config: Any, names: frozenset[str] = LEFT_OUT) -> None:
     for part in _parts(config):
         target = part.get("_target_")
-        if isinstance(target, str) and target.rpartition(".")[2] in LEFT_OUT:
+        if isinstance(target, str) and target.rpartition(".")[2] in names:
             part.clear()
             part["_target_"] = f"{__name__}.{Left.__name__}"
 

@@ -88,6 +88,15 @@ class Engine:
             self._rewind(epochs)
         return done
 
+    @property
+    def key_metric(self) -> str:
+        """The name of the metric by which it compares models, as `metrics` has it; empty if there is none.
+
+        A minus sign before it: smaller is better.
+        """
+        name = _said(str(getattr(self.engine.state, "key_metric_name", None) or ""))
+        return f"-{name}" if name and self.engine.metric_cmp_fn(0.25, 0.75) else name
+
     def metrics(self) -> dict[str, float]:
         """What the bundle's metrics came to, those that are one number."""
         return numbers(self.engine.state.metrics)
@@ -196,8 +205,12 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         except (TypeError, ValueError, RuntimeError):
             continue
         if math.isfinite(number):
-            found[_UNSAID.sub("_", str(name))[:64]] = number
+            found[_said(str(name))] = number
     return found
+
+
+def _said(name: str) -> str:
+    return _UNSAID.sub("_", name)[:64]
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -1,0 +1,216 @@
+"""Inference at a hospital with a version that its worker has had in its hands: found, decrypted, and run by its bundle.
+
+Nothing is asked of hub, broker or store: what is needed lies in the worker's state, and only the site's own keys open
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+from broker.blobs import open_blobs
+from broker.cache import CacheReader
+from broker.chunks import Getter
+from broker.streams import read_blob
+from deploy.keyfiles import new_folder, read_bounded, read_identity
+from fledge.bootstrap import CACHE
+from protocol import limits
+from protocol.blob import Manifest
+from protocol.envelope import ContentKey
+from protocol.errors import ConfigError, Missing, StateError, Tampered
+from protocol.spec import ModelSpec
+from protocol.topology import model_chunk, record_key
+from worker.announcements import ModelRecord, Reader, read_registry
+from worker.codes import Codes
+from worker.config import read_config, site_policy
+from worker.contribute import as_here
+from worker.deployed import Deployed
+from worker.journal import Journal
+from worker.kept import KeptVersion, KeptVersions, chosen
+from worker.own import OwnTensors
+from worker.service import MODELS
+from worker.weights import Weights
+
+ABOUT = "fledge.json"
+"""In the results: which model made them."""
+_BUNDLE_TRAINER = "worker.trainers.monai_bundle:bundle_trainer"
+
+Progress = Callable[[int, int], None]
+"""Takes batches done and batches in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inferred:
+    """What an inference came to."""
+
+    run: str
+    version: int
+    metrics: Mapping[str, float]
+    """Of this version on the site's own data, if it was evaluated."""
+    images: int
+    own_list: bool
+    """Whether the bundle found the images by its own pattern or list; else they are all those in the folder."""
+
+
+class SiteModels:
+    """The versions at one site, by its `worker.toml`; a worker may be running beside."""
+
+    def __init__(self, config: Path) -> None:
+        """Raises:
+        ConfigError: a file of the kit is missing or wrong.
+        StateError: no worker has run here.
+        """
+        self.settings, base = read_config(config), config.parent
+        self._state = base / self.settings.state
+        self._policy = site_policy(self.settings, base)
+        self._identity = read_identity(base / self.settings.keys)
+        kit = read_bounded(base / self.settings.registry, limits.STORED_RECORD, "the signed registry")
+        noted = Journal.registry_beside(self._state / "worker.db")
+        root, federation = bytes.fromhex(self.settings.root), self.settings.federation
+        known = [read_registry(raw, root, federation).registry for raw in (kit, noted) if raw is not None]
+        self._reader = Reader(self._identity, federation, max(known, key=lambda registry: registry.version))
+        self._kept = KeptVersions(self._state / MODELS)
+        # In front of a store that is a directory of this machine there is no cache.
+        local = urlsplit(self.settings.store).scheme == "file"
+        self._store: Getter[bytes] = open_blobs(self.settings.store) if local else CacheReader(self._state / CACHE)
+
+    def runs(self) -> dict[str, tuple[KeptVersion, ...]]:
+        """What is held of each run, ascending."""
+        return {run: self._kept.of(run) for run in self._kept.runs()}
+
+    def version(self, run: str, wanted: str) -> KeptVersion:
+        """A version of a run: "best", "global" or a number.
+
+        Raises:
+            ConfigError: it is not held here.
+        """
+        return chosen(run, self._kept.of(run), wanted)
+
+    def opened(self, kept: KeptVersion) -> tuple[ModelRecord, ModelSpec]:
+        """A version's record, opened, and its specification.
+
+        Raises:
+            Missing: something of it is gone.
+            WireError: the record is no aggregator's for this site.
+        """
+        model = self._reader.model(kept.record)
+        record = self._reader.spec(self._spec_record(kept, model))
+        if record.manifest.length > limits.SPEC:
+            raise Tampered(f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed")
+        spec = ModelSpec.from_bytes(b"".join(self._blob(record.manifest, record.key)))
+        if spec.digest != model.spec or model.manifest.length != spec.model_length:
+            raise Tampered(f"version {kept.version} of run {kept.run} and its specification do not fit each other")
+        return model, spec
+
+    def _spec_record(self, kept: KeptVersion, model: ModelRecord) -> bytes:
+        """The specification's record as this version names it, or as a newer one does: it is the whole run's."""
+        newer = [self._reader.model(each.record) for each in self._kept.of(kept.run) if each.version > kept.version]
+        names = {each.says.spec_record: None for each in (model, *reversed(newer)) if each.spec == model.spec}
+        for name in names:
+            with suppress(Missing):
+                return self._store.get(record_key(name.hex()), limits.STORED_RECORD)
+        raise Missing(f"the specification of run {kept.run} is not here")
+
+    def weights(self, kept: KeptVersion, model: ModelRecord, spec: ModelSpec, keeps: frozenset[str]) -> Weights:
+        """The version as this site uses it, with its own values of the tensors that stay here."""
+        return as_here(
+            SimpleNamespace(keeps=keeps),
+            kept.run,
+            spec,
+            lambda: self._blob(model.manifest, model.key),
+            self.settings.exclude,
+            OwnTensors(self._state / "own", self._identity, self.settings.federation),
+        )
+
+    @contextmanager
+    def bundle(self, model: ModelRecord) -> Iterator[Path]:
+        """The folder of the bundle that trains the run: its code, or the site's own.
+
+        Raises:
+            ConfigError: the site trains it with something else than a bundle, or does not allow the code.
+            CodeLost: the code is not here.
+        """
+        if model.says.bundle is None:
+            root = self.settings.options_of(model.run).get("bundle_root")
+            if self.settings.trainer != _BUNDLE_TRAINER or not isinstance(root, str):
+                raise ConfigError(f"run {model.run} brings no bundle; say with --bundle which one to infer with")
+            yield Path(root)
+            return
+        with tempfile.TemporaryDirectory(prefix="fledge-infer-") as scratch:
+            # A copy of our own: the worker makes the folder of its code anew whenever it wants to.
+            codes = Codes(Path(scratch))
+            codes.keep(model.says.bundle, Codes(self._state / "code").archive(model.says.bundle))
+            deployed = Deployed(codes, lambda: self._reader, self._policy, self.settings.options_of)
+            try:
+                yield deployed.folder(model.run, model.says.bundle)
+            finally:
+                deployed.put_away()
+
+    def _blob(self, manifest: Manifest, key: ContentKey) -> Iterator[bytes]:
+        return read_blob(self._store, manifest, key, model_chunk)
+
+
+def infer(
+    config: Path,
+    run: str,
+    wanted: str,
+    images: Path,
+    output: Path,
+    *,
+    bundle: Path | None = None,
+    device: str = "",
+    progress: Progress | None = None,
+) -> Inferred:
+    """Infer what is in `images` with a version of a run; the results appear in `output` once they are complete.
+
+    Raises:
+        ConfigError: the version, its bundle or the images are not there, or `output` is.
+        TrainingError: the bundle's inference failed; nothing is left in `output`.
+    """
+    from worker.trainers.monai_inference import BundleInference
+
+    if not images.is_dir():
+        raise ConfigError(f"{images} is no folder; name the one that holds the images")
+    models = SiteModels(config)
+    kept = models.version(run, wanted)
+    options = models.settings.options_of(run)
+    with _whole(kept), ExitStack() as stack:
+        model, spec = models.opened(kept)
+        root = bundle or stack.enter_context(models.bundle(model))
+        folder = stack.enter_context(new_folder(output))
+        inference = BundleInference(
+            root,
+            images=images,
+            output=folder,
+            overrides=options.get("overrides"),
+            device=device or options.get("device", ""),
+        )
+        weights = models.weights(kept, model, spec, inference.keeps(options.get("keep_local")))
+        inference.run(weights, progress)
+        about = {"run": kept.run, "version": kept.version, "sha256": model.manifest.digest.hex()}
+        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return Inferred(
+        run=kept.run,
+        version=kept.version,
+        metrics=kept.metrics,
+        images=inference.count,
+        own_list=inference.found is None,
+    )
+
+
+@contextmanager
+def _whole(kept: KeptVersion) -> Iterator[None]:
+    try:
+        yield
+    except Missing as error:
+        raise StateError(
+            f"version {kept.version} of run {kept.run} is no longer whole at this site; take another version, "
+            "or make cache_mb in worker.toml larger and let the worker train"
+        ) from error
