@@ -23,9 +23,11 @@ from worker.mmar.converting import Conversion, write
 from worker.mmar.notes import Kind
 from worker.mmar.reading import Mmar, is_mmar, pretrained, read_mmar
 from worker.mmar.translating import translate
+from worker.trainers import spec_and_payload
 from worker.trainers.mmar import Installed, convert_mmar, mmar_trainer
 from worker.trainers.monai_bundle import bundle_network
 from worker.trainers.monai_configs import REQUIRED
+from worker.trainers.monai_inference import BundleInference
 from worker.weights import Weights
 
 torch.set_num_threads(1)
@@ -239,6 +241,16 @@ def test_inference_runs_without_labels_and_goes_back_to_the_original_image(tmp_p
     parser.get_parsed_content("run")
     (found,) = out.rglob("*.nii.gz")
     assert nibabel.load(found).shape == (bundles.SIZE,) * 3
+
+
+def test_the_site_infers_from_a_folder_without_a_list(tmp_path: Path) -> None:
+    write(convert_mmar(mmars.write(tmp_path / "mmar", mmars.spleen_config())), tmp_path / "bundle")
+    spec, payload = spec_and_payload(bundle_network(tmp_path / "bundle"))
+    records = list(payload)
+    folder = bundles.volumes(tmp_path / "data", 2) / "images"
+    inference = BundleInference(tmp_path / "bundle", images=folder, output=tmp_path / "out")
+    inference.run(Weights(spec, records.__iter__))
+    assert inference.count == len(list((tmp_path / "out").rglob("*.nii.gz"))) == 2
 
 
 def test_trained_weights_are_found_as_clara_saved_them(tmp_path: Path) -> None:
