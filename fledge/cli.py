@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fledge import cli_bundle, cli_data, cli_deploy, cli_health, cli_infer, cli_provision, cli_site
+from fledge.cli_options import named_value
 from fledge.ctl.app import app as ctl
 from fledge.doctor.cli import doctor
 from protocol.errors import ConfigError, Fenced, FledgeError
@@ -145,7 +145,9 @@ def init_run(
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(help="A MONAI bundle, which becomes the run: its network version 0, its files the code."),
+        typer.Option(
+            help="A MONAI bundle (or Clara MMAR), which becomes the run: its network version 0, its files the code."
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="With --bundle: trained weights to begin with, such as its models/model.pt.")
@@ -171,13 +173,13 @@ def init_run(
 
         if factory or code is not None or option:
             raise ConfigError("--bundle brings its own training code; leave out the factory, --code and --option")
-        spec = init_bundle_run(bundle, out, name=name or out.resolve().name, weights=weights)
+        spec = init_bundle_run(bundle, out, name=name or out.resolve().name, weights=weights, tell=typer.echo)
     elif not factory and code is None:
         raise ConfigError("name your training code as module:factory, its folder with --code, or a MONAI bundle's")
     elif weights is not None:
         raise ConfigError("--weights goes with --bundle; other trainers begin with what they make")
     else:
-        options = dict(_option(text) for text in option or ())
+        options = dict(named_value(text, "--option") for text in option or ())
         spec = make_run(factory or FACTORY, out, name=name or out.resolve().name, options=options, code=code)
     size = spec.model_length / 1e6
     typer.echo(f"{out}: {len(spec.tensors)} tensors, {size:.3g} MB; look at {out / RUN_TOML}")
@@ -186,17 +188,6 @@ def init_run(
 
         typer.echo(f"code {hashlib.sha256(archive(read_code(out / CODE))).hexdigest()}")
     typer.echo(f"then `fledge ctl run create {out}`, or `fledge aggregator --run {out}` where the aggregator is")
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """A factory's option as TOML would read it; text that TOML cannot read is a string."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise ConfigError(f"--option {text!r}: write KEY=VALUE")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value
 
 
 @app.command()

@@ -1,9 +1,8 @@
-"""`fledge bundle`: MONAI bundles to begin with, and a look at one, and at the data for it, before it is deployed."""
+"""`fledge bundle`: MONAI bundles to begin with or made of Clara MMARs, and a look at one and its data beforehand."""
 
 from __future__ import annotations
 
 import json
-import tomllib
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protocol.errors import ConfigError
+from fledge.cli_options import named_value
 
 if TYPE_CHECKING:
     from worker.trainers.monai_check import Report
 
-app = typer.Typer(name="bundle", help="MONAI bundles: begin with one, check one.", no_args_is_help=True)
+app = typer.Typer(
+    name="bundle", help="MONAI bundles: begin with one, check one, make one of a Clara MMAR.", no_args_is_help=True
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
 _SHOWN = 50
@@ -82,10 +83,39 @@ def check(
     if data is not None and not quick:
         typer.echo("every image is read once, which takes its time with many (--quick: headers alone)", err=True)
     with warnings.catch_warnings(action="ignore"):  # what libraries say about themselves; what is wrong is a finding
-        report = check_bundle(bundle, data, overrides=dict(map(_override, override or ())), quick=quick)
+        report = check_bundle(
+            bundle, data, overrides=dict(named_value(text, "--override") for text in override or ()), quick=quick
+        )
     typer.echo(json.dumps(_document(report)) if as_json else "\n".join(_lines(report)))
     if not report.good:
         raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    mmar: Annotated[Path, typer.Argument(help="The folder of a Clara MMAR (3.1 or 4.x).")],
+    bundle: Annotated[Path, typer.Argument(help="A new folder for the bundle.")],
+    config: Annotated[str, typer.Option(help="The training configuration in its config folder.")] = "config_train.json",
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE before environment.json and the configuration; may be given again."),
+    ] = None,
+) -> None:
+    """Translate a Clara MMAR to a MONAI bundle; nothing of the MMAR is run.
+
+    Tells what was mapped, what was left out, and what each site has to set. The bundle is yours to work on; `fledge
+    init-run --bundle BUNDLE` makes a run of it. What has no equal in MONAI is refused by name. A bundle holds no
+    settings of a run: `fledge init-run --bundle MMAR` takes them from its config_fed_*.json.
+    """
+    from fledge.mmar_runs import lines
+    from worker.mmar.converting import write
+    from worker.trainers.mmar import convert_mmar
+
+    converted = convert_mmar(mmar, config=config, given=dict(named_value(text, "--set") for text in given or ()))
+    write(converted, bundle)
+    for line in lines(converted.notes):
+        typer.echo(line)
+    typer.echo(f"{bundle}: then `fledge init-run --bundle {bundle} -o RUN`")
 
 
 def _document(report: Report) -> dict[str, Any]:
@@ -107,14 +137,3 @@ def _lines(report: Report) -> list[str]:
         lines.append(f"and {more} more; --json writes all")
     lines.append("nothing to correct" if report.good else "not ready: correct the errors, and check again")
     return lines
-
-
-def _override(text: str) -> tuple[str, Any]:
-    """A value as TOML would read it, as in `worker.toml`; text that TOML cannot read is a string."""
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise ConfigError(f"--override {text!r}: write ID=VALUE, such as train#dataloader#batch_size=1")
-    try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name, value

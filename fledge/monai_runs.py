@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from aggregator.config import RunConfig
@@ -34,16 +35,26 @@ def init_bundle_run(
     name: str,
     weights: Path | None = None,
     settings: RunConfig | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> ModelSpec:
     """Make a run of a MONAI bundle: version 0 has the network's random weights, or those of the file `weights`.
 
-    The network's part of the bundle's configuration is evaluated here, so this is for whoever brings the bundle.
+    The network's part of the bundle's configuration is evaluated here, so this is for whoever brings the bundle. A
+    Clara MMAR is translated first, and then `tell` is called with what people have to know about it.
 
     Raises:
         ConfigError: it is no bundle that can be trained, or the directory is in use.
     """
+    from worker.mmar.reading import is_mmar
     from worker.trainers.monai_bundle import bundle_network
 
+    if is_mmar(bundle):
+        from fledge.mmar_runs import translated
+
+        with translated(bundle, name, settings, tell) as found:
+            return init_bundle_run(
+                found.bundle, directory, name=name, weights=weights or found.weights, settings=found.settings
+            )
     config = configured(name, settings)
     files = bundle_files(bundle)
     return write_run(directory, config, bundle_network(bundle, weights=weights), files)

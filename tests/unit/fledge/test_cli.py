@@ -149,7 +149,7 @@ def test_a_federation_and_a_run_are_made_from_the_command_line(tmp_path: Path) -
     assert "4 tensors" in run.stdout
     wrong = fledge("init-run", TRAINER, "-o", "other", "--option", "seed", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert "KEY=VALUE" in complaint(wrong)
+    assert "NAME=VALUE" in complaint(wrong)
 
 
 @contextmanager

@@ -626,4 +626,4 @@ def test_many_findings_are_cut_on_a_terminal(bundle: Path, data: Path) -> None:
 
 def test_an_override_that_is_none_is_told(bundle: Path) -> None:
     done = run(bundle, "--override", "loss")
-    assert "write ID=VALUE" in str(done.exception)
+    assert "write NAME=VALUE" in str(done.exception)

@@ -1,0 +1,23 @@
+"""What several commands understand in the same way: NAME=VALUE."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+from protocol.errors import ConfigError
+
+
+def named_value(text: str, option: str) -> tuple[str, Any]:
+    """A name and a value as TOML would read it; text that TOML cannot read is a string.
+
+    Raises:
+        ConfigError: it is not NAME=VALUE; names the `option` it was given with.
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"{option} {text!r}: write NAME=VALUE")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value

@@ -1,0 +1,62 @@
+"""What can become of a component of an MMAR: it is mapped, left out, or refused with advice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+Arguments = dict[str, Any]
+
+
+class Role(StrEnum):
+    """The part a component plays; a name means something only within its role."""
+
+    TRANSFORM = "transforms"
+    LOSS = "losses"
+    NETWORK = "networks"
+    OPTIMIZER = "optimizers"
+    SCHEDULE = "learning-rate schedules"
+    DATASET = "datasets and image pipelines"
+    LOADER = "data loaders"
+    INFERER = "inferers"
+    METRIC = "metrics"
+    HANDLER = "handlers"
+    ENGINE = "trainers and evaluators"
+    FEDERATED = "federated parts"
+    ANNOTATION = "annotation and AutoML parts"
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """Has an equal here."""
+
+    target: str
+    """What it becomes: a bare name of MONAI's, or the full name of somebody else's class."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Arguments that are called otherwise today."""
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    """Arguments that are left out, with why; nothing is told of one without a reason, which is taken over elsewhere."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of arguments that were not given: Clara's defaults where today's differ."""
+    adapt: Callable[[Arguments], Arguments] | None = None
+    """For arguments that changed in more than name; after renaming, before the defaults."""
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Is not needed, because MONAI or fledge does it itself."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Has no equal; says what to use instead."""
+
+    advice: str
+
+
+Entry = Mapped | LeftOut | Refused

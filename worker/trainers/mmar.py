@@ -1,0 +1,125 @@
+"""Clara MMARs as trainers: translated to MONAI bundles, which `worker.trainers.monai_bundle` trains."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import shutil
+import tempfile
+import weakref
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import ConfigError
+from worker.mmar.converting import Conversion, convert, write
+from worker.mmar.entries import Role
+from worker.mmar.reading import TRAIN, read_mmar
+from worker.trainers.monai_bundle import BundleTrainer, bundle_trainer
+
+_MODULES = {
+    Role.TRANSFORM: ("monai.transforms",),
+    Role.LOSS: ("monai.losses", "torch.nn"),
+    Role.NETWORK: ("monai.networks.nets",),
+    Role.OPTIMIZER: ("monai.optimizers", "torch.optim"),
+    Role.SCHEDULE: ("torch.optim.lr_scheduler", "monai.optimizers"),
+    Role.DATASET: ("monai.data",),
+    Role.LOADER: ("monai.data",),
+    Role.INFERER: ("monai.inferers",),
+    Role.METRIC: ("monai.handlers", "ignite.metrics"),
+    Role.HANDLER: ("monai.handlers",),
+    Role.ENGINE: ("monai.engines",),
+}
+"""Where the classes of a role are, the first place first."""
+_BARE = "monai."
+_NEAREST = 3
+
+
+class Installed:
+    """What the MONAI and torch installed here have: the catalogue of names for a translation."""
+
+    def find(self, role: Role, name: str) -> str | None:
+        for module in _MODULES.get(role, ()):
+            found = _public(module).get(name)
+            if inspect.isclass(found) or (role is Role.NETWORK and inspect.isfunction(found)):
+                return name if module.startswith(_BARE) and role is not Role.SCHEDULE else f"{module}.{name}"
+        return None
+
+    def nearest(self, role: Role, name: str) -> Sequence[str]:
+        names = [each for module in _MODULES.get(role, ()) for each in _public(module) if each[0].isupper()]
+        return difflib.get_close_matches(name, sorted(set(names)), _NEAREST)
+
+    def unknown(self, target: str, arguments: Collection[str]) -> Sequence[str]:
+        taken = _arguments(target)
+        return [] if taken is None else sorted(set(arguments) - taken)
+
+
+def convert_mmar(root: Path, *, config: str = TRAIN, given: dict[str, Any] | None = None) -> Conversion:
+    """The bundle that an MMAR becomes with the MONAI installed here.
+
+    Raises:
+        ConfigError: it is no MMAR, or has parts without an equal.
+    """
+    return convert(read_mmar(root, config=config, given=given), Installed())
+
+
+def mmar_trainer(
+    mmar_root: str | Path,
+    *,
+    dataset_dir: str | Path,
+    config: str = TRAIN,
+    **options: Any,
+) -> BundleTrainer:
+    """A trainer of a Clara MMAR, on the site's own data, which it translates into a folder that goes with the trainer.
+
+    Args:
+        dataset_dir: the site's data, put in the place of DATA_ROOT.
+        config: the training configuration in the MMAR's `config`.
+        options: those of `bundle_trainer`.
+
+    Raises:
+        ConfigError: it is no MMAR, has parts without an equal, or an option is wrong.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="fledge-mmar-"))
+    try:
+        write(convert_mmar(Path(mmar_root), config=config), scratch)
+        trainer = bundle_trainer(scratch, dataset_dir=dataset_dir, **options)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    weakref.finalize(trainer, shutil.rmtree, scratch, ignore_errors=True)
+    return trainer
+
+
+def resolve(target: str) -> Any:
+    """The class of a target as `Installed.find` and the table of names write it, or None."""
+    module, _, name = target.rpartition(".")
+    modules = [module] if module else [each for places in _MODULES.values() for each in places]
+    return next((found for each in modules if (found := _public(each).get(name)) is not None), None)
+
+
+@cache
+def _arguments(target: str) -> frozenset[str] | None:
+    """The names of a class's arguments, or None if it takes any."""
+    made = resolve(target)
+    parameters = [] if made is None else list(inspect.signature(made).parameters.values())
+    if made is None or any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return None
+    return frozenset(each.name for each in parameters)
+
+
+@cache
+def _public(module: str) -> dict[str, Any]:
+    return dict(_members(module))
+
+
+def _members(module: str) -> Iterator[tuple[str, Any]]:
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{module} is not installed here ({error}); MMARs are translated where MONAI is") from error
+    for name in dir(loaded):
+        if not name.startswith("_"):
+            yield name, getattr(loaded, name)
