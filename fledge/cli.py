@@ -153,7 +153,7 @@ def init_run(
         Path | None, typer.Option(help="With --bundle: trained weights to begin with, such as its models/model.pt.")
     ] = None,
     name: Annotated[str, typer.Option(help="The run's name; default: the directory's.")] = "",
-    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the factory; may be given again.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the factory; may be given again.")] = None,
 ) -> None:
     """Make a run: its initial model (version 0), the model's specification, and run.toml with every default.
 

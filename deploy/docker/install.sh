@@ -2,7 +2,7 @@
 # Installs fledge from the source tree that this script lies in: all the work of the images. It needs no rights but to
 # write into DIRECTORY; called again with other extras it adds what is missing.
 #
-#   sh deploy/docker/install.sh DIRECTORY [EXTRAS]      EXTRAS: nothing for a hub, "[train]" for a site
+#   sh deploy/docker/install.sh DIRECTORY [EXTRAS]      EXTRAS: nothing for a hub, "[train,dicom]" for a site
 #
 # PYTHON names the interpreter; mirrors and proxies are told to pip by pip's own variables.
 set -eu
