@@ -7,6 +7,7 @@ taken over or left out: epochs, seeds, optimizer state, checkpoints, validation 
 from __future__ import annotations
 
 import gc
+import inspect
 import re
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from monai.engines.trainer import SupervisedTrainer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from protocol.errors import ConfigError, FledgeError, TrainingError
+from protocol.errors import Aborted, ConfigError, DataError, FledgeError
 from protocol.spec import ModelSpec
 from worker.trainer import Control, EvaluationResult, TrainResult, overrides, positive_whole
 from worker.trainers.monai_configs import REQUIRED, Configs
@@ -110,6 +111,8 @@ class BundleTrainer:
             done = built.trainer.run(control, epochs=epochs or self._epochs, steps=steps)
         except BaseException as error:
             built.beginning.restore()  # moments of a training that came to nothing
+            if not isinstance(error, Aborted):
+                self._built = None  # a dataset may have kept in memory what is corrected before the next one
             if isinstance(error, FledgeError) or not isinstance(error, Exception):
                 raise
             raise explained(error, "the bundle's training") from error
@@ -133,9 +136,11 @@ class BundleTrainer:
         load(built.network, model)
         try:
             done = built.evaluator.run(control)
-        except FledgeError:
-            raise
         except Exception as error:
+            if not isinstance(error, Aborted):
+                self._built = None
+            if isinstance(error, FledgeError):
+                raise
             raise explained(error, "the bundle's evaluation") from error
         return EvaluationResult(
             examples=_examples(built.held_out, built.evaluator, done), metrics=built.evaluator.metrics()
@@ -240,6 +245,22 @@ def bundle_trainer(
     )
 
 
+def site_trainer(bundle_root: Path, options: Mapping[str, Any]) -> BundleTrainer:
+    """`bundle_trainer` of options as they stand in a site's `worker.toml`, where a slip of the pen is to be told.
+
+    Raises:
+        ConfigError: an option is unknown or missing; and all that `bundle_trainer` raises.
+    """
+    known = inspect.signature(bundle_trainer).parameters
+    unknown = sorted(options.keys() - known.keys() | options.keys() & {"bundle_root"})
+    if unknown:
+        listed = ", ".join(name for name in known if name != "bundle_root")
+        raise ConfigError(f"there is no option {unknown[0]!r} for a MONAI bundle; there are {listed}")
+    if "dataset_dir" not in options:
+        raise ConfigError("the site's options do not say where its data are; add dataset_dir to them")
+    return bundle_trainer(bundle_root, **options)
+
+
 def bundle_network(bundle_root: Path, *, weights: Path | None = None, seed: int = 0) -> nn.Module:
     """The network that a bundle defines, with random weights that follow from `seed`, or those of a file.
 
@@ -341,5 +362,5 @@ def _examples(dataset: Any, engine: Engine, done: int) -> int:
         return size
     batch = getattr(engine.engine.data_loader, "batch_size", None) or 1
     if done < 1:
-        raise TrainingError("the bundle's data gave not a single batch; correct dataset_dir in the site's options")
+        raise DataError("the bundle's data gave not a single batch; correct dataset_dir in the site's options")
     return done * int(batch)

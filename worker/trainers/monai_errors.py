@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from protocol.errors import FledgeError, TrainingError
+from protocol.errors import DataError, FledgeError, OutOfMemory, TrainingError
 
 _Say = Callable[[re.Match[str]], str]
-_KNOWN: tuple[tuple[str, _Say], ...] = (
+_KNOWN: tuple[tuple[type[TrainingError], str, _Say], ...] = (
     (
+        DataError,
         r"No such file(?: or no access)?[^\n]*?'([^'\n]+)'|no such file or directory: '?([^'\n]+)'?|"
         r"cannot find a suitable reader for file: ([^\n]+?)\.\n",
         lambda m: (
@@ -20,6 +21,7 @@ _KNOWN: tuple[tuple[str, _Say], ...] = (
         ),
     ),
     (
+        DataError,
         r"expected input\[[^\]]*\] to have (\d+) channels, but got (\d+) channels",
         lambda m: (
             f"the bundle's network takes images with {m[1]} channels, and an image here has {m[2]}; give it the "
@@ -27,10 +29,12 @@ _KNOWN: tuple[tuple[str, _Say], ...] = (
         ),
     ),
     (
+        DataError,
         r"running_mean should contain (\d+) elements not (\d+)",
         lambda m: f"the bundle's network takes {m[2]} channels, and an image here has {m[1]}",
     ),
     (
+        DataError,
         r"Target (-?\d+) is out of bounds|index (-?\d+) is out of bounds for dimension \d+ with size (\d+)|"
         r"class values must be (?:less|smaller) than|device-side assert",
         lambda m: (
@@ -39,20 +43,27 @@ _KNOWN: tuple[tuple[str, _Say], ...] = (
         ),
     ),
     (
+        DataError,
         r"num_samples should be a positive integer value, but got num_samples=0|Input data has zero size|"
         r"dataset is empty|zero-size array|empty dataset",
         lambda m: "the bundle finds no training data below dataset_dir; correct it in the site's options",
     ),
     (
+        TrainingError,
         r"No module named '([^']+)'|cannot (?:locate|import) (?:class or function path: )?'?([\w.]+)",
         lambda m: f"the bundle needs {m[1] or m[2]}, which is not installed here; install it where the worker runs",
     ),
     (
+        TrainingError,
         r"the referring item `@([^`]+)` is not defined|id='([^']+)' is not found in the config",
         lambda m: f"the bundle's configuration refers to {m[1] or m[2]}, which it does not have",
     ),
 )
-_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "unable to mmap")
+_MEMORY = (
+    *("out of memory", "can't allocate memory", "Cannot allocate memory", "unable to mmap"),
+    # What torch says of its loading processes that the kernel ended.
+    *("is killed by signal: Killed", "is killed by signal: Bus error"),
+)
 
 
 def explained(error: BaseException, doing: str) -> FledgeError:
@@ -67,14 +78,14 @@ def explained(error: BaseException, doing: str) -> FledgeError:
     if any(isinstance(each, MemoryError | torch.OutOfMemoryError) for each in chain) or any(
         word in str(each) for each in chain for word in _MEMORY
     ):
-        return TrainingError(
+        return OutOfMemory(
             f"the memory did not suffice for {doing}; make the batch or the crop smaller with overrides in the site's "
             "options, or give the worker more memory"
         )
     for each in reversed(chain):
-        for pattern, say in _KNOWN:
+        for kind, pattern, say in _KNOWN:
             if found := re.search(pattern, str(each), re.IGNORECASE):
-                return TrainingError(f"{doing} failed: {say(found)}")
+                return kind(f"{doing} failed: {say(found)}")
     told = str(chain[-1]).strip().partition("\n")[0]
     return TrainingError(f"{doing} failed: {type(chain[-1]).__name__}: {told}")
 

@@ -118,7 +118,7 @@ def test_what_is_wrong_with_a_sites_data_stays_at_the_site(
     federation.announce(federation.version(0, bundle=hashlib.sha256(federation.code_of_run).digest()))
     seen.wait("blocked", 0)
     event = seen.events[-1]
-    assert event.code == "trainer"
+    assert event.code == "config"
     assert "patient-4711" not in repr(event)
     assert "patient-4711 is not a folder here" in Cases(tmp_path / "state" / "cases").text(event.case)
 
