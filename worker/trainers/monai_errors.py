@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -64,6 +65,10 @@ _MEMORY = (
     # What torch says of its loading processes that the kernel ended.
     *("is killed by signal: Killed", "is killed by signal: Bus error"),
 )
+_TRANSFORM = re.compile(r"applying transform <(?:[\w.]*\.)?(\w+) object")
+_IN_LOADER = re.compile(r"Original Traceback.*?^(?:\w+\.)*(\w+(?:Error|Exception)): ([^\n]+)", re.DOTALL | re.MULTILINE)
+_EXAMPLE = ("data_i", "item")
+"""What MONAI's datasets call an example of their list while they load it."""
 
 
 def explained(error: BaseException, doing: str) -> FledgeError:
@@ -86,8 +91,33 @@ def explained(error: BaseException, doing: str) -> FledgeError:
         for kind, pattern, say in _KNOWN:
             if found := re.search(pattern, str(each), re.IGNORECASE):
                 return kind(f"{doing} failed: {say(found)}")
-    told = str(chain[-1]).strip().partition("\n")[0]
-    return TrainingError(f"{doing} failed: {type(chain[-1]).__name__}: {told}")
+    kind, told = _innermost(chain)
+    for each in chain:
+        if found := _TRANSFORM.search(str(each)):
+            given = _given(chain)
+            where = f"{found[1]} of {given}" if given else found[1]
+            return DataError(f"{doing} failed in {where}: {kind}: {told}; look at what this transform was given")
+    return TrainingError(f"{doing} failed: {kind}: {told}")
+
+
+def _innermost(chain: list[BaseException]) -> tuple[str, str]:
+    """The innermost cause's type and first line; a loading process tells its errors in one long text."""
+    text = str(chain[-1]).strip()
+    if found := _IN_LOADER.search(text):
+        return found[1], found[2]
+    return type(chain[-1]).__name__, text.partition("\n")[0]
+
+
+def _given(chain: list[BaseException]) -> str:
+    """The files of the example that MONAI was about to load, as its own frames know them; empty if they do not."""
+    for error in chain:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if str(frame.f_globals.get("__name__")).startswith("monai.data."):
+                for name in _EXAMPLE:
+                    example = frame.f_locals.get(name)
+                    if isinstance(example, Mapping) and (files := [v for v in example.values() if isinstance(v, str)]):
+                        return " and ".join(files)
+    return ""
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
