@@ -6,7 +6,9 @@ of a bundle of their own, reads it through here.
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,9 @@ LEFT_OUT = frozenset(
 )
 """Handlers and transforms that write files, or do what a federation does itself: checkpoints, validation, stopping."""
 _NAMES = ("json", "yaml", "yml")
+# Where pydicom is installed, MONAI says at every reader it makes that a decoder for GPUs is not: nobody has to act.
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader", category=UserWarning)
 
 
 class Left:

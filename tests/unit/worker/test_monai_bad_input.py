@@ -294,7 +294,12 @@ def test_code_that_the_site_has_not_allowed_is_neither_kept_nor_evaluated(
     workers: list[WorkerService], tmp_path: Path
 ) -> None:
     touched = tmp_path / "touched"
-    hub = federation("undeclared", tmp_path, bundles.spleen, {"initialize": [f"$__import__('pathlib').Path({str(touched)!r}).touch()"]})
+    hub = federation(
+        "undeclared",
+        tmp_path,
+        bundles.spleen,
+        {"initialize": [f"$__import__('pathlib').Path({str(touched)!r}).touch()"]},
+    )
     data = bundles.volumes(tmp_path / PATIENT)
     policy = OPEN.model_copy(update={"code": (hashlib.sha256(b"something else").hexdigest(),)})
     seen = Seen()
