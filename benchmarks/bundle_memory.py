@@ -57,20 +57,21 @@ class Row:
 
 
 def measure(size: int, optimizer: str, *, epochs: int = 2) -> Row:
-    """Train a bundle of about `size` bytes both ways.
-
-    Raises:
-        RuntimeError: a process failed; says what it said.
-    """
+    """Train a bundle of about `size` bytes both ways."""
     with tempfile.TemporaryDirectory(prefix="fledge-bundle-memory-") as temporary:
         folder = Path(temporary)
         bundle = write_bundle(folder / "bundle", size, optimizer=optimizer)
         data = write_images(folder / "data")
-        alone, through = (_peak(which, bundle, data, epochs) for which in ("alone", "fledge"))
+        alone, through = (peak(which, bundle, data, epochs) for which in ("alone", "fledge"))
     return Row(optimizer=optimizer, model=alone["model"], alone=alone["peak"], fledge=through["peak"])
 
 
-def _peak(which: str, bundle: Path, data: Path, epochs: int) -> dict[str, int]:
+def peak(which: str, bundle: Path, data: Path, epochs: int) -> dict[str, int]:
+    """Peak memory of a process that trains a bundle `alone` or through `fledge`, and the model's size, in bytes.
+
+    Raises:
+        RuntimeError: it failed; says what it said.
+    """
     command = [sys.executable, "-m", "benchmarks.bundle_process", which, str(bundle), str(data), str(epochs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -91,13 +91,13 @@ def explained(error: BaseException, doing: str) -> FledgeError:
         for kind, pattern, say in _KNOWN:
             if found := re.search(pattern, str(each), re.IGNORECASE):
                 return kind(f"{doing} failed: {say(found)}")
-    kind, told = _innermost(chain)
+    name, told = _innermost(chain)
     for each in chain:
         if found := _TRANSFORM.search(str(each)):
             given = _given(chain)
             where = f"{found[1]} of {given}" if given else found[1]
-            return DataError(f"{doing} failed in {where}: {kind}: {told}; look at what this transform was given")
-    return TrainingError(f"{doing} failed: {kind}: {told}")
+            return DataError(f"{doing} failed in {where}: {name}: {told}; look at what this transform was given")
+    return TrainingError(f"{doing} failed: {name}: {told}")
 
 
 def _innermost(chain: list[BaseException]) -> tuple[str, str]:
@@ -113,8 +113,8 @@ def _given(chain: list[BaseException]) -> str:
     for error in chain:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if str(frame.f_globals.get("__name__")).startswith("monai.data."):
-                for name in _EXAMPLE:
-                    example = frame.f_locals.get(name)
+                for variable in _EXAMPLE:
+                    example = frame.f_locals.get(variable)
                     if isinstance(example, Mapping) and (files := [v for v in example.values() if isinstance(v, str)]):
                         return " and ".join(files)
     return ""
