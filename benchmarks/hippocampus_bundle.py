@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-SIZE = (40, 56, 40)
+SIZE = (32, 48, 32)
 CLASSES = 3
 BATCH = 4
 _FROM_ENGINE = "$monai.handlers.from_engine"
@@ -84,9 +84,9 @@ def _config() -> dict[str, Any]:
         "bundle_root": ".",
         "dataset_dir": "data",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "network_def": {**network, "channels": [16, 32, 64], "strides": [2, 2], "num_res_units": 1},
+        "network_def": {**network, "channels": [8, 16, 32], "strides": [2, 2], "num_res_units": 1},
         "network": "$@network_def.to(@device)",
-        "optimizer": {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 0.002},
+        "optimizer": {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 0.005},
         "train": {
             "dataset": _dataset("training", [*fixed, flip]),
             "dataloader": {"_target_": "DataLoader", "dataset": "@train#dataset", "batch_size": BATCH, "shuffle": True},

@@ -31,7 +31,7 @@ from worker.weights import Weights, write_records
 
 SECONDS = (1.0, 1.4, 2.0)
 """Virtual time that an update takes each hospital."""
-HELD_OUT = 6
+HELD_OUT = 4
 """Volumes of each hospital that nobody trains on."""
 
 
@@ -39,11 +39,11 @@ HELD_OUT = 6
 class Effort:
     """How much is trained."""
 
-    volumes: int = 32
+    volumes: int = 24
     """Of each hospital, for training."""
-    steps: int = 8
+    steps: int = 6
     """Iterations of an update."""
-    pretraining: int = 120
+    pretraining: int = 100
     """Iterations of the first hospital."""
     versions: int = 25
     goal: float = 0.75
