@@ -24,9 +24,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from protocol.errors import Aborted, ConfigError, DataError, FledgeError
+from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec
+from worker.fingerprint import fingerprint as fingerprint_of
 from worker.trainer import Control, EvaluationResult, TrainResult, overrides, positive_whole
 from worker.trainers.monai_configs import REQUIRED, Configs
+from worker.trainers.monai_data import listed
 from worker.trainers.monai_engine import Beginning, Engine, seed
 from worker.trainers.monai_errors import explained
 from worker.trainers.torch import Live, distinct, load, model_payload, model_spec
@@ -49,6 +52,8 @@ class _Built:
     dataset: Any
     held_out: Any
     beginning: Beginning
+    printed: Fingerprint | None = None
+    """Of the training data, once it was made."""
 
 
 class BundleTrainer:
@@ -65,12 +70,14 @@ class BundleTrainer:
         device: str = "",
         gpus: Sequence[int] = (),
         amp: bool | None = None,
+        fingerprint: bool = False,
     ) -> None:
         """For `bundle_trainer`, which says what these are."""
         self._configs = configs
         self._epochs, self._steps = epochs, steps
         self._keep_momentum, self._keep_batchnorm = keep_momentum, keep_batchnorm
         self._device, self._gpus, self._amp = device, tuple(gpus), amp
+        self._fingerprint = fingerprint
         self._scratch = tempfile.mkdtemp(prefix="fledge-bundle-")
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._batch: int | None = None
@@ -126,6 +133,7 @@ class BundleTrainer:
             examples=_examples(built.dataset, built.trainer, done),
             steps=done,
             metrics={**({} if (loss := built.trainer.loss) is None else {"loss": loss}), **built.trainer.metrics()},
+            fingerprint=self._print(built, control.fingerprint_key),
             bfloat16=frozenset(name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16),
         )
 
@@ -145,6 +153,11 @@ class BundleTrainer:
         return EvaluationResult(
             examples=_examples(built.held_out, built.evaluator, done), metrics=built.evaluator.metrics()
         )
+
+    def _print(self, built: _Built, key: bytes | None) -> Fingerprint | None:
+        if self._fingerprint and key is not None and built.printed is None:
+            built.printed = fingerprint_of(listed(built.dataset), key)
+        return built.printed
 
     def _ready(self, batch: int | None) -> _Built:
         """The bundle's objects; made anew for another size of batch, which a loader cannot change."""
@@ -208,6 +221,7 @@ def bundle_trainer(
     device: str = "",
     gpus: Sequence[int] = (),
     amp: bool | None = None,
+    fingerprint: bool = False,
 ) -> BundleTrainer:
     """A trainer of a MONAI bundle, on the site's own data.
 
@@ -222,6 +236,8 @@ def bundle_trainer(
         device: such as "cuda:1"; by default the bundle's choice.
         gpus: numbers of several GPUs of this machine to share each batch.
         amp: mixed precision on GPUs; by default the bundle's choice. On a CPU there is none.
+        fingerprint: whether updates carry a keyed fingerprint of the files of the bundle's training list, which are
+            read once in full for it.
 
     Raises:
         ConfigError: an option or the bundle cannot be used.
@@ -242,6 +258,7 @@ def bundle_trainer(
         device=device,
         gpus=gpus,
         amp=amp,
+        fingerprint=fingerprint,
     )
 
 

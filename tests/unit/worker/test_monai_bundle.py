@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import Dataset
 
 from protocol.errors import Aborted, ConfigError, DataError, TrainingError
 from protocol.spec import ModelSpec, TensorKind
@@ -22,6 +23,7 @@ from worker.own import OwnTensors
 from worker.trainer import Control
 from worker.trainers import spec_and_payload
 from worker.trainers.monai_bundle import BundleTrainer, batchnorm, bundle_network, bundle_trainer, site_trainer
+from worker.trainers.monai_data import listed
 from worker.weights import Records, Weights, write_records
 
 torch.set_num_threads(1)
@@ -270,6 +272,28 @@ def test_statistics_are_buffers_and_counters_stay(spleen: Place) -> None:
     kinds = {tensor.name.rpartition(".")[2]: tensor.kind for tensor in spleen.base()[0].tensors}
     assert kinds["running_mean"] == kinds["running_var"] == TensorKind.BUFFER
     assert kinds["num_batches_tracked"] == TensorKind.OTHER
+
+
+def test_a_fingerprint_covers_the_files_of_the_list_wherever_they_lie(tmp_path: Path, spleen: Place) -> None:
+    def printed(data: Path, **options: Any) -> Any:
+        trainer = bundle_trainer(spleen.bundle, dataset_dir=data, local_steps=1, **options)
+        return trainer.train(Weights(*spleen.base()), control(fingerprint_key=bytes(32))).fingerprint
+
+    assert printed(spleen.data) is None
+    first = printed(spleen.data, fingerprint=True)
+    assert first.count == 4
+    moved = Path(shutil.copytree(spleen.data, tmp_path / "moved"))
+    assert printed(moved, fingerprint=True) == first
+    shutil.copy(moved / "labels" / "case1.nii.gz", moved / "labels" / "case0.nii.gz")
+    assert printed(moved, fingerprint=True).root != first.root
+
+
+def test_a_fingerprint_needs_a_list(tmp_path: Path) -> None:
+    assert list(listed(Dataset([{"image": "a word", "label": 3}]))) == [{"image": "a word", "label": 3}]
+    with pytest.raises(ConfigError, match="the bundle.s object has no list of data to make a fingerprint of"):
+        listed(object())
+    with pytest.raises(DataError, match="cannot be read for the fingerprint"):
+        list(listed(Dataset([{"image": str(tmp_path)}])))
 
 
 # ---- version 0
