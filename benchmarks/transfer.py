@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -43,10 +44,11 @@ class Effort:
     """Of each hospital, for training."""
     steps: int = 6
     """Iterations of an update."""
-    pretraining: int = 100
+    pretraining: int = 80
     """Iterations of the first hospital."""
-    versions: int = 25
-    goal: float = 0.75
+    horizon: float = 12.0
+    """Virtual time at most."""
+    goal: float = 0.6
     seed: int = 0
 
 
@@ -88,6 +90,7 @@ class BundleTask:
     def evaluate(self, model: Span) -> dict[str, float]:
         """Mean Dice of both parts of the hippocampus."""
         found = self._judge.evaluate(self._weights(model), Control(run="transfer", version=0))
+        print(f"{found.metrics['dice']:.3f}", end=" ", file=sys.stderr, flush=True)  # it takes minutes
         return {"dice": found.metrics["dice"]}
 
     def _vector(self, payload: bytes) -> Span:
@@ -137,7 +140,7 @@ def _train(task: BundleTask, effort: Effort) -> list[float]:
         task=task,
         strategy=strategy("fedbuff"),
         seconds=SECONDS[: len(task.examples)],
-        horizon=effort.versions * max(SECONDS),
+        horizon=effort.horizon,
         stop_at=("dice", effort.goal),
     )
     before = task.evaluate(task.initial())["dice"]

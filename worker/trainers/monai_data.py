@@ -23,8 +23,8 @@ def listed(dataset: Any) -> Iterator[Any]:
     examples = getattr(dataset, "data", None)
     if not isinstance(examples, Sequence) or isinstance(examples, str):
         raise ConfigError(
-            f"the bundle's {type(dataset).__name__} has no list of data to make a fingerprint of; leave fingerprint out "
-            "of the site's options"
+            f"the bundle's {type(dataset).__name__} has no list of data to make a fingerprint of; leave fingerprint "
+            "out of the site's options"
         )
     return map(_contents, examples)
 

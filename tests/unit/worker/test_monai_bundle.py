@@ -290,7 +290,7 @@ def test_a_fingerprint_covers_the_files_of_the_list_wherever_they_lie(tmp_path: 
 
 def test_a_fingerprint_needs_a_list(tmp_path: Path) -> None:
     assert list(listed(Dataset([{"image": "a word", "label": 3}]))) == [{"image": "a word", "label": 3}]
-    with pytest.raises(ConfigError, match="the bundle.s object has no list of data to make a fingerprint of"):
+    with pytest.raises(ConfigError, match="the bundle's object has no list of data to make a fingerprint of"):
         listed(object())
     with pytest.raises(DataError, match="cannot be read for the fingerprint"):
         list(listed(Dataset([{"image": str(tmp_path)}])))
