@@ -57,7 +57,7 @@ def test_two_versions_of_two_sites(
         rig.stop()
         found = violations(rig)
         merged = rig.ask("SELECT base_version, site, state FROM updates ORDER BY base_version, site")
-    for folder in (rig.federation, rig.run_directory):
+    for folder in (rig.federation, rig.run_directory, private_s3_server.directory):  # gigabytes
         shutil.rmtree(folder)
     model, script, above = (round(each / 2**20) for each in (alone["model"], alone["peak"], aggregator))
     with capsys.disabled():
