@@ -27,7 +27,8 @@ from fledge.init_run import load_genesis
 from fledge.monai_runs import init_bundle_run
 from protocol import limits
 from worker.trainer import Control, training_seed
-from worker.trainers.monai_bundle import BundleTrainer, bundle_trainer
+from worker.trainers import spec_and_payload
+from worker.trainers.monai_bundle import BundleTrainer, bundle_network, bundle_trainer
 from worker.weights import Weights, write_records
 
 SECONDS = (1.0, 1.4, 2.0)
@@ -46,9 +47,9 @@ class Effort:
     """Iterations of an update."""
     pretraining: int = 80
     """Iterations of the first hospital."""
-    horizon: float = 12.0
+    horizon: float = 30.0
     """Virtual time at most."""
-    goal: float = 0.6
+    goal: float = 0.78
     seed: int = 0
 
 
@@ -111,7 +112,8 @@ def pretrain(bundle: Path, data: Path, effort: Effort, file: Path) -> None:
     import torch
 
     trainer = bundle_trainer(bundle, dataset_dir=data, local_steps=effort.pretraining)
-    spec, payload = trainer.spec, list(trainer.initial())
+    spec, version_0 = spec_and_payload(bundle_network(bundle, seed=effort.seed))
+    payload = list(version_0)
     trainer.train(Weights(spec, lambda: iter(payload)), Control(run="alone", version=0, seed=effort.seed))
     torch.save({"model": trainer.model.state_dict()}, file)
 
