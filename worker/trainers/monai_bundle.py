@@ -271,8 +271,8 @@ def site_trainer(bundle_root: Path, options: Mapping[str, Any]) -> BundleTrainer
     known = inspect.signature(bundle_trainer).parameters
     unknown = sorted(options.keys() - known.keys() | options.keys() & {"bundle_root"})
     if unknown:
-        listed = ", ".join(name for name in known if name != "bundle_root")
-        raise ConfigError(f"there is no option {unknown[0]!r} for a MONAI bundle; there are {listed}")
+        options_are = ", ".join(name for name in known if name != "bundle_root")
+        raise ConfigError(f"there is no option {unknown[0]!r} for a MONAI bundle; there are {options_are}")
     if "dataset_dir" not in options:
         raise ConfigError("the site's options do not say where its data are; add dataset_dir to them")
     return bundle_trainer(bundle_root, **options)
