@@ -28,6 +28,7 @@ benchmarks: setup
 	$(PYTHON) -m benchmarks.pipeline
 	$(PYTHON) -m benchmarks.pipeline --overhead --json out/overhead.json
 	$(PYTHON) -m benchmarks.stages --json out/stages.json
+	$(PYTHON) -m benchmarks.bundle_memory --json out/bundle_memory.json
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist out *.egg-info

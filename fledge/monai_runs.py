@@ -17,12 +17,12 @@ _TRAINER = '''\
 from pathlib import Path
 from typing import Any
 
-from worker.trainers.monai_bundle import BundleTrainer, bundle_trainer
+from worker.trainers.monai_bundle import BundleTrainer, site_trainer
 
 
-def trainer(dataset_dir: str, **options: Any) -> BundleTrainer:
+def trainer(**options: Any) -> BundleTrainer:
     """Called with the site's options; `bundle_trainer` says which there are."""
-    return bundle_trainer(Path(__file__).parent, dataset_dir=dataset_dir, **options)
+    return site_trainer(Path(__file__).parent, options)
 '''
 _SMALL = 1024 * 1024
 _TEXT = (".md", ".txt")

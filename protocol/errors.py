@@ -21,7 +21,10 @@ FledgeError
 │   ├── Fenced            another process has taken over (exit code 3)
 │   └── DiskFull          not enough free space; says how much is needed where
 └── TrainingError         a trainer or privacy filter failed or broke its promise
-    └── Aborted           training was told to stop
+    ├── Aborted           training was told to stop
+    ├── OutOfMemory       it needs more memory than there is
+    ├── DataError         the site's data are not what the trainer can train on
+    └── Diverged          what it came to is not finite
 """
 
 from __future__ import annotations
@@ -142,3 +145,15 @@ class TrainingError(FledgeError):
 
 class Aborted(TrainingError):
     """Training was told to stop."""
+
+
+class OutOfMemory(TrainingError):
+    """Training needs more memory than there is."""
+
+
+class DataError(TrainingError):
+    """The site's data are missing, empty, or not what the trainer can train on."""
+
+
+class Diverged(TrainingError):
+    """A loss or a trained value is not finite."""

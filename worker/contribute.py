@@ -24,7 +24,7 @@ from protocol import limits
 from protocol.blob import BlobWriter, Emit, Manifest
 from protocol.codec import decode, encode, is_word
 from protocol.envelope import Sealer
-from protocol.errors import ConfigError, FledgeError, Malformed, Tampered, TrainingError
+from protocol.errors import ConfigError, Diverged, FledgeError, Malformed, OutOfMemory, Tampered, TrainingError
 from protocol.messages import DENSE_F32, Evaluation, Update
 from protocol.spec import ModelSpec, Span, TensorKind, records
 from worker.filters import Dice, FilterChain, Slice, fresh_dice
@@ -157,7 +157,10 @@ def _foreign(trainer: Trainer, what: str) -> Iterator[None]:
     except FledgeError:
         raise
     except Exception as error:
-        raise TrainingError(f"{type(trainer).__name__}.{what} failed: {type(error).__name__}: {error}") from error
+        # torch's own error for a full GPU is no MemoryError, and torch may not be installed here.
+        full = isinstance(error, MemoryError) or any(k.__name__ == "OutOfMemoryError" for k in type(error).__mro__)
+        kind = OutOfMemory if full else TrainingError
+        raise kind(f"{type(trainer).__name__}.{what} failed: {type(error).__name__}: {error}") from error
 
 
 def _describe(
@@ -305,7 +308,7 @@ class _Delta:
             else:
                 np.subtract(trained, base, out=out, casting="same_kind")
         if not np.isfinite(out, out=self._finite[: out.size]).all():
-            raise TrainingError(
+            raise Diverged(
                 f"tensor {span.tensor.name!r} holds values that are not finite after training; nothing was sent. "
                 "Did training diverge? Try a smaller learning rate"
             )

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from protocol.errors import ConfigError, TrainingError, Unauthorized
+from protocol.errors import ConfigError, FledgeError, TrainingError, Unauthorized
 from worker.announcements import Reader
 from worker.codes import Codes
 from worker.policy import SitePolicy
@@ -180,6 +180,8 @@ class Deployed:
         _check_options(run, factory, options)
         try:
             made: Trainer = factory(**options)
+        except FledgeError:
+            raise
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
             raise TrainingError(f"{entry} of run {run} with options {sorted(options)}: {told}") from error

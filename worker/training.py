@@ -24,10 +24,13 @@ from protocol.envelope import ContentKey, Sealer, seal
 from protocol.errors import (
     Aborted,
     ConfigError,
+    DataError,
     DiskFull,
+    Diverged,
     FledgeError,
     Malformed,
     Missing,
+    OutOfMemory,
     StateError,
     StoreError,
     Tampered,
@@ -59,6 +62,11 @@ from worker.trainer import Control, Progress, Trainer, training_seed
 _REFUSALS: tuple[type[WireError], ...] = (
     *(Malformed, TooLarge, Untrusted, WrongContext, Unauthorized, Tampered),
     WireError,
+)
+_WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+    ((OutOfMemory, MemoryError), "memory"),
+    (DataError, "data"),
+    (Diverged, "diverged"),
 )
 
 
@@ -195,7 +203,8 @@ class Training:
             # neither into the log, whose lines operators may ask for, nor into any message.
             code = _code(error)
             title = f"training of run {training.run} from version {training.version} failed ({code})"
-            case = self._cases.keep(title, "".join(traceback.format_exception(error)))
+            sentence = [f"{error}\n\n"] if isinstance(error, FledgeError) else []
+            case = self._cases.keep(title, "".join([*sentence, *traceback.format_exception(error)]))
             todo = f"`fledge site case {case}` with this kit shows what happened"
             told.error("training.failed", kind=type(error).__name__, code=code, case=case, todo=todo)
             answer = TrainingFailed(id=training.id, code=code, case=case)
@@ -378,4 +387,4 @@ def _code(error: BaseException) -> str:
         return "config"
     if isinstance(error, StateError):
         return "state"
-    return "memory" if isinstance(error, MemoryError) else "trainer"
+    return next((word for kinds, word in _WORDS if isinstance(error, kinds)), "trainer")

@@ -7,6 +7,7 @@ taken over or left out: epochs, seeds, optimizer state, checkpoints, validation 
 from __future__ import annotations
 
 import gc
+import inspect
 import math
 import re
 import shutil
@@ -23,10 +24,13 @@ from monai.engines.trainer import SupervisedTrainer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from protocol.errors import ConfigError, FledgeError, TrainingError
+from protocol.errors import Aborted, ConfigError, DataError, Diverged, FledgeError
+from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec
+from worker.fingerprint import fingerprint as fingerprint_of
 from worker.trainer import Control, EvaluationResult, TrainResult, overrides, positive_whole
 from worker.trainers.monai_configs import NETWORKS, REQUIRED, Configs
+from worker.trainers.monai_data import listed
 from worker.trainers.monai_engine import Beginning, Engine, seed
 from worker.trainers.monai_errors import explained
 from worker.trainers.torch import Live, distinct, load, model_payload, model_spec
@@ -48,6 +52,8 @@ class _Built:
     dataset: Any
     held_out: Any
     beginning: Beginning
+    printed: Fingerprint | None = None
+    """Of the training data, once it was made."""
 
 
 class BundleTrainer:
@@ -64,12 +70,14 @@ class BundleTrainer:
         device: str = "",
         gpus: Sequence[int] = (),
         amp: bool | None = None,
+        fingerprint: bool = False,
     ) -> None:
         """For `bundle_trainer`, which says what these are."""
         self._configs = configs
         self._epochs, self._steps = epochs, steps
         self._keep_momentum, self._keep_batchnorm = keep_momentum, keep_batchnorm
         self._device, self._gpus, self._amp = device, tuple(gpus), amp
+        self._fingerprint = fingerprint
         self._scratch = tempfile.mkdtemp(prefix="fledge-bundle-")
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._batch: int | None = None
@@ -116,6 +124,8 @@ class BundleTrainer:
             done = built.trainer.run(control, epochs=epochs or self._epochs, steps=steps)
         except BaseException as error:
             built.beginning.restore()  # moments of a training that came to nothing
+            if not isinstance(error, Aborted):
+                self._built = None  # a dataset may have kept in memory what is corrected before the next one
             if isinstance(error, FledgeError) or not isinstance(error, Exception):
                 raise
             raise explained(error, "the bundle's training") from error
@@ -129,6 +139,7 @@ class BundleTrainer:
             examples=_examples(built.dataset, built.trainer, done),
             steps=done,
             metrics={**({} if (loss := built.trainer.loss) is None else {"loss": loss}), **built.trainer.metrics()},
+            fingerprint=self._print(built, control.fingerprint_key),
             bfloat16=frozenset(name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16),
         )
 
@@ -139,9 +150,11 @@ class BundleTrainer:
         load(built.network, model)
         try:
             done = built.evaluator.run(control)
-        except FledgeError:
-            raise
         except Exception as error:
+            if not isinstance(error, Aborted):
+                self._built = None
+            if isinstance(error, FledgeError):
+                raise
             raise explained(error, "the bundle's evaluation") from error
         return EvaluationResult(
             examples=_examples(built.held_out, built.evaluator, done), metrics=built.evaluator.metrics()
@@ -171,12 +184,17 @@ class BundleTrainer:
                 outputs = engine.inferer(inputs, engine.network, *args, **kwargs)
                 loss = float(engine.loss_function(outputs, targets).mean())
         except StopIteration:
-            raise TrainingError("the bundle's data gave not a single batch; add images to what it trains on") from None
+            raise DataError("the bundle's data gave not a single batch; add images to what it trains on") from None
         except Exception as error:
             raise explained(error, "the first batch") from error
         if not math.isfinite(loss):
-            raise TrainingError(f"the loss of the first batch is {loss}; look for images without content")
+            raise Diverged(f"the loss of the first batch is {loss}; look for images without content")
         return loss
+
+    def _print(self, built: _Built, key: bytes | None) -> Fingerprint | None:
+        if self._fingerprint and key is not None and built.printed is None:
+            built.printed = fingerprint_of(listed(built.dataset), key)
+        return built.printed
 
     def _ready(self, batch: int | None) -> _Built:
         """The bundle's objects; made anew for another size of batch, which a loader cannot change."""
@@ -240,6 +258,7 @@ def bundle_trainer(
     device: str = "",
     gpus: Sequence[int] = (),
     amp: bool | None = None,
+    fingerprint: bool = False,
 ) -> BundleTrainer:
     """A trainer of a MONAI bundle, on the site's own data.
 
@@ -254,6 +273,8 @@ def bundle_trainer(
         device: such as "cuda:1"; by default the bundle's choice.
         gpus: numbers of several GPUs of this machine to share each batch.
         amp: mixed precision on GPUs; by default the bundle's choice. On a CPU there is none.
+        fingerprint: whether updates carry a keyed fingerprint of the files of the bundle's training list, which are
+            read once in full for it.
 
     Raises:
         ConfigError: an option or the bundle cannot be used.
@@ -274,7 +295,24 @@ def bundle_trainer(
         device=device,
         gpus=gpus,
         amp=amp,
+        fingerprint=fingerprint,
     )
+
+
+def site_trainer(bundle_root: Path, options: Mapping[str, Any]) -> BundleTrainer:
+    """`bundle_trainer` of options as they stand in a site's `worker.toml`, where a slip of the pen is to be told.
+
+    Raises:
+        ConfigError: an option is unknown or missing; and all that `bundle_trainer` raises.
+    """
+    known = inspect.signature(bundle_trainer).parameters
+    unknown = sorted(options.keys() - known.keys() | options.keys() & {"bundle_root"})
+    if unknown:
+        options_are = ", ".join(name for name in known if name != "bundle_root")
+        raise ConfigError(f"there is no option {unknown[0]!r} for a MONAI bundle; there are {options_are}")
+    if "dataset_dir" not in options:
+        raise ConfigError("the site's options do not say where its data are; add dataset_dir to them")
+    return bundle_trainer(bundle_root, **options)
 
 
 def bundle_network(
@@ -380,5 +418,5 @@ def _examples(dataset: Any, engine: Engine, done: int) -> int:
         return size
     batch = getattr(engine.engine.data_loader, "batch_size", None) or 1
     if done < 1:
-        raise TrainingError("the bundle's data gave not a single batch; correct dataset_dir in the site's options")
+        raise DataError("the bundle's data gave not a single batch; correct dataset_dir in the site's options")
     return done * int(batch)

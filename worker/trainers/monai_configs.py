@@ -7,7 +7,9 @@ of a bundle of their own, reads it through here.
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,9 @@ NETWORKS = ("network_def", "network", "train#trainer#network")
 """Where a bundle's network is looked for, in order."""
 _NAMES = ("json", "yaml", "yml")
 _LOADS = frozenset({"LoadImaged", "LoadImageD", "LoadImageDict"})
+# Where pydicom is installed, MONAI says at every reader it makes that a decoder for GPUs is not: nobody has to act.
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader", category=UserWarning)
 
 
 class Left:

@@ -16,7 +16,7 @@ from monai.data.utils import set_rnd
 from monai.utils.misc import set_determinism
 from torch import Tensor
 
-from protocol.errors import TrainingError
+from protocol.errors import Diverged
 from worker.trainer import Control
 from worker.trainers.monai_configs import LEFT_OUT
 
@@ -68,7 +68,7 @@ class Engine:
 
         Raises:
             Aborted: `control` said so; nothing of what was begun goes on later.
-            TrainingError: the loss is not finite.
+            Diverged: the loss is not finite.
         """
         length = self.length
         if steps is not None:
@@ -137,7 +137,7 @@ class Engine:
             return
         value = float(loss)
         if not math.isfinite(value):
-            raise TrainingError(
+            raise Diverged(
                 f"the loss is {value} after {iteration} iterations; nothing was sent. Try a smaller learning rate, or "
                 "look for images without content"
             )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from protocol.errors import ConfigError, TrainingError
+from protocol.errors import ConfigError, Diverged, TrainingError
 from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec, TensorKind, TensorSpec
 from worker.fingerprint import fingerprint as fingerprint_of
@@ -320,7 +320,7 @@ def _endless(batches: DataLoader[Any], steps: int) -> Iterator[Any]:
 def _finite(loss: Tensor, step: int) -> float:
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise TrainingError(f"the loss is {value} after {step} steps; nothing was sent. Try a smaller learning rate")
+        raise Diverged(f"the loss is {value} after {step} steps; nothing was sent. Try a smaller learning rate")
     return value
 
 

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from aggregator.admission import inspect
 from protocol import limits
-from protocol.errors import Aborted, ConfigError, DiskFull, StateError, TrainingError
+from protocol.errors import Aborted, ConfigError, DiskFull, Diverged, OutOfMemory, StateError, TrainingError
 from protocol.keys import Identity, Role
 from protocol.messages import DENSE_F32, Fingerprint, Named
 from tests.support.training import FEDERATION, RAW, SITE, Adding, control, form, model
@@ -128,7 +128,7 @@ def test_arrays_of_any_layout_are_read_in_the_order_of_the_specification() -> No
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_a_model_that_is_not_finite_is_never_sent(wrong: float) -> None:
     spec, base = model(arrays())
-    with pytest.raises(TrainingError, match=r"not finite.*nothing was sent"):
+    with pytest.raises(Diverged, match=r"not finite.*nothing was sent"):
         form(Adding(zeros(), step=wrong), spec, base)
 
 
@@ -177,6 +177,20 @@ def test_whatever_a_trainer_raises_becomes_a_training_error() -> None:
         form(Broken(), spec, base)
     with pytest.raises(TrainingError, match=r"Broken.evaluate failed: ZeroDivisionError"):
         evaluate(trainer=Broken(), spec=spec, base=base, control=control())
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch calls it, which is no `MemoryError`."""
+
+
+@pytest.mark.parametrize("error", [MemoryError("4 GiB"), OutOfMemoryError("CUDA")])
+def test_memory_that_does_not_suffice_is_told_apart(error: Exception) -> None:
+    class Full(Adding):
+        def train(self, base: Weights, control: Control) -> TrainResult:
+            raise error
+
+    with pytest.raises(OutOfMemory, match=r"Full.train failed: (Out\w+|Memory)Error"):
+        form(Full(zeros()), *model(arrays()))
 
 
 def test_a_full_disk_ends_the_forming_and_leaves_nothing_running() -> None:

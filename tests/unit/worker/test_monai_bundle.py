@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,15 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import Dataset
 
-from protocol.errors import Aborted, ConfigError, TrainingError
+from protocol.errors import Aborted, ConfigError, DataError, TrainingError
 from protocol.spec import ModelSpec, TensorKind
 from tests.support import monai_bundles as bundles
 from tests.support.training import FEDERATION, SITE, control, form
 from worker.own import OwnTensors
 from worker.trainer import Control
 from worker.trainers import spec_and_payload
-from worker.trainers.monai_bundle import BundleTrainer, batchnorm, bundle_network, bundle_trainer
+from worker.trainers.monai_bundle import BundleTrainer, batchnorm, bundle_network, bundle_trainer, site_trainer
+from worker.trainers.monai_data import listed
 from worker.weights import Records, Weights, write_records
 
 torch.set_num_threads(1)
@@ -29,6 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*sequence was not ordered:UserWarning"),
+    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),  # a reader that is not installed
 ]
 
 Arrays = dict[str, np.ndarray]
@@ -270,6 +274,28 @@ def test_statistics_are_buffers_and_counters_stay(spleen: Place) -> None:
     assert kinds["num_batches_tracked"] == TensorKind.OTHER
 
 
+def test_a_fingerprint_covers_the_files_of_the_list_wherever_they_lie(tmp_path: Path, spleen: Place) -> None:
+    def printed(data: Path, **options: Any) -> Any:
+        trainer = bundle_trainer(spleen.bundle, dataset_dir=data, local_steps=1, **options)
+        return trainer.train(Weights(*spleen.base()), control(fingerprint_key=bytes(32))).fingerprint
+
+    assert printed(spleen.data) is None
+    first = printed(spleen.data, fingerprint=True)
+    assert first.count == 4
+    moved = Path(shutil.copytree(spleen.data, tmp_path / "moved"))
+    assert printed(moved, fingerprint=True) == first
+    shutil.copy(moved / "labels" / "case1.nii.gz", moved / "labels" / "case0.nii.gz")
+    assert printed(moved, fingerprint=True).root != first.root
+
+
+def test_a_fingerprint_needs_a_list(tmp_path: Path) -> None:
+    assert list(listed(Dataset([{"image": "a word", "label": 3}]))) == [{"image": "a word", "label": 3}]
+    with pytest.raises(ConfigError, match="the bundle's object has no list of data to make a fingerprint of"):
+        listed(object())
+    with pytest.raises(DataError, match="cannot be read for the fingerprint"):
+        list(listed(Dataset([{"image": str(tmp_path)}])))
+
+
 # ---- version 0
 
 
@@ -377,3 +403,23 @@ def test_after_an_error_the_next_training_is_as_if_nothing_had_been(spleen: Plac
         trained(trainer, spec, records)
     engine.loss_function = loss
     assert same(first, trained(trainer, spec, records))
+
+
+def test_data_that_were_corrected_are_read_again(tmp_path: Path) -> None:
+    """Also those that a `CacheDataset` had in memory."""
+    site = Place(bundles.spleen(tmp_path / "bundle"), bundles.volumes(tmp_path / "data", classes=6))
+    trainer = site.trainer()
+    with pytest.raises(DataError):
+        trained(trainer, *site.base())
+    shutil.rmtree(site.data)
+    bundles.volumes(site.data)
+    assert same(trained(trainer, *site.base()), trained(site.trainer(), *site.base()))
+
+
+def test_what_stands_in_a_sites_options_is_checked_before_anything_is_made(spleen: Place) -> None:
+    with pytest.raises(ConfigError, match="no option 'momentm' for a MONAI bundle; there are dataset_dir, overrides"):
+        site_trainer(spleen.bundle, {"dataset_dir": str(spleen.data), "momentm": "keep"})
+    with pytest.raises(ConfigError, match="no option 'bundle_root'"):
+        site_trainer(spleen.bundle, {"dataset_dir": str(spleen.data), "bundle_root": "elsewhere"})
+    with pytest.raises(ConfigError, match="add dataset_dir"):
+        site_trainer(spleen.bundle, {})

@@ -21,8 +21,10 @@ from protocol.envelope import Verified
 from protocol.errors import ConfigError
 from protocol.messages import Kind
 from tests.support import monai_bundles as bundles
+from tests.unit.worker.centre import RUN
 from tests.unit.worker.test_deployed import Researchers
 from tests.unit.worker.test_service import Seen, start, stop
+from worker.answers import Answers
 from worker.cases import Cases
 from worker.service import WorkerService
 from worker.trainers.monai_bundle import bundle_network
@@ -32,6 +34,7 @@ pytestmark = [
     # MONAI's own, of torch's and of its own parts that will go.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),  # a reader that is not installed
 ]
 
 
@@ -108,6 +111,36 @@ def test_a_bundle_trains_at_a_site_that_has_nothing_but_data(
     assert "scripts" not in sys.modules
 
 
+def test_a_training_that_is_stopped_leaves_nothing_for_the_next_one(
+    federation: Federation, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    """A person says no in mid-training, and yes again: what is sent is what a worker sends that was never stopped."""
+    options: dict[str, Any] = {"dataset_dir": str(bundles.volumes(tmp_path / "data")), "momentum": "keep"}
+    digest = hashlib.sha256(federation.code_of_run).digest()
+    long, short = (federation.version(v, bundle=digest, task={"local_epochs": e}) for v, e in ((0, 1000), (1, 1)))
+    start(federation, tmp_path / "undisturbed", None, workers, options=lambda run: options)
+    assert federation.deploy(federation.code_of_run).ok
+    federation.announce(short)
+    expected = federation.next_message()
+    stop(workers.pop())
+
+    seen, answers = Seen(), Answers(tmp_path / "stopped" / "approvals")
+    extra: dict[str, Any] = {"on_event": seen, "heartbeat": 0.1}
+    start(federation, tmp_path / "stopped", None, workers, options=lambda run: options, **extra)
+    assert federation.deploy(federation.code_of_run).ok
+    federation.announce(long)
+    with seen._new:
+        assert seen._new.wait_for(lambda: any(0 < event.progress < 1 for event in seen.events), 30)
+    federation.announce(short)
+    answers.say(RUN, False)
+    seen.wait("idle")
+    answers.say(RUN, True)
+    found = federation.next_message()
+    assert found.core.version == 1
+    assert federation.body(found).steps == federation.body(expected).steps == 4
+    assert np.array_equal(federation.delta(found), federation.delta(expected))
+
+
 def test_what_is_wrong_with_a_sites_data_stays_at_the_site(
     federation: Federation, workers: list[WorkerService], tmp_path: Path
 ) -> None:
@@ -118,7 +151,7 @@ def test_what_is_wrong_with_a_sites_data_stays_at_the_site(
     federation.announce(federation.version(0, bundle=hashlib.sha256(federation.code_of_run).digest()))
     seen.wait("blocked", 0)
     event = seen.events[-1]
-    assert event.code == "trainer"
+    assert event.code == "config"
     assert "patient-4711" not in repr(event)
     assert "patient-4711 is not a folder here" in Cases(tmp_path / "state" / "cases").text(event.case)
 

@@ -1,0 +1,95 @@
+"""A process that trains a MONAI bundle, by itself or as a worker does, and prints its peak memory.
+
+    python -m benchmarks.bundle_process alone|fledge BUNDLE DATA EPOCHS
+
+`alone` is what `monai.bundle run` does; nothing of fledge is imported for it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pipeline_model import peak_kib
+
+_QUOTA = 64 << 30
+
+
+def alone(bundle: Path, data: Path, epochs: int) -> dict[str, Any]:
+    """Train with MONAI's own runner of configurations."""
+    from monai.bundle.config_parser import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.json"))
+    parser.update({"dataset_dir": str(data), "train#trainer#max_epochs": epochs})
+    parser.parse(reset=True)
+    parser.get_parsed_content("run")
+    network = parser.get_parsed_content("network")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    return {"peak_kib": peak_kib(), "model": size}
+
+
+def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, Any]:
+    """Contribute once for each epoch: an encrypted base on the disk, the training, encrypted chunks in the spool."""
+    from fledge.allocator import return_large_blocks
+    from protocol.blob import split_chunks
+    from protocol.envelope import Sealer
+    from protocol.keys import Identity, Role
+    from protocol.messages import Kind, Named
+    from worker.contribute import contribute
+    from worker.filters import build
+    from worker.spool import Spool
+    from worker.trainer import Control
+    from worker.trainers.monai_bundle import bundle_trainer
+
+    return_large_blocks()  # as the worker's command does
+    trainer = bundle_trainer(bundle, dataset_dir=data)
+    spec = trainer.spec
+    site = Identity.generate("site", Role.SITE)
+
+    def sealer(kind: Kind, length: int) -> Sealer:
+        return Sealer(site, kind, federation="f", message_id=bytes(16), run="r", spec=spec.digest, length=length)
+
+    def put(name: bytes, chunk: bytes) -> None:
+        (directory / name.hex()).write_bytes(chunk)
+
+    version = sealer(Kind.VERSION, spec.model_length)
+    writer = version.writer(put)
+    for record in trainer.initial():
+        writer.write(record)
+    manifest = writer.finish()
+
+    def base() -> Iterator[bytes]:
+        chunks = ((directory / name.hex()).read_bytes() for name in manifest.chunks)
+        return version.key.reader(manifest, digest=False).read(split_chunks(manifest, chunks, verify=False))
+
+    spool = Spool(directory / "spool", _QUOTA)
+    for _ in range(epochs):
+        batch = spool.batch()
+        contribute(
+            trainer=trainer,
+            spec=spec,
+            base=base,
+            filters=build([Named(name="clip", parameters={"norm": 1.0})]),
+            sealer=sealer(Kind.UPDATE, spec.update_length),
+            emit=batch.put,
+            control=Control(run="r", version=0),
+        )
+        batch.sync()
+    return {"peak_kib": peak_kib(), "model": spec.model_length}
+
+
+def main() -> None:
+    """Train and tell."""
+    which, bundle, data, epochs = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    with tempfile.TemporaryDirectory(prefix="fledge-bundle-memory-") as temporary:
+        found = alone(bundle, data, epochs) if which == "alone" else fledge(bundle, data, epochs, Path(temporary))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

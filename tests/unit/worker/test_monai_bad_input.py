@@ -1,0 +1,324 @@
+"""What can be wrong with a site's data or with a bundle: one sentence in the site's case, a word for everybody else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from fledge.init_run import load_genesis
+from fledge.monai_runs import bundle_files, init_bundle_run
+from fledge.packing import archive
+from protocol.messages import Kind, Update
+from tests.support import monai_bundles as bundles
+from tests.unit.worker.test_deployed import Researchers
+from tests.unit.worker.test_service import Seen, start, stop
+from worker.cases import Cases
+from worker.policy import OPEN
+from worker.service import WorkerService
+
+torch.set_num_threads(1)
+pytestmark = [
+    # MONAI's own, of torch's and of its own parts that will go, and of readers that are not installed.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*sequence was not ordered:UserWarning"),
+]
+
+PATIENT = "patient-4711"
+"""Stands in the path of everything that a site has; nobody else may ever read it."""
+Shape = Callable[[Path], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad:
+    """Something wrong, and what is to be said of it."""
+
+    word: str
+    """What leaves the site."""
+    says: str
+    """Part of the sentence in the site's case."""
+    bundle: Shape = bundles.spleen
+    data: Shape = bundles.volumes
+    spoil: Callable[[Path], object] = lambda data: None
+    """Done to the site's data."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Other values in the code's train.json; None takes an id out."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def raising(error: str) -> dict[str, Any]:
+    """A transform that raises."""
+    return {"_target_": "Lambdad", "keys": "image", "func": f"$lambda image: (_ for _ in ()).throw({error})"}
+
+
+def brats_data(folder: Path) -> Path:
+    return bundles.volumes(folder, 3, channels=4, classes=5)
+
+
+def halve(file: Path) -> None:
+    """What a copy that broke off leaves."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+BAD = {
+    "missing file": Bad(
+        bundle=bundles.brats,
+        data=brats_data,
+        spoil=lambda data: (data / "images" / "case0.nii.gz").unlink(),
+        word="data",
+        says="case0.nii.gz cannot be read, and the bundle's list of data names it; put the file there, or correct",
+    ),
+    "damaged file": Bad(
+        bundle=bundles.brats,
+        data=brats_data,
+        spoil=lambda data: (data / "images" / "case0.nii.gz").write_bytes(b"not an image"),
+        word="data",
+        says="case0.nii.gz is not a gzip file; look at what this transform was given",
+    ),
+    "half a file": Bad(
+        bundle=bundles.brats,
+        data=brats_data,
+        spoil=lambda data: halve(data / "images" / "case0.nii.gz"),
+        word="data",
+        says="failed in LoadImaged of FOLDER/images/case0.nii.gz and FOLDER/labels/case0.nii.gz: EOFError: Compressed",
+    ),
+    "half a file, read by another process": Bad(
+        bundle=bundles.brats,
+        data=brats_data,
+        spoil=lambda data: halve(data / "images" / "case0.nii.gz"),
+        options={"overrides": {"train#dataloader#num_workers": 1}},
+        word="data",
+        says="failed in LoadImaged: EOFError: Compressed file ended",
+    ),
+    "crop": Bad(
+        config={"train#random_transforms#0#spatial_size": [64, 64, 64]},
+        word="data",
+        says="failed in RandCropByPosNegLabeld: ValueError: The size of the proposed random crop ROI is larger than",
+    ),
+    "no data": Bad(
+        spoil=lambda data: [file.unlink() for file in data.rglob("*.nii.gz")],
+        word="data",
+        says="finds no training data below dataset_dir; correct it in the site's options",
+    ),
+    "channels": Bad(
+        data=lambda folder: bundles.volumes(folder, channels=3),
+        word="data",
+        says="takes images with 1 channels, and an image here has 3; give it the images it was made for",
+    ),
+    "labels": Bad(
+        bundle=bundles.films,
+        data=bundles.pictures,
+        spoil=lambda data: (data / "1").rename(data / "4"),
+        word="data",
+        says="a label here has the value 4 that is none of the classes that the bundle's network tells apart; correct",
+    ),
+    "labels of voxels": Bad(
+        data=lambda folder: bundles.volumes(folder, classes=6),
+        word="data",
+        says="that is none of the classes that the bundle's network tells apart; correct the labels",
+    ),
+    "loss": Bad(
+        config={"loss": "$lambda p, t: p.sum() * float('nan')"},
+        word="diverged",
+        says="the loss is nan after 1 iterations; nothing was sent. Try a smaller learning rate",
+    ),
+    "GPU memory": Bad(
+        config={"loss": raising("torch.OutOfMemoryError('CUDA out of memory')")["func"].replace("image", "p, t", 1)},
+        word="memory",
+        says="the memory did not suffice for the bundle's training; make the batch or the crop smaller",
+    ),
+    "main memory": Bad(
+        config={"train#random_transforms": [raising("MemoryError()")]},
+        word="memory",
+        says="the memory did not suffice for making the bundle's trainer; make the batch or the crop smaller",
+    ),
+    "required id": Bad(
+        config={"train#inferer": None, "dataset_dir": None},
+        word="config",
+        says="the bundle lacks the required dataset_dir, train#inferer in train.json; a MONAI bundle that trains has",
+    ),
+    "module": Bad(
+        config={"network_def#_target_": "clara_train.networks.Net"},
+        word="trainer",
+        says="the bundle needs clara_train.networks.Net, which is not installed here; install it where the worker runs",
+    ),
+    "reference": Bad(
+        config={"optimizer#lr": "@rate"},
+        word="trainer",
+        says="the bundle's configuration refers to rate, which it does not have",
+    ),
+    "misspelt option": Bad(
+        options={"local_epoch": 2},
+        word="config",
+        says="there is no option 'local_epoch' for a MONAI bundle; there are dataset_dir, overrides, local_epochs",
+    ),
+    "misspelt override": Bad(
+        options={"overrides": {"train#dataloadr#batch_size": 2}},
+        word="config",
+        says="the bundle has no 'train#dataloadr#batch_size', which overrides in the site's options names",
+    ),
+}
+
+
+class Federation(Researchers):
+    """A hub whose run is a bundle's."""
+
+    def __init__(self, name: str, run: Path, code: bytes) -> None:
+        super().__init__(name)
+        genesis = load_genesis(run)
+        self.spec = genesis.spec
+        self.initial = b"".join(genesis.payload())
+        self.code_of_run = code
+        self.digest = hashlib.sha256(code).digest()
+        self.spec_record = self._put_record(self._seal_blob(Kind.SPEC, 0, self.spec.to_bytes(), b""))
+
+    def model(self, value: float) -> bytes:
+        """Version 0, whatever the number."""
+        return self.initial
+
+    def told(self) -> list[Any]:
+        """Everything that reached the aggregator, opened."""
+        lanes = (self.events, self.inbound, self.requests)
+        return [self.body(lane.get()) for lane in lanes for _ in range(lane.qsize())]
+
+
+@pytest.fixture
+def workers() -> Iterator[list[WorkerService]]:
+    """Workers to be stopped at the end."""
+    started: list[WorkerService] = []
+    yield started
+    for worker in started:
+        stop(worker)
+
+
+@pytest.fixture(autouse=True)
+def imports() -> Iterator[None]:
+    """What can be imported before and afterwards is the same."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("scripts", "trainer")]:
+        del sys.modules[name]
+
+
+def changed(files: dict[str, bytes], changes: Mapping[str, Any]) -> dict[str, bytes]:
+    """A bundle's files with other values in its configuration."""
+    config = json.loads(files["configs/train.json"])
+    for name, value in changes.items():
+        *above, last = name.split("#")
+        place = config
+        for part in above:
+            place = place[int(part) if isinstance(place, list) else part]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    return {**files, "configs/train.json": json.dumps(config).encode()}
+
+
+def federation(name: str, folder: Path, bundle: Shape, changes: Mapping[str, Any]) -> Federation:
+    made = bundle(folder / "bundle")
+    init_bundle_run(made, folder / "run", name="r")
+    sys.path.remove(str(made))
+    return Federation(name, folder / "run", archive(changed(bundle_files(made), changes)))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_a_sentence_at_the_site_and_a_word_elsewhere(
+    name: str,
+    workers: list[WorkerService],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    bad = BAD[name]
+    data = bad.data(tmp_path / PATIENT)
+    bad.spoil(data)
+    hub = federation(name.replace(" ", "-"), tmp_path, bad.bundle, bad.config)
+    seen = Seen()
+    with capture_logs() as logs:
+        options = {"dataset_dir": str(data), **bad.options}
+        start(hub, tmp_path / "state", None, workers, options=lambda run: options, on_event=seen, heartbeat=0.1)
+        assert hub.deploy(hub.code_of_run).ok
+        hub.announce(hub.version(0, bundle=hub.digest))
+        seen.wait("blocked", 0)
+        event = seen.events[-1]
+        while (sign := hub.body(hub.events.get(timeout=10))).case == "-":
+            pass
+        stop(workers.pop())
+    assert event.code == sign.code == bad.word
+    sentence = Cases(tmp_path / "state" / "cases").text(sign.case).splitlines()[2]
+    assert bad.says.replace("FOLDER", str(data)) in sentence
+    told = hub.told()
+    assert not [each for each in told if isinstance(each, Update)]
+    shown = [*(repr(each) for each in (sign, *told, *seen.events)), str(logs), caplog.text, *capfd.readouterr()]
+    assert not [text for text in shown for private in (PATIENT, "case0", "film0") if private in text]
+    hub.close()
+
+
+def test_memory_that_the_system_refuses_is_told_like_any_other(workers: list[WorkerService], tmp_path: Path) -> None:
+    """For real: the crop is too large for what this process may have."""
+    data = bundles.volumes(tmp_path / "data")
+    pad = {"_target_": "SpatialPadd", "keys": "image", "spatial_size": [1280, 1280, 1280]}
+    hub = federation("limit", tmp_path, bundles.spleen, {"train#random_transforms": [pad]})
+    seen = Seen()
+    start(hub, tmp_path / "state", None, workers, options=lambda run: {"dataset_dir": str(data)}, on_event=seen)
+    assert hub.deploy(hub.code_of_run).ok
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, hard))
+    try:
+        hub.announce(hub.version(0, bundle=hub.digest))
+        seen.wait("blocked", 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert seen.events[-1].code == "memory"
+    told = Cases(tmp_path / "state" / "cases").text(seen.events[-1].case)
+    assert "the memory did not suffice for making the bundle's trainer" in told.splitlines()[2]
+    hub.close()
+
+
+def test_code_that_the_site_has_not_allowed_is_neither_kept_nor_evaluated(
+    workers: list[WorkerService], tmp_path: Path
+) -> None:
+    touched = tmp_path / "touched"
+    hub = federation(
+        "undeclared",
+        tmp_path,
+        bundles.spleen,
+        {"initialize": [f"$__import__('pathlib').Path({str(touched)!r}).touch()"]},
+    )
+    data = bundles.volumes(tmp_path / PATIENT)
+    policy = OPEN.model_copy(update={"code": (hashlib.sha256(b"something else").hexdigest(),)})
+    seen = Seen()
+    options = {"dataset_dir": str(data)}
+    start(hub, tmp_path / "state", None, workers, policy=policy, options=lambda run: options, on_event=seen)
+    reply = hub.deploy(hub.code_of_run)
+    assert (reply.ok, reply.reason) == (False, "code_not_listed")
+    assert hub.digest.hex() in reply.text
+    assert "have the code looked at, then add the digest to `code` there" in reply.text
+    assert PATIENT not in repr(reply)
+    hub.announce(hub.version(0, bundle=hub.digest))
+    seen.wait("waiting", 0)
+    assert (seen.events[-1].code, seen.events[-1].case) == ("not_deployed", "-")
+    assert not touched.exists()
+    stop(workers.pop())
+    # The same code, once somebody has looked at it, is evaluated: the test would see it.
+    allowed = OPEN.model_copy(update={"code": (hub.digest.hex(),)})
+    start(hub, tmp_path / "state", None, workers, policy=allowed, options=lambda run: options)
+    assert hub.deploy(hub.code_of_run).ok
+    assert np.isfinite(hub.delta(hub.inbound.get(timeout=30))).all()
+    assert touched.exists()
+    hub.close()
