@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -261,26 +258,6 @@ def open_kept(centre: Centre, run: str | None = None) -> Iterator[Kept]:
         registry = open_registry(newest, centre.root, centre.config.federation) if newest else centre.registry
         records = Records(centre.config.federation, run or NO_RUN, centre.identity, store, pool)
         yield Kept(history=history, run=history.run(run or NO_RUN), records=records, registry=registry)
-
-
-@contextmanager
-def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Within the block SIGTERM and SIGINT call `stop` once, on a thread of its own; a second signal kills."""
-    before: dict[int, Any] = {}
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        # Stopping takes locks that the interrupted main thread may hold.
-        threading.Thread(target=stop, name="stop", daemon=True).start()
-        for taken in before:
-            signal.signal(taken, signal.SIG_DFL)
-
-    for each in (signal.SIGTERM, signal.SIGINT):
-        before[each] = signal.signal(each, handle)
-    try:
-        yield
-    finally:
-        for taken, earlier in before.items():
-            signal.signal(taken, earlier)
 
 
 def _nobody(event: str, fields: object) -> None:

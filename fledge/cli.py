@@ -197,7 +197,8 @@ def aggregator(
 ) -> None:
     """Serve a federation's runs: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
     from fledge.allocator import return_large_blocks
-    from fledge.bootstrap import open_aggregator, stopped_by_signals
+    from fledge.bootstrap import open_aggregator
+    from fledge.signals import stopped_by_signals
 
     return_large_blocks()
     with open_aggregator(config, run) as service, stopped_by_signals(service.stop):
@@ -214,8 +215,9 @@ def worker(
     """Train at a site whenever there is something to train. Exit code 75: an operator ordered a restart."""
     from fledge import log
     from fledge.allocator import return_large_blocks
-    from fledge.bootstrap import LOG, open_worker, stopped_by_signals
+    from fledge.bootstrap import LOG, open_worker
     from fledge.federation import WORKER_TOML
+    from fledge.signals import stopped_by_signals
     from worker.config import read_config
 
     return_large_blocks()
