@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _TAKEN = (signal.SIGTERM, signal.SIGINT)
+_masks = threading.local()
+"""Of the thread that forks: what it blocked before."""
 
 
 @contextmanager
@@ -49,11 +51,20 @@ def _nothing(_number: int, _frame: object) -> None:
     """Stands where a handler has to be, so that the interpreter sees the signal at all."""
 
 
+def _before_a_fork() -> None:
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)
+
+
+def _after_a_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
 def _in_a_child() -> None:
     """A forked process, such as one that loads data, must not stop the service by a signal that it alone was sent."""
     if signal.getsignal(signal.SIGTERM) is _nothing:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _after_a_fork()
 
 
-os.register_at_fork(after_in_child=_in_a_child)
+os.register_at_fork(before=_before_a_fork, after_in_parent=_after_a_fork, after_in_child=_in_a_child)
