@@ -277,6 +277,7 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
     """A folder that gets its name once everything is in it, and vanishes when something goes wrong."""
     place = out.with_name(out.name + UNFINISHED)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         place.mkdir(mode=0o700)
         try:
             for folder in (IMAGES, LABELS):
