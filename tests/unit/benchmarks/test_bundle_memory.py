@@ -11,10 +11,11 @@ from rich.console import Console
 
 from benchmarks.bundle_memory import Row, main, show
 from benchmarks.wide_bundle import hidden, write_bundle
+from tests.support.monai_marks import MONAI
 from worker.trainers.monai_bundle import bundle_network
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = MONAI
 
 
 @pytest.mark.parametrize("size", [2_000_000, 9_000_000, 418_000_000, 840_000_000])

@@ -12,14 +12,10 @@ import torch
 
 from benchmarks.hippocampus_bundle import split
 from benchmarks.transfer import Curve, Effort, main, show
+from tests.support.monai_marks import MONAI
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go, and of readers that are not installed.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),
-]
+pytestmark = MONAI
 
 
 @pytest.fixture

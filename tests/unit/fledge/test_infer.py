@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +30,11 @@ from protocol.messages import Kind, RunState
 from protocol.spec import ModelSpec
 from tests.contract.test_transport import eventually
 from tests.support import monai_bundles as bundles
+from tests.support.monai_marks import MONAI
+from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import RUN
 from tests.unit.worker.test_deployed import Researchers
-from tests.unit.worker.test_service import start, stop
+from tests.unit.worker.test_service import start
 from worker.codes import Codes
 from worker.events import RunRow
 from worker.keeping import Keeping, KeepLast
@@ -45,11 +46,7 @@ from worker.trainers.monai_bundle import bundle_network
 from worker.trainers.monai_inference import images_below
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = MONAI
 
 
 def inference(network: dict[str, Any]) -> dict[str, Any]:
@@ -165,25 +162,6 @@ class Hospital(Researchers):
     def model(self, value: float) -> bytes:
         """Of the version that is being made."""
         return self.payload
-
-
-@pytest.fixture
-def workers() -> Iterator[list[WorkerService]]:
-    """Workers to be stopped at the end."""
-    started: list[WorkerService] = []
-    yield started
-    for worker in started:
-        stop(worker)
-
-
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """What can be imported before and afterwards is the same."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "trainer"]:
-        del sys.modules[name]
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from monai.networks.nets import UNet
 
 from tests.support import mmars
 from tests.support import monai_bundles as bundles
+from tests.support.monai_marks import MONAI
 from tests.support.training import control
 from worker.mmar.converting import write
 from worker.trainers import spec_and_payload
@@ -27,13 +27,7 @@ from worker.trainers.monai_bundle import bundle_network, bundle_trainer
 from worker.weights import Weights, write_records
 
 torch.set_num_threads(1)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*sequence was not ordered:UserWarning"),
-    pytest.mark.filterwarnings("ignore:single channel prediction:UserWarning"),
-    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),
-]
+pytestmark = [*MONAI, pytest.mark.filterwarnings("ignore:single channel prediction:UserWarning")]
 
 
 def spleen(folder: Path) -> Path:
@@ -54,16 +48,6 @@ SHAPES: Mapping[str, tuple[Callable[[Path], Path], Callable[[Path], Path], str]]
     "older": (older, mmars.slices, "mean_dice"),
     "own": (mmars.own, bundles.volumes, "val_mean_dice"),
 }
-
-
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """What can be imported before and afterwards is the same."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("custom", "net", "parts")]:
-        del sys.modules[name]
 
 
 def shrunk(root: Path) -> None:
