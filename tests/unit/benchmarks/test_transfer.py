@@ -43,8 +43,9 @@ def test_hospitals_differ_in_type_and_brightness(volumes: Path) -> None:
 
 
 def test_it_trains_both_ways_and_writes_the_curves(
-    volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("benchmarks.hippocampus_bundle.SIZE", (12, 12, 12))
     small = ["--volumes", "1", "--steps", "1", "--pretraining", "1", "--horizon", "2", "--goal", "1.1"]
     assert main(["--data", str(volumes), *small, "--json", str(tmp_path / "out.json")]) == 1
     given, scratch = json.loads((tmp_path / "out.json").read_text())["curves"]

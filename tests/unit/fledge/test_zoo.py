@@ -254,7 +254,7 @@ def test_digits_made_as_the_readme_says_are_learned_and_the_accuracy_is_that_of_
     data = tmp_path / "hospital0"
     report = check_bundle(root, data, quick=True)
     assert (report.findings, report.training, report.validation) == ((), 719, 180)
-    trainer = bundle_trainer(root, dataset_dir=data, local_epochs=2)
+    trainer = bundle_trainer(root, dataset_dir=data, local_epochs=1)
     spec, payload = spec_and_payload(bundle_network(root))
     recorded = list(payload)
     trainer.train(Weights(spec, lambda: iter(recorded)), control())

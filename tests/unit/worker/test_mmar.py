@@ -66,7 +66,7 @@ def test_an_mmar_trains_and_its_loss_falls(tmp_path: Path, shape: str) -> None:
     shrunk(tmp_path / "bundle")
     spec, payload = spec_and_payload(bundle_network(tmp_path / "bundle"))
     records = list(payload)
-    trainer = bundle_trainer(tmp_path / "bundle", dataset_dir=images(tmp_path / "data"), local_epochs=2)
+    trainer = bundle_trainer(tmp_path / "bundle", dataset_dir=images(tmp_path / "data"), local_epochs=1)
     losses = []
     for version in range(2):
         weights = Weights(spec, records.__iter__)
