@@ -8,6 +8,7 @@ import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,34 +68,23 @@ def halve(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+of_brats = partial(Bad, bundle=bundles.brats, data=brats_data, word="data")
 BAD = {
-    "missing file": Bad(
-        bundle=bundles.brats,
-        data=brats_data,
+    "missing file": of_brats(
         spoil=lambda data: (data / "images" / "case0.nii.gz").unlink(),
-        word="data",
         says="case0.nii.gz cannot be read, and the bundle's list of data names it; put the file there, or correct",
     ),
-    "damaged file": Bad(
-        bundle=bundles.brats,
-        data=brats_data,
+    "damaged file": of_brats(
         spoil=lambda data: (data / "images" / "case0.nii.gz").write_bytes(b"not an image"),
-        word="data",
         says="case0.nii.gz is not a gzip file; look at what this transform was given",
     ),
-    "half a file": Bad(
-        bundle=bundles.brats,
-        data=brats_data,
+    "half a file": of_brats(
         spoil=lambda data: halve(data / "images" / "case0.nii.gz"),
-        word="data",
         says="failed in LoadImaged of FOLDER/images/case0.nii.gz and FOLDER/labels/case0.nii.gz: EOFError: Compressed",
     ),
-    "half a file, read by another process": Bad(
-        bundle=bundles.brats,
-        data=brats_data,
+    "half a file, read by another process": of_brats(
         spoil=lambda data: halve(data / "images" / "case0.nii.gz"),
         options={"overrides": {"train#dataloader#num_workers": 1}},
-        word="data",
         says="failed in LoadImaged: EOFError: Compressed file ended",
     ),
     "crop": Bad(
