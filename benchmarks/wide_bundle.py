@@ -38,12 +38,12 @@ def write_bundle(folder: Path, size: int, *, optimizer: str = "sgd") -> Path:
     return folder
 
 
-def write_images(folder: Path, count: int = 4, *, seed: int = 0) -> Path:
-    """Bright and dark blocks, with the list that the bundle reads."""
+def write_images(folder: Path, *, seed: int = 0) -> Path:
+    """Four blocks, bright and dark, with the list that the bundle reads."""
     dice = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     listed = []
-    for index in range(count):
+    for index in range(4):
         image = dice.normal(index % 2, 0.2, (1, _SIDE, _SIDE, _SIDE)).astype(np.float32)
         np.save(folder / f"block{index}.npy", image)
         listed.append({"image": f"block{index}.npy", "label": index % 2})

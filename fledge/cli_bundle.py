@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fledge.cli_options import named_value
+from fledge.cli_options import AsJson, named_value
 
 if TYPE_CHECKING:
     from worker.trainers.monai_check import Report
@@ -19,7 +19,6 @@ app = typer.Typer(
     name="bundle", help="MONAI bundles: begin with one, check one, make one of a Clara MMAR.", no_args_is_help=True
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
 _SHOWN = 50
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fledge.cli_options import AsJson
 from fledge.cli_site import WORKER_TOML, state_of
 from protocol.errors import ConfigError
 
@@ -102,7 +103,7 @@ def stats(
     unsuppressed: Annotated[
         bool, typer.Option("--unsuppressed", help="Show everything, for eyes at the hospital only.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
+    as_json: AsJson = False,
     share: Annotated[
         bool, typer.Option("--share", help="Let operators ask for these figures, as far as the policy allows.")
     ] = False,

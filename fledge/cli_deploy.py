@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import typer
 
+from fledge.cli_options import AsJson
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def broker(
     ca: Annotated[Path | None, typer.Option(help="Authorities to believe for https; default: the kit's.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow http to another machine.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make vhost, exchanges, queues, limits and users of all members; former members lose theirs. Idempotent."""
     from deploy.apply import Management, apply_members

@@ -1,11 +1,15 @@
-"""What several commands understand in the same way: NAME=VALUE."""
+"""What several commands understand in the same way: `--json`, and NAME=VALUE."""
 
 from __future__ import annotations
 
 import tomllib
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from protocol.errors import ConfigError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
 
 
 def named_value(text: str, option: str) -> tuple[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fledge.cli_options import AsJson
 from protocol.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Option("--config", help="The site's configuration file.")]
 Kit = Annotated[Path | None, typer.Option("--kit", help="Or: the site's kit, the folder that holds worker.toml.")]
 Run = Annotated[str, typer.Argument(help="The run's name, as `fledge site waiting` shows it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
 WORKER_TOML = Path("worker.toml")
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 from broker.blobs import open_blobs
@@ -121,7 +120,7 @@ class SiteModels:
     def weights(self, kept: KeptVersion, model: ModelRecord, spec: ModelSpec, keeps: frozenset[str]) -> Weights:
         """The version as this site uses it, with its own values of the tensors that stay here."""
         return as_here(
-            SimpleNamespace(keeps=keeps),
+            keeps,
             kept.run,
             spec,
             lambda: self._blob(model.manifest, model.key),

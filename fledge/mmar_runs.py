@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -37,6 +37,7 @@ def translated(mmar: Path, run: str, settings: RunConfig | None, tell: Callable[
     Raises:
         ConfigError: it is no MMAR, has parts without an equal, or settings that no run can have.
     """
+    from worker.deployed import forget_code
     from worker.mmar.converting import convert, write
     from worker.mmar.federated import settings as federated
     from worker.mmar.reading import pretrained, read_mmar
@@ -53,30 +54,23 @@ def translated(mmar: Path, run: str, settings: RunConfig | None, tell: Callable[
     tell(f"each site adds to its worker.toml:\n{found.worker_toml(run)}")
     config = settings or (None if read.server is None and read.client is None else run_config(found.run, run))
     with tempfile.TemporaryDirectory(prefix="fledge-mmar-") as scratch:
-        folder = Path(scratch).resolve()
+        above = Path(scratch).resolve()
+        folder = above / "bundle"
         write(converted, folder)
         try:
             yield Translated(folder, weights, config or RunConfig(name=run))
         finally:
-            _forget(folder)
+            forget_code(above)
 
 
-def _forget(folder: Path) -> None:
-    """Let nothing be imported from a folder that is about to go, nor take what was for another's."""
-    sys.path[:] = [entry for entry in sys.path if not Path(entry).is_relative_to(folder)]
-    for name, module in list(sys.modules.items()):
-        if (file := getattr(module, "__file__", None)) and Path(file).is_relative_to(folder):
-            del sys.modules[name]
-
-
-def run_config(settings: object, run: str) -> RunConfig:
+def run_config(settings: Mapping[str, Any], run: str) -> RunConfig:
     """A run's settings from those of an MMAR.
 
     Raises:
         ConfigError: no run can have them.
     """
     try:
-        return RunConfig.model_validate({**(settings if isinstance(settings, dict) else {}), "name": run})
+        return RunConfig.model_validate({**settings, "name": run})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

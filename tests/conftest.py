@@ -1,4 +1,4 @@
-"""Fixtures for all suites; those that start servers live in modules of their own."""
+"""Fixtures for all suites; those that need more live in modules of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-pytest_plugins = ["tests.support.s3_fixtures", "tests.support.rabbit_fixtures", "tests.support.tls_fixtures"]
+pytest_plugins = [
+    *("tests.support.s3_fixtures", "tests.support.rabbit_fixtures", "tests.support.tls_fixtures"),
+    "tests.support.worker_fixtures",
+]
 
 
 @pytest.fixture(autouse=True)

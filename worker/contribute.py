@@ -69,7 +69,7 @@ def contribute(
         ConfigError: a pattern matches nothing or everything, or a filter cannot work.
         WireError, StoreError, StateError: the base or the site's own values cannot be read, or chunks not written.
     """
-    absent = _kept(trainer, spec, excluded(spec, exclude))
+    absent = _kept(_keeps(trainer), spec, excluded(spec, exclude))
     private = _private(spec, absent)
     weights = Weights(spec, base, own.values(control.run, spec, private) if own and private else None)
     began = clock()
@@ -94,7 +94,7 @@ def evaluate(
     own: OwnTensors | None = None,
 ) -> Evaluation:
     """Evaluate a version, with the site's own values where it keeps tensors to itself; arguments as above."""
-    weights = as_here(trainer, control.run, spec, base, exclude, own)
+    weights = as_here(_keeps(trainer), control.run, spec, base, exclude, own)
     with _foreign(trainer, "evaluate"):
         result: EvaluationResult = trainer.evaluate(weights, control)
     if result.examples < 0:
@@ -103,13 +103,10 @@ def evaluate(
 
 
 def as_here(
-    trainer: Any, run: str, spec: ModelSpec, base: Records, exclude: Sequence[str], own: OwnTensors | None
+    keeps: frozenset[str], run: str, spec: ModelSpec, base: Records, exclude: Sequence[str], own: OwnTensors | None
 ) -> Weights:
-    """A version as this site uses it: with its own values where it keeps tensors to itself.
-
-    Of the trainer, only what it `keeps` counts.
-    """
-    private = _private(spec, _kept(trainer, spec, excluded(spec, exclude)))
+    """A version as this site uses it: with its own values of the tensors that trainer (`keeps`) or site keep here."""
+    private = _private(spec, _kept(keeps, spec, excluded(spec, exclude)))
     return Weights(spec, base, own.values(run, spec, private) if own and private else None)
 
 
@@ -132,9 +129,14 @@ def excluded(spec: ModelSpec, patterns: Sequence[str]) -> frozenset[str]:
     return found
 
 
-def _kept(trainer: Any, spec: ModelSpec, absent: frozenset[str]) -> frozenset[str]:
-    """What is excluded, together with what the trainer keeps to the site because of what it is (`Trainer.keeps`)."""
-    keeps: frozenset[str] = getattr(trainer, "keeps", frozenset())
+def _keeps(trainer: Trainer) -> frozenset[str]:
+    """What the trainer keeps to the site because of what it is (`Trainer.keeps`)."""
+    found: frozenset[str] = getattr(trainer, "keeps", frozenset())
+    return found
+
+
+def _kept(keeps: frozenset[str], spec: ModelSpec, absent: frozenset[str]) -> frozenset[str]:
+    """What is excluded, together with what the trainer keeps."""
     if unknown := sorted(keeps - spec.names):
         raise TrainingError(f"the trainer keeps {unknown[0]!r} to itself, which is no floating tensor of the model")
     found = absent | keeps

@@ -126,9 +126,7 @@ class Deployed:
             return
         with _loading:
             self._trainer = self._used = None
-            sys.path[:] = [entry for entry in sys.path if not _below(entry, self._base)]
-            for name in [name for name, module in list(sys.modules.items()) if _lies_in(module, self._base)]:
-                del sys.modules[name]
+            forget_code(self._base)
             for name, module in self._aside.items():
                 sys.modules.setdefault(name, module)
             self._aside.clear()
@@ -205,6 +203,13 @@ def _check_options(run: str, factory: Any, options: Mapping[str, Any]) -> None:
         ) from error
     except ValueError:  # a factory that does not tell what it takes
         return
+
+
+def forget_code(directory: Path) -> None:
+    """Let nothing more be imported from folders below `directory`, nor what was be taken for another's."""
+    sys.path[:] = [entry for entry in sys.path if not _below(entry, directory)]
+    for name in [name for name, module in list(sys.modules.items()) if _lies_in(module, directory)]:
+        del sys.modules[name]
 
 
 def _lies_in(module: Any, directory: Path) -> bool:

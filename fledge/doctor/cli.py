@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fledge.cli_options import AsJson
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def doctor(
     no_send: Annotated[
         bool, typer.Option("--no-send", help="At a site: do not tell the hub how the checks went.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find out what is in the way of taking part, hop by hop. Exit code 1: something is.
 

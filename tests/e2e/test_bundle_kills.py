@@ -18,7 +18,6 @@ from tests.support.s3 import S3Server
 pytestmark = [pytest.mark.long, pytest.mark.servers]
 
 VERSIONS = 3
-ITERATIONS = 3
 """Of an epoch: ten pictures in batches of four."""
 KILLS = (17, 5)
 """At which picture each life ends: in the second training's first half, and in the repeated one's."""

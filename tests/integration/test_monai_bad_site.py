@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from aggregator.config import RunConfig, StrategyConfig
@@ -19,16 +17,11 @@ from fledge.federation import AGGREGATOR_TOML, WORKER_TOML, new_federation
 from fledge.monai_runs import init_bundle_run
 from fledge.packing import CODE
 from tests.support import monai_bundles as bundles
+from tests.support.monai_marks import MONAI
 from worker.cases import Cases
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go, and of readers that are not installed.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*sequence was not ordered:UserWarning"),
-]
+pytestmark = MONAI
 WAIT_S = 60.0
 
 
@@ -50,14 +43,6 @@ class Observed:
         """Wait until this holds; it is looked at whenever something is shown."""
         with self._changed:
             assert self._changed.wait_for(done, WAIT_S), self.versions
-
-
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """What can be imported before and afterwards is the same."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
 
 
 def test_the_others_go_on_and_the_site_joins_again_when_its_data_are_right(tmp_path: Path) -> None:

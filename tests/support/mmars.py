@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -239,33 +240,13 @@ def write(
     return folder
 
 
-NET = """\
-from parts import block
-from torch import nn
-
-
-class OwnNet(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.first, self.last = block(1, width), nn.Conv3d(width, 2, 1)
-
-    def forward(self, images):
-        return self.last(self.first(images))
-"""
-PARTS = """\
-from torch import nn
-
-
-def block(inputs, outputs):
-    return nn.Sequential(nn.Conv3d(inputs, outputs, 3, padding=1), nn.InstanceNorm3d(outputs), nn.PReLU())
-"""
-
-
 def own(folder: Path) -> Path:
     """The CT training with a network of its own, in two modules of `custom`."""
     config = spleen_config()
     config["train"]["model"] = {"path": "net.OwnNet", "args": {"width": 4}}
-    return write(folder, config, files={"custom/net.py": NET, "custom/parts.py": PARTS})
+    return write(
+        folder, config, files={"custom/net.py": bundles.NET.replace("scripts.", ""), "custom/parts.py": bundles.BLOCK}
+    )
 
 
 def films(folder: Path) -> Path:
@@ -371,3 +352,21 @@ CLIENT = {
     "cross_validate": True,
     "cross_site_validation": {"is_participating": True},
 }
+
+
+def everywhere(config: Any, value: Any) -> Iterator[Any]:
+    """Copies of a configuration, each with `value` in another place, all the way down."""
+    for *above, last in _places(config):
+        changed = copy.deepcopy(config)
+        place: Any = changed
+        for step in above:
+            place = place[step]
+        place[last] = value
+        yield changed
+
+
+def _places(config: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items: Any = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for step, value in items:
+        yield (*above, step)
+        yield from _places(value, (*above, step))

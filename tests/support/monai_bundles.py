@@ -335,15 +335,17 @@ class OwnNet(nn.Module):
     def forward(self, images):
         return self.last(self.first(images))
 """
-PARTS = """\
-import importlib
-
+BLOCK = """\
 from torch import nn
 
 
 def block(inputs, outputs):
     return nn.Sequential(nn.Conv3d(inputs, outputs, 3, padding=1), nn.InstanceNorm3d(outputs), nn.PReLU())
+"""
+PARTS = f"""\
+import importlib
 
+{BLOCK}
 
 class Late:
     '''A transform that imports another module of the bundle when the first image comes.'''

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 FINDINGS = 15
+_SIDE = 24
+"""Voxels along each edge of a volume."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,6 @@ class Sample:
 def volumes(
     folder: Path,
     *,
-    side: int = 24,
     channels: int = 1,
     values: Sequence[int] = (0, 1),
     dark: float = -50,
@@ -47,11 +48,11 @@ def volumes(
     dice = np.random.default_rng(0)
     lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
     for index in range(4):
-        label = np.zeros((side, side, side), np.uint8)
+        label = np.zeros((_SIDE, _SIDE, _SIDE), np.uint8)
         for place, value in enumerate(values[1:]):
             at = [4, 4, 2 + place * 6]
             label[tuple(slice(a, a + 6) for a in at)] = value
-        image = dice.normal(dark, 20, (side, side, side, channels)).astype(np.float32)
+        image = dice.normal(dark, 20, (_SIDE, _SIDE, _SIDE, channels)).astype(np.float32)
         image[label > 0] += bright - dark
         name = f"case{index}.nii.gz"
         item: dict[str, Any] = {"image": f"imagesTr/{name}"}

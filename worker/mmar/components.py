@@ -23,9 +23,8 @@ _INSTALLED = ("monai", "torch", "torchvision", "ignite", "numpy")
 _CLARAS = ("medl", "ai4med", "nvmidl", "nvflare", "fed_learn", "aiaa", "dlmed")
 _IDS = {
     "model": "network",
-    **{name: name for name in ("network", "optimizer", "loss", "device", "dataset_dir", "data_list", "ckpt_dir")},
-    "lr_scheduler": "lr_scheduler",
-    "output_dir": "output_dir",
+    **{name: name for name in ("network", "optimizer", "lr_scheduler", "loss", "device")},
+    **{name: name for name in ("dataset_dir", "data_list", "ckpt_dir", "output_dir")},
     "evaluator": "validate#evaluator",
 }
 """What a reference of Clara 4.1 (`@model`) is called in the bundle."""
@@ -41,7 +40,6 @@ class Named:
     path: str
     args: Mapping[str, Any]
     disabled: bool
-    raw: Mapping[str, Any]
 
     @property
     def called(self) -> str:
@@ -63,11 +61,11 @@ def named(raw: Any, where: str) -> Named:
     if path:
         if not (isinstance(path, str) and _DOTTED.fullmatch(path)):
             raise ConfigError(f"{where}: path is {path!r}; it has to be module.Class")
-        return Named(path.rpartition(".")[2], "", path, args, switch, raw)
+        return Named(path.rpartition(".")[2], "", path, args, switch)
     found = _NAME.fullmatch(name) if isinstance(name, str) else None
     if found is None:
         raise ConfigError(f"{where}: name is {name!r}; it has to be the name of a class")
-    return Named(found[1], found[2] or "", "", args, switch, raw)
+    return Named(found[1], found[2] or "", "", args, switch)
 
 
 class Components:

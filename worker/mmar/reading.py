@@ -62,20 +62,16 @@ def read_mmar(root: Path, *, config: str = TRAIN, given: Mapping[str, Any] | Non
     if train is None:
         raise ConfigError(f"{root / 'config' / config} is not there; name a training configuration of the MMAR")
     more = dict(given or {})
-    read = {
-        key: _json(root / "config" / f"config_{name}.json")
-        for key, name in (
-            *(("validation", "validation"), ("inference", "inference")),
-            *(("server", "fed_server"), ("client", "fed_client")),
-        )
-    }
     return Mmar(
         name=root.resolve().name,
         train={**train, **more},
         environment={**(_json(root / "config" / ENVIRONMENT) or {}), **more},
+        validation=_json(root / "config" / "config_validation.json"),
+        inference=_json(root / "config" / "config_inference.json"),
+        server=_json(root / "config" / "config_fed_server.json"),
+        client=_json(root / "config" / "config_fed_client.json"),
         custom=dict(_files(root / "custom", ())),
         docs=dict(_files(root / "docs", _TEXT)),
-        **read,
     )
 
 

@@ -213,12 +213,7 @@ class _Translation:
 
     def _training(self, train: Config, scheduled: bool, *, validates: bool) -> Config:
         loss = "$monai.handlers.from_engine(['loss'], first=True)"
-        found: Config = {
-            **self._data(train, "train"),
-            "inferer": self.components.translate(train.get("inferer"), Role.INFERER, "train inferer")
-            or {"_target_": "SimpleInferer"},
-            **self._post(train, "train"),
-        }
+        found = self._common(train, "train")
         handlers = self._handlers(train, "train", scheduled=scheduled, validates=validates)
         for handler in handlers:
             if handler["_target_"] in ("StatsHandler", "TensorBoardStatsHandler"):
@@ -245,11 +240,8 @@ class _Translation:
         return found
 
     def _validation(self, validate: Config, where: str) -> Config:
-        found: Config = {
-            **self._data(validate, where),
-            "inferer": self.components.translate(validate.get("inferer"), Role.INFERER, f"{where} inferer")
-            or {"_target_": "SimpleInferer"},
-            **self._post(validate, where),
+        found = {
+            **self._common(validate, where),
             "handlers": self._handlers(validate, where, scheduled=False, validates=False),
             **self._metrics(validate, where),
         }
@@ -265,6 +257,12 @@ class _Translation:
             "amp": self._flag("amp"),
         }
         return found
+
+    def _common(self, section: Config, where: str) -> Config:
+        """What training and validation have alike."""
+        data = self._data(section, where)
+        inferer = self.components.translate(section.get("inferer"), Role.INFERER, f"{where} inferer")
+        return {**data, "inferer": inferer or {"_target_": "SimpleInferer"}, **self._post(section, where)}
 
     def _data(self, section: Config, where: str) -> Config:
         name = "train" if where == "train" else "validate"

@@ -10,11 +10,13 @@ import torch
 from rich.console import Console
 
 from benchmarks.bundle_memory import Row, main, show
-from benchmarks.wide_bundle import hidden, write_bundle
+from benchmarks.bundle_process import alone, fledge
+from benchmarks.wide_bundle import hidden, write_bundle, write_images
+from tests.support.monai_marks import MONAI
 from worker.trainers.monai_bundle import bundle_network
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = MONAI
 
 
 @pytest.mark.parametrize("size", [2_000_000, 9_000_000, 418_000_000, 840_000_000])
@@ -29,6 +31,15 @@ def test_a_network_has_the_size_that_the_bundle_was_made_for(tmp_path: Path) -> 
     assert abs(sum(4 * each.numel() for each in network.parameters()) / 9_000_000 - 1) < 0.1
 
 
+def test_both_ways_train_a_model_of_this_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fledge.allocator.return_large_blocks", lambda: None)  # of this process it would be for good
+    bundle, data = write_bundle(tmp_path / "bundle", 4_000_000), write_images(tmp_path / "data")
+    found = alone(bundle, data, 1), fledge(bundle, data, 2, tmp_path)
+    assert [each["model"] for each in found] == pytest.approx([4_000_000] * 2, rel=0.1)
+    assert len([update for update in (tmp_path / "spool").rglob("*") if update.is_file()]) == 2
+
+
+@pytest.mark.long
 def test_both_processes_train_and_tell_their_peaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--size-mb", "4", "--epochs", "1", "--optimizer", "sgd", "--json", str(tmp_path / "out.json")]) == 0
     assert "nothing to judge" in capsys.readouterr().out

@@ -12,14 +12,10 @@ import torch
 
 from benchmarks.hippocampus_bundle import split
 from benchmarks.transfer import Curve, Effort, main, show
+from tests.support.monai_marks import MONAI
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go, and of readers that are not installed.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),
-]
+pytestmark = MONAI
 
 
 @pytest.fixture
@@ -47,8 +43,9 @@ def test_hospitals_differ_in_type_and_brightness(volumes: Path) -> None:
 
 
 def test_it_trains_both_ways_and_writes_the_curves(
-    volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("benchmarks.hippocampus_bundle.SIZE", (12, 12, 12))
     small = ["--volumes", "1", "--steps", "1", "--pretraining", "1", "--horizon", "2", "--goal", "1.1"]
     assert main(["--data", str(volumes), *small, "--json", str(tmp_path / "out.json")]) == 1
     given, scratch = json.loads((tmp_path / "out.json").read_text())["curves"]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +30,11 @@ from protocol.messages import Kind, RunState
 from protocol.spec import ModelSpec
 from tests.contract.test_transport import eventually
 from tests.support import monai_bundles as bundles
+from tests.support.monai_marks import MONAI
+from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import RUN
 from tests.unit.worker.test_deployed import Researchers
-from tests.unit.worker.test_service import start, stop
+from tests.unit.worker.test_service import start
 from worker.codes import Codes
 from worker.events import RunRow
 from worker.keeping import Keeping, KeepLast
@@ -45,11 +46,7 @@ from worker.trainers.monai_bundle import bundle_network
 from worker.trainers.monai_inference import images_below
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = MONAI
 
 
 def inference(network: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +132,7 @@ class Hospital(Researchers):
     def __init__(self, name: str, folder: Path) -> None:
         super().__init__(name)
         self.folder, self.kit, self.state = folder, folder / "kit", folder / "kit" / "state"
-        self.bundle, self.data = bundles.spleen(folder / "bundle"), bundles.volumes(folder / "data")
+        self.bundle, self.data = bundles.spleen(folder / "bundle"), bundles.volumes(folder / "data", 3)
         network = json.loads((self.bundle / "configs" / "train.json").read_text())["network_def"]
         (self.bundle / "configs" / "inference.json").write_text(json.dumps(inference(network)))
         init_bundle_run(self.bundle, folder / "run", name=RUN)
@@ -165,25 +162,6 @@ class Hospital(Researchers):
     def model(self, value: float) -> bytes:
         """Of the version that is being made."""
         return self.payload
-
-
-@pytest.fixture
-def workers() -> Iterator[list[WorkerService]]:
-    """Workers to be stopped at the end."""
-    started: list[WorkerService] = []
-    yield started
-    for worker in started:
-        stop(worker)
-
-
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """What can be imported before and afterwards is the same."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "trainer"]:
-        del sys.modules[name]
 
 
 @pytest.fixture
@@ -239,10 +217,10 @@ def test_a_site_infers_with_its_runs_versions_as_the_bundle_does(
     winner = max(scores, key=lambda number: (scores[number], number))
     for model, version in (("best", winner), ("global", 2), ("0", 0)):
         done = infer(hospital.kit / "worker.toml", RUN, model, hospital.data, tmp_path / model)
-        assert (done.version, done.images, done.own_list) == (version, 5, True)
+        assert (done.version, done.images, done.own_list) == (version, 3, True)
         alone(hospital, version, hospital.data, tmp_path / f"{model} alone")
         mine = written(tmp_path / model)
-        assert len(mine) == 5
+        assert len(mine) == 3
         assert mine == written(tmp_path / f"{model} alone")
         assert json.loads((tmp_path / model / ABOUT).read_text())["version"] == version
     assert written(tmp_path / "0") != written(tmp_path / "global")
@@ -382,5 +360,5 @@ def test_a_site_tries_a_runs_code_before_it_joins(hospital: Hospital, tmp_path: 
     assert done.exit_code == 0, done.output
     lines = [line for line in done.output.splitlines() if line.startswith("version ")]
     assert [line.split("  ")[0] for line in lines] == ["version 0", "version 1"]
-    assert all("val_mean_dice" in line and "2 steps on 4 examples" in line for line in lines)
+    assert all("val_mean_dice" in line and "2 steps on 2 examples" in line for line in lines)
     assert all(line.endswith("L2 norm of the update 0.5") for line in lines)

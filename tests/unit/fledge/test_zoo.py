@@ -23,6 +23,7 @@ from fledge.cli import app
 from fledge.monai_runs import bundle_files
 from fledge.starting_points import named, new_bundle, starting_points
 from protocol.errors import ConfigError
+from tests.support.monai_marks import MONAI
 from tests.support.training import control
 from tests.support.zoo_data import ZOO, Sample
 from worker.trainers import spec_and_payload
@@ -37,13 +38,7 @@ DECKS = 840e6
 """Bytes of HeaortaNet's update, in talks about Clara."""
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*sequence was not ordered:UserWarning"),
-    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),
-]
+pytestmark = MONAI
 
 
 def bundle(tmp_path: Path, start: str) -> Path:
@@ -259,7 +254,7 @@ def test_digits_made_as_the_readme_says_are_learned_and_the_accuracy_is_that_of_
     data = tmp_path / "hospital0"
     report = check_bundle(root, data, quick=True)
     assert (report.findings, report.training, report.validation) == ((), 719, 180)
-    trainer = bundle_trainer(root, dataset_dir=data, local_epochs=2)
+    trainer = bundle_trainer(root, dataset_dir=data, local_epochs=1)
     spec, payload = spec_and_payload(bundle_network(root))
     recorded = list(payload)
     trainer.train(Weights(spec, lambda: iter(recorded)), control())

@@ -19,9 +19,10 @@ from protocol.keys import Identity, Role
 from protocol.messages import Kind, Reply
 from protocol.registry import sign_registry
 from protocol.rights import STOCK, Organisation
+from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import FEDERATION, RUN, AddOne, archive, new_id
 from tests.unit.worker.test_obedience import Hub
-from tests.unit.worker.test_service import Seen, start, stop
+from tests.unit.worker.test_service import Seen, start
 from worker.announcements import Reader
 from worker.cases import Cases
 from worker.codes import CodeLost, Codes
@@ -117,15 +118,6 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Researchers]:
     made = Researchers(request.node.name[:60])
     yield made
     made.close()
-
-
-@pytest.fixture
-def workers() -> Iterator[list[WorkerService]]:
-    """Workers to be stopped at the end."""
-    started: list[WorkerService] = []
-    yield started
-    for worker in started:
-        stop(worker)
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from monai.networks.nets import UNet
 
 from tests.support import mmars
 from tests.support import monai_bundles as bundles
+from tests.support.monai_marks import MONAI
 from tests.support.training import control
 from worker.mmar.converting import write
 from worker.trainers import spec_and_payload
@@ -27,13 +27,7 @@ from worker.trainers.monai_bundle import bundle_network, bundle_trainer
 from worker.weights import Weights, write_records
 
 torch.set_num_threads(1)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*sequence was not ordered:UserWarning"),
-    pytest.mark.filterwarnings("ignore:single channel prediction:UserWarning"),
-    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),
-]
+pytestmark = [*MONAI, pytest.mark.filterwarnings("ignore:single channel prediction:UserWarning")]
 
 
 def spleen(folder: Path) -> Path:
@@ -56,16 +50,6 @@ SHAPES: Mapping[str, tuple[Callable[[Path], Path], Callable[[Path], Path], str]]
 }
 
 
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """What can be imported before and afterwards is the same."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("custom", "net", "parts")]:
-        del sys.modules[name]
-
-
 def shrunk(root: Path) -> None:
     """AHNet with one block for each layer, which its 3.1 name has no argument for."""
     path = root / "configs" / "train.json"
@@ -82,7 +66,7 @@ def test_an_mmar_trains_and_its_loss_falls(tmp_path: Path, shape: str) -> None:
     shrunk(tmp_path / "bundle")
     spec, payload = spec_and_payload(bundle_network(tmp_path / "bundle"))
     records = list(payload)
-    trainer = bundle_trainer(tmp_path / "bundle", dataset_dir=images(tmp_path / "data"), local_epochs=2)
+    trainer = bundle_trainer(tmp_path / "bundle", dataset_dir=images(tmp_path / "data"), local_epochs=1)
     losses = []
     for version in range(2):
         weights = Weights(spec, records.__iter__)

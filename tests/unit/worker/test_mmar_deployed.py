@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,9 @@ import torch
 from fledge.monai_runs import init_bundle_run
 from tests.support import mmars
 from tests.support import monai_bundles as bundles
+from tests.support.worker_fixtures import stop
 from tests.unit.worker.test_monai_deployed import Federation
-from tests.unit.worker.test_service import start, stop
+from tests.unit.worker.test_service import start
 from worker.service import WorkerService
 
 torch.set_num_threads(1)
@@ -25,15 +24,6 @@ OWN = {"custom", "net", "parts", "trainer"}
 
 def left() -> set[str]:
     return {name for name in sys.modules if name.partition(".")[0] in OWN}
-
-
-@pytest.fixture
-def workers() -> Iterator[list[WorkerService]]:
-    """Workers to be stopped at the end."""
-    started: list[WorkerService] = []
-    yield started
-    for worker in started:
-        stop(worker)
 
 
 def test_an_mmar_trains_at_a_site_that_has_nothing_but_data(tmp_path: Path, workers: list[WorkerService]) -> None:
@@ -46,8 +36,7 @@ def test_an_mmar_trains_at_a_site_that_has_nothing_but_data(tmp_path: Path, work
     data = bundles.volumes(tmp_path / "data")
     start(federation, tmp_path / "state", None, workers, options=lambda run: {"dataset_dir": str(data)})
     assert federation.deploy(federation.code_of_run).ok
-    digest = hashlib.sha256(federation.code_of_run).digest()
-    federation.announce(federation.version(0, evaluate=True, bundle=digest))
+    federation.announce(federation.version(0, evaluate=True, bundle=federation.digest))
     evaluation, update = federation.next_message(), federation.next_message()
     assert 0 <= federation.body(evaluation).metrics["val_mean_dice"] <= 1
     assert (federation.body(update).examples, federation.body(update).steps) == (4, 2)

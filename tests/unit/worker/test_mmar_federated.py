@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 import tomllib
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -159,23 +157,10 @@ def test_a_pattern_matches_what_its_expression_finds(inner: str, start: str, end
     assert fnmatchcase(name, pattern) == bool(re.search(expression, name))
 
 
-def places(config: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something stands, all the way down."""
-    items: Any = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-    for step, value in items:
-        yield (*above, step)
-        yield from places(value, (*above, step))
-
-
 @pytest.mark.parametrize("junk", [None, -3, 0.5, "x", [], [None], {}, {"name": "x"}], ids=repr)
 def test_junk_anywhere_is_refused_in_our_words_or_harmless(junk: Any) -> None:
     for whole in (mmars.OLD_SERVER, mmars.OLD_CLIENT, mmars.SERVER, mmars.CLIENT):
-        for *above, last in places(whole):
-            changed = copy.deepcopy(whole)
-            place: Any = changed
-            for step in above:
-                place = place[step]
-            place[last] = junk
+        for changed in mmars.everywhere(whole, junk):
             for sides in ((changed, None), (None, changed)):
                 with contextlib.suppress(ConfigError):
                     run_config(settings(*sides).run, "run")

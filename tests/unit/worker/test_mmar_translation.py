@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -285,8 +284,6 @@ def test_a_folder_is_an_mmar_or_it_is_not(tmp_path: Path) -> None:
 
 # ---- what is wrong
 
-LAMBDA = "lambda x: x"
-
 
 @pytest.mark.parametrize(
     ("change", "text"),
@@ -442,12 +439,7 @@ def test_no_value_becomes_code_wherever_it_stands() -> None:
     config, variables = mmars.spleen_config(), mmars.environment()
     whole = Mmar("mmar", config, variables, None, None, None, None, {}, {})
     kept = 0
-    for *above, last in places(config):
-        changed = copy.deepcopy(config)
-        place: Any = changed
-        for step in above:
-            place = place[step]
-        place[last] = EVIL
+    for changed in mmars.everywhere(config, EVIL):
         kept += harmless(replace(whole, train=changed))
     for name, value in variables.items():
         for evil in (EVIL, f"{value}/{EVIL}", f"/elsewhere/{EVIL}", f"@{EVIL}", f"%{EVIL}"):
@@ -473,14 +465,6 @@ def harmless(mmar: Mmar) -> bool:
 JUNK: list[Any] = [None, 3, "$x", [], [None], {"a": 1}, {"ref": []}]
 
 
-def places(config: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something stands, all the way down."""
-    items: Any = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-    for step, value in items:
-        yield (*above, step)
-        yield from places(value, (*above, step))
-
-
 @pytest.mark.parametrize("junk", JUNK, ids=repr)
 @pytest.mark.parametrize(
     ("config", "task"),
@@ -495,12 +479,7 @@ def test_junk_anywhere_is_refused_in_our_words_or_harmless(config: dict[str, Any
     variables = mmars.environment(task, PRETRAIN_WEIGHTS_FILE="")
     whole = Mmar("mmar", config, variables, None, None, None, None, {}, {})
     assert translate(whole, Installed()).train
-    for *above, last in places(config):
-        changed = copy.deepcopy(config)
-        place: Any = changed
-        for step in above:
-            place = place[step]
-        place[last] = junk
+    for changed in mmars.everywhere(config, junk):
         with contextlib.suppress(ConfigError):
             translate(replace(whole, train=changed), Installed())
     for name in variables:

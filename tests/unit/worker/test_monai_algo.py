@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from protocol.errors import Aborted, ConfigError, TrainingError
 from tests.support import monai_bundles as bundles
+from tests.support.monai_marks import MONAI
 from tests.support.training import control, form, model
 from worker.trainers import spec_and_payload
 from worker.trainers.monai_algo import ClientAlgoTrainer
@@ -24,12 +23,7 @@ from worker.trainers.monai_bundle import bundle_network
 from worker.weights import Weights
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go, and its word about configurations being code.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = [*MONAI, pytest.mark.filterwarnings("ignore::UserWarning")]
 ARRAYS = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "count": np.array(3, np.int64)}
 
 
@@ -71,14 +65,6 @@ class Adds(ClientAlgo):
     def evaluate(self, data: ExchangeObject, extra: dict[str, Any] | None = None) -> ExchangeObject:
         """One number and one that is none."""
         return ExchangeObject(metrics={"sum": float(data.weights["weight"].sum()), "all": torch.zeros(3)})
-
-
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """What can be imported before and afterwards is the same."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
 
 
 @pytest.mark.parametrize("kind", [WeightType.WEIGHTS, WeightType.WEIGHT_DIFF])

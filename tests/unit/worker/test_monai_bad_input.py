@@ -6,8 +6,9 @@ import hashlib
 import json
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,20 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from fledge.init_run import load_genesis
 from fledge.monai_runs import bundle_files, init_bundle_run
 from fledge.packing import archive
-from protocol.messages import Kind, Update
+from protocol.messages import Update
 from tests.support import monai_bundles as bundles
-from tests.unit.worker.test_deployed import Researchers
-from tests.unit.worker.test_service import Seen, start, stop
+from tests.support.monai_marks import MONAI
+from tests.support.worker_fixtures import stop
+from tests.unit.worker.test_monai_deployed import Federation
+from tests.unit.worker.test_service import Seen, start
 from worker.cases import Cases
 from worker.policy import OPEN
 from worker.service import WorkerService
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go, and of readers that are not installed.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*sequence was not ordered:UserWarning"),
-]
+pytestmark = MONAI
 
 PATIENT = "patient-4711"
 """Stands in the path of everything that a site has; nobody else may ever read it."""
@@ -72,34 +68,23 @@ def halve(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+of_brats = partial(Bad, bundle=bundles.brats, data=brats_data, word="data")
 BAD = {
-    "missing file": Bad(
-        bundle=bundles.brats,
-        data=brats_data,
+    "missing file": of_brats(
         spoil=lambda data: (data / "images" / "case0.nii.gz").unlink(),
-        word="data",
         says="case0.nii.gz cannot be read, and the bundle's list of data names it; put the file there, or correct",
     ),
-    "damaged file": Bad(
-        bundle=bundles.brats,
-        data=brats_data,
+    "damaged file": of_brats(
         spoil=lambda data: (data / "images" / "case0.nii.gz").write_bytes(b"not an image"),
-        word="data",
         says="case0.nii.gz is not a gzip file; look at what this transform was given",
     ),
-    "half a file": Bad(
-        bundle=bundles.brats,
-        data=brats_data,
+    "half a file": of_brats(
         spoil=lambda data: halve(data / "images" / "case0.nii.gz"),
-        word="data",
         says="failed in LoadImaged of FOLDER/images/case0.nii.gz and FOLDER/labels/case0.nii.gz: EOFError: Compressed",
     ),
-    "half a file, read by another process": Bad(
-        bundle=bundles.brats,
-        data=brats_data,
+    "half a file, read by another process": of_brats(
         spoil=lambda data: halve(data / "images" / "case0.nii.gz"),
         options={"overrides": {"train#dataloader#num_workers": 1}},
-        word="data",
         says="failed in LoadImaged: EOFError: Compressed file ended",
     ),
     "crop": Bad(
@@ -172,45 +157,13 @@ BAD = {
 }
 
 
-class Federation(Researchers):
-    """A hub whose run is a bundle's."""
-
-    def __init__(self, name: str, run: Path, code: bytes) -> None:
-        super().__init__(name)
-        genesis = load_genesis(run)
-        self.spec = genesis.spec
-        self.initial = b"".join(genesis.payload())
-        self.code_of_run = code
-        self.digest = hashlib.sha256(code).digest()
-        self.spec_record = self._put_record(self._seal_blob(Kind.SPEC, 0, self.spec.to_bytes(), b""))
-
-    def model(self, value: float) -> bytes:
-        """Version 0, whatever the number."""
-        return self.initial
+class Watched(Federation):
+    """A hub that tells what it heard."""
 
     def told(self) -> list[Any]:
         """Everything that reached the aggregator, opened."""
         lanes = (self.events, self.inbound, self.requests)
         return [self.body(lane.get()) for lane in lanes for _ in range(lane.qsize())]
-
-
-@pytest.fixture
-def workers() -> Iterator[list[WorkerService]]:
-    """Workers to be stopped at the end."""
-    started: list[WorkerService] = []
-    yield started
-    for worker in started:
-        stop(worker)
-
-
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """What can be imported before and afterwards is the same."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("scripts", "trainer")]:
-        del sys.modules[name]
 
 
 def changed(files: dict[str, bytes], changes: Mapping[str, Any]) -> dict[str, bytes]:
@@ -228,11 +181,11 @@ def changed(files: dict[str, bytes], changes: Mapping[str, Any]) -> dict[str, by
     return {**files, "configs/train.json": json.dumps(config).encode()}
 
 
-def federation(name: str, folder: Path, bundle: Shape, changes: Mapping[str, Any]) -> Federation:
+def federation(name: str, folder: Path, bundle: Shape, changes: Mapping[str, Any]) -> Watched:
     made = bundle(folder / "bundle")
     init_bundle_run(made, folder / "run", name="r")
     sys.path.remove(str(made))
-    return Federation(name, folder / "run", archive(changed(bundle_files(made), changes)))
+    return Watched(name, folder / "run", archive(changed(bundle_files(made), changes)))
 
 
 @pytest.mark.parametrize("name", BAD)

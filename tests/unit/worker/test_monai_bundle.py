@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from monai.data import Dataset
 from protocol.errors import Aborted, ConfigError, DataError, TrainingError
 from protocol.spec import ModelSpec, TensorKind
 from tests.support import monai_bundles as bundles
+from tests.support.monai_marks import MONAI
 from tests.support.training import FEDERATION, SITE, control, form
 from worker.own import OwnTensors
 from worker.trainer import Control
@@ -27,13 +27,7 @@ from worker.trainers.monai_data import listed
 from worker.weights import Records, Weights, write_records
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*sequence was not ordered:UserWarning"),
-    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),  # a reader that is not installed
-]
+pytestmark = MONAI
 
 Arrays = dict[str, np.ndarray]
 
@@ -67,16 +61,6 @@ SHAPES: Mapping[str, tuple[Callable[[Path], Path], Callable[[Path], Path], str]]
     "scripted": (bundles.scripted, bundles.volumes, "val_mean_dice"),
     "aliased": (bundles.aliased, bundles.volumes, "val_mean_dice"),
 }
-
-
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """What can be imported before and afterwards is the same."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
-        del sys.modules[name]
 
 
 def place(tmp_path: Path, shape: str) -> Place:

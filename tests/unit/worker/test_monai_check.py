@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from fledge.cli import app
 from tests.support import monai_bundles as bundles
+from tests.support.monai_marks import MONAI
 from worker.trainers import monai_check, monai_check_configs
 from worker.trainers.findings import Finding, Severity
 from worker.trainers.monai_bundle import bundle_trainer
@@ -30,26 +31,10 @@ from worker.trainers.monai_check_data import Expected, Facts, judged, judged_ans
 from worker.trainers.monai_check_expected import expected
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*sequence was not ordered:UserWarning"),
-    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),
-]
+pytestmark = MONAI
 LISTED = "$monai.data.load_decathlon_datalist(@data_list, data_list_key='{}', base_dir=@dataset_dir)"
 FILMS = "$[{{'image': i, 'label': int(os.path.basename(os.path.dirname(i)))}} for i in @images[{}]]"
 CUTS = {"train": ":8", "validate": "8:"}
-
-
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """What can be imported before and afterwards is the same."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
-        del sys.modules[name]
 
 
 @pytest.fixture

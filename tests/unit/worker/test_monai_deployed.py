@@ -21,32 +21,30 @@ from protocol.envelope import Verified
 from protocol.errors import ConfigError
 from protocol.messages import Kind
 from tests.support import monai_bundles as bundles
+from tests.support.monai_marks import MONAI
+from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import RUN
 from tests.unit.worker.test_deployed import Researchers
-from tests.unit.worker.test_service import Seen, start, stop
+from tests.unit.worker.test_service import Seen, start
 from worker.answers import Answers
 from worker.cases import Cases
 from worker.service import WorkerService
 from worker.trainers.monai_bundle import bundle_network
 
 torch.set_num_threads(1)
-pytestmark = [
-    # MONAI's own, of torch's and of its own parts that will go.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:NvImgCodec:UserWarning"),  # a reader that is not installed
-]
+pytestmark = MONAI
 
 
 class Federation(Researchers):
-    """A hub whose run is a bundle's."""
+    """A hub whose run is a bundle's, perhaps with other code than the run's own."""
 
-    def __init__(self, name: str, run: Path) -> None:
+    def __init__(self, name: str, run: Path, code: bytes = b"") -> None:
         super().__init__(name)
         genesis = load_genesis(run)
         self.spec = genesis.spec
         self.initial = b"".join(genesis.payload())
-        self.code_of_run = load_code(run)
+        self.code_of_run = code or load_code(run)
+        self.digest = hashlib.sha256(self.code_of_run).digest()
         self.spec_record = self._put_record(self._seal_blob(Kind.SPEC, 0, self.spec.to_bytes(), b""))
 
     def model(self, value: float) -> bytes:
@@ -56,25 +54,6 @@ class Federation(Researchers):
     def next_message(self) -> Verified:
         """What the site sends next; torch may have to be imported before."""
         return self.inbound.get(timeout=60)
-
-
-@pytest.fixture
-def workers() -> Iterator[list[WorkerService]]:
-    """Workers to be stopped at the end."""
-    started: list[WorkerService] = []
-    yield started
-    for worker in started:
-        stop(worker)
-
-
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """What can be imported before and afterwards is the same."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("scripts", "trainer")]:
-        del sys.modules[name]
 
 
 @pytest.fixture
@@ -95,17 +74,16 @@ def test_a_bundle_trains_at_a_site_that_has_nothing_but_data(
     options: dict[str, Any] = {"dataset_dir": str(data), "overrides": {"optimizer#lr": 0.02}, "local_epochs": 2}
     start(federation, tmp_path / "state", None, workers, options=lambda run: options)
     assert federation.deploy(federation.code_of_run).ok
-    digest = hashlib.sha256(federation.code_of_run).digest()
-    federation.announce(federation.version(0, evaluate=True, bundle=digest))
+    federation.announce(federation.version(0, evaluate=True, bundle=federation.digest))
     evaluation, update = federation.next_message(), federation.next_message()
     assert 0 <= federation.body(evaluation).metrics["val_mean_dice"] <= 1
     said = federation.body(update)
-    assert (said.bundle, said.trainer, said.examples, said.steps) == (digest, "BundleTrainer", 4, 8)
+    assert (said.bundle, said.trainer, said.examples, said.steps) == (federation.digest, "BundleTrainer", 4, 8)
     delta = federation.delta(update)
     assert np.isfinite(delta).all()
     assert delta.any()
     # The next training imports another module of the bundle only when the first image comes.
-    federation.announce(federation.version(1, bundle=digest))
+    federation.announce(federation.version(1, bundle=federation.digest))
     assert federation.next_message().core.version == 1
     stop(workers.pop())
     assert "scripts" not in sys.modules
@@ -116,8 +94,9 @@ def test_a_training_that_is_stopped_leaves_nothing_for_the_next_one(
 ) -> None:
     """A person says no in mid-training, and yes again: what is sent is what a worker sends that was never stopped."""
     options: dict[str, Any] = {"dataset_dir": str(bundles.volumes(tmp_path / "data")), "momentum": "keep"}
-    digest = hashlib.sha256(federation.code_of_run).digest()
-    long, short = (federation.version(v, bundle=digest, task={"local_epochs": e}) for v, e in ((0, 1000), (1, 1)))
+    long, short = (
+        federation.version(v, bundle=federation.digest, task={"local_epochs": e}) for v, e in ((0, 1000), (1, 1))
+    )
     start(federation, tmp_path / "undisturbed", None, workers, options=lambda run: options)
     assert federation.deploy(federation.code_of_run).ok
     federation.announce(short)
@@ -148,7 +127,7 @@ def test_what_is_wrong_with_a_sites_data_stays_at_the_site(
     where = str(tmp_path / "patient-4711")
     start(federation, tmp_path / "state", None, workers, options=lambda run: {"dataset_dir": where}, on_event=seen)
     assert federation.deploy(federation.code_of_run).ok
-    federation.announce(federation.version(0, bundle=hashlib.sha256(federation.code_of_run).digest()))
+    federation.announce(federation.version(0, bundle=federation.digest))
     seen.wait("blocked", 0)
     event = seen.events[-1]
     assert event.code == "config"

@@ -17,8 +17,9 @@ from protocol.errors import StoreError
 from protocol.keys import Identity, Role
 from protocol.messages import Command, Grant, Kind, Reply, Request
 from protocol.registry import sign_registry
+from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import FEDERATION, AddOne, Centre, new_id
-from tests.unit.worker.test_service import Seen, start, stop
+from tests.unit.worker.test_service import Seen, start
 from worker.policy import OPEN
 from worker.service import WorkerService
 
@@ -88,15 +89,6 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
     made = Hub(request.node.name[:60])
     yield made
     made.close()
-
-
-@pytest.fixture
-def workers() -> Iterator[list[WorkerService]]:
-    """Workers to be stopped at the end."""
-    started: list[WorkerService] = []
-    yield started
-    for worker in started:
-        stop(worker)
 
 
 def test_a_drained_site_trains_no_more_until_it_is_undrained(

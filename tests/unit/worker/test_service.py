@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Outcome, RunState
+from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import RUN, AddOne, Centre
 from worker.answers import Answers
 from worker.cases import Cases
@@ -32,21 +33,6 @@ def centre(request: pytest.FixtureRequest) -> Iterator[Centre]:
 @pytest.fixture
 def trainer() -> AddOne:
     return AddOne()
-
-
-@pytest.fixture
-def workers() -> Iterator[list[WorkerService]]:
-    """Workers to be stopped at the end."""
-    started: list[WorkerService] = []
-    yield started
-    for worker in started:
-        stop(worker)
-
-
-def stop(worker: WorkerService) -> None:
-    worker.stop()
-    worker.join(10)
-    worker._transport.close()
 
 
 class Seen:

@@ -17,14 +17,14 @@ from protocol.messages import Kind, Outcome, RunState
 from protocol.registry import Registry, sign_registry
 from tests.unit.worker.centre import FEDERATION, AddOne, Centre, new_id
 from tests.unit.worker.test_rules import SEALED, head, only, receipt, sent, some, trained, turn, version
-from tests.unit.worker.test_service import Seen, centre, start, trainer, workers
+from tests.unit.worker.test_service import Seen, centre, start, trainer
 from worker import events
 from worker.events import Snapshot
 from worker.rules import WorkerRules
 from worker.service import WorkerService
 from worker.standing import HubAnswered, Judged, LeftOut, Standing
 
-__all__ = ["centre", "trainer", "workers"]
+__all__ = ["centre", "trainer"]
 
 ME = Identity.generate("alpha", Role.SITE).public
 OTHER = Identity.generate("beta", Role.SITE).public

@@ -1,0 +1,38 @@
+"""Fixtures of tests in which workers run, and of tests that import code from folders of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from worker.service import WorkerService
+
+_BROUGHT = frozenset({"custom", "net", "parts", "scripts", "trainer"})
+"""What the modules are called that bundles, MMARs and runs bring along."""
+
+
+def stop(worker: WorkerService) -> None:
+    worker.stop()
+    worker.join(10)
+    worker._transport.close()
+
+
+@pytest.fixture
+def workers() -> Iterator[list[WorkerService]]:
+    """Workers to be stopped at the end."""
+    started: list[WorkerService] = []
+    yield started
+    for worker in started:
+        stop(worker)
+
+
+@pytest.fixture
+def imports() -> Iterator[None]:
+    """What can be imported before and afterwards is the same."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    for name in [name for name in sys.modules if name.partition(".")[0] in _BROUGHT]:
+        del sys.modules[name]
