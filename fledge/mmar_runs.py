@@ -85,8 +85,9 @@ def run_config(settings: object, run: str) -> RunConfig:
 
 def lines(notes: Iterable[Note]) -> Iterator[str]:
     """What a conversion tells, ordered by what people have to do about it."""
-    told = list(notes)
+    listed = list(notes)
     for kind in (Kind.MAPPED, Kind.LEFT_OUT, Kind.TO_SET):
-        for note in told:
+        for note in listed:
             if note.kind is kind:
-                yield f"{kind}: {note.what}{' → ' if kind is Kind.MAPPED else ': '}{note.why}"
+                told = f"{kind}: {note.what}{' → ' if kind is Kind.MAPPED else ': '}{note.why}"
+                yield "".join(char if char.isprintable() else "?" for char in told)

@@ -118,7 +118,8 @@ class KeptVersions:
 
     def of(self, run: str) -> tuple[KeptVersion, ...]:
         """The versions of a run that are kept, ascending; files that are damaged are passed over."""
-        return tuple(sorted(_read(self._folder(run)), key=lambda each: each.version))
+        found = [each for each in _read(self._folder(run)) if each.run == run]
+        return tuple(sorted(found, key=lambda each: each.version))
 
     def runs(self) -> tuple[str, ...]:
         """The runs that versions are kept of."""

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.processing import apply_rescale
+from pydicom.uid import UID
 
 from protocol.errors import ConfigError
 from worker.data.finding import Found
@@ -80,14 +82,30 @@ def read_series(source: Source) -> Volume:
 
 def _header(path: Path) -> Dataset:
     try:
+        _check_plain(path)
         header = _read(path, stop_before_pixels=True, specific_tags=_TAGS)
         if "SOPClassUID" not in header or ("Rows" not in header and "Image Storage" in header.SOPClassUID.name):
             raise InvalidDicomError  # a file that ends early has no tags behind its end
         return header
+    except ConfigError:
+        raise
     except Exception as error:  # whatever a damaged file makes of a parser
         raise ConfigError(
             f"{shown(path)} is a damaged DICOM file ({type(error).__name__}); export it again, or leave it out"
         ) from error
+
+
+def _check_plain(path: Path) -> None:
+    """Refuse a file that is compressed as a whole: it is unpacked, to whatever size, before anything is read of it.
+
+    Raises:
+        ConfigError: it is.
+    """
+    with path.open("rb") as file:
+        read_preamble(file, True)
+        about = read_dataset(file, False, True, stop_when=lambda tag, representation, length: tag.group != 2)
+    if "deflated" in UID(about.get("TransferSyntaxUID") or "").name.lower():
+        raise ConfigError(f"{shown(path)} is compressed as a whole (deflated); export it uncompressed, or leave it out")
 
 
 def _read(path: Path, **how: Any) -> Dataset:

@@ -91,13 +91,22 @@ def check_change(before: Mapping[str, Value], now: Mapping[str, Value]) -> None:
     """Let new figures replace old ones unless their difference would tell of a few patients.
 
     Raises:
-        ConfigError: there are a few patients more, or fewer.
+        ConfigError: there are a few patients more, or fewer, or others in their place.
     """
-    old, new, least = before.get(PATIENTS), now.get(PATIENTS), now["min_cell"]
-    if isinstance(old, int) and isinstance(new, int) and isinstance(least, int) and 0 < abs(new - old) < least:
+    least = now["min_cell"]
+    counts = [name for name in before if f"{name}.".startswith(f"{PATIENTS}.")]  # of all, and of each class
+    told = before.keys() & now.keys() - {"min_cell", *counts}
+    for name in counts:
+        old, new = before[name], now.get(name)
+        if isinstance(old, int) and isinstance(new, int) and isinstance(least, int) and 0 < abs(new - old) < least:
+            raise ConfigError(
+                f"{new} {name} now and {old} when figures were last shared: whoever has both could work out what the "
+                f"few between them are like; share again once there are {least} more"
+            )
+    if all(before[name] == now.get(name) for name in counts) and any(before[name] != now[name] for name in told):
         raise ConfigError(
-            f"{new} patients now and {old} when figures were last shared: whoever has both could work out what the "
-            f"few between them are like; share again once there are {least} more"
+            "as many patients as when figures were last shared, and other figures: had a few been exchanged, whoever "
+            f"has both could work out what these are like; if it was not that, remove {STATISTICS} where it lies first"
         )
 
 
