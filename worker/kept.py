@@ -7,6 +7,7 @@ model came to on the site's own data. The chunks themselves lie, encrypted, in t
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -41,9 +42,11 @@ class KeptVersion:
 
     @property
     def score(self) -> float | None:
-        """The value of the metric that counts, such that larger is better; None if the version was not evaluated."""
+        """The value of the metric that counts, larger being better; None if it was not evaluated or came to no number."""
         value = self.metrics.get(self.key.removeprefix("-"))
-        return None if value is None else -value if self.key.startswith("-") else value
+        if value is None or not math.isfinite(value):
+            return None
+        return -value if self.key.startswith("-") else value
 
 
 def best(versions: Sequence[KeptVersion]) -> KeptVersion | None:

@@ -26,7 +26,7 @@ from fledge.inferring import ABOUT, infer
 from fledge.init_run import load_genesis
 from fledge.monai_runs import init_bundle_run
 from fledge.packing import load_code
-from protocol.errors import ConfigError, StateError
+from protocol.errors import ConfigError, StateError, Tampered
 from protocol.messages import Kind, RunState
 from protocol.spec import ModelSpec
 from tests.contract.test_transport import eventually
@@ -273,6 +273,13 @@ def test_what_the_site_keeps_to_itself_is_part_of_its_model(
     assert len(mine) == 1
     assert mine != without
 
+    forged = KeptVersions(hospital.state / "models")
+    forged.note(replace(forged.of(RUN)[0], version=5))
+    with pytest.raises(Tampered, match="noted as version 5 of run run-1 is another one's record"):
+        infer(hospital.kit / "worker.toml", RUN, "5", loose, tmp_path / "out")
+    (hospital.state / "models" / hashlib.sha256(RUN.encode()).hexdigest()[:32] / "0000000005.version").unlink()
+    with pytest.raises(ConfigError, match="would lie among the images"):
+        infer(hospital.kit / "worker.toml", RUN, "0", loose, loose / "out")
     with pytest.raises(ConfigError, match="there already"):
         infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "without")
     with pytest.raises(ConfigError, match="does not hold version 7 of run run-1; it holds 0"):
@@ -370,6 +377,47 @@ def test_the_last_version_is_asked_for_once_and_again_after_a_failure() -> None:
     assert 2 < keeping.at < 10
     assert asked(keeping.at) == ["r"]
     assert keeping.at == float("inf")
+
+
+def test_after_a_failure_other_runs_that_end_are_asked_for_as_well() -> None:
+    keeping = Keeping(random.Random(1))
+
+    def asked(now: float, *runs: str) -> list[str]:
+        decided = Decided()
+        keeping.tick([RunRow(run=run, state=RunState.STOPPED, version=3, digest=b"3") for run in runs], now, decided)
+        return [effect.run for effect in decided.effects if isinstance(effect, KeepLast)]
+
+    assert asked(0, "r") == ["r"]
+    keeping.failed("r", 1)
+    assert asked(keeping.at, "r") == ["r"]  # and this time it succeeds
+    assert asked(100, "r", "s") == ["s"]
+
+
+def test_a_score_that_is_no_number_is_not_the_best() -> None:
+    found = best([kept(1, float("nan")), kept(2, 0.5), kept(3, float("inf"))])
+    assert found is not None
+    assert found.version == 2
+    assert best([kept(1, float("nan"))]) is None
+
+
+def test_a_version_in_another_runs_folder_is_not_taken_for_that_runs(tmp_path: Path) -> None:
+    versions = KeptVersions(tmp_path / "models")
+    versions.note(kept(1, 0.5))
+    versions.note(replace(kept(2, 0.9), run="other"))
+    mine, other = (versions._folder(run) for run in ("r", "other"))
+    shutil.copy(other / "0000000002.version", mine)
+    assert [each.version for each in KeptVersions(tmp_path / "models").of("r")] == [1]
+
+
+@pytest.mark.parametrize(
+    "names", [("a.nii", "a.nii.gz"), ("1.2.840.7/x.dcm", "1.2.840.8/x.dcm"), ("p/a.png", "q/a.jpg")]
+)
+def test_no_result_replaces_another(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=r"have the same name, and so would their results"):
+        images_below(tmp_path)
 
 
 def test_a_site_tries_a_runs_code_before_it_joins(hospital: Hospital, tmp_path: Path) -> None:

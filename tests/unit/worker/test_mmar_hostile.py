@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -99,7 +100,7 @@ def test_what_an_mmar_says_does_not_command_a_terminal() -> None:
     ]
 
 
-JUNK = (None, True, -1, 1e400, "", "$x", "@y", "%z", "{A}", "#1", "lambda", [], [[]], ["label"], {}, {"name": "x"}, {"": 0})
+JUNK = (
     None,
     True,
     -1,
@@ -110,13 +111,13 @@ JUNK = (None, True, -1, 1e400, "", "$x", "@y", "%z", "{A}", "#1", "lambda", [], 
     "%z",
     "{A}",
     "#1",
+    "lambda",
     [],
     [[]],
+    ["label"],
     {},
     {"name": "x"},
     {"": 0},
-    "lambda",
-    ["label"],
 )
 
 
@@ -135,7 +136,7 @@ def test_junk_anywhere_is_translated_or_refused(tmp_path: Path, make: Callable[[
         config, variables = make(), dict(told)
         for _ in range(dice.randint(1, 3)):
             container, key = dice.choice(places(config) if dice.random() < 0.9 else places(variables))
-            container[key] = dice.choice(JUNK)
+            container[key] = copy.deepcopy(dice.choice(JUNK))
         (root / "config" / "config_train.json").write_text(json.dumps(config))
         (root / "config" / "environment.json").write_text(json.dumps(variables))
         try:
