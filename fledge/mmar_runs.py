@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from aggregator.config import RunConfig
+from fledge.ctl.render import clean
 from protocol.errors import ConfigError
 from worker.mmar.notes import Kind, Note
 
@@ -85,9 +86,8 @@ def run_config(settings: object, run: str) -> RunConfig:
 
 def lines(notes: Iterable[Note]) -> Iterator[str]:
     """What a conversion tells, ordered by what people have to do about it."""
-    listed = list(notes)
+    told = list(notes)
     for kind in (Kind.MAPPED, Kind.LEFT_OUT, Kind.TO_SET):
-        for note in listed:
+        for note in told:
             if note.kind is kind:
-                told = f"{kind}: {note.what}{' → ' if kind is Kind.MAPPED else ': '}{note.why}"
-                yield "".join(char if char.isprintable() else "?" for char in told)
+                yield clean(f"{kind}: {note.what}{' → ' if kind is Kind.MAPPED else ': '}{note.why}")

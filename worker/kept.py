@@ -42,7 +42,7 @@ class KeptVersion:
 
     @property
     def score(self) -> float | None:
-        """The value of the metric that counts, larger being better; None if it was not evaluated or came to no number."""
+        """The metric that counts, larger being better; None if the version was not evaluated or came to no number."""
         value = self.metrics.get(self.key.removeprefix("-"))
         if value is None or not math.isfinite(value):
             return None

@@ -91,8 +91,8 @@ def pretrained(root: Path, mmar: Mmar) -> tuple[Path | None, Sequence[Note]]:
         text = variables.put_in(mmar.environment.get(name) or "")
         path = root / str(text)
         # Whoever made the MMAR does not choose among the files of whoever makes a run of it.
-        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
-        if text and inside and path.suffix in _WEIGHTS and os.path.isfile(path):
+        usable = text and path.suffix in _WEIGHTS and os.path.isfile(path)
+        if usable and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
             return path, notes
         if text:
             why = f"{text} is no file of torch's in the MMAR; `--weights` of `fledge init-run` names another one"

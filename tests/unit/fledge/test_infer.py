@@ -41,8 +41,8 @@ from worker.kept import NEWEST, KeptVersion, KeptVersions, best, chosen
 from worker.sending import Decided
 from worker.service import WorkerService
 from worker.trainers import spec_and_payload
-from worker.trainers.monai_bundle import bundle_network
-from worker.trainers.monai_inference import images_below
+from worker.trainers.monai_bundle import bundle_network, bundle_trainer
+from worker.trainers.monai_inference import BundleInference, images_below
 
 torch.set_num_threads(1)
 pytestmark = [
@@ -418,6 +418,32 @@ def test_no_result_replaces_another(tmp_path: Path, names: tuple[str, str]) -> N
         (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=r"have the same name, and so would their results"):
         images_below(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["$__import__('os').mkdir('pwned')", "@device", "%train.json", "a'b", "{x}"])
+def test_a_folders_name_is_never_taken_for_an_expression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle, data = bundles.spleen(tmp_path / "bundle"), bundles.volumes(tmp_path / name)
+    network = json.loads((bundle / "configs" / "train.json").read_text())["network_def"]
+    (bundle / "configs" / "inference.json").write_text(json.dumps(inference(network)))
+    assert BundleInference(bundle, images=data, output=tmp_path / "out" / name).count == 5
+    assert bundle_trainer(bundle, dataset_dir=data).spec
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["a#b", "a@##b", "a%::b", "@device#x"])
+def test_a_path_that_monai_would_change_is_refused(tmp_path: Path, name: str) -> None:
+    bundle, data = bundles.spleen(tmp_path / "bundle"), bundles.volumes(tmp_path / name)
+    network = json.loads((bundle / "configs" / "train.json").read_text())["network_def"]
+    (bundle / "configs" / "inference.json").write_text(json.dumps(inference(network)))
+    with pytest.raises(ConfigError, match=r"takes a part of .* for a reference; use a path without"):
+        BundleInference(bundle, images=data, output=tmp_path / "out")
+    with pytest.raises(ConfigError, match="takes a part of"):
+        BundleInference(bundle, images=tmp_path, output=data)
+    with pytest.raises(ConfigError, match="takes a part of"):
+        bundle_trainer(bundle, dataset_dir=data)
 
 
 def test_a_site_tries_a_runs_code_before_it_joins(hospital: Hospital, tmp_path: Path) -> None:

@@ -81,10 +81,12 @@ def test_a_folder_that_is_a_link_takes_nothing_along(tmp_path: Path, name: str) 
         read_mmar(root)
 
 
-@pytest.mark.parametrize("how", ["absolute", "upwards", "link"])
+@pytest.mark.parametrize("how", ["absolute", "upwards", "link", "none"])
 def test_an_mmar_does_not_choose_weights_outside_itself(tmp_path: Path, how: str) -> None:
     torch.save({}, secret := tmp_path / "secret.pt")
-    name = {"absolute": str(secret), "upwards": "models/../../secret.pt", "link": "models/model.pt"}[how]
+    name = {"absolute": str(secret), "upwards": "models/../../secret.pt", "link": "models/model.pt", "none": "a\0.pt"}[
+        how
+    ]
     root = mmars.write(tmp_path / "mmar", mmars.spleen_config(), mmars.environment(PRETRAIN_WEIGHTS_FILE=name))
     (root / "models").mkdir()
     if how == "link":
@@ -96,7 +98,7 @@ def test_an_mmar_does_not_choose_weights_outside_itself(tmp_path: Path, how: str
 
 def test_what_an_mmar_says_does_not_command_a_terminal() -> None:
     assert list(lines([Note(Kind.LEFT_OUT, "train loss \x1b[2J", "means\nnothing")])) == [
-        "left out: train loss ?[2J: means?nothing"
+        r"left out: train loss \x1b[2J: means\nnothing"
     ]
 
 

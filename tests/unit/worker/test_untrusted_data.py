@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
 import struct
@@ -20,9 +21,11 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from protocol.errors import ConfigError
 from tests.support import dicom
+from worker.data.datalist import parse
 from worker.data.dicom import series
 from worker.data.document import check_change
 from worker.data.finding import find, kind_of
+from worker.data.measuring import measure
 from worker.data.sources import Kind
 from worker.data.volumes import Volume, check_values, on_grid, read_volume
 from worker.trainers.monai_check_data import Expected, duplicates, item_findings
@@ -109,6 +112,17 @@ def test_a_name_in_a_list_that_no_file_can_have_is_a_finding(tmp_path: Path, nam
     (found,) = item_findings(items, Expected(loaded=("image",)))
     assert "is not there" in str(found) or "is no file" in str(found)
     assert not list(duplicates(items, items, ("image",)))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "", ".", "x" * 5000, "pipe"])
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_figures_are_not_made_of_what_is_no_file(tmp_path: Path, name: str, key: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "good.nii").write_bytes(nifti())
+    item = {"image": "good.nii", "label": "good.nii", key: name}
+    datalist = parse(json.dumps({"training": [item], "labels": {}}), "dataset.json")
+    with pytest.raises(ConfigError, match="is not there, or is no file; put it there"):
+        list(measure(datalist, tmp_path, lambda done, total: None))
 
 
 BEFORE = {"min_cell": 10, "patients": 50, "patients.lung": 20, "spacing.x.mean": 1.5}
