@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +23,7 @@ from protocol.errors import ConfigError
 from worker.data.finding import Found
 from worker.data.matching import keys_of
 from worker.data.sources import Kind, Source, few, patient_in_path, shown
-from worker.data.volumes import Volume, check_size
+from worker.data.volumes import Volume, check_size, in_space
 
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "NumberOfFrames"),
@@ -51,15 +52,20 @@ def series(found: Found, patients: re.Pattern[str] | None = None) -> tuple[list[
     others: list[Path] = []
     for path in found.files[Kind.DICOM]:
         header = _header(path)
-        if "Rows" not in header or header.get("Modality") in _NO_IMAGES:
-            others.append(path)
-            continue
-        alone = int(header.get("NumberOfFrames") or 1) > 1 or "ImagePositionPatient" not in header
-        uid = str(header.get("SOPInstanceUID" if alone else "SeriesInstanceUID") or "")
+        with _readable(path):
+            if "Rows" not in header or header.get("Modality") in _NO_IMAGES:
+                others.append(path)
+                continue
+            alone = int(header.get("NumberOfFrames") or 1) > 1 or "ImagePositionPatient" not in header
+            uid = str(header.get("SOPInstanceUID" if alone else "SeriesInstanceUID") or "")
         if not uid:
             raise ConfigError(f"{shown(path)} does not say which series it belongs to; leave it out")
         grouped[uid].append((path, header))
-    return [_source(found, uid, files, patients) for uid, files in sorted(grouped.items())], others
+    sources = []
+    for uid, files in sorted(grouped.items()):
+        with _readable(files[0][0]):
+            sources.append(_source(found, uid, files, patients))
+    return sources, others
 
 
 def read_series(source: Source) -> Volume:
@@ -71,9 +77,13 @@ def read_series(source: Source) -> Volume:
     try:
         images = [_read(path) for path in source.files]
         if len(images) == 1 and int(images[0].get("NumberOfFrames") or 1) == 1:
-            return _projection(images[0]) if "ImagePositionPatient" not in images[0] else _single(images[0])
-        return _volume(images)
-    except (ValueError, RuntimeError, AttributeError, KeyError, NotImplementedError, TypeError, IndexError) as error:
+            volume = _projection(images[0]) if "ImagePositionPatient" not in images[0] else _single(images[0])
+        else:
+            volume = _volume(images)
+        return Volume(volume.values, None if volume.affine is None else in_space(volume.affine))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever damaged values make of a library
         raise ConfigError(
             f"{shown(source.name)}: the pixels cannot be made a volume ({_reason(error)}); "
             "export the series again, uncompressed and complete, or leave it out"
@@ -92,6 +102,20 @@ def _header(path: Path) -> Dataset:
     except Exception as error:  # whatever a damaged file makes of a parser
         raise ConfigError(
             f"{shown(path)} is a damaged DICOM file ({type(error).__name__}); export it again, or leave it out"
+        ) from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say of a value that is missing or none of its kind which file, or which series beginning with it, has it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # values are parsed when they are asked for
+        raise ConfigError(
+            f"{shown(path)}: this file or another of its series has a value that is missing or damaged "
+            f"({type(error).__name__}); export the series again, or leave it out"
         ) from error
 
 

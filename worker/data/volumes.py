@@ -67,7 +67,7 @@ def read_volume(path: Path, kind: Kind, name: str) -> Volume:
         if not isinstance(image, SpatialImage):
             raise ValueError
         check_size(name, image.shape)
-        return Volume(np.asanyarray(image.dataobj), _in_space(np.asarray(image.affine)))
+        return Volume(np.asanyarray(image.dataobj), in_space(np.asarray(image.affine)))
 
 
 def check_extensions(path: Path) -> None:
@@ -86,10 +86,14 @@ def check_extensions(path: Path) -> None:
         )
 
 
-def _in_space(affine: NDArray[Any]) -> NDArray[Any]:
-    """The matrix of an image that lies somewhere: its axes are finite, and none follows from the others."""
+def in_space(affine: NDArray[Any]) -> NDArray[Any]:
+    """The matrix of an image that lies somewhere: its axes are finite, and none follows from the others.
+
+    Raises:
+        ValueError: it lies nowhere.
+    """
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise ValueError(affine)
+        raise ValueError("the image has no place in space")
     return affine
 
 

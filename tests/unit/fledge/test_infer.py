@@ -7,14 +7,17 @@ import json
 import random
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import structlog
 import torch
 from monai.bundle.workflows import ConfigWorkflow
 from typer.testing import CliRunner
@@ -26,7 +29,7 @@ from fledge.inferring import ABOUT, infer
 from fledge.init_run import load_genesis
 from fledge.monai_runs import init_bundle_run
 from fledge.packing import load_code
-from protocol.errors import ConfigError, StateError, Tampered
+from protocol.errors import ConfigError, Missing, StateError, StoreError, Tampered
 from protocol.messages import Kind, RunState
 from protocol.spec import ModelSpec
 from tests.contract.test_transport import eventually
@@ -36,13 +39,14 @@ from tests.unit.worker.test_deployed import Researchers
 from tests.unit.worker.test_service import start, stop
 from worker.codes import Codes
 from worker.events import RunRow
-from worker.keeping import Keeping, KeepLast
+from worker.keeping import Keeping, KeepLast, NotKept
 from worker.kept import NEWEST, KeptVersion, KeptVersions, best, chosen
 from worker.sending import Decided
 from worker.service import WorkerService
 from worker.trainers import spec_and_payload
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
 from worker.trainers.monai_inference import BundleInference, images_below
+from worker.training import Training
 
 torch.set_num_threads(1)
 pytestmark = [
@@ -391,6 +395,28 @@ def test_after_a_failure_other_runs_that_end_are_asked_for_as_well() -> None:
     keeping.failed("r", 1)
     assert asked(keeping.at, "r") == ["r"]  # and this time it succeeds
     assert asked(100, "r", "s") == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("error", "again"), [(Missing("gone"), False), (Tampered("another"), False), (StoreError("not now"), True)]
+)
+def test_a_last_version_that_is_not_what_was_signed_is_not_fetched_for_ever(
+    tmp_path: Path, error: Exception, again: bool
+) -> None:
+    def fails(*arguments: Any) -> Iterator[bytes]:
+        raise error
+        yield b""
+
+    told: list[Any] = []
+    model = SimpleNamespace(manifest=None, key=None)
+    versions = KeptVersions(tmp_path / "models")
+    versions.note(kept(1))
+    training: Any = SimpleNamespace(
+        _kept=versions, _reader=lambda: None, _log=structlog.get_logger(), _tell=told.append
+    )
+    training._model_of, training._spec_of, training._read = (lambda *given: model), (lambda *given: None), fails
+    Training.keep_last(training, "r", b"newer", threading.Event())
+    assert told == ([NotKept(run="r")] if again else [])
 
 
 def test_a_score_that_is_no_number_is_not_the_best() -> None:

@@ -16,18 +16,19 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from protocol.errors import ConfigError
 from tests.support import dicom
 from worker.data.datalist import parse
-from worker.data.dicom import series
+from worker.data.dicom import read_series, series
 from worker.data.document import check_change
 from worker.data.finding import find, kind_of
 from worker.data.measuring import measure
 from worker.data.sources import Kind
-from worker.data.volumes import Volume, check_values, on_grid, read_volume
+from worker.data.volumes import Volume, check_values, on_grid, read_volume, save_nifti
 from worker.trainers.monai_check_data import Expected, duplicates, item_findings
 
 
@@ -96,6 +97,41 @@ def test_a_deflated_dicom_file_is_refused_unread(tmp_path: Path) -> None:
         path.write_bytes(bare)
     with pytest.raises(ConfigError, match="compressed as a whole"):
         series(find(tmp_path))
+
+
+ODD: Mapping[str, tuple[bytes, ...]] = {
+    "Rows": (b"", b"\1\0\2\0"),
+    "Columns": (b"", b"\1\0\2\0"),
+    "PixelSpacing": (b"", b"1 ", b"a\\b ", b"0\\0 "),
+    "ImagePositionPatient": (b"", b"1\\2 ", b"nan\\1\\1 "),
+    "ImageOrientationPatient": (b"", b"1 ", b"1\\2\\3\\4\\5\\x ", b"0\\0\\0\\0\\0\\0 "),
+    "RescaleSlope": (b"", b"x ", b"1e999 "),
+    "BitsAllocated": (b"\7\0",),
+    "PixelData": (b"", b"\0\0"),
+}
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("every", [True, False])
+@pytest.mark.parametrize(("tag", "raw"), [(tag, raw) for tag, values in ODD.items() for raw in values])
+def test_whatever_a_dicom_header_says_it_is_read_or_refused(
+    tmp_path: Path, tag: str, raw: bytes, every: bool, slices: int
+) -> None:
+    def change(image: Dataset, index: int) -> None:
+        if every or index == 0:
+            place = image[tag].tag
+            odd = RawDataElement(place, image[tag].VR, len(raw), raw, 0, False, True)
+            dict.__setitem__(image._dict, place, odd)
+
+    dicom.write_series(tmp_path / "series", slices=slices, change=change)
+    try:
+        for source in series(find(tmp_path))[0]:
+            volume = read_series(source)
+            check_values(source.name, volume.values)
+            save_nifti(volume, tmp_path / "x.nii")
+    except ConfigError as error:
+        told = str(error)
+        assert "IM00" in told or "series" in told
 
 
 def test_links_in_a_circle_lead_nowhere(tmp_path: Path) -> None:
