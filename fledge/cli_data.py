@@ -165,9 +165,10 @@ def _draw(figures: Mapping[str, Any]) -> None:
 
 def _share(state: Path, figures: Mapping[str, Any]) -> None:
     from broker.notes import write_note
-    from worker.data.document import LIMIT, STATISTICS, check_change, document, load
+    from worker.data.document import LIMIT, STATISTICS, check_change, check_names, document, load
 
     path = state / STATISTICS
+    check_names(figures)
     table = document(figures)
     if path.exists():
         with path.open("rb") as file:

@@ -24,6 +24,7 @@ from protocol.errors import ConfigError, StateError, WireError
 NEWEST = 16
 """So many of a run's versions are kept, and the best one besides."""
 _LIMIT = limits.STORED_RECORD + limits.BODY
+_DIGITS = 20
 _VERSION, _NEW = ".version", ".new"
 
 
@@ -74,7 +75,7 @@ def chosen(run: str, versions: Sequence[KeptVersion], wanted: str) -> KeptVersio
                 f'say --model global or a version ({held}). Runs evaluate with "evaluate = true" in run.toml'
             )
         return found
-    if not (wanted.isascii() and wanted.isdigit()):
+    if not (wanted.isascii() and wanted.isdigit() and len(wanted) <= _DIGITS):
         raise ConfigError(f"--model {wanted!r} is neither best nor global nor a version; here are {held}")
     for each in versions:
         if each.version == int(wanted):

@@ -87,6 +87,20 @@ def check(figures: Mapping[Any, Any]) -> dict[str, Value]:
     return dict(figures)
 
 
+def check_names(figures: Mapping[str, Value]) -> None:
+    """Let names of classes leave a site that at least one number goes with.
+
+    Raises:
+        ConfigError: every class is suppressed; whoever keeps a folder for each patient has made classes of patients.
+    """
+    counts = [value for name, value in figures.items() if f"{name}.".startswith(f"{PATIENTS}.")]
+    if len(counts) > 1 and not any(isinstance(value, int) for value in counts):
+        raise ConfigError(
+            "no class has enough patients to be told of, and names of classes do not leave the site by themselves: "
+            "they may be those of patients, whose folders were taken for classes"
+        )
+
+
 def check_change(before: Mapping[str, Value], now: Mapping[str, Value]) -> None:
     """Let new figures replace old ones unless their difference would tell of a few patients.
 

@@ -29,7 +29,7 @@ from fledge.inferring import ABOUT, infer
 from fledge.init_run import load_genesis
 from fledge.monai_runs import init_bundle_run
 from fledge.packing import load_code
-from protocol.errors import ConfigError, Missing, StateError, StoreError, Tampered
+from protocol.errors import ConfigError, Missing, StateError, StoreError, Tampered, WireError
 from protocol.messages import Kind, RunState
 from protocol.spec import ModelSpec
 from tests.contract.test_transport import eventually
@@ -292,8 +292,13 @@ def test_what_the_site_keeps_to_itself_is_part_of_its_model(
     with pytest.raises(ConfigError, match=hospital.digest.hex()):
         infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "out")
     (hospital.kit / "policy.toml").unlink()
-    for path in (hospital.state / "cache").iterdir():
-        path.unlink()
+    for path in (chunks := list((hospital.state / "cache").iterdir())):
+        path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises((StateError, WireError)):
+        infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for path in chunks:
+        path.unlink(missing_ok=True)
     with pytest.raises(StateError, match="no longer whole at this site"):
         infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "out")
     Codes(hospital.state / "code").forget(hospital.digest)
@@ -345,6 +350,7 @@ def test_where_smaller_is_better_the_smallest_is_best() -> None:
         ([kept(1)], "best", "no version of run r was evaluated here"),
         ([kept(1)], "newest", "neither best nor global nor a version; here are 1"),
         ([kept(1)], "-1", "neither best nor global"),
+        ([kept(1)], "9" * 5000, "neither best nor global"),
         ([kept(1)], "2", "does not hold version 2 of run r; it holds 1"),
     ],
 )

@@ -22,9 +22,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from protocol.errors import ConfigError
 from tests.support import dicom
-from worker.data.datalist import parse
+from worker.data.datalist import Task, parse
 from worker.data.dicom import read_series, series
-from worker.data.document import check_change
+from worker.data.document import check_change, check_names
+from worker.data.figures import CaseFigures, Summary
 from worker.data.finding import find, kind_of
 from worker.data.measuring import measure
 from worker.data.sources import Kind
@@ -159,6 +160,17 @@ def test_figures_are_not_made_of_what_is_no_file(tmp_path: Path, name: str, key:
     datalist = parse(json.dumps({"training": [item], "labels": {}}), "dataset.json")
     with pytest.raises(ConfigError, match="is not there, or is no file; put it there"):
         list(measure(datalist, tmp_path, lambda done, total: None))
+
+
+@pytest.mark.parametrize("total", [8, 40])
+def test_names_of_classes_that_are_patients_are_not_shared(total: int) -> None:
+    patients = [f"smith_{number}" for number in range(total)]
+    cases = [CaseFigures(patient=name, figures={"shape.x": 5.0}, voxels={name: 1}) for name in patients]
+    figures = Summary(task=Task.CLASSIFICATION, classes=patients).of(cases)
+    if any("smith" in name for name in figures):
+        with pytest.raises(ConfigError, match="whose folders were taken for classes"):
+            check_names(figures)
+    assert total < 10 or any("smith" in name for name in figures)
 
 
 BEFORE = {"min_cell": 10, "patients": 50, "patients.lung": 20, "spacing.x.mean": 1.5}
