@@ -48,9 +48,9 @@ class BundleInference:
         if device:
             more["device"] = f"$torch.device({device!r})"
         configs = Inference(bundle_root, overrides=overrides or {}, places=more)
-        self.found = None if _has_data(configs) else images_below(images)
-        """The images, if they are not by the bundle's own pattern or list."""
         try:
+            self.found = None if _has_data(configs) else images_below(images)
+            """The images, if they are not by the bundle's own pattern or list."""
             parser = configs.parser(self.found)
             if "initialize" in parser:
                 parser.get_parsed_content("initialize")

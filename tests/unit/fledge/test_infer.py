@@ -29,7 +29,7 @@ from fledge.inferring import ABOUT, infer
 from fledge.init_run import load_genesis
 from fledge.monai_runs import init_bundle_run
 from fledge.packing import load_code
-from protocol.errors import ConfigError, Missing, StateError, StoreError, Tampered, WireError
+from protocol.errors import ConfigError, Missing, StateError, StoreError, Tampered, TrainingError, WireError
 from protocol.messages import Kind, RunState
 from protocol.spec import ModelSpec
 from tests.contract.test_transport import eventually
@@ -476,6 +476,15 @@ def test_a_path_that_monai_would_change_is_refused(tmp_path: Path, name: str) ->
         BundleInference(bundle, images=tmp_path, output=data)
     with pytest.raises(ConfigError, match="takes a part of"):
         bundle_trainer(bundle, dataset_dir=data)
+
+
+@pytest.mark.parametrize("value", ["%nowhere", "%missing.json::x"])
+def test_a_bundle_that_refers_to_what_is_not_there_is_told_in_a_sentence(tmp_path: Path, value: str) -> None:
+    bundle, data = bundles.spleen(tmp_path / "bundle"), bundles.volumes(tmp_path / "data")
+    network = json.loads((bundle / "configs" / "train.json").read_text())["network_def"]
+    (bundle / "configs" / "inference.json").write_text(json.dumps({**inference(network), "inferer": value}))
+    with pytest.raises(TrainingError, match="making the bundle's inference failed"):
+        BundleInference(bundle, images=data, output=tmp_path / "out")
 
 
 def test_a_site_tries_a_runs_code_before_it_joins(hospital: Hospital, tmp_path: Path) -> None:
