@@ -47,7 +47,7 @@ def copies(config: Config) -> None:
 
 @pytest.mark.parametrize("bomb", [long_texts, long_lists, copies])
 def test_a_small_mmar_does_not_become_a_huge_bundle(tmp_path: Path, bomb: Callable[[Config], None]) -> None:
-    config = mmars.spleen_config()
+    config = copy.deepcopy(mmars.spleen_config())
     bomb(config)
     told = mmars.environment(LONG="x" * 50_000, NUMBERS=list(range(50_000)))
     root = mmars.write(tmp_path / "mmar", config, told)
@@ -57,14 +57,14 @@ def test_a_small_mmar_does_not_become_a_huge_bundle(tmp_path: Path, bomb: Callab
 
 
 def test_any_number_of_meaningless_keys_is_told_in_time(tmp_path: Path) -> None:
-    config = mmars.spleen_config()
+    config = copy.deepcopy(mmars.spleen_config())
     config["train"]["loss"] |= {f"k{number}": 0 for number in range(60_000)}  # each beside each took half an hour
     notes = convert_mmar(mmars.write(tmp_path / "mmar", config)).notes
     assert sum(note.kind is Kind.LEFT_OUT for note in notes) >= 60_000
 
 
 def test_a_deep_expression_stays_an_expression(tmp_path: Path) -> None:
-    config, text = mmars.spleen_config(), "lambda x: x" + ".a" * 400 + "['k']"
+    config, text = copy.deepcopy(mmars.spleen_config()), "lambda x: x" + ".a" * 400 + "['k']"
     config["train"]["handlers"] = [{"name": "StatsHandler", "args": {"output_transform": text}}]
     converted = convert_mmar(mmars.write(tmp_path / "mmar", config))
     handlers = json.loads(converted.files["configs/train.json"])["train"]["handlers"]
@@ -135,7 +135,7 @@ def test_junk_anywhere_is_translated_or_refused(tmp_path: Path, make: Callable[[
     refused = 0
     root = mmars.write(tmp_path / "mmar", make(), told)
     for _ in range(300):
-        config, variables = make(), dict(told)
+        config, variables = copy.deepcopy(make()), dict(told)
         for _ in range(dice.randint(1, 3)):
             container, key = dice.choice(places(config) if dice.random() < 0.9 else places(variables))
             container[key] = copy.deepcopy(dice.choice(JUNK))
