@@ -77,6 +77,7 @@ def check(
     The bundle's code is run here, as it will be in training. Exit code 0: nothing to correct (there may be warnings);
     1: something is wrong; 2: the command is.
     """
+    from fledge.ctl.render import clean
     from worker.trainers.monai_check import check_bundle
 
     if data is not None and not quick:
@@ -85,7 +86,7 @@ def check(
         report = check_bundle(
             bundle, data, overrides=dict(named_value(text, "--override") for text in override or ()), quick=quick
         )
-    typer.echo(json.dumps(_document(report)) if as_json else "\n".join(_lines(report)))
+    typer.echo(json.dumps(_document(report)) if as_json else "\n".join(map(clean, _lines(report))))
     if not report.good:
         raise typer.Exit(1)
 

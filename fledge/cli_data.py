@@ -147,6 +147,8 @@ def stats(
 
 def _draw(figures: Mapping[str, Any]) -> None:
     """Numbers of patients line by line, then a row for each figure with how it varies over patients."""
+    from fledge.ctl.render import clean
+
     columns = ("mean", "std", "min", "p25", "median", "p75", "max")
     rows: dict[str, dict[str, Any]] = {}
     for name, value in figures.items():
@@ -154,19 +156,20 @@ def _draw(figures: Mapping[str, Any]) -> None:
         if how in columns and not name.startswith("patients"):
             rows.setdefault(what, {})[how] = value
         else:
-            typer.echo(f"{name}  {value}")
+            typer.echo(clean(f"{name}  {value}"))
     shown = [each for each in columns if any(each in row for row in rows.values())]
     if rows:
         typer.echo(f"{'over patients':34}" + "".join(f"{each:>12}" for each in shown))
     for what, row in rows.items():
-        typer.echo(f"{what:34}" + "".join(f"{row.get(each, ''):>12}" for each in shown))
+        typer.echo(clean(f"{what:34}") + "".join(f"{row.get(each, ''):>12}" for each in shown))
 
 
 def _share(state: Path, figures: Mapping[str, Any]) -> None:
     from broker.notes import write_note
-    from worker.data.document import LIMIT, STATISTICS, check_change, document, load
+    from worker.data.document import LIMIT, STATISTICS, check_change, check_names, document, load
 
     path = state / STATISTICS
+    check_names(figures)
     table = document(figures)
     if path.exists():
         with path.open("rb") as file:

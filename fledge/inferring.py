@@ -100,6 +100,8 @@ class SiteModels:
             WireError: the record is no aggregator's for this site.
         """
         model = self._reader.model(kept.record)
+        if (model.run, model.version) != (kept.run, kept.version):
+            raise Tampered(f"what is noted as version {kept.version} of run {kept.run} is another one's record")
         record = self._reader.spec(self._spec_record(kept, model))
         if record.manifest.length > limits.SPEC:
             raise Tampered(f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed")
@@ -177,6 +179,8 @@ def infer(
 
     if not images.is_dir():
         raise ConfigError(f"{images} is no folder; name the one that holds the images")
+    if output.resolve().is_relative_to(images.resolve()):
+        raise ConfigError(f"{output} would lie among the images, and be taken for some later; choose another place")
     models = SiteModels(config)
     kept = models.version(run, wanted)
     options = models.settings.options_of(run)

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aggregator.config import RunConfig
+from fledge.ctl.render import clean
 from protocol.errors import ConfigError
 from worker.mmar.notes import Kind, Note
 
@@ -83,4 +84,4 @@ def lines(notes: Iterable[Note]) -> Iterator[str]:
     for kind in (Kind.MAPPED, Kind.LEFT_OUT, Kind.TO_SET):
         for note in told:
             if note.kind is kind:
-                yield f"{kind}: {note.what}{' → ' if kind is Kind.MAPPED else ': '}{note.why}"
+                yield clean(f"{kind}: {note.what}{' → ' if kind is Kind.MAPPED else ': '}{note.why}")

@@ -47,8 +47,8 @@ class Keeping:
 
     def tick(self, runs: Iterable[RunRow], now: float, decided: Decided) -> None:
         """Ask for what is new."""
-        if self._failures and now < self.at:
-            return
+        if now < self.at < float("inf"):
+            return  # infinite: nothing failed since the last time
         self.at = float("inf")
         for run in runs:
             if run.state in ENDED and run.version >= 0 and self._asked.get(run.run) != run.digest:

@@ -7,6 +7,7 @@ model came to on the site's own data. The chunks themselves lie, encrypted, in t
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from protocol.errors import ConfigError, StateError, WireError
 NEWEST = 16
 """So many of a run's versions are kept, and the best one besides."""
 _LIMIT = limits.STORED_RECORD + limits.BODY
+_DIGITS = 20
 _VERSION, _NEW = ".version", ".new"
 
 
@@ -41,9 +43,11 @@ class KeptVersion:
 
     @property
     def score(self) -> float | None:
-        """The value of the metric that counts, such that larger is better; None if the version was not evaluated."""
+        """The metric that counts, larger being better; None if the version was not evaluated or came to no number."""
         value = self.metrics.get(self.key.removeprefix("-"))
-        return None if value is None else -value if self.key.startswith("-") else value
+        if value is None or not math.isfinite(value):
+            return None
+        return -value if self.key.startswith("-") else value
 
 
 def best(versions: Sequence[KeptVersion]) -> KeptVersion | None:
@@ -71,7 +75,7 @@ def chosen(run: str, versions: Sequence[KeptVersion], wanted: str) -> KeptVersio
                 f'say --model global or a version ({held}). Runs evaluate with "evaluate = true" in run.toml'
             )
         return found
-    if not (wanted.isascii() and wanted.isdigit()):
+    if not (wanted.isascii() and wanted.isdigit() and len(wanted) <= _DIGITS):
         raise ConfigError(f"--model {wanted!r} is neither best nor global nor a version; here are {held}")
     for each in versions:
         if each.version == int(wanted):
@@ -118,7 +122,8 @@ class KeptVersions:
 
     def of(self, run: str) -> tuple[KeptVersion, ...]:
         """The versions of a run that are kept, ascending; files that are damaged are passed over."""
-        return tuple(sorted(_read(self._folder(run)), key=lambda each: each.version))
+        found = [each for each in _read(self._folder(run)) if each.run == run]
+        return tuple(sorted(found, key=lambda each: each.version))
 
     def runs(self) -> tuple[str, ...]:
         """The runs that versions are kept of."""

@@ -178,7 +178,7 @@ class Training:
             for _ in self._read(model.manifest, model.key):
                 if stopping.is_set():
                     return
-        except Missing as error:  # the hub has deleted it: there is nothing to wait for
+        except (Missing, WireError) as error:  # deleted, or not what was signed: there is nothing to wait for
             self._log.warning("model.not_kept", run=run, kind=type(error).__name__)
         except FledgeError as error:
             self._log.warning("model.not_kept", run=run, kind=type(error).__name__)

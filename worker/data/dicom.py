@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.processing import apply_rescale
+from pydicom.uid import UID
 
 from protocol.errors import ConfigError
 from worker.data.finding import Found
 from worker.data.matching import keys_of
 from worker.data.sources import Kind, Source, few, patient_in_path, shown
-from worker.data.volumes import Volume, check_size
+from worker.data.volumes import Volume, check_size, in_space
 
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "NumberOfFrames"),
@@ -49,15 +52,20 @@ def series(found: Found, patients: re.Pattern[str] | None = None) -> tuple[list[
     others: list[Path] = []
     for path in found.files[Kind.DICOM]:
         header = _header(path)
-        if "Rows" not in header or header.get("Modality") in _NO_IMAGES:
-            others.append(path)
-            continue
-        alone = int(header.get("NumberOfFrames") or 1) > 1 or "ImagePositionPatient" not in header
-        uid = str(header.get("SOPInstanceUID" if alone else "SeriesInstanceUID") or "")
+        with _readable(path):
+            if "Rows" not in header or header.get("Modality") in _NO_IMAGES:
+                others.append(path)
+                continue
+            alone = int(header.get("NumberOfFrames") or 1) > 1 or "ImagePositionPatient" not in header
+            uid = str(header.get("SOPInstanceUID" if alone else "SeriesInstanceUID") or "")
         if not uid:
             raise ConfigError(f"{shown(path)} does not say which series it belongs to; leave it out")
         grouped[uid].append((path, header))
-    return [_source(found, uid, files, patients) for uid, files in sorted(grouped.items())], others
+    sources = []
+    for uid, files in sorted(grouped.items()):
+        with _readable(files[0][0]):
+            sources.append(_source(found, uid, files, patients))
+    return sources, others
 
 
 def read_series(source: Source) -> Volume:
@@ -69,9 +77,13 @@ def read_series(source: Source) -> Volume:
     try:
         images = [_read(path) for path in source.files]
         if len(images) == 1 and int(images[0].get("NumberOfFrames") or 1) == 1:
-            return _projection(images[0]) if "ImagePositionPatient" not in images[0] else _single(images[0])
-        return _volume(images)
-    except (ValueError, RuntimeError, AttributeError, KeyError, NotImplementedError, TypeError, IndexError) as error:
+            volume = _projection(images[0]) if "ImagePositionPatient" not in images[0] else _single(images[0])
+        else:
+            volume = _volume(images)
+        return Volume(volume.values, None if volume.affine is None else in_space(volume.affine))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever damaged values make of a library
         raise ConfigError(
             f"{shown(source.name)}: the pixels cannot be made a volume ({_reason(error)}); "
             "export the series again, uncompressed and complete, or leave it out"
@@ -80,14 +92,44 @@ def read_series(source: Source) -> Volume:
 
 def _header(path: Path) -> Dataset:
     try:
+        _check_plain(path)
         header = _read(path, stop_before_pixels=True, specific_tags=_TAGS)
         if "SOPClassUID" not in header or ("Rows" not in header and "Image Storage" in header.SOPClassUID.name):
             raise InvalidDicomError  # a file that ends early has no tags behind its end
         return header
+    except ConfigError:
+        raise
     except Exception as error:  # whatever a damaged file makes of a parser
         raise ConfigError(
             f"{shown(path)} is a damaged DICOM file ({type(error).__name__}); export it again, or leave it out"
         ) from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say of a value that is missing or none of its kind which file, or which series beginning with it, has it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # values are parsed when they are asked for
+        raise ConfigError(
+            f"{shown(path)}: this file or another of its series has a value that is missing or damaged "
+            f"({type(error).__name__}); export the series again, or leave it out"
+        ) from error
+
+
+def _check_plain(path: Path) -> None:
+    """Refuse a file that is compressed as a whole: it is unpacked, to whatever size, before anything is read of it.
+
+    Raises:
+        ConfigError: it is.
+    """
+    with path.open("rb") as file:
+        read_preamble(file, True)
+        about = read_dataset(file, False, True, stop_when=lambda tag, representation, length: tag.group != 2)
+    if "deflated" in UID(about.get("TransferSyntaxUID") or "").name.lower():
+        raise ConfigError(f"{shown(path)} is compressed as a whole (deflated); export it uncompressed, or leave it out")
 
 
 def _read(path: Path, **how: Any) -> Dataset:

@@ -87,17 +87,40 @@ def check(figures: Mapping[Any, Any]) -> dict[str, Value]:
     return dict(figures)
 
 
+def check_names(figures: Mapping[str, Value]) -> None:
+    """Let names of classes leave a site that at least one number goes with.
+
+    Raises:
+        ConfigError: every class is suppressed; whoever keeps a folder for each patient has made classes of patients.
+    """
+    counts = [value for name, value in figures.items() if f"{name}.".startswith(f"{PATIENTS}.")]
+    if len(counts) > 1 and not any(isinstance(value, int) for value in counts):
+        raise ConfigError(
+            "no class has enough patients to be told of, and names of classes do not leave the site by themselves: "
+            "they may be those of patients, whose folders were taken for classes"
+        )
+
+
 def check_change(before: Mapping[str, Value], now: Mapping[str, Value]) -> None:
     """Let new figures replace old ones unless their difference would tell of a few patients.
 
     Raises:
-        ConfigError: there are a few patients more, or fewer.
+        ConfigError: there are a few patients more, or fewer, or others in their place.
     """
-    old, new, least = before.get(PATIENTS), now.get(PATIENTS), now["min_cell"]
-    if isinstance(old, int) and isinstance(new, int) and isinstance(least, int) and 0 < abs(new - old) < least:
+    least = now["min_cell"]
+    counts = [name for name in before if f"{name}.".startswith(f"{PATIENTS}.")]  # of all, and of each class
+    told = before.keys() & now.keys() - {"min_cell", *counts}
+    for name in counts:
+        old, new = before[name], now.get(name)
+        if isinstance(old, int) and isinstance(new, int) and isinstance(least, int) and 0 < abs(new - old) < least:
+            raise ConfigError(
+                f"{new} {name} now and {old} when figures were last shared: whoever has both could work out what the "
+                f"few between them are like; share again once there are {least} more"
+            )
+    if all(before[name] == now.get(name) for name in counts) and any(before[name] != now[name] for name in told):
         raise ConfigError(
-            f"{new} patients now and {old} when figures were last shared: whoever has both could work out what the "
-            f"few between them are like; share again once there are {least} more"
+            "as many patients as when figures were last shared, and other figures: had a few been exchanged, whoever "
+            f"has both could work out what these are like; if it was not that, remove {STATISTICS} where it lies first"
         )
 
 

@@ -82,7 +82,7 @@ def _files(folder: Path) -> Iterator[Path]:
             path = Path(place, name)
             if path.is_symlink():
                 # What it leads to within the folder is found by itself.
-                if not path.resolve().is_relative_to(real):
+                if not Path(os.path.realpath(path)).is_relative_to(real):
                     raise ConfigError(
                         f"{shown(path)} is a link that leads out of {folder}; copy what it leads to, or remove it"
                     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ def _measured(entry: Entry, folder: Path, labels: Mapping[int, str]) -> CaseFigu
 
 def _read(folder: Path, name: str) -> Volume:
     path = folder / name
+    if not os.path.isfile(path):  # nor a pipe, at which reading would wait
+        raise ConfigError(f"{shown(name)} is not there, or is no file; put it there, or correct the datalist")
     kind = kind_of(path)
     if kind is None:
         raise ConfigError(f"{shown(name)} is neither NIfTI nor PNG; prepare the data with `fledge data prepare`")

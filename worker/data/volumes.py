@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
@@ -24,6 +22,8 @@ from worker.data.sources import Kind, shown
 
 VOXELS = 2**31
 """Of one image, at most: 1024 slices of 1024 × 1024 are half of it."""
+_EXTENSIONS = 16 * 1024**2
+_HEADER, _SECOND = 540, b"n+2"
 TOLERANCE_MM = 0.01
 """By how much the corners of an image and its label may be apart."""
 
@@ -62,11 +62,39 @@ def read_volume(path: Path, kind: Kind, name: str) -> Volume:
             with Image.open(path) as picture:
                 check_size(name, (*picture.size, len(picture.getbands())))
                 return Volume(np.asarray(picture), None)
+        check_extensions(path)
         image = nibabel.load(path)
         if not isinstance(image, SpatialImage):
             raise ValueError
         check_size(name, image.shape)
-        return Volume(np.asanyarray(image.dataobj), np.asarray(image.affine))
+        return Volume(np.asanyarray(image.dataobj), in_space(np.asarray(image.affine)))
+
+
+def check_extensions(path: Path) -> None:
+    """Refuse a NIfTI file that puts more between header and voxels than any software writes; it would be read at once.
+
+    Raises:
+        ConfigError: it does.
+    """
+    with nibabel.openers.Opener(str(path)) as file:
+        head = file.read(_HEADER)
+    second = head[4:7] == _SECOND
+    header = nibabel.Nifti2Header(head, check=False) if second else nibabel.Nifti1Header(head[:348], check=False)
+    if not float(header["vox_offset"]) <= _EXTENSIONS:
+        raise ConfigError(
+            f"{shown(path.name)} says that its voxels begin behind {_EXTENSIONS:,} bytes; save it without extensions"
+        )
+
+
+def in_space(affine: NDArray[Any]) -> NDArray[Any]:
+    """The matrix of an image that lies somewhere: its axes are finite, and none follows from the others.
+
+    Raises:
+        ValueError: it lies nowhere.
+    """
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise ValueError("the image has no place in space")
+    return affine
 
 
 def check_size(name: object, shape: Sequence[int]) -> None:
@@ -155,7 +183,9 @@ def _smallest(values: NDArray[Any]) -> NDArray[Any]:
 def _readable(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, EOFError, zlib.error, ImageFileError, Image.DecompressionBombError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of a reader
         raise ConfigError(
             f"{shown(name)} cannot be read ({type(error).__name__}); copy it here again, or leave it out"
         ) from error

@@ -75,14 +75,13 @@ class Components:
         """`modules`: what can be imported from the MMAR's own code, by the name of the first module."""
         self._catalogue = catalogue
         self._modules = frozenset(modules)
-        self.notes: list[Note] = []
+        self.notes: dict[Note, None] = {}
+        """In order, each once."""
         self.refused: list[str] = []
 
     def note(self, kind: Kind, what: str, why: str) -> None:
         """Tell something, once."""
-        note = Note(kind, what, why)
-        if note not in self.notes:
-            self.notes.append(note)
+        self.notes.setdefault(Note(kind, what, why))
 
     def translate(self, raw: Any, role: Role, where: str, *, also: Collection[str] = ()) -> dict[str, Any] | None:
         """The component for the bundle; None if there is none, it is disabled, left out, or refused.
@@ -222,7 +221,8 @@ def _picked(text: str) -> Sequence[str] | None:
         key = part.slice if isinstance(part, ast.Subscript) else None
         if not (isinstance(key, ast.Constant) and isinstance(key.value, str)):
             return None
-        if not (isinstance(part, ast.Subscript) and ast.unparse(part.value) == body.args.args[0].arg):
+        whole = part.value if isinstance(part, ast.Subscript) else None
+        if not (isinstance(whole, ast.Name) and whole.id == body.args.args[0].arg):
             return None
         keys.append(key.value)
     return keys

@@ -86,10 +86,12 @@ def pretrained(root: Path, mmar: Mmar) -> tuple[Path | None, Sequence[Note]]:
     for name in names:
         text = variables.put_in(mmar.environment.get(name) or "")
         path = root / str(text)
-        if text and path.suffix in _WEIGHTS and path.is_file():
+        # Whoever made the MMAR does not choose among the files of whoever makes a run of it.
+        usable = text and path.suffix in _WEIGHTS and os.path.isfile(path)
+        if usable and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
             return path, notes
         if text:
-            why = f"{text} is no file of torch's there; `--weights` of `fledge init-run` names another one"
+            why = f"{text} is no file of torch's in the MMAR; `--weights` of `fledge init-run` names another one"
             notes.append(Note(Kind.TO_SET, name, why))
     return None, notes
 
@@ -134,6 +136,8 @@ def _shallow(value: Any) -> bool:
 def _files(folder: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """A folder's files by their path in it, without what Python compiled; only some `endings`, if there are any."""
     left, count = limits.CODE_UNPACKED, 0
+    if folder.is_symlink():  # it might lead to what is nobody else's business, and would travel
+        raise ConfigError(f"{folder} is a link; put the folder itself there")
     for above, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
         links = [name for name in folders if (Path(above) / name).is_symlink()]

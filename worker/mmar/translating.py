@@ -20,6 +20,7 @@ from worker.mmar.shapes import flag, listed, mapping
 from worker.mmar.variables import Variables
 
 Config = dict[str, Any]
+_COPIED = 4 * 1024 * 1024
 _LABEL = re.compile(r"[\w.+ ()-]{1,64}")
 _KEY = re.compile(r"[\w.-]{1,64}")
 _PLACES = {
@@ -100,8 +101,9 @@ class _Translation:
         self._config: Config = self._variables.put_in(dict(mmar.train))
         if is_older(self._config):
             self._config, notes = modern(self._config, segments=segments)
-            components.notes += notes
+            components.notes |= dict.fromkeys(notes)
         self._seen: dict[str, Any] = {}
+        self._copied = _COPIED
 
     def train(self) -> Config:
         config = self._config
@@ -314,6 +316,11 @@ class _Translation:
         name = str(raw["ref"])
         if name not in known:
             raise ConfigError(f"{where} refers to {name[:60]!r}, which is not among train pre_transforms")
+        if (left := self._copied - len(repr(known[name]))) < 0:
+            raise ConfigError(
+                f"{where}: the transforms referred to come to more than {_COPIED} characters; shorten them"
+            )
+        self._copied = left
         return {**known[name], **{key: value for key, value in raw.items() if key != "ref"}}
 
     def _post(self, section: Config, where: str) -> Config:

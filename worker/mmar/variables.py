@@ -39,16 +39,21 @@ class Variables:
 
     def _text(self, text: str, above: tuple[str, ...]) -> Any:
         if whole := _NAME.fullmatch(text):
-            return self._value(whole[1], above)
+            value = self._value(whole[1], above)
+            self._charge(len(value) if isinstance(value, str | list) else 1)
+            return value
         pieces, length, end = [], 0, 0
         for found in _NAME.finditer(text):
             pieces += [text[end : found.start()], str(self._value(found[1], above))]
             length, end = length + len(pieces[-1]) + len(pieces[-2]), found.end()
             _bounded(length, text)
+        self._charge(length)
+        return "".join([*pieces, text[end:]])
+
+    def _charge(self, length: int) -> None:
         if (left := self._left - length) < 0:
             raise ConfigError(f"the configuration becomes longer than {_ALTOGETHER} characters; shorten its variables")
         self._left = left
-        return "".join([*pieces, text[end:]])
 
     def _value(self, name: str, above: tuple[str, ...]) -> Any:
         if name in above:

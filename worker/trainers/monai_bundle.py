@@ -139,7 +139,7 @@ class BundleTrainer:
             examples=_examples(built.dataset, built.trainer, done),
             steps=done,
             metrics={**({} if (loss := built.trainer.loss) is None else {"loss": loss}), **built.trainer.metrics()},
-            fingerprint=self._print(built, control.fingerprint_key),
+            fingerprint=self._print(built, control),
             bfloat16=frozenset(name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16),
         )
 
@@ -191,9 +191,10 @@ class BundleTrainer:
             raise Diverged(f"the loss of the first batch is {loss}; look for images without content")
         return loss
 
-    def _print(self, built: _Built, key: bytes | None) -> Fingerprint | None:
+    def _print(self, built: _Built, control: Control) -> Fingerprint | None:
+        key = control.fingerprint_key
         if self._fingerprint and key is not None and built.printed is None:
-            built.printed = fingerprint_of(listed(built.dataset), key)
+            built.printed = fingerprint_of(_watched(listed(built.dataset), control), key)
         return built.printed
 
     def _ready(self, batch: int | None) -> _Built:
@@ -402,6 +403,13 @@ def _set_amp(engine: Any, wanted: bool | None) -> None:
     """MONAI's mixed precision is made for CUDA; elsewhere it would warn in every iteration and do nothing."""
     device = engine.state.device
     engine.amp = (engine.amp if wanted is None else wanted) and device is not None and device.type == "cuda"
+
+
+def _watched(examples: Iterator[Any], control: Control) -> Iterator[Any]:
+    """The same examples, unless the training is aborted while they are read."""
+    for example in examples:
+        control.check()
+        yield example
 
 
 def _size(dataset: Any) -> int | None:

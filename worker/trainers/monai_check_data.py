@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protocol.errors import ConfigError
+from worker.data.volumes import check_extensions
 from worker.trainers.findings import Finding
 
 Item = Mapping[str, Any]
@@ -135,8 +137,10 @@ def look(path: Path, *, label: bool, quick: bool) -> Facts:
         Unreadable: it is not there or cannot be read.
     """
     name = path.name.lower()
-    if not path.exists():
+    if not os.path.exists(path):  # unlike a path's own method, also where no file can be called so
         raise Unreadable(path, "is not there", "put it there, or correct dataset_dir or the list of data")
+    if not (path.is_file() or path.is_dir()):
+        raise Unreadable(path, "is no file but a pipe or a device", "take it out of the list of data")
     try:
         if name.endswith(_NIFTI):
             return _volume(path, label=label, quick=quick)
@@ -202,6 +206,7 @@ class Unreadable(ConfigError):
 
 
 def _volume(path: Path, *, label: bool, quick: bool) -> Facts:
+    check_extensions(path)
     volume: Any = nibabel.load(path)
     shape = tuple(map(int, volume.shape))
     _bounded(path, shape)
@@ -254,8 +259,8 @@ def _named(item: Item, number: int) -> str:
 def _files(items: Iterable[Item], keys: Iterable[str]) -> dict[Path, None]:
     """The images of a list that are plain files, each once."""
     wanted = [key for key in keys if not labels(key)]
-    found = (path.resolve() for item in items for key in wanted for path in files_of(item.get(key)))
-    return dict.fromkeys(path for path in found if path.is_file())
+    found = (path for item in items for key in wanted for path in files_of(item.get(key)))
+    return dict.fromkeys(path.resolve() for path in found if os.path.isfile(path))
 
 
 def _digest(path: Path, known: dict[Path, bytes]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ ELSEWHERE = frozenset(
 """What an inference goes without: weights of a file's, and logs that may go to other machines."""
 NETWORKS = ("network_def", "network", "train#trainer#network")
 """Where a bundle's network is looked for, in order."""
+_REFERRING = re.compile(r"#|[@%]\w*::")
 _NAMES = ("json", "yaml", "yml")
 _LOADS = frozenset({"LoadImaged", "LoadImageD", "LoadImageDict"})
 # Where pydicom is installed, MONAI says at every reader it makes that a decoder for GPUs is not: nobody has to act.
@@ -80,6 +82,7 @@ class Configs:
             raise ConfigError(f"{self.root} is no MONAI bundle that can be trained: configs/train.json is not there")
         self._files = [train], [train, *([evaluate] if evaluate else [])]
         self._overrides = dict(overrides)
+        _check_places(self.root, overrides.get("dataset_dir"))
         importable(self.root)
         found = _read(self._files[0])
         missing = [name for name in required if name not in found]
@@ -133,6 +136,7 @@ class Inference:
         if file is None:
             raise ConfigError(f"{root} has no configs/inference.json, so it does not say how to infer")
         self._file = file
+        _check_places(self._root, *places.values())
         importable(self._root)
         found = _read([file])
         missing = [name for name in ("evaluator", "dataset", "output_dir") if name not in found]
@@ -182,6 +186,14 @@ def importable(root: Path) -> None:
     """Let `scripts.net.Net` in a configuration be found, as MONAI's own runner does, as long as the process lives."""
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
+
+
+def _check_places(*places: Any) -> None:
+    """Refuse paths that MONAI would change, taking a part of them for a reference."""
+    for place in places:
+        text = str(place)
+        if not text.startswith("$") and _REFERRING.search(text):
+            raise ConfigError(f"MONAI takes a part of {text!r} for a reference; use a path without #, @ and % in it")
 
 
 def has_place(parser: Any, name: str) -> bool:

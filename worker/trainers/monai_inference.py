@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ class BundleInference:
         if device:
             more["device"] = f"$torch.device({device!r})"
         configs = Inference(bundle_root, overrides=overrides or {}, places=more)
-        self.found = None if _has_data(configs) else images_below(images)
-        """The images, if they are not by the bundle's own pattern or list."""
         try:
+            self.found = None if _has_data(configs) else images_below(images)
+            """The images, if they are not by the bundle's own pattern or list."""
             parser = configs.parser(self.found)
             if "initialize" in parser:
                 parser.get_parsed_content("initialize")
@@ -104,9 +105,15 @@ def images_below(folder: Path) -> list[str]:
         raise ConfigError(f"{folder} holds no images; those that count end in {', '.join(ENDINGS)}")
     names: dict[str, Path] = {}
     for path in found:
-        if (other := names.setdefault(path.name, path)) != path:
+        if (other := names.setdefault(_result(path.name), path)) != path:
             raise ConfigError(f"{other} and {path} have the same name, and so would their results; rename one of them")
     return [str(path.resolve()) for path in found]
+
+
+def _result(name: str) -> str:
+    """What MONAI calls the result of an image: its name up to the last dot, be that a folder's named by a UID."""
+    before, end = os.path.splitext(name)
+    return os.path.splitext(before)[0] if end == ".gz" else before
 
 
 def _has_data(configs: Inference) -> bool:

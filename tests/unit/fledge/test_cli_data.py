@@ -398,8 +398,10 @@ def test_nothing_is_overwritten_and_nothing_lands_among_the_images(tmp_path: Pat
         prepared(folder, folder / "images" / "out")
     with pytest.raises(ConfigError, match="is no folder"):
         said("prepare", tmp_path / "nowhere", tmp_path / "out", "--labels", folder / "labels")
+    file = tmp_path / "file"
+    file.touch()
     with pytest.raises(StateError, match="cannot be written"):
-        prepared(folder, tmp_path / "no" / "such" / "out")
+        prepared(folder, file / "out")
 
 
 # ---- figures

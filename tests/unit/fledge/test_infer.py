@@ -6,14 +6,17 @@ import hashlib
 import json
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import structlog
 import torch
 from monai.bundle.workflows import ConfigWorkflow
 from typer.testing import CliRunner
@@ -25,7 +28,7 @@ from fledge.inferring import ABOUT, infer
 from fledge.init_run import load_genesis
 from fledge.monai_runs import init_bundle_run
 from fledge.packing import load_code
-from protocol.errors import ConfigError, StateError
+from protocol.errors import ConfigError, Missing, StateError, StoreError, Tampered, TrainingError, WireError
 from protocol.messages import Kind, RunState
 from protocol.spec import ModelSpec
 from tests.contract.test_transport import eventually
@@ -37,13 +40,14 @@ from tests.unit.worker.test_deployed import Researchers
 from tests.unit.worker.test_service import start
 from worker.codes import Codes
 from worker.events import RunRow
-from worker.keeping import Keeping, KeepLast
+from worker.keeping import Keeping, KeepLast, NotKept
 from worker.kept import NEWEST, KeptVersion, KeptVersions, best, chosen
 from worker.sending import Decided
 from worker.service import WorkerService
 from worker.trainers import spec_and_payload
-from worker.trainers.monai_bundle import bundle_network
-from worker.trainers.monai_inference import images_below
+from worker.trainers.monai_bundle import bundle_network, bundle_trainer
+from worker.trainers.monai_inference import BundleInference, images_below
+from worker.training import Training
 
 torch.set_num_threads(1)
 pytestmark = MONAI
@@ -251,6 +255,13 @@ def test_what_the_site_keeps_to_itself_is_part_of_its_model(
     assert len(mine) == 1
     assert mine != without
 
+    forged = KeptVersions(hospital.state / "models")
+    forged.note(replace(forged.of(RUN)[0], version=5))
+    with pytest.raises(Tampered, match="noted as version 5 of run run-1 is another one's record"):
+        infer(hospital.kit / "worker.toml", RUN, "5", loose, tmp_path / "out")
+    (hospital.state / "models" / hashlib.sha256(RUN.encode()).hexdigest()[:32] / "0000000005.version").unlink()
+    with pytest.raises(ConfigError, match="would lie among the images"):
+        infer(hospital.kit / "worker.toml", RUN, "0", loose, loose / "out")
     with pytest.raises(ConfigError, match="there already"):
         infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "without")
     with pytest.raises(ConfigError, match="does not hold version 7 of run run-1; it holds 0"):
@@ -259,8 +270,13 @@ def test_what_the_site_keeps_to_itself_is_part_of_its_model(
     with pytest.raises(ConfigError, match=hospital.digest.hex()):
         infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "out")
     (hospital.kit / "policy.toml").unlink()
-    for path in (hospital.state / "cache").iterdir():
-        path.unlink()
+    for path in (chunks := list((hospital.state / "cache").iterdir())):
+        path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises((StateError, WireError)):
+        infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for path in chunks:
+        path.unlink(missing_ok=True)
     with pytest.raises(StateError, match="no longer whole at this site"):
         infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "out")
     Codes(hospital.state / "code").forget(hospital.digest)
@@ -312,6 +328,7 @@ def test_where_smaller_is_better_the_smallest_is_best() -> None:
         ([kept(1)], "best", "no version of run r was evaluated here"),
         ([kept(1)], "newest", "neither best nor global nor a version; here are 1"),
         ([kept(1)], "-1", "neither best nor global"),
+        ([kept(1)], "9" * 5000, "neither best nor global"),
         ([kept(1)], "2", "does not hold version 2 of run r; it holds 1"),
     ],
 )
@@ -348,6 +365,104 @@ def test_the_last_version_is_asked_for_once_and_again_after_a_failure() -> None:
     assert 2 < keeping.at < 10
     assert asked(keeping.at) == ["r"]
     assert keeping.at == float("inf")
+
+
+def test_after_a_failure_other_runs_that_end_are_asked_for_as_well() -> None:
+    keeping = Keeping(random.Random(1))
+
+    def asked(now: float, *runs: str) -> list[str]:
+        decided = Decided()
+        keeping.tick([RunRow(run=run, state=RunState.STOPPED, version=3, digest=b"3") for run in runs], now, decided)
+        return [effect.run for effect in decided.effects if isinstance(effect, KeepLast)]
+
+    assert asked(0, "r") == ["r"]
+    keeping.failed("r", 1)
+    assert asked(keeping.at, "r") == ["r"]  # and this time it succeeds
+    assert asked(100, "r", "s") == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("error", "again"), [(Missing("gone"), False), (Tampered("another"), False), (StoreError("not now"), True)]
+)
+def test_a_last_version_that_is_not_what_was_signed_is_not_fetched_for_ever(
+    tmp_path: Path, error: Exception, again: bool
+) -> None:
+    def fails(*arguments: Any) -> Iterator[bytes]:
+        raise error
+        yield b""
+
+    told: list[Any] = []
+    model = SimpleNamespace(manifest=None, key=None)
+    versions = KeptVersions(tmp_path / "models")
+    versions.note(kept(1))
+    training: Any = SimpleNamespace(
+        _kept=versions, _reader=lambda: None, _log=structlog.get_logger(), _tell=told.append
+    )
+    training._model_of, training._spec_of, training._read = (lambda *given: model), (lambda *given: None), fails
+    Training.keep_last(training, "r", b"newer", threading.Event())
+    assert told == ([NotKept(run="r")] if again else [])
+
+
+def test_a_score_that_is_no_number_is_not_the_best() -> None:
+    found = best([kept(1, float("nan")), kept(2, 0.5), kept(3, float("inf"))])
+    assert found is not None
+    assert found.version == 2
+    assert best([kept(1, float("nan"))]) is None
+
+
+def test_a_version_in_another_runs_folder_is_not_taken_for_that_runs(tmp_path: Path) -> None:
+    versions = KeptVersions(tmp_path / "models")
+    versions.note(kept(1, 0.5))
+    versions.note(replace(kept(2, 0.9), run="other"))
+    mine, other = (versions._folder(run) for run in ("r", "other"))
+    shutil.copy(other / "0000000002.version", mine)
+    assert [each.version for each in KeptVersions(tmp_path / "models").of("r")] == [1]
+
+
+@pytest.mark.parametrize(
+    "names", [("a.nii", "a.nii.gz"), ("1.2.840.7/x.dcm", "1.2.840.8/x.dcm"), ("p/a.png", "q/a.jpg")]
+)
+def test_no_result_replaces_another(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=r"have the same name, and so would their results"):
+        images_below(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["$__import__('os').mkdir('pwned')", "@device", "%train.json", "a'b", "{x}"])
+def test_a_folders_name_is_never_taken_for_an_expression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle, data = bundles.spleen(tmp_path / "bundle"), bundles.volumes(tmp_path / name)
+    network = json.loads((bundle / "configs" / "train.json").read_text())["network_def"]
+    (bundle / "configs" / "inference.json").write_text(json.dumps(inference(network)))
+    assert BundleInference(bundle, images=data, output=tmp_path / "out" / name).count == 5
+    assert bundle_trainer(bundle, dataset_dir=data).spec
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["a#b", "a@##b", "a%::b", "@device#x"])
+def test_a_path_that_monai_would_change_is_refused(tmp_path: Path, name: str) -> None:
+    bundle, data = bundles.spleen(tmp_path / "bundle"), bundles.volumes(tmp_path / name)
+    network = json.loads((bundle / "configs" / "train.json").read_text())["network_def"]
+    (bundle / "configs" / "inference.json").write_text(json.dumps(inference(network)))
+    with pytest.raises(ConfigError, match=r"takes a part of .* for a reference; use a path without"):
+        BundleInference(bundle, images=data, output=tmp_path / "out")
+    with pytest.raises(ConfigError, match="takes a part of"):
+        BundleInference(bundle, images=tmp_path, output=data)
+    with pytest.raises(ConfigError, match="takes a part of"):
+        bundle_trainer(bundle, dataset_dir=data)
+
+
+@pytest.mark.parametrize("value", ["%nowhere", "%missing.json::x"])
+def test_a_bundle_that_refers_to_what_is_not_there_is_told_in_a_sentence(tmp_path: Path, value: str) -> None:
+    bundle, data = bundles.spleen(tmp_path / "bundle"), bundles.volumes(tmp_path / "data")
+    network = json.loads((bundle / "configs" / "train.json").read_text())["network_def"]
+    (bundle / "configs" / "inference.json").write_text(json.dumps({**inference(network), "inferer": value}))
+    with pytest.raises(TrainingError, match="making the bundle's inference failed"):
+        BundleInference(bundle, images=data, output=tmp_path / "out")
 
 
 def test_a_site_tries_a_runs_code_before_it_joins(hospital: Hospital, tmp_path: Path) -> None:
