@@ -24,7 +24,8 @@ class Translated:
     bundle: Path
     weights: Path | None
     """Trained weights that the MMAR brings."""
-    settings: RunConfig
+    settings: RunConfig | None
+    """What it says about a run; None if it says nothing."""
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def translated(mmar: Path, run: str, settings: RunConfig | None, tell: Callable[
         folder = above / "bundle"
         write(converted, folder)
         try:
-            yield Translated(folder, weights, config or RunConfig(name=run))
+            yield Translated(folder, weights, config)
         finally:
             forget_code(above)
 

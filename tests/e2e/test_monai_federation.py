@@ -63,7 +63,6 @@ def bring(walk: Walk) -> None:
     for old, new in (
         ("^heartbeat = .*$", "heartbeat = 2.0"),
         ("^# max_wait = .*$", "max_wait = 30.0"),
-        ("^evaluate = .*$", "evaluate = true"),
         (r"^\[strategy\]$", "[strategy]\nbuffer = 2"),
         ("^# max_versions = .*$", f"max_versions = {LAST}"),
     ):
