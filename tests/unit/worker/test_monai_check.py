@@ -312,6 +312,15 @@ def test_a_list_that_the_bundle_asks_for_and_is_not_there_is_told(bundle: Path, 
     assert any("validation" in each for each in what)
 
 
+def test_a_name_that_others_put_behind_a_folder_is_no_list_by_itself(bundle: Path, data: Path) -> None:
+    parts = {"dataset_json": "dataset.json", "data_list": "$@dataset_dir + '/' + @dataset_json"}
+    changed(bundle, "train.json", lambda config: config.update(parts))
+    assert check_bundle(bundle, data, quick=True).good
+    (data / "dataset.json").unlink()
+    found = only(check_bundle(bundle, data, quick=True))
+    assert (found.where, found.what) == (str(data / "dataset.json"), "is not there")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
