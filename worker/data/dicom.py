@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -68,9 +70,12 @@ def read_series(source: Source) -> Volume:
     """
     try:
         images = [_read(path) for path in source.files]
-        if len(images) == 1 and int(images[0].get("NumberOfFrames") or 1) == 1:
-            return _projection(images[0]) if "ImagePositionPatient" not in images[0] else _single(images[0])
-        return _volume(images)
+        with _quiet():
+            if len(images) == 1 and int(images[0].get("NumberOfFrames") or 1) == 1:
+                return _projection(images[0]) if "ImagePositionPatient" not in images[0] else _single(images[0])
+            if len(images) > 1 and not images[0].get("FrameOfReferenceUID"):
+                raise ValueError("FrameOfReferenceUID is missing, which says that slices share one space")
+            return _volume(images)
     except (ValueError, RuntimeError, AttributeError, KeyError, NotImplementedError, TypeError, IndexError) as error:
         raise ConfigError(
             f"{shown(source.name)}: the pixels cannot be made a volume ({_reason(error)}); "
@@ -91,10 +96,22 @@ def _header(path: Path) -> Dataset:
 
 
 def _read(path: Path, **how: Any) -> Dataset:
-    """A file; what a parser thinks of values that nobody here needs is not said for every slice."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         return dcmread(path, force=True, **how)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What a parser thinks of values that nobody here needs is not said for every slice; pydicom warns and logs it."""
+    log = logging.getLogger("pydicom")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _source(found: Found, uid: str, files: Sequence[Header], patients: re.Pattern[str] | None) -> Source:
