@@ -187,7 +187,9 @@ def init_run(
         import hashlib
 
         typer.echo(f"code {hashlib.sha256(archive(read_code(out / CODE))).hexdigest()}")
-    typer.echo(f"then `fledge ctl run create {out}`, or `fledge aggregator --run {out}` where the aggregator is")
+        typer.echo(f"then `fledge ctl run create {out}`; sites train it once `run deploy` has brought them the code")
+    else:
+        typer.echo(f"then `fledge ctl run create {out}`, or `fledge aggregator --run {out}` where the aggregator is")
 
 
 @app.command()

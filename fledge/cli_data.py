@@ -139,6 +139,8 @@ def stats(
         typer.echo(json.dumps({"figures": figures, "patients_known": datalist.patients_known}))
     else:
         _draw(figures)
+        if not unsuppressed:
+            typer.echo(f"figures of fewer than {min_cell} patients are withheld (--unsuppressed shows all)", err=True)
         if not datalist.patients_known:
             typer.echo("the datalist names no patients (`patients`): every image counted as one", err=True)
     if state is not None:

@@ -76,7 +76,7 @@ def provision(
         from deploy.keyfiles import read_bounded
 
         request = read_bounded(accept, REQUEST_LIMIT, "the request that `fledge enrol` wrote")
-        _show(provisioning.accept(out, request, _secret(code_file, "One-time code", hidden=False), now))
+        _show(provisioning.accept(out, request, _secret(code_file, "One-time code", "--code-file", hidden=False), now))
     elif revoke:
         _show(provisioning.revoke(out, revoke, now))
     else:
@@ -136,14 +136,14 @@ def _unpacked(facts: KitFacts, folder: Path) -> None:
     )
 
 
-def _secret(path: Path | None, what: str, *, hidden: bool = True) -> str:
+def _secret(path: Path | None, what: str, option: str = "--password-file", *, hidden: bool = True) -> str:
     """A password or code: out of a file, or typed; never an argument, which others can see."""
     if path is not None:
         from deploy.keyfiles import read_bounded
 
         return read_bounded(path, _SECRET_LIMIT, f"a file with the {what.lower()}").decode("utf-8", "replace").strip()
     if not sys.stdin.isatty():
-        raise ConfigError(f"{what}: there is no terminal to ask on; put it into a file and name that")
+        raise ConfigError(f"{what}: there is no terminal to ask on; put it into a file and name that with {option}")
     return str(typer.prompt(what, hide_input=hidden, err=True)).strip()
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from worker.events import RunRow
 
 app = typer.Typer(
-    name="site", help="At a hospital: approve or refuse runs, look at what went wrong.", no_args_is_help=True
+    name="site",
+    help="At a hospital: approve or refuse runs, see what went wrong and which models are here, rehearse a training.",
+    no_args_is_help=True,
 )
 
 Config = Annotated[Path, typer.Option("--config", help="The site's configuration file.")]

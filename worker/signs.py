@@ -16,6 +16,7 @@ from protocol.envelope import NO_RUN, seal
 from protocol.errors import FledgeError
 from protocol.messages import CERTIFICATE_DAYS, Event, Kind
 from worker.announcements import Reader
+from worker.deployments import LEFT, NO_TRAINER, NOT_DEPLOYED
 from worker.events import Report
 
 _PROGRESS_EVERY = 0.1
@@ -40,6 +41,15 @@ class WorkerEvent:
 Observer = Callable[[WorkerEvent], None]
 
 
+_LACKING = {
+    NOT_DEPLOYED: "an operator has to order `run deploy {run}`",
+    NO_TRAINER: "name a trainer in worker.toml, or have the run bring its code",
+    LEFT: "the site left the run; an operator may order `run join {run}`",
+    "site": "say `fledge site approve {run}`, or wait for the hours in policy.toml",
+}
+"""What a run that waits is waiting for, by the word that is shown for it."""
+
+
 class Signs:
     """The last thing shown, and the ways it goes; called from the worker's threads."""
 
@@ -62,6 +72,8 @@ class Signs:
         self._software = software()
         self._shown = self._fresh("idle", "", -1)
         self._shown_at = float("-inf")
+        self._waits: tuple[str, str] | None = None
+        """The run that waits, and for what."""
 
     def report(self, report: Report) -> None:
         """Show and tell what the rules report."""
@@ -69,6 +81,12 @@ class Signs:
         if (report.state, report.run, report.version) != (shown.state, shown.run, shown.version):
             shown = self._fresh(report.state, report.run, report.version)
         shown = replace(shown, code=report.code, case=report.case)
+        waits = (report.run, report.code) if report.state == "waiting" else None
+        if waits not in (None, self._waits):
+            todo = _LACKING.get(report.code, _LACKING["site"]).format(run=report.run)
+            reason = report.code if report.code in _LACKING else "site"
+            self._log.warning("run.waiting", run=report.run, version=report.version, reason=reason, todo=todo)
+        self._waits = waits
         if shown != self._shown:
             self._show(shown)
         if report.publish:

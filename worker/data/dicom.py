@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections import defaultdict
@@ -76,10 +77,13 @@ def read_series(source: Source) -> Volume:
     """
     try:
         images = [_read(path) for path in source.files]
-        if len(images) == 1 and int(images[0].get("NumberOfFrames") or 1) == 1:
-            volume = _projection(images[0]) if "ImagePositionPatient" not in images[0] else _single(images[0])
-        else:
-            volume = _volume(images)
+        with _quiet():
+            if len(images) == 1 and int(images[0].get("NumberOfFrames") or 1) == 1:
+                volume = _projection(images[0]) if "ImagePositionPatient" not in images[0] else _single(images[0])
+            elif len(images) > 1 and not images[0].get("FrameOfReferenceUID"):
+                raise ValueError("FrameOfReferenceUID is missing, which says that slices share one space")
+            else:
+                volume = _volume(images)
         return Volume(volume.values, None if volume.affine is None else in_space(volume.affine))
     except ConfigError:
         raise
@@ -133,10 +137,22 @@ def _check_plain(path: Path) -> None:
 
 
 def _read(path: Path, **how: Any) -> Dataset:
-    """A file; what a parser thinks of values that nobody here needs is not said for every slice."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         return dcmread(path, force=True, **how)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What a parser thinks of values that nobody here needs is not said for every slice; pydicom warns and logs it."""
+    log = logging.getLogger("pydicom")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _source(found: Found, uid: str, files: Sequence[Header], patients: re.Pattern[str] | None) -> Source:

@@ -20,7 +20,7 @@ EVENTS: Final = frozenset(
         *("grant.not_asked_for", "hello.dropped", "lane.failed", "order.obeyed", "store.retry", "worker.accepted"),
         *("kit.used_twice", "site.member_again", "site.revoked"),
         *("message.dead_lettered", "message.dropped", "message.oversize", "message.refused", "metric.left_out"),
-        *("model.kept", "model.not_kept"),
+        *("model.kept", "model.not_kept", "run.waiting"),
         *("observer.failed", "outbox.dropped", "outbox.retry", "own.not_dropped", "privacy.off", "publish.refused"),
         *("record.not_read", "record.refused", "registry.changed", "registry.went_back", "training.aborted"),
         *("training.done", "training.failed", "training.started", "training.still_running", "update.published"),

@@ -120,6 +120,8 @@ class Components:
 
     def _registered(self, found: Named, role: Role, where: str) -> dict[str, Any] | None:
         entry = TABLE[role].get(found.name)
+        if entry is None and role == Role.HANDLER:  # AutoML's stand among those of a training
+            entry = TABLE[Role.ANNOTATION].get(found.name)
         if entry is None:
             target = self._catalogue.find(role, found.name)
             entry = None if target is None else Mapped(target)

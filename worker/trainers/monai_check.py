@@ -108,14 +108,17 @@ def network_size(network: nn.Module) -> NetworkSize:
 
 def list_findings(parser: Any, data: Path) -> Iterator[Finding]:
     """What is wrong with the lists of data that the configuration names, as files."""
-    config = parser.config
-    for name in [name for name, value in config.items() if isinstance(value, str) and ".json" in value]:
+    texts = {name: value for name, value in parser.config.items() if isinstance(value, str) and "json" in value}
+    for name in texts:
         try:
             path = parser.get_parsed_content(name)
         except Exception as error:  # an expression of the bundle's own
             yield of_error(explained(error, f"evaluating {name}"), "configs/train.json")
             continue
-        if isinstance(path, str | Path) and str(path).endswith(".json"):
+        if not isinstance(path, str | Path) or not str(path).endswith(".json"):
+            continue
+        # A bare name that others put behind a folder, as in converted MMARs, is no path by itself.
+        if Path(path).is_absolute() or not any(f"@{name}" in text for text in texts.values()):
             yield from datalist_findings(Path(path), data)
 
 

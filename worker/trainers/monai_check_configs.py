@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import pydoc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,10 +56,27 @@ def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Finding]:
         except ConfigError as error:
             found.append(Finding(where, str(error), _AGAIN))
             continue
+        if files == [train]:
+            found += misspelt(files, overrides)
         known = {each.what for each in found}  # what evaluate.json is added to was looked at before
         more = [*check(parser, where), *targets(parser.config, root, where), *references(parser, where)]
         found += [each for each in dict.fromkeys(more) if each.what not in known]
     return [*found, *metadata_findings(root / "configs" / "metadata.json")]
+
+
+def misspelt(files: Sequence[Path], overrides: Mapping[str, Any]) -> Iterator[Finding]:
+    """Overrides that add something whose name is nearly that of what is there: MONAI would take both."""
+    parser = _parsed(files, {})
+    for name in overrides:
+        above, _, last = name.replace("::", "#").rpartition("#")
+        beside = parser.get(above, parser.config)
+        if name in parser or not isinstance(beside, Mapping):
+            continue
+        for near in difflib.get_close_matches(last, [each for each in beside if each != last], 1, 0.8):
+            meant = f"{above}#{near}" if above else near
+            yield Finding(
+                f"override {name}", "adds what the bundle does not have", f"is {meant} meant?", Severity.WARNING
+            )
 
 
 def metadata_of(root: Path) -> dict[str, Any]:

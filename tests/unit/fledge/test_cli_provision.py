@@ -113,7 +113,10 @@ def test_the_example_project_can_be_provisioned(tmp_path: Path) -> None:
         (["enrol", "south"], "say which federation and where to put the keys: --federation NAME -o FOLDER"),
         (["enrol", "South", "--federation", "clinics", "-o", "s"], "'South' cannot name a site"),
         (["enrol", "--finish", "bad.yml", "f", "-o", "x"], "--finish needs the kit and the folder"),
-        (["kit", "bad.yml", "-o", "new"], "Password of the kit: there is no terminal to ask on; put it into a file"),
+        (
+            ["kit", "bad.yml", "-o", "new"],
+            "there is no terminal to ask on; put it into a file and name that with --password-file",
+        ),
         (["kit", "bad.yml", "-o", "new", "--password-file", "bad.yml"], "bad.yml is damaged or not a kit"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from pathlib import Path
 
 import nibabel
@@ -219,3 +221,28 @@ def test_torn_pixels_are_noticed_too(tmp_path: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:-10])
     with pytest.raises(ConfigError, match="chest: the pixels cannot be made a volume"):
         only(tmp_path / "in")
+
+
+def test_slices_that_name_no_common_space_are_refused_with_the_name_of_what_is_missing(tmp_path: Path) -> None:
+    def forget(image: Dataset, _: int) -> None:
+        del image.FrameOfReferenceUID
+
+    write_series(tmp_path / "in" / "chest", change=forget)
+    with pytest.raises(ConfigError, match=r"chest: .*FrameOfReferenceUID is missing"):
+        only(tmp_path / "in")
+
+
+def test_values_that_nobody_needs_are_not_told_for_every_slice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def long(image: Dataset, _: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.FrameOfReferenceUID = "1." * 32 + "1"
+
+    write_series(tmp_path / "in", change=long)
+    caplog.clear()
+    before = logging.getLogger("pydicom").level
+    assert only(tmp_path / "in").values.size
+    assert not caplog.records
+    assert logging.getLogger("pydicom").level == before

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from protocol.envelope import Verified
 from protocol.errors import ConfigError, StoreError, TrainingError, Unauthorized
@@ -138,9 +139,12 @@ def test_deployed_code_trains_its_run_and_every_update_says_which_code_it_was(
     hub: Researchers, workers: list[WorkerService], tmp_path: Path
 ) -> None:
     seen = Seen()
-    start(hub, tmp_path, None, workers, on_event=seen)
-    hub.announce(hub.version(0, value=1.0, evaluate=True, bundle=sha(TWO)))
-    seen.wait("waiting", 0)
+    with capture_logs() as logs:
+        start(hub, tmp_path, None, workers, on_event=seen)
+        hub.announce(hub.version(0, value=1.0, evaluate=True, bundle=sha(TWO)))
+        seen.wait("waiting", 0)
+    [waiting] = [entry for entry in logs if entry["event"] == "run.waiting"]
+    assert (waiting["reason"], waiting["todo"]) == ("not_deployed", f"an operator has to order `run deploy {RUN}`")
     assert (seen.events[-1].code, seen.events[-1].case) == ("not_deployed", "-")
     hub.order("run.deploy", arguments={"run": RUN, "code": sha(TWO).hex(), "record": hub.code(TWO).hex()})
     found = {message.core.kind: message for message in (hub.next_message(), hub.next_message(), hub.next_message())}

@@ -485,3 +485,11 @@ def test_junk_anywhere_is_refused_in_our_words_or_harmless(config: dict[str, Any
     for name in variables:
         with contextlib.suppress(ConfigError):
             translate(replace(whole, environment={**variables, name: junk}), Installed())
+
+
+def test_automls_handlers_among_those_of_a_training_are_left_out(tmp_path: Path) -> None:
+    handler = {"name": "MMARHandler", "args": {}}
+    conversion = converted(tmp_path, put(validate__handlers=[handler]))
+    assert told(conversion, Kind.LEFT_OUT)["validate handlers MMARHandler"].startswith(
+        "AutoML is no part of a training"
+    )

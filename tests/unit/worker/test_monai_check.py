@@ -139,6 +139,25 @@ def test_overrides_are_those_of_a_site(bundle: Path, data: Path) -> None:
     assert "has no 'nothing#here'" in only(check_bundle(bundle, data, overrides={"nothing#here": 1})).what
 
 
+def test_an_override_that_is_nearly_an_id_is_told(bundle: Path) -> None:
+    said = {
+        each.where: each.advice
+        for each in check_bundle(
+            bundle,
+            overrides={
+                "train#dataloader#batchsize": 1,
+                "train#trainerx": 1,
+                "train#dataloader#pin_memory": True,
+            },
+        ).findings
+        if each.where.startswith("override")
+    }
+    assert said == {
+        "override train#dataloader#batchsize": "is train#dataloader#batch_size meant?",
+        "override train#trainerx": "is train#trainer meant?",
+    }
+
+
 # ---- what the bundle says
 
 
@@ -295,6 +314,15 @@ def test_a_list_that_the_bundle_asks_for_and_is_not_there_is_told(bundle: Path, 
     what = [each.what for each in check_bundle(bundle, data).findings]
     assert any("training" in each for each in what)
     assert any("validation" in each for each in what)
+
+
+def test_a_name_that_others_put_behind_a_folder_is_no_list_by_itself(bundle: Path, data: Path) -> None:
+    parts = {"dataset_json": "dataset.json", "data_list": "$@dataset_dir + '/' + @dataset_json"}
+    changed(bundle, "train.json", lambda config: config.update(parts))
+    assert check_bundle(bundle, data, quick=True).good
+    (data / "dataset.json").unlink()
+    found = only(check_bundle(bundle, data, quick=True))
+    assert (found.where, found.what) == (str(data / "dataset.json"), "is not there")
 
 
 @pytest.mark.parametrize(
