@@ -116,6 +116,10 @@ def convert(
     for line in lines(converted.notes):
         typer.echo(line)
     typer.echo(f"{bundle}: then `fledge init-run --bundle {bundle} -o RUN`")
+    if any((mmar / "config").glob("config_fed_*.json")):
+        typer.echo(
+            f"its config_fed_*.json stays behind; `fledge init-run --bundle {mmar} -o RUN` makes a run's settings of it"
+        )
 
 
 def _document(report: Report) -> dict[str, Any]:

@@ -51,6 +51,8 @@ _LOADS = frozenset({"LoadImaged", "LoadImageD", "LoadImageDict"})
 # Where pydicom is installed, MONAI says at every reader it makes that a decoder for GPUs is not: nobody has to act.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader", category=UserWarning)
+# Nor has anybody at a hospital to act on defaults that MONAI has changed since a bundle was written.
+warnings.filterwarnings("ignore", message=r"monai\.[\w.]+ .*[Dd]efault value of argument", category=FutureWarning)
 
 
 class Left:

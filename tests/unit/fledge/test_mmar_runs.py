@@ -38,6 +38,7 @@ def mmar(tmp_path: Path) -> Path:
 def test_convert_writes_a_bundle_and_says_what_became_of_it(mmar: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     told = said("bundle", "convert", mmar, bundle, "--set", "epochs=7", "--set", "DATASET_JSON=here.json").output
+    assert "config_fed_*.json stays behind" in told
     train = json.loads((bundle / "configs" / "train.json").read_text())
     assert train["train"]["trainer"]["max_epochs"] == 7
     assert train["dataset_json"] == "here.json"
