@@ -46,7 +46,7 @@ def test_convert_writes_a_bundle_and_says_what_became_of_it(mmar: Path, tmp_path
     assert "mapped: train pre_transforms AddChanneld → EnsureChannelFirstd" in lines
     assert "left out: train pre_transforms RandRotate90d: is disabled" in lines
     assert any(line.startswith("to be set: dataset_dir: ") for line in lines)
-    kinds = [line.partition(":")[0] for line in lines[:-1]]
+    kinds = [line.partition(":")[0] for line in lines[:-2]]
     assert kinds == sorted(kinds, key=["mapped", "left out", "to be set"].index)
 
 
