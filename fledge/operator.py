@@ -22,7 +22,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.blobs import BlobStore
-from broker.settings import TlsConfig, read_toml
+from broker.settings import TlsConfig, given_urls, read_toml
 from broker.transport import Delivery, Transport
 from deploy.keyfiles import read_bounded, read_identity, replace_private
 from fledge.connecting import broker_of
@@ -323,14 +323,14 @@ def _time(seconds: float) -> str:
 
 @contextmanager
 def open_console(kit: Path) -> Iterator[Console]:
-    """Open an operator's kit: a folder that holds operator.toml.
+    """Open an operator's kit: a folder that holds operator.toml; FLEDGE_BROKER and FLEDGE_STORE win over its URLs.
 
     Raises:
         ConfigError: a file is missing, readable by others, or of another role.
         WireError: the registry is not signed by the federation's root.
     """
     path = kit / OPERATOR_TOML if kit.is_dir() else kit
-    config, base = read_toml(path, OperatorConfig), path.parent
+    config, base = read_toml(path, OperatorConfig, given_urls()), path.parent
     identity = read_identity(base / config.keys)
     if identity.role != Role.OPERATOR:
         raise ConfigError(f"{base / config.keys} are keys of the role {identity.role.value}, not of an operator")

@@ -62,6 +62,5 @@ def read_place(path: Path, environment: Mapping[str, str] = os.environ) -> Place
     if path.name == CONFIGURATION[Role.SITE]:
         return Place(role=Role.SITE, config=read_config(path, environment), base=base)
     if path.name == CONFIGURATION[Role.OPERATOR]:
-        store = {key: url for key, url in given_urls(environment).items() if key == "store"}
-        return Place(role=Role.OPERATOR, config=read_toml(path, OperatorConfig, store), base=base)
+        return Place(role=Role.OPERATOR, config=read_toml(path, OperatorConfig, given_urls(environment)), base=base)
     return Place(role=Role.AGGREGATOR, config=read_toml(path, AggregatorConfig, given_urls(environment)), base=base)

@@ -18,6 +18,7 @@ from fledge import cli, log
 from fledge.federation import new_federation
 from fledge.init_run import init_run
 from protocol.errors import ConfigError, DiskFull, Fenced, FledgeError, Missing, Untrusted
+from tests.support.kits import Kits
 
 TRAINER = "fledge.demo_task:trainer"
 
@@ -254,3 +255,11 @@ def test_a_log_file_takes_what_late_threads_still_say(tmp_path: Path) -> None:
     steady.write("late\n")
     steady.flush()
     assert (tmp_path / "demo.log").read_text() == "first\n"
+
+
+def test_an_operators_broker_may_come_from_the_environment_too(tmp_path: Path) -> None:
+    kit = Kits(tmp_path).make("ada", tmp_path / "ada", broker="amqps://nowhere.example/x", store="")
+    done = fledge("ctl", "--kit", kit, "status", FLEDGE_BROKER="amqp+typo://user:hunter2@broker.example/x")
+    assert done.returncode == 2
+    assert "unknown scheme" in complaint(done)
+    assert "hunter2" not in done.stderr
