@@ -222,7 +222,7 @@ def test_kits_with_and_without_keys_are_not_confused(centre: Path, asked: Enroll
 
 def test_keys_are_never_overwritten_and_the_code_is_not_shown(asked: Enrolled, tmp_path: Path) -> None:
     assert asked.code not in repr(asked)
-    with pytest.raises(ConfigError, match="never overwritten"):
+    with pytest.raises(ConfigError, match="ever overwritten"):
         enrol(tmp_path / "south", "south", Role.SITE, "clinics")
     for name, federation in (("South", "clinics"), ("aggregator", "clinics"), ("south", "../up")):
         with pytest.raises(ConfigError, match="cannot name"):
