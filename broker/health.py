@@ -59,6 +59,11 @@ class Health:
         """Since when (seconds since the epoch) everything asked of the store has failed; None: the last was done."""
         self._note("store_failing", failing_since)
 
+    def stuck(self, why: str) -> None:
+        """What keeps the service from its work though it is healthy, in one sentence; empty: nothing."""
+        if (why or None) != self._more.get("stuck"):
+            self._note("stuck", why or None)
+
     def ended(self) -> None:
         """The process ends in order."""
         self._note("ended", time.time())
@@ -115,6 +120,15 @@ def trouble(path: Path, now: float, longest: float) -> str:
         lasting = f"{max(0.0, now - failing) / 60:.0f} minutes{_at(failing)}"
         return f"the store has failed at everything asked of it for {lasting}; see the log, or run `fledge doctor`"
     return ""
+
+
+def stuck(path: Path) -> str:
+    """What keeps a healthy service that writes `path` from its work, in one sentence; empty if nothing does.
+
+    Raises:
+        StateError: the file cannot be read.
+    """
+    return str(read_note(path).get("stuck") or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

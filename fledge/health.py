@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.health import HEALTH, trouble
+from broker.health import HEALTH, stuck, trouble
 from protocol.errors import FledgeError
 
 SITE_LONGEST_S = 1800.0
@@ -22,15 +22,21 @@ class Health:
 
 
 def site_health(kit: Path) -> Health:
-    """Whether the worker of this kit lives and was accepted by the hub since it started, not long ago."""
+    """Whether the worker of this kit lives and was accepted by the hub since it started, not long ago.
+
+    A site whose run waits or whose trainings fail is healthy, since starting it again would not help; the text says so.
+    """
     from fledge.federation import WORKER_TOML
     from worker.config import read_config
 
+    waits = ""
     try:
-        why = trouble(kit / read_config(kit / WORKER_TOML).state / HEALTH, time.time(), SITE_LONGEST_S)
+        note = kit / read_config(kit / WORKER_TOML).state / HEALTH
+        why = trouble(note, time.time(), SITE_LONGEST_S)
+        waits = stuck(note)
     except FledgeError as error:
         why = str(error)
-    return _said(why, "accepted by the hub")
+    return _said(why, f"accepted by the hub; but {waits}" if waits else "accepted by the hub")
 
 
 def hub_health(config: Path) -> Health:

@@ -419,6 +419,7 @@ class WorkerService:
 
     def _report(self, report: events.Report) -> None:
         self._signs.report(report)
+        self.health.stuck(self._signs.stuck)
         if report.publish:
             for run, approved in self._answers.take().items():
                 self._actor.mailbox.put(RunAnswered(run=run, approved=approved))

@@ -72,8 +72,8 @@ class Signs:
         self._software = software()
         self._shown = self._fresh("idle", "", -1)
         self._shown_at = float("-inf")
-        self._waits: tuple[str, str] | None = None
-        """The run that waits, and for what."""
+        self.stuck = ""
+        """What keeps this site from training though it is healthy, in one sentence; empty: nothing."""
 
     def report(self, report: Report) -> None:
         """Show and tell what the rules report."""
@@ -81,12 +81,17 @@ class Signs:
         if (report.state, report.run, report.version) != (shown.state, shown.run, shown.version):
             shown = self._fresh(report.state, report.run, report.version)
         shown = replace(shown, code=report.code, case=report.case)
-        waits = (report.run, report.code) if report.state == "waiting" else None
-        if waits not in (None, self._waits):
-            todo = _LACKING.get(report.code, _LACKING["site"]).format(run=report.run)
+        # A training that is tried again says nothing new before it has ended.
+        before, self.stuck = self.stuck, self.stuck if report.state in ("training", "evaluating") else ""
+        if report.state == "waiting":
             reason = report.code if report.code in _LACKING else "site"
-            self._log.warning("run.waiting", run=report.run, version=report.version, reason=reason, todo=todo)
-        self._waits = waits
+            todo = _LACKING[reason].format(run=report.run)
+            self.stuck = f"run {report.run} waits: {todo}"
+            if self.stuck != before:
+                self._log.warning("run.waiting", run=report.run, version=report.version, reason=reason, todo=todo)
+        elif report.state == "blocked":
+            told = f"`fledge site case {report.case}` shows why" if report.case != "-" else "see the log"
+            self.stuck = f"the last training of run {report.run} failed ({report.code}): {told}"
         if shown != self._shown:
             self._show(shown)
         if report.publish:

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from broker.health import HEALTH, stuck
 from protocol.envelope import Verified
 from protocol.errors import ConfigError, StoreError, TrainingError, Unauthorized
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Reply
 from protocol.registry import sign_registry
 from protocol.rights import STOCK, Organisation
+from tests.contract.test_transport import eventually
 from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import FEDERATION, RUN, AddOne, archive, new_id
 from tests.unit.worker.test_obedience import Hub
@@ -145,6 +147,8 @@ def test_deployed_code_trains_its_run_and_every_update_says_which_code_it_was(
         seen.wait("waiting", 0)
     [waiting] = [entry for entry in logs if entry["event"] == "run.waiting"]
     assert (waiting["reason"], waiting["todo"]) == ("not_deployed", f"an operator has to order `run deploy {RUN}`")
+    waits = f"run {RUN} waits: an operator has to order `run deploy {RUN}`"
+    eventually(lambda: stuck(tmp_path / HEALTH) == waits, "the health says so")
     assert (seen.events[-1].code, seen.events[-1].case) == ("not_deployed", "-")
     hub.order("run.deploy", arguments={"run": RUN, "code": sha(TWO).hex(), "record": hub.code(TWO).hex()})
     found = {message.core.kind: message for message in (hub.next_message(), hub.next_message(), hub.next_message())}
@@ -152,6 +156,7 @@ def test_deployed_code_trains_its_run_and_every_update_says_which_code_it_was(
     update = found[Kind.UPDATE]
     assert np.array_equal(hub.delta(update), np.full(8, 2.0))
     assert (hub.body(update).bundle, hub.body(update).trainer) == (sha(TWO), "Adds")
+    eventually(lambda: stuck(tmp_path / HEALTH) == "", "nothing keeps the site from training")
     # The site's own trainer is none; after a restart the code is still here, and a newer version needs no order.
     stop(workers.pop())
     start(hub, tmp_path, None, workers)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from broker.health import HEALTH, stuck
 from fledge.cli import app
 from fledge.init_run import CODE, INITIAL, load_genesis
 from fledge.monai_runs import bundle_files, init_bundle_run
@@ -20,6 +21,7 @@ from fledge.packing import archive, load_code
 from protocol.envelope import Verified
 from protocol.errors import ConfigError
 from protocol.messages import Kind
+from tests.contract.test_transport import eventually
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
 from tests.support.worker_fixtures import stop
@@ -133,6 +135,8 @@ def test_what_is_wrong_with_a_sites_data_stays_at_the_site(
     assert event.code == "config"
     assert "patient-4711" not in repr(event)
     assert "patient-4711 is not a folder here" in Cases(tmp_path / "state" / "cases").text(event.case)
+    fails = f"the last training of run {event.run} failed (config): `fledge site case {event.case}` shows why"
+    eventually(lambda: stuck(tmp_path / "state" / HEALTH) == fails, "the health says so")
 
 
 def test_the_command_makes_a_run_of_a_bundle(tmp_path: Path) -> None:
