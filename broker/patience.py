@@ -62,7 +62,9 @@ class Patience:
                 try:
                     return action()
                 except self._faults as error:
-                    trouble = self._judge(what, error)
+                    said = self._judge(what, error)
+                    # The last try is often cut short by the deadline, which tells nothing of what is wrong.
+                    trouble = said if tries == 1 or time.monotonic() < deadline else trouble
             if tries in _WARN_AT:  # only the kind of trouble: what libraries say may hold a signed URL
                 log.warning("store.retry", store=self._where, tries=tries, trouble=trouble.partition(":")[0])
             if time.monotonic() + pause >= deadline or self._closed.wait(pause):

@@ -118,7 +118,7 @@ def test_a_renewed_certificate_is_used_at_the_next_connection_to_the_store(
         old = kept_old(files, tmp_path)
         issue(pki, tmp_path, 3600)
         wait_until_expired(old)
-        late = open_blobs(tls_store.url("renewed", options="?deadline=0.5"), tls=old)
+        late = open_blobs(tls_store.url("renewed", options="?deadline=3"), tls=old)
         with pytest.raises(StoreError, match="certificate"):
             late.put(key, data)
         late.close()
@@ -130,7 +130,7 @@ def test_a_renewed_certificate_is_used_at_the_next_connection_to_the_store(
 
 def test_without_a_certificate_neither_server_lets_us_in(pki: Pki, tls_node: RabbitNode, tls_store: S3Server) -> None:
     nobody = Tls(ca=str(pki.folder / "ca.pem"))
-    store = open_blobs(tls_store.url("renewed", options="?deadline=0.5"), tls=nobody)
+    store = open_blobs(tls_store.url("renewed", options="?deadline=3"), tls=nobody)
     with pytest.raises(StoreError, match="certificate"):
         list(store.list(""))
     store.close()

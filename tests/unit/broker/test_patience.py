@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 
 import pytest
 from structlog.testing import capture_logs
 
+from broker.bounded_http import BoundedPool
+from broker.patience import Patience
 from broker.s3 import S3Blobs
 from protocol.errors import StoreError
 
@@ -22,3 +26,20 @@ def test_a_store_that_is_away_is_told_while_it_is_tried_again_without_what_may_b
     assert [entry["tries"] for entry in told][:2] == [2, 4]
     assert {entry["trouble"] for entry in told} == {"NewConnectionError"}
     assert not any("hunter2" in str(entry) for entry in logs)
+
+
+def test_the_try_that_the_deadline_cuts_short_hides_nothing_of_what_is_wrong() -> None:
+    patience = Patience(BoundedPool(), "the store", 0.4, proxy=None, faults=(OSError,))
+    until = time.monotonic() + 0.4
+    tries: list[float] = []
+
+    def action() -> None:
+        tries.append(time.monotonic())
+        if len(tries) == 1:
+            raise OSError("the certificate was refused")
+        threading.Event().wait(max(0.0, until - time.monotonic()))
+        raise TimeoutError("the deadline passed")
+
+    with pytest.raises(StoreError, match="last trouble: OSError: the certificate was refused"):
+        patience.call("put", action, until=until)
+    assert len(tries) == 2
