@@ -80,10 +80,6 @@ class SiteModels:
         local = urlsplit(self.settings.store).scheme == "file"
         self._store: Getter[bytes] = open_blobs(self.settings.store) if local else CacheReader(self._state / CACHE)
 
-    def runs(self) -> dict[str, tuple[KeptVersion, ...]]:
-        """What is held of each run, ascending."""
-        return {run: self._kept.of(run) for run in self._kept.runs()}
-
     def version(self, run: str, wanted: str) -> KeptVersion:
         """A version of a run: "best", "global" or a number.
 

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -99,8 +99,11 @@ class KeptVersions:
         """
         known = {each.version: each for each in self._known.get(kept.run) or self.of(kept.run)}
         before = known.get(kept.version)
-        if before is not None and before.record == kept.record and not kept.metrics:
-            return self._known.setdefault(kept.run, tuple(known.values()))
+        if before is not None and not kept.metrics:
+            if before.record == kept.record:
+                return self._known.setdefault(kept.run, tuple(known.values()))
+            # The same version, sealed again for other members.
+            kept = replace(kept, metrics=before.metrics, key=before.key)
         folder = self._folder(kept.run)
         path = folder / f"{kept.version:010d}{_VERSION}"
         try:

@@ -35,7 +35,7 @@ def ack_before_journal() -> None:
         time.sleep(_SENT_S)
         take(self, site, replace(delivery, settle=_nothing))
 
-    AggregatorService._take_update = early  # type: ignore[method-assign]
+    AggregatorService._take_update = early
 
 
 def _nothing(verb: Verb) -> None:
@@ -61,7 +61,7 @@ def announce_before_commit() -> None:
             time.sleep(_SENT_S)
         return commit(self, writes)
 
-    AggregatorService._commit = early  # type: ignore[method-assign]
+    AggregatorService._commit = early
 
 
 def no_fence() -> None:
@@ -70,7 +70,7 @@ def no_fence() -> None:
     def enter(self: Any) -> Any:
         return self._context.__enter__()
 
-    journal._Fence.__enter__ = enter  # type: ignore[method-assign]
+    journal._Fence.__enter__ = enter
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

@@ -65,7 +65,7 @@ def stages() -> dict[str, Stage]:
     found: dict[str, Stage] = {}
     for part in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]:
         head, _, body = part.partition("\n")
-        base, name = re.fullmatch(r"(\S+) AS (\S+)", head).groups()  # type: ignore[union-attr]
+        base, name = re.fullmatch(r"(\S+) AS (\S+)", head).groups()
         above = found.get(base, Stage(base=base))
         user = re.findall(r"^USER (\S+)$", body, re.MULTILINE)
         found[name] = Stage(

@@ -289,7 +289,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, body = self.server.says(self.command, dict(self.headers))  # type: ignore[attr-defined]
+        status, body = self.server.says(self.command, dict(self.headers))
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Type", "application/xml")
@@ -307,7 +307,7 @@ class Answers(BaseHTTPRequestHandler):
 def store(says: object) -> Iterator[tuple[BoundedPool, S3Url, S3Blobs]]:
     """A store on this machine; `says(method, headers)` is its status and body."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    server.says = says  # type: ignore[attr-defined]
+    server.says = says
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     url = parse_s3_url(f"s3://key:secret@127.0.0.1:{server.server_port}/fl0?deadline=2", environ={})

@@ -26,7 +26,7 @@ STORE = "s3s://store.example/clinics"
 
 def found(directory: Path, **changes: object) -> Path:
     given = {"name": "clinics", "sites": SITES, "broker": BROKER, "store": STORE, **changes}
-    new_federation(directory, **given)  # type: ignore[arg-type]  # keyword arguments of several types
+    new_federation(directory, **given)
     return directory
 
 

@@ -298,6 +298,9 @@ def test_the_newest_versions_and_the_best_one_are_kept(tmp_path: Path) -> None:
     assert [each.version for each in versions.note(kept(39))] == expected
     again = KeptVersions(tmp_path / "models")
     assert again.of("r")[-1].metrics == kept(39, 0.139).metrics
+    # Sealed again, for a registry with other members: what it came to is still known.
+    versions.note(replace(kept(39), record=b"sealed again"))
+    assert versions.of("r")[-1] == replace(kept(39, 0.139), record=b"sealed again")
     found = best(again.of("r"))
     assert found is not None
     assert found.version == 3

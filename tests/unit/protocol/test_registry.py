@@ -85,7 +85,7 @@ def test_new_keys_of_a_member_replace_the_old_ones() -> None:
 @pytest.mark.parametrize("owner", [SITE_B, GONE], ids=["member", "left"])
 def test_a_key_that_was_ever_somebodys_cannot_be_registered_again(owner: object) -> None:
     fresh = identity("site-new", Role.SITE).public
-    taken = owner.public  # type: ignore[attr-defined]
+    taken = owner.public
     for thief in (replace(fresh, verify_key=taken.verify_key), replace(fresh, box_key=taken.box_key)):
         with pytest.raises(ConfigError, match="site-new"):
             REGISTRY.with_entry(thief)
