@@ -168,8 +168,8 @@ class Rig:
         self.wait(lambda: not self.unsettled(), lambda: f"not settled: {self.unsettled()}", timeout)
 
     def stop(self) -> dict[str, int]:
-        """End every program in order; returns their exit codes."""
-        return {program.name: program.stop() for program in self.programs}
+        """End every program in order, the aggregator last: it takes what workers still say; returns the exit codes."""
+        return {program.name: program.stop() for program in reversed(self.programs)}
 
     def ended_by_themselves(self) -> list[str]:
         """Programs that neither were killed nor stopped in order."""
