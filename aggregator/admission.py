@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from broker.crash import crash_point
+from broker.runtime.crash_points import crash_point
 from protocol import limits
 from protocol.errors import Tampered
 from protocol.spec import ModelSpec
@@ -20,7 +20,7 @@ MAX_NORM = 1e18
 def inspect(spec: ModelSpec, payload: Iterator[bytes]) -> float:
     """The L2 norm of a delta whose every record holds what it has to.
 
-    `payload` must itself refuse wrong hashes, lengths and tags (as `broker.streams.read_blob` does).
+    `payload` must itself refuse wrong hashes, lengths and tags (as `broker.blobs.transfer.read_blob` does).
 
     Raises:
         Tampered: `wrong_header`, `not_finite` or `too_large_norm`.

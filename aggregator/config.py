@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aggregator.stopping import Stopping
-from broker.settings import TlsConfig, parse_toml
+from broker.runtime.settings import TlsConfig, parse_toml
 from protocol import limits
 from protocol.codec import Parameters, Word
 from protocol.errors import ConfigError

@@ -7,7 +7,7 @@ from typing import Any
 
 from aggregator import events, letters, lifecycle, order_events
 from aggregator.events import UpdateState
-from broker.actor import Step
+from broker.runtime.actor import Step
 from protocol import topology
 from protocol.messages import Outcome
 

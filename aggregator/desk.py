@@ -19,8 +19,8 @@ from aggregator.lookups import View, letter, look_up
 from aggregator.rules import AggregatorRules
 from aggregator.serving import Serving
 from aggregator.signs import Sign
-from broker.granting import Granted
-from broker.transport import Transport
+from broker.blobs.s3.grants import Granted
+from broker.transport.base import Transport
 from protocol import limits, topology
 from protocol.codec import encode
 from protocol.envelope import seal

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from broker.granting import Granter
+from broker.blobs.s3.grants import Granter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

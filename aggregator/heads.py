@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
-from broker.blobs import BlobStore
+from broker.blobs.base import BlobStore
 from protocol.errors import FledgeError
 from protocol.topology import record_key
 

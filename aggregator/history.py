@@ -31,8 +31,8 @@ from aggregator.tables import (
     versions,
 )
 from aggregator.tables import evaluations as evaluations_table
-from broker.database import open_readonly
-from broker.outbox import OutboxRow
+from broker.runtime.database import open_readonly
+from broker.transport.outbox import OutboxRow
 from protocol import limits
 from protocol.codec import decode, unpack
 from protocol.errors import StateError

@@ -33,8 +33,8 @@ from aggregator.tables import (
     versions,
 )
 from aggregator.tables import evaluations as evaluations_table
-from broker.database import Prepared, commit_error, open_database
-from broker.outbox import OutboxRow
+from broker.runtime.database import Prepared, commit_error, open_database
+from broker.transport.outbox import OutboxRow
 from protocol.codec import encode
 from protocol.errors import Fenced
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from aggregator.plan import MergePlan
 from aggregator.strategies import Scratch, Step, Strategy, ema_release, merge_buffers
-from broker.lanes import Here
+from broker.runtime.threads import Here
 from protocol import limits
 from protocol.errors import Tampered
 from protocol.spec import ModelSpec, TensorKind, records

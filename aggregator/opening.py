@@ -16,7 +16,7 @@ from aggregator.order_events import NewRun
 from aggregator.records import Records
 from aggregator.snapshot import RunRules
 from aggregator.strategies import strategy
-from broker.streams import ChunkUploads
+from broker.blobs.transfer import ChunkUploads
 from protocol import topology
 from protocol.codec import encode
 from protocol.errors import Tampered

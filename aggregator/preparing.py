@@ -22,8 +22,8 @@ from aggregator.order_events import CodeOffered, CommandArrived, NewModel, Prepa
 from aggregator.records import Records
 from aggregator.replay import read_version
 from aggregator.serving import Serving, Source
-from broker.blobs import BlobStore
-from broker.streams import ChunkUploads, read_blob
+from broker.blobs.base import BlobStore
+from broker.blobs.transfer import ChunkUploads, read_blob
 from protocol import limits, topology
 from protocol.codec import Word, decode, encode
 from protocol.envelope import raw_body, typed_body, unlock, verify

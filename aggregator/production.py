@@ -12,8 +12,8 @@ from aggregator.opened import OpenBlob
 from aggregator.plan import MergePlan, Product
 from aggregator.records import Records
 from aggregator.strategies import Strategy
-from broker.crash import crash_point
-from broker.streams import ChunkUploads, read_blob
+from broker.blobs.transfer import ChunkUploads, read_blob
+from broker.runtime.crash_points import crash_point
 from protocol import topology
 from protocol.blob import BlobWriter
 from protocol.codec import encode

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import structlog
 
-from broker.health import HEALTH, Health, last_holder
-from broker.transport import Transport
+from broker.runtime.health import HEALTH, Health, last_holder
+from broker.transport.base import Transport
 from protocol import topology
 from protocol.errors import FledgeError
 

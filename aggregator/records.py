@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from aggregator.opened import OpenBlob, OpenBlobs
-from broker.blobs import BlobStore
-from broker.cache import CachedBlobs
-from broker.chunks import Getter
-from broker.streams import ChunkUploads, read_blob
+from broker.blobs.base import BlobStore
+from broker.blobs.cache import CachedBlobs
+from broker.blobs.transfer import ChunkUploads, Getter, read_blob
 from protocol import limits, topology
 from protocol.blob import Slices
 from protocol.envelope import ContentKey, Sealer, Trust, Verified, raw_body, reissue, seal, unlock, verify

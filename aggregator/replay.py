@@ -22,8 +22,8 @@ from aggregator.records import Records
 from aggregator.run_history import RunHistory
 from aggregator.standing import Standing
 from aggregator.strategies import Strategy, strategy
-from broker.blobs import BlobStore, ObjectInfo
-from broker.files import FileBlobs
+from broker.blobs.base import BlobStore, ObjectInfo
+from broker.blobs.directory import FileBlobs
 from protocol import limits, topology
 from protocol.codec import decode
 from protocol.envelope import raw_body

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from aggregator.events import UpdateState
 from aggregator.history import History
-from broker.blobs import BlobStore
-from broker.garbage import Collected, collect
+from broker.blobs.base import BlobStore
+from broker.blobs.garbage import Collected, collect
 from protocol import limits, topology
 from protocol.blob import Manifest
 from protocol.envelope import verify

@@ -24,7 +24,7 @@ from aggregator.orders import REPLAYED, Orders
 from aggregator.run import Run
 from aggregator.run_orders import PREPARED, TEXTS, Present
 from aggregator.snapshot import RunRules, RunSnapshot, Snapshot
-from broker.actor import Step, Tick
+from broker.runtime.actor import Step, Tick
 from protocol import limits
 from protocol.keys import Role
 from protocol.messages import Outcome

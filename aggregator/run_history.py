@@ -9,7 +9,7 @@ from sqlalchemy import Engine, bindparam, select
 
 from aggregator.plan import MergePlan
 from aggregator.tables import DELETED, evaluations, members, runs, states, versions
-from broker.database import Prepared, open_readonly
+from broker.runtime.database import Prepared, open_readonly
 from protocol import limits
 from protocol.codec import decode
 from protocol.errors import StateError

@@ -33,12 +33,12 @@ from aggregator.records import Records, record_digest
 from aggregator.rules import AggregatorRules
 from aggregator.serving import Servings
 from aggregator.telling import Observer, Telling, nobody
-from broker.actor import Actor
-from broker.blobs import BlobStore
-from broker.cache import SMALL, CachedBlobs
-from broker.crash import crash_point
-from broker.outbox import Relay
-from broker.transport import Delivery, Subscription, Transport
+from broker.blobs.base import BlobStore
+from broker.blobs.cache import SMALL, CachedBlobs
+from broker.runtime.actor import Actor
+from broker.runtime.crash_points import crash_point
+from broker.transport.base import Delivery, Subscription, Transport
+from broker.transport.outbox import Relay
 from protocol import topology
 from protocol.envelope import NO_RUN, seal
 from protocol.errors import ConfigError, DiskFull, Fenced, LoginRefused, NotAllowed, StateError, WrongContext

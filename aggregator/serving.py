@@ -17,7 +17,7 @@ from aggregator.production import Inputs, Production
 from aggregator.records import Records, record_digest
 from aggregator.snapshot import RunRules
 from aggregator.work import Work
-from broker.blobs import BlobStore
+from broker.blobs.base import BlobStore
 from protocol.messages import Measurement
 from protocol.registry import Registry
 from protocol.spec import ModelSpec

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from aggregator.plugins import build
+from broker.runtime.plugins import build
 from protocol.errors import ConfigError
 
 

@@ -21,8 +21,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.plugins import build, real, whole
 from aggregator.staleness import Constant, Polynomial, StalenessPolicy, staleness_policy
+from broker.runtime.plugins import build, real, whole
 from protocol.errors import ConfigError, TrainingError
 
 Span = NDArray[np.float32]

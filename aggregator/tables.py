@@ -15,7 +15,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from broker.outbox import outbox_table
+from broker.transport.outbox import outbox_table
 
 SCHEMA = 3
 metadata = MetaData()

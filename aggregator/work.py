@@ -15,9 +15,9 @@ from aggregator.admission import inspect
 from aggregator.plan import MergePlan
 from aggregator.production import BadMember, Inputs, Production
 from aggregator.records import Records
-from broker.blobs import BlobStore
-from broker.crash import crash_point
-from broker.streams import read_blob
+from broker.blobs.base import BlobStore
+from broker.blobs.transfer import read_blob
+from broker.runtime.crash_points import crash_point
 from protocol import limits, topology
 from protocol.codec import decode, encode
 from protocol.errors import Corrupt, FledgeError, Missing, StoreError, TrainingError, WireError

@@ -82,7 +82,7 @@ def servers(task: Task, work: Path) -> Iterator[tuple[str, str]]:
             stack.callback(server.stop)
             store = server.url("pipeline")
         if task.broker == "amqp":
-            from deploy.apply import apply_topology
+            from deploy.servers.apply import apply_topology
             from protocol.topology import topology
             from tests.support.rabbit import RabbitNode
 
@@ -211,7 +211,7 @@ def _apart(task: Task, work: Path, processes: Processes, seconds: float) -> tupl
 
 
 def _stored(url: str) -> dict[str, int]:
-    from broker.blobs import open_blobs
+    from broker.blobs.open import open_blobs
 
     store = open_blobs(url)
     try:

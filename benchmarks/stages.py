@@ -36,9 +36,10 @@ from aggregator.plan import Member, MergePlan
 from aggregator.production import Inputs, Production
 from aggregator.records import Records, state_body, version_body
 from aggregator.strategies import strategy
-from broker.blobs import BlobStore, open_blobs
-from broker.cache import CachedBlobs
-from broker.streams import ChunkUploads, read_blob
+from broker.blobs.base import BlobStore
+from broker.blobs.cache import CachedBlobs
+from broker.blobs.open import open_blobs
+from broker.blobs.transfer import ChunkUploads, read_blob
 from protocol import limits, topology
 from protocol.blob import Manifest
 from protocol.codec import encode

@@ -18,11 +18,11 @@ from aggregator.records import Records
 from aggregator.run_history import RunHistory
 from aggregator.service import DATABASE, AggregatorService
 from aggregator.telling import Observer
-from broker.blobs import BlobStore
-from broker.cache import CachedBlobs
-from broker.presigned import Ask
-from broker.settings import given_urls, read_toml
-from broker.watched import WatchedBlobs
+from broker.blobs.base import BlobStore
+from broker.blobs.cache import CachedBlobs
+from broker.blobs.monitored import WatchedBlobs
+from broker.blobs.s3.presigned import Ask
+from broker.runtime.settings import given_urls, read_toml
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.init_run import load_genesis, load_run

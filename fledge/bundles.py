@@ -17,8 +17,8 @@ from pathlib import Path
 import nacl.utils
 
 from aggregator.opening import Genesis
-from broker.blobs import BlobStore
-from broker.streams import ChunkUploads
+from broker.blobs.base import BlobStore
+from broker.blobs.transfer import ChunkUploads
 from fledge.init_run import RUN_TOML, load_genesis, load_run
 from fledge.packing import load_code
 from protocol import limits

@@ -167,7 +167,7 @@ def _draw(figures: Mapping[str, Any]) -> None:
 
 
 def _share(state: Path, figures: Mapping[str, Any]) -> None:
-    from broker.notes import write_note
+    from broker.runtime.json_files import write_note
     from worker.data.document import LIMIT, STATISTICS, check_change, check_names, document, load
 
     path = state / STATISTICS

@@ -16,7 +16,7 @@ from fledge.cli_options import AsJson
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deploy.members import Members
+    from deploy.servers.members import Members
 
 app = typer.Typer(name="deploy", help="Bring a broker and a store to what a federation needs.", no_args_is_help=True)
 
@@ -57,7 +57,7 @@ def broker(
     as_json: AsJson = False,
 ) -> None:
     """Make vhost, exchanges, queues, limits and users of all members; former members lose theirs. Idempotent."""
-    from deploy.apply import Management, apply_members
+    from deploy.servers.apply import Management, apply_members
 
     wanted = _wanted(kit, registry, root, federation, vhost)
     with Management(
@@ -88,7 +88,7 @@ def files(
     tls: Annotated[str, typer.Option(help="Where ca.pem, server.pem and server.key lie on the broker.")] = "",
 ) -> None:
     """Write RabbitMQ's definitions and settings and the store's policies; the same members give the same bytes."""
-    from deploy.files import TLS_DIRECTORY, deployment_files, write_files
+    from deploy.servers.gitops import TLS_DIRECTORY, deployment_files, write_files
 
     wanted = _wanted(kit, registry, root, federation, vhost)
     bucket = bucket or urlsplit(wanted.store).path.strip("/")
@@ -102,7 +102,7 @@ def files(
 def _wanted(kit: Path | None, registry: Path | None, root: str, federation: str, vhost: str) -> _Wanted:
     """The members and where they go, from the hub's kit or from a registry and what it takes to believe it."""
     from deploy.keyfiles import read_bounded
-    from deploy.members import members_of
+    from deploy.servers.members import members_of
     from protocol.limits import STORED_RECORD
     from protocol.registry import open_registry
 

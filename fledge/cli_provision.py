@@ -11,8 +11,8 @@ import typer
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deploy.kits import KitFacts
-    from deploy.provisioning import Outcome
+    from deploy.provision.kits import KitFacts
+    from deploy.provision.provisioning import Outcome
 
 _SECRET_LIMIT = 1024
 
@@ -51,9 +51,9 @@ def provision(
     """
     from datetime import UTC, datetime
 
-    from deploy import provisioning
-    from deploy.kit_files import example_project
-    from deploy.project import read_project
+    from deploy.provision import provisioning
+    from deploy.provision.kit_files import example_project
+    from deploy.provision.project import read_project
 
     if sum((renew, accept is not None, bool(revoke), bool(reissue), example)) > 1:
         raise ConfigError("--renew, --accept, --revoke, --reissue and --example exclude each other; run one by one")
@@ -72,8 +72,8 @@ def provision(
     elif names:
         raise ConfigError(f"{names[0]!r} has no place here; the project is the one that {out} was made from")
     elif accept is not None:
-        from deploy.enrolment import REQUEST_LIMIT
         from deploy.keyfiles import read_bounded
+        from deploy.provision.enrolment import REQUEST_LIMIT
 
         request = read_bounded(accept, REQUEST_LIMIT, "the request that `fledge enrol` wrote")
         _show(provisioning.accept(out, request, _secret(code_file, "One-time code", "--code-file", hidden=False), now))
@@ -94,7 +94,7 @@ def enrol(
     """Make keys that never leave this machine, and a request to be sent to the provisioner; later unpack the answer."""
     from datetime import UTC, datetime
 
-    from deploy import enrolment
+    from deploy.provision import enrolment
     from protocol.keys import Role
 
     if finish is not None:
@@ -121,13 +121,13 @@ def kit(
     """Check a startup kit and unpack it into a new folder that only you can read."""
     from datetime import UTC, datetime
 
-    from deploy.kits import open_kit
+    from deploy.provision.kits import open_kit
 
     _unpacked(open_kit(archive, _secret(password_file, "Password of the kit"), out, datetime.now(UTC)), out)
 
 
 def _unpacked(facts: KitFacts, folder: Path) -> None:
-    from deploy.pki import expires
+    from deploy.provision.pki import expires
     from protocol.keys import titled
 
     typer.echo(

@@ -12,16 +12,18 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from aggregator.doors import Doors
-from broker.blobs import BlobStore, open_blobs
-from broker.granting import Granter
-from broker.presigned import Ask, PresignedBlobs
-from broker.s3 import S3Blobs
-from broker.security import Tls
-from broker.settings import parse_table
-from broker.transport import Transport, open_transport
-from deploy.apply import Management
-from deploy.apply import cut_off as take_login
+from broker.blobs.base import BlobStore
+from broker.blobs.open import open_blobs
+from broker.blobs.s3.grants import Granter
+from broker.blobs.s3.presigned import Ask, PresignedBlobs
+from broker.blobs.s3.store import S3Blobs
+from broker.net.tls import Tls
+from broker.runtime.settings import parse_table
+from broker.transport.base import Transport
+from broker.transport.open import open_transport
 from deploy.keyfiles import must_be_private, read_bounded
+from deploy.servers.apply import Management
+from deploy.servers.apply import cut_off as take_login
 from protocol.errors import ConfigError
 
 CREDENTIALS_TOML = "credentials.toml"

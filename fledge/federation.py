@@ -14,10 +14,11 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import nacl.utils
 
-from broker.blobs import check_head, check_store_url
-from broker.transport import check_broker_url
+from broker.blobs.base import check_head
+from broker.blobs.open import check_store_url
+from broker.transport.open import check_broker_url
 from deploy.keyfiles import private_directory, write_identity, write_private
-from deploy.kit_files import CREDENTIALS, quoted
+from deploy.provision.kit_files import CREDENTIALS, quoted
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.limits import RECIPIENTS

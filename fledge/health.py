@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.health import HEALTH, stuck, trouble
+from broker.runtime.health import HEALTH, stuck, trouble
 from protocol.errors import FledgeError
 
 SITE_LONGEST_S = 1800.0
@@ -42,7 +42,7 @@ def site_health(kit: Path) -> Health:
 def hub_health(config: Path) -> Health:
     """Whether the aggregator lives and was at work within two minutes."""
     from aggregator.config import AggregatorConfig
-    from broker.settings import read_toml
+    from broker.runtime.settings import read_toml
 
     try:
         state = config.parent / read_toml(config, AggregatorConfig).state

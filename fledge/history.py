@@ -11,7 +11,7 @@ from aggregator.replay import Replay, WhatIf, audit, read_version
 from aggregator.retention import References, collect_garbage
 from aggregator.service import DATABASE
 from aggregator.strategies import strategy as strategy_named
-from broker.garbage import Collected
+from broker.blobs.garbage import Collected
 from fledge.bootstrap import Kept, open_kept, read_centre
 from fledge.init_run import RUN_TOML, load_run
 from protocol.errors import ConfigError, StateError

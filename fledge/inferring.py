@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from broker.blobs import open_blobs
-from broker.cache import CacheReader
-from broker.chunks import Getter
-from broker.streams import read_blob
+from broker.blobs.cache import CacheReader
+from broker.blobs.open import open_blobs
+from broker.blobs.transfer import Getter, read_blob
 from deploy.keyfiles import new_folder, read_bounded, read_identity
 from fledge.bootstrap import CACHE
 from protocol import limits

@@ -12,7 +12,7 @@ from typing import Any
 from aggregator.config import RunConfig
 from aggregator.opening import Genesis
 from aggregator.strategies import Strategy, strategy
-from broker.settings import read_toml
+from broker.runtime.settings import read_toml
 from fledge.packing import CODE, read_code
 from protocol import limits
 from protocol.errors import ConfigError, TooLarge, WireError

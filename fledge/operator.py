@@ -21,9 +21,9 @@ import nacl.utils
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from broker.blobs import BlobStore
-from broker.settings import TlsConfig, given_urls, read_toml
-from broker.transport import Delivery, Transport
+from broker.blobs.base import BlobStore
+from broker.runtime.settings import TlsConfig, given_urls, read_toml
+from broker.transport.base import Delivery, Transport
 from deploy.keyfiles import read_bounded, read_identity, replace_private
 from fledge.connecting import broker_of
 from fledge.operator_store import open_store

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from broker.blobs import BlobStore
-from broker.presigned import Ask
+from broker.blobs.base import BlobStore
+from broker.blobs.s3.presigned import Ask
 from fledge.connecting import granted_store, store_of
 from protocol.errors import ConfigError, Forbidden, StoreError
 from protocol.messages import Grant, Request

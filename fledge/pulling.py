@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.export import write_file
-from broker.blobs import BlobStore
-from broker.streams import read_blob
+from broker.blobs.base import BlobStore
+from broker.blobs.transfer import read_blob
 from protocol import limits
 from protocol.blob import Manifest
 from protocol.envelope import ContentKey, body, unlock, verify

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from broker.settings import TlsConfig, given_urls, read_toml
+from broker.runtime.settings import TlsConfig, given_urls, read_toml
 from protocol.codec import Word
 from protocol.errors import ConfigError, FledgeError
 from worker.policy import SitePolicy, read_policy

@@ -19,7 +19,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from broker.lanes import Here
+from broker.runtime.threads import Here
 from protocol import limits
 from protocol.blob import BlobWriter, Emit, Manifest
 from protocol.codec import decode, encode, is_word

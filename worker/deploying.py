@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from broker.blobs import BlobStore
-from broker.streams import read_blob
+from broker.blobs.base import BlobStore
+from broker.blobs.transfer import read_blob
 from protocol import limits
 from protocol.errors import ConfigError, DiskFull, StateError, StoreError, Unauthorized
 from protocol.topology import model_chunk, record_key

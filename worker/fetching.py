@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from broker.blobs import BlobStore
+from broker.blobs.base import BlobStore
 from protocol import limits
 from protocol.errors import FledgeError, WireError
 from protocol.topology import record_key

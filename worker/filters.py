@@ -22,7 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from broker.settings import misfit
+from broker.runtime.settings import misfit
 from protocol import limits
 from protocol.errors import ConfigError
 from protocol.messages import Named

@@ -12,7 +12,7 @@ from typing import Any
 
 import nacl.utils
 
-from broker.transport import Transport
+from broker.transport.base import Transport
 from protocol.envelope import body, seal, unlock, verify
 from protocol.errors import FledgeError, StoreError
 from protocol.messages import Grant, Kind, Request

@@ -20,8 +20,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
-from broker.database import Prepared, commit_error, open_database, open_readonly
-from broker.outbox import OutboxRow
+from broker.runtime.database import Prepared, commit_error, open_database, open_readonly
+from broker.transport.outbox import OutboxRow
 from protocol.errors import StateError
 from protocol.messages import RunState
 from protocol.topology import up_exchange

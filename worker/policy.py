@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from broker.settings import parse_toml
+from broker.runtime.settings import parse_toml
 from protocol.codec import Word, is_word
 from protocol.errors import ConfigError, TrainingError, Unauthorized
 from protocol.messages import Named

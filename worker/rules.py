@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from broker.actor import Step, Tick
+from broker.runtime.actor import Step, Tick
 from protocol.messages import Head, RunState
 from protocol.registry import Registry
 from worker import twins

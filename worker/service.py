@@ -19,13 +19,13 @@ from typing import Any
 import nacl.utils
 import structlog
 
-from broker.actor import Actor
-from broker.blobs import BlobStore
-from broker.crash import crash_point
-from broker.health import HEALTH, Health
-from broker.lanes import Lane
-from broker.outbox import Relay
-from broker.transport import Delivery, Subscription, Transport
+from broker.blobs.base import BlobStore
+from broker.runtime.actor import Actor
+from broker.runtime.crash_points import crash_point
+from broker.runtime.health import HEALTH, Health
+from broker.runtime.threads import Lane
+from broker.transport.base import Delivery, Subscription, Transport
+from broker.transport.outbox import Relay
 from protocol import topology
 from protocol.envelope import kind_of
 from protocol.errors import ConfigError, DiskFull, StateError, WireError

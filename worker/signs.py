@@ -10,7 +10,7 @@ from typing import Any
 
 import nacl.utils
 
-from broker.transport import Transport
+from broker.transport.base import Transport
 from protocol import topology
 from protocol.envelope import NO_RUN, seal
 from protocol.errors import FledgeError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Float, Integer, LargeBinary, MetaData, String, Table
 
-from broker.outbox import outbox_table
+from broker.transport.outbox import outbox_table
 
 metadata = MetaData()
 counters = Table(

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from broker.blobs import BlobStore
-from broker.cache import CachedBlobs
-from broker.crash import crash_point
-from broker.streams import read_blob
+from broker.blobs.base import BlobStore
+from broker.blobs.cache import CachedBlobs
+from broker.blobs.transfer import read_blob
+from broker.runtime.crash_points import crash_point
 from protocol import limits
 from protocol.blob import Manifest, split_chunks
 from protocol.codec import encode

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from broker.blobs import BlobStore
-from broker.chunks import upload
-from broker.crash import crash_point
+from broker.blobs.base import BlobStore
+from broker.blobs.transfer import upload
+from broker.runtime.crash_points import crash_point
 from protocol.errors import DiskFull, FledgeError, StateError, StoreError, WireError
 from protocol.topology import update_chunk
 from worker.announcements import Reader

@@ -2,7 +2,7 @@
 
     python seaweedfs.py BUCKET store.json > identities.json
 
-The rights are the policies of `deploy.s3_policies`, word for word. SeaweedFS has words of its own, too (`Read`,
+The rights are the policies of `deploy.servers.s3_policies`, word for word. SeaweedFS has words of its own, too (`Read`,
 `Write`), but `Write` includes deleting and `Admin` everything there is.
 """
 
@@ -13,14 +13,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.s3_policies import (
+from deploy.servers.rabbitmq import Definition
+from deploy.servers.s3_policies import (
     aggregator_policy,
     download_signer_policy,
     operator_policy,
     site_policy,
     upload_signer_policy,
 )
-from deploy.topology import Definition
 from protocol.topology import AGGREGATOR
 
 _SITE, _OPERATOR = "site-", "operator-"

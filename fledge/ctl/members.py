@@ -33,7 +33,7 @@ def read_members(kit: Path) -> Members:
         ConfigError: a file of the kit is missing or wrong.
         WireError: the root has not signed the registry.
     """
-    from broker.settings import read_toml
+    from broker.runtime.settings import read_toml
     from deploy.keyfiles import read_bounded
     from fledge.operator import OPERATOR_TOML, OperatorConfig
     from protocol.limits import STORED_RECORD

@@ -13,7 +13,7 @@ from fledge.ctl.session import Session
 from protocol.errors import ConfigError, WrongContext
 
 if TYPE_CHECKING:
-    from broker.blobs import BlobStore
+    from broker.blobs.base import BlobStore
     from fledge.operator import Said
     from fledge.pulling import Model
 

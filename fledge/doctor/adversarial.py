@@ -10,12 +10,11 @@ from dataclasses import replace
 
 from urllib3.exceptions import HTTPError
 
-from broker.amqp import AmqpUrl
-from broker.bounded_http import BoundedPool
-from broker.greeting import mechanisms
-from broker.probe import Probe
-from broker.s3 import S3Blobs
-from broker.s3_url import S3Url
+from broker.blobs.s3.http import BoundedPool
+from broker.blobs.s3.store import S3Blobs
+from broker.blobs.s3.url import S3Url
+from broker.transport.rabbitmq.amqp import AmqpUrl
+from broker.transport.rabbitmq.probe import Probe, mechanisms
 from fledge.connecting import signers_of
 from fledge.doctor import store_attacks
 from fledge.doctor.examine import presigned, read_line

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ssl
 
-from broker.amqp import AmqpUrl
-from broker.greeting import mechanisms
-from broker.probe import NOT_FOUND, Probe
+from broker.transport.rabbitmq.amqp import AmqpUrl
+from broker.transport.rabbitmq.probe import NOT_FOUND, Probe, mechanisms
 from fledge.doctor.findings import Finding, Server, bad, good, warning
 from fledge.doctor.forbidden import Own, needed
 from fledge.doctor.hops import Blocked, Way, last_words, walk

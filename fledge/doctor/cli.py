@@ -54,7 +54,7 @@ def doctor(
 
 
 def _place(kit: Path | None, config: Path | None) -> Place:
-    from deploy.kit_files import CONFIGURATION
+    from deploy.provision.kit_files import CONFIGURATION
     from fledge.doctor.place import read_kit, read_place
 
     if kit is not None and config is not None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
-from broker.amqp import AmqpUrl, parse_amqp_url
-from broker.s3_url import S3Url, parse_s3_url
-from broker.security import Tls, check_plain, proxy_for
-from deploy.members import members_of
+from broker.blobs.s3.url import S3Url, parse_s3_url
+from broker.net.proxy import proxy_for
+from broker.net.tls import Tls, check_plain
+from broker.transport.rabbitmq.amqp import AmqpUrl, parse_amqp_url
+from deploy.servers.members import members_of
 from fledge.connecting import broker_url, store_url, tls_of
 from fledge.doctor.broker_checks import check_broker
 from fledge.doctor.findings import Finding, Server, bad, good, skipped, warning

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from broker import probe
-from broker.probe import FAILED, REFUSED, Operation, Probe, Reply
+from broker.transport.rabbitmq import probe
+from broker.transport.rabbitmq.probe import FAILED, REFUSED, Operation, Probe, Reply
 from protocol import topology as names
 from protocol.errors import ConfigError
 from protocol.keys import Role

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
-from broker.security import Proxy, Tls, is_local
-from broker.tunnel import HopError, connect_through
+from broker.net.proxy import HopError, Proxy, connect_through
+from broker.net.tls import Tls, is_local
 from fledge.doctor.findings import Finding, Server, bad, good
 from protocol.errors import ConfigError
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from broker.security import Tls
-from deploy import pki
+from broker.net.tls import Tls
 from deploy.keyfiles import read_bounded, read_identity
+from deploy.provision import pki
 from fledge.connecting import CREDENTIALS_TOML, tls_of
 from fledge.doctor.findings import Finding, bad, good, skipped, warning
 from fledge.doctor.place import Place

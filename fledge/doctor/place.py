@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from aggregator.config import AggregatorConfig
-from broker.settings import given_urls, read_toml
-from deploy.kit_files import CONFIGURATION
+from broker.runtime.settings import given_urls, read_toml
+from deploy.provision.kit_files import CONFIGURATION
 from fledge.operator import OperatorConfig
 from protocol.errors import ConfigError
 from protocol.keys import Role

@@ -17,10 +17,10 @@ from functools import partial
 
 from urllib3.exceptions import HTTPError
 
-from broker.bounded_http import BoundedPool
-from broker.granting import Signer
-from broker.s3 import S3Blobs
-from broker.s3_url import S3Url
+from broker.blobs.s3.grants import Signer
+from broker.blobs.s3.http import BoundedPool
+from broker.blobs.s3.store import S3Blobs
+from broker.blobs.s3.url import S3Url
 from fledge.doctor.store_checks import CALL_S
 from protocol.errors import Corrupt, FledgeError, Forbidden, Missing
 from protocol.topology import head_key, model_chunk, record_key, state_chunk, update_chunk

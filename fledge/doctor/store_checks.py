@@ -10,10 +10,10 @@ from email.utils import parsedate_to_datetime
 
 from urllib3.exceptions import HTTPError
 
-from broker.blobs import check_head
-from broker.bounded_http import BoundedPool
-from broker.s3 import S3Blobs
-from broker.s3_url import S3Url
+from broker.blobs.base import check_head
+from broker.blobs.s3.http import BoundedPool
+from broker.blobs.s3.store import S3Blobs
+from broker.blobs.s3.url import S3Url
 from fledge.doctor.broker_checks import refused_certificate
 from fledge.doctor.findings import Finding, Server, bad, good, skipped, warning
 from fledge.doctor.hops import Blocked, Way, walk

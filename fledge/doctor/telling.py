@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import nacl.utils
 
-from broker.transport import Transport
+from broker.transport.base import Transport
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connecting import broker_of
 from fledge.doctor.findings import Verdict

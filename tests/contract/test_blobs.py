@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.blobs import BlobStore, open_blobs
-from broker.files import FileBlobs
-from broker.memory_blobs import MemoryBlobs
+from broker.blobs.base import BlobStore
+from broker.blobs.directory import FileBlobs
+from broker.blobs.memory import MemoryBlobs
+from broker.blobs.open import open_blobs
 from protocol.errors import ConfigError, Corrupt, Missing, TooLarge
 from tests.support.fault_proxy import FaultProxy
 from tests.support.presigned import Halves

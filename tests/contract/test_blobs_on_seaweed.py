@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from broker.blobs import BlobStore, open_blobs
+from broker.blobs.base import BlobStore
+from broker.blobs.open import open_blobs
 from tests.contract import test_blobs
 from tests.contract.test_blobs import LIMIT, Subject, key_of
 from tests.contract.test_store_identities import at, empty

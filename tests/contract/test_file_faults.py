@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.files import FileBlobs
+from broker.blobs.directory import FileBlobs
 from protocol.errors import StoreError
 
 LIMIT = 16 * 1024 * 1024

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from broker.chunks import Uploaded, upload
-from broker.granting import Granter
-from broker.presigned import PresignedBlobs
-from broker.s3 import S3Blobs
+from broker.blobs.s3.grants import Granter
+from broker.blobs.s3.presigned import PresignedBlobs
+from broker.blobs.s3.store import S3Blobs
+from broker.blobs.transfer import Uploaded, upload
 from protocol import limits
 from protocol.errors import Corrupt, FledgeError, Forbidden, Missing, StoreError, TooLarge, TransportError
 from protocol.messages import Grant, Request

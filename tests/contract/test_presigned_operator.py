@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from broker.granting import Granter
-from broker.s3 import S3Blobs
+from broker.blobs.s3.grants import Granter
+from broker.blobs.s3.store import S3Blobs
 from fledge.ctl import running, taking
 from fledge.ctl.session import Session
 from fledge.init_run import init_run

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.blobs import open_blobs
-from broker.chunks import upload
-from broker.s3 import S3Blobs
+from broker.blobs.open import open_blobs
+from broker.blobs.s3.store import S3Blobs
+from broker.blobs.transfer import upload
 from protocol.errors import ConfigError, Corrupt, FledgeError, Forbidden, Missing, StoreError
 from tests.support.certificates import make_authority, make_certificate
 from tests.support.fault_proxy import FaultProxy

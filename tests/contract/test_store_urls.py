@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from broker.bounded_http import BoundedPool
-from broker.granting import Granter
-from broker.presigned import PresignedBlobs
-from broker.s3 import S3Blobs
-from broker.s3_url import parse_s3_url
+from broker.blobs.s3.grants import Granter
+from broker.blobs.s3.http import BoundedPool
+from broker.blobs.s3.presigned import PresignedBlobs
+from broker.blobs.s3.store import S3Blobs
+from broker.blobs.s3.url import parse_s3_url
 from fledge.doctor.store_attacks import Outcome, of_signers, with_urls, without_signature
 from protocol.errors import Missing
 from protocol.messages import Grant, Request

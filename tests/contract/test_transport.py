@@ -10,8 +10,8 @@ from typing import Protocol
 
 import pytest
 
-from broker.memory import MemoryTransport
-from broker.transport import Delivery, Transport
+from broker.transport.base import Delivery, Transport
+from broker.transport.memory import MemoryTransport
 from protocol import limits
 from protocol.errors import QueueFull, TooLarge, TransportError, Unroutable
 from protocol.topology import DEAD, DEAD_LETTERS, Binding, Exchange, Queue, Topology

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.opening import Genesis
 from aggregator.service import AggregatorService
-from broker.blobs import BlobStore
-from broker.transport import Transport
+from broker.blobs.base import BlobStore
+from broker.transport.base import Transport
 from protocol import limits, topology
 from protocol.codec import unpack
 from protocol.envelope import typed_body, unlock, verify

@@ -20,7 +20,7 @@ import aggregator.journal as journal
 import aggregator.tables as tables
 from aggregator import events
 from aggregator.service import AggregatorService
-from broker.transport import Delivery, Verb
+from broker.transport.base import Delivery, Verb
 from fledge.cli import main
 
 _SENT_S = 0.3  # seconds in which an ack or a publish has surely left this process

@@ -14,9 +14,9 @@ from sqlalchemy import Engine, event, func, select
 
 from aggregator.replay import audit
 from aggregator.tables import ledger, members, updates
-from broker.blobs import open_blobs
-from broker.memory import MemoryTransport
-from broker.memory_blobs import MemoryBlobs
+from broker.blobs.memory import MemoryBlobs
+from broker.blobs.open import open_blobs
+from broker.transport.memory import MemoryTransport
 from protocol import limits, topology
 from protocol.messages import Outcome
 from tests.e2e.attacks import ATTACKER, LETTERS, REJECTED, REVOKED, VICTIM, Attack

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deploy.apply import Management
+from deploy.servers.apply import Management
 from protocol.errors import TransportError
 from tests.e2e.program import KILLED
 from tests.support.compose import DOCKER, ROOT, Stage, context, services, stages
@@ -336,7 +336,7 @@ def _await(federation: Federation, service: str, *, healthy: bool, timeout: floa
 @pytest.mark.long
 def test_an_image_holds_everything_that_a_hub_needs(somebody: Somebody, source: Path) -> None:
     install(somebody, source, somebody.home / "whole")
-    tried = "import aggregator.service, broker.rabbit, broker.s3, deploy.provisioning, fledge.bootstrap, fledge.cli"
+    tried = "import aggregator.service, broker.transport.rabbitmq.transport, broker.blobs.s3.store, deploy.provision.provisioning, fledge.bootstrap, fledge.cli"
     python = str(somebody.home / "whole/bin/python")
     done = somebody.run(python, "-c", tried, within=somebody.home)
     assert done.returncode == 0, done.stderr

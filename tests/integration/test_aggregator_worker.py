@@ -14,8 +14,8 @@ from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.opening import Genesis
 from aggregator.replay import audit
 from aggregator.service import AggregatorService
-from broker.memory import MemoryTransport
-from broker.memory_blobs import MemoryBlobs
+from broker.blobs.memory import MemoryBlobs
+from broker.transport.memory import MemoryTransport
 from protocol.errors import TrainingError
 from protocol.messages import Named, Outcome
 from tests.e2e.trainers import trainer

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from broker.blobs import open_blobs
-from broker.rabbit import RabbitTransport
-from broker.security import Tls
-from broker.transport import open_transport
+from broker.blobs.open import open_blobs
+from broker.net.tls import Tls
+from broker.transport.open import open_transport
+from broker.transport.rabbitmq.transport import RabbitTransport
 from protocol.errors import NotAllowed, StoreError
 from tests.integration.test_rabbit_faults import FLOW, Brisk, eventually
 from tests.support.collect import Collector

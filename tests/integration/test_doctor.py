@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from aggregator.intake import Intake
-from broker.transport import Delivery
-from deploy.apply import Management, apply_members
-from deploy.members import members_of
-from deploy.topology import site_permissions
+from broker.transport.base import Delivery
+from deploy.servers.apply import Management, apply_members
+from deploy.servers.members import members_of
+from deploy.servers.rabbitmq import site_permissions
 from fledge.connecting import broker_of
 from fledge.doctor.adversarial import attack
 from fledge.doctor.examine import examine

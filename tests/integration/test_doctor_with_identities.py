@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.apply import Management, apply_members
-from deploy.members import members_of
+from deploy.servers.apply import Management, apply_members
+from deploy.servers.members import members_of
 from fledge.doctor.adversarial import attack
 from fledge.doctor.examine import examine
 from fledge.doctor.findings import Verdict

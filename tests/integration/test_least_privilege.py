@@ -22,13 +22,12 @@ import pytest
 import urllib3
 from pika.exceptions import AMQPConnectionError
 
-from broker.amqp import AmqpUrl, parse_amqp_url
-from broker.greeting import mechanisms
-from broker.probe import DONE, REFUSED, Probe, find_queue, publish, read
-from broker.rabbit import RabbitTransport
-from deploy.apply import Management, apply_members, cut_off
-from deploy.files import broker_definitions
-from deploy.members import members_of
+from broker.transport.rabbitmq.amqp import AmqpUrl, parse_amqp_url
+from broker.transport.rabbitmq.probe import DONE, REFUSED, Probe, find_queue, mechanisms, publish, read
+from broker.transport.rabbitmq.transport import RabbitTransport
+from deploy.servers.apply import Management, apply_members, cut_off
+from deploy.servers.gitops import broker_definitions
+from deploy.servers.members import members_of
 from fledge.doctor.forbidden import Try, forbidden, needed, own
 from protocol.errors import NotAllowed, TransportError
 from protocol.keys import Identity, Role

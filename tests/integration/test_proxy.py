@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from structlog.testing import capture_logs
 
-from broker.blobs import BlobStore, open_blobs
-from broker.rabbit import RabbitTransport
-from broker.security import parse_proxy
-from broker.transport import Transport, open_transport
-from broker.tunnel import HopError, connect_through
+from broker.blobs.base import BlobStore
+from broker.blobs.open import open_blobs
+from broker.net.proxy import HopError, connect_through, parse_proxy
+from broker.transport.base import Transport
+from broker.transport.open import open_transport
+from broker.transport.rabbitmq.transport import RabbitTransport
 from protocol.errors import StoreError
 from tests.integration.test_rabbit_faults import FLOW, Brisk, eventually
 from tests.support.collect import Collector

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import pytest
 from structlog.testing import capture_logs
 
-from broker.transport import Delivery, Transport
-from deploy.topology import aggregator_permissions, site_permissions
+from broker.transport.base import Delivery, Transport
+from deploy.servers.rabbitmq import aggregator_permissions, site_permissions
 from protocol import limits
 from protocol.errors import LoginRefused, NotAllowed, TransportError, Unroutable
 from protocol.topology import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from broker.rabbit import RabbitTransport
+from broker.transport.rabbitmq.transport import RabbitTransport
 from protocol.errors import ConfigError, NotAllowed
 from tests.integration.test_rabbit_faults import FLOW, eventually
 from tests.support.certificates import make_certificate

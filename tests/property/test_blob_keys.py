@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.blobs import check_key, is_key
-from broker.files import FileBlobs
+from broker.blobs.base import check_key, is_key
+from broker.blobs.directory import FileBlobs
 from protocol.errors import ConfigError, Missing, StoreError
 from protocol.topology import model_chunk, record_key, state_chunk, update_chunk
 

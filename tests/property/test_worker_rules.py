@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from broker.actor import Tick
+from broker.runtime.actor import Tick
 from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
 from worker import events
 from worker.deployments import CODE_LOST, RunOrdered

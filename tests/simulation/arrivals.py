@@ -29,7 +29,7 @@ from aggregator.snapshot import RunRules
 from aggregator.stopping import Stopping
 from aggregator.strategies import strategy
 from aggregator.tables import SCHEMA, metadata, updates
-from broker.actor import Actor
+from broker.runtime.actor import Actor
 from protocol import topology
 from protocol.registry import Registry
 from tests.simulation.centre import (

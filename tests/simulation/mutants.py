@@ -17,7 +17,7 @@ from aggregator.events import UpdateState
 from aggregator.journal import Journal
 from aggregator.rules import AggregatorRules
 from aggregator.run import Run
-from broker.actor import Actor, Step, Tick
+from broker.runtime.actor import Actor, Step, Tick
 from protocol.messages import Outcome
 from tests.simulation.centre import Centre
 from tests.simulation.hospital import Hospital

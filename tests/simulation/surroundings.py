@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, MetaData
 
-from broker.actor import Actor
-from broker.database import open_database
+from broker.runtime.actor import Actor
+from broker.runtime.database import open_database
 from protocol import limits
 from protocol.codec import encode, unpack
 from protocol.errors import Fenced
@@ -275,7 +275,7 @@ class Process:
         self.job(label, run)
 
     def relay(self, row: int, exchange: str, key: str, body: bytes, confirmed: Callable[[], Any]) -> None:
-        """Publish an outbox row until it is confirmed, like `broker.outbox.Relay`; `confirmed` gives the event.
+        """Publish an outbox row until it is confirmed, like `Relay`; `confirmed` gives the event.
 
         The broker may have a message whose confirm never comes; then it gets the message again.
         """

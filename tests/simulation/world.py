@@ -25,7 +25,7 @@ from aggregator.rules import AggregatorRules
 from aggregator.snapshot import RunRules
 from aggregator.stopping import Stopping
 from aggregator.strategies import strategy
-from broker.actor import Actor
+from broker.runtime.actor import Actor
 from protocol import topology
 from protocol.codec import encode
 from protocol.keys import Participant, Role

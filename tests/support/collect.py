@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from broker.transport import Delivery
+from broker.transport.base import Delivery
 
 
 class Collector:

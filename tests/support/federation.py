@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.blobs import BlobStore
-from broker.streams import ChunkUploads
+from broker.blobs.base import BlobStore
+from broker.blobs.transfer import ChunkUploads
 from protocol import limits, topology
 from protocol.codec import encode
 from protocol.envelope import Sealer

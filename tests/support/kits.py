@@ -9,8 +9,8 @@ from pathlib import Path
 
 import nacl.utils
 
-from deploy import pki
 from deploy.keyfiles import write_identity, write_private
+from deploy.provision import pki
 from protocol.keys import Identity, Role
 from protocol.registry import Registry, sign_registry
 from protocol.topology import AGGREGATOR

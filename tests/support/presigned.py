@@ -6,10 +6,11 @@ import hashlib
 import time
 from collections.abc import Iterator
 
-from broker.blobs import BlobStore, ObjectInfo, check_head, check_key, check_prefix, open_blobs
-from broker.granting import Granter
-from broker.presigned import PresignedBlobs
-from broker.s3 import S3Blobs
+from broker.blobs.base import BlobStore, ObjectInfo, check_head, check_key, check_prefix
+from broker.blobs.open import open_blobs
+from broker.blobs.s3.grants import Granter
+from broker.blobs.s3.presigned import PresignedBlobs
+from broker.blobs.s3.store import S3Blobs
 from protocol.messages import Grant, Request
 from protocol.topology import record_key, update_chunk
 from tests.support.s3 import S3Server

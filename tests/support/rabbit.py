@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from broker.rabbit import RabbitTransport
-from broker.transport import Transport
-from deploy.apply import Management, apply_topology
-from deploy.files import security_settings
+from broker.transport.base import Transport
+from broker.transport.rabbitmq.transport import RabbitTransport
+from deploy.servers.apply import Management, apply_topology
+from deploy.servers.gitops import security_settings
 from protocol.errors import TransportError
 from protocol.topology import Topology
 from tests.support.fault_proxy import FaultProxy

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from broker.memory_blobs import MemoryBlobs
-from broker.streams import read_blob
+from broker.blobs.memory import MemoryBlobs
+from broker.blobs.transfer import read_blob
 from fledge.ctl.members import read_members
 from fledge.operator import Said
 from protocol import limits

@@ -22,13 +22,13 @@ from urllib.parse import quote
 
 import pytest
 
-from broker.s3 import S3Blobs
-from deploy.custody import new_credentials
+from broker.blobs.s3.store import S3Blobs
 from deploy.docker.seaweedfs import identities
-from deploy.kits import open_kit
-from deploy.project import check_project
-from deploy.provisioning import provision
-from deploy.topology import Definition
+from deploy.provision.custody import new_credentials
+from deploy.provision.kits import open_kit
+from deploy.provision.project import check_project
+from deploy.provision.provisioning import provision
+from deploy.servers.rabbitmq import Definition
 from protocol.topology import AGGREGATOR, model_chunk
 from tests.support.compose import services
 from tests.support.rabbit import free_ports

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.security import Tls
+from broker.net.tls import Tls
 from tests.support.certificates import make_authority, make_certificate
 from tests.support.rabbit import RabbitNode
 from tests.support.rabbit_fixtures import require_rabbit

@@ -12,7 +12,7 @@ import structlog
 
 from aggregator.intake import Intake
 from aggregator.order_events import CommandArrived
-from broker.memory_blobs import MemoryBlobs
+from broker.blobs.memory import MemoryBlobs
 from protocol.commands import ORDERS
 from protocol.envelope import seal
 from protocol.keys import Identity, Role

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from aggregator.config import AggregatorConfig, RunConfig, StopConfig
-from deploy.project import Project
+from deploy.provision.project import Project
 from fledge.operator import OperatorConfig
 from worker.config import WorkerConfig
 from worker.policy import SitePolicy

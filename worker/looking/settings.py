@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from broker.notes import write_note
+from broker.runtime.json_files import write_note
 from worker.config import WorkerConfig
 from worker.looking.view import SETTINGS
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from broker.health import HEALTH
+from broker.runtime.health import HEALTH
 from protocol.errors import Unauthorized
 from worker.looking.opening import Found, Place, look, open_file, read, scan
 from worker.looking.scrub import FILE, fields, free_text, is_private, log_line

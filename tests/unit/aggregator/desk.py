@@ -19,8 +19,8 @@ from aggregator.snapshot import RunRules
 from aggregator.stopping import Stopping
 from aggregator.strategies import Strategy, strategy
 from aggregator.tables import SCHEMA, metadata, updates
-from broker.actor import Actor
-from broker.database import open_database
+from broker.runtime.actor import Actor
+from broker.runtime.database import open_database
 from protocol.codec import encode
 from protocol.keys import Participant, Role
 from protocol.messages import Evaluation, Outcome, Receipt, RunState

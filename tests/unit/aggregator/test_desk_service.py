@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from aggregator.doors import Doors
-from broker.memory import MemoryTransport
-from broker.transport import Delivery
+from broker.transport.base import Delivery
+from broker.transport.memory import MemoryTransport
 from fledge.operator import Console, Said
 from protocol import topology
 from protocol.envelope import body, seal, typed_body, unlock, verify

@@ -6,7 +6,7 @@ import hashlib
 import threading
 
 from aggregator.heads import HeadWriter
-from broker.memory_blobs import MemoryBlobs
+from broker.blobs.memory import MemoryBlobs
 from protocol.errors import StoreError
 from protocol.topology import record_key
 

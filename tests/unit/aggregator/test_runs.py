@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from aggregator.retention import References
-from broker.memory_blobs import MemoryBlobs
-from broker.streams import read_blob
+from broker.blobs.memory import MemoryBlobs
+from broker.blobs.transfer import read_blob
 from fledge.operator import Said
 from protocol import limits, topology
 from protocol.codec import encode

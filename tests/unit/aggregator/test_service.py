@@ -24,11 +24,11 @@ from aggregator.replay import Replay, WhatIf, audit, read_version
 from aggregator.retention import References, collect_garbage
 from aggregator.service import AggregatorService
 from aggregator.strategies import strategy
-from broker.blobs import BlobStore
-from broker.health import HEALTH, last_holder
-from broker.memory import MemoryTransport
-from broker.memory_blobs import MemoryBlobs
-from broker.transport import Delivery
+from broker.blobs.base import BlobStore
+from broker.blobs.memory import MemoryBlobs
+from broker.runtime.health import HEALTH, last_holder
+from broker.transport.base import Delivery
+from broker.transport.memory import MemoryTransport
 from protocol import limits, topology
 from protocol.codec import unpack
 from protocol.envelope import seal, typed_body, unlock, verify

@@ -7,8 +7,8 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from aggregator import plugins
 from aggregator.staleness import Constant, Polynomial, staleness_policy
+from broker.runtime import plugins
 from protocol.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from broker.actor import SOON, Actor, Step, Tick
+from broker.runtime.actor import SOON, Actor, Step, Tick
 
 
 class Noting:

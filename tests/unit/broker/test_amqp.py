@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.amqp import parse_amqp_url, queue_arguments
-from broker.transport import open_transport
+from broker.transport.open import open_transport
+from broker.transport.rabbitmq.amqp import parse_amqp_url, queue_arguments
 from protocol.errors import ConfigError
 from protocol.topology import Queue
 

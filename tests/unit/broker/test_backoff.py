@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import islice
 
-from broker.backoff import full_jitter
+from broker.net.backoff import full_jitter
 
 
 class Longest(random.Random):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.cache import CachedBlobs
-from broker.memory_blobs import MemoryBlobs
+from broker.blobs.cache import CachedBlobs
+from broker.blobs.memory import MemoryBlobs
 from protocol.errors import Corrupt, Missing, StoreError, TooLarge
 
 LIMIT = 10_000

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from broker.chunks import Item, fetch_ahead, upload
-from broker.memory_blobs import MemoryBlobs
+from broker.blobs.memory import MemoryBlobs
+from broker.blobs.transfer import Item, fetch_ahead, upload
 from protocol.errors import Corrupt, Forbidden, Missing, StoreError, TooLarge
 
 LIMIT = 1000

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Column, Integer, LargeBinary, MetaData, String, Table, bindparam, func, insert, select, update
 from sqlalchemy.exc import OperationalError
 
-from broker.database import Prepared, open_database
+from broker.runtime.database import Prepared, open_database
 
 METADATA = MetaData()
 THINGS = Table(

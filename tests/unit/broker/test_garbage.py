@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.blobs import BlobStore
-from broker.files import FileBlobs
-from broker.garbage import DAY_S, Collected, collect, store_time
-from broker.memory_blobs import MemoryBlobs
+from broker.blobs.base import BlobStore
+from broker.blobs.directory import FileBlobs
+from broker.blobs.garbage import DAY_S, Collected, collect, store_time
+from broker.blobs.memory import MemoryBlobs
 from protocol.errors import StoreError
 
 

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from broker.greeting import mechanisms
+from broker.transport.rabbitmq.probe import mechanisms
 from protocol.errors import Malformed
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.memory import MemoryTransport
-from broker.transport import open_transport
+from broker.transport.memory import MemoryTransport
+from broker.transport.open import open_transport
 from protocol.errors import TransportError
 from protocol.topology import AGGREGATOR, ORDERS, inbox_queue, topology
 

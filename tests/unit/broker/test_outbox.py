@@ -11,8 +11,8 @@ from typing import cast
 
 import pytest
 
-from broker.outbox import OutboxRow, Relay
-from broker.transport import Transport
+from broker.transport.base import Transport
+from broker.transport.outbox import OutboxRow, Relay
 from protocol.errors import TooLarge, TransportError
 
 ROWS = [OutboxRow(id=number, exchange="ex", key="k", body=b"%d" % number) for number in range(1, 301)]

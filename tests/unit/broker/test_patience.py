@@ -9,9 +9,9 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from broker.bounded_http import BoundedPool
-from broker.patience import Patience
-from broker.s3 import S3Blobs
+from broker.blobs.s3.http import BoundedPool
+from broker.blobs.s3.retry import Patience
+from broker.blobs.s3.store import S3Blobs
 from protocol.errors import StoreError
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from broker.pending import Message, Pending
+from broker.transport.rabbitmq.confirms import Message, Pending
 from protocol.errors import NotAllowed, QueueFull, TransportError, Unroutable
 
 

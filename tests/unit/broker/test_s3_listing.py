@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from broker.s3 import S3Blobs
+from broker.blobs.s3.store import S3Blobs
 from protocol.errors import StoreError
 
 FIRST, SECOND = sorted(f"models/{hashlib.sha256(text).hexdigest()}" for text in (b"a", b"b"))

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from broker.amqp import parse_amqp_url
-from broker.blobs import open_blobs
-from broker.granting import Granted, Granter
-from broker.presigned import PresignedBlobs
-from broker.s3_url import parse_s3_url
-from broker.security import Proxy, Tls, check_plain, is_local, parse_proxy, proxy_for
-from broker.transport import open_transport
+from broker.blobs.open import open_blobs
+from broker.blobs.s3.grants import Granted, Granter
+from broker.blobs.s3.presigned import PresignedBlobs
+from broker.blobs.s3.url import parse_s3_url
+from broker.net.proxy import Proxy, parse_proxy, proxy_for
+from broker.net.tls import Tls, check_plain, is_local
+from broker.transport.open import open_transport
+from broker.transport.rabbitmq.amqp import parse_amqp_url
 from protocol import limits
 from protocol.errors import ConfigError
 from protocol.messages import Grant, Request

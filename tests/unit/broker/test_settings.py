@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from aggregator.config import AggregatorConfig, RunConfig
-from broker.settings import TlsConfig, given_urls, parse_toml, read_toml
+from broker.runtime.settings import TlsConfig, given_urls, parse_toml, read_toml
 from fledge.operator import OperatorConfig
 from protocol.errors import ConfigError
 from worker.config import WorkerConfig

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from broker.memory_blobs import MemoryBlobs
-from broker.watched import WatchedBlobs
+from broker.blobs.memory import MemoryBlobs
+from broker.blobs.monitored import WatchedBlobs
 from protocol.errors import ConfigError, Missing, StoreError
 
 DATA = b"chunk"

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from deploy.docker.seaweedfs import identities
-from deploy.files import deployment_files, security_settings
-from deploy.members import Members
+from deploy.servers.gitops import deployment_files, security_settings
+from deploy.servers.members import Members
 from tests.support.compose import COMPOSE, DOCKER, ROOT, filled, raw, services, stages
 
 SITES = ("site-1", "site-2", "site-3")

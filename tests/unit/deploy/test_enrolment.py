@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy import kit_files, pki
-from deploy.enrolment import Enrolled, enrol, finish, make_request, open_request, typed_code
 from deploy.keyfiles import read_identity
-from deploy.kits import open_kit, random_code, read_kit
-from deploy.project import Project, check_project
-from deploy.provisioning import Issued, accept, provision, revoke
+from deploy.provision import kit_files, pki
+from deploy.provision.enrolment import Enrolled, enrol, finish, make_request, open_request, typed_code
+from deploy.provision.kits import open_kit, random_code, read_kit
+from deploy.provision.project import Project, check_project
+from deploy.provision.provisioning import Issued, accept, provision, revoke
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.registry import open_registry

@@ -17,11 +17,11 @@ import pyzipper
 import yaml
 
 from aggregator.config import AggregatorConfig
-from broker.settings import read_toml
-from deploy import kit_files, kits, pki
-from deploy.kits import MANIFEST, open_kit, read_kit, write_kit
-from deploy.project import Project, check_project
-from deploy.provisioning import provision
+from broker.runtime.settings import read_toml
+from deploy.provision import kit_files, kits, pki
+from deploy.provision.kits import MANIFEST, open_kit, read_kit, write_kit
+from deploy.provision.project import Project, check_project
+from deploy.provision.provisioning import provision
 from fledge.operator import OperatorConfig
 from protocol.errors import ConfigError
 from worker.config import read_config

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from deploy.apply import Management
-from deploy.changes import Found, Plan, plan
-from deploy.files import broker_definitions, deployment_files, write_files
-from deploy.members import CENTRE_CONNECTIONS, SITE_CONNECTIONS, Members, members_of
-from deploy.topology import definitions
+from deploy.servers.apply import Management
+from deploy.servers.changes import Found, Plan, plan
+from deploy.servers.gitops import broker_definitions, deployment_files, write_files
+from deploy.servers.members import CENTRE_CONNECTIONS, SITE_CONNECTIONS, Members, members_of
+from deploy.servers.rabbitmq import definitions
 from protocol.errors import ConfigError, TransportError
 from protocol.keys import Identity, Role
 from protocol.registry import Registry

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from deploy import pki
+from deploy.provision import pki
 from protocol.errors import ConfigError
 
 NOW = datetime.now(UTC)

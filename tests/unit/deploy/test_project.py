@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from deploy.kit_files import example_project
-from deploy.project import Project, check_project, read_project
+from deploy.provision.kit_files import example_project
+from deploy.provision.project import Project, check_project, read_project
 from protocol.errors import ConfigError
 from protocol.keys import Role
 from protocol.rights import STOCK, Action, Person, Rights

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from deploy import pki, provisioning
 from deploy.keyfiles import read_identity, replace_private
-from deploy.kits import read_kit
-from deploy.project import Project, check_project
-from deploy.provisioning import Outcome, provision, reissue, renew, revoke
+from deploy.provision import pki, provisioning
+from deploy.provision.kits import read_kit
+from deploy.provision.project import Project, check_project
+from deploy.provision.provisioning import Outcome, provision, reissue, renew, revoke
 from protocol.errors import ConfigError, Untrusted
 from protocol.keys import Identity, Role
 from protocol.registry import Registry, open_registry
@@ -306,7 +306,7 @@ def test_a_run_that_was_cut_off_is_simply_done_again(folder: Path, monkeypatch: 
         wrote.append(path)
         replace_private(path, data)
 
-    for module in ("deploy.kits", "deploy.custody"):
+    for module in ("deploy.provision.kits", "deploy.provision.custody"):
         monkeypatch.setattr(f"{module}.replace_private", cut_off)
     with pytest.raises(KeyboardInterrupt):
         provision(project(), folder, NOW)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploy.s3_policies import (
+from deploy.servers.s3_policies import (
     aggregator_policy,
     download_signer_policy,
     operator_policy,

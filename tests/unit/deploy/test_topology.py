@@ -6,7 +6,13 @@ import re
 
 import pytest
 
-from deploy.topology import aggregator_permissions, definitions, operator_permissions, policies, site_permissions
+from deploy.servers.rabbitmq import (
+    aggregator_permissions,
+    definitions,
+    operator_permissions,
+    policies,
+    site_permissions,
+)
 from protocol.errors import ConfigError
 from protocol.topology import Queue, Topology, topology
 

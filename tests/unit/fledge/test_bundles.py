@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from aggregator.opening import Genesis
-from broker.memory_blobs import MemoryBlobs
-from broker.streams import read_blob
+from broker.blobs.memory import MemoryBlobs
+from broker.blobs.transfer import read_blob
 from fledge import bundles
 from fledge.bundles import Packed, pack, send
 from fledge.init_run import init_run, load_run

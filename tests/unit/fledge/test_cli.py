@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.files import FileBlobs
+from broker.blobs.directory import FileBlobs
 from fledge import cli, log
 from fledge.federation import new_federation
 from fledge.init_run import init_run

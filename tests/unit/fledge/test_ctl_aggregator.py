@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from broker.blobs import BlobStore
+from broker.blobs.base import BlobStore
 from fledge import log
 from fledge.bundles import pack
 from fledge.ctl.app import app

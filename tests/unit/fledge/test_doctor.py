@@ -16,12 +16,12 @@ import pytest
 
 from aggregator.events import SiteSeen
 from aggregator.intake import Intake
-from broker.bounded_http import BoundedPool
-from broker.memory import MemoryTransport
-from broker.s3 import S3Blobs
-from broker.s3_url import S3Url, parse_s3_url
-from broker.security import Tls
-from broker.transport import Delivery
+from broker.blobs.s3.http import BoundedPool
+from broker.blobs.s3.store import S3Blobs
+from broker.blobs.s3.url import S3Url, parse_s3_url
+from broker.net.tls import Tls
+from broker.transport.base import Delivery
+from broker.transport.memory import MemoryTransport
 from fledge.connecting import broker_of
 from fledge.doctor.findings import Finding, Server, Verdict, bad, good, warning
 from fledge.doctor.forbidden import forbidden, needed, own

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aggregator.config import AggregatorConfig
-from broker.settings import read_toml
+from broker.runtime.settings import read_toml
 from deploy.keyfiles import read_identity
 from fledge.bootstrap import open_worker
 from fledge.connecting import broker_url, store_url

@@ -21,7 +21,7 @@ import torch
 from monai.bundle.workflows import ConfigWorkflow
 from typer.testing import CliRunner
 
-from broker.cache import CachedBlobs
+from broker.blobs.cache import CachedBlobs
 from deploy.keyfiles import write_identity
 from fledge.cli import app
 from fledge.inferring import ABOUT, infer

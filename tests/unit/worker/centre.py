@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.blobs import BlobStore
-from broker.memory import MemoryTransport
-from broker.memory_blobs import MemoryBlobs
-from broker.transport import Delivery
+from broker.blobs.base import BlobStore
+from broker.blobs.memory import MemoryBlobs
+from broker.transport.base import Delivery
+from broker.transport.memory import MemoryTransport
 from protocol import limits, topology
 from protocol.blob import Manifest
 from protocol.envelope import Sealer, Verified, seal, typed_body, unlock, verify
@@ -227,7 +227,7 @@ class Centre:
     def delta(self, update: Verified) -> NDArray[np.float32]:
         manifest = update.manifest
         assert isinstance(manifest, Manifest)
-        from broker.streams import read_blob
+        from broker.blobs.transfer import read_blob
 
         key = unlock(update, self.identity)
         payload = b"".join(read_blob(self.store, manifest, key, lambda name: topology.update_chunk("alpha", name)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from broker.files import FileBlobs
+from broker.blobs.directory import FileBlobs
 from protocol.envelope import Verified, raw_body, unlock
 from protocol.messages import Kind
 from tests.unit.worker.centre import AddOne, Centre

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from broker.health import HEALTH, stuck
+from broker.runtime.health import HEALTH, stuck
 from protocol.envelope import Verified
 from protocol.errors import ConfigError, StoreError, TrainingError, Unauthorized
 from protocol.keys import Identity, Role

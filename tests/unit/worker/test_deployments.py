@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from broker.actor import Step
+from broker.runtime.actor import Step
 from protocol.messages import RunState
 from tests.unit.worker.test_rules import SEALED, head, only, rules, some, turn, version
 from worker import events

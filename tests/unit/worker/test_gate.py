@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from broker.actor import Step
+from broker.runtime.actor import Step
 from tests.unit.worker.test_rules import SEALED, head, only, rules, some, trained, turn, version
 from worker import events
 from worker.events import RunRow, Snapshot

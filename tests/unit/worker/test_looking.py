@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.health import write_health
+from broker.runtime.health import write_health
 from protocol import limits
 from protocol.codec import encode
 from protocol.commands import ORDERS

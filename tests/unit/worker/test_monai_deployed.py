@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from broker.health import HEALTH, stuck
+from broker.runtime.health import HEALTH, stuck
 from fledge.cli import app
 from fledge.init_run import CODE, INITIAL, load_genesis
 from fledge.monai_runs import bundle_files, init_bundle_run

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.health import HEALTH, trouble
+from broker.runtime.health import HEALTH, trouble
 from protocol import topology
 from protocol.envelope import Verified, seal, typed_body, unlock, verify
 from protocol.errors import StoreError

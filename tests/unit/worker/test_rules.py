@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from broker.actor import Step, Tick
+from broker.runtime.actor import Step, Tick
 from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
 from protocol.registry import Registry
 from worker import events

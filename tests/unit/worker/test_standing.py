@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from broker.health import HEALTH, trouble
+from broker.runtime.health import HEALTH, trouble
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Outcome, RunState
 from protocol.registry import Registry, sign_registry

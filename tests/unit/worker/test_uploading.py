@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-from broker.memory_blobs import MemoryBlobs
+from broker.blobs.memory import MemoryBlobs
 from protocol.errors import StoreError
 from protocol.topology import update_chunk
 from worker import events

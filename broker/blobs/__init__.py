@@ -1,0 +1,1 @@
+"""Stores of encrypted chunks and records: in memory, in a directory, in S3."""

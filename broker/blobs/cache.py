@@ -1,0 +1,266 @@
+"""A local ciphertext cache in front of a store: what was fetched once is read from disk the next time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from broker.blobs.base import BlobStore, ObjectInfo, check_bytes, check_key
+from broker.blobs.directory import FileBlobs
+from protocol.errors import Corrupt, Missing, StoreError, TooLarge
+
+_log = structlog.get_logger(__name__)
+_UNFINISHED = ".unfinished-"
+_MOST_IN_MEMORY = 1024
+SMALL = 16 * 1024
+"""Bytes; a reasonable `small` in front of any store."""
+
+
+class CachedBlobs:
+    """A `BlobStore` that keeps up to `quota_bytes` of what `get` brought in `directory`, least recently used out first.
+
+    The directory is one process's alone and survives restarts. Nothing in it is trusted or synced: each hit of `get`
+    is hashed again, and a file that fails is deleted and fetched anew. Heads are never cached. A cache that cannot
+    write (a full disk) only costs speed.
+    """
+
+    def __init__(
+        self, store: BlobStore, directory: Path, quota_bytes: int, *, keep_puts: bool = False, small: int = 0
+    ) -> None:
+        """Open the cache, or make it.
+
+        Args:
+            keep_puts: what this process stores itself enters the cache too, for those who read their own objects.
+            small: objects of up to so many bytes are kept in memory instead (the newest 1,024), where a file would
+                take longer to write than the object to fetch.
+        """
+        self._store = store
+        self._keep_puts = keep_puts
+        self.authenticated = _Authenticated(self)
+        """The same for callers who authenticate every record they read: hits are not hashed again."""
+        self._directory = directory
+        self._quota = quota_bytes
+        self._lock = threading.Lock()
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        """SHA-256 to size, least recently used first; the object's folder does not matter, its bytes are the same."""
+        self._used = 0
+        self._small = small
+        self._in_memory: OrderedDict[str, bytes] = OrderedDict()
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._take_stock()
+        except OSError as error:
+            raise StoreError(f"cache directory {directory} cannot be used: {error.strerror or error}") from error
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes kept in the directory now."""
+        return self._used
+
+    def get(self, key: str, limit: int) -> bytes:
+        """The object's bytes, from the cache if they are there and right, otherwise from the store."""
+        name = check_key(key)
+        data = self._hit(name, key, limit)
+        if data is None:
+            data = self._store.get(key, limit)
+            self._keep(key, name, data)
+        return data
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Store `data`; without `keep_puts` it enters the cache when it is read."""
+        self._store.put(key, data)
+        if self._keep_puts:
+            self._keep(key, check_key(key), data)
+
+    def slices(self, key: str) -> bytes | FileChunk | None:
+        """The cached object, unhashed and to be read slice by slice; None if it is not in the cache."""
+        name = check_key(key)
+        with self._lock:
+            if name in self._in_memory:
+                return self._in_memory[name]
+            if name not in self._sizes:
+                return None
+            self._sizes.move_to_end(name)
+        try:
+            return FileChunk(self._directory / name)
+        except OSError:
+            self._forget(name)
+            return None
+
+    def touch(self, keys: Iterable[str]) -> None:
+        """Count these objects as used just now, as far as they are in the directory."""
+        for key in keys:
+            name = check_key(key)
+            with self._lock:
+                if name not in self._sizes:
+                    continue
+                self._sizes.move_to_end(name)
+            with suppress(OSError):
+                os.utime(self._directory / name)
+
+    def clear(self) -> None:
+        """Drop everything: for a reader whose copies did not authenticate."""
+        with self._lock:
+            names = [*self._sizes, *self._in_memory]
+        for name in names:
+            self._forget(name)
+
+    def has(self, key: str) -> bool:
+        """Whether the store has the object."""
+        return self._store.has(key)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """What the store lists."""
+        return self._store.list(prefix)
+
+    def delete(self, key: str) -> None:
+        """Remove the object from the store and from the cache."""
+        self._forget(check_key(key))
+        self._store.delete(key)
+
+    def put_head(self, name: str, data: bytes) -> None:
+        """Overwrite the head in the store."""
+        self._store.put_head(name, data)
+
+    def get_head(self, name: str, limit: int) -> bytes | None:
+        """The head as the store has it now."""
+        return self._store.get_head(name, limit)
+
+    def close(self) -> None:
+        """Close the store; the cache stays for the next start."""
+        self._store.close()
+
+    def _hit(self, name: str, key: str, limit: int) -> bytes | None:
+        with self._lock:
+            held = self._in_memory.get(name)
+            size = self._sizes.get(name) if held is None else len(held)
+            if size is None:
+                return None
+            if held is None:
+                self._sizes.move_to_end(name)
+        if size > limit:
+            raise TooLarge(f"{key}: {size} bytes in the cache, at most {limit} expected; refused unread")
+        if held is not None:
+            return held
+        path = self._directory / name
+        try:
+            data = check_bytes(key, path.read_bytes())
+            os.utime(path)  # the order of use outlives the process
+        except (OSError, Corrupt) as error:
+            _log.warning("cache.dropped", key=key, reason=type(error).__name__)
+            self._forget(name)
+            return None
+        return data
+
+    def _keep(self, key: str, name: str, data: bytes | memoryview) -> None:
+        if len(data) > self._quota:
+            return
+        if len(data) <= self._small:
+            with self._lock:
+                self._in_memory[name] = bytes(data)
+                while len(self._in_memory) > _MOST_IN_MEMORY:
+                    self._in_memory.popitem(last=False)
+            return
+        unfinished = self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
+        try:
+            # In front of a local directory a second name for the same file saves writing every byte twice.
+            if not (isinstance(self._store, FileBlobs) and self._store.link(key, unfinished)):
+                _write_private(unfinished, data)
+            with self._lock:
+                self._make_room(len(data) - self._sizes.get(name, 0))
+                os.replace(unfinished, self._directory / name)
+                self._used += len(data) - self._sizes.pop(name, 0)
+                self._sizes[name] = len(data)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            _log.warning("cache.not_written", directory=str(self._directory), reason=error.strerror)
+
+    def _make_room(self, needed: int) -> None:
+        while self._sizes and self._used + needed > self._quota:
+            name, size = self._sizes.popitem(last=False)
+            self._used -= size
+            (self._directory / name).unlink(missing_ok=True)
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            if self._in_memory.pop(name, None) is not None:
+                return
+            self._used -= self._sizes.pop(name, 0)
+            (self._directory / name).unlink(missing_ok=True)
+
+    def _take_stock(self) -> None:
+        """Remember what an earlier process left, oldest use first, and remove what it left half-written."""
+        found = []
+        for entry in os.scandir(self._directory):
+            if entry.name.startswith(_UNFINISHED):
+                os.unlink(entry.path)
+            elif len(entry.name) == 64 and entry.is_file(follow_symlinks=False):
+                status = entry.stat()
+                found.append((status.st_mtime_ns, entry.name, status.st_size))
+        for _, name, size in sorted(found):
+            self._sizes[name] = size
+            self._used += size
+        self._make_room(0)
+
+
+class CacheReader:
+    """Reads what another process's cache holds, while that process may be at work; there is no store behind it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def get(self, key: str, limit: int) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            Missing: it is not there, or what is there is something else.
+        """
+        try:
+            with (self._directory / check_key(key)).open("rb") as file:
+                return check_bytes(key, file.read(limit + 1))
+        except (OSError, Corrupt) as error:
+            raise Missing(f"{key} is not in the cache {self._directory}") from error
+
+
+class FileChunk:
+    """A cached object that is read slice by slice, so that a stream holds one record and not a whole chunk."""
+
+    __slots__ = ("__weakref__", "_descriptor", "_size")
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._descriptor).st_size
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        return os.pread(self._descriptor, stop - start, start)
+
+
+class _Authenticated:
+    """A view of the cache whose hits are not hashed."""
+
+    def __init__(self, cache: CachedBlobs) -> None:
+        self._cache = cache
+
+    def get(self, key: str, limit: int) -> bytes | FileChunk:
+        """The object; authenticate every record of it."""
+        return self._cache.slices(key) or self._cache.get(key, limit)
+
+
+def _write_private(path: Path, data: bytes | memoryview) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0) as file:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]

@@ -1,0 +1,210 @@
+"""The blob store in a local directory: one file per object, written beside and renamed into place."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from broker.blobs.base import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
+from protocol.errors import ConfigError, Missing, StoreError, TooLarge
+
+_UNFINISHED = ".unfinished"
+_ABANDONED_AFTER_S = 24 * 3600.0
+
+
+def directory_of(url: str) -> Path:
+    """The directory that `file:///dir` names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or not path.startswith("/"):
+        raise ConfigError(f"store URL {url!r}: write an absolute path after three slashes, as in file:///srv/fledge")
+    return Path(path)
+
+
+class FileBlobs:
+    """Keeps objects below a directory that is its owner's alone (0700, files 0600).
+
+    Several processes may use one directory. It has to be on a local file system: renames and fsync must be what they
+    promise.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._root = directory.absolute()
+        self._made: set[Path] = set()
+        self._made_lock = threading.Lock()
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make(self._root / _UNFINISHED)
+            self._sweep()
+        except OSError as error:
+            raise StoreError(f"directory {self._root} cannot be a store: {error.strerror or error}") from error
+
+    @classmethod
+    def from_url(cls, url: str) -> FileBlobs:
+        """Open (and make) the directory that `file:///dir` names."""
+        return cls(directory_of(url))
+
+    def __repr__(self) -> str:
+        return f"FileBlobs({str(self._root)!r})"
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Store `data` under `key`; on return file and name are on the disk."""
+        check_key(key)
+        self._write(key, data)
+
+    def get(self, key: str, limit: int) -> bytes:
+        """The object's bytes, checked against its name; one read and one hash."""
+        check_key(key)
+        data = self._read(key, limit)
+        if data is None:
+            raise Missing(f"{key}: no such object in {self._root}")
+        return check_bytes(key, data)
+
+    def link(self, key: str, target: Path) -> bool:
+        """Make `target` a second name of the object's file, if both lie on one file system; tells whether it did.
+
+        What is put under the key later is a new file, so the second name keeps the bytes it has.
+        """
+        try:
+            os.link(self._root / check_key(key), target)
+        except OSError:
+            return False
+        return True
+
+    def has(self, key: str) -> bool:
+        """Whether the object is there."""
+        check_key(key)
+        try:
+            return (self._root / key).is_file()
+        except OSError as error:
+            raise self._failure("looking for", key, error) from error
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects below `prefix`, sorted by key; `modified` is the file system's."""
+        check_prefix(prefix)
+        top = self._root / prefix
+        keys = []
+        for folder, _, names in os.walk(top):
+            relative = Path(folder).relative_to(self._root).as_posix()
+            keys += [f"{relative}/{name}" for name in names if is_key(f"{relative}/{name}")]
+        for key in sorted(keys):
+            try:
+                entry = (self._root / key).stat()
+            except FileNotFoundError:  # deleted since the walk
+                continue
+            except OSError as error:
+                raise self._failure("listing", key, error) from error
+            yield ObjectInfo(key, entry.st_size, entry.st_mtime)
+
+    def delete(self, key: str) -> None:
+        """Remove the object if it is there; after a power failure it may be back, which harms nobody."""
+        check_key(key)
+        try:
+            (self._root / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._failure("deleting", key, error) from error
+
+    def put_head(self, name: str, data: bytes) -> None:
+        """Replace the head of federation `name`; readers see the old or the new one."""
+        self._write(f"heads/{check_head(name)}", data)
+
+    def get_head(self, name: str, limit: int) -> bytes | None:
+        """The current head, or None before the first."""
+        return self._read(f"heads/{check_head(name)}", limit)
+
+    def close(self) -> None:
+        """Nothing is held open between calls."""
+
+    def _write(self, key: str, data: bytes | memoryview) -> None:
+        target = self._root / key
+        unfinished = self._root / _UNFINISHED / secrets.token_hex(16)
+        try:
+            self._make(target.parent)
+            try:
+                _write_durably(unfinished, data)
+                os.replace(unfinished, target)
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+            _sync_directory(target.parent)
+        except OSError as error:
+            raise self._failure(f"storing {len(data)} bytes of", key, error) from error
+
+    def _read(self, key: str, limit: int) -> bytes | None:
+        try:
+            descriptor = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._failure("reading", key, error) from error
+        try:
+            size = os.fstat(descriptor).st_size
+            if size > limit:
+                raise TooLarge(f"{key}: {size} bytes stored in {self._root}, at most {limit} expected; refused unread")
+            return _read_exactly(descriptor, size)
+        except OSError as error:
+            raise self._failure("reading", key, error) from error
+        finally:
+            os.close(descriptor)
+
+    def _make(self, folder: Path) -> None:
+        """Make `folder` below the root, each new level synced into its parent, so that what is put in it stays."""
+        if folder in self._made:
+            return
+        with self._made_lock:
+            levels = [folder, *(p for p in folder.parents if p != self._root and self._root in p.parents)]
+            for level in reversed(levels):
+                level.mkdir(mode=0o700, exist_ok=True)
+                _sync_directory(level.parent)
+            self._made.add(folder)
+
+    def _sweep(self) -> None:
+        """Remove what crashed writers left; a day is far longer than any write takes."""
+        for entry in os.scandir(self._root / _UNFINISHED):
+            try:
+                if time.time() - entry.stat().st_mtime > _ABANDONED_AFTER_S:
+                    os.unlink(entry.path)
+            except FileNotFoundError:  # another process was faster
+                continue
+
+    def _failure(self, doing: str, key: str, error: OSError) -> StoreError:
+        return StoreError(f"{doing} {key} in {self._root} failed: {error.strerror or error}")
+
+
+def _write_durably(path: Path, data: bytes | memoryview) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_exactly(descriptor: int, size: int) -> bytes:
+    """All `size` bytes, in one read (and so one allocation) unless the system cuts it short."""
+    data = os.read(descriptor, size)
+    while len(data) < size:
+        more = os.read(descriptor, size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,93 @@
+"""A store that tells when it begins and ceases to fail, for whoever looks after the service."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from broker.blobs.base import BlobStore, ObjectInfo
+from protocol.errors import Corrupt, Missing, StoreError
+
+
+class WatchedBlobs:
+    """Another store, with an eye on how its operations end: each has a deadline of its own within that store."""
+
+    def __init__(self, inner: BlobStore) -> None:
+        """Nobody is told yet."""
+        self._inner = inner
+        self._listener: Callable[[float | None], None] | None = None
+        self._lock = threading.Lock()
+        self._failing: float | None = None
+
+    def tell(self, listener: Callable[[float | None], None]) -> None:
+        """Have `listener` hear since when (seconds since the epoch) every operation failed, and None once one is done.
+
+        It is called from any thread, only when that changes.
+        """
+        with self._lock:
+            self._listener = listener
+            if self._failing is not None:
+                listener(self._failing)
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Store `data` under `key`."""
+        with self._watch():
+            self._inner.put(key, data)
+
+    def get(self, key: str, limit: int) -> bytes:
+        """The object's bytes."""
+        with self._watch():
+            return self._inner.get(key, limit)
+
+    def has(self, key: str) -> bool:
+        """Whether the object is there."""
+        with self._watch():
+            return self._inner.has(key)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Write-once objects below `prefix`."""
+        with self._watch():
+            yield from self._inner.list(prefix)
+
+    def delete(self, key: str) -> None:
+        """Remove the object."""
+        with self._watch():
+            self._inner.delete(key)
+
+    def put_head(self, name: str, data: bytes) -> None:
+        """Overwrite a head."""
+        with self._watch():
+            self._inner.put_head(name, data)
+
+    def get_head(self, name: str, limit: int) -> bytes | None:
+        """The current head."""
+        with self._watch():
+            return self._inner.get_head(name, limit)
+
+    def close(self) -> None:
+        """Release connections."""
+        self._inner.close()
+
+    @contextmanager
+    def _watch(self) -> Iterator[None]:
+        begun = time.time()
+        try:
+            yield
+        except (Missing, Corrupt):  # the store has answered, and what it holds is another matter
+            self._ended(None)
+            raise
+        except StoreError:
+            self._ended(begun)
+            raise
+        else:
+            self._ended(None)
+
+    def _ended(self, failed: float | None) -> None:
+        with self._lock:
+            if (failed is None) == (self._failing is None):
+                return
+            self._failing = failed
+            if self._listener is not None:
+                self._listener(failed)

@@ -1,0 +1,225 @@
+"""An HTTP connection pool for a store that is not trusted: every wait has an end and every answer a largest size."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager, Timeout
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import NewConnectionError, ProtocolError
+
+from broker.net.proxy import HopError, Proxy, connect_through
+from broker.net.tls import Tls
+from protocol.errors import ConfigError, TooLarge
+
+# It logs whole addresses, and whoever has a signed one may use it.
+logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+CONNECT_S = 5.0
+PROXIED_S = 15.0
+"""Seconds for a connection through a proxy, which resolves names, dials and inspects at its own pace."""
+SILENCE_S = 30.0
+_PIECE = 256 * 1024
+_MAX_ANSWER = 4 * 1024 * 1024
+_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said to a request: the HTTP status and the code word of an S3 error, empty if there was none."""
+
+    status: int
+    code: str = ""
+
+
+class BoundedPool(PoolManager):
+    """Connections for use by many threads; each thread sets the deadline of its own calls.
+
+    Bodies are sent in pieces, because a socket's timeout covers one whole send: eight megabytes in one piece would
+    have to be through within the five seconds meant for connecting. Certificates are read anew for every connection.
+    """
+
+    def __init__(self, *, tls: Tls | None = None, proxy: Proxy | None = None, connections: int = 16) -> None:
+        """Prepare; `tls` is for https alone, and whether its files can be used shows with the first connection."""
+        super().__init__(maxsize=connections, retries=False, blocksize=_PIECE)
+        way = _Way(tls or Tls(), proxy)
+        # A callable that makes a pool is all that is asked for; the annotation says class.
+        self.pool_classes_by_scheme = {
+            "http": partial(_Pool, way=way),  # type: ignore[dict-item]
+            "https": partial(_TlsPool, way=way),  # type: ignore[dict-item]
+        }
+        self._connect_s = CONNECT_S if proxy is None else PROXIED_S
+        self._calls = threading.local()
+
+    @contextmanager
+    def until(self, deadline: float) -> Iterator[None]:
+        """Let this thread's calls end at `deadline` (`time.monotonic`) and forget the last answer."""
+        self._calls.deadline = deadline
+        self._calls.answer = None
+        try:
+            yield
+        finally:
+            del self._calls.deadline
+
+    @property
+    def answer(self) -> Answer | None:
+        """What the server said last to this thread; None if the request got no answer."""
+        answer: Answer | None = getattr(self._calls, "answer", None)
+        return answer
+
+    def check_deadline(self) -> float:
+        """Seconds left for this thread's call; `TimeoutError` when none are."""
+        left: float = self._calls.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the deadline passed during the transfer")
+        return left
+
+    # The library's own signature ends in **kw as well.
+    def urlopen(  # type: ignore[override]
+        self, method: str, url: str, redirect: bool = True, *, preload_content: bool = True, **kw: Any
+    ) -> BaseHTTPResponse:
+        """Send one request, follow nothing, repeat nothing; answers that are read here are bounded."""
+        left = self.check_deadline()
+        self._calls.answer = None
+        if kw.get("body"):
+            kw["body"] = _Body(kw["body"], self)
+        kw["timeout"] = Timeout(connect=min(self._connect_s, left), read=min(SILENCE_S, left))
+        response = super().urlopen(method, url, redirect=False, preload_content=False, **kw)
+        if response.status == 200 and not preload_content:
+            self._calls.answer = Answer(response.status)
+            return response
+        data = b"" if method == "HEAD" else self.read(response, _MAX_ANSWER)
+        response.release_conn()
+        if len(data) > _MAX_ANSWER:
+            response.close()
+            raise ProtocolError(f"the answer is longer than {_MAX_ANSWER} bytes")
+        code = _CODE.search(data) if response.status >= 300 else None
+        self._calls.answer = Answer(response.status, code[1].decode() if code else "")
+        return HTTPResponse(
+            io.BytesIO(data),
+            headers=response.headers,
+            status=response.status,
+            request_method=method,
+            decode_content=False,
+            enforce_content_length=False,
+        )
+
+    def read(self, response: BaseHTTPResponse, limit: int) -> bytes:
+        """The body, or its first `limit` + 1 bytes or a little more if it is longer; never decompressed."""
+        body = bytearray()  # one block, where pieces kept until the end would leave the heap full of holes
+        while len(body) <= limit:
+            self.check_deadline()
+            piece = response.read(min(_PIECE, limit + 1 - len(body)), decode_content=False)
+            if not piece:
+                break
+            body += piece
+        return bytes(body)
+
+    def collect(self, response: BaseHTTPResponse, what: str, limit: int) -> bytes:
+        """The whole body of a streamed answer, whose connection is given back or, after any error, closed.
+
+        Raises:
+            TooLarge: it has more than `limit` bytes; checked before they are read if the server declares its size.
+        """
+        try:
+            declared = response.headers.get("Content-Length", "")
+            if declared.isdecimal() and int(declared) > limit:
+                raise TooLarge(f"{what}: {declared} bytes, at most {limit} expected; refused unread")
+            data = self.read(response, limit)
+            if len(data) > limit:
+                raise TooLarge(f"{what}: more than the expected {limit} bytes; reading was stopped")
+        except BaseException:
+            response.close()
+            raise
+        response.release_conn()
+        return data
+
+
+# A server that refuses a large body answers and closes while it is still being sent. urllib3 then reads the answer
+# after a BrokenPipeError, but not after the two other errors by which the same thing shows itself.
+_HUNG_UP = (ConnectionResetError, ssl.SSLEOFError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How connections are made; it goes by way of the pools into each connection."""
+
+    tls: Tls
+    proxy: Proxy | None
+
+
+class _Connection(HTTPConnection):
+    def __init__(self, *args: Any, way: _Way, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._way = way
+
+    def _new_conn(self) -> socket.socket:
+        return _through(self, self._way.proxy) or super()._new_conn()
+
+    def send(self, data: Any) -> None:
+        try:
+            super().send(data)
+        except _HUNG_UP as error:
+            raise BrokenPipeError(str(error)) from error
+
+
+class _TlsConnection(HTTPSConnection):
+    def __init__(self, *args: Any, way: _Way, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._way = way
+
+    def connect(self) -> None:
+        try:
+            self.ssl_context = self._way.tls.context("this connection")
+        except ConfigError as error:  # files that are just being replaced fit again soon
+            raise NewConnectionError(self, str(error)) from error
+        super().connect()
+
+    def _new_conn(self) -> socket.socket:
+        return _through(self, self._way.proxy) or super()._new_conn()
+
+    def send(self, data: Any) -> None:
+        try:
+            super().send(data)
+        except _HUNG_UP as error:
+            raise BrokenPipeError(str(error)) from error
+
+
+def _through(connection: HTTPConnection, proxy: Proxy | None) -> socket.socket | None:
+    if proxy is None:
+        return None
+    try:
+        return connect_through(proxy, connection.host, connection.port, float(connection.timeout or CONNECT_S))
+    except HopError as error:
+        raise NewConnectionError(connection, str(error)) from error
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Body(io.BytesIO):
+    """Bytes on their way out; reading the next piece fails once the deadline has passed."""
+
+    def __init__(self, data: bytes, pool: BoundedPool) -> None:
+        super().__init__(data)
+        self._pool = pool
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._pool.check_deadline()
+        return super().read(size)

@@ -1,0 +1,233 @@
+"""The blob store on any S3 server, by minio-py; the only module that imports it.
+
+One object is one PUT. Nothing here relies on ETags, conditional requests, metadata or multipart uploads: servers
+differ in all of them, and some ignore them silently.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
+from xml.etree.ElementTree import ParseError
+
+from minio import Minio
+from minio.error import InvalidResponseError, S3Error, ServerError
+from urllib3.exceptions import HTTPError
+
+from broker.blobs.base import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
+from broker.blobs.s3.retry import open_http
+from broker.blobs.s3.url import S3Url, parse_s3_url
+from broker.net.tls import Tls
+from protocol.errors import ConfigError, Missing, StoreError
+from protocol.topology import head_key
+
+# minio-py lets urllib3's errors through, turns an answer that is not application/xml into InvalidResponseError
+# whatever its status, and trips over XML or text that does not decode.
+_FAULTS = (S3Error, InvalidResponseError, ServerError, HTTPError, OSError, ParseError, ValueError)
+_MIN_PART = 5 * 1024 * 1024
+_PAGE = 1000
+
+
+class S3Blobs:
+    """Keeps objects in one bucket; makes the bucket with the first put if it may.
+
+    A call is repeated with growing random pauses until it succeeds, the URL's deadline has passed or the server gives
+    an answer that repeating cannot change.
+    """
+
+    def __init__(
+        self,
+        url: S3Url,
+        *,
+        insecure: bool = False,
+        proxy: str | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Prepare; nothing is sent before the first call.
+
+        Raises:
+            ConfigError: the URL holds no credentials, plain text is not allowed there, or a certificate file or the
+                proxy's URL is wrong.
+        """
+        self._where = str(url)
+        self._bucket = url.bucket
+        if not url.access_key or not url.secret_key:
+            raise ConfigError(
+                f"store URL {self._where!r}: no credentials; write KEY:SECRET@ before the host or set"
+                " FLEDGE_S3_ACCESS_KEY and FLEDGE_S3_SECRET_KEY"
+            )
+        self._http, self._patience = open_http(url, insecure=insecure, proxy=proxy, environ=environ, faults=_FAULTS)
+        try:
+            # With a region given, minio-py asks the server nothing before the first request.
+            self._client = Minio(
+                url.endpoint,
+                url.access_key,
+                url.secret_key,
+                secure=url.encrypted,
+                region=url.region,
+                http_client=self._http,
+            )
+        except ValueError as error:
+            raise ConfigError(f"store {self._where}: {error}") from None
+
+    @classmethod
+    def from_url(cls, url: str, *, insecure: bool = False, tls: Tls | None = None, proxy: str | None = None) -> S3Blobs:
+        """Open `s3(s)://KEY:SECRET@host:port/bucket`; see `broker.blobs.open.open_blobs`."""
+        return cls(parse_s3_url(url, tls, environ=os.environ), insecure=insecure, proxy=proxy)
+
+    def __repr__(self) -> str:
+        return f"S3Blobs({self._where!r})"
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Store `data` under `key`; the server has answered 200 on return."""
+        check_key(key)
+        self._put(key, bytes(data))
+
+    def get(self, key: str, limit: int) -> bytes:
+        """The object's bytes, checked against its name."""
+        check_key(key)
+        return check_bytes(key, self._patience.call(f"get {key}", lambda: self._fetch(key, limit)))
+
+    def has(self, key: str) -> bool:
+        """Whether the object is there.
+
+        Raises:
+            Forbidden: this identity may not look; servers say so also of objects it has itself put.
+        """
+        check_key(key)
+        try:
+            self._patience.call(f"look for {key}", lambda: self._client.stat_object(self._bucket, key))
+        except Missing:
+            return False
+        return True
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects below `prefix`, sorted by key, asked for a page at a time; each page has a deadline of its own.
+
+        Folder by folder: servers that keep directories list `a/…` before `a-b/…`, which is not the order of keys.
+        """
+        folders: set[str] = set()
+        for entry in self._folder(check_prefix(prefix)):
+            if entry.key.endswith("/"):
+                folders.add(entry.key)
+            elif is_key(entry.key):
+                yield entry
+        for folder in sorted(folders):
+            yield from self.list(folder)
+
+    def delete(self, key: str) -> None:
+        """Remove the object if it is there."""
+        check_key(key)
+        try:
+            self._patience.call(f"delete {key}", lambda: self._client.remove_object(self._bucket, key))
+        except Missing:
+            return
+
+    def put_head(self, name: str, data: bytes) -> None:
+        """Overwrite the head of federation `name`.
+
+        A put that was given up may still reach the server later than a newer one: readers go by the sequence number
+        inside the head, and its owner puts it again now and then.
+        """
+        self._put(head_key(check_head(name)), data)
+
+    def get_head(self, name: str, limit: int) -> bytes | None:
+        """The current head, or None before the first."""
+        key = head_key(check_head(name))
+        try:
+            return self._patience.call(f"get {key}", lambda: self._fetch(key, limit))
+        except Missing:
+            return None
+
+    def presign_put(self, key: str, seconds: int, *, at: float | None = None) -> str:
+        """A URL with which anybody may put this one object, for `seconds` from `at` (by default from now).
+
+        Nothing is sent: a signature is computed, and it is worth what this identity may do. It neither bounds the size
+        nor, on servers that read `x-amz-copy-source` from requests that did not sign it, what is put: sign with an
+        identity that can only put.
+        """
+        return self._presign("PUT", key, seconds, at)
+
+    def presign_get(self, key: str, seconds: int, *, at: float | None = None) -> str:
+        """A URL with which anybody may get this one object, or a federation's head; see `presign_put`."""
+        return self._presign("GET", key, seconds, at)
+
+    def close(self) -> None:
+        """Release connections; calls that are waiting to try again give up."""
+        self._patience.close()
+
+    def _presign(self, method: str, key: str, seconds: int, at: float | None) -> str:
+        if not key.startswith(head_key("")):
+            check_key(key)
+        date = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
+        return self._client.get_presigned_url(
+            method, self._bucket, key, expires=timedelta(seconds=seconds), request_date=date
+        )
+
+    def _put(self, key: str, data: bytes) -> None:
+        def send() -> None:
+            # Above its part size minio-py would start a multipart upload.
+            part = max(len(data), _MIN_PART)
+            self._client.put_object(self._bucket, key, io.BytesIO(data), len(data), part_size=part)
+
+        def send_and_make_bucket() -> None:
+            try:
+                send()
+            except _FAULTS:
+                answer = self._http.answer
+                if answer is None or answer.code != "NoSuchBucket":
+                    raise
+                self._client.make_bucket(self._bucket)
+                send()
+
+        self._patience.call(f"put {key} ({len(data)} bytes)", send_and_make_bucket)
+
+    def _fetch(self, key: str, limit: int) -> bytes:
+        return self._http.collect(self._client.get_object(self._bucket, key), f"{key} in {self._where}", limit)
+
+    def _folder(self, prefix: str) -> Iterator[ObjectInfo]:
+        """What lies directly below a prefix: objects in order, and folders, which end in a slash, in no order."""
+        last, after, folders = "", "", set[str]()
+        while True:
+            try:
+                page = self._patience.call(f"list {prefix or 'everything'}", partial(self._page, prefix, after))
+            except Missing:  # no bucket yet
+                return
+            before = last, len(folders)
+            for position, entry in enumerate(page):
+                if entry.key.endswith("/"):
+                    if entry.key not in folders and _holds_keys(entry.key, prefix):
+                        folders.add(entry.key)
+                        yield entry
+                elif position and entry.key == last:
+                    continue  # rclone lists an object twice while it is being put again
+                elif entry.key <= last:
+                    raise StoreError(
+                        f"list {prefix}: {self._where} does not list in key order ({entry.key} after {last})"
+                    )
+                else:
+                    last = entry.key
+                    yield entry
+            if len(page) < _PAGE:
+                return
+            after = max(entry.key for entry in page)
+            if before == (last, len(folders)):
+                raise StoreError(f"list {prefix}: {self._where} does not go on after {after}")
+
+    def _page(self, prefix: str, after: str) -> Sequence[ObjectInfo]:
+        found = self._client.list_objects(self._bucket, prefix or None, start_after=after or None)
+        return [
+            ObjectInfo(
+                item.object_name or "", item.size or 0, item.last_modified.timestamp() if item.last_modified else 0.0
+            )
+            for item in islice(found, _PAGE)
+        ]
+
+
+def _holds_keys(folder: str, prefix: str) -> bool:
+    """Whether our objects may lie in it; what else is in the bucket is not looked at."""
+    return folder.startswith(prefix) and folder != prefix and is_key(folder + "0" * 64)

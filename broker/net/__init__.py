@@ -1,0 +1,1 @@
+"""Network beneath transports and stores: TLS, proxies, waits between attempts."""

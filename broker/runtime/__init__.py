@@ -1,0 +1,1 @@
+"""Foundations of both programs that move no bytes: event loop, threads, SQLite, TOML settings, health files."""

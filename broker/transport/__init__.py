@@ -1,0 +1,1 @@
+"""Message transports: in memory and RabbitMQ, with the outbox relay above them."""

@@ -1,0 +1,1 @@
+"""Provisioning: from a project file to startup kits, and enrolment of members who join later."""

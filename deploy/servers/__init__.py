@@ -1,0 +1,1 @@
+"""What broker and store have to be told: topology, permissions, policies, and how they are brought there."""
