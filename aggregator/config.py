@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from aggregator.stopping import Stopping
+from aggregator.strategy.stopping import Stopping
 from broker.runtime.settings import TlsConfig, parse_toml
 from protocol import limits
 from protocol.codec import Parameters, Word

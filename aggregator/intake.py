@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from aggregator import events, order_events
-from aggregator.opened import OpenBlob, OpenBlobs
-from aggregator.signs import Sign
+from aggregator.domain import events
+from aggregator.domain.state import Sign, UpdateNotice
+from aggregator.pipeline.envelope_cache import OpenBlob, OpenBlobs
 from protocol import topology
 from protocol.commands import COUNTER_AHEAD, LONGEST_ORDER, ORDERS, TOLERANCE
 from protocol.envelope import ContentKey, Verified, typed_body, unlock, verify
@@ -57,7 +57,7 @@ class Intake:
             return events.Refused(delivery=delivery, site="", queue=queue, reason=error.reason, raw=raw)
         operator = verified.sender.name
         objection, text = self._objection(operator, order, now)
-        return order_events.CommandArrived(
+        return events.CommandArrived(
             delivery=delivery,
             operator=operator,
             counter=order.counter,
@@ -97,7 +97,7 @@ class Intake:
         if verified.kind == Kind.REPLY:
             return self._reply(site, delivery, verified, body)
         if verified.kind == Kind.REQUEST:
-            return order_events.RequestArrived(delivery=delivery, site=site, id=verified.core.id, request=body)
+            return events.RequestArrived(delivery=delivery, site=site, id=verified.core.id, request=body)
         if verified.kind == Kind.EVALUATION:
             return events.EvaluationArrived(
                 delivery=delivery,
@@ -108,9 +108,9 @@ class Intake:
             )
         return events.UpdateArrived(delivery=delivery, notice=_notice(site, verified, body))
 
-    def _reply(self, site: str, delivery: Any, verified: Verified, body: Reply) -> order_events.ReplyArrived:
+    def _reply(self, site: str, delivery: Any, verified: Verified, body: Reply) -> events.ReplyArrived:
         operators = self.registry.members(Role.OPERATOR)
-        return order_events.ReplyArrived(
+        return events.ReplyArrived(
             delivery=delivery,
             site=site,
             command=body.message,
@@ -130,9 +130,9 @@ class Intake:
         return verified, key
 
 
-def _notice(site: str, verified: Verified, body: Any) -> events.UpdateNotice:
+def _notice(site: str, verified: Verified, body: Any) -> UpdateNotice:
     core = verified.core
-    return events.UpdateNotice(
+    return UpdateNotice(
         id=core.id,
         site=site,
         run=core.run,

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from aggregator.strategies import strategy
+from aggregator.strategy.strategies import strategy
 from benchmarks.convergence_sim import Federation, History, Silence
 from benchmarks.convergence_tasks import Digits, Heart
 

@@ -15,10 +15,10 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
-from aggregator import planning
-from aggregator.buffer import Choice, Waiting, choose, next_deadline, outdated
-from aggregator.events import UpdateRow, UpdateState
-from aggregator.strategies import Scratch, Span, Step, Strategy, ema_decay, ema_release
+from aggregator.domain.state import UpdateRow, UpdateState
+from aggregator.rules import planning
+from aggregator.strategy.buffer import Choice, Waiting, choose, next_deadline, outdated
+from aggregator.strategy.strategies import Scratch, Span, Step, Strategy, ema_decay, ema_release
 
 
 class Task(Protocol):

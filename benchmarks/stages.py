@@ -30,12 +30,12 @@ from pathlib import Path
 import nacl.utils
 import numpy as np
 
-from aggregator.admission import inspect
-from aggregator.merge import RELEASED
-from aggregator.plan import Member, MergePlan
-from aggregator.production import Inputs, Production
-from aggregator.records import Records, state_body, version_body
-from aggregator.strategies import strategy
+from aggregator.pipeline.admission import inspect
+from aggregator.pipeline.merge import RELEASED
+from aggregator.pipeline.production import Inputs, Production
+from aggregator.pipeline.records import Records, state_body, version_body
+from aggregator.strategy.plan import Member, MergePlan
+from aggregator.strategy.strategies import strategy
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.open import open_blobs

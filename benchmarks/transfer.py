@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator.strategies import Span, strategy
+from aggregator.strategy.strategies import Span, strategy
 from benchmarks.convergence_sim import Federation
 from benchmarks.hippocampus_bundle import Volume, split, write_bundle, write_list
 from fledge.init_run import load_genesis

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aggregator.service import AggregatorService
+    from aggregator.service.service import AggregatorService
     from fledge.bootstrap import open_aggregator, open_worker
     from fledge.federation import new_federation
     from protocol.errors import Aborted, ConfigError, FledgeError, TrainingError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Aborted": "protocol.errors",
-    "AggregatorService": "aggregator.service",
+    "AggregatorService": "aggregator.service.service",
     "ConfigError": "protocol.errors",
     "Control": "worker.trainer",
     "EstimatorTrainer": "worker.trainers.numpy",

@@ -13,11 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aggregator.config import AggregatorConfig
-from aggregator.history import History
-from aggregator.records import Records
-from aggregator.run_history import RunHistory
-from aggregator.service import DATABASE, AggregatorService
-from aggregator.telling import Observer
+from aggregator.journal.history import History
+from aggregator.journal.run_history import RunHistory
+from aggregator.pipeline.records import Records
+from aggregator.service.event_log import Observer
+from aggregator.service.service import DATABASE, AggregatorService
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.monitored import WatchedBlobs

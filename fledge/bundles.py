@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nacl.utils
 
-from aggregator.opening import Genesis
+from aggregator.pipeline.genesis import Genesis
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import ChunkUploads
 from fledge.init_run import RUN_TOML, load_genesis, load_run

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
-from aggregator.doors import Doors
+from aggregator.operators.admin_access import Doors
 from broker.blobs.base import BlobStore
 from broker.blobs.open import open_blobs
 from broker.blobs.s3.grants import Granter

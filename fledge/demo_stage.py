@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from aggregator.config import RunConfig
-from aggregator.service import AggregatorService
+from aggregator.service.service import AggregatorService
 from fledge import demo_task
 from fledge.bootstrap import Kept, open_aggregator, open_kept, open_worker, read_centre
 from fledge.demo_processes import WorkerProcesses

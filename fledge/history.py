@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator.export import write_file
-from aggregator.replay import Replay, WhatIf, audit, read_version
-from aggregator.retention import References, collect_garbage
-from aggregator.service import DATABASE
-from aggregator.strategies import strategy as strategy_named
+from aggregator.audit.export import write_file
+from aggregator.audit.replay import Replay, WhatIf, audit, read_version
+from aggregator.audit.retention import References, collect_garbage
+from aggregator.service.service import DATABASE
+from aggregator.strategy.strategies import strategy as strategy_named
 from broker.blobs.garbage import Collected
 from fledge.bootstrap import Kept, open_kept, read_centre
 from fledge.init_run import RUN_TOML, load_run

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.config import RunConfig
-from aggregator.opening import Genesis
-from aggregator.strategies import Strategy, strategy
+from aggregator.pipeline.genesis import Genesis
+from aggregator.strategy.strategies import Strategy, strategy
 from broker.runtime.settings import read_toml
 from fledge.packing import CODE, read_code
 from protocol import limits

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aggregator.export import write_file
+from aggregator.audit.export import write_file
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import read_blob
 from protocol import limits

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
-from aggregator.opening import Genesis
-from aggregator.service import AggregatorService
+from aggregator.pipeline.genesis import Genesis
+from aggregator.service.service import AggregatorService
 from broker.blobs.base import BlobStore
 from broker.transport.base import Transport
 from protocol import limits, topology

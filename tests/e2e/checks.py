@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from aggregator.replay import Replay, audit, read_version
+from aggregator.audit.replay import Replay, audit, read_version
 from fledge.bootstrap import open_kept
 from protocol import topology
 from protocol.messages import Kind

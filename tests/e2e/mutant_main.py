@@ -16,10 +16,9 @@ from typing import Any
 
 from sqlalchemy import UniqueConstraint
 
-import aggregator.journal as journal
-import aggregator.tables as tables
-from aggregator import events
-from aggregator.service import AggregatorService
+import aggregator.journal.journal as journal
+import aggregator.journal.tables as tables
+from aggregator.service.service import AggregatorService
 from broker.transport.base import Delivery, Verb
 from fledge.cli import main
 
@@ -54,7 +53,7 @@ def announce_before_commit() -> None:
     commit = AggregatorService._commit
 
     def early(self: AggregatorService, writes: Any) -> list[Any]:
-        told = [w for w in writes if isinstance(w, events.SendRaw)]
+        told = [w for w in writes if isinstance(w, writes.SendRaw)]
         for write in told:
             self._transport.publish(write.exchange, write.key, write.body)
         if told:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
-from aggregator.history import History
+from aggregator.journal.history import History
 from fledge.bootstrap import Centre, read_centre
 from fledge.federation import AGGREGATOR_TOML, new_federation
 from fledge.init_run import RUN_TOML, init_run, render

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, func, select
 
-from aggregator.replay import audit
-from aggregator.tables import ledger, members, updates
+from aggregator.audit.replay import audit
+from aggregator.journal.tables import ledger, members, updates
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.open import open_blobs
 from broker.transport.memory import MemoryTransport

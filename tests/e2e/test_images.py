@@ -336,7 +336,11 @@ def _await(federation: Federation, service: str, *, healthy: bool, timeout: floa
 @pytest.mark.long
 def test_an_image_holds_everything_that_a_hub_needs(somebody: Somebody, source: Path) -> None:
     install(somebody, source, somebody.home / "whole")
-    tried = "import aggregator.service, broker.transport.rabbitmq.transport, broker.blobs.s3.store, deploy.provision.provisioning, fledge.bootstrap, fledge.cli"
+    needed = (
+        *("aggregator.service.service", "broker.transport.rabbitmq.transport", "broker.blobs.s3.store"),
+        *("deploy.provision.provisioning", "fledge.bootstrap", "fledge.cli"),
+    )
+    tried = f"import {', '.join(needed)}"
     python = str(somebody.home / "whole/bin/python")
     done = somebody.run(python, "-c", tried, within=somebody.home)
     assert done.returncode == 0, done.stderr

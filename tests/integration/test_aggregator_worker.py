@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from aggregator.audit.replay import audit
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
-from aggregator.opening import Genesis
-from aggregator.replay import audit
-from aggregator.service import AggregatorService
+from aggregator.pipeline.genesis import Genesis
+from aggregator.service.service import AggregatorService
 from broker.blobs.memory import MemoryBlobs
 from broker.transport.memory import MemoryTransport
 from protocol.errors import TrainingError

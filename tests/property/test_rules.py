@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from aggregator.buffer import Waiting, choose, next_deadline, outdated
-from aggregator.staleness import Constant, Polynomial
-from aggregator.strategies import STRATEGIES, Scratch, Span, Step, ema_release, merge_buffers, strategy
-from aggregator.weighting import MAX_SHARE, SiteStats, clip_factor, example_weights
+from aggregator.strategy.buffer import Waiting, choose, next_deadline, outdated
+from aggregator.strategy.staleness import Constant, Polynomial
+from aggregator.strategy.strategies import STRATEGIES, Scratch, Span, Step, ema_release, merge_buffers, strategy
+from aggregator.strategy.weighting import MAX_SHARE, SiteStats, clip_factor, example_weights
 
 VALUES = st.floats(-1e6, 1e6, width=32)
 WEIGHTS = st.just(0.0) | st.floats(1e-9, 10)

@@ -20,15 +20,15 @@ from typing import Any
 
 from sqlalchemy import select
 
-from aggregator import events
-from aggregator.history import History
-from aggregator.journal import Journal
-from aggregator.plan import MergePlan, Product
-from aggregator.rules import AggregatorRules
-from aggregator.snapshot import RunRules
-from aggregator.stopping import Stopping
-from aggregator.strategies import strategy
-from aggregator.tables import SCHEMA, metadata, updates
+from aggregator.domain import effects, events
+from aggregator.domain.state import RunRules
+from aggregator.journal.history import History
+from aggregator.journal.journal import Journal
+from aggregator.journal.tables import SCHEMA, metadata, updates
+from aggregator.rules.federation import AggregatorRules
+from aggregator.strategy.plan import MergePlan, Product
+from aggregator.strategy.stopping import Stopping
+from aggregator.strategy.strategies import strategy
 from broker.runtime.actor import Actor
 from protocol import topology
 from protocol.registry import Registry
@@ -136,7 +136,7 @@ def serial(world: World, history: History) -> list[bytes]:
     asked: list[MergePlan] = []
 
     def perform(effect: Any) -> None:
-        if isinstance(effect, events.Merge):
+        if isinstance(effect, effects.Merge):
             asked.append(effect.plan)
 
     journal = Journal(None, lambda write: b"receipt", engine=database.engine)

@@ -6,11 +6,10 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aggregator import events, order_events
-from aggregator.letters import addressee
-from aggregator.plan import MergePlan, Product
-from aggregator.service import may_wait
-from aggregator.snapshot import RunRules
+from aggregator.domain import effects, events, writes
+from aggregator.domain.state import NewRun, RunRules, UpdateNotice
+from aggregator.service.service import addressee, may_wait
+from aggregator.strategy.plan import MergePlan, Product
 from protocol import topology
 from protocol.keys import Role
 from protocol.messages import Evaluation, RunState
@@ -110,7 +109,7 @@ class Centre(Process):
             + [queue(site) for site in self.sites() for queue in (topology.in_queue, topology.event_queue)]
         )
 
-    def seal(self, write: events.Send) -> bytes:
+    def seal(self, write: writes.Send) -> bytes:
         """The bytes of a receipt: made anew for every transaction, like a signature with a fresh key."""
         body = write.body
         self.seals += 1
@@ -147,7 +146,7 @@ class Centre(Process):
         message, queue = read_back(delivery.body), delivery.queue
         site = queue.partition(".")[2]
         if queue == topology.inbox_queue(topology.AGGREGATOR):
-            event: Any = order_events.CommandArrived(
+            event: Any = events.CommandArrived(
                 delivery=delivery, operator=OPERATOR, counter=message["counter"], command=message["command"]
             )
         elif message["kind"] == "noise" or site not in self.sites():
@@ -171,9 +170,9 @@ class Centre(Process):
         self.point("before the commit")
         answers = self.journal.commit(writes)
         for write in writes:
-            if isinstance(write, events.CommitVersion):
+            if isinstance(write, writes.CommitVersion):
                 self.record = write.product.record
-            elif isinstance(write, events.ReplaceRecord):
+            elif isinstance(write, writes.ReplaceRecord):
                 self.record, self.spec_record = write.record, write.spec_record
         self.world.witness.committed(self, writes, answers)
         self.point("after the commit")
@@ -185,36 +184,36 @@ class Centre(Process):
         """What the service does about each effect."""
         world = self.world
         match effect:
-            case events.Settle(delivery=delivery):
+            case effects.Settle(delivery=delivery):
                 delivery.ack()
-            case events.Publish(row=row):
+            case effects.Publish(row=row):
                 if row in self.journal.fresh:
                     self.hand_over(row)
-            case events.Admit(id=id):
+            case effects.Admit(id=id):
                 self.answer(f"admit {id.hex()[:4]}", partial(self.admit, id, read_back(self.journal.envelope(id))))
-            case events.Merge(plan=plan):
+            case effects.Merge(plan=plan):
                 envelopes = [read_back(self.journal.envelope(member.id)) for member in plan.members]
                 require(read_back(self.record)["digest"] == plan.parent, "a merge starts from the current version")
                 inputs = (plan, envelopes, self.rules.registry, self.spec_record)
                 self.answer(f"merge {plan.version}", partial(self.merge, *inputs))
-            case events.PutHead():
+            case effects.PutHead():
                 self.newest_head = self.head(effect)
                 world.witness.head_signed(self.newest_head)
                 self.head_to_put = True
                 self.begin_head()
-            case events.AnnounceHead():
+            case effects.AnnounceHead():
                 self.head_to_announce = True
                 self.begin_head()
-            case order_events.UseRegistry(registry=registry):
+            case effects.UseRegistry(registry=registry):
                 self.follow(registry)
-            case order_events.Tell() | order_events.LookUp():
+            case effects.Tell() | effects.LookUp():
                 pass  # an answer that is lost is asked for again
-            case events.Reissue(registry=registry, version=version):
+            case effects.Reissue(registry=registry, version=version):
                 self.answer(
                     f"reissue {version} for registry {registry.version}",
                     partial(self.reissue, version, registry, self.record, self.spec_record),
                 )
-            case events.Ended():
+            case effects.Ended():
                 pass
             case _:
                 raise TypeError(f"the simulated aggregator does not know {effect}")
@@ -248,7 +247,7 @@ class Centre(Process):
         states = {name: write_down({"kind": "state", "stream": name, "nonce": self.world.new_id()}) for name in names}
         return events.Merged(plan=plan, product=Product(digest=digest, record=record, states=states))
 
-    def head(self, effect: events.PutHead) -> bytes:
+    def head(self, effect: effects.PutHead) -> bytes:
         """A signed head."""
         [place] = effect.runs
         return write_down(
@@ -309,9 +308,9 @@ class Centre(Process):
         )
 
 
-def new_run(rules: RunRules, record: bytes, spec_record: bytes, registry: int) -> order_events.NewRun:
+def new_run(rules: RunRules, record: bytes, spec_record: bytes, registry: int) -> NewRun:
     """A run with its version 0, as it is taken over."""
-    return order_events.NewRun(
+    return NewRun(
         rules=rules,
         config="",
         digest=sha256(b"version 0"),
@@ -324,9 +323,9 @@ def new_run(rules: RunRules, record: bytes, spec_record: bytes, registry: int) -
     )
 
 
-def notice(message: dict[str, Any], raw: bytes) -> events.UpdateNotice:
+def notice(message: dict[str, Any], raw: bytes) -> UpdateNotice:
     """What intake reads from an update."""
-    return events.UpdateNotice(
+    return UpdateNotice(
         id=message["id"],
         site=message["site"],
         run=message["run"],

@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from aggregator import events
-from aggregator.events import UpdateState
-from aggregator.history import History
-from aggregator.lifecycle import OUTCOME
-from aggregator.replay import audit
-from aggregator.tables import evaluations, ledger, members, outbox, states, updates, versions
+from aggregator.audit.replay import audit
+from aggregator.domain import events, writes
+from aggregator.domain.state import OUTCOME, UpdateState
+from aggregator.journal.history import History
+from aggregator.journal.tables import evaluations, ledger, members, outbox, states, updates, versions
 from protocol import topology
 from protocol.codec import unpack
 from protocol.keys import Role
@@ -111,28 +110,28 @@ class Witness:
         receipts: dict[bytes, set[str]] = {}
         for write in writes:
             match write:
-                case events.SetState(id=id, state=state, version=version):
+                case writes.SetState(id=id, state=state, version=version):
                     self._moved(id, state, version)
                     if state.final:
                         final[id] = state
-                case events.CommitVersion():
+                case writes.CommitVersion():
                     self._advanced(write)
-                case events.ReplaceRecord(record=record, registry=number):
+                case writes.ReplaceRecord(record=record, registry=number):
                     self._readable(record, number)
                     self.records.add(record)
-                case events.Send(kind=Kind.RECEIPT, body=body, recipient=site):
+                case writes.Send(kind=Kind.RECEIPT, body=body, recipient=site):
                     receipts.setdefault(body.message, set()).add(body.outcome.value)
                     self._world.saw(f"receipt: {body.outcome.value} {body.reason}")
                     self.answered.add((site, body.message))
                     if body.reason == "sequence_reused":
                         self.reused.add((site, body.message))
-                case events.SetRun(state=state):
+                case writes.SetRun(state=state):
                     self.state = state
                     self._world.saw(f"run: {state.value}")
-                case events.SetHead(number=number):
+                case writes.SetHead(number=number):
                     require(number > self.head, "the head's number rises")
                     self.head = number
-                case events.RemoveSent(row=row):
+                case writes.RemoveSent(row=row):
                     require(row in self.rows, "outbox row", row, "is removed only after the broker had it")
         for id, state in final.items():
             require(OUTCOME[state].value in receipts.get(id, ()), "a final state is committed with its receipt")
@@ -166,7 +165,7 @@ class Witness:
         known.state, known.version = state, version
         self._world.saw(f"update: {state.value}")
 
-    def _advanced(self, write: events.CommitVersion) -> None:
+    def _advanced(self, write: writes.CommitVersion) -> None:
         plan = write.plan
         require(plan.version == self.version + 1, "versions are contiguous:", self.version, "->", plan.version)
         require(plan.parent == self.digest, "a version builds on the one before")

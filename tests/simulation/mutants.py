@@ -12,11 +12,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from aggregator import events, plan, planning
-from aggregator.events import UpdateState
-from aggregator.journal import Journal
-from aggregator.rules import AggregatorRules
-from aggregator.run import Run
+from aggregator.domain import effects, events
+from aggregator.domain.state import UpdateRow, UpdateState
+from aggregator.journal.journal import Journal
+from aggregator.rules import planning
+from aggregator.rules.federation import AggregatorRules
+from aggregator.rules.run import Run
+from aggregator.strategy import plan
 from broker.runtime.actor import Actor, Step, Tick
 from protocol.messages import Outcome
 from tests.simulation.centre import Centre
@@ -58,14 +60,14 @@ class AckOnArrival(AggregatorRules):
         """The ack is asked for with the arrival."""
         step = super().step(event, now)
         if isinstance(event, events.UpdateArrived):
-            return Step(step.writes, (events.Settle(delivery=event.delivery), *step.effects))
+            return Step(step.writes, (effects.Settle(delivery=event.delivery), *step.effects))
         return step
 
 
 class AckFirst(EffectsFirst):
     """Acks before the commit."""
 
-    early = (events.Settle,)
+    early = (effects.Settle,)
 
 
 class AckReceiptFirst(EffectsFirst):
@@ -90,8 +92,8 @@ class AnnounceFirst(Journal):
     def commit(self, writes: Sequence[Any]) -> list[Any]:
         """Receipts and announcements leave, then the database is written."""
         for write in writes:
-            if isinstance(write, events.Send | events.SendRaw):
-                body = write.body if isinstance(write, events.SendRaw) else self._seal(write)
+            if isinstance(write, writes.Send | writes.SendRaw):
+                body = write.body if isinstance(write, writes.SendRaw) else self._seal(write)
                 self.process.world.broker.publish(write.exchange, write.key, body)
                 self.process.world.witness.published(self.process, write.row, write.exchange, write.key, body)
                 self.process.point("between announcement and commit")
@@ -141,7 +143,7 @@ class Unchecked(Run):
         """Whatever became of the members and the run meanwhile."""
         for member in made.members:
             known = self._rows.get(member.id)
-            row = known or events.UpdateRow(
+            row = known or UpdateRow(
                 order=member.order,
                 id=member.id,
                 run=made.run,

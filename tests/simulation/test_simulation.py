@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator import events
+from aggregator.domain import effects
 from tests.simulation.arrivals import play
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.surroundings import Violation
@@ -27,7 +27,7 @@ MUTANT_SEEDS = 200
 LONG_SEEDS = 10_000
 
 SIGHTS = (
-    *(f"killed before {kind.__name__}" for kind in (events.Settle, events.Admit, events.Publish, events.PutHead)),
+    *(f"killed before {kind.__name__}" for kind in (effects.Settle, effects.Admit, effects.Publish, effects.PutHead)),
     *("killed before the commit", "killed after the commit", "killed in the transaction, at JournalUpdate"),
     *("killed before Upload", "killed before Train", "killed before Report", "killed before the journal is loaded"),
     *("fenced", "published again", "journal: Duplicate", "journal: Reused"),

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import aggregator.tables
+import aggregator.journal.tables
 import worker.journal
-from aggregator.heading import HEAD_EVERY
-from aggregator.journal import Journal
-from aggregator.rules import AggregatorRules
-from aggregator.snapshot import RunRules
-from aggregator.stopping import Stopping
-from aggregator.strategies import strategy
+from aggregator.domain.state import RunRules
+from aggregator.journal.journal import Journal
+from aggregator.rules.federation import AggregatorRules
+from aggregator.rules.head import HEAD_EVERY
+from aggregator.strategy.stopping import Stopping
+from aggregator.strategy.strategies import strategy
 from broker.runtime.actor import Actor
 from protocol import topology
 from protocol.codec import encode
@@ -491,7 +491,7 @@ class World:
 def _database(name: str, change: Callable[[str], str] | None) -> Database:
     """One engine per role, emptied and used again by every seed; making one takes as long as half a seed."""
     if name == "aggregator":
-        return Database(aggregator.tables.metadata, aggregator.tables.SCHEMA, change=change)
+        return Database(aggregator.journal.tables.metadata, aggregator.journal.tables.SCHEMA, change=change)
     return Database(worker.journal._metadata, worker.journal.SCHEMA)
 
 

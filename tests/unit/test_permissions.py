@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from aggregator.domain.events import CommandArrived
 from aggregator.intake import Intake
-from aggregator.order_events import CommandArrived
 from broker.blobs.memory import MemoryBlobs
 from protocol.commands import ORDERS
 from protocol.envelope import seal

@@ -9,16 +9,15 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 
-from aggregator import events, order_events
-from aggregator.events import UpdateState
-from aggregator.journal import Journal
-from aggregator.plan import MergePlan, Product
-from aggregator.rules import AggregatorRules
-from aggregator.run import Run
-from aggregator.snapshot import RunRules
-from aggregator.stopping import Stopping
-from aggregator.strategies import Strategy, strategy
-from aggregator.tables import SCHEMA, metadata, updates
+from aggregator.domain import effects, events, writes
+from aggregator.domain.state import NewRun, RunRules, UpdateNotice, UpdateState
+from aggregator.journal.journal import Journal
+from aggregator.journal.tables import SCHEMA, metadata, updates
+from aggregator.rules.federation import AggregatorRules
+from aggregator.rules.run import Run
+from aggregator.strategy.plan import MergePlan, Product
+from aggregator.strategy.stopping import Stopping
+from aggregator.strategy.strategies import Strategy, strategy
 from broker.runtime.actor import Actor
 from broker.runtime.database import open_database
 from protocol.codec import encode
@@ -55,9 +54,9 @@ def registry(*sites: str) -> Registry:
     return made
 
 
-def new_run(rules: RunRules, registry: int, state: RunState = RunState.RUNNING) -> order_events.NewRun:
+def new_run(rules: RunRules, registry: int, state: RunState = RunState.RUNNING) -> NewRun:
     """A run with its version 0, as it is taken over."""
-    return order_events.NewRun(
+    return NewRun(
         rules=rules,
         config="",
         digest=GENESIS,
@@ -88,7 +87,7 @@ class Desk:
         self.journal.begin(new_run(self.run, self.registry.version))
         self.start()
 
-    def _seal(self, write: events.Send) -> bytes:
+    def _seal(self, write: writes.Send) -> bytes:
         self.receipts.append(write.body)
         return encode(write.body)
 
@@ -122,7 +121,7 @@ class Desk:
         self.actor.turn(list(batch))
         return list(self.effects)
 
-    def notice(self, site: str = "alpha", **changes: Any) -> events.UpdateNotice:
+    def notice(self, site: str = "alpha", **changes: Any) -> UpdateNotice:
         """A sound update with the site's next sequence number."""
         epoch = changes.get("epoch", 0)
         counter = self._sequences.setdefault((site, epoch), itertools.count(1))
@@ -142,13 +141,13 @@ class Desk:
             **changes,
         }
         values.setdefault("envelope", repr(sorted(values.items())).encode())
-        return events.UpdateNotice(**values)
+        return UpdateNotice(**values)
 
-    def arrive(self, notice: events.UpdateNotice) -> list[Any]:
+    def arrive(self, notice: UpdateNotice) -> list[Any]:
         """The update comes, on a delivery called by its id."""
         return self.turn(events.UpdateArrived(delivery=notice.id, notice=notice))
 
-    def validate(self, site: str = "alpha", *, norm: float = 1.0, **changes: Any) -> events.UpdateNotice:
+    def validate(self, site: str = "alpha", *, norm: float = 1.0, **changes: Any) -> UpdateNotice:
         """An update that comes and is admitted."""
         notice = self.notice(site, **changes)
         self.arrive(notice)
@@ -162,7 +161,7 @@ class Desk:
 
     def merge(self) -> MergePlan:
         """Carry out the merge that the last turn asked for."""
-        plan = self.only(events.Merge).plan
+        plan = self.only(effects.Merge).plan
         self.turn(events.Merged(plan=plan, product=self.product(plan)))
         return plan
 
@@ -184,11 +183,9 @@ class Desk:
 
     def command(self, command: str, counter: int, operator: str = "olga") -> list[Any]:
         """An operator's order."""
-        return self.turn(
-            order_events.CommandArrived(delivery="command", operator=operator, counter=counter, command=command)
-        )
+        return self.turn(events.CommandArrived(delivery="command", operator=operator, counter=counter, command=command))
 
-    def state(self, notice: events.UpdateNotice) -> tuple[UpdateState, str]:
+    def state(self, notice: UpdateNotice) -> tuple[UpdateState, str]:
         """What the journal says of an update."""
         with self.engine.connect() as db:
             row = db.execute(select(updates).where(updates.c.id == notice.id)).one()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aggregator.buffer import Choice, Waiting, choose, next_deadline, outdated
+from aggregator.strategy.buffer import Choice, Waiting, choose, next_deadline, outdated
 
 
 def update(order: int, site: str, base: int = 5, since: float | None = None) -> Waiting:

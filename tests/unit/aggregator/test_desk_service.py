@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aggregator.doors import Doors
+from aggregator.operators.admin_access import Doors
 from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
 from fledge.operator import Console, Said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 
-from aggregator.heads import HeadWriter
+from aggregator.service.head_writer import HeadWriter
 from broker.blobs.memory import MemoryBlobs
 from protocol.errors import StoreError
 from protocol.topology import record_key

@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from aggregator import events, order_events
-from aggregator.events import UpdateState
-from aggregator.history import History
-from aggregator.journal import Journal
-from aggregator.plan import Member, MergePlan, Product
-from aggregator.tables import ledger, members, outbox, updates, versions
+from aggregator.domain import events, writes
+from aggregator.domain.state import UpdateNotice, UpdateState
+from aggregator.journal.history import History
+from aggregator.journal.journal import Journal
+from aggregator.journal.tables import ledger, members, outbox, updates, versions
+from aggregator.strategy.plan import Member, MergePlan, Product
 from protocol.codec import encode
 from protocol.errors import Fenced, StateError
 from protocol.messages import Evaluation, Kind, Outcome, Receipt, RunState
@@ -40,7 +40,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     journal.close()
 
 
-def notice(number: int, site: str = "alpha", **changes: Any) -> events.UpdateNotice:
+def notice(number: int, site: str = "alpha", **changes: Any) -> UpdateNotice:
     values = {
         "id": bytes([number]) * 16,
         "site": site,
@@ -57,16 +57,14 @@ def notice(number: int, site: str = "alpha", **changes: Any) -> events.UpdateNot
         "envelope": b"envelope %d of %s" % (number, site.encode()),
         **changes,
     }
-    return events.UpdateNotice(**values)
+    return UpdateNotice(**values)
 
 
-def journalled(
-    journal: Journal, *notices: events.UpdateNotice, objection: str = "ok", delivery: Any = None
-) -> list[Any]:
-    return journal.commit([events.JournalUpdate(delivery=delivery, notice=n, objection=objection) for n in notices])
+def journalled(journal: Journal, *notices: UpdateNotice, objection: str = "ok", delivery: Any = None) -> list[Any]:
+    return journal.commit([writes.JournalUpdate(delivery=delivery, notice=n, objection=objection) for n in notices])
 
 
-def receipt(row: int, number: int = 1) -> events.Send:
+def receipt(row: int, number: int = 1) -> writes.Send:
     body = Receipt(
         message=bytes([number]) * 16,
         epoch=0,
@@ -75,7 +73,7 @@ def receipt(row: int, number: int = 1) -> events.Send:
         reason="ok",
         highest_epoch=0,
     )
-    return events.Send(
+    return writes.Send(
         row=row,
         id=bytes(16),
         exchange="direct",
@@ -87,7 +85,7 @@ def receipt(row: int, number: int = 1) -> events.Send:
     )
 
 
-def version(number: int, *notices: events.UpdateNotice) -> events.CommitVersion:
+def version(number: int, *notices: UpdateNotice) -> writes.CommitVersion:
     made = tuple(
         Member(
             id=n.id,
@@ -120,7 +118,7 @@ def version(number: int, *notices: events.UpdateNotice) -> events.CommitVersion:
         registry=2,
     )
     product = Product(digest=bytes([number]) * 32, record=b"record %d" % number, states={"released": b"average"})
-    return events.CommitVersion(plan=plan, product=product, elapsed=12.5)
+    return writes.CommitVersion(plan=plan, product=product, elapsed=12.5)
 
 
 def count(journal: Journal, table: Any) -> int:
@@ -139,7 +137,7 @@ def test_a_new_update_gets_the_next_place_and_its_delivery_back(journal: Journal
 
 def test_the_same_bytes_are_a_duplicate_and_come_with_what_became_of_the_first(journal: Journal) -> None:
     journalled(journal, notice(1))
-    journal.commit([events.SetState(id=notice(1).id, state=UpdateState.MERGED, version=3)])
+    journal.commit([writes.SetState(id=notice(1).id, state=UpdateState.MERGED, version=3)])
     [answer] = journalled(journal, notice(1), delivery="again")
     assert answer == events.Duplicate(
         delivery="again", notice=notice(1), state=UpdateState.MERGED, reason="ok", version=3
@@ -151,8 +149,8 @@ def test_what_became_of_the_first_in_the_same_transaction_is_told_too(journal: J
     journalled(journal, notice(1))
     answers = journal.commit(
         [
-            events.SetState(id=notice(1).id, state=UpdateState.REJECTED, reason="not_finite"),
-            events.JournalUpdate(delivery=None, notice=notice(1), objection="ok"),
+            writes.SetState(id=notice(1).id, state=UpdateState.REJECTED, reason="not_finite"),
+            writes.JournalUpdate(delivery=None, notice=notice(1), objection="ok"),
         ]
     )
     assert [(answer.state, answer.reason) for answer in answers] == [(UpdateState.REJECTED, "not_finite")]
@@ -207,10 +205,10 @@ def test_a_transaction_is_written_whole_or_not_at_all(journal: Journal) -> None:
     with pytest.raises(StateError, match="does not know how to write str"):
         journal.commit(
             [
-                events.JournalUpdate(delivery=None, notice=notice(2), objection="ok"),
-                events.SetState(id=notice(1).id, state=UpdateState.REJECTED),
+                writes.JournalUpdate(delivery=None, notice=notice(2), objection="ok"),
+                writes.SetState(id=notice(1).id, state=UpdateState.REJECTED),
                 receipt(1),
-                events.SetHead(number=5, elapsed={"run": 1.0}),
+                writes.SetHead(number=5, elapsed={"run": 1.0}),
                 "nonsense",
             ]
         )
@@ -222,7 +220,7 @@ def test_a_transaction_is_written_whole_or_not_at_all(journal: Journal) -> None:
         0.0,
     )
     assert journal.fresh == {}
-    journal.commit([events.SetHead(number=1, elapsed={"run": 1.0})])
+    journal.commit([writes.SetHead(number=1, elapsed={"run": 1.0})])
     assert (journal.load(REGISTRY).runs["run"].rows, journal.load(REGISTRY).outbox) == (before.runs["run"].rows, [])
 
 
@@ -240,7 +238,7 @@ def test_being_fenced_leaves_nothing_behind_and_stays(journal: Journal, tmp_path
     opened(tmp_path).close()
     for _ in range(2):
         with pytest.raises(Fenced):
-            journal.commit([receipt(1), events.SetHead(number=9, elapsed={})])
+            journal.commit([receipt(1), writes.SetHead(number=9, elapsed={})])
     assert journal.load(REGISTRY).head == 0
 
 
@@ -253,15 +251,15 @@ def test_everything_the_rules_need_comes_back(journal: Journal, tmp_path: Path) 
     journal.commit(
         [
             version(1, notice(1)),
-            events.SetState(id=notice(1).id, state=UpdateState.MERGED, norm=1.5, version=1),
-            events.SetState(id=notice(2).id, state=UpdateState.VALIDATED, norm=2.5),
-            events.SetState(id=notice(3).id, state=UpdateState.PARKED, reason="store_away"),
+            writes.SetState(id=notice(1).id, state=UpdateState.MERGED, norm=1.5, version=1),
+            writes.SetState(id=notice(2).id, state=UpdateState.VALIDATED, norm=2.5),
+            writes.SetState(id=notice(3).id, state=UpdateState.PARKED, reason="store_away"),
             receipt(1),
-            events.SendRaw(row=2, exchange="global", key="", body=b"record 1"),
-            events.SetHead(number=4, elapsed={"run": 20.0}),
-            order_events.SetCounter(key="olga", counter=7),
-            events.SetRun(run="run", state=RunState.PAUSED, reason="pause-by-olga", elapsed=30.0),
-            events.StoreEvaluation(
+            writes.SendRaw(row=2, exchange="global", key="", body=b"record 1"),
+            writes.SetHead(number=4, elapsed={"run": 20.0}),
+            writes.SetCounter(key="olga", counter=7),
+            writes.SetRun(run="run", state=RunState.PAUSED, reason="pause-by-olga", elapsed=30.0),
+            writes.StoreEvaluation(
                 run="run", site="beta", version=1, evaluation=Evaluation(examples=5, metrics={"accuracy": 0.5})
             ),
         ]
@@ -288,15 +286,15 @@ def test_everything_the_rules_need_comes_back(journal: Journal, tmp_path: Path) 
 
 def test_a_norm_survives_later_states_that_do_not_know_it(journal: Journal) -> None:
     journalled(journal, notice(1))
-    journal.commit([events.SetState(id=notice(1).id, state=UpdateState.VALIDATED, norm=2.5)])
-    journal.commit([events.SetState(id=notice(1).id, state=UpdateState.PARKED, reason="blob_missing")])
+    journal.commit([writes.SetState(id=notice(1).id, state=UpdateState.VALIDATED, norm=2.5)])
+    journal.commit([writes.SetState(id=notice(1).id, state=UpdateState.PARKED, reason="blob_missing")])
     assert journal.load(REGISTRY).runs["run"].rows[0].norm == 2.5
 
 
 def test_outbox_rows_wait_until_they_are_confirmed(journal: Journal, tmp_path: Path) -> None:
     journal.commit([receipt(1), receipt(2, 2)])
     assert journal.fresh[2].body.startswith(b"sealed ")
-    journal.commit([events.RemoveSent(row=1), events.RemoveSent(row=1)])
+    journal.commit([writes.RemoveSent(row=1), writes.RemoveSent(row=1)])
     assert list(journal.fresh) == [2]
     journal.close()
     again = opened(tmp_path)
@@ -321,7 +319,7 @@ def test_a_replaced_record_and_a_newer_registry_take_the_place_of_the_old(journa
     journal.store_registry(2, b"registry 2")
     journal.store_registry(3, b"registry 3")
     journal.commit(
-        [events.ReplaceRecord(run=RUN, version=0, record=b"wrapped anew", registry=3, spec_record=b"spec anew")]
+        [writes.ReplaceRecord(run=RUN, version=0, record=b"wrapped anew", registry=3, spec_record=b"spec anew")]
     )
     assert journal.registry_record() == b"registry 3"
     assert (journal.run("run").version_record(0), journal.run("run").spec_record()) == (b"wrapped anew", b"spec anew")
@@ -343,7 +341,7 @@ def test_what_is_not_there_is_said_by_its_name(journal: Journal) -> None:
 @pytest.mark.parametrize("change", [{"entry": b"\x80"}, {"kind": "version"}, {"hash": bytes(32)}])
 def test_a_changed_ledger_entry_breaks_the_chain(journal: Journal, change: dict[str, Any]) -> None:
     journalled(journal, notice(1), notice(2))
-    journal.commit([events.Audit(kind="command", entry={"operator": "olga"})])
+    journal.commit([writes.Audit(kind="command", entry={"operator": "olga"})])
     assert journal.broken_link() is None
     with journal.engine.begin() as db:
         db.execute(update(ledger).where(ledger.c.number == 2).values(**change))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aggregator.merge import Sinks, Sources, blank, merge
-from aggregator.plan import Member, MergePlan
-from aggregator.strategies import strategy
+from aggregator.pipeline.merge import Sinks, Sources, blank, merge
+from aggregator.strategy.plan import Member, MergePlan
+from aggregator.strategy.strategies import strategy
 from protocol.errors import Tampered
 from protocol.spec import ModelSpec
 from tests.support.federation import SMALL, cut, payload, tensors, wide

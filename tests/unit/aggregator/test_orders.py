@@ -7,26 +7,26 @@ from typing import Any
 
 import pytest
 
-from aggregator import events, order_events
-from aggregator.events import UpdateState
-from aggregator.run_orders import TEXTS
-from aggregator.strategies import strategy
+from aggregator.domain import effects, events, writes
+from aggregator.domain.state import UpdateState
+from aggregator.rules.commands import TEXTS
+from aggregator.strategy.strategies import strategy
 from protocol.keys import Identity, Role
 from protocol.messages import Request
 from tests.unit.aggregator.desk import RUN, Desk
 
 
-def order(command: str, counter: int = 1, **changes: Any) -> order_events.CommandArrived:
+def order(command: str, counter: int = 1, **changes: Any) -> events.CommandArrived:
     values = {"delivery": "command", "operator": "olga", "counter": counter, "command": command, "id": b"c" * 16}
-    return order_events.CommandArrived(**{**values, **changes})
+    return events.CommandArrived(**{**values, **changes})
 
 
 def noted(desk: Desk) -> list[dict[str, Any]]:
-    return [dict(w.entry) for w in desk.writes if isinstance(w, events.Audit) and w.kind == "command"]
+    return [dict(w.entry) for w in desk.writes if isinstance(w, writes.Audit) and w.kind == "command"]
 
 
 def answer(desk: Desk) -> str:
-    return desk.only(order_events.Tell).reason
+    return desk.only(effects.Tell).reason
 
 
 def test_an_order_to_the_run_is_carried_out_noted_and_answered() -> None:
@@ -52,13 +52,13 @@ def test_an_order_to_the_run_is_carried_out_noted_and_answered() -> None:
         (order("run.pause", objection="not_authorized", text="olga may not"), "not_authorized"),
     ],
 )
-def test_a_refused_order_changes_nothing_and_says_why(sent: order_events.CommandArrived, why: str) -> None:
+def test_a_refused_order_changes_nothing_and_says_why(sent: events.CommandArrived, why: str) -> None:
     desk = Desk()
     state = desk.state_of_run.state
     desk.turn(sent)
     assert (answer(desk), desk.state_of_run.state) == (why, state)
     assert noted(desk)[0]["reason"] == why
-    assert desk.only(order_events.Tell).text == (sent.text if why == sent.objection else TEXTS.get(why, ""))
+    assert desk.only(effects.Tell).text == (sent.text if why == sent.objection else TEXTS.get(why, ""))
 
 
 def test_a_counter_counts_once_also_after_a_refusal_and_a_restart() -> None:
@@ -66,7 +66,7 @@ def test_a_counter_counts_once_also_after_a_refusal_and_a_restart() -> None:
     desk.turn(order("fly", 7))
     desk.start()
     desk.turn(order("run.pause", 7))
-    assert (answer(desk), desk.only(order_events.Tell).counter) == ("replayed", 7)
+    assert (answer(desk), desk.only(effects.Tell).counter) == ("replayed", 7)
     assert noted(desk)[0]["reason"] == "replayed"
     desk.turn(order("run.pause", 8))
     assert answer(desk) == "ok"
@@ -75,12 +75,12 @@ def test_a_counter_counts_once_also_after_a_refusal_and_a_restart() -> None:
 def test_an_order_for_sites_is_handed_to_each_as_it_was_signed() -> None:
     desk = Desk()
     desk.turn(order("site.drain", targets=("alpha", "beta"), raw=b"signed"))
-    sent = [(w.key, w.body) for w in desk.writes if isinstance(w, events.SendRaw)]
+    sent = [(w.key, w.body) for w in desk.writes if isinstance(w, writes.SendRaw)]
     assert sent == [("alpha", b"signed"), ("beta", b"signed")]
-    assert set(desk.only(order_events.Tell).seen) == {"alpha", "beta"}
+    assert set(desk.only(effects.Tell).seen) == {"alpha", "beta"}
 
 
-REPLY = order_events.ReplyArrived(
+REPLY = events.ReplyArrived(
     delivery="reply", site="alpha", command=b"c" * 16, ok=True, reason="ok", operators=("olga",), raw=b"reply"
 )
 
@@ -92,10 +92,10 @@ def test_a_sites_first_reply_goes_to_the_operators_it_is_sealed_for_and_no_other
     if restarted:
         desk.start()
     desk.turn(REPLY)
-    assert [(w.key, w.body) for w in desk.writes if isinstance(w, events.SendRaw)] == [("olga", b"reply")]
-    assert [w.kind for w in desk.writes if isinstance(w, events.Audit)] == ["reply"]
+    assert [(w.key, w.body) for w in desk.writes if isinstance(w, writes.SendRaw)] == [("olga", b"reply")]
+    assert [w.kind for w in desk.writes if isinstance(w, writes.Audit)] == ["reply"]
     desk.turn(REPLY)
-    assert not [w for w in desk.writes if isinstance(w, events.SendRaw)]
+    assert not [w for w in desk.writes if isinstance(w, writes.SendRaw)]
 
 
 def test_a_flood_of_replies_that_nobody_asked_for_fills_neither_outbox_nor_ledger() -> None:
@@ -103,8 +103,8 @@ def test_a_flood_of_replies_that_nobody_asked_for_fills_neither_outbox_nor_ledge
     noted = 0
     for number in range(600):
         desk.turn(replace(REPLY, command=number.to_bytes(16, "big")))
-        assert not [w for w in desk.writes if isinstance(w, events.SendRaw)]
-        noted += sum(isinstance(w, events.Audit) for w in desk.writes)
+        assert not [w for w in desk.writes if isinstance(w, writes.SendRaw)]
+        noted += sum(isinstance(w, writes.Audit) for w in desk.writes)
     assert noted == 256
 
 
@@ -118,7 +118,7 @@ def test_a_stolen_keys_counter_does_not_lock_its_successor_out() -> None:
 def test_a_number_from_the_future_is_refused_and_not_counted() -> None:
     desk = Desk()
     desk.turn(order("run.pause", 2**62, objection="counter_ahead", text="set the clock"))
-    assert (answer(desk), desk.only(order_events.Tell).text) == ("counter_ahead", "set the clock")
+    assert (answer(desk), desk.only(effects.Tell).text) == ("counter_ahead", "set the clock")
     desk.turn(order("run.pause", 1))
     assert answer(desk) == "ok"
 
@@ -126,10 +126,10 @@ def test_a_number_from_the_future_is_refused_and_not_counted() -> None:
 def test_a_question_is_looked_up_and_a_request_granted_after_the_commit() -> None:
     desk = Desk()
     desk.turn(order("status"))
-    assert desk.only(order_events.LookUp).command.command == "status"
-    assert desk.some(order_events.Tell) == []
-    asked = order_events.RequestArrived(delivery="hello", site="alpha", id=b"r" * 16, request=Request(puts=(), gets=()))
-    assert desk.turn(asked) == [events.Settle(delivery="hello"), order_events.Grant(request=asked)]
+    assert desk.only(effects.LookUp).command.command == "status"
+    assert desk.some(effects.Tell) == []
+    asked = events.RequestArrived(delivery="hello", site="alpha", id=b"r" * 16, request=Request(puts=(), gets=()))
+    assert desk.turn(asked) == [effects.Settle(delivery="hello"), effects.Grant(request=asked)]
 
 
 # ---- sites
@@ -144,27 +144,27 @@ def test_a_revoked_site_is_cut_off_at_once_and_its_waiting_updates_are_refused()
     waiting = desk.validate("alpha")
     revoke(desk)
     assert desk.state(waiting) == (UpdateState.REJECTED, "revoked")
-    assert desk.only(order_events.CutOff).site == "alpha"
-    used = desk.only(order_events.UseRegistry).registry
+    assert desk.only(effects.CutOff).site == "alpha"
+    used = desk.only(effects.UseRegistry).registry
     assert [member.name for member in used.members(Role.SITE)] == ["beta"]
     assert used.version == desk.registry.version
-    assert [member.name for member in desk.only(events.Reissue).registry.members(Role.SITE)] == ["beta"]
+    assert [member.name for member in desk.only(effects.Reissue).registry.members(Role.SITE)] == ["beta"]
 
 
 def test_a_revoked_site_stays_revoked_after_a_restart_and_is_cut_off_again() -> None:
     desk = Desk()
     revoke(desk)
     desk.start()
-    assert desk.only(order_events.CutOff).site == "alpha"
+    assert desk.only(effects.CutOff).site == "alpha"
     assert [member.name for member in desk.rules.registry.members(Role.SITE)] == ["beta"]
 
 
 def test_a_version_that_was_being_merged_for_a_revoked_site_is_not_committed() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     desk.validate("beta")
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     revoke(desk)
-    again = desk.only(events.Merge).plan
+    again = desk.only(effects.Merge).plan
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
     assert desk.state_of_run.version == 0
     desk.turn(events.Merged(plan=again, product=desk.product(again)))
@@ -187,7 +187,7 @@ def test_the_roots_signature_follows_and_new_keys_bring_the_name_back() -> None:
     desk.registry = back
     desk.start()
     assert sorted(member.name for member in desk.rules.registry.members(Role.SITE)) == ["alpha", "beta"]
-    assert desk.some(order_events.CutOff) == []
+    assert desk.some(effects.CutOff) == []
 
 
 def test_a_quarantined_sites_updates_are_refused_until_it_is_readmitted() -> None:
@@ -207,7 +207,7 @@ def test_what_was_refused_is_kept_for_operators_and_can_be_forgotten() -> None:
     desk = Desk()
     refused = events.Refused(delivery="d", site="alpha", queue="in.alpha", reason="bad_signature", raw=b"forged")
     desk.turn(refused)
-    [kept] = [w for w in desk.writes if isinstance(w, order_events.KeepLetter)]
+    [kept] = [w for w in desk.writes if isinstance(w, writes.KeepLetter)]
     assert (kept.queue, kept.reason, kept.raw) == ("in.alpha", "bad_signature", b"forged")
     desk.turn(order("dead.purge"))
-    assert order_events.ForgetLetters(number=None) in desk.writes
+    assert writes.ForgetLetters(number=None) in desk.writes

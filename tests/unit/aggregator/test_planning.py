@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from aggregator.events import UpdateRow, UpdateState
-from aggregator.planning import members
-from aggregator.standing import Standing
-from aggregator.strategies import strategy
-from aggregator.weighting import NORMS_KEPT
+from aggregator.domain.state import UpdateRow, UpdateState
+from aggregator.rules.planning import members
+from aggregator.strategy.strategies import strategy
+from aggregator.strategy.weighting import NORMS_KEPT, Standing
 
 FEDBUFF, FEDAVG = strategy("fedbuff"), strategy("fedavg")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from aggregator import events, order_events
-from aggregator.events import UpdateState
-from aggregator.heading import HEAD_EVERY
-from aggregator.stopping import Stopping
-from aggregator.strategies import strategy
+from aggregator.domain import effects, events, writes
+from aggregator.domain.state import RunPlace, UpdateState
+from aggregator.rules.head import HEAD_EVERY
+from aggregator.strategy.stopping import Stopping
+from aggregator.strategy.strategies import strategy
 from protocol import limits, topology
 from protocol.messages import Outcome, RunState
 from tests.unit.aggregator.desk import GENESIS, RUN, Desk, registry
@@ -23,7 +23,7 @@ def test_an_update_is_journalled_before_it_is_acked_and_then_admitted() -> None:
     desk = Desk()
     notice = desk.notice()
     effects = desk.arrive(notice)
-    assert effects == [events.Settle(delivery=notice.id), events.Admit(run=RUN, id=notice.id)]
+    assert effects == [effects.Settle(delivery=notice.id), effects.Admit(run=RUN, id=notice.id)]
     assert desk.state(notice) == (UpdateState.JOURNALLED, "ok")
 
 
@@ -54,8 +54,8 @@ def test_an_update_that_does_not_fit_is_journalled_and_refused_with_the_reason(
     effects = desk.arrive(notice)
     assert desk.state(notice) == (UpdateState.REJECTED, reason)
     assert desk.told() == [(notice.id, Outcome.REJECTED, reason)]
-    assert events.Settle(delivery=notice.id) in effects
-    assert desk.some(events.Admit) == []
+    assert effects.Settle(delivery=notice.id) in effects
+    assert desk.some(effects.Admit) == []
 
 
 def test_an_update_that_is_too_old_at_its_arrival_is_refused() -> None:
@@ -75,7 +75,7 @@ def test_tensors_that_a_site_keeps_to_itself_are_no_reason_to_refuse() -> None:
 def test_the_same_bytes_again_are_acked_and_change_nothing() -> None:
     desk = Desk()
     notice = desk.validate()
-    assert desk.arrive(notice) == [events.Settle(delivery=notice.id)]
+    assert desk.arrive(notice) == [effects.Settle(delivery=notice.id)]
     assert desk.receipts == []
     assert desk.state(notice) == (UpdateState.VALIDATED, "ok")
 
@@ -86,7 +86,7 @@ def test_the_same_bytes_again_after_the_end_get_the_receipt_again() -> None:
     desk.merge()
     desk.arrive(notice)
     assert desk.told() == [(notice.id, Outcome.MERGED, "ok")]
-    assert [write.version for write in desk.writes if isinstance(write, events.Send)] == [1]
+    assert [write.version for write in desk.writes if isinstance(write, writes.Send)] == [1]
 
 
 def test_an_update_twice_in_one_batch_is_admitted_once() -> None:
@@ -94,8 +94,8 @@ def test_an_update_twice_in_one_batch_is_admitted_once() -> None:
     notice = desk.notice()
     arrival = events.UpdateArrived(delivery="first", notice=notice)
     desk.turn(arrival, replace(arrival, delivery="second"))
-    assert {settle.delivery for settle in desk.some(events.Settle)} == {"first", "second"}
-    assert len(desk.some(events.Admit)) == 1
+    assert {settle.delivery for settle in desk.some(effects.Settle)} == {"first", "second"}
+    assert len(desk.some(effects.Admit)) == 1
 
 
 def test_a_duplicate_of_a_parked_update_is_a_reason_to_try_again_at_once() -> None:
@@ -104,7 +104,7 @@ def test_a_duplicate_of_a_parked_update_is_a_reason_to_try_again_at_once() -> No
     desk.arrive(notice)
     desk.turn(events.NotAdmitted(id=notice.id, reason="chunk_missing", retry=True, missing=True))
     desk.arrive(notice)
-    assert desk.only(events.Admit).id == notice.id
+    assert desk.only(effects.Admit).id == notice.id
 
 
 def test_another_update_under_a_used_sequence_is_told_the_highest_epoch() -> None:
@@ -116,7 +116,7 @@ def test_another_update_under_a_used_sequence_is_told_the_highest_epoch() -> Non
     [receipt] = desk.receipts
     assert (receipt.message, receipt.outcome, receipt.highest_epoch) == (other.id, Outcome.SEQUENCE_REUSED, 3)
     assert (receipt.epoch, receipt.sequence) == (0, 5)
-    assert events.Settle(delivery=other.id) in effects
+    assert effects.Settle(delivery=other.id) in effects
     assert desk.state(used) == (UpdateState.VALIDATED, "ok")
 
 
@@ -165,13 +165,13 @@ def test_a_sequence_beyond_the_window_asks_for_a_new_epoch_and_leaves_the_window
     desk = Desk()
     desk.validate(sequence=1)
     far = desk.notice(sequence=2 + limits.SEQUENCE_WINDOW)
-    assert events.Settle(delivery=far.id) in desk.arrive(far)
+    assert effects.Settle(delivery=far.id) in desk.arrive(far)
     assert desk.told() == [(far.id, Outcome.SEQUENCE_REUSED, "sequence_gap")]
     desk.arrive(replace(far, epoch=1, sequence=1, envelope=b"sealed again"))
-    assert desk.some(events.Admit) == [events.Admit(run=RUN, id=far.id)]
+    assert desk.some(effects.Admit) == [effects.Admit(run=RUN, id=far.id)]
     near = desk.notice(sequence=1 + limits.SEQUENCE_WINDOW)
     desk.arrive(near)
-    assert desk.some(events.Admit) == [events.Admit(run=RUN, id=near.id)]
+    assert desk.some(effects.Admit) == [effects.Admit(run=RUN, id=near.id)]
 
 
 def test_a_sequence_below_the_window_is_too_old_unless_it_is_known() -> None:
@@ -214,7 +214,7 @@ def test_a_site_is_asked_for_a_chunk_once_and_again_only_when_it_has_sent_the_up
     desk.arrive(notice)
     desk.turn(missing)
     assert desk.rules.deadline() == HEAD_EVERY
-    assert [type(effect) for effect in desk.turn(seconds=HEAD_EVERY)] == [events.PutHead]
+    assert [type(effect) for effect in desk.turn(seconds=HEAD_EVERY)] == [effects.PutHead]
     desk.arrive(notice)
     desk.turn(missing)
     assert desk.told() == [(notice.id, Outcome.REUPLOAD, "chunk_missing")]
@@ -241,7 +241,7 @@ def test_a_store_that_is_away_parks_the_update_in_silence_until_it_is_tried_agai
     due = desk.rules.deadline()
     assert due is not None
     assert desk.turn(seconds=due - desk.now - 0.01) == []
-    assert desk.turn(seconds=0.02) == [events.Admit(run=RUN, id=notice.id)]
+    assert desk.turn(seconds=0.02) == [effects.Admit(run=RUN, id=notice.id)]
     desk.turn(events.Admitted(id=notice.id, norm=1.0))
     assert desk.state(notice)[0] == UpdateState.VALIDATED
 
@@ -253,16 +253,16 @@ def test_what_is_parked_or_only_journalled_is_admitted_again_at_the_next_start()
     desk.turn(events.NotAdmitted(id=parked.id, reason="store_away", retry=True))
     desk.arrive(fresh)
     desk.start()
-    assert [admit.id for admit in desk.some(events.Admit)] == [parked.id, fresh.id]
+    assert [admit.id for admit in desk.some(effects.Admit)] == [parked.id, fresh.id]
     assert desk.state(done)[0] == UpdateState.VALIDATED
 
 
 def test_what_had_to_be_refused_is_refused_at_the_next_start_if_the_answer_was_lost() -> None:
     desk = Desk()
     notice = desk.notice(run="another")
-    desk.journal.commit([events.JournalUpdate(delivery=None, notice=notice, objection="wrong_run")])
+    desk.journal.commit([writes.JournalUpdate(delivery=None, notice=notice, objection="wrong_run")])
     desk.start()
-    assert desk.some(events.Admit) == []
+    assert desk.some(effects.Admit) == []
     assert desk.told() == [(notice.id, Outcome.REJECTED, "wrong_run")]
 
 
@@ -270,7 +270,7 @@ def test_what_was_journalled_after_the_end_of_the_run_is_ended_at_the_next_start
     desk = Desk()
     desk.command("run.stop", 1)
     notice = desk.notice()
-    desk.journal.commit([events.JournalUpdate(delivery=None, notice=notice, objection="ok")])
+    desk.journal.commit([writes.JournalUpdate(delivery=None, notice=notice, objection="ok")])
     desk.start()
     assert desk.told() == [(notice.id, Outcome.RUN_ENDED, "stop-by-olga")]
 
@@ -281,7 +281,7 @@ def test_what_was_journalled_after_the_end_of_the_run_is_ended_at_the_next_start
 def test_a_full_buffer_becomes_a_version_with_its_members_in_the_order_of_their_arrival() -> None:
     desk = Desk()
     first, second = desk.validate("beta"), desk.validate("alpha")
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     assert (plan.version, plan.parent, plan.divisor) == (1, GENESIS, 2.0)
     assert [member.id for member in plan.members] == [first.id, second.id]
     assert desk.state_of_run.version == 0
@@ -294,21 +294,21 @@ def test_a_commit_marks_members_tells_their_sites_announces_the_record_and_puts_
     assert desk.state_of_run.version == 1
     assert [desk.state(notice)[0] for notice in notices] == [UpdateState.MERGED, UpdateState.MERGED]
     assert {(message, outcome) for message, outcome, _ in desk.told()} == {(n.id, Outcome.MERGED) for n in notices}
-    [announcement] = [write for write in desk.writes if isinstance(write, events.SendRaw)]
+    [announcement] = [write for write in desk.writes if isinstance(write, writes.SendRaw)]
     assert (announcement.exchange, announcement.body) == (topology.GLOBAL, desk.product(plan).record)
-    head = desk.only(events.PutHead)
-    assert head.runs == (events.RunPlace(run=RUN, state=RunState.RUNNING, reason="ok", version=1),)
-    assert {publish.row for publish in desk.some(events.Publish)} == set(desk.journal.fresh)
+    head = desk.only(effects.PutHead)
+    assert head.runs == (RunPlace(run=RUN, state=RunState.RUNNING, reason="ok", version=1),)
+    assert {publish.row for publish in desk.some(effects.Publish)} == set(desk.journal.fresh)
 
 
 def test_a_record_too_large_for_a_message_is_announced_by_the_head_alone() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     desk.validate()
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     product = replace(desk.product(plan), record=bytes(limits.MESSAGE + 1))
     desk.turn(events.Merged(plan=plan, product=product))
-    assert [write for write in desk.writes if isinstance(write, events.SendRaw)] == []
-    assert desk.some(events.AnnounceHead) == [events.AnnounceHead(number=desk.only(events.PutHead).number)]
+    assert [write for write in desk.writes if isinstance(write, writes.SendRaw)] == []
+    assert desk.some(effects.AnnounceHead) == [effects.AnnounceHead(number=desk.only(effects.PutHead).number)]
 
 
 def test_a_half_filled_buffer_is_merged_after_max_wait_and_divided_by_what_a_full_one_holds() -> None:
@@ -317,7 +317,7 @@ def test_a_half_filled_buffer_is_merged_after_max_wait_and_divided_by_what_a_ful
     assert desk.rules.deadline() == pytest.approx(desk.now + 50.0)
     assert desk.turn(seconds=49.0) == []
     desk.turn(seconds=1.0)
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     assert ([member.id for member in plan.members], plan.divisor) == ([notice.id], 2.0)
 
 
@@ -327,7 +327,7 @@ def test_at_most_updates_per_base_updates_of_a_site_enter_one_version_and_later_
     third = desk.validate("alpha")
     assert desk.told() == [(first.id, Outcome.SUPERSEDED, "newer_updates_wait")]
     other = desk.validate("beta")
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     assert [member.id for member in plan.members] == [second.id, other.id]
     assert desk.state(third)[0] == UpdateState.VALIDATED
 
@@ -339,7 +339,7 @@ def test_what_waits_while_versions_pass_is_weighed_by_its_age_at_the_merge() -> 
     desk.validate("alpha")
     desk.merge()
     desk.turn(events.Admitted(id=old.id, norm=1.0))
-    [member] = desk.only(events.Merge).plan.members
+    [member] = desk.only(effects.Merge).plan.members
     assert (member.id, member.base_version, member.staleness) == (old.id, 0, 1)
     assert member.staleness_weight == pytest.approx(2**-0.5)
 
@@ -348,7 +348,7 @@ def test_what_waits_while_versions_pass_is_weighed_by_its_age_at_the_merge() -> 
 def test_what_became_too_old_while_it_waited_is_refused_wherever_it_stood(state: UpdateState) -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1, stale_limit=0))
     first = desk.validate("alpha")
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     old = desk.notice("beta")
     desk.arrive(old)
     if state == UpdateState.VALIDATED:
@@ -363,34 +363,34 @@ def test_what_became_too_old_while_it_waited_is_refused_wherever_it_stood(state:
 def test_no_second_merge_begins_while_one_is_under_way() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     desk.validate("alpha")
-    assert desk.some(events.Merge)
+    assert desk.some(effects.Merge)
     desk.validate("beta")
-    assert desk.some(events.Merge) == []
+    assert desk.some(effects.Merge) == []
 
 
 def test_a_merge_that_failed_is_tried_again_soon() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     desk.validate()
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     desk.turn(events.MergeFailed(plan=plan, reason="merge_failed", bad=None))
-    assert desk.some(events.Merge) == []
+    assert desk.some(effects.Merge) == []
     due = desk.rules.deadline()
     assert due is not None
     assert desk.now < due <= desk.now + 60.0
     desk.turn(seconds=due - desk.now)
-    assert desk.only(events.Merge).plan.members == plan.members
+    assert desk.only(effects.Merge).plan.members == plan.members
 
 
 def test_a_member_that_no_longer_reads_is_admitted_again_and_the_merge_goes_on_without_it() -> None:
     desk = Desk()
     bad, good, late = desk.validate("alpha"), desk.validate("beta"), desk.notice("alpha")
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     desk.turn(events.MergeFailed(plan=plan, reason="blob_missing", bad=bad.id))
     assert desk.state(bad) == (UpdateState.PARKED, "blob_missing")
-    assert desk.only(events.Admit).id == bad.id
+    assert desk.only(effects.Admit).id == bad.id
     desk.arrive(late)
     desk.turn(events.Admitted(id=late.id, norm=1.0), seconds=60.0)
-    again = desk.only(events.Merge).plan
+    again = desk.only(effects.Merge).plan
     assert {member.id for member in again.members} == {good.id, late.id}
     desk.turn(events.NotAdmitted(id=bad.id, reason="tampered", retry=False))
     assert desk.told() == [(bad.id, Outcome.REJECTED, "tampered")]
@@ -400,7 +400,7 @@ def test_a_product_whose_member_was_refused_meanwhile_is_thrown_away() -> None:
     desk = Desk("alpha", "beta", "gamma")
     desk.validate("alpha")
     kept = desk.validate("beta")
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     desk.registry = desk.registry.revoke("alpha")
     desk.turn(events.RegistryChanged(registry=desk.registry, record=b"registry"))
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
@@ -413,9 +413,9 @@ def test_after_a_restart_the_next_version_has_the_same_members_and_weights() -> 
     desk.advance(3)
     desk.validate("alpha", base_version=3, norm=2.0)
     desk.validate("beta", base_version=1, norm=7.0)
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     desk.start()
-    again = desk.only(events.Merge).plan
+    again = desk.only(effects.Merge).plan
     assert (again.version, again.parent, again.members, again.divisor) == (
         plan.version,
         plan.parent,
@@ -428,9 +428,9 @@ def test_a_synchronous_version_waits_for_every_live_site_then_for_grace() -> Non
     desk = Desk("alpha", "beta", "gamma", chosen=strategy("fedavg"), min_sites=2)
     desk.validate("alpha")
     desk.validate("beta")
-    assert desk.some(events.Merge) == []
+    assert desk.some(effects.Merge) == []
     desk.turn(seconds=30.0)
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     assert ([member.site for member in plan.members], plan.divisor) == (["alpha", "beta"], 2.0)
 
 
@@ -438,11 +438,11 @@ def test_a_site_that_fell_silent_no_longer_counts_for_the_buffer() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=4, updates_per_base=2), heartbeat=10.0)
     desk.validate("alpha")
     desk.validate("alpha")
-    assert desk.some(events.Merge) == []
+    assert desk.some(effects.Merge) == []
     due = desk.rules.deadline()
     assert due is not None
     desk.turn(events.SiteSeen(delivery="event", site="alpha"), seconds=due - desk.now)
-    assert len(desk.only(events.Merge).plan.members) == 2
+    assert len(desk.only(effects.Merge).plan.members) == 2
 
 
 def test_a_doctor_at_a_site_is_no_sign_of_its_workers_life() -> None:
@@ -452,8 +452,8 @@ def test_a_doctor_at_a_site_is_no_sign_of_its_workers_life() -> None:
     due = desk.rules.deadline()
     assert due is not None
     doctors = events.SiteSeen(delivery="event", site="beta", alive=False)
-    assert events.Settle(delivery="event") in desk.turn(doctors, seconds=due - desk.now)
-    assert len(desk.only(events.Merge).plan.members) == 2
+    assert effects.Settle(delivery="event") in desk.turn(doctors, seconds=due - desk.now)
+    assert len(desk.only(effects.Merge).plan.members) == 2
 
 
 @pytest.mark.parametrize("sign", ["event", "evaluation", "update"])
@@ -465,23 +465,23 @@ def test_an_event_an_evaluation_or_an_update_is_a_sign_of_life(sign: str) -> Non
     assert due is not None
     desk.now = due - 1.0
     if sign == "event":
-        assert desk.turn(events.SiteSeen(delivery="event", site="beta")) == [events.Settle(delivery="event")]
+        assert desk.turn(events.SiteSeen(delivery="event", site="beta")) == [effects.Settle(delivery="event")]
     elif sign == "evaluation":
         desk.evaluate("beta", 0, 0.5)
     else:
         desk.arrive(desk.notice("beta", run="another"))
     desk.turn(seconds=1.0)
-    assert desk.some(events.Merge) == []
+    assert desk.some(effects.Merge) == []
 
 
 def test_a_member_that_makes_the_result_overflow_is_refused_and_the_others_are_merged() -> None:
     desk = Desk(max_wait=10.0)
     huge, good = desk.validate("alpha"), desk.validate("beta")
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     desk.turn(events.MergeFailed(plan=plan, reason="does_not_fit", bad=huge.id, reject=True))
     assert desk.told() == [(huge.id, Outcome.REJECTED, "does_not_fit")]
     desk.turn(seconds=10.0)
-    assert [member.id for member in desk.only(events.Merge).plan.members] == [good.id]
+    assert [member.id for member in desk.only(effects.Merge).plan.members] == [good.id]
 
 
 def test_weights_take_into_account_what_earlier_versions_merged() -> None:
@@ -489,7 +489,7 @@ def test_weights_take_into_account_what_earlier_versions_merged() -> None:
     desk.validate("alpha", examples=30)
     desk.merge()
     desk.validate("beta", examples=10, base_version=1)
-    [member] = desk.only(events.Merge).plan.members
+    [member] = desk.only(effects.Merge).plan.members
     assert member.example_weight == pytest.approx(0.5)
 
 
@@ -506,17 +506,17 @@ def test_the_ledger_tells_the_end_of_every_update_every_version_and_every_turn_o
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     bad = desk.notice(run="another")
     desk.arrive(bad)
-    entries = [(write.kind, write.entry) for write in desk.writes if isinstance(write, events.Audit)]
+    entries = [(write.kind, write.entry) for write in desk.writes if isinstance(write, writes.Audit)]
     told = {"id": bad.id, "run": "another", "site": "alpha", "state": "rejected", "reason": "wrong_run"}
     assert entries == [("update", told)]
     good = desk.validate()
     plan = desk.merge()
-    [(kind, entry)] = [(write.kind, write.entry) for write in desk.writes if isinstance(write, events.Audit)]
+    [(kind, entry)] = [(write.kind, write.entry) for write in desk.writes if isinstance(write, writes.Audit)]
     digest = desk.product(plan).digest
     told = {"run": RUN, "version": 1, "digest": digest, "parent": GENESIS, "members": [good.id]}
     assert (kind, entry) == ("version", told)
     desk.command("run.pause", 1)
-    kinds = [write.kind for write in desk.writes if isinstance(write, events.Audit)]
+    kinds = [write.kind for write in desk.writes if isinstance(write, writes.Audit)]
     assert kinds == ["command", "run"]
     assert desk.journal.broken_link() is None
 
@@ -527,18 +527,18 @@ def test_the_ledger_tells_the_end_of_every_update_every_version_and_every_turn_o
 def test_pause_keeps_admitting_and_resume_merges_what_waited() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     desk.command("run.pause", 1)
-    assert desk.only(events.PutHead).runs[0].state == RunState.PAUSED
+    assert desk.only(effects.PutHead).runs[0].state == RunState.PAUSED
     notice = desk.validate()
-    assert desk.some(events.Merge) == []
+    assert desk.some(effects.Merge) == []
     assert desk.state(notice)[0] == UpdateState.VALIDATED
     desk.command("run.resume", 2)
-    assert [member.id for member in desk.only(events.Merge).plan.members] == [notice.id]
+    assert [member.id for member in desk.only(effects.Merge).plan.members] == [notice.id]
 
 
 def test_a_merge_that_ends_during_a_pause_is_not_committed() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     notice = desk.validate()
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     desk.command("run.pause", 1)
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
     assert desk.state_of_run.version == 0
@@ -557,8 +557,8 @@ def test_the_end_of_a_run_ends_what_waits_and_what_still_comes(command: str, sta
     desk.command(command, 1)
     reason = f"{command.removeprefix('run.')}-by-olga"
     assert desk.told() == [(waiting.id, outcome, reason), (parked.id, outcome, reason)]
-    assert desk.only(events.PutHead).runs[0].state == state
-    assert desk.only(events.Ended).reason == reason
+    assert desk.only(effects.PutHead).runs[0].state == state
+    assert desk.only(effects.Ended).reason == reason
     late = desk.notice()
     desk.arrive(late)
     assert desk.told() == [(late.id, outcome, reason)]
@@ -576,7 +576,7 @@ def test_an_ended_run_goes_on_from_its_newest_version_by_order_and_not_by_a_rest
     desk.start()
     assert (desk.state_of_run.state, desk.state_of_run.reason) == (ended, f"{ending.removeprefix('run.')}-by-olga")
     desk.command(order, 2)
-    assert desk.only(events.PutHead).runs[0].state == RunState.RUNNING
+    assert desk.only(effects.PutHead).runs[0].state == RunState.RUNNING
     assert desk.state_of_run.version == 1
     desk.advance()
     assert desk.state_of_run.version == 2
@@ -586,7 +586,7 @@ def test_a_merge_that_was_under_way_when_its_run_ended_does_not_count_once_it_go
     desk = Desk()
     desk.validate("alpha")
     desk.validate("beta")
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     desk.command("run.abort", 1)
     desk.command("run.start", 2)
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
@@ -597,7 +597,7 @@ def test_a_run_that_has_reached_an_end_of_its_settings_is_not_started_again() ->
     desk = Desk(stopping=Stopping(max_versions=1))
     desk.advance()
     desk.command("run.start", 1)
-    assert desk.only(order_events.Tell).reason == "run_complete"
+    assert desk.only(effects.Tell).reason == "run_complete"
     assert desk.state_of_run.state == RunState.STOPPED
 
 
@@ -607,7 +607,7 @@ def test_a_command_that_comes_again_or_late_is_acked_and_not_taken() -> None:
     desk.command("run.resume", 6)
     for counter in (5, 6):
         settled, told = desk.command("run.pause", counter)
-        assert (settled, told.reason, told.counter) == (events.Settle(delivery="command"), "replayed", 6)
+        assert (settled, told.reason, told.counter) == (effects.Settle(delivery="command"), "replayed", 6)
         assert desk.state_of_run.state == RunState.RUNNING
     desk.start()
     desk.command("run.pause", 6)
@@ -620,7 +620,7 @@ def test_an_unknown_command_is_kept_in_the_ledger_and_changes_nothing() -> None:
     desk = Desk()
     desk.command("fly", 1)
     assert desk.state_of_run.state == RunState.RUNNING
-    [audit] = [write for write in desk.writes if isinstance(write, events.Audit)]
+    [audit] = [write for write in desk.writes if isinstance(write, writes.Audit)]
     assert audit.entry == {"operator": "olga", "command": "fly", "taken": False, "reason": "unknown_command"}
 
 
@@ -667,7 +667,7 @@ def test_the_time_of_a_run_counts_over_restarts_and_not_while_it_pauses() -> Non
 
 def test_an_evaluation_of_a_version_that_does_not_exist_is_acked_and_forgotten() -> None:
     desk = Desk(stopping=Stopping(metric="accuracy", target=0.5))
-    assert desk.evaluate("alpha", 7, 1.0) == [events.Settle(delivery="evaluation")]
+    assert desk.evaluate("alpha", 7, 1.0) == [effects.Settle(delivery="evaluation")]
     assert desk.writes == []
     assert desk.state_of_run.state == RunState.RUNNING
 
@@ -682,7 +682,7 @@ def test_a_revoked_site_loses_what_waits_and_is_told() -> None:
     desk.registry = desk.registry.revoke("alpha")
     desk.turn(events.RegistryChanged(registry=desk.registry, record=b"registry"))
     assert desk.told() == [(waiting.id, Outcome.REJECTED, "revoked")]
-    assert desk.only(events.Reissue) == events.Reissue(run=RUN, version=0, registry=desk.registry)
+    assert desk.only(effects.Reissue) == effects.Reissue(run=RUN, version=0, registry=desk.registry)
 
 
 def test_an_update_that_was_on_the_way_when_its_site_was_revoked_is_refused() -> None:
@@ -710,11 +710,11 @@ def test_an_older_registry_changes_nothing() -> None:
     assert desk.rules.registry == desk.registry
 
 
-def joined(desk: Desk, site: str) -> events.Reissue:
+def joined(desk: Desk, site: str) -> effects.Reissue:
     """One more site is in the registry; returns what has to be issued again."""
     desk.registry = desk.registry.with_entry(registry(site).entries[0].participant)
     desk.turn(events.RegistryChanged(registry=desk.registry, record=b"registry"))
-    return desk.only(events.Reissue)
+    return desk.only(effects.Reissue)
 
 
 def reissued(version: int, number: int) -> events.Reissued:
@@ -734,16 +734,16 @@ def test_a_new_site_gets_the_current_version_by_a_record_for_the_new_registry() 
     desk.turn(reissued(0, 3))
     assert desk.journal.run(RUN).version_record(0) == b"0 for 3"
     assert desk.journal.run(RUN).spec_record() == b"spec 3"
-    assert [write.body for write in desk.writes if isinstance(write, events.SendRaw)] == [b"0 for 3"]
+    assert [write.body for write in desk.writes if isinstance(write, writes.SendRaw)] == [b"0 for 3"]
     desk.start()
-    assert desk.some(events.Reissue) == []
+    assert desk.some(effects.Reissue) == []
 
 
 def test_records_that_are_still_for_an_older_registry_are_issued_again_at_the_next_start() -> None:
     desk = Desk()
     joined(desk, "gamma")
     desk.start()
-    assert desk.only(events.Reissue).registry == desk.registry
+    assert desk.only(effects.Reissue).registry == desk.registry
 
 
 def test_a_record_issued_for_a_registry_that_is_no_longer_in_force_is_issued_again() -> None:
@@ -753,7 +753,7 @@ def test_a_record_issued_for_a_registry_that_is_no_longer_in_force_is_issued_aga
     desk.turn(reissued(0, 4))
     desk.turn(reissued(0, 3))
     assert desk.journal.run(RUN).version_record(0) == b"0 for 4"
-    assert desk.only(events.Reissue).registry == desk.registry
+    assert desk.only(effects.Reissue).registry == desk.registry
 
 
 def test_records_that_could_not_be_issued_are_issued_after_a_while() -> None:
@@ -762,29 +762,29 @@ def test_records_that_could_not_be_issued_are_issued_after_a_while() -> None:
     assert desk.turn(events.ReissueFailed(run=RUN)) == []
     due = desk.rules.deadline()
     assert due is not None
-    assert desk.turn(seconds=due - desk.now) == [events.Reissue(run=RUN, version=0, registry=desk.registry)]
+    assert desk.turn(seconds=due - desk.now) == [effects.Reissue(run=RUN, version=0, registry=desk.registry)]
     assert desk.rules.deadline() == HEAD_EVERY
 
 
 def test_a_version_made_under_an_older_registry_is_issued_again() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     desk.validate()
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     joined(desk, "gamma")
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
-    assert desk.only(events.Reissue) == events.Reissue(run=RUN, version=1, registry=desk.registry)
+    assert desk.only(effects.Reissue) == effects.Reissue(run=RUN, version=1, registry=desk.registry)
     desk.turn(reissued(0, 3))
-    assert desk.only(events.Reissue) == events.Reissue(run=RUN, version=1, registry=desk.registry)
+    assert desk.only(effects.Reissue) == effects.Reissue(run=RUN, version=1, registry=desk.registry)
 
 
 def test_a_version_planned_before_the_specification_was_issued_again_is_issued_again_itself() -> None:
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     joined(desk, "gamma")
     desk.validate()
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     desk.turn(reissued(0, 3))
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
-    assert desk.only(events.Reissue) == events.Reissue(run=RUN, version=1, registry=desk.registry)
+    assert desk.only(effects.Reissue) == effects.Reissue(run=RUN, version=1, registry=desk.registry)
 
 
 def refused(site: str = "alpha", raw: bytes = b"not an envelope") -> events.Refused:
@@ -794,10 +794,10 @@ def refused(site: str = "alpha", raw: bytes = b"not an envelope") -> events.Refu
 def test_what_is_not_a_message_of_the_federation_becomes_a_dead_letter() -> None:
     desk = Desk()
     effects = desk.turn(refused())
-    [letter] = [write for write in desk.writes if isinstance(write, events.SendRaw)]
+    [letter] = [write for write in desk.writes if isinstance(write, writes.SendRaw)]
     assert letter.exchange == topology.DEAD
     assert b"not an envelope" in letter.body
-    assert effects == [events.Settle(delivery="letter"), events.Publish(row=letter.row)]
+    assert effects == [effects.Settle(delivery="letter"), effects.Publish(row=letter.row)]
 
 
 def test_a_site_has_a_budget_of_dead_letters_and_another_site_its_own() -> None:
@@ -805,19 +805,19 @@ def test_a_site_has_a_budget_of_dead_letters_and_another_site_its_own() -> None:
     letters = 0
     for _ in range(400):
         desk.turn(refused())
-        letters += len(desk.some(events.Publish))
-        assert [write.kind for write in desk.writes if isinstance(write, events.Audit)] == ["refused"]
+        letters += len(desk.some(effects.Publish))
+        assert [write.kind for write in desk.writes if isinstance(write, writes.Audit)] == ["refused"]
     assert letters == 256
     desk.turn(refused("beta"))
-    assert desk.some(events.Publish)
+    assert desk.some(effects.Publish)
     desk.turn(refused(), seconds=3601.0)
-    assert desk.some(events.Publish)
+    assert desk.some(effects.Publish)
 
 
 def test_a_dead_letter_fits_into_a_message_however_long_the_original_was() -> None:
     desk = Desk()
     desk.turn(refused(raw=bytes(2 * limits.MESSAGE)))
-    [letter] = [write for write in desk.writes if isinstance(write, events.SendRaw)]
+    [letter] = [write for write in desk.writes if isinstance(write, writes.SendRaw)]
     assert len(letter.body) <= limits.MESSAGE
 
 
@@ -828,11 +828,11 @@ def test_a_confirmed_row_leaves_the_outbox_and_the_others_are_published_again_at
     desk = Desk(chosen=strategy("fedbuff", buffer=1))
     desk.validate()
     desk.merge()
-    rows = [publish.row for publish in desk.some(events.Publish)]
+    rows = [publish.row for publish in desk.some(effects.Publish)]
     desk.turn(events.Published(row=rows[0]))
     desk.turn(events.Published(row=rows[0]))
     desk.start()
-    assert [publish.row for publish in desk.some(events.Publish)] == rows[1:]
+    assert [publish.row for publish in desk.some(effects.Publish)] == rows[1:]
 
 
 def test_the_head_is_signed_again_every_six_hours_with_a_higher_number() -> None:
@@ -841,14 +841,14 @@ def test_the_head_is_signed_again_every_six_hours_with_a_higher_number() -> None
     assert first == HEAD_EVERY
     assert desk.turn(seconds=HEAD_EVERY - 1) == []
     desk.turn(seconds=1)
-    number = desk.only(events.PutHead).number
+    number = desk.only(effects.PutHead).number
     desk.turn(seconds=HEAD_EVERY)
-    assert desk.only(events.PutHead).number == number + 1
+    assert desk.only(effects.PutHead).number == number + 1
     desk.start()
-    assert desk.only(events.PutHead).number == number + 2
+    assert desk.only(effects.PutHead).number == number + 2
 
 
 def test_the_head_at_the_start_is_announced_so_that_sites_need_not_wait() -> None:
     desk = Desk()
     desk.start()
-    assert desk.some(events.AnnounceHead) == [events.AnnounceHead(number=desk.only(events.PutHead).number)]
+    assert desk.some(effects.AnnounceHead) == [effects.AnnounceHead(number=desk.only(effects.PutHead).number)]

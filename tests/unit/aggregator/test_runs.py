@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.retention import References
+from aggregator.audit.retention import References
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.transfer import read_blob
 from fledge.operator import Said

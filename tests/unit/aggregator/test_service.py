@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from aggregator.audit.export import write_file
+from aggregator.audit.replay import Replay, WhatIf, audit, read_version
+from aggregator.audit.retention import References, collect_garbage
 from aggregator.config import RunConfig
-from aggregator.doors import Doors
-from aggregator.export import write_file
-from aggregator.history import History
-from aggregator.opening import Genesis
-from aggregator.records import Records
-from aggregator.replay import Replay, WhatIf, audit, read_version
-from aggregator.retention import References, collect_garbage
-from aggregator.service import AggregatorService
-from aggregator.strategies import strategy
+from aggregator.journal.history import History
+from aggregator.operators.admin_access import Doors
+from aggregator.pipeline.genesis import Genesis
+from aggregator.pipeline.records import Records
+from aggregator.service.service import AggregatorService
+from aggregator.strategy.strategies import strategy
 from broker.blobs.base import BlobStore
 from broker.blobs.memory import MemoryBlobs
 from broker.runtime.health import HEALTH, last_holder

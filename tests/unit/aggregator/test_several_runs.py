@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from aggregator import events, order_events
-from aggregator.events import UpdateState
-from aggregator.snapshot import RunRules
-from aggregator.stopping import Stopping
-from aggregator.strategies import strategy
-from aggregator.tables import updates
+from aggregator.domain import effects, events, writes
+from aggregator.domain.state import RunPlace, RunRules, UpdateNotice, UpdateState
+from aggregator.journal.tables import updates
+from aggregator.strategy.stopping import Stopping
+from aggregator.strategy.strategies import strategy
 from protocol.messages import Evaluation, Outcome, RunState
 from tests.unit.aggregator.desk import RULES_OF_RUN, RUN, Desk, new_run
 
@@ -27,21 +26,21 @@ def rules_of(name: str, **changes: Any) -> RunRules:
 def brought(desk: Desk, name: str = OTHER, counter: int = 1, **changes: Any) -> None:
     """An operator's run is taken over and started."""
     new = new_run(rules_of(name, **changes), desk.registry.version, RunState.CREATED)
-    order = order_events.CommandArrived(
+    order = events.CommandArrived(
         delivery="d", operator="olga", counter=counter, command="run.create", arguments={"run": name}, id=b"c" * 16
     )
     desk.turn(order)
-    desk.turn(order_events.Prepared(command=order, made=new))
+    desk.turn(events.Prepared(command=order, made=new))
     desk.turn(named("run.start", name, counter + 1))
 
 
-def named(command: str, run: str, counter: int) -> order_events.CommandArrived:
-    return order_events.CommandArrived(
+def named(command: str, run: str, counter: int) -> events.CommandArrived:
+    return events.CommandArrived(
         delivery="d", operator="olga", counter=counter, command=command, arguments={"run": run}, id=b"c" * 16
     )
 
 
-def admitted(desk: Desk, run: str, site: str = "alpha") -> events.UpdateNotice:
+def admitted(desk: Desk, run: str, site: str = "alpha") -> UpdateNotice:
     notice = desk.notice(site, run=run)
     desk.arrive(notice)
     desk.turn(events.Admitted(id=notice.id, norm=1.0))
@@ -52,17 +51,17 @@ def test_runs_merge_their_own_updates_and_one_head_tells_all_of_them() -> None:
     desk = Desk()
     brought(desk)
     first = admitted(desk, OTHER)
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     assert (plan.run, [member.id for member in plan.members]) == (OTHER, [first.id])
     second = desk.notice()
     desk.arrive(second)
-    assert desk.only(events.Admit) == events.Admit(run=RUN, id=second.id)
+    assert desk.only(effects.Admit) == effects.Admit(run=RUN, id=second.id)
     desk.turn(events.Merged(plan=plan, product=desk.product(plan)))
-    assert desk.only(events.PutHead).runs == (
-        events.RunPlace(run=RUN, state=RunState.RUNNING, reason="ok", version=0),
-        events.RunPlace(run=OTHER, state=RunState.RUNNING, reason="start-by-olga", version=1),
+    assert desk.only(effects.PutHead).runs == (
+        RunPlace(run=RUN, state=RunState.RUNNING, reason="ok", version=0),
+        RunPlace(run=OTHER, state=RunState.RUNNING, reason="start-by-olga", version=1),
     )
-    assert [write.plan.run for write in desk.writes if isinstance(write, events.CommitVersion)] == [OTHER]
+    assert [write.plan.run for write in desk.writes if isinstance(write, writes.CommitVersion)] == [OTHER]
 
 
 def test_the_end_of_one_run_is_not_the_end_of_the_other() -> None:
@@ -74,7 +73,7 @@ def test_the_end_of_one_run_is_not_the_end_of_the_other() -> None:
     desk.turn(named("run.abort", OTHER, 9))
     assert desk.told() == [(lost.id, Outcome.RUN_ABORTED, "abort-by-olga")]
     assert desk.state(kept)[0] == UpdateState.VALIDATED
-    assert desk.only(events.Ended).run == OTHER
+    assert desk.only(effects.Ended).run == OTHER
 
 
 def test_everything_comes_back_after_a_restart() -> None:
@@ -89,7 +88,7 @@ def test_everything_comes_back_after_a_restart() -> None:
         RUN: RunState.RUNNING,
         OTHER: RunState.RUNNING,
     }
-    assert [(admit.run, admit.id) for admit in desk.some(events.Admit)] == [(OTHER, there.id)]
+    assert [(admit.run, admit.id) for admit in desk.some(effects.Admit)] == [(OTHER, there.id)]
     assert desk.rules.runs[RUN].holds(waiting.id)
 
 
@@ -98,21 +97,21 @@ def test_a_site_that_is_revoked_is_out_of_all_runs() -> None:
     brought(desk)
     ours, theirs = desk.validate("alpha"), desk.notice("alpha", run=OTHER)
     desk.arrive(theirs)
-    order = order_events.CommandArrived(
+    order = events.CommandArrived(
         delivery="d", operator="olga", counter=9, command="site.revoke", arguments={"site": "alpha"}
     )
     desk.turn(order)
     assert sorted(desk.told()) == sorted(
         [(ours.id, Outcome.REJECTED, "revoked"), (theirs.id, Outcome.REJECTED, "revoked")]
     )
-    assert {reissue.run for reissue in desk.some(events.Reissue)} == {RUN, OTHER}
+    assert {reissue.run for reissue in desk.some(effects.Reissue)} == {RUN, OTHER}
 
 
 def test_a_run_that_was_deleted_while_its_merge_was_under_way_stays_gone() -> None:
     desk = Desk()
     brought(desk)
     admitted(desk, OTHER)
-    plan = desk.only(events.Merge).plan
+    plan = desk.only(effects.Merge).plan
     desk.turn(named("run.stop", OTHER, 8))
     desk.turn(named("run.delete", OTHER, 9))
     assert desk.turn(events.Merged(plan=plan, product=desk.product(plan))) == []
@@ -129,11 +128,11 @@ def test_two_who_bring_a_run_of_one_name_at_once_get_one() -> None:
         for operator in ("olga", "otto")
     ]
     desk.turn(*orders)
-    assert len(desk.some(order_events.Prepare)) == 2
+    assert len(desk.some(effects.Prepare)) == 2
     new = new_run(rules_of(OTHER), desk.registry.version, RunState.CREATED)
-    desk.turn(*(order_events.Prepared(command=order, made=new) for order in orders))
-    assert [told.reason for told in desk.some(order_events.Tell)] == ["ok", "run_exists"]
-    assert [type(write) for write in desk.writes].count(order_events.CreateRun) == 1
+    desk.turn(*(events.Prepared(command=order, made=new) for order in orders))
+    assert [told.reason for told in desk.some(effects.Tell)] == ["ok", "run_exists"]
+    assert [type(write) for write in desk.writes].count(writes.CreateRun) == 1
 
 
 def test_a_run_that_was_made_for_an_older_registry_is_wrapped_again() -> None:
@@ -141,17 +140,17 @@ def test_a_run_that_was_made_for_an_older_registry_is_wrapped_again() -> None:
     new = new_run(rules_of(OTHER), desk.registry.version - 1, RunState.CREATED)
     order = named("run.create", OTHER, 1)
     desk.turn(order)
-    desk.turn(order_events.Prepared(command=order, made=new))
-    assert desk.only(events.Reissue).run == OTHER
+    desk.turn(events.Prepared(command=order, made=new))
+    assert desk.only(effects.Reissue).run == OTHER
 
 
 def test_a_head_tells_those_that_go_on_and_the_newest_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aggregator.heading._MOST", 3)
+    monkeypatch.setattr("aggregator.rules.head._MOST", 3)
     desk = Desk()
     for index in range(4):
         brought(desk, f"run-{index}", 10 * index + 1)
         desk.turn(named("run.stop", f"run-{index}", 10 * index + 5))
-    told = [place.run for place in desk.only(events.PutHead).runs]
+    told = [place.run for place in desk.only(effects.PutHead).runs]
     assert told == [RUN, "run-2", "run-3"]
 
 
@@ -160,31 +159,31 @@ def test_an_operator_has_one_order_at_a_time_that_takes_time() -> None:
     first = named("run.create", OTHER, 1)
     desk.turn(first)
     desk.turn(named("run.create", "third", 2))
-    assert desk.only(order_events.Tell).reason == "busy"
-    desk.turn(order_events.Prepared(command=first, reason="not_possible"))
+    assert desk.only(effects.Tell).reason == "busy"
+    desk.turn(events.Prepared(command=first, reason="not_possible"))
     desk.turn(named("run.create", "third", 3))
-    assert desk.some(order_events.Prepare)
+    assert desk.some(effects.Prepare)
 
 
 def test_no_more_runs_go_on_than_a_head_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aggregator.run_orders.MOST_GOING_ON", 2)
+    monkeypatch.setattr("aggregator.domain.state.MOST_GOING_ON", 2)
     desk = Desk()
     brought(desk)
     brought(desk, "third", 11)
-    assert desk.only(order_events.Tell).reason == "too_many_runs"
+    assert desk.only(effects.Tell).reason == "too_many_runs"
     assert desk.rules.runs["third"].state == RunState.CREATED
 
 
 def test_no_operator_brings_runs_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aggregator.run_orders.MOST_OF_ONE", 2)
+    monkeypatch.setattr("aggregator.rules.commands.MOST_OF_ONE", 2)
     desk = Desk()
     for index in range(3):
         order = named("run.create", f"run-{index}", 2 * index + 1)
         desk.turn(order)
-        if desk.some(order_events.Prepare):
+        if desk.some(effects.Prepare):
             new = replace(new_run(rules_of(f"run-{index}"), 2, RunState.CREATED), operator="olga")
-            desk.turn(order_events.Prepared(command=order, made=new))
-    assert desk.only(order_events.Tell).reason == "too_many_runs"
+            desk.turn(events.Prepared(command=order, made=new))
+    assert desk.only(effects.Tell).reason == "too_many_runs"
     assert list(desk.rules.runs) == [RUN, "run-0", "run-1"]
 
 
@@ -194,12 +193,12 @@ def test_a_run_that_nobody_started_cannot_be_measured_to_its_end() -> None:
     new = new_run(rules_of(OTHER, stopping=stopping), desk.registry.version, RunState.CREATED)
     order = named("run.create", OTHER, 1)
     desk.turn(order)
-    desk.turn(order_events.Prepared(command=order, made=new))
+    desk.turn(events.Prepared(command=order, made=new))
     for site in ("alpha", "beta"):
         said = Evaluation(examples=10, metrics={"accuracy": 1.0})
         desk.turn(events.EvaluationArrived(delivery="e", site=site, run=OTHER, version=0, evaluation=said))
     desk.turn(named("run.start", OTHER, 2))
-    assert desk.only(order_events.Tell).reason == "ok"
+    assert desk.only(effects.Tell).reason == "ok"
 
 
 def test_measures_beyond_all_reason_break_no_sum() -> None:
@@ -228,23 +227,23 @@ def test_measures_beyond_all_reason_break_no_sum() -> None:
 def test_an_order_without_what_it_needs_is_refused(command: str, arguments: dict[str, Any]) -> None:
     desk = Desk()
     desk.turn(
-        order_events.CommandArrived(
+        events.CommandArrived(
             delivery="d", operator="olga", counter=1, command=command, arguments=arguments, id=b"c" * 16
         )
     )
-    assert desk.only(order_events.Tell).reason == "bad_argument"
+    assert desk.only(effects.Tell).reason == "bad_argument"
 
 
 def test_an_order_that_finds_a_defect_is_answered_and_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk()
     monkeypatch.setattr(desk.rules, "_promote", lambda event: {}["missing"])
-    monkeypatch.setattr("aggregator.run_orders.about_models", lambda event, catalogue: "ok")
+    monkeypatch.setattr("aggregator.rules.commands.about_models", lambda event, catalogue: "ok")
     order = named("model.promote", OTHER, 5)
     effects = desk.turn(order)
-    assert desk.only(order_events.Tell).reason == "defect"
-    assert events.Settle(delivery="d") in effects
+    assert desk.only(effects.Tell).reason == "defect"
+    assert effects.Settle(delivery="d") in effects
     desk.turn(order)
-    assert desk.only(order_events.Tell).reason == "replayed"
+    assert desk.only(effects.Tell).reason == "replayed"
     assert desk.journal.broken_link() is None
 
 

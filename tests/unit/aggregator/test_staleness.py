@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from aggregator.staleness import Constant, Polynomial, staleness_policy
+from aggregator.strategy.staleness import Constant, Polynomial, staleness_policy
 from broker.runtime import plugins
 from protocol.errors import ConfigError
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aggregator.stopping import Evaluated, Reason, Stopping, reason_to_stop
+from aggregator.strategy.stopping import Evaluated, Reason, Stopping, reason_to_stop
 from protocol.errors import ConfigError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aggregator.staleness import Constant, Polynomial
-from aggregator.strategies import (
+from aggregator.strategy.staleness import Constant, Polynomial
+from aggregator.strategy.strategies import (
     STRATEGIES,
     FedAdam,
     FedAsync,

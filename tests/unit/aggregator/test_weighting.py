@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from aggregator.weighting import SiteStats, clip_factor, example_weights, observe
+from aggregator.strategy.weighting import SiteStats, clip_factor, example_weights, observe
 
 
 def stats(examples: int, seconds: float) -> SiteStats:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.strategies import FedAvg, FedBuff, Span, Strategy
+from aggregator.strategy.strategies import FedAvg, FedBuff, Span, Strategy
 from benchmarks.convergence import HORIZON, RULES, speed_up
 from benchmarks.convergence_sim import Federation, History, Point, Silence
 from benchmarks.convergence_tasks import Digits, Heart, dirichlet_split
@@ -103,6 +103,6 @@ def test_heart_reads_the_hospitals_as_flamby_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=[label for label, *_ in RULES])
 def test_every_rule_of_the_table_can_be_made(rule: tuple[str, str, dict[str, object], float]) -> None:
-    from aggregator.strategies import strategy
+    from aggregator.strategy.strategies import strategy
 
     assert strategy(rule[1], **rule[2]).name == rule[1]

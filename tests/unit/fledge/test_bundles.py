@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.opening import Genesis
+from aggregator.pipeline.genesis import Genesis
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.transfer import read_blob
 from fledge import bundles

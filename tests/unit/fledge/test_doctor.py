@@ -14,7 +14,7 @@ from queue import Queue
 
 import pytest
 
-from aggregator.events import SiteSeen
+from aggregator.domain.events import SiteSeen
 from aggregator.intake import Intake
 from broker.blobs.s3.http import BoundedPool
 from broker.blobs.s3.store import S3Blobs

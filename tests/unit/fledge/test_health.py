@@ -128,7 +128,10 @@ def test_what_cannot_be_read_is_red_with_a_reason(tmp_path: Path) -> None:
 
 def test_a_process_that_has_ended_is_red(tmp_path: Path) -> None:
     note = tmp_path / "health.json"
-    code = f"from broker.runtime.health import write_health; from pathlib import Path; write_health(Path({str(note)!r}), 2.0, 1.0)"
+    code = (
+        "from broker.runtime.health import write_health; from pathlib import Path; "
+        f"write_health(Path({str(note)!r}), 2.0, 1.0)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert "has ended" in trouble(note, 3.0, 60.0)  # as long as nobody has waited for it, too

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from aggregator.admission import inspect
+from aggregator.pipeline.admission import inspect
 from protocol import limits
 from protocol.errors import Aborted, ConfigError, DiskFull, Diverged, OutOfMemory, StateError, TrainingError
 from protocol.keys import Identity, Role

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.config import RunConfig
-from aggregator.strategies import strategy
+from aggregator.strategy.strategies import strategy
 from fledge.mmar_runs import run_config
 from protocol.errors import ConfigError
 from tests.support import mmars

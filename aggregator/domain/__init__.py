@@ -1,0 +1,1 @@
+"""Values of the aggregator by what they are: state, events, writes, effects."""

@@ -1,0 +1,216 @@
+"""What the aggregator's rules hear.
+
+Events come from the shell. The journal's answers to `JournalUpdate` (`Journalled`, `Duplicate`, `Reused`) are events
+too: its unique keys are the replay cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aggregator.domain.state import CodeOffered, NewModel, NewRun, UpdateNotice, UpdateState
+from aggregator.strategy.plan import MergePlan, Product
+from protocol.messages import Evaluation, Request
+from protocol.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The process begins; everything pending is decided again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateArrived:
+    """A verified update; `delivery` is settled once it is journalled."""
+
+    delivery: Any
+    notice: UpdateNotice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationArrived:
+    """A verified evaluation of a version on a site's own data."""
+
+    delivery: Any
+    site: str
+    run: str
+    version: int
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteSeen:
+    """A verified sign of life."""
+
+    delivery: Any
+    site: str
+    alive: bool = True
+    """Whether it is one of the site's worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A delivery that is not a message of this federation; `site` is the queue's, not a claim of the message."""
+
+    delivery: Any
+    site: str
+    queue: str
+    reason: str
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journalled:
+    """The journal's answer: the update is new and has this place in the order."""
+
+    delivery: Any
+    order: int
+    notice: UpdateNotice
+    objection: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duplicate:
+    """The journal's answer: this very update is known, and this became of it."""
+
+    delivery: Any
+    notice: UpdateNotice
+    state: UpdateState
+    reason: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reused:
+    """The journal's answer: the site has used this sequence for another update."""
+
+    delivery: Any
+    notice: UpdateNotice
+    highest_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """Admission streamed the blob: everything holds, and this is the delta's L2 norm."""
+
+    id: bytes
+    norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotAdmitted:
+    """Admission failed: for good (`retry` False), or for now (store away, chunk `missing`)."""
+
+    id: bytes
+    reason: str
+    retry: bool
+    missing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """A merge is complete: its chunks and records are in the store, nothing refers to them yet."""
+
+    plan: MergePlan
+    product: Product
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeFailed:
+    """A merge could not be completed; `bad` names a member that no longer decrypts, or (`reject`) must never merge."""
+
+    plan: MergePlan
+    reason: str
+    bad: bytes | None
+    reject: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The broker confirmed an outbox row."""
+
+    row: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryChanged:
+    """A newer registry is in force; `record` is what the root signed."""
+
+    registry: Registry
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reissued:
+    """The current version's record was wrapped for the new registry's sites; it is in the store."""
+
+    run: str
+    version: int
+    registry: int
+    record: bytes
+    spec_record: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReissueFailed:
+    """The store is away; the records are still for an older registry."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandArrived:
+    """An operator's genuine order; `objection` says why it is refused all the same, found when it arrived."""
+
+    delivery: Any
+    operator: str
+    counter: int
+    command: str
+    signer: bytes = b""
+    """Id of the key it is signed with; counters are the key's, so that a stolen one cannot lock its successor out."""
+    id: bytes = b""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    raw: bytes = b""
+    """The signed bytes, for the sites it is for."""
+    objection: str = "ok"
+    text: str = ""
+    """The objection in a sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyArrived:
+    """A site's genuine answer to operators, who get the same bytes."""
+
+    delivery: Any
+    site: str
+    command: bytes
+    """Id of the command."""
+    ok: bool
+    reason: str
+    operators: tuple[str, ...]
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestArrived:
+    """A site says hello or asks for URLs."""
+
+    delivery: Any
+    site: str
+    id: bytes
+    request: Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What an order asked for is ready, or cannot be made (`reason` is not `ok` then)."""
+
+    command: CommandArrived
+    reason: str = "ok"
+    text: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """What the operator is answered."""
+    made: NewRun | NewModel | CodeOffered | None = None

@@ -1,0 +1,1 @@
+"""The aggregator's database: journal of updates, versions, ledger, outbox."""

@@ -1,0 +1,124 @@
+"""How the journal keeps what operators ordered: measures, refused messages, runs, models and channels."""
+
+from __future__ import annotations
+
+import time
+from functools import singledispatch
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from aggregator.domain import writes
+from aggregator.journal.tables import (
+    DELETED,
+    channels,
+    counters,
+    letters,
+    measures,
+    members,
+    models,
+    runs,
+    states,
+    updates,
+    versions,
+)
+from aggregator.journal.tables import evaluations as evaluations_table
+from protocol.errors import StateError
+
+LETTERS_KEPT = 256
+"""Refused messages kept of each queue."""
+
+
+@singledispatch
+def write_order(write: Any, db: Connection) -> None:
+    """Carry out one of the writes that orders lead to, in the transaction under way.
+
+    Raises:
+        StateError: it is none of them.
+    """
+    raise StateError(f"the journal does not know how to write {type(write).__name__}")
+
+
+@write_order.register
+def _(write: writes.CreateRun, db: Connection) -> None:
+    new, name = write.new, write.new.rules.run
+    db.execute(
+        insert(runs).values(
+            name=name,
+            operator=new.operator,
+            state=new.state.value,
+            reason="ok",
+            elapsed=0.0,
+            config=new.config,
+            spec=new.spec,
+            spec_record=new.spec_record,
+            bundle=new.rules.bundle or b"",
+            code_record=new.code_record,
+        )
+    )
+    first = {"version": 0, "digest": new.digest, "plan": b"", "record": new.record, "registry": new.registry}
+    db.execute(insert(versions).values(run=name, **first))
+
+
+@write_order.register
+def _(write: writes.OfferCode, db: Connection) -> None:
+    offered = write.offered
+    db.execute(update(runs).where(runs.c.name == offered.run).values(code_record=offered.code_record))
+
+
+@write_order.register
+def _(write: writes.DeleteRun, db: Connection) -> None:
+    """Keys of updates stay: they are the replay cache."""
+    for table in (members, states, evaluations_table, versions):
+        db.execute(delete(table).where(table.c.run == write.run))
+    db.execute(update(updates).where(updates.c.run == write.run).values(envelope=b""))
+    gone = {"state": DELETED, "config": "", "spec": b"", "spec_record": b"", "code_record": b""}
+    db.execute(update(runs).where(runs.c.name == write.run).values(**gone))
+
+
+@write_order.register
+def _(write: writes.AddModel, db: Connection) -> None:
+    made = write.model
+    values = {"name": made.name, "run": made.run, "version": made.version, "size": made.size}
+    db.execute(insert(models).values(**values, record=made.record))
+
+
+@write_order.register
+def _(write: writes.Promote, db: Connection) -> None:
+    if write.name is not None:
+        db.execute(insert(channels).values(channel=write.channel, name=write.name))
+        return
+    newest = select(func.max(channels.c.number)).where(channels.c.channel == write.channel)
+    db.execute(delete(channels).where(channels.c.number == newest.scalar_subquery()))
+
+
+@write_order.register
+def _(write: writes.SetMeasure, db: Connection) -> None:
+    values = {"measure": write.measured.measure, "registry": write.measured.registry, "operator": write.operator}
+    db.execute(
+        upsert(measures).values(site=write.site, **values).on_conflict_do_update(index_elements=["site"], set_=values)
+    )
+
+
+@write_order.register
+def _(write: writes.KeepLetter, db: Connection) -> None:
+    db.execute(insert(letters).values(queue=write.queue, reason=write.reason, at=time.time(), message=write.raw))
+    of_queue = select(letters.c.number).where(letters.c.queue == write.queue)
+    oldest = of_queue.order_by(letters.c.number.desc()).offset(LETTERS_KEPT)
+    db.execute(delete(letters).where(letters.c.number.in_(oldest)))
+
+
+@write_order.register
+def _(write: writes.ForgetLetters, db: Connection) -> None:
+    forget = delete(letters)
+    db.execute(forget if write.number is None else forget.where(letters.c.number == write.number))
+
+
+@write_order.register
+def _(write: writes.SetCounter, db: Connection) -> None:
+    db.execute(
+        upsert(counters)
+        .values(operator=write.key, counter=write.counter)
+        .on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter})
+    )

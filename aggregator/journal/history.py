@@ -1,0 +1,228 @@
+"""What the journal remembers, read only: for the rules at start, for replay, export and audit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, select
+
+from aggregator.domain.state import Measured, RunSnapshot, Snapshot, UpdateRow, UpdateState
+from aggregator.journal.run_history import RunHistory
+from aggregator.journal.tables import (
+    DELETED,
+    channels,
+    counters,
+    federation,
+    ledger,
+    measures,
+    members,
+    models,
+    outbox,
+    registries,
+    runs,
+    updates,
+    versions,
+)
+from aggregator.journal.tables import evaluations as evaluations_table
+from aggregator.strategy.evaluations import Evaluations
+from aggregator.strategy.weighting import Standing
+from broker.runtime.database import open_readonly
+from broker.transport.outbox import OutboxRow
+from protocol import limits
+from protocol.codec import decode, unpack
+from protocol.errors import StateError
+from protocol.messages import Evaluation, RunState
+from protocol.registry import Registry
+
+_LOOKED_AT = 2048
+"""Ledger entries about commands in which unanswered ones are looked for at the start."""
+
+
+class History:
+    """Reads an aggregator's database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.fresh: dict[int, OutboxRow] = {}
+        """Outbox rows written and not yet taken by the relay."""
+
+    @classmethod
+    def open(cls, path: Path) -> History:
+        """Read a database beside the aggregator that writes it.
+
+        Raises:
+            StateError: there is no such database.
+        """
+        return cls(open_readonly(path))
+
+    def names(self) -> tuple[str, ...]:
+        """Every run that was not deleted, in the order they were made."""
+        with self.engine.connect() as db:
+            return tuple(db.scalars(select(runs.c.name).where(runs.c.state != DELETED).order_by(runs.c.number)))
+
+    def run(self, name: str) -> RunHistory:
+        """One run of this database."""
+        return RunHistory(self.engine, name)
+
+    def load(self, registry: Registry) -> Snapshot:
+        """Everything the rules need to go on."""
+        with self.engine.connect() as db:
+            counted = db.execute(select(federation)).one_or_none()
+            every = db.execute(select(runs.c.name, runs.c.state).order_by(runs.c.number)).all()
+            waiting = db.execute(select(outbox).order_by(outbox.c.id))
+            self.fresh = {r.id: OutboxRow(id=r.id, exchange=r.exchange, key=r.key, body=r.body) for r in waiting}
+            pending = _pending(db)
+            there = [row.name for row in every if row.state != DELETED]
+            highest = db.execute(
+                select(updates.c.site, updates.c.epoch, func.max(updates.c.sequence)).group_by(
+                    updates.c.site, updates.c.epoch
+                )
+            )
+            named: dict[str, tuple[str, ...]] = {}
+            for row in db.execute(select(channels).order_by(channels.c.number)):
+                named[row.channel] = (*named.get(row.channel, ()), row.name)
+            return Snapshot(
+                head=counted.head if counted else 0,
+                last_row=counted.last_row if counted else 0,
+                registry=registry,
+                outbox=list(self.fresh),
+                highest={(site, epoch): sequence for site, epoch, sequence in highest},
+                counters={row.operator: row.counter for row in db.execute(select(counters))},
+                measures={row.site: Measured(row.measure, row.registry) for row in db.execute(select(measures))},
+                awaited=_awaited(db),
+                runs={name: _run(db, name, pending.get(name, [])) for name in there},
+                strays=[row for name, rows in pending.items() if name not in there for row in rows],
+                taken=frozenset(row.name for row in every),
+                models=tuple(db.scalars(select(models.c.name))),
+                channels=named,
+            )
+
+    def envelope(self, id: bytes) -> bytes:
+        """The signed bytes of a journalled update."""
+        with self.engine.connect() as db:
+            found: bytes | None = db.scalar(select(updates.c.envelope).where(updates.c.id == id))
+        if found is None:
+            raise StateError(f"update {id.hex()} is not in the journal")
+        return found
+
+    def envelopes(self) -> Iterator[tuple[bytes, UpdateState]]:
+        """The signed bytes of every journalled update with its state, in order; not of deleted runs."""
+        with self.engine.connect() as db:
+            kept = select(updates.c.envelope, updates.c.state).where(updates.c.envelope != b"")
+            for row in db.execute(kept.order_by(updates.c.order)):
+                yield row.envelope, UpdateState(row.state)
+
+    def model(self, name: str) -> tuple[str, bytes] | None:
+        """A published model's run and signed card."""
+        with self.engine.connect() as db:
+            row = db.execute(select(models.c.run, models.c.record).where(models.c.name == name)).one_or_none()
+        return None if row is None else (row.run, row.record)
+
+    def model_records(self) -> list[bytes]:
+        """The signed cards of all published models."""
+        with self.engine.connect() as db:
+            return list(db.scalars(select(models.c.record)))
+
+    def registry_record(self) -> bytes | None:
+        """The newest registry stored."""
+        with self.engine.connect() as db:
+            return db.scalar(select(registries.c.record).order_by(registries.c.version.desc()).limit(1))
+
+    def update_rows(self, ids: list[bytes]) -> list[UpdateRow]:
+        """Journalled updates in the order of `ids`."""
+        with self.engine.connect() as db:
+            found = {row.id: _update_row(row) for row in db.execute(select(updates).where(updates.c.id.in_(ids)))}
+        if missing := [id.hex()[:8] for id in ids if id not in found]:
+            raise StateError(f"updates {missing} are not in the journal")
+        return [found[id] for id in ids]
+
+    def broken_link(self) -> int | None:
+        """The number of the first ledger entry whose hash does not follow from the one before, or None."""
+        previous = b""
+        with self.engine.connect() as db:
+            for row in db.execute(select(ledger).order_by(ledger.c.number)):
+                if ledger_hash(previous, row.kind, row.entry) != row.hash:
+                    return int(row.number)
+                previous = row.hash
+        return None
+
+    def close(self) -> None:
+        """Release the file."""
+        self.engine.dispose()
+
+
+def _pending(db: Connection) -> dict[str, list[UpdateRow]]:
+    """Updates that have not come to their end, by run."""
+    open_states = [state.value for state in UpdateState if not state.final]
+    found: dict[str, list[UpdateRow]] = {}
+    for row in db.execute(select(updates).where(updates.c.state.in_(open_states)).order_by(updates.c.order)):
+        found.setdefault(row.run, []).append(_update_row(row))
+    return found
+
+
+def _run(db: Connection, name: str, rows: list[UpdateRow]) -> RunSnapshot:
+    current = db.execute(select(runs).where(runs.c.name == name)).one()
+    of_run = select(versions).where(versions.c.run == name)
+    newest = db.execute(of_run.order_by(versions.c.version.desc()).limit(1)).one()
+    standing = Standing()
+    merged = select(members).where(members.c.run == name).order_by(members.c.version, members.c.position)
+    for row in db.execute(merged):
+        standing.observe(row.site, row.examples, row.seconds)
+        standing.norms.append(row.norm)
+    standing.merged(())
+    kept = Evaluations()
+    measured = select(evaluations_table).where(evaluations_table.c.run == name)
+    for row in db.execute(measured.order_by(evaluations_table.c.version)):
+        kept.add(row.version, row.site, decode(Evaluation, row.body, limits.BODY))
+    return RunSnapshot(
+        operator=current.operator,
+        version=newest.version,
+        digest=newest.digest,
+        state=RunState(current.state),
+        reason=current.reason,
+        elapsed=current.elapsed,
+        record_registry=newest.registry,
+        rows=rows,
+        standing=standing,
+        evaluations=kept,
+    )
+
+
+def _awaited(db: Connection) -> list[tuple[bytes, str]]:
+    """Which of the newest commands were handed to which sites, without those that were replied to."""
+    asked: dict[tuple[bytes, str], None] = {}
+    newest = select(ledger.c.number, ledger.c.kind, ledger.c.entry).where(ledger.c.kind.in_(("command", "reply")))
+    for row in reversed(db.execute(newest.order_by(ledger.c.number.desc()).limit(_LOOKED_AT)).all()):
+        entry = unpack(row.entry, limits.STORED_RECORD)
+        if row.kind == "reply":
+            asked.pop((entry["command"], entry["site"]), None)
+        elif entry["taken"]:
+            asked |= dict.fromkeys((entry["id"], site) for site in entry.get("sites", ()))
+    return list(asked)
+
+
+def ledger_hash(previous: bytes, kind: str, entry: bytes) -> bytes:
+    """The hash of one ledger entry."""
+    return hashlib.sha256(previous + kind.encode() + b"\0" + entry).digest()
+
+
+def _update_row(row: Any) -> UpdateRow:
+    state = UpdateState(row.state)
+    return UpdateRow(
+        order=row.order,
+        id=row.id,
+        run=row.run,
+        site=row.site,
+        epoch=row.epoch,
+        sequence=row.sequence,
+        base_version=row.base_version,
+        state=state,
+        objection=row.reason if state == UpdateState.JOURNALLED else "ok",
+        examples=row.examples,
+        seconds=row.seconds,
+        absent=unpack(row.absent, limits.BODY),
+        norm=row.norm,
+    )

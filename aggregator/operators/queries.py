@@ -1,0 +1,404 @@
+"""Answers to operators' questions, read from the journal and the rules; every function only looks.
+
+Values are plain. A table is one tuple for each column; ids and digests are shown by their first hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Select, func, select
+
+from aggregator.domain.state import Sign, UpdateState
+from aggregator.journal.history import History
+from aggregator.journal.run_history import read_plan
+from aggregator.journal.tables import evaluations as evaluations_table
+from aggregator.journal.tables import ledger, letters, members, models, updates, versions
+from aggregator.pipeline.run_context import Serving
+from aggregator.rules.commands import TEXTS
+from aggregator.rules.federation import AggregatorRules
+from aggregator.rules.run import Run
+from protocol import limits
+from protocol.codec import decode, unpack
+from protocol.errors import ConfigError
+from protocol.keys import Role
+from protocol.messages import CERTIFICATE_DAYS, DOCTOR, DOCTOR_AT, GOING_ON, Card, Evaluation, Event
+from protocol.registry import Registry
+
+Values = dict[str, Any]
+MOST = 200
+"""Rows of a table unless fewer are asked for."""
+_ENTRY = 800
+_LINE = 1024
+_REGISTRY = 128 * 1024
+"""Bytes of a signed registry that an answer holds."""
+
+
+@dataclass(slots=True, kw_only=True)
+class View:
+    """What there is to look at."""
+
+    history: History
+    rules: AggregatorRules
+    serving: Mapping[str, Serving]
+    registry: Registry
+    signs: Mapping[str, Sign]
+    card: Callable[[str, bytes], Card | None]
+    """Reads a published model's card: its run's name and the signed record; None if it cannot be read any more."""
+    seen: Mapping[str, float] = field(default_factory=dict)
+    """Seconds since each site was heard of."""
+    depths: Callable[[], Sequence[tuple[str, int, int]]] | None = None
+
+    def run(self, arguments: Mapping[str, Any]) -> Run:
+        """The run that is asked about: the one named, the newest of those that go on, or the newest.
+
+        Raises:
+            ConfigError: there is no such run.
+        """
+        runs = self.rules.runs
+        named = arguments.get("run")
+        if named is None and runs:
+            going_on = [run for run in runs.values() if run.state in GOING_ON]
+            return (going_on or list(runs.values()))[-1]
+        if named not in runs:
+            raise ConfigError(TEXTS["unknown_run" if runs else "no_run"])
+        return runs[str(named)]
+
+    def rows(self, statement: Select[Any]) -> list[Any]:
+        """What a statement finds."""
+        with self.history.engine.connect() as db:
+            return list(db.execute(statement))
+
+
+def look_up(order: str, arguments: Mapping[str, Any], view: View) -> Values:
+    """The answer to a question.
+
+    Raises:
+        ConfigError: an argument is wrong, or there is no such thing.
+    """
+    return _ANSWERS[order](view, arguments)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Values:
+    rows = rows[: limits.PLAINS]
+    return {name: tuple(row[index] for row in rows) for index, name in enumerate(columns)}
+
+
+def _limit(arguments: Mapping[str, Any]) -> int:
+    limit = arguments.get("limit") or MOST
+    if not isinstance(limit, int) or not 1 <= limit <= limits.PLAINS:
+        raise ConfigError(f"limit: a number from 1 to {limits.PLAINS}")
+    return limit
+
+
+def _number(arguments: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = arguments.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ConfigError(f"{name}: a number is needed")
+    return value
+
+
+def _short(id: bytes) -> str:
+    return id.hex()[:16]
+
+
+def _status(view: View, arguments: Mapping[str, Any]) -> Values:
+    pending = [state.value for state in UpdateState if not state.final]
+    counted = select(updates.c.site, func.count().label("number")).group_by(updates.c.site)
+    waiting = {row.site: row.number for row in view.rows(counted.where(updates.c.state.in_(pending)))}
+    sites = sorted(p.name for p in view.registry.members(Role.SITE))
+    rows = [_site_now(view, site, view.signs.get(site), waiting.get(site, 0)) for site in sites]
+    columns = (
+        "site",
+        "seen",
+        "doing",
+        "run_of",
+        "base",
+        "progress",
+        "staleness",
+        "waiting",
+        "held",
+        "certificate",
+        "trouble",
+    )
+    scalars: Values = {"run": "-", "state": "-", "version": -1}
+    if view.rules.runs:
+        run = view.run(arguments)
+        scalars = {"run": run.name, "state": run.state.value, "version": run.version}
+    return scalars | {"registry": view.registry.version} | _table(columns, rows)
+
+
+def _site_now(view: View, site: str, sign: Sign | None, waiting: int) -> tuple[Any, ...]:
+    if sign is None:
+        return (site, -1.0, "never seen", "-", 0, 0.0, 0, waiting, view.rules.orders.held(site), -1.0, "")
+    newest = view.rules.runs[sign.run].version if sign.run in view.rules.runs else sign.version
+    return (
+        site,
+        round(view.seen.get(site, -1.0), 1),
+        sign.event.state,
+        sign.run,
+        sign.version,
+        sign.event.progress,
+        max(0, newest - sign.version),
+        waiting,
+        view.rules.orders.held(site),
+        sign.event.metrics.get(CERTIFICATE_DAYS, -1.0),
+        f"{sign.event.code} {sign.event.case}" if sign.event.code != "-" else "",
+    )
+
+
+def _registry(view: View, arguments: Mapping[str, Any]) -> Values:
+    record = view.history.registry_record()
+    if record is None or len(record) > _REGISTRY:
+        raise ConfigError(
+            "the registry is too large for a message; fetch the newest registry.bin from whoever signs it"
+        )
+    text = base64.b64encode(record).decode()
+    return {"record": tuple(text[at : at + _LINE] for at in range(0, len(text), _LINE))}
+
+
+def _site_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    rows = [
+        (
+            entry.name,
+            entry.role.value,
+            entry.organisation,
+            "revoked" if entry.revoked is not None else "ok",
+            entry.since,
+        )
+        for entry in view.registry.entries
+    ]
+    return _table(("site", "role", "organisation", "held", "since"), rows)
+
+
+def _site_show(view: View, arguments: Mapping[str, Any]) -> Values:
+    site = str(arguments.get("site", ""))
+    if all(entry.name != site for entry in view.registry.entries):
+        raise ConfigError(f"there is no member {site!r}; `site list` shows who there is")
+    rows = view.rows(
+        select(updates).where(updates.c.site == site).order_by(updates.c.order.desc()).limit(_limit(arguments))
+    )
+    sign = view.signs.get(site)
+    told: Values = {
+        "site_name": site,
+        "held": view.rules.orders.held(site),
+        "seen": round(view.seen.get(site, -1.0), 1),
+    }
+    if sign is not None:
+        told |= {"doing": sign.event.state, "software": sign.event.software, "base_version": sign.version}
+        told |= {} if sign.doctor is None else _examined(sign.doctor)
+    columns = ("update", "base", "state", "reason", "version")
+    return told | _table(columns, [(_short(r.id), r.base_version, r.state, r.reason, r.version) for r in rows])
+
+
+def _examined(found: Event) -> Values:
+    """What a site's doctor found last, and when by the site's clock."""
+    worth = {name.removeprefix(DOCTOR): value for name, value in found.metrics.items() if name.startswith(DOCTOR)}
+    bad = sorted(check for check, value in worth.items() if value == 0)
+    at = min(max(0.0, found.metrics.get(DOCTOR_AT, 0.0)), 2.0**32)
+    when = datetime.fromtimestamp(at, UTC).isoformat(timespec="minutes")
+    return {"doctor": "ok" if found.code == "-" else found.code, "doctor_bad": ", ".join(bad)[:200], "doctor_at": when}
+
+
+def _run_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    rows = [
+        (run.name, run.state.value, run.reason, run.version, (run.rules.bundle or b"").hex())
+        for run in list(view.rules.runs.values())[-_limit(arguments) :]
+    ]
+    return _table(("run", "state", "reason", "version", "code"), rows)
+
+
+def _run_show(view: View, arguments: Mapping[str, Any]) -> Values:
+    run = view.run(arguments)
+    settings = view.serving[run.name].config
+    config = settings.model_dump(exclude={"task", "strategy", "stop"})
+    flat = {name: value for name, value in config.items() if value is not None}
+    strategy = {"strategy." + name: value for name, value in settings.strategy.model_dump().items()}
+    stop = {"stop." + name: value for name, value in settings.stop.model_dump().items() if value is not None}
+    task = {"task." + name: value for name, value in settings.task.items()}
+    state = {"state": run.state.value, "reason": run.reason, "version": run.version}
+    state |= {"code": run.rules.bundle.hex()} if run.rules.bundle else {}
+    told = {**flat, **state, **strategy, **stop, **task}
+    return {name[:64]: value for name, value in list(told.items())[:64] if not isinstance(value, dict)}
+
+
+def _model_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    run = view.run(arguments)
+    of_run = select(versions).where(versions.c.run == run.name)
+    found = view.rows(of_run.order_by(versions.c.version.desc()).limit(_limit(arguments)))
+    rows = []
+    for row in found:
+        plan = read_plan(row.plan)
+        sites = sorted({member.site for member in plan.members}) if plan else []
+        stalest = max((member.staleness for member in plan.members), default=0) if plan else 0
+        rows.append(
+            (row.version, _short(row.digest), len(plan.members) if plan else 0, ", ".join(sites)[:200], stalest)
+        )
+    return {"run": run.name} | _table(("version", "digest", "members", "sites", "staleness"), rows)
+
+
+def _model_show(view: View, arguments: Mapping[str, Any]) -> Values:
+    run = view.run(arguments)
+    number = _number(arguments, "version", run.version)
+    found = view.rows(select(versions).where(versions.c.run == run.name, versions.c.version == number))
+    if not found:
+        raise ConfigError(f"run {run.name} has no version {number}; the newest is {run.version}")
+    plan = read_plan(found[0].plan)
+    rows = [(m.site, _short(m.id), m.staleness, m.weight, m.examples, m.norm) for m in (plan.members if plan else ())]
+    columns = ("site", "update", "staleness", "weight", "examples", "norm")
+    digest, chosen = found[0].digest.hex(), plan.strategy if plan else "-"
+    return {"run": run.name, "number": number, "digest": digest, "strategy": chosen} | _table(columns, rows)
+
+
+def _model_search(view: View, arguments: Mapping[str, Any]) -> Values:
+    """Only the aggregator can read what cards say; it reads each one it shows."""
+    rows: list[tuple[Any, ...]] = []
+    for row in view.rows(select(models).order_by(models.c.number.desc())):
+        card = view.card(row.run, row.record)
+        channels = [channel for channel, model in view.rules.catalogue.channels().items() if model == row.name]
+        if card is None or not _is_wanted(card, channels, arguments):
+            continue
+        labels, application = ", ".join(card.labels)[:200], card.application[:200]
+        place = (row.name, row.run, row.version, row.size)
+        rows.append((*place, card.publisher, card.published, labels, ", ".join(channels)[:200], application))
+        if len(rows) == _limit(arguments):
+            break
+    columns = ("name", "run", "version", "size", "publisher", "published", "labels", "channels", "application")
+    return _table(columns, rows)
+
+
+def _is_wanted(card: Card, channels: Sequence[str], arguments: Mapping[str, Any]) -> bool:
+    text, label, channel = (str(arguments.get(name) or "").lower() for name in ("text", "label", "channel"))
+    said = " ".join((card.name, card.application, card.description, card.framework, card.publisher)).lower()
+    if label and label not in (each.lower() for each in card.labels):
+        return False
+    return text in said and (not channel or channel in (each.lower() for each in channels))
+
+
+def _update_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    statement = select(updates).order_by(updates.c.order.desc()).limit(_limit(arguments))
+    if arguments.get("run") is not None:
+        statement = statement.where(updates.c.run == view.run(arguments).name)
+    if arguments.get("site") is not None:
+        statement = statement.where(updates.c.site == str(arguments["site"]))
+    if arguments.get("state") is not None:
+        statement = statement.where(updates.c.state == str(arguments["state"]))
+    rows = [(_short(r.id), r.site, r.base_version, r.state, r.reason, r.version, r.norm) for r in view.rows(statement)]
+    return _table(("update", "site", "base", "state", "reason", "version", "norm"), rows)
+
+
+def _update_show(view: View, arguments: Mapping[str, Any]) -> Values:
+    wanted = str(arguments.get("update", ""))
+    if len(wanted) < 4:
+        raise ConfigError("update: at least four digits of its id are needed")
+    text = func.lower(func.hex(updates.c.id))
+    found = view.rows(select(updates).where(text.like(f"{_plain_hex(wanted)}%")).limit(2))
+    if len(found) != 1:
+        raise ConfigError(f"{wanted}: {'several updates begin' if found else 'no update begins'} with these digits")
+    row = found[0]
+    position = view.rows(select(members).where(members.c.id == row.id))
+    return {
+        "update": row.id.hex(),
+        "run": row.run,
+        "site": row.site,
+        "base": row.base_version,
+        "state": row.state,
+        "reason": row.reason,
+        "version": row.version,
+        "position": position[0].position if position else -1,
+        "examples": row.examples,
+        "seconds": row.seconds,
+        "norm": row.norm,
+        "epoch": row.epoch,
+        "sequence": row.sequence,
+    }
+
+
+def _plain_hex(text: str) -> str:
+    if any(letter not in "0123456789abcdef" for letter in text.lower()):
+        raise ConfigError("update: its id in hexadecimal digits")
+    return text.lower()
+
+
+def _metrics(view: View, arguments: Mapping[str, Any]) -> Values:
+    since = _number(arguments, "since", 0)
+    of_run = select(evaluations_table).where(evaluations_table.c.run == view.run(arguments).name)
+    statement = of_run.where(evaluations_table.c.version >= since)
+    rows: list[tuple[Any, ...]] = []
+    for row in view.rows(statement.order_by(evaluations_table.c.version.desc()).limit(_limit(arguments))):
+        said = decode(Evaluation, row.body, limits.BODY)
+        rows += [(row.version, row.site, name, value, said.examples) for name, value in sorted(said.metrics.items())]
+    return _table(("version", "site", "metric", "value", "examples"), rows)
+
+
+def _dead_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    size = func.length(letters.c.message).label("size")
+    statement = select(letters.c.number, letters.c.queue, letters.c.reason, size, letters.c.at)
+    rows = view.rows(statement.order_by(letters.c.number.desc()).limit(_limit(arguments)))
+    return _table(("id", "queue", "reason", "bytes", "at"), [tuple(row) for row in rows])
+
+
+def _dead_show(view: View, arguments: Mapping[str, Any]) -> Values:
+    row = letter(view.history, _number(arguments, "id"))
+    return {"id": row.number, "queue": row.queue, "reason": row.reason, "bytes": len(row.message), "at": row.at}
+
+
+def letter(history: History, number: int) -> Any:
+    """One refused message.
+
+    Raises:
+        ConfigError: there is none of this number.
+    """
+    with history.engine.connect() as db:
+        row = db.execute(select(letters).where(letters.c.number == number)).one_or_none()
+    if row is None:
+        raise ConfigError(f"there is no refused message {number}; `dead list` shows which there are")
+    return row
+
+
+def _queue_list(view: View, arguments: Mapping[str, Any]) -> Values:
+    if view.depths is None:
+        raise ConfigError("the aggregator was not told where the broker's management is; set FLEDGE_MANAGEMENT there")
+    return _table(("queue", "ready", "consumers"), sorted(view.depths()))
+
+
+def _audit_log(view: View, arguments: Mapping[str, Any]) -> Values:
+    statement = select(ledger).where(ledger.c.number > _number(arguments, "since", 0))
+    if (kind := arguments.get("kind")) is not None:
+        statement = statement.where(ledger.c.kind == str(kind))
+    statement = statement.order_by(ledger.c.number.desc()).limit(_limit(arguments))
+    rows = [(r.number, r.kind, _shown(r.entry), r.hash.hex()[:16]) for r in reversed(view.rows(statement))]
+    return _table(("number", "kind", "entry", "hash"), rows)
+
+
+def _shown(entry: bytes) -> str:
+    """A ledger entry as JSON; bytes in hexadecimal digits."""
+    plain = unpack(entry, limits.STORED_RECORD)
+    return json.dumps(plain, default=lambda value: value.hex() if isinstance(value, bytes) else str(value))[:_ENTRY]
+
+
+_ANSWERS: dict[str, Callable[[View, Mapping[str, Any]], Values]] = {
+    "status": _status,
+    "registry": _registry,
+    "site.list": _site_list,
+    "site.show": _site_show,
+    "run.list": _run_list,
+    "run.show": _run_show,
+    "model.list": _model_list,
+    "model.show": _model_show,
+    "model.search": _model_search,
+    "update.list": _update_list,
+    "update.show": _update_show,
+    "metrics": _metrics,
+    "dead.list": _dead_list,
+    "dead.show": _dead_show,
+    "dead.replay": _dead_show,
+    "queue.list": _queue_list,
+    "audit.log": _audit_log,
+}

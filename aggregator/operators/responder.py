@@ -1,0 +1,248 @@
+"""The desk: where operators are answered and sites that ask for something are served. Nothing here changes a run."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import nacl.utils
+import structlog
+
+from aggregator.domain import effects, events
+from aggregator.domain.state import Sign
+from aggregator.journal.history import History
+from aggregator.operators.admin_access import Doors
+from aggregator.operators.queries import View, letter, look_up
+from aggregator.pipeline.run_context import Serving
+from aggregator.rules.federation import AggregatorRules
+from broker.blobs.s3.grants import Granted
+from broker.transport.base import Transport
+from protocol import limits, topology
+from protocol.codec import encode
+from protocol.envelope import seal
+from protocol.errors import ConfigError, FledgeError
+from protocol.keys import Identity
+from protocol.messages import Card, Kind, Reply, Request
+from protocol.registry import Registry
+
+log = structlog.get_logger("aggregator")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_LATER = frozenset({"queue.list", "registry.put", "upload.urls", "download.urls"})
+"""Orders that wait for others than the journal."""
+_TEXT = 1024
+_LOGIN_STAYS = (
+    "the site is revoked, but its login at the broker stays, since this aggregator has no FLEDGE_MANAGEMENT: delete the"
+    " site's user there by hand, or sign a registry that revokes it and run `fledge deploy broker`"
+)
+_STORE_STAYS = "the site is cut off; an identity of its own at the store stays until whoever runs that takes it out"
+
+
+class Nobody:
+    """A delivery that nobody waits for: of bytes handed to intake once more."""
+
+    def ack(self) -> None:
+        """Nothing to do."""
+
+
+NOBODY = Nobody()
+
+
+class Desk:
+    """Serves what the rules want told, on the thread that owns the journal; publishing never waits."""
+
+    def __init__(
+        self,
+        federation: str,
+        identity: Identity,
+        registry: Registry,
+        transport: Transport,
+        history: History,
+        *,
+        rules: AggregatorRules,
+        serving: Mapping[str, Serving],
+        head: Callable[[], bytes],
+        again: Callable[[str, bytes], None],
+        put_registry: Callable[[bytes], None],
+        later: Callable[[Callable[[], None]], object],
+        card: Callable[[str, bytes], Card | None],
+        doors: Doors,
+    ) -> None:
+        """Open the desk.
+
+        Args:
+            serving: the runs, by name.
+            head: gives the newest signed head.
+            again: hands a site's refused bytes to intake once more.
+            put_registry: puts a newer signed registry in force.
+            card: reads a published model's card: its run's name and the signed record.
+            later: runs what has to wait for others on a thread of its own.
+        """
+        self.registry = registry
+        self._federation = federation
+        self._identity = identity
+        self._transport = transport
+        self._history = history
+        self._rules = rules
+        self._serving = serving
+        self._head = head
+        self._again = again
+        self._put_registry = put_registry
+        self._later = later
+        self._doors = doors
+        self._card = card
+        self._signs: dict[str, Sign] = {}
+
+    def seen(self, site: str, sign: Sign) -> None:
+        """Note a site's newest sign of life; safe from any thread."""
+        self._signs[site] = sign.after(self._signs.get(site))
+
+    def serve(self, effect: Any) -> None:
+        """Carry out one of the desk's effects."""
+        match effect:
+            case effects.Tell():
+                self._tell(effect)
+            case effects.LookUp(command=command) if command.command in _LATER:
+                self._later(partial(self._obey, effect))
+            case effects.LookUp():
+                self._obey(effect)
+            case effects.Grant(request=request):
+                self._later(partial(self._grant, request))  # signing hundreds of URLs takes a while
+            case effects.CutOff(site=site):
+                self._later(partial(self._cut_off, site))
+
+    def _tell(self, told: effects.Tell) -> None:
+        sites = sorted(told.seen)
+        values: dict[str, Any] = {
+            "site": tuple(sites),
+            "seen": tuple(round(told.seen[site], 1) for site in sites),
+        }
+        values = values if 0 < len(sites) <= limits.PLAINS else {}
+        if told.counter:
+            values["counter"] = told.counter
+        text = told.text
+        if told.cut_off:
+            text = _STORE_STAYS if self._doors.cut_off is not None else _LOGIN_STAYS
+        self._answer(told.operator, told.command, told.reason, text, {**values, **told.values})
+
+    def _obey(self, asked: effects.LookUp) -> None:
+        command = asked.command
+        reason, text, values = "ok", "", dict[str, Any]()
+        try:
+            values = self._values(asked)
+        except FledgeError as error:
+            reason, text = "not_possible", str(error)[:_TEXT]
+        except Exception as error:  # a question that finds a defect of ours is answered, too
+            log.exception("question.failed", command=command.command)
+            reason, text = "not_possible", f"the aggregator could not answer ({type(error).__name__}); see its log"
+        self._answer(command.operator, command.id, reason, text, values)
+
+    def _values(self, asked: effects.LookUp) -> dict[str, Any]:
+        match asked.command.command:
+            case "registry.put":
+                return self._take_registry(asked.command)
+            case "upload.urls" | "download.urls":
+                return self._sign(asked.command)
+            case _:
+                return self._look_up(asked)
+
+    def _look_up(self, asked: effects.LookUp) -> dict[str, Any]:
+        command = asked.command
+        view = View(
+            history=self._history,
+            rules=self._rules,
+            serving=self._serving,
+            card=self._card,
+            registry=self.registry,
+            signs=dict(self._signs),
+            seen=asked.seen,
+            depths=self._doors.depths,
+        )
+        values = look_up(command.command, command.arguments, view)
+        if command.command == "dead.replay":
+            row = letter(self._history, int(values["id"]))
+            self._again(row.queue.partition(".")[2], row.message)
+        return values
+
+    def _take_registry(self, command: events.CommandArrived) -> dict[str, Any]:
+        """The root has signed a newer registry, and an operator brings it; only the signature counts."""
+        lines = command.arguments.get("record", ())
+        if not isinstance(lines, tuple) or not all(isinstance(line, str) for line in lines):
+            raise ConfigError("record: the signed registry in base64, a list of lines, is needed")
+        try:
+            record = base64.b64decode("".join(lines), validate=True)
+        except ValueError as error:
+            raise ConfigError(f"record: {error}; the signed registry in base64 is needed") from error
+        self._put_registry(record)
+        return {}
+
+    def _answer(self, operator: str, command: bytes, reason: str, text: str, values: dict[str, Any]) -> None:
+        reply = Reply(message=command, ok=reason == "ok", reason=reason, text=text, values=values)
+        if len(encode(reply)) > limits.BODY:
+            text = "the answer is too large for a message; ask for fewer rows, by a limit"
+            reply = Reply(message=command, ok=False, reason="too_large", text=text, values={})
+        self._send(operator, Kind.ANSWER, reply)
+
+    def _grant(self, asked: events.RequestArrived) -> None:
+        request, granter, now = asked.request, self._doors.granter, time.time()
+        if not (request.puts or request.gets):
+            granted = Granted(urls=(), expires=int(now))
+        elif granter is None:
+            refused = "this aggregator signs no URLs; give the site credentials for the store"
+            granted = Granted(urls=(), expires=int(now), refused=refused)
+        else:
+            granted = granter.grant(asked.site, request, now)
+        if granted.refused:
+            log.warning("grant.refused", site=asked.site, why=granted.refused)
+        self._send(asked.site, Kind.GRANT, granted.answer(asked.id, self._head()))
+
+    def _sign(self, command: events.CommandArrived) -> dict[str, Any]:
+        """URLs for an operator without credentials for the store."""
+        if self._doors.granter is None:
+            raise ConfigError("this aggregator signs no URLs; operators need credentials for the store here")
+        request = Request(puts=_digests(command.arguments.get("puts")), gets=_texts(command.arguments.get("gets")))
+        granted = self._doors.granter.grant_operator(command.operator, request, time.time())
+        if granted.refused:
+            raise ConfigError(granted.refused)
+        return {"urls": granted.urls, "expires": granted.expires}
+
+    def _cut_off(self, site: str) -> None:
+        """A broker that cannot be told now is told at the next start; the site's signatures count no more anyway."""
+        if self._doors.cut_off is None:
+            log.warning("site.login_kept", site=site, todo="delete the site's user at the broker")
+            return
+        try:
+            self._doors.cut_off(site)
+            log.info("site.cut_off", site=site)
+        except Exception as error:  # whatever it is, somebody has to hear of it
+            log.error("site.not_cut_off", site=site, kind=type(error).__name__, error=str(error))
+
+    def _send(self, name: str, kind: Kind, body: Any) -> None:
+        try:
+            raw = seal(
+                self._identity,
+                kind,
+                body,
+                [self.registry.member(name)],
+                federation=self._federation,
+                message_id=nacl.utils.random(16),
+            )
+            self._transport.publish(topology.DIRECT, name, raw)
+        except FledgeError as error:
+            log.warning("answer.dropped", to=name, error=str(error))
+
+
+def _digests(given: object) -> tuple[bytes, ...]:
+    texts = _texts(given)
+    if not all(_DIGEST.fullmatch(text) for text in texts):
+        raise ConfigError("puts: SHA-256 digests in hexadecimal digits are needed")
+    return tuple(map(bytes.fromhex, texts))
+
+
+def _texts(given: object) -> tuple[str, ...]:
+    if not isinstance(given, tuple | None) or not all(isinstance(text, str) for text in given or ()):
+        raise ConfigError("puts and gets: lists of texts are needed")
+    return given or ()

@@ -1,0 +1,197 @@
+"""The lockstep merge: the old model and K deltas side by side, record by record.
+
+Record i of every blob of a run holds the same elements, so the new version's record i needs only theirs: memory is a
+few records per stream, whatever the model's size, and there is no accumulator to lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator.strategy.plan import MergePlan
+from aggregator.strategy.strategies import Scratch, Step, Strategy, ema_release, merge_buffers
+from broker.runtime.threads import Here
+from protocol import limits
+from protocol.errors import Tampered
+from protocol.spec import ModelSpec, TensorKind, records
+
+Source = Iterator[bytes]
+Sink = Callable[[bytes], None]
+Array = NDArray[np.float32]
+RELEASED = "released"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Plaintext record streams a merge reads, all from the first record."""
+
+    old: Source
+    deltas: Sequence[Source]
+    states: Sequence[Source]
+    """The strategy's streams in its order, update-sized; `blank` stands in at version 1."""
+    released: Source | None
+    """The released average before; None where the raw version is released."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sinks:
+    """Where the records of the new streams go, in the order of `Sources`."""
+
+    model: Sink
+    states: Sequence[Sink]
+    released: Sink | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Neighbouring elements treated alike: bytes [start, stop) of a record."""
+
+    start: int
+    stop: int
+    kind: TensorKind
+    lacking: frozenset[int]
+
+
+def blank(spec: ModelSpec) -> Source:
+    """A state stream of zeros, as every stream is before version 1."""
+    for index in range(records(spec.update_length)):
+        size = min(limits.RECORD, spec.update_length - index * limits.RECORD)
+        head = spec.header[index * limits.RECORD : index * limits.RECORD + size]
+        yield head + bytes(size - len(head))
+
+
+def merge(
+    spec: ModelSpec,
+    plan: MergePlan,
+    strategy: Strategy,
+    sources: Sources,
+    sinks: Sinks,
+    pool: Executor,
+    *,
+    step: Step | None = None,
+) -> None:
+    """Walk all streams once and write the new ones; `step` replaces the plan's own scalars in a what-if replay.
+
+    Streams are independent, so they decrypt and encrypt on the pool's threads while records are combined.
+
+    Raises:
+        Tampered, StoreError: a source failed; the sinks' chunks are orphans then.
+        TrainingError: the result does not fit float32.
+    """
+    combiner = _Combiner(spec, plan, strategy, step)
+    count, update_count = records(spec.model_length), records(spec.update_length)
+    if count == 1:
+        pool = Here()
+    streams = [sources.old, *([sources.released] if sources.released is not None else [])]
+    short = [*sources.deltas, *sources.states]
+    coming = _start(pool, streams + short)
+    writing: Sequence[Future[None]] = ()
+    for index in range(count):
+        got = [future.result() for future in coming]
+        more = streams if index + 1 < count else []
+        if index + 1 < update_count:
+            more = more + short
+        coming = _start(pool, more)
+        if index < update_count:
+            parts = got[len(streams) :]
+            made = combiner.combine(index, got[0], parts[: len(sources.deltas)], parts[len(sources.deltas) :])
+        else:
+            made = (got[0], ())
+        model, states = made
+        outputs: list[tuple[Sink, bytes]] = [(sinks.model, model), *zip(sinks.states, states, strict=False)]
+        if sinks.released is not None and sources.released is not None:
+            outputs.append((sinks.released, combiner.release(index, got[1], model)))
+        _finish(writing)
+        writing = [pool.submit(sink, record) for sink, record in outputs]
+    _finish(writing)
+    for stream in streams + short:
+        if next(stream, None) is not None:
+            raise Tampered("a stream goes on after its last record")
+
+
+def _start(pool: Executor, streams: Sequence[Source]) -> list[Future[bytes]]:
+    return [pool.submit(_next, stream) for stream in streams]
+
+
+def _next(stream: Source) -> bytes:
+    record = next(stream, None)
+    if record is None:
+        raise Tampered("a stream ends before its last record", "truncated")
+    return record
+
+
+def _finish(writing: Sequence[Future[None]]) -> None:
+    for future in writing:
+        future.result()
+
+
+class _Combiner:
+    """Combines one record at a time, with buffers it keeps."""
+
+    def __init__(self, spec: ModelSpec, plan: MergePlan, strategy: Strategy, step: Step | None) -> None:
+        self._spec = spec
+        self._strategy = strategy
+        self._decay = plan.release_decay
+        self._step = step or Step(
+            weights=tuple(member.weight for member in plan.members), divisor=plan.divisor, rate=plan.rate
+        )
+        self._scratch = Scratch()
+        self._lacking: Mapping[str, frozenset[int]] = _lacking(plan)
+
+    def combine(
+        self, index: int, old: bytes, deltas: Sequence[bytes], states: Sequence[bytes]
+    ) -> tuple[bytes, Sequence[bytes]]:
+        """Record `index` of the new model and of each state stream."""
+        out = bytearray(old)
+        out_states = [bytearray(state) for state in states]
+        for stretch in self._stretches(index):
+            spans = [
+                None if position in stretch.lacking else _view(delta, stretch) for position, delta in enumerate(deltas)
+            ]
+            if stretch.kind == TensorKind.PARAMETER:
+                self._strategy.merge(
+                    _view(old, stretch),
+                    spans,
+                    self._step,
+                    [_view(state, stretch) for state in states],
+                    _view(out, stretch),
+                    [_view(state, stretch) for state in out_states],
+                    self._scratch,
+                )
+            else:
+                merge_buffers(_view(old, stretch), spans, self._step.weights, _view(out, stretch), self._scratch)
+        return bytes(out), [bytes(state) for state in out_states]
+
+    def release(self, index: int, before: bytes, raw: bytes) -> bytes:
+        """Record `index` of the released average."""
+        out = bytearray(raw)
+        for stretch in self._stretches(index):
+            ema_release(_view(before, stretch), _view(raw, stretch), self._decay, _view(out, stretch), self._scratch)
+        return bytes(out)
+
+    def _stretches(self, index: int) -> list[_Stretch]:
+        result: list[_Stretch] = []
+        nothing: frozenset[int] = frozenset()
+        for span in self._spec.spans(index):
+            lacking = self._lacking.get(span.tensor.name, nothing)
+            last = result[-1] if result else None
+            if last and last.stop == span.start and last.kind == span.tensor.kind and last.lacking == lacking:
+                result[-1] = _Stretch(last.start, span.stop, last.kind, lacking)
+            else:
+                result.append(_Stretch(span.start, span.stop, span.tensor.kind, lacking))
+        return result
+
+
+def _lacking(plan: MergePlan) -> dict[str, frozenset[int]]:
+    """Which members lack which tensor; tensors everybody has are left out."""
+    names = {name for member in plan.members for name in member.absent}
+    return {name: frozenset(i for i, m in enumerate(plan.members) if name in m.absent) for name in names}
+
+
+def _view(buffer: bytes | bytearray, stretch: _Stretch) -> Array:
+    return np.frombuffer(buffer, np.float32, (stretch.stop - stretch.start) // 4, stretch.start)

@@ -1,0 +1,132 @@
+"""What the shell keeps of one run beside the rules: its settings, its newest records, and whoever works on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+from aggregator.config import RunConfig
+from aggregator.domain.events import CommandArrived
+from aggregator.domain.state import RunRules
+from aggregator.journal.history import History
+from aggregator.pipeline.genesis import first_body, rules_of
+from aggregator.pipeline.jobs import Work
+from aggregator.pipeline.production import Inputs, Production
+from aggregator.pipeline.records import Records, record_digest
+from aggregator.strategy.plan import MergePlan
+from broker.blobs.base import BlobStore
+from protocol.messages import Measurement
+from protocol.registry import Registry
+from protocol.spec import ModelSpec
+
+
+@dataclass(slots=True, kw_only=True)
+class Serving:
+    """One run being served."""
+
+    config: RunConfig
+    rules: RunRules
+    spec: ModelSpec
+    records: Records
+    work: Work
+    record: bytes
+    """Of the newest version."""
+    spec_record: bytes
+    code_record: bytes
+
+    def inputs(self, plan: MergePlan, history: History, registry: Registry) -> Inputs:
+        """What a merge reads, from the database's own thread."""
+        return Inputs(
+            parent=self.record,
+            states=history.run(plan.run).state_records(plan.version - 1),
+            envelopes=[history.envelope(member.id) for member in plan.members],
+            registry=registry,
+            body=first_body(self.config, self.rules, record_digest(self.spec_record), registry),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One version of a run, as the journal's own thread found it."""
+
+    serving: Serving
+    version: int
+    record: bytes
+    states: dict[str, bytes]
+    sites: tuple[str, ...] = ()
+    """Whose updates are in it."""
+    measurements: tuple[Measurement, ...] = ()
+
+
+class Servings:
+    """Opens what is needed to serve a run that the journal holds."""
+
+    def __init__(
+        self,
+        history: History,
+        records_of: Callable[[str], Records],
+        store: BlobStore,
+        io: ThreadPoolExecutor,
+        cipher: ThreadPoolExecutor,
+        registry: Callable[[], Registry],
+    ) -> None:
+        """`registry` gives the one in force; `records_of` the records of a run by its name."""
+        self._history = history
+        self._records_of = records_of
+        self._store = store
+        self._io = io
+        self._cipher = cipher
+        self._registry = registry
+        self._specs: WeakValueDictionary[bytes, ModelSpec] = WeakValueDictionary()
+
+    def source(self, serving: Serving, command: CommandArrived) -> Source:
+        """The version that an order is about: the one it names, or the newest (of a clone: version 0).
+
+        Raises:
+            StateError: there is no such version.
+        """
+        run = self._history.run(serving.config.name)
+        default = 0 if command.command == "run.clone" else run.newest()
+        version = wanted if isinstance(wanted := command.arguments.get("version"), int) else default
+        return Source(
+            serving=serving,
+            version=version,
+            record=run.version_record(version),
+            states=run.state_records(version),
+            sites=run.sites(version),
+            measurements=run.measurements(version),
+        )
+
+    def _spec(self, raw: bytes) -> ModelSpec:
+        """Runs of one model share its specification, which may take tens of MiB."""
+        digest = hashlib.sha256(raw).digest()
+        spec = self._specs.get(digest)
+        if spec is None:
+            spec = self._specs[digest] = ModelSpec.from_bytes(raw)
+        return spec
+
+    def open(self, name: str) -> Serving:
+        """Begin to serve a run.
+
+        Raises:
+            ConfigError: its strategy is unknown here.
+        """
+        history = self._history.run(name)
+        kept, records = history.record(), self._records_of(name)
+        config = RunConfig.model_validate_json(kept.config)
+        spec = self._spec(kept.spec)
+        rules = rules_of(config, spec, kept.bundle)
+        production = Production(records, spec, rules.strategy, self._cipher, average=config.release_decay > 0)
+        return Serving(
+            config=config,
+            rules=rules,
+            spec=spec,
+            records=records,
+            work=Work(name, records, spec, production, self._store, self._io, self._registry),
+            record=history.version_record(history.newest()),
+            spec_record=kept.spec_record,
+            code_record=kept.code_record,
+        )

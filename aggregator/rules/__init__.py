@@ -1,0 +1,1 @@
+"""The aggregator's state machine: events in, decisions out, no I/O."""

@@ -1,0 +1,260 @@
+"""The rules about operators' orders: who is obeyed, once each, and what becomes of sites that were sent away.
+
+1. A counter counts once: lower or equal ones are noted in the ledger and answered no more.
+2. Everything else that is genuine is noted, with the reason if it is refused, and answered.
+3. What sites are to do is handed to them as it was signed; they check it again.
+4. A revoked site is cut off by what an operator signed alone; it stays so until the root's registry says the same, and
+   only a key that the root lists anew brings the name back. A quarantined one stays connected, its updates are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from aggregator.domain.events import CommandArrived
+from aggregator.domain.state import AT_REST, COMMANDS, MOST_GOING_ON, Measure, Measured, choose
+from aggregator.domain.writes import SetCounter
+from aggregator.rules.catalogue import Catalogue
+from aggregator.rules.decisions import Decided
+from protocol.codec import is_word
+from protocol.commands import COUNTER_AHEAD, ORDERS
+from protocol.messages import GOING_ON, RunState
+from protocol.registry import Registry
+
+REPLAYED = "replayed"
+_MEASURES: Mapping[str, Measure] = {
+    "site.revoke": "revoked",
+    "site.quarantine": "quarantined",
+    "site.readmit": "none",
+}
+
+
+class Orders:
+    """What operators ordered so far, as far as it matters from now on."""
+
+    def __init__(self, counters: Mapping[str, int], measures: Mapping[str, Measured]) -> None:
+        self._counters = dict(counters)
+        self._measures = dict(measures)
+
+    # ---- sites
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """Sites that operators revoked."""
+        return frozenset(site for site, it in list(self._measures.items()) if it.measure == "revoked")
+
+    def quarantined(self, site: str) -> bool:
+        """Whether a site's updates are refused."""
+        return self.held(site) == "quarantined"
+
+    def held(self, site: str) -> str:
+        """`revoked`, `quarantined` or `ok`."""
+        noted = self._measures.get(site)
+        return "ok" if noted is None or noted.measure == "none" else noted.measure
+
+    def narrowed(self, registry: Registry) -> Registry:
+        """The root's registry without whom operators revoked; it keeps its version, which is the root's to count."""
+        number = registry.version
+        for site in self.revoked:
+            registry = registry.revoke(site, version=number)
+        return registry
+
+    def follow(self, registry: Registry) -> None:
+        """Drop measures that the root has settled: it revoked the site too, or listed it anew with other keys since."""
+        held = {entry.name: entry.since for entry in registry.entries if entry.revoked is None}
+        settled = [
+            site for site in sorted(self.revoked) if held.get(site, registry.version) > self._measures[site].registry
+        ]
+        for site in settled:
+            del self._measures[site]
+
+    def measure(self, event: CommandArrived, registry: int) -> tuple[str, Measured] | None:
+        """The site and what a command does to it, if it is of that sort; noted from here on."""
+        measure = _MEASURES.get(event.command)
+        if measure is None:
+            return None
+        site = str(event.arguments.get("site", ""))
+        self._measures[site] = Measured(measure, registry)
+        return site, self._measures[site]
+
+    # ---- orders
+
+    def judge(self, event: CommandArrived, out: Decided, present: Present) -> Verdict:
+        """Whether a command is carried out; noted, counted and acked either way."""
+        out.settle(event.delivery)
+        if event.counter <= self.counter(event):
+            verdict = Verdict(REPLAYED)
+        else:
+            verdict = self._verdict(event, present)
+            if event.objection != COUNTER_AHEAD:
+                self._counters[_key(event)] = event.counter
+                out.write(SetCounter(key=_key(event), counter=event.counter))
+        why = verdict.why
+        entry = {"operator": event.operator, "command": event.command, "taken": why == "ok", "reason": why}
+        entry |= {"run": verdict.run} if verdict.run else {}
+        out.audit("command", entry | ({"id": event.id, "sites": event.targets} if event.targets else {}))
+        return verdict
+
+    def count(self, event: CommandArrived, out: Decided) -> None:
+        """Let an order that found a defect count as given, so that it is not given again."""
+        out.settle(event.delivery)
+        self._counters[_key(event)] = max(self.counter(event), event.counter)
+        out.write(SetCounter(key=_key(event), counter=self._counters[_key(event)]))
+        entry = {"operator": event.operator, "command": event.command, "taken": False, "reason": "defect"}
+        out.audit("command", entry)
+
+    def counter(self, event: CommandArrived) -> int:
+        """The highest counter noted for the key a command is signed with."""
+        return self._counters.get(_key(event), 0)
+
+    def _verdict(self, event: CommandArrived, present: Present) -> Verdict:
+        why = self._refusal(event, present.sites)
+        if why == "ok" and event.command in ABOUT_RUNS:
+            return about_run(event, present)
+        return Verdict(about_models(event, present.catalogue) if why == "ok" else why)
+
+    def _refusal(self, event: CommandArrived, sites: Collection[str]) -> str:
+        order = ORDERS.get(event.command)
+        if order is None:
+            return "unknown_command"
+        if event.objection != "ok":
+            return event.objection
+        if order.at_sites and not event.targets:
+            return "no_site"
+        if event.targets and not order.at_sites:
+            return "bad_argument"
+        named = [*event.targets, *([str(event.arguments.get("site", ""))] if event.command in _MEASURES else [])]
+        if any(site not in sites for site in named):
+            return "unknown_site"
+        if event.command == "site.readmit" and not self.quarantined(named[-1]):
+            return "not_quarantined"
+        if event.command == "dead.purge" and not isinstance(event.arguments.get("id"), int | None):
+            return "bad_argument"
+        return "ok"
+
+
+def _key(event: CommandArrived) -> str:
+    return event.signer.hex() or event.operator
+
+
+ABOUT_RUNS = frozenset(
+    {*COMMANDS, "run.create", "run.clone", "run.offer", "run.delete", "model.export", "model.publish"}
+)
+PREPARED = frozenset({"run.create", "run.clone", "run.offer", "model.export", "model.publish", "model.card"})
+"""Orders that take a while: what they make is made ready first, and stands only once the rules have taken it."""
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,63}")
+MOST_RUNS = 256
+"""Runs there may be at a time; each takes some memory for as long as it is there."""
+MOST_OF_ONE = 32
+"""Runs of one operator that do not go on."""
+_GOES_ON_AGAIN = ("run.start", "run.resume")
+TEXTS: Mapping[str, str] = {
+    **{f"run_{state.value}": f"the run is {state.value}" for state in RunState},
+    "unknown_run": "there is no such run; `run list` shows which there are",
+    "no_run": "there is no run yet; `run create` makes one",
+    "which_run": "several runs come into question; name one of them, `run list` shows which there are",
+    "run_exists": "a run of this name is there, or was: names are not used twice",
+    "too_many_runs": "as many runs are there, or go on, as this aggregator takes; stop or delete one first",
+    "busy": "this aggregator is still at work on an order of yours that takes time; give this one when it has answered",
+    "run_complete": "the run has reached one of the ends in its settings; clone it with others to train further",
+    "unknown_model": "no model was published under this name; `model search` shows which there are",
+    "name_taken": "a model or a channel has this name; choose another one",
+    "no_model_before": "the channel has named no other model before",
+    "unknown_site": "there is no such site; `site list` shows who there is",
+    "not_quarantined": "the site is not quarantined",
+    "no_site": "name at least one site",
+    "bad_argument": "an argument is missing or wrong; `--help` tells which there are",
+    "unknown_command": "this aggregator knows no such command; its software may be older",
+}
+"""What the words of a refusal mean."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """What orders are judged by."""
+
+    sites: Collection[str]
+    runs: Mapping[str, RunState] = field(default_factory=dict)
+    taken: Collection[str] = ()
+    """Names that no new run may have."""
+    by: Mapping[str, str] = field(default_factory=dict)
+    """Who brought each run; empty: nobody from afar."""
+    busy: Collection[str] = ()
+    """Operators whose last order that takes time is still being worked on."""
+    complete: Collection[str] = ()
+    """Runs that have reached one of the ends in their settings."""
+    catalogue: Catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`ok` or the fixed word that says why not, and the run an order is for."""
+
+    why: str
+    run: str = ""
+
+    @property
+    def text(self) -> str:
+        """The word in a sentence, if there is one."""
+        return TEXTS.get(self.why, "")
+
+
+def about_run(event: CommandArrived, present: Present) -> Verdict:
+    """What speaks against an order about a run."""
+    arguments = event.arguments
+    if event.command in PREPARED and event.operator in present.busy:
+        return Verdict("busy")
+    if event.command == "run.create":
+        return _new(arguments.get("run"), present, event.operator)
+    run, why = choose(arguments.get("run"), present.runs)
+    if why != "ok":
+        return Verdict(why)
+    state = present.runs[run]
+    if event.command == "run.clone":
+        return Verdict(_new(arguments.get("as"), present, event.operator).why, run)
+    if event.command == "run.delete" and state not in AT_REST:
+        return Verdict(f"run_{state.value}", run)
+    if event.command == "model.publish":
+        name = arguments.get("name")
+        if not is_word(name):
+            return Verdict("bad_argument", run)
+        return Verdict("name_taken" if present.catalogue.has(str(name)) else "ok", run)
+    wanted = COMMANDS.get(event.command)
+    if wanted is not None and state not in wanted[1]:
+        return Verdict(f"run_{state.value}", run)
+    going_on = sum(each in GOING_ON for each in present.runs.values())
+    if event.command in _GOES_ON_AGAIN and state not in GOING_ON and going_on >= MOST_GOING_ON:
+        return Verdict("too_many_runs", run)
+    if event.command in _GOES_ON_AGAIN and run in present.complete:
+        return Verdict("run_complete", run)
+    return Verdict("ok", run)
+
+
+def about_models(event: CommandArrived, catalogue: Catalogue) -> str:
+    """What speaks against an order about published models, in a word."""
+    name, channel = event.arguments.get("name"), event.arguments.get("channel")
+    needed = {"model.promote": (name, channel), "model.rollback": (channel,), "model.card": (name,)}
+    if not all(map(is_word, needed.get(event.command, ()))):
+        return "bad_argument"
+    if event.command == "model.promote":
+        if not catalogue.is_model(str(name)):
+            return "unknown_model"
+        return "name_taken" if catalogue.is_model(str(channel)) else "ok"
+    if event.command == "model.card" and not catalogue.resolve(str(name)):
+        return "unknown_model"
+    if event.command == "model.rollback" and catalogue.before(str(channel)) is None:
+        return "no_model_before"
+    return "ok"
+
+
+def _new(name: object, present: Present, operator: str) -> Verdict:
+    if not isinstance(name, str) or not _RUN.fullmatch(name):
+        return Verdict("bad_argument")
+    if name in present.taken:
+        return Verdict("run_exists", name)
+    at_rest = sum(state not in GOING_ON for run, state in present.runs.items() if present.by[run] == operator)
+    if len(present.runs) >= MOST_RUNS or at_rest >= MOST_OF_ONE:
+        return Verdict("too_many_runs", name)
+    return Verdict("ok", name)

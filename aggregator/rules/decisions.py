@@ -1,0 +1,198 @@
+"""What one step of the rules has come to so far: writes, effects, and the messages that go out with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from aggregator.domain import effects, events, writes
+from aggregator.domain.state import OUTCOME, UpdateNotice, UpdateRow, UpdateState
+from broker.runtime.actor import Step
+from protocol import limits, topology
+from protocol.codec import encode
+from protocol.messages import Kind, Outcome, Receipt
+
+_AWAITED = 4096
+"""Replies that are waited for at most; the oldest give way."""
+
+
+class Decided:
+    """Collects a step; outbox rows are numbered here, one after the other for as long as the journal lasts."""
+
+    def __init__(
+        self, last_row: int, new_id: Callable[[], bytes], now: float, awaited: Iterable[tuple[bytes, str]]
+    ) -> None:
+        """`awaited`: commands and sites whose replies are still to come."""
+        self._row = last_row
+        self._new_id = new_id
+        self._budget = Budget(now)
+        self._awaited: dict[tuple[bytes, str], None] = dict.fromkeys(awaited)
+        self._writes: list[Any] = []
+        self._effects: list[Any] = []
+
+    def step(self) -> Step:
+        """Everything decided since the last call."""
+        done = Step(tuple(self._writes), tuple(self._effects))
+        self._writes, self._effects = [], []
+        return done
+
+    def write(self, *writes: Any) -> None:
+        """Into the step's transaction."""
+        self._writes += writes
+
+    def do(self, *effects: Any) -> None:
+        """After the commit."""
+        self._effects += effects
+
+    def settle(self, delivery: Any) -> None:
+        """Ack a delivery after the commit."""
+        self._effects.append(effects.Settle(delivery=delivery))
+
+    def audit(self, kind: str, entry: Mapping[str, Any]) -> None:
+        """Note something in the ledger."""
+        self._writes.append(writes.Audit(kind=kind, entry=entry))
+
+    def send(self, exchange: str, key: str, body: bytes) -> None:
+        """Finished bytes, published until the broker has them."""
+        row = self._next()
+        self._writes.append(writes.SendRaw(row=row, exchange=exchange, key=key, body=body))
+        self._effects.append(effects.Publish(row=row))
+
+    def pass_on(self, name: str, raw: bytes) -> None:
+        """Signed bytes for one participant."""
+        self.send(topology.DIRECT, name, raw)
+
+    def tell(
+        self,
+        event: events.CommandArrived,
+        why: str,
+        seen: Mapping[str, float],
+        *,
+        text: str = "",
+        counter: int = 0,
+        values: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Answer an operator in a word, and in a sentence where there is one."""
+        told = effects.Tell(
+            operator=event.operator,
+            command=event.id,
+            reason=why,
+            text=event.text if why == event.objection else text,
+            counter=counter,
+            values=values or {},
+            seen=seen if event.targets else {},
+            cut_off=why == "ok" and event.command == "site.revoke",
+        )
+        self.do(told)
+
+    def await_reply(self, command: bytes, site: str) -> None:
+        """Note that a site has been given a command: its first reply is handed on, and no other."""
+        self._awaited[command, site] = None
+        while len(self._awaited) > _AWAITED:
+            del self._awaited[next(iter(self._awaited))]
+
+    def hand_on(self, event: events.ReplyArrived, now: float) -> None:
+        """A site's answer, for the operators it is sealed for; what nobody waits for is noted at most."""
+        self.settle(event.delivery)
+        entry = {"site": event.site, "command": event.command, "ok": event.ok, "reason": event.reason}
+        if self._awaited.pop((event.command, event.site), self) is self:
+            if self._budget.allows(event.site, now):
+                self.audit("reply_unasked", {**entry, "operators": event.operators})
+            return
+        self.audit("reply", {**entry, "operators": event.operators})
+        for operator in event.operators:
+            self.pass_on(operator, event.raw)
+
+    def receipt(
+        self,
+        update: UpdateRow | UpdateNotice,
+        outcome: Outcome,
+        reason: str,
+        *,
+        version: int = 0,
+        epoch: int = 0,
+    ) -> None:
+        """The signed word on an update, for its site."""
+        row, id = self._next(), self._new_id()
+        self._writes.append(receipt(update, outcome, reason, row=row, id=id, version=version, epoch=epoch))
+        self._effects.append(effects.Publish(row=row))
+
+    def finish(self, row: UpdateRow, state: UpdateState, reason: str, version: int = 0) -> None:
+        """An update has come to its end; its site is told."""
+        self.write(writes.SetState(id=row.id, state=state, reason=reason, norm=row.norm, version=version))
+        if state != UpdateState.MERGED:
+            self.audit(
+                "update", {"id": row.id, "run": row.run, "site": row.site, "state": state.value, "reason": reason}
+            )
+        self.receipt(row, OUTCOME[state], reason, version=version)
+
+    def refuse(self, event: events.Refused, now: float) -> None:
+        """Ack what is no message of this federation; keep it for operators, and publish it within the site's budget."""
+        self.settle(event.delivery)
+        self.audit("refused", {"queue": event.queue, "reason": event.reason, "bytes": len(event.raw)})
+        self.write(writes.KeepLetter(queue=event.queue, reason=event.reason, raw=event.raw))
+        if self._budget.allows(event.site, now):
+            row = self._next()
+            self._writes.append(dead_letter(event, row=row))
+            self._effects.append(effects.Publish(row=row))
+
+    def _next(self) -> int:
+        self._row += 1
+        return self._row
+
+
+_WRAPPER = 1024  # room for the fields around the original bytes
+_PER_SITE = 256
+_HOUR = 3600.0
+
+
+class Budget:
+    """How many dead letters a site may cause: 256 an hour; what exceeds them is only noted in the ledger."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._counts: Counter[str] = Counter()
+
+    def allows(self, site: str, now: float) -> bool:
+        """Count one more and say whether it may be published."""
+        if now - self._since > _HOUR:
+            self._counts.clear()
+            self._since = now
+        self._counts[site] += 1
+        return self._counts[site] <= _PER_SITE
+
+
+def receipt(
+    update: UpdateRow | UpdateNotice, outcome: Outcome, reason: str, *, row: int, id: bytes, version: int, epoch: int
+) -> writes.Send:
+    """The signed word on one update, for its site alone; `epoch` matters with `sequence_reused` only."""
+    return writes.Send(
+        row=row,
+        id=id,
+        exchange=topology.DIRECT,
+        key=update.site,
+        kind=Kind.RECEIPT,
+        body=Receipt(
+            message=update.id,
+            epoch=update.epoch,
+            sequence=update.sequence,
+            outcome=outcome,
+            reason=reason,
+            highest_epoch=epoch,
+        ),
+        recipient=update.site,
+        run=update.run,
+        version=version,
+    )
+
+
+def dead_letter(refused: events.Refused, *, row: int) -> writes.SendRaw:
+    """The original bytes with the reason; of an over-long message as many bytes as fit."""
+    letter = {
+        "reason": refused.reason,
+        "queue": refused.queue,
+        "size": len(refused.raw),
+        "message": refused.raw[: limits.MESSAGE - _WRAPPER],
+    }
+    return writes.SendRaw(row=row, exchange=topology.DEAD, key="", body=encode(letter))

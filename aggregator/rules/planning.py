@@ -1,0 +1,87 @@
+"""From a choice of updates to a plan: every scalar a merge uses, as a pure function of journal values.
+
+The same functions serve the running aggregator and the audit, which folds over the stored members and must find the
+same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from aggregator.domain.state import RunRules, UpdateRow
+from aggregator.strategy.plan import Member, MergePlan
+from aggregator.strategy.strategies import Strategy, ema_decay
+from aggregator.strategy.weighting import Standing, clip_factor, example_weights
+
+
+def next_plan(
+    run: RunRules,
+    rows: Sequence[UpdateRow],
+    *,
+    version: int,
+    parent: bytes,
+    population: tuple[str, ...],
+    divisor: int,
+    standing: Standing,
+    new_id: Callable[[], bytes],
+    registry: int,
+) -> MergePlan:
+    """The plan of the version after `version` (whose plaintext digest is `parent`) from these updates, in their order.
+
+    Args:
+        population: the sites that are live.
+        registry: version of the registry its record is wrapped for.
+    """
+    chosen, number = run.strategy, version + 1
+    return MergePlan(
+        run=run.run,
+        version=number,
+        parent=parent,
+        strategy=chosen.name,
+        parameters=run.parameters,
+        members=members(rows, version, chosen, standing, population),
+        population=population,
+        divisor=float(divisor),
+        rate=chosen.rate,
+        release_decay=ema_decay(number, run.release_decay),
+        ids=tuple(new_id() for _ in range(2 + len(chosen.state))),
+        registry=registry,
+    )
+
+
+def members(
+    rows: Sequence[UpdateRow], version: int, strategy: Strategy, standing: Standing, population: Iterable[str]
+) -> tuple[Member, ...]:
+    """The members of the version after `version`, in merge order, with their scalars.
+
+    Args:
+        standing: before this merge; not changed.
+        population: the sites whose example weights average 1; sites never heard of are left out.
+    """
+    view = standing.copy()
+    for row in rows:
+        view.observe(row.site, row.examples, row.seconds)
+    sites = {row.site for row in rows}
+    if strategy.corrected:
+        sites |= set(population)
+    weights = example_weights({s: view.stats[s] for s in sites if s in view.stats}, corrected=strategy.corrected)
+    result = []
+    for row in rows:
+        staleness = version - row.base_version
+        result.append(
+            Member(
+                id=row.id,
+                order=row.order,
+                site=row.site,
+                base_version=row.base_version,
+                staleness=staleness,
+                staleness_weight=strategy.staleness.weight(staleness),
+                examples=row.examples,
+                seconds=row.seconds,
+                example_weight=weights[row.site],
+                norm=row.norm,
+                clip=clip_factor(row.norm, standing.norms),
+                absent=row.absent,
+            )
+        )
+    return tuple(result)

@@ -1,0 +1,1 @@
+"""The running aggregator: threads, queues and wiring around the rules."""

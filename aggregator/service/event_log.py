@@ -1,0 +1,54 @@
+"""What the aggregator logs, and shows to whoever watches it, of what was committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+from aggregator.domain import writes
+
+log = structlog.get_logger("aggregator")
+Observer = Callable[[str, Mapping[str, Any]], None]
+
+
+def nobody(event: str, fields: Mapping[str, Any]) -> None:
+    """The observer of a service that nobody watches."""
+
+
+class Telling:
+    """Tells of writes, one by one, in the order of their commit."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        # Bound once: a logger of the module is set up anew for every line.
+        self._log = log.bind()
+
+    def committed(self, write: Any) -> None:
+        """Tell of one write, if it is of interest."""
+        match write:
+            case writes.CommitVersion(plan=plan, product=product):
+                stale = [member.staleness for member in plan.members]
+                log.info(
+                    "version.committed",
+                    run=plan.run,
+                    version=plan.version,
+                    digest=product.digest.hex()[:16],
+                    members=[member.id.hex()[:8] for member in plan.members],
+                    staleness=stale,
+                )
+                sites = [member.site for member in plan.members]
+                self._observer("version", {"version": plan.version, "sites": sites, "staleness": stale})
+            case writes.CreateRun(new=new):
+                log.info("run.created", run=new.rules.run)
+            case writes.DeleteRun(run=run):
+                log.info("run.deleted", run=run)
+            case writes.SetState(id=id, state=state, reason=reason):
+                self._log.info("update." + state.value, update=id.hex()[:8], reason=reason)
+                self._observer("update", {"state": state.value, "reason": reason})
+            case writes.SetRun(run=run, state=state, reason=reason):
+                log.info("run." + state.value, run=run, reason=reason)
+                self._observer("run", {"state": state.value, "reason": reason})
+            case _:
+                pass

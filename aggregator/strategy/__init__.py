@@ -1,0 +1,1 @@
+"""Extension points of the aggregator, pure: strategies, staleness, weights, buffer, stopping."""
