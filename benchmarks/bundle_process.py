@@ -40,10 +40,10 @@ def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, 
     from protocol.envelope import Sealer
     from protocol.keys import Identity, Role
     from protocol.messages import Kind, Named
-    from worker.contribute import contribute
-    from worker.filters import build
-    from worker.spool import Spool
-    from worker.trainer import Control
+    from worker.api.filters import build
+    from worker.api.trainer import Control
+    from worker.pipeline.contribute import contribute
+    from worker.storage.spool import Spool
     from worker.trainers.monai_bundle import bundle_trainer
 
     return_large_blocks()  # as the worker's command does

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from benchmarks.pipeline_events import tell
 from benchmarks.pipeline_model import NoiseModel
 from protocol.spec import ModelSpec, TensorKind
-from worker.trainer import Control, EvaluationResult, TrainResult
-from worker.weights import Weights, tensor_spec, write_records
+from worker.api.trainer import Control, EvaluationResult, TrainResult
+from worker.api.weights import Weights, tensor_spec, write_records
 
 
 class NoiseTrainer:

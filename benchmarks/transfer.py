@@ -26,10 +26,10 @@ from benchmarks.hippocampus_bundle import Volume, split, write_bundle, write_lis
 from fledge.init_run import load_genesis
 from fledge.monai_runs import init_bundle_run
 from protocol import limits
-from worker.trainer import Control, training_seed
-from worker.trainers import spec_and_payload
+from worker.api.trainer import Control, training_seed
+from worker.api.weights import Weights, write_records
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import BundleTrainer, bundle_network, bundle_trainer
-from worker.weights import Weights, write_records
 
 SECONDS = (1.0, 1.4, 2.0)
 """Virtual time that an update takes each hospital."""

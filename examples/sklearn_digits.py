@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import SGDClassifier
 
 from protocol.messages import Named
-from worker.filters import build
+from worker.api.filters import build
 from worker.rehearsal import rehearse
 from worker.trainers.numpy import EstimatorTrainer
 

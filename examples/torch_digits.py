@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from protocol.messages import Named
-from worker.filters import build
+from worker.api.filters import build
 from worker.rehearsal import rehearse
 from worker.trainers.torch import TorchTrainer, accuracy
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from fledge.bootstrap import open_aggregator, open_worker
     from fledge.federation import new_federation
     from protocol.errors import Aborted, ConfigError, FledgeError, TrainingError
+    from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
     from worker.rehearsal import rehearse
-    from worker.service import WorkerService
-    from worker.trainer import Control, EvaluationResult, Trainer, TrainResult
+    from worker.service.service import WorkerService
     from worker.trainers.numpy import EstimatorTrainer, NumpyTrainer
     from worker.trainers.torch import TorchTrainer
 
@@ -24,16 +24,16 @@ _HOMES = {
     "Aborted": "protocol.errors",
     "AggregatorService": "aggregator.service.service",
     "ConfigError": "protocol.errors",
-    "Control": "worker.trainer",
+    "Control": "worker.api.trainer",
     "EstimatorTrainer": "worker.trainers.numpy",
-    "EvaluationResult": "worker.trainer",
+    "EvaluationResult": "worker.api.trainer",
     "FledgeError": "protocol.errors",
     "NumpyTrainer": "worker.trainers.numpy",
     "TorchTrainer": "worker.trainers.torch",
-    "TrainResult": "worker.trainer",
-    "Trainer": "worker.trainer",
+    "TrainResult": "worker.api.trainer",
+    "Trainer": "worker.api.trainer",
     "TrainingError": "protocol.errors",
-    "WorkerService": "worker.service",
+    "WorkerService": "worker.service.service",
     "new_federation": "fledge.federation",
     "open_aggregator": "fledge.bootstrap",
     "open_worker": "fledge.bootstrap",

@@ -33,14 +33,14 @@ from protocol.keys import Identity, Role
 from protocol.limits import STORED_RECORD
 from protocol.messages import Grant, Named, Request
 from protocol.registry import Registry, open_registry
+from worker.api.filters import build
 from worker.config import load_trainer, read_config, site_policy, trainer_digest
-from worker.filters import build
-from worker.looking.answers import Looking
-from worker.looking.settings import write_settings
-from worker.service import WorkerService
-from worker.settings import WorkerSettings
-from worker.signs import Observer as WorkerObserver
-from worker.signs import WorkerEvent
+from worker.inspection.inspector import Looking
+from worker.inspection.settings import write_settings
+from worker.service.service import WorkerService
+from worker.service.settings import WorkerSettings
+from worker.service.status import Observer as WorkerObserver
+from worker.service.status import WorkerEvent
 
 _JOIN_S = 30.0
 LOG = "worker.log"

@@ -166,7 +166,7 @@ def init_run(
     from fledge.init_run import RUN_TOML
     from fledge.init_run import init_run as make_run
     from fledge.packing import CODE, archive, read_code
-    from worker.deployed import FACTORY
+    from worker.pipeline.code_loader import FACTORY
 
     if bundle is not None:
         from fledge.monai_runs import init_bundle_run

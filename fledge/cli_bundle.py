@@ -13,7 +13,7 @@ import typer
 from fledge.cli_options import AsJson, named_value
 
 if TYPE_CHECKING:
-    from worker.trainers.monai_check import Report
+    from worker.bundles.check import Report
 
 app = typer.Typer(
     name="bundle", help="MONAI bundles: begin with one, check one, make one of a Clara MMAR.", no_args_is_help=True
@@ -78,7 +78,7 @@ def check(
     1: something is wrong; 2: the command is.
     """
     from fledge.ctl.render import clean
-    from worker.trainers.monai_check import check_bundle
+    from worker.bundles.check import check_bundle
 
     if data is not None and not quick:
         typer.echo("every image is read once, which takes its time with many (--quick: headers alone)", err=True)
@@ -108,7 +108,7 @@ def convert(
     settings of a run: `fledge init-run --bundle MMAR` takes them from its config_fed_*.json.
     """
     from fledge.mmar_runs import lines
-    from worker.mmar.converting import write
+    from worker.mmar.convert import write
     from worker.trainers.mmar import convert_mmar
 
     converted = convert_mmar(mmar, config=config, given=dict(named_value(text, "--set") for text in given or ()))

@@ -114,8 +114,8 @@ def stats(
     Nothing leaves the site unless --share says so and policy.toml has `statistics = true`; even then operators get what
     is shown here without --unsuppressed, and only when they ask.
     """
-    from worker.data.figures import Summary
-    from worker.data.measuring import class_names, measure, read_datalist, task_of
+    from worker.statistics.figures import Summary
+    from worker.statistics.measure import class_names, measure, read_datalist, task_of
 
     state = policy = None
     if share:
@@ -168,7 +168,7 @@ def _draw(figures: Mapping[str, Any]) -> None:
 
 def _share(state: Path, figures: Mapping[str, Any]) -> None:
     from broker.runtime.json_files import write_note
-    from worker.data.document import LIMIT, STATISTICS, check_change, check_names, document, load
+    from worker.statistics.document import LIMIT, STATISTICS, check_change, check_names, document, load
 
     path = state / STATISTICS
     check_names(figures)

@@ -13,7 +13,7 @@ from fledge.cli_options import AsJson
 from protocol.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
-    from worker.events import RunRow
+    from worker.domain.state import RunRow
 
 app = typer.Typer(
     name="site",
@@ -60,7 +60,7 @@ def refuse(run: Run, config: Config = WORKER_TOML, kit: Kit = None) -> None:
 @app.command()
 def cases(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
     """List what went wrong here, the newest first; operators elsewhere see the numbers alone."""
-    from worker.cases import Cases
+    from worker.storage.incidents import Cases
 
     found = Cases(state_of(at(config, kit)) / "cases").all()
     if as_json:
@@ -79,7 +79,7 @@ def case(
     kit: Kit = None,
 ) -> None:
     """Show the full text of a case. It may name patients: it is for people of this hospital."""
-    from worker.cases import Cases
+    from worker.storage.incidents import Cases
 
     typer.echo(Cases(state_of(at(config, kit)) / "cases").text(number))
 
@@ -87,8 +87,8 @@ def case(
 @app.command()
 def models(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
     """List the versions of each run that `fledge infer` can use here, and how they did on this site's data."""
-    from worker.kept import KeptVersions, best
-    from worker.service import MODELS
+    from worker.service.service import MODELS
+    from worker.storage.kept_versions import KeptVersions, best
 
     known = KeptVersions(state_of(at(config, kit)) / MODELS)
     found = [(each, best(held) is each) for run in known.runs() for held in [known.of(run)] for each in held]
@@ -119,9 +119,9 @@ def rehearse(
     """Try a trainer with this site's data, filters and exclusions: everything is real but federation and store."""
     from fledge.packing import CODE
     from protocol.messages import Named
+    from worker.api.filters import build
     from worker.config import load_trainer, read_config
-    from worker.deployed import FACTORY
-    from worker.filters import build
+    from worker.pipeline.code_loader import FACTORY
     from worker.rehearsal import rehearse
 
     config = at(config, kit)
@@ -168,8 +168,8 @@ def state_of(config: Path) -> Path:
 def _runs(config: Path) -> dict[str, tuple[RunRow, bool | None]]:
     """The runs under way that the worker knows, and what was said to each so far."""
     from protocol.messages import RunState
-    from worker.answers import Answers
-    from worker.journal import Journal
+    from worker.journal.approvals import Answers
+    from worker.journal.journal import Journal
 
     state = state_of(config)
     known = Journal.beside(state / "worker.db")
@@ -179,7 +179,7 @@ def _runs(config: Path) -> dict[str, tuple[RunRow, bool | None]]:
 
 
 def _say(config: Path, run: str, *, approved: bool) -> None:
-    from worker.answers import Answers
+    from worker.journal.approvals import Answers
 
     known = _runs(config)
     if run not in known:

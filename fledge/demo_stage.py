@@ -20,7 +20,7 @@ from fledge.federation import AGGREGATOR_TOML, WORKER_TOML, new_federation
 from fledge.history import released_records
 from fledge.init_run import init_run
 from protocol.errors import FledgeError, TrainingError
-from worker.signs import WorkerEvent
+from worker.service.status import WorkerEvent
 
 RUN = "digits"
 TRAINER = "fledge.demo_task:trainer"

@@ -14,10 +14,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.trainer import Control, EvaluationResult
-from worker.trainers import spec_and_payload
+from worker.api.trainer import Control, EvaluationResult
+from worker.api.weights import Weights as StreamedWeights
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.numpy import NumpyTrainer
-from worker.weights import Weights as StreamedWeights
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]

@@ -25,16 +25,16 @@ from protocol.envelope import ContentKey
 from protocol.errors import ConfigError, Missing, StateError, Tampered
 from protocol.spec import ModelSpec
 from protocol.topology import model_chunk, record_key
-from worker.announcements import ModelRecord, Reader, read_registry
-from worker.codes import Codes
+from worker.api.weights import Weights
 from worker.config import read_config, site_policy
-from worker.contribute import as_here
-from worker.deployed import Deployed
-from worker.journal import Journal
-from worker.kept import KeptVersion, KeptVersions, chosen
-from worker.own import OwnTensors
-from worker.service import MODELS
-from worker.weights import Weights
+from worker.intake import ModelRecord, Reader, read_registry
+from worker.journal.journal import Journal
+from worker.pipeline.code_loader import Deployed
+from worker.pipeline.contribute import as_here
+from worker.service.service import MODELS
+from worker.storage.code_store import Codes
+from worker.storage.kept_versions import KeptVersion, KeptVersions, chosen
+from worker.storage.local_tensors import OwnTensors
 
 ABOUT = "fledge.json"
 """In the results: which model made them."""
@@ -170,7 +170,7 @@ def infer(
         ConfigError: the version, its bundle or the images are not there, or `output` is.
         TrainingError: the bundle's inference failed; nothing is left in `output`.
     """
-    from worker.trainers.monai_inference import BundleInference
+    from worker.bundles.inference import BundleInference
 
     if not images.is_dir():
         raise ConfigError(f"{images} is no folder; name the one that holds the images")

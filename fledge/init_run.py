@@ -18,7 +18,7 @@ from protocol import limits
 from protocol.errors import ConfigError, TooLarge, WireError
 from protocol.spec import ModelSpec
 from worker.config import load_trainer
-from worker.trainers import spec_and_payload
+from worker.trainers.initial import spec_and_payload
 
 RUN_TOML = "run.toml"
 INITIAL = "initial.safetensors"

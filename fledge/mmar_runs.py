@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from aggregator.config import RunConfig
 from fledge.ctl.render import clean
 from protocol.errors import ConfigError
-from worker.mmar.notes import Kind, Note
+from worker.mmar.entries import Kind, Note
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ def translated(mmar: Path, run: str, settings: RunConfig | None, tell: Callable[
     Raises:
         ConfigError: it is no MMAR, has parts without an equal, or settings that no run can have.
     """
-    from worker.deployed import forget_code
-    from worker.mmar.converting import convert, write
+    from worker.mmar.convert import convert, write
     from worker.mmar.federated import settings as federated
-    from worker.mmar.reading import pretrained, read_mmar
+    from worker.mmar.read import pretrained, read_mmar
+    from worker.pipeline.code_loader import forget_code
     from worker.trainers.mmar import Installed
 
     read = read_mmar(mmar)

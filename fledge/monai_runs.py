@@ -46,7 +46,7 @@ def init_bundle_run(
     Raises:
         ConfigError: it is no bundle that can be trained, or the directory is in use.
     """
-    from worker.mmar.reading import is_mmar
+    from worker.mmar.read import is_mmar
     from worker.trainers.monai_bundle import bundle_network
 
     if is_mmar(bundle):

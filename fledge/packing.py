@@ -12,7 +12,7 @@ from pathlib import Path
 
 from protocol import limits
 from protocol.errors import ConfigError, WireError
-from worker.unpacking import read_archive
+from worker.storage.code_archive import read_archive
 
 CODE = "code"
 """The folder of a run that holds its training code."""

@@ -15,11 +15,11 @@ from protocol.envelope import Sealer
 from protocol.keys import Identity, Role
 from protocol.messages import Kind
 from protocol.spec import ModelSpec
-from worker.contribute import contribute, evaluate
-from worker.filters import FilterChain
-from worker.trainer import Control, Trainer, training_seed
-from worker.trainers import spec_and_payload
-from worker.weights import F32
+from worker.api.filters import FilterChain
+from worker.api.trainer import Control, Trainer, training_seed
+from worker.api.weights import F32
+from worker.pipeline.contribute import contribute, evaluate
+from worker.trainers.initial import spec_and_payload
 
 _RUN = "rehearsal"
 

@@ -269,12 +269,12 @@ class AggregatorService:
 
     # ---- commits
 
-    def _commit(self, writes: Any) -> list[Any]:
-        for write in writes:
+    def _commit(self, written: Any) -> list[Any]:
+        for write in written:
             if isinstance(write, writes.CommitVersion):
                 crash_point("aggregator.merged")
-        answers = self._commit_when_there_is_room(writes)
-        for write in writes:
+        answers = self._commit_when_there_is_room(written)
+        for write in written:
             self._after(write)
             self._telling.committed(write)
         return answers

@@ -44,7 +44,7 @@ def logs(
 
 def stats(context: typer.Context, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False) -> int:
     """Figures of the site's data, if the site shares them."""
-    from worker.data.document import from_columns
+    from worker.statistics.document import from_columns
 
     session = session_of(context)
     answers = session.ask("stats", targets=chosen(session, sites, site, everywhere))

@@ -23,7 +23,7 @@ from protocol.keys import Role
 from protocol.limits import STORED_RECORD
 from protocol.messages import DOCTOR, DOCTOR_AT, EXAMINED, Event, Kind
 from protocol.registry import open_registry
-from worker.signs import software
+from worker.service.status import software
 
 _WAIT_S = 15.0
 _WORD = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worker.trainer import Control, EvaluationResult
+from worker.api.trainer import Control, EvaluationResult
 from worker.trainers.numpy import NumpyTrainer
 
 STEPS = 4

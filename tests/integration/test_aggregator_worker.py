@@ -20,12 +20,12 @@ from protocol.errors import TrainingError
 from protocol.messages import Named, Outcome
 from tests.e2e.trainers import trainer
 from tests.support.federation import FEDERATION, RUN, Federation
-from worker.filters import build
-from worker.service import WorkerService
-from worker.settings import WorkerSettings
-from worker.trainer import Control, EvaluationResult, TrainResult
+from worker.api.filters import build
+from worker.api.trainer import Control, EvaluationResult, TrainResult
+from worker.api.weights import Weights
+from worker.service.service import WorkerService
+from worker.service.settings import WorkerSettings
 from worker.trainers.numpy import NumpyTrainer
-from worker.weights import Weights
 
 ELEMENTS = 3000
 WAIT_S = 30.0

@@ -18,7 +18,7 @@ from fledge.monai_runs import init_bundle_run
 from fledge.packing import CODE
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
-from worker.cases import Cases
+from worker.storage.incidents import Cases
 
 torch.set_num_threads(1)
 pytestmark = MONAI

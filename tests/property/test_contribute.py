@@ -10,7 +10,7 @@ from protocol import limits
 from protocol.messages import Named
 from protocol.spec import records
 from tests.support.training import RAW, Adding, Arrays, form, model
-from worker.filters import FilterChain, build
+from worker.api.filters import FilterChain, build
 
 RECORD = limits.RECORD // 4
 SIZES = st.one_of(

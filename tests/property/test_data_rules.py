@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from protocol.errors import ConfigError
 from worker.data.datalist import Datalist, Entry, Task, parse
-from worker.data.document import check, columns, document, from_columns
-from worker.data.figures import MIN_CELL, CaseFigures, Summary
 from worker.data.matching import keys_of, pair
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
 from worker.data.sources import Kind, Source
 from worker.data.splits import SPLITS, Shares, split
+from worker.statistics.document import check, columns, document, from_columns
+from worker.statistics.figures import MIN_CELL, CaseFigures, Summary
 
 patients = st.sets(st.text(min_size=1, max_size=12), min_size=1, max_size=40)
 shares = st.builds(

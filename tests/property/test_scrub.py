@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError, StateError, Unauthorized
-from worker.looking.answers import Looking
-from worker.looking.scrub import LONGEST, free_text, log_line
-from worker.looking.vocabulary import EVENTS, NUMBERS, WORDS
+from worker.inspection.inspector import Looking
+from worker.inspection.scrub import LONGEST, free_text, log_line
+from worker.inspection.vocabulary import EVENTS, NUMBERS, WORDS
 
 CANARY = "Zyxwvu^Canary"
 NAMES = ["Zyxwvu", "Canary"]

@@ -13,14 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from broker.runtime.actor import Tick
 from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
-from worker import events
-from worker.deployments import CODE_LOST, RunOrdered
-from worker.events import Sealed, UpdateRow
-from worker.gate import ClockSeen, Drain, LookAtClock, RunAnswered, Undrain
-from worker.journal import Journal
-from worker.obeying import CommandSeen
+from worker.domain import effects, events
+from worker.domain.effects import LookAtClock
+from worker.domain.events import ClockSeen, CommandSeen, Drain, RunAnswered, RunOrdered, Undrain
+from worker.domain.state import CODE_LOST, Sealed, UpdateRow
+from worker.journal.journal import Journal
 from worker.policy import OPEN, SitePolicy
-from worker.rules import WorkerRules
+from worker.rules.worker import WorkerRules
 
 FINAL = [Outcome.MERGED, Outcome.REJECTED, Outcome.SUPERSEDED, Outcome.RUN_ABORTED, Outcome.RUN_ENDED]
 QUOTA = 2
@@ -99,24 +98,24 @@ class WorkerUnderFire(RuleBasedStateMachine):
     def look_at(self, writes: list[Any]) -> None:
         for write in writes:
             match write:
-                case events.AddUpdate(row=row):
+                case writes.AddUpdate(row=row):
                     assert row.id not in self.updates
                     assert "r" not in self.journal.load().left
                     self.updates[row.id] = row
                     self.made[row.run, row.base_version] = self.made.get((row.run, row.base_version), 0) + 1
-                case events.ReplaceUpdate(row=row):
+                case writes.ReplaceUpdate(row=row):
                     self.updates[row.id] = row
-                case events.SettleUpdate(row=row, reason=reason):
+                case writes.SettleUpdate(row=row, reason=reason):
                     self.settled[row.id] = self.settled.get(row.id, 0) + 1
                     if reason == "spool_lost":
                         self.made[row.run, row.base_version] -= 1
 
-    def look_at_effects(self, effects: list[Any]) -> None:
+    def look_at_effects(self, done: list[Any]) -> None:
         kept = self.journal.load()
         journalled = {row.row: row for row in kept.updates}
-        for effect in effects:
+        for effect in done:
             match effect:
-                case events.Train(epoch=epoch, sequence=sequence, evaluation=evaluation, bundle=bundle):
+                case effects.Train(epoch=epoch, sequence=sequence, evaluation=evaluation, bundle=bundle):
                     deployed = kept.deployments.get("r")
                     assert (deployed is not None and deployed.code == bundle) if bundle else self.own_trainer
                     assert bundle == {row.run: row.bundle for row in kept.runs}["r"]
@@ -127,11 +126,11 @@ class WorkerUnderFire(RuleBasedStateMachine):
                     self.seal(epoch, sequence)
                     if evaluation:
                         self.seal(epoch, sequence - 1)
-                case events.Reseal(epoch=epoch, sequence=sequence):
+                case effects.Reseal(epoch=epoch, sequence=sequence):
                     self.seal(epoch, sequence)
-                case events.Upload(row=row):
+                case effects.Upload(row=row):
                     assert journalled[row.row] == row
-                case events.Publish(row=number):
+                case effects.Publish(row=number):
                     assert self.journal.outgoing(number) is not None
 
     def seal(self, epoch: int, sequence: int) -> None:
@@ -176,20 +175,20 @@ class WorkerUnderFire(RuleBasedStateMachine):
 
     def answers(self, effect: Any, good: bool) -> list[Any]:
         match effect:
-            case events.Train(id=id, evaluation=evaluation):
+            case effects.Train(id=id, evaluation=evaluation):
                 sealed = Sealed(envelope=id, chunks=(id * 2,), key=b"k")
                 failed = events.TrainingFailed(id=id, code=CODE_LOST if self.night else "trainer")
                 done = events.Trained(id=id, sealed=sealed) if good else failed
                 return [*([events.Evaluated(id=id, envelope=b"e")] if evaluation else []), done]
-            case events.Upload(row=row):
+            case effects.Upload(row=row):
                 return [events.Uploaded(row=row.row) if good else events.SendingFailed(row=row.row, lost=False)]
-            case events.Reseal(row=row, epoch=epoch, sequence=sequence):
+            case effects.Reseal(row=row, epoch=epoch, sequence=sequence):
                 sealed = Sealed(envelope=b"again", chunks=row.chunks, key=b"k")
                 again = events.Resealed(row=row.row, epoch=epoch, sequence=sequence, sealed=sealed)
                 return [again if good else events.SendingFailed(row=row.row, lost=True)]
             case LookAtClock():
                 return [ClockSeen(local=datetime(2026, 5, 4, 23 if self.night else 12, 59))]
-            case events.Publish(row=number):
+            case effects.Publish(row=number):
                 rows = [row for row in self.journal.load().updates if row.row == number]
                 return [events.Published(row=number), *[self.deliver(row) for row in rows] * (1 if good else 2)]
             case _:

@@ -165,16 +165,16 @@ class Centre(Process):
 
     # ---- commits
 
-    def commit(self, writes: Any) -> Any:
+    def commit(self, written: Any) -> Any:
         """The shell's commit: the journal, then what is kept beside it."""
         self.point("before the commit")
-        answers = self.journal.commit(writes)
-        for write in writes:
+        answers = self.journal.commit(written)
+        for write in written:
             if isinstance(write, writes.CommitVersion):
                 self.record = write.product.record
             elif isinstance(write, writes.ReplaceRecord):
                 self.record, self.spec_record = write.record, write.spec_record
-        self.world.witness.committed(self, writes, answers)
+        self.world.witness.committed(self, written, answers)
         self.point("after the commit")
         return answers
 

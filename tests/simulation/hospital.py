@@ -25,10 +25,10 @@ from tests.simulation.surroundings import (
     sha256,
     write_down,
 )
-from worker import events
-from worker.events import Sealed
-from worker.gate import ClockSeen, ForgetAnswer, LookAtClock
-from worker.keeping import KeepLast
+from worker.domain import effects, events
+from worker.domain.effects import ForgetAnswer, KeepLast, LookAtClock
+from worker.domain.events import ClockSeen
+from worker.domain.state import Sealed, UpdateRow
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -110,41 +110,41 @@ class Hospital(Process):
     def effect(self, effect: Any) -> None:
         """What the service does about each effect."""
         match effect:
-            case events.Settle(delivery=delivery):
+            case effects.Settle(delivery=delivery):
                 delivery.ack()
-            case events.PullHead():
+            case effects.PullHead():
                 self.answer("pull the head", self.pull_head)
-            case events.FetchRegistry(digest=digest):
+            case effects.FetchRegistry(digest=digest):
                 self.answer("fetch a registry", partial(self.fetch_registry, digest))
-            case events.FetchVersion():
+            case effects.FetchVersion():
                 self.answer(f"fetch version {effect.version}", partial(self.fetch_version, effect))
-            case events.UseRegistry():
+            case effects.UseRegistry():
                 pass  # in the simulation the aggregator's key never changes
-            case events.Train():
+            case effects.Train():
                 self.begin_training(effect)
-            case events.AbortTraining():
+            case effects.AbortTraining():
                 self.aborting = True
             case LookAtClock():
                 self.mailbox.append(ClockSeen(local=datetime.fromtimestamp(self.world.now, UTC)))
-            case events.Upload(row=row, anew=anew):
+            case effects.Upload(row=row, anew=anew):
                 self.answer(f"upload {row.id.hex()[:4]}", partial(self.upload, row, anew))
-            case events.Reseal(row=row, epoch=epoch, sequence=sequence):
+            case effects.Reseal(row=row, epoch=epoch, sequence=sequence):
                 sealed = self.journal.sealed(row.row)
                 if sealed is not None:
                     self.answer(f"reseal {row.id.hex()[:4]}", partial(self.reseal, row, sealed, epoch, sequence))
-            case events.Publish(row=row):
+            case effects.Publish(row=row):
                 message = self.journal.outgoing(row)
                 if message is not None:
                     confirmed = partial(self.confirmed, row)
                     self.relay(row, message.exchange, message.key, message.body, confirmed)
-            case events.DropSpool(chunks=chunks):
+            case effects.DropSpool(chunks=chunks):
                 self.drop(chunks)
-            case events.Report(publish=True) if not self.world.chance(0.3):
+            case effects.Report(publish=True) if not self.world.chance(0.3):
                 body = write_down({"kind": "event", "site": self.site})
                 self.world.broker.publish(topology.event_exchange(self.site), "", body)
-            case events.Alarm(event=event):
+            case effects.Alarm(event=event):
                 self.alarms.append(event)
-            case events.Report() | events.Settled() | ForgetAnswer() | KeepLast():
+            case effects.Report() | effects.Settled() | ForgetAnswer() | KeepLast():
                 pass
             case _:
                 raise TypeError(f"the simulated worker does not know {effect}")
@@ -174,7 +174,7 @@ class Hospital(Process):
             registry=self.world.registries[digest], digest=digest, record=self.world.store.records[digest]
         )
 
-    def fetch_version(self, effect: events.FetchVersion) -> Any:
+    def fetch_version(self, effect: effects.FetchVersion) -> Any:
         """A version record from the store; one that is not sealed for this site is refused."""
         raw = self.world.store.records.get(effect.digest)
         if self.world.chance(0.2) or raw is None:
@@ -186,7 +186,7 @@ class Hospital(Process):
 
     # ---- training and sending
 
-    def begin_training(self, effect: events.Train) -> None:
+    def begin_training(self, effect: effects.Train) -> None:
         """Open the base version and begin."""
         base = read_back(self.journal.version_record(effect.run))
         require(base["version"] == effect.version, self.site, "trains from the version it was told to")
@@ -210,7 +210,7 @@ class Hospital(Process):
 
         self.job(f"train from {effect.version}", run)
 
-    def evaluation(self, id: bytes, effect: events.Train) -> bytes:
+    def evaluation(self, id: bytes, effect: effects.Train) -> bytes:
         """What this site found about a version."""
         value = self.world.dice.random()
         return write_down(
@@ -224,7 +224,7 @@ class Hospital(Process):
             }
         )
 
-    def train(self, effect: events.Train) -> Sealed:
+    def train(self, effect: effects.Train) -> Sealed:
         """A finished update with its chunks in the spool."""
         return self.seal(
             update_message(
@@ -245,7 +245,7 @@ class Hospital(Process):
         raw = write_down(message)
         return Sealed(envelope=raw, chunks=tuple(message["chunks"]), key=b"wrapped")
 
-    def upload(self, row: events.UpdateRow, anew: bool) -> Any:
+    def upload(self, row: UpdateRow, anew: bool) -> Any:
         """Put the update's chunks."""
         for index, name in enumerate(row.chunks):
             if self.world.chance(0.1):
@@ -257,7 +257,7 @@ class Hospital(Process):
             self.world.store.chunks[self.site, name] = self.disk.spool[name]
         return events.Uploaded(row=row.row)
 
-    def reseal(self, row: events.UpdateRow, sealed: Sealed, epoch: int, sequence: int) -> Any:
+    def reseal(self, row: UpdateRow, sealed: Sealed, epoch: int, sequence: int) -> Any:
         """The same update under another epoch and sequence."""
         if self.world.chance(0.1):
             return events.SendingFailed(row=row.row, lost=False)

@@ -34,7 +34,8 @@ from protocol.keys import Role
 from protocol.messages import Kind, RunState
 from tests.simulation.centre import RUN, product_digest
 from tests.simulation.surroundings import Delivery, read_back, require, sha256
-from worker import events as worker
+from worker.domain import writes as worker_writes
+from worker.domain.state import Snapshot
 
 if TYPE_CHECKING:
     from tests.simulation.centre import Centre
@@ -101,14 +102,14 @@ class Witness:
         """Version 0 is stored."""
         self.records.add(record)
 
-    def committed(self, process: Centre, writes: Any, answers: Any) -> None:
+    def committed(self, process: Centre, written: Any, answers: Any) -> None:
         """One transaction of the aggregator."""
         require(process is self.writer, "only the aggregator that took over last commits, not", process.name)
         for answer in answers:
             self._journalled(answer)
         final: dict[bytes, UpdateState] = {}
         receipts: dict[bytes, set[str]] = {}
-        for write in writes:
+        for write in written:
             match write:
                 case writes.SetState(id=id, state=state, version=version):
                     self._moved(id, state, version)
@@ -258,7 +259,7 @@ class Witness:
 
     # ---- the workers
 
-    def worker_started(self, name: str, snapshot: worker.Snapshot) -> None:
+    def worker_started(self, name: str, snapshot: Snapshot) -> None:
         """A worker read its journal."""
         site = self.sites.setdefault(name, Site())
         version = max((run.version for run in snapshot.runs), default=-1)
@@ -276,23 +277,23 @@ class Witness:
         site.restores += 1
         site.sealed.clear()
 
-    def worker_committed(self, process: Hospital, writes: Any) -> None:
+    def worker_committed(self, process: Hospital, written: Any) -> None:
         """One transaction of a worker."""
         site = self.sites[process.site]
-        for write in writes:
+        for write in written:
             match write:
-                case worker.NoteVersion(row=row):
+                case worker_writes.NoteVersion(row=row):
                     require(row.version >= site.version, "a worker's version never goes back")
                     site.version = row.version
-                case worker.NoteHead(number=number):
+                case worker_writes.NoteHead(number=number):
                     require(number > site.head, "a worker's head never goes back")
                     site.head = number
-                case worker.AddUpdate(row=row) | worker.ReplaceUpdate(row=row):
+                case worker_writes.AddUpdate(row=row) | worker_writes.ReplaceUpdate(row=row):
                     number = (row.epoch, row.sequence)
                     require(site.sealed.get(number, row.id) == row.id, "one sequence, one update at", process.site)
                     site.sealed[number] = row.id
                     site.unsettled[row.id] = row.chunks
-                case worker.SettleUpdate(row=row, reason=reason):
+                case worker_writes.SettleUpdate(row=row, reason=reason):
                     require(reason != "spool_lost", process.site, "lost what it had to send")
                     site.unsettled.pop(row.id, None)
 

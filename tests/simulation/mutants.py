@@ -14,6 +14,7 @@ from typing import Any
 
 from aggregator.domain import effects, events
 from aggregator.domain.state import UpdateRow, UpdateState
+from aggregator.domain.writes import Send, SendRaw
 from aggregator.journal.journal import Journal
 from aggregator.rules import planning
 from aggregator.rules.federation import AggregatorRules
@@ -24,9 +25,12 @@ from protocol.messages import Outcome
 from tests.simulation.centre import Centre
 from tests.simulation.hospital import Hospital
 from tests.simulation.world import Parts
-from worker import events as worker
-from worker.journal import Journal as WorkerJournal
-from worker.rules import WorkerRules
+from worker.domain import effects as worker_effects
+from worker.domain import events as worker_events
+from worker.domain import writes as worker_writes
+from worker.domain.state import UpdateRow as WorkerUpdateRow
+from worker.journal.journal import Journal as WorkerJournal
+from worker.rules.worker import WorkerRules
 
 # ---- the loop
 
@@ -73,7 +77,7 @@ class AckFirst(EffectsFirst):
 class AckReceiptFirst(EffectsFirst):
     """A worker that acks receipts and announcements before it has noted them."""
 
-    early = (worker.Settle,)
+    early = (worker_effects.Settle,)
 
 
 # ---- the journal
@@ -92,8 +96,8 @@ class AnnounceFirst(Journal):
     def commit(self, writes: Sequence[Any]) -> list[Any]:
         """Receipts and announcements leave, then the database is written."""
         for write in writes:
-            if isinstance(write, writes.Send | writes.SendRaw):
-                body = write.body if isinstance(write, writes.SendRaw) else self._seal(write)
+            if isinstance(write, Send | SendRaw):
+                body = write.body if isinstance(write, SendRaw) else self._seal(write)
                 self.process.world.broker.publish(write.exchange, write.key, body)
                 self.process.world.witness.published(self.process, write.row, write.exchange, write.key, body)
                 self.process.point("between announcement and commit")
@@ -255,7 +259,7 @@ class Unreserved(WorkerJournal):
 
     def commit(self, writes: Sequence[Any]) -> Sequence[Any]:
         """Everything but the reservations."""
-        return super().commit([write for write in writes if not isinstance(write, worker.Reserve)])
+        return super().commit([write for write in writes if not isinstance(write, worker_writes.Reserve)])
 
 
 class Tidy(Hospital):
@@ -272,7 +276,7 @@ class Tidy(Hospital):
 class Gullible(WorkerRules):
     """A worker that takes any head for the newest."""
 
-    def _on_head(self, event: worker.HeadSeen) -> None:
+    def _on_head(self, event: worker_events.HeadSeen) -> None:
         self._head = min(self._head, event.head.number - 1)
         super()._on_head(event)
 
@@ -280,7 +284,7 @@ class Gullible(WorkerRules):
 class Backwards(WorkerRules):
     """A worker that takes any version for the newest."""
 
-    def _on_version(self, event: worker.VersionSeen) -> None:
+    def _on_version(self, event: worker_events.VersionSeen) -> None:
         known = self._runs.get(event.run)
         if known is not None:
             self._runs[event.run] = replace(known, version=min(known.version, event.version))
@@ -300,20 +304,20 @@ class Obstinate(WorkerRules):
 
     def step(self, event: Any, now: float) -> Step:
         """The aggregator's word on sequences is not heard."""
-        if isinstance(event, worker.ReceiptSeen) and event.receipt.outcome == Outcome.SEQUENCE_REUSED:
-            return Step(effects=(worker.Settle(delivery=event.delivery, what="receipt"),))
+        if isinstance(event, worker_events.ReceiptSeen) and event.receipt.outcome == Outcome.SEQUENCE_REUSED:
+            return Step(effects=(worker_effects.Settle(delivery=event.delivery, what="receipt"),))
         return super().step(event, now)
 
 
 class Eager(Hospital):
     """A worker that publishes an update before its chunks are in the store."""
 
-    def upload(self, row: worker.UpdateRow, anew: bool) -> Any:
+    def upload(self, row: WorkerUpdateRow, anew: bool) -> Any:
         """The chunks can wait."""
         del anew
         with suppress(KeyError):
             self.world.store.chunks.pop((self.site, row.chunks[0]))
-        return worker.Uploaded(row=row.row)
+        return worker_events.Uploaded(row=row.row)
 
 
 MUTANTS: dict[str, Parts] = {

@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 import aggregator.journal.tables
-import worker.journal
+import worker.journal.journal
 from aggregator.domain.state import RunRules
 from aggregator.journal.journal import Journal
 from aggregator.rules.federation import AggregatorRules
@@ -45,9 +45,9 @@ from tests.simulation.surroundings import (
     sha256,
     write_down,
 )
-from worker.journal import Journal as WorkerJournal
-from worker.pulls import HEAD_EVERY as PULL_EVERY
-from worker.rules import WorkerRules
+from worker.journal.journal import Journal as WorkerJournal
+from worker.rules.fetching import HEAD_EVERY as PULL_EVERY
+from worker.rules.worker import WorkerRules
 
 COMMANDS = (
     *("run.pause", "run.resume", "run.pause", "run.resume", "run.start"),
@@ -492,7 +492,7 @@ def _database(name: str, change: Callable[[str], str] | None) -> Database:
     """One engine per role, emptied and used again by every seed; making one takes as long as half a seed."""
     if name == "aggregator":
         return Database(aggregator.journal.tables.metadata, aggregator.journal.tables.SCHEMA, change=change)
-    return Database(worker.journal._metadata, worker.journal.SCHEMA)
+    return Database(worker.journal.journal._metadata, worker.journal.journal.SCHEMA)
 
 
 def run(seed: int, parts: Parts | None = None, *, last: int = LAST) -> Told:

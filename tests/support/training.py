@@ -15,12 +15,12 @@ from protocol.envelope import Sealer
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Named, Update
 from protocol.spec import ModelSpec, TensorKind
-from worker.contribute import contribute
-from worker.filters import Dice, FilterChain, build
-from worker.own import OwnTensors
-from worker.trainer import Control, EvaluationResult, Trainer, TrainResult
-from worker.trainers import spec_and_payload
-from worker.weights import Records, Weights, read_pieces
+from worker.api.filters import Dice, FilterChain, build
+from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
+from worker.api.weights import Records, Weights, read_pieces
+from worker.pipeline.contribute import contribute
+from worker.storage.local_tensors import OwnTensors
+from worker.trainers.initial import spec_and_payload
 
 Arrays = dict[str, NDArray[Any]]
 FEDERATION = "test"

@@ -47,9 +47,9 @@ def worker(mib: int, directory: Path) -> dict[str, float]:
     from protocol.envelope import Sealer
     from protocol.messages import Kind, Named
     from tests.support.training import FEDERATION, SITE, control
-    from worker.contribute import contribute
-    from worker.filters import build
-    from worker.trainer import Control
+    from worker.api.filters import build
+    from worker.api.trainer import Control
+    from worker.pipeline.contribute import contribute
     from worker.trainers.numpy import NumpyTrainer
 
     model = arrays(mib)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.service import WorkerService
+from worker.service.service import WorkerService
 
 _BROUGHT = frozenset({"custom", "net", "parts", "scripts", "trainer"})
 """What the modules are called that bundles, MMARs and runs bring along."""

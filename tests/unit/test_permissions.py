@@ -19,11 +19,11 @@ from protocol.keys import Identity, Role
 from protocol.messages import Command, Kind
 from protocol.registry import Registry
 from protocol.rights import ROLES, STOCK, Organisation, Policy
-from worker.announcements import Reader
-from worker.codes import Codes
-from worker.deploying import Deploying
-from worker.orders import Blind, Orders
+from worker.intake import Reader
 from worker.policy import OPEN, SitePolicy
+from worker.service.code_deployer import Deploying
+from worker.service.command_handler import Blind, Orders
+from worker.storage.code_store import Codes
 
 FEDERATION = "clinics"
 ALL = {"super", "lead_researcher", "site_researcher", "lead_it", "site_it"}

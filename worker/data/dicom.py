@@ -21,7 +21,7 @@ from pydicom.pixels.processing import apply_rescale
 from pydicom.uid import UID
 
 from protocol.errors import ConfigError
-from worker.data.finding import Found
+from worker.data.discovery import Found
 from worker.data.matching import keys_of
 from worker.data.sources import Kind, Source, few, patient_in_path, shown
 from worker.data.volumes import Volume, check_size, in_space

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from protocol.errors import ConfigError, StateError
 from worker.data.datalist import DATASET, Datalist, Entry, Task
-from worker.data.duplicates import Duplicates
-from worker.data.finding import Found, find, kind_of
+from worker.data.discovery import Found, find, kind_of
 from worker.data.matching import classes_by_folder, keys_of, pair
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
 from worker.data.sources import Kind, Source, few, patient_in_path, shown
@@ -311,3 +310,31 @@ def _write_mapping(path: Path, named: Mapping[str, Source]) -> None:
         rows = csv.writer(file)
         rows.writerow(("case", "patient", "image"))
         rows.writerows((name, source.patient, source.name) for name, source in sorted(named.items()))
+
+
+@dataclass(slots=True)
+class Duplicates:
+    """Images by the SHA-256 of their voxels; `drop` leaves out repetitions within one patient."""
+
+    drop: bool = False
+    dropped: list[str] = field(default_factory=list)
+    _seen: dict[str, Source] = field(default_factory=dict)
+
+    def is_new(self, source: Source, digest: str) -> bool:
+        """Whether an image is wanted.
+
+        Raises:
+            ConfigError: it is there already, under another patient, or under the same one and `drop` is not set.
+        """
+        other = self._seen.setdefault(digest, source)
+        if other is source:
+            return True
+        both = few(sorted((other.name, source.name)))
+        if other.patient != source.patient:
+            raise ConfigError(
+                f"{both} have the same voxels but two patients; find out whose image it is, and leave the other out"
+            )
+        if not self.drop:
+            raise ConfigError(f"{both} have the same voxels; leave one out, or say --drop-duplicates")
+        self.dropped.append(source.name)
+        return False

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.errors import ConfigError
-from worker.mmar.entries import Arguments, LeftOut, Mapped, Refused, Role
+from worker.mmar.entries import Arguments, Catalogue, Kind, LeftOut, Mapped, Note, Refused, Role
 from worker.mmar.names import TABLE
-from worker.mmar.notes import Catalogue, Kind, Note
-from worker.mmar.shapes import flag, mapping
+from worker.mmar.values import flag, mapping
 
 CUSTOM = "custom"
 _NAME = re.compile(r"([A-Za-z_]\w*)(#[\w.-]+)?")

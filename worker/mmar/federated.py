@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.errors import ConfigError
-from worker.mmar.entries import LeftOut, Refused, Role
+from worker.mmar.entries import Kind, LeftOut, Note, Refused, Role
 from worker.mmar.names import TABLE
-from worker.mmar.notes import Kind, Note
 
 _MATCHES_NOTHING = ("dummy", ["dummy"])
 _PLAIN = re.compile(r"[\w.]*(?:(?:\.\*|\\\.)[\w.]*)*")

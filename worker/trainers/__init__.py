@@ -1,41 +1,6 @@
-"""Adapters from training libraries to `worker.trainer.Trainer`, and the model a run begins with.
+"""Adapters from training libraries to `worker.api.trainer.Trainer`, and the model a run begins with.
 
 Each library has a module of its own, imported only by those who train with it.
 """
 
 from __future__ import annotations
-
-import sys
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
-
-from protocol.errors import ConfigError
-from protocol.spec import ModelSpec, TensorKind
-from worker.weights import tensor_spec, write_records
-
-
-def spec_and_payload(source: Any, *, buffers: Collection[str] = ()) -> tuple[ModelSpec, Iterator[bytes]]:
-    """The specification of a model and the payload of its present values, record by record.
-
-    `source` is one of our trainers (anything with `spec` and `initial()`), a torch module, or numpy arrays by name; of
-    the arrays, `buffers` are the statistics that move by the plain mean. The payload reads live arrays.
-
-    Raises:
-        ConfigError: it is none of these.
-        TrainingError: a tensor has a type that no model can hold, or values that are not finite.
-    """
-    if isinstance(source, Mapping):
-        kinds = {name: TensorKind.BUFFER if name in buffers else TensorKind.PARAMETER for name in source}
-        spec = ModelSpec(tuple(tensor_spec(name, array, kinds[name]) for name, array in source.items()))
-        return spec, write_records(spec, source.__getitem__)
-    if isinstance(getattr(source, "spec", None), ModelSpec) and hasattr(source, "initial"):
-        return source.spec, source.initial()
-    # A module can only have been made by whoever has imported torch already.
-    if "torch" in sys.modules and hasattr(source, "state_dict"):
-        from worker.trainers.torch import model_payload, model_spec
-
-        spec = model_spec(source)
-        return spec, model_payload(source, spec)
-    raise ConfigError(
-        f"a {type(source).__name__} is no model; give a trainer, a torch module, or a mapping of names to numpy arrays"
-    )

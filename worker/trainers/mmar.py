@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import ConfigError
-from worker.mmar.converting import Conversion, convert, write
+from worker.mmar.convert import Conversion, convert, write
 from worker.mmar.entries import Role
-from worker.mmar.reading import TRAIN, read_mmar
+from worker.mmar.read import TRAIN, read_mmar
 from worker.trainers.monai_bundle import BundleTrainer, bundle_trainer
 
 _MODULES = {

@@ -18,9 +18,9 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from numpy.typing import NDArray
 
 from protocol.errors import ConfigError, TrainingError
-from worker.trainer import Control, EvaluationResult, TrainResult
-from worker.trainers.monai_engine import numbers, seed
-from worker.weights import Weights
+from worker.api.trainer import Control, EvaluationResult, TrainResult
+from worker.api.weights import Weights
+from worker.monai.engine import numbers, seed
 
 _LOOK = 0.2
 """Seconds between looks at whether to stop: the algorithm runs on this thread and cannot be asked."""

@@ -27,14 +27,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from protocol.errors import Aborted, ConfigError, DataError, Diverged, FledgeError
 from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec
-from worker.fingerprint import fingerprint as fingerprint_of
-from worker.trainer import Control, EvaluationResult, TrainResult, overrides, positive_whole
-from worker.trainers.monai_configs import NETWORKS, REQUIRED, Configs
-from worker.trainers.monai_data import listed
-from worker.trainers.monai_engine import Beginning, Engine, seed
-from worker.trainers.monai_errors import explained
+from worker.api.fingerprint import fingerprint as fingerprint_of
+from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides, positive_whole
+from worker.api.weights import Weights
+from worker.monai.configs import NETWORKS, REQUIRED, Configs
+from worker.monai.datalist import listed
+from worker.monai.engine import Beginning, Engine, seed
+from worker.monai.errors import explained
 from worker.trainers.torch import Live, distinct, load, model_payload, model_spec
-from worker.weights import Weights
 
 MOMENTUM = ("restart", "keep")
 KEEP_LOCAL = (None, "batchnorm")

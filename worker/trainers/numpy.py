@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from protocol.errors import ConfigError, TrainingError
 from protocol.spec import ModelSpec
-from worker.fingerprint import fingerprint
-from worker.trainer import Control, EvaluationResult, TrainResult, overrides
-from worker.trainers import spec_and_payload
-from worker.weights import Weights
+from worker.api.fingerprint import fingerprint
+from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides
+from worker.api.weights import Weights
+from worker.trainers.initial import spec_and_payload
 
 Arrays = Mapping[str, NDArray[Any]]
 

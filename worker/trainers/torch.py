@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from protocol.errors import ConfigError, Diverged, TrainingError
 from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec, TensorKind, TensorSpec
-from worker.fingerprint import fingerprint as fingerprint_of
-from worker.trainer import Control, EvaluationResult, TrainResult, overrides
-from worker.weights import Piece, Weights, check_names, store, write_records
+from worker.api.fingerprint import fingerprint as fingerprint_of
+from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides
+from worker.api.weights import Piece, Weights, check_names, store, write_records
 
 Loss = Callable[[Any, Any], Tensor]
 """Of the model's outputs and a batch's targets: one number, the mean over the batch."""

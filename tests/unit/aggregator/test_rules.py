@@ -22,8 +22,8 @@ from tests.unit.aggregator.desk import GENESIS, RUN, Desk, registry
 def test_an_update_is_journalled_before_it_is_acked_and_then_admitted() -> None:
     desk = Desk()
     notice = desk.notice()
-    effects = desk.arrive(notice)
-    assert effects == [effects.Settle(delivery=notice.id), effects.Admit(run=RUN, id=notice.id)]
+    done = desk.arrive(notice)
+    assert done == [effects.Settle(delivery=notice.id), effects.Admit(run=RUN, id=notice.id)]
     assert desk.state(notice) == (UpdateState.JOURNALLED, "ok")
 
 
@@ -51,10 +51,10 @@ def test_an_update_that_does_not_fit_is_journalled_and_refused_with_the_reason(
 ) -> None:
     desk = Desk()
     notice = desk.notice(**changes)
-    effects = desk.arrive(notice)
+    done = desk.arrive(notice)
     assert desk.state(notice) == (UpdateState.REJECTED, reason)
     assert desk.told() == [(notice.id, Outcome.REJECTED, reason)]
-    assert effects.Settle(delivery=notice.id) in effects
+    assert effects.Settle(delivery=notice.id) in done
     assert desk.some(effects.Admit) == []
 
 
@@ -112,11 +112,11 @@ def test_another_update_under_a_used_sequence_is_told_the_highest_epoch() -> Non
     desk.validate(epoch=3)
     used = desk.validate(sequence=5)
     other = desk.notice(sequence=5)
-    effects = desk.arrive(other)
+    done = desk.arrive(other)
     [receipt] = desk.receipts
     assert (receipt.message, receipt.outcome, receipt.highest_epoch) == (other.id, Outcome.SEQUENCE_REUSED, 3)
     assert (receipt.epoch, receipt.sequence) == (0, 5)
-    assert effects.Settle(delivery=other.id) in effects
+    assert effects.Settle(delivery=other.id) in done
     assert desk.state(used) == (UpdateState.VALIDATED, "ok")
 
 
@@ -793,11 +793,11 @@ def refused(site: str = "alpha", raw: bytes = b"not an envelope") -> events.Refu
 
 def test_what_is_not_a_message_of_the_federation_becomes_a_dead_letter() -> None:
     desk = Desk()
-    effects = desk.turn(refused())
+    done = desk.turn(refused())
     [letter] = [write for write in desk.writes if isinstance(write, writes.SendRaw)]
     assert letter.exchange == topology.DEAD
     assert b"not an envelope" in letter.body
-    assert effects == [effects.Settle(delivery="letter"), effects.Publish(row=letter.row)]
+    assert done == [effects.Settle(delivery="letter"), effects.Publish(row=letter.row)]
 
 
 def test_a_site_has_a_budget_of_dead_letters_and_another_site_its_own() -> None:

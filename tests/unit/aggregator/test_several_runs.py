@@ -166,7 +166,7 @@ def test_an_operator_has_one_order_at_a_time_that_takes_time() -> None:
 
 
 def test_no_more_runs_go_on_than_a_head_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aggregator.domain.state.MOST_GOING_ON", 2)
+    monkeypatch.setattr("aggregator.rules.commands.MOST_GOING_ON", 2)
     desk = Desk()
     brought(desk)
     brought(desk, "third", 11)
@@ -239,9 +239,9 @@ def test_an_order_that_finds_a_defect_is_answered_and_counts_once(monkeypatch: p
     monkeypatch.setattr(desk.rules, "_promote", lambda event: {}["missing"])
     monkeypatch.setattr("aggregator.rules.commands.about_models", lambda event, catalogue: "ok")
     order = named("model.promote", OTHER, 5)
-    effects = desk.turn(order)
+    done = desk.turn(order)
     assert desk.only(effects.Tell).reason == "defect"
-    assert effects.Settle(delivery="d") in effects
+    assert effects.Settle(delivery="d") in done
     desk.turn(order)
     assert desk.only(effects.Tell).reason == "replayed"
     assert desk.journal.broken_link() is None

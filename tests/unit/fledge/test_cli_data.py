@@ -23,9 +23,9 @@ from fledge.federation import new_federation
 from protocol.errors import ConfigError, StateError, Unauthorized
 from tests.support.dicom import write_series
 from worker.data.dicom import read_series, series
-from worker.data.finding import find
+from worker.data.discovery import find
 from worker.data.volumes import save_nifti
-from worker.looking.answers import Looking
+from worker.inspection.inspector import Looking
 
 HIPPOCAMPUS = Path(__file__).parents[4] / "shared" / "data" / "hippocampus"
 SPLITS = ("training", "validation", "test")

@@ -12,12 +12,12 @@ from fledge.cli import app
 from fledge.cli_site import app as site
 from protocol.errors import ConfigError, StateError
 from protocol.messages import RunState
-from worker import events
-from worker.answers import Answers
-from worker.cases import Cases
-from worker.events import RunRow
-from worker.gate import NoteAnswer
-from worker.journal import Journal
+from worker.domain import writes
+from worker.domain.state import RunRow
+from worker.domain.writes import NoteAnswer
+from worker.journal.approvals import Answers
+from worker.journal.journal import Journal
+from worker.storage.incidents import Cases
 
 TOML = """\
 federation = "heart"
@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> Path:
         RunRow(run="heart", version=7, digest=b"2" * 32),
         RunRow(run="lung", version=9, digest=b"3" * 32, state=RunState.STOPPED),
     ]
-    journal.commit([events.NoteVersion(row=row, record=b"record") for row in rows])
+    journal.commit([writes.NoteVersion(row=row, record=b"record") for row in rows])
     journal.commit([NoteAnswer(run="heart", approved=True)])
     journal.close()
     return path

@@ -38,16 +38,18 @@ from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import RUN
 from tests.unit.worker.test_deployed import Researchers
 from tests.unit.worker.test_service import start
-from worker.codes import Codes
-from worker.events import RunRow
-from worker.keeping import Keeping, KeepLast, NotKept
-from worker.kept import NEWEST, KeptVersion, KeptVersions, best, chosen
-from worker.sending import Decided
-from worker.service import WorkerService
-from worker.trainers import spec_and_payload
+from worker.bundles.inference import BundleInference, images_below
+from worker.domain.effects import KeepLast
+from worker.domain.events import NotKept
+from worker.domain.state import RunRow
+from worker.pipeline.training import Training
+from worker.rules.decisions import Decided
+from worker.rules.fetching import Keeping
+from worker.service.service import WorkerService
+from worker.storage.code_store import Codes
+from worker.storage.kept_versions import NEWEST, KeptVersion, KeptVersions, best, chosen
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
-from worker.trainers.monai_inference import BundleInference, images_below
-from worker.training import Training
 
 torch.set_num_threads(1)
 pytestmark = MONAI

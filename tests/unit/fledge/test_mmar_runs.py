@@ -16,7 +16,7 @@ from fledge.mmar_runs import run_config
 from fledge.monai_runs import init_bundle_run
 from protocol.errors import ConfigError
 from tests.support import mmars
-from worker.trainers import spec_and_payload
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import bundle_network
 
 torch.set_num_threads(1)

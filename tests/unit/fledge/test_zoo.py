@@ -26,10 +26,10 @@ from protocol.errors import ConfigError
 from tests.support.monai_marks import MONAI
 from tests.support.training import control
 from tests.support.zoo_data import ZOO, Sample
-from worker.trainers import spec_and_payload
+from worker.api.weights import Weights
+from worker.bundles.check import check_bundle
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
-from worker.trainers.monai_check import check_bundle
-from worker.weights import Weights
 
 ROOT = Path(__file__).resolve().parents[3]
 HIPPOCAMPUS = ROOT.parent / "shared" / "data" / "hippocampus"

@@ -28,11 +28,11 @@ from protocol.keys import Identity, Role
 from protocol.messages import Head, Kind, Named, Outcome, Receipt, RunHead, RunState, Version
 from protocol.registry import Registry, sign_registry
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
-from worker.filters import build
-from worker.service import WorkerService
-from worker.settings import WorkerSettings
-from worker.trainer import Control, EvaluationResult, TrainResult
-from worker.weights import Weights
+from worker.api.filters import build
+from worker.api.trainer import Control, EvaluationResult, TrainResult
+from worker.api.weights import Weights
+from worker.service.service import WorkerService
+from worker.service.settings import WorkerSettings
 
 FEDERATION = "test"
 RUN = "run-1"

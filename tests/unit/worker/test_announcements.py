@@ -13,9 +13,10 @@ from protocol.messages import Kind, Outcome, Receipt
 from protocol.registry import sign_registry
 from protocol.topology import record_key
 from tests.unit.worker.centre import FEDERATION, RUN, Centre, new_id
-from worker.announcements import Reader, read_registry
-from worker.events import HeadSeen, Sealed, UpdateRow, VersionSeen
-from worker.sealing import unwrap, wrap
+from worker.domain.events import HeadSeen, VersionSeen
+from worker.domain.state import Sealed, UpdateRow
+from worker.intake import Reader, read_registry
+from worker.pipeline.sealing import unwrap, wrap
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_a_content_key_in_the_journal_opens_for_its_own_site_only(centre: Centre
 
 
 def test_an_update_can_be_sealed_again_only_by_its_own_site(centre: Centre) -> None:
-    from worker.sealing import reseal
+    from worker.pipeline.sealing import reseal
 
     row = UpdateRow(row=1, id=b"i" * 16, run=RUN, base_version=0, epoch=0, sequence=1, chunks=())
     with pytest.raises(Untrusted):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import StateError
-from worker.answers import Answers
+from worker.journal.approvals import Answers
 
 
 def test_an_answer_waits_until_it_is_in_the_journal(tmp_path: Path) -> None:

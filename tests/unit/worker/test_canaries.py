@@ -14,9 +14,9 @@ from broker.blobs.directory import FileBlobs
 from protocol.envelope import Verified, raw_body, unlock
 from protocol.messages import Kind
 from tests.unit.worker.centre import AddOne, Centre
-from worker.cases import Cases
-from worker.trainer import Control, EvaluationResult, TrainResult
-from worker.weights import Weights
+from worker.api.trainer import Control, EvaluationResult, TrainResult
+from worker.api.weights import Weights
+from worker.storage.incidents import Cases
 
 CANARIES = ("Mueller", "patient-4711", "1955-03-17", "0010,0010", "0010.0010", "archive", "trainer_of_the_ward")
 """A patient's name, number and birthday, a DICOM tag as it is written and as a metric, a folder, a line of code."""
@@ -101,7 +101,7 @@ def life(centre: Centre, state: Path, trainer: Careless, until: Callable[[Verifi
 
 
 def test_names_of_patients_stay_at_the_site(centre: Centre, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.reporting.REPORT_AT_MOST_EVERY", 0.01)
+    monkeypatch.setattr("worker.rules.reporting.REPORT_AT_MOST_EVERY", 0.01)
     state, trainer = tmp_path / "state", Careless()
     sent: list[Verified] = []
     told: list[tuple[str, str]] = []

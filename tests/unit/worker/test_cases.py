@@ -7,7 +7,7 @@ import pytest
 
 from protocol.codec import Word
 from protocol.errors import ConfigError
-from worker.cases import NO_CASE, Cases
+from worker.storage.incidents import NO_CASE, Cases
 
 
 def test_a_case_is_kept_under_a_number_and_read_again(tmp_path: Path) -> None:

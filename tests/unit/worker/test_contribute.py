@@ -17,11 +17,11 @@ from protocol.errors import Aborted, ConfigError, DiskFull, Diverged, OutOfMemor
 from protocol.keys import Identity, Role
 from protocol.messages import DENSE_F32, Fingerprint, Named
 from tests.support.training import FEDERATION, RAW, SITE, Adding, control, form, model
-from worker.contribute import evaluate, excluded
-from worker.filters import build
-from worker.own import OwnTensors
-from worker.trainer import Control, TrainResult
-from worker.weights import Weights
+from worker.api.filters import build
+from worker.api.trainer import Control, TrainResult
+from worker.api.weights import Weights
+from worker.pipeline.contribute import evaluate, excluded
+from worker.storage.local_tensors import OwnTensors
 
 CLIP = build([Named(name="clip", parameters={"norm": 1.0})])
 NOISE = build(

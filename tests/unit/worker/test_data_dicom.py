@@ -17,7 +17,7 @@ from protocol.errors import ConfigError
 from tests.support import dicom
 from tests.support.dicom import write_series
 from worker.data.dicom import read_series, series
-from worker.data.finding import find
+from worker.data.discovery import find
 from worker.data.volumes import Volume, save_nifti
 
 

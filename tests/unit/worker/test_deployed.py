@@ -26,12 +26,12 @@ from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import FEDERATION, RUN, AddOne, archive, new_id
 from tests.unit.worker.test_obedience import Hub
 from tests.unit.worker.test_service import Seen, start
-from worker.announcements import Reader
-from worker.cases import Cases
-from worker.codes import CodeLost, Codes
-from worker.deployed import Deployed, may_bring_code
+from worker.intake import Reader
+from worker.pipeline.code_loader import Deployed, may_bring_code
 from worker.policy import OPEN
-from worker.service import WorkerService
+from worker.service.service import WorkerService
+from worker.storage.code_store import CodeLost, Codes
+from worker.storage.incidents import Cases
 
 TRAINER = """\
 import os

@@ -9,22 +9,13 @@ import pytest
 from broker.runtime.actor import Step
 from protocol.messages import RunState
 from tests.unit.worker.test_rules import SEALED, head, only, rules, some, turn, version
-from worker import events
-from worker.deployments import (
-    CODE_LOST,
-    Answer,
-    DropDeployment,
-    ForgetCode,
-    ForgetOwn,
-    NoteDeployment,
-    NoteLeft,
-    RunOrdered,
-)
-from worker.events import Deployment, RunRow, Snapshot
-from worker.gate import Drain, RunAnswered
-from worker.obeying import CommandSeen
+from worker.domain import effects, events, writes
+from worker.domain.effects import Answer, ForgetCode, ForgetOwn
+from worker.domain.events import CommandSeen, Drain, RunAnswered, RunOrdered
+from worker.domain.state import CODE_LOST, Deployment, RunRow, Snapshot
+from worker.domain.writes import DropDeployment, NoteDeployment, NoteLeft
 from worker.policy import SitePolicy
-from worker.rules import WorkerRules
+from worker.rules.worker import WorkerRules
 
 CODE, OTHER = b"C" * 32, b"O" * 32
 DEPLOYED = Deployment(code=CODE, operator="olga")
@@ -44,12 +35,12 @@ def answered(step: Step) -> tuple[str, str]:
 
 
 def shown(step: Step) -> tuple[str, str, str, str]:
-    report = some(events.Report, step.effects)[-1]
+    report = some(effects.Report, step.effects)[-1]
     return report.state, report.run, report.code, report.case
 
 
-def training(machine: WorkerRules, *given: Any, now: float = 0.0) -> events.Train:
-    return only(events.Train, turn(machine, *given, now=now).effects)
+def training(machine: WorkerRules, *given: Any, now: float = 0.0) -> effects.Train:
+    return only(effects.Train, turn(machine, *given, now=now).effects)
 
 
 # ---- whose code
@@ -58,16 +49,16 @@ def training(machine: WorkerRules, *given: Any, now: float = 0.0) -> events.Trai
 def test_a_run_that_brings_code_waits_until_exactly_that_code_is_deployed_for_it() -> None:
     machine = rules()
     step = turn(machine, version(0, bundle=CODE))
-    assert not some(events.Train, step.effects)
+    assert not some(effects.Train, step.effects)
     assert shown(step) == ("waiting", "r", "not_deployed", "-")
     for wrong in (order("deploy", code=OTHER), order("deploy", "another", CODE)):
         step = turn(machine, wrong, now=5.0)
         assert answered(step)[0] == "ok"
-        assert not some(events.Train, step.effects)
+        assert not some(effects.Train, step.effects)
     step = turn(machine, order("deploy", code=CODE), now=10.0)
     assert NoteDeployment(run="r", deployment=DEPLOYED) in step.writes
     assert only(Answer, step.effects).values == (("code", CODE.hex()),)
-    assert only(events.Train, step.effects).bundle == CODE
+    assert only(effects.Train, step.effects).bundle == CODE
 
 
 def test_another_run_trains_while_one_waits_for_its_code() -> None:
@@ -83,8 +74,8 @@ def test_a_version_that_names_other_code_waits_again() -> None:
     machine = rules(Snapshot(runs=(KNOWN,), deployments={"r": DEPLOYED}))
     begun = training(machine)
     step = turn(machine, version(2, bundle=OTHER), events.Trained(id=begun.id, sealed=SEALED), now=5.0)
-    assert only(events.AddUpdate, step.writes).row.base_version == 1
-    assert not some(events.Train, step.effects)
+    assert only(writes.AddUpdate, step.writes).row.base_version == 1
+    assert not some(effects.Train, step.effects)
     assert training(machine, version(3, bundle=CODE), now=9.0).version == 3
 
 
@@ -93,13 +84,13 @@ def test_what_was_deployed_is_known_after_a_restart_and_deploying_it_again_write
     step = turn(machine, order("deploy", code=CODE))
     assert answered(step) == ("ok", "trains the run")
     assert not some(NoteDeployment, step.writes)
-    assert some(events.Train, step.effects)
+    assert some(effects.Train, step.effects)
 
 
 def test_a_site_without_a_trainer_of_its_own_trains_deployed_code_only() -> None:
     machine = rules(own_trainer=False)
     step = turn(machine, version(0))
-    assert not some(events.Train, step.effects)
+    assert not some(effects.Train, step.effects)
     assert shown(step) == ("waiting", "r", "no_trainer", "-")
     reason, text = answered(turn(machine, order("deploy"), now=5.0))
     assert (reason, "worker.toml" in text) == ("no_trainer", True)
@@ -118,12 +109,12 @@ def test_other_code_for_a_run_replaces_what_was_deployed_and_ends_the_training_w
     machine = rules(Snapshot(runs=(KNOWN,), deployments={"r": DEPLOYED, "s": Deployment(code=OTHER, operator="o")}))
     begun = training(machine)
     step = turn(machine, order("deploy", code=OTHER))
-    assert some(events.AbortTraining, step.effects)
+    assert some(effects.AbortTraining, step.effects)
     assert only(ForgetCode, step.effects).code == CODE
     assert "not deployed here" in answered(step)[1]
     step = turn(machine, events.Trained(id=begun.id, sealed=SEALED))
-    assert only(events.DropSpool, step.effects).chunks == SEALED.chunks
-    assert not some(events.AddUpdate, step.writes)
+    assert only(effects.DropSpool, step.effects).chunks == SEALED.chunks
+    assert not some(writes.AddUpdate, step.writes)
 
 
 def test_code_that_the_site_no_longer_holds_is_asked_for_again() -> None:
@@ -151,44 +142,44 @@ def test_a_run_that_is_left_is_dropped_and_trained_no_more_until_it_is_joined() 
     begun = training(machine, version(0))
     step = turn(machine, order("leave"))
     assert NoteLeft(run="r", left=True) in step.writes
-    assert some(events.AbortTraining, step.effects)
+    assert some(effects.AbortTraining, step.effects)
     assert answered(step)[0] == "ok"
     step = turn(machine, events.Trained(id=begun.id, sealed=SEALED), version(1), now=5.0)
-    assert not some(events.AddUpdate, step.writes)
-    assert not some(events.Train, step.effects)
+    assert not some(writes.AddUpdate, step.writes)
+    assert not some(effects.Train, step.effects)
     assert shown(step) == ("waiting", "r", "left", "-")
     step = turn(machine, order("join"), now=9.0)
     assert NoteLeft(run="r", left=False) in step.writes
     assert answered(step) == ("ok", "trains the run")
-    assert only(events.Train, step.effects).version == 1
+    assert only(effects.Train, step.effects).version == 1
 
 
 def test_a_run_stays_left_after_a_restart_and_whatever_is_deployed() -> None:
     machine = rules(Snapshot(runs=(KNOWN,), left=frozenset({"r"})))
     step = turn(machine, order("deploy", code=CODE), order("leave"))
-    assert not some(events.Train, step.effects)
+    assert not some(effects.Train, step.effects)
     assert not some(NoteLeft, step.writes)
     assert "has left the run" in some(Answer, step.effects)[0].text
-    assert some(events.Train, turn(machine, order("join")).effects)
+    assert some(effects.Train, turn(machine, order("join")).effects)
 
 
 def test_an_operators_join_does_not_override_a_persons_no() -> None:
     machine = rules(Snapshot(runs=(RunRow(run="r", version=1),), answers={"r": False}, left=frozenset({"r"})))
     step = turn(machine, order("join"))
-    assert not some(events.Train, step.effects)
+    assert not some(effects.Train, step.effects)
     assert "refused the run" in answered(step)[1]
-    assert some(events.Train, turn(machine, RunAnswered(run="r", approved=True)).effects)
+    assert some(effects.Train, turn(machine, RunAnswered(run="r", approved=True)).effects)
 
 
 def test_a_persons_yes_does_not_override_an_operators_leave() -> None:
     machine = rules(Snapshot(runs=(RunRow(run="r", version=1),), left=frozenset({"r"})), SitePolicy(ask_first=True))
-    assert not some(events.Train, turn(machine, RunAnswered(run="r", approved=True)).effects)
+    assert not some(effects.Train, turn(machine, RunAnswered(run="r", approved=True)).effects)
 
 
 def test_a_run_that_brings_code_is_asked_about_like_any_other() -> None:
     machine = rules(policy=SitePolicy(ask_first=True))
     step = turn(machine, version(0, bundle=CODE), order("deploy", code=CODE))
-    assert not some(events.Train, step.effects)
+    assert not some(effects.Train, step.effects)
     assert shown(step) == ("waiting", "r", "-", "-")
     assert "says yes" in only(Answer, step.effects).text
     assert training(machine, RunAnswered(run="r", approved=True)).bundle == CODE
@@ -245,7 +236,7 @@ def test_a_withdrawn_run_stays_left_and_needs_its_code_again() -> None:
     machine = rules(Snapshot(runs=(KNOWN,), deployments={"r": DEPLOYED}, left=frozenset({"r"})))
     turn(machine, order("withdraw"))
     step = turn(machine, order("join"))
-    assert not some(events.Train, step.effects)
+    assert not some(effects.Train, step.effects)
     assert "not deployed here" in answered(step)[1]
 
 
@@ -264,7 +255,7 @@ def test_withdrawing_what_is_not_here_is_no_harm() -> None:
 def test_updates_that_were_journalled_still_go_out_after_a_withdrawal() -> None:
     machine = rules(Snapshot(runs=(KNOWN,), deployments={"r": DEPLOYED}))
     begun = training(machine)
-    update = only(events.AddUpdate, turn(machine, events.Trained(id=begun.id, sealed=SEALED)).writes).row
+    update = only(writes.AddUpdate, turn(machine, events.Trained(id=begun.id, sealed=SEALED)).writes).row
     step = turn(machine, order("leave"), order("withdraw"), events.Uploaded(row=update.row))
-    assert update.row in [effect.row for effect in some(events.Publish, step.effects)]
-    assert not some(events.DropSpool, step.effects)
+    assert update.row in [effect.row for effect in some(effects.Publish, step.effects)]
+    assert not some(effects.DropSpool, step.effects)

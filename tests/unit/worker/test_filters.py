@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from protocol.errors import ConfigError
 from protocol.messages import Named
-from worker.filters import FILTERS, Clip, FilterChain, Gaussian, build, fresh_dice
+from worker.api.filters import FILTERS, Clip, FilterChain, Gaussian, build, fresh_dice
 
 
 def chain(*chosen: tuple[str, dict[str, Any]]) -> FilterChain:

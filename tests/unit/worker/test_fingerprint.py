@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from protocol.errors import TrainingError
-from worker.fingerprint import fingerprint
+from worker.api.fingerprint import fingerprint
 
 KEY = bytes(range(32))
 

@@ -8,11 +8,10 @@ import pytest
 
 from protocol.errors import StateError
 from protocol.messages import RunState
-from worker import events
-from worker.deployments import DropDeployment, NoteDeployment, NoteLeft
-from worker.events import Deployment, RunRow, Sealed, Snapshot, UpdateRow
-from worker.gate import NoteAnswer, NoteDrained
-from worker.journal import Journal
+from worker.domain import writes
+from worker.domain.state import Deployment, RunRow, Sealed, Snapshot, UpdateRow
+from worker.domain.writes import DropDeployment, NoteAnswer, NoteDeployment, NoteDrained, NoteLeft
+from worker.journal.journal import Journal
 
 RUN = RunRow(run="r", version=3, digest=b"d" * 32, updates_per_base=2, evaluate=True, sent=1, listed=True)
 UPDATE = UpdateRow(row=1, id=b"i" * 16, run="r", base_version=3, epoch=0, sequence=9, chunks=(b"a" * 32, b"b" * 32))
@@ -28,8 +27,8 @@ def reopened(path: Path) -> Journal:
     return Journal(path, "alpha")
 
 
-def settle(update: UpdateRow = UPDATE, receipt: bytes = b"receipt") -> events.SettleUpdate:
-    return events.SettleUpdate(row=update, outcome="merged", reason="ok", version=4, receipt=receipt)
+def settle(update: UpdateRow = UPDATE, receipt: bytes = b"receipt") -> writes.SettleUpdate:
+    return writes.SettleUpdate(row=update, outcome="merged", reason="ok", version=4, receipt=receipt)
 
 
 def test_a_new_journal_is_empty_and_readable_by_its_owner_only(path: Path) -> None:
@@ -42,12 +41,12 @@ def test_what_was_committed_is_there_after_a_restart(path: Path) -> None:
     journal = reopened(path)
     journal.commit(
         [
-            events.NoteVersion(row=RUN, record=b"record"),
-            events.NoteHead(number=12),
-            events.NoteRegistry(version=2, digest=b"r" * 32, record=b"registry"),
-            events.Reserve(epoch=1, sequence=9),
-            events.AddUpdate(row=UPDATE, sealed=SEALED),
-            events.AddMessage(row=2, exchange="up.alpha", body=b"evaluation"),
+            writes.NoteVersion(row=RUN, record=b"record"),
+            writes.NoteHead(number=12),
+            writes.NoteRegistry(version=2, digest=b"r" * 32, record=b"registry"),
+            writes.Reserve(epoch=1, sequence=9),
+            writes.AddUpdate(row=UPDATE, sealed=SEALED),
+            writes.AddMessage(row=2, exchange="up.alpha", body=b"evaluation"),
         ]
     )
     journal.close()
@@ -91,7 +90,7 @@ def test_what_operators_deployed_and_left_is_there_after_a_restart(path: Path) -
     first, second = Deployment(code=b"C" * 32, operator="olga"), Deployment(code=b"", operator="oscar")
     journal.commit(
         [
-            events.NoteVersion(row=with_code, record=b"record"),
+            writes.NoteVersion(row=with_code, record=b"record"),
             NoteDeployment(run="r", deployment=second),
             NoteDeployment(run="r", deployment=first),
             NoteDeployment(run="s", deployment=second),
@@ -106,7 +105,7 @@ def test_what_operators_deployed_and_left_is_there_after_a_restart(path: Path) -
     assert found.deployments == {"r": first, "s": second}
     assert found.left == {"r", "s"}
     reopened(path).commit(
-        [DropDeployment(run="s"), NoteLeft(run="r", left=False), events.NoteVersion(row=RUN, record=b"record")]
+        [DropDeployment(run="s"), NoteLeft(run="r", left=False), writes.NoteVersion(row=RUN, record=b"record")]
     )
     found = reopened(path).load()
     assert (found.deployments, found.left, found.runs) == ({"r": first}, {"s"}, (RUN,))
@@ -114,7 +113,7 @@ def test_what_operators_deployed_and_left_is_there_after_a_restart(path: Path) -
 
 def test_a_journal_from_before_runs_brought_code_goes_on_with_its_runs(path: Path) -> None:
     journal = reopened(path)
-    journal.commit([events.NoteVersion(row=RUN, record=b"record"), events.AddUpdate(row=UPDATE, sealed=SEALED)])
+    journal.commit([writes.NoteVersion(row=RUN, record=b"record"), writes.AddUpdate(row=UPDATE, sealed=SEALED)])
     journal.close()
     with sqlite3.connect(path) as database:
         for table in ("bundles", "deployments", "left_runs"):
@@ -128,10 +127,10 @@ def test_a_journal_can_be_read_beside_the_worker_that_writes_it(path: Path) -> N
     with pytest.raises(StateError, match="no such database"):
         Journal.beside(path)
     journal = reopened(path)
-    journal.commit([events.NoteVersion(row=RUN, record=b"record"), NoteAnswer(run="r", approved=False)])
+    journal.commit([writes.NoteVersion(row=RUN, record=b"record"), NoteAnswer(run="r", approved=False)])
     found = Journal.beside(path)
     assert (found.runs, found.answers) == ((RUN,), {"r": False})
-    journal.commit([events.NoteHead(number=1)])
+    journal.commit([writes.NoteHead(number=1)])
 
 
 def test_a_journal_from_before_people_were_asked_gets_room_for_their_answers(path: Path) -> None:
@@ -147,16 +146,16 @@ def test_a_journal_from_before_people_were_asked_gets_room_for_their_answers(pat
 
 def test_what_a_head_says_of_a_run_leaves_its_record(path: Path) -> None:
     journal = reopened(path)
-    journal.commit([events.NoteVersion(row=RUN, record=b"record")])
+    journal.commit([writes.NoteVersion(row=RUN, record=b"record")])
     stopped = replace(RUN, state=RunState.STOPPED)
-    journal.commit([events.NoteRun(row=stopped)])
+    journal.commit([writes.NoteRun(row=stopped)])
     assert journal.load().runs == (stopped,)
     assert journal.version_record("r") == b"record"
 
 
 def test_a_run_that_only_a_head_has_named_has_no_record(path: Path) -> None:
     journal = reopened(path)
-    journal.commit([events.NoteRun(row=RunRow(run="new", listed=True))])
+    journal.commit([writes.NoteRun(row=RunRow(run="new", listed=True))])
     assert journal.version_record("new") == b""
     assert journal.version_record("unheard-of") == b""
 
@@ -165,8 +164,8 @@ def test_updates_and_messages_go_out_with_the_bytes_that_were_signed(path: Path)
     journal = reopened(path)
     journal.commit(
         [
-            events.AddUpdate(row=UPDATE, sealed=SEALED),
-            events.AddMessage(row=2, exchange="up.alpha", body=b"evaluation"),
+            writes.AddUpdate(row=UPDATE, sealed=SEALED),
+            writes.AddMessage(row=2, exchange="up.alpha", body=b"evaluation"),
         ]
     )
     rows = [journal.outgoing(row) for row in (1, 2, 3)]
@@ -174,14 +173,14 @@ def test_updates_and_messages_go_out_with_the_bytes_that_were_signed(path: Path)
         (1, "up.alpha", "", b"signed"),
         (2, "up.alpha", "", b"evaluation"),
     ]
-    journal.commit([events.RemoveMessage(row=2)])
+    journal.commit([writes.RemoveMessage(row=2)])
     assert journal.outgoing(2) is None
     assert journal.load().messages == ()
 
 
 def test_a_settled_update_leaves_its_receipt_and_nothing_else(path: Path) -> None:
     journal = reopened(path)
-    journal.commit([events.AddUpdate(row=UPDATE, sealed=SEALED)])
+    journal.commit([writes.AddUpdate(row=UPDATE, sealed=SEALED)])
     journal.commit([settle()])
     assert journal.load().updates == ()
     assert journal.outgoing(1) is None
@@ -192,16 +191,16 @@ def test_a_settled_update_leaves_its_receipt_and_nothing_else(path: Path) -> Non
 
 def test_a_receipt_that_comes_twice_is_kept_once(path: Path) -> None:
     journal = reopened(path)
-    journal.commit([events.AddUpdate(row=UPDATE, sealed=SEALED), settle(), settle(receipt=b"again")])
+    journal.commit([writes.AddUpdate(row=UPDATE, sealed=SEALED), settle(), settle(receipt=b"again")])
     assert [kept["receipt"] for kept in journal.receipts()] == [b"receipt"]
 
 
 def test_an_update_that_was_sealed_again_replaces_the_old_one(path: Path) -> None:
     journal = reopened(path)
-    journal.commit([events.AddUpdate(row=UPDATE, sealed=SEALED)])
+    journal.commit([writes.AddUpdate(row=UPDATE, sealed=SEALED)])
     fresh = replace(UPDATE, epoch=4, sequence=1, chunks=(b"c" * 32,))
     sealed = Sealed(envelope=b"signed again", chunks=fresh.chunks, key=b"other")
-    journal.commit([events.ReplaceUpdate(row=fresh, sealed=sealed)])
+    journal.commit([writes.ReplaceUpdate(row=fresh, sealed=sealed)])
     assert journal.load().updates == (fresh,)
     assert journal.sealed(1) == sealed
 
@@ -209,7 +208,7 @@ def test_an_update_that_was_sealed_again_replaces_the_old_one(path: Path) -> Non
 def test_the_newest_registry_is_the_one_that_counts(path: Path) -> None:
     journal = reopened(path)
     for version in (1, 3, 2):
-        journal.commit([events.NoteRegistry(version=version, digest=bytes([version]) * 32, record=b"%d" % version)])
+        journal.commit([writes.NoteRegistry(version=version, digest=bytes([version]) * 32, record=b"%d" % version)])
     assert journal.load().registry == 3
     assert journal.registry_record() == b"3"
 
@@ -217,7 +216,7 @@ def test_the_newest_registry_is_the_one_that_counts(path: Path) -> None:
 def test_a_commit_is_all_or_nothing(path: Path) -> None:
     journal = reopened(path)
     with pytest.raises(StateError, match="no write str"):
-        journal.commit([events.NoteHead(number=5), "nonsense"])
+        journal.commit([writes.NoteHead(number=5), "nonsense"])
     assert journal.load() == Snapshot()
 
 
@@ -226,7 +225,7 @@ def test_a_disk_that_refuses_to_write_is_reported_with_the_files_path(path: Path
     with journal._begin() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1")  # the smallest disk SQLite can have
     with pytest.raises(StateError, match="disk is full") as failure:
-        journal.commit([events.AddMessage(row=1, exchange="up.alpha", body=b"x" * 1_000_000)])
+        journal.commit([writes.AddMessage(row=1, exchange="up.alpha", body=b"x" * 1_000_000)])
     assert str(path) in str(failure.value)
 
 
@@ -241,5 +240,5 @@ def test_a_journal_of_another_schema_is_refused(path: Path) -> None:
 
 def test_a_journal_in_memory_forgets_nothing_while_it_is_open() -> None:
     journal = Journal(None, "alpha")
-    journal.commit([events.AddUpdate(row=UPDATE, sealed=SEALED)])
+    journal.commit([writes.AddUpdate(row=UPDATE, sealed=SEALED)])
     assert journal.load().updates == (UPDATE,)

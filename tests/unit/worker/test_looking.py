@@ -17,8 +17,8 @@ from protocol.commands import ORDERS
 from protocol.errors import ConfigError, Unauthorized, WireError
 from protocol.messages import Reply
 from worker.config import WorkerConfig
-from worker.looking.answers import Looking
-from worker.looking.settings import write_settings
+from worker.inspection.inspector import Looking
+from worker.inspection.settings import write_settings
 
 SECRET = "Doe-Jane"
 CODE = 'import torch\n\n\n\tbatch = 8\nROOT = "/data/Doe-Jane"\n'

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from worker.looking import machine
-from worker.looking.answers import Looking
-from worker.looking.scrub import log_line
-from worker.looking.vocabulary import EVENTS, NUMBERS, WORDS
+from worker.inspection import system
+from worker.inspection.inspector import Looking
+from worker.inspection.scrub import log_line
+from worker.inspection.vocabulary import EVENTS, NUMBERS, WORDS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -153,7 +153,7 @@ def logged(package: str) -> dict[str, set[str]]:
 def test_every_event_of_ours_is_known_to_those_who_look() -> None:
     events = logged("worker") | logged("broker")
     assert {"training.failed", "broker.lost", "head.stale", "epoch.renewed"} <= events.keys()
-    assert events.keys() - EVENTS == set(), "add them to worker/looking/vocabulary.py"
+    assert events.keys() - EVENTS == set(), "add them to worker/inspection/vocabulary.py"
     fields = set[str]().union(*events.values())
     assert fields & (NUMBERS | WORDS.keys())
 
@@ -176,7 +176,7 @@ def test_the_machine_is_told_in_figures(tmp_path: Path) -> None:
 def test_accelerators_are_asked_of_their_driver(tmp_path: Path) -> None:
     (tmp_path / "nvidia-smi").write_text(SMI)
     (tmp_path / "nvidia-smi").chmod(0o755)
-    assert machine.accelerators({"PATH": str(tmp_path)}) == [
+    assert system.accelerators({"PATH": str(tmp_path)}) == [
         ("gpu_count", "1"),
         ("gpu_device_0", "NVIDIA H100 80GB HBM3, 1024 of 81559 MiB used, 37 % busy"),
     ]
@@ -186,6 +186,6 @@ def test_a_driver_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n/bin/sleep 60 & wait\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     began = time.monotonic()
-    rows = machine.accelerators({"PATH": str(tmp_path)}, timeout=0.2)
+    rows = system.accelerators({"PATH": str(tmp_path)}, timeout=0.2)
     assert rows == [("gpu_count", "unknown: nvidia-smi does not answer")]
     assert time.monotonic() - began < 10

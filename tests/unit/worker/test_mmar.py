@@ -20,11 +20,11 @@ from tests.support import mmars
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
 from tests.support.training import control
-from worker.mmar.converting import write
-from worker.trainers import spec_and_payload
+from worker.api.weights import Weights, write_records
+from worker.mmar.convert import write
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.mmar import convert_mmar, mmar_trainer
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
-from worker.weights import Weights, write_records
 
 torch.set_num_threads(1)
 pytestmark = [*MONAI, pytest.mark.filterwarnings("ignore:single channel prediction:UserWarning")]

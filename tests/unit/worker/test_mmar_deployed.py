@@ -15,7 +15,7 @@ from tests.support import monai_bundles as bundles
 from tests.support.worker_fixtures import stop
 from tests.unit.worker.test_monai_deployed import Federation
 from tests.unit.worker.test_service import start
-from worker.service import WorkerService
+from worker.service.service import WorkerService
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -17,8 +17,8 @@ from aggregator.strategy.strategies import strategy
 from fledge.mmar_runs import run_config
 from protocol.errors import ConfigError
 from tests.support import mmars
+from worker.mmar.entries import Kind
 from worker.mmar.federated import Settings, patterns_of, settings
-from worker.mmar.notes import Kind
 
 
 def told(found: Settings, kind: Kind) -> dict[str, str]:

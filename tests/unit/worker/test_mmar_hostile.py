@@ -15,8 +15,8 @@ import torch
 from fledge.mmar_runs import lines
 from protocol.errors import ConfigError
 from tests.support import mmars
-from worker.mmar.notes import Kind, Note
-from worker.mmar.reading import pretrained, read_mmar
+from worker.mmar.entries import Kind, Note
+from worker.mmar.read import pretrained, read_mmar
 from worker.trainers.mmar import convert_mmar
 
 pytestmark = [

@@ -18,16 +18,16 @@ from protocol.errors import ConfigError
 from tests.support import mmars
 from tests.support import monai_bundles as bundles
 from tests.support.training import control
-from worker.mmar.converting import Conversion, write
-from worker.mmar.notes import Kind
-from worker.mmar.reading import Mmar, is_mmar, pretrained, read_mmar
-from worker.mmar.translating import translate
-from worker.trainers import spec_and_payload
+from worker.api.weights import Weights
+from worker.bundles.inference import BundleInference
+from worker.mmar.convert import Conversion, write
+from worker.mmar.entries import Kind
+from worker.mmar.read import Mmar, is_mmar, pretrained, read_mmar
+from worker.mmar.translate import translate
+from worker.monai.configs import REQUIRED
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.mmar import Installed, convert_mmar, mmar_trainer
 from worker.trainers.monai_bundle import bundle_network
-from worker.trainers.monai_configs import REQUIRED
-from worker.trainers.monai_inference import BundleInference
-from worker.weights import Weights
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")

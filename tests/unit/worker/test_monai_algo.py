@@ -17,10 +17,10 @@ from protocol.errors import Aborted, ConfigError, TrainingError
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
 from tests.support.training import control, form, model
-from worker.trainers import spec_and_payload
+from worker.api.weights import Weights
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_algo import ClientAlgoTrainer
 from worker.trainers.monai_bundle import bundle_network
-from worker.weights import Weights
 
 torch.set_num_threads(1)
 pytestmark = [*MONAI, pytest.mark.filterwarnings("ignore::UserWarning")]

@@ -25,9 +25,9 @@ from tests.support.monai_marks import MONAI
 from tests.support.worker_fixtures import stop
 from tests.unit.worker.test_monai_deployed import Federation
 from tests.unit.worker.test_service import Seen, start
-from worker.cases import Cases
 from worker.policy import OPEN
-from worker.service import WorkerService
+from worker.service.service import WorkerService
+from worker.storage.incidents import Cases
 
 torch.set_num_threads(1)
 pytestmark = MONAI

@@ -19,12 +19,12 @@ from protocol.spec import ModelSpec, TensorKind
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
 from tests.support.training import FEDERATION, SITE, control, form
-from worker.own import OwnTensors
-from worker.trainer import Control
-from worker.trainers import spec_and_payload
+from worker.api.trainer import Control
+from worker.api.weights import Records, Weights, write_records
+from worker.monai.datalist import listed
+from worker.storage.local_tensors import OwnTensors
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import BundleTrainer, batchnorm, bundle_network, bundle_trainer, site_trainer
-from worker.trainers.monai_data import listed
-from worker.weights import Records, Weights, write_records
 
 torch.set_num_threads(1)
 pytestmark = MONAI

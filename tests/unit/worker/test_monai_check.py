@@ -22,13 +22,13 @@ from typer.testing import CliRunner
 from fledge.cli import app
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
-from worker.trainers import monai_check, monai_check_configs
-from worker.trainers.findings import Finding, Severity
+from worker.bundles import check, check_configs
+from worker.bundles.check import Report, check_bundle, datalist_findings
+from worker.bundles.check_configs import metadata_findings, packages
+from worker.bundles.check_data import Expected, Facts, judged, judged_answer
+from worker.bundles.check_expected import expected
+from worker.bundles.findings import Finding, Severity
 from worker.trainers.monai_bundle import bundle_trainer
-from worker.trainers.monai_check import Report, check_bundle, datalist_findings
-from worker.trainers.monai_check_configs import metadata_findings, packages
-from worker.trainers.monai_check_data import Expected, Facts, judged, judged_answer
-from worker.trainers.monai_check_expected import expected
 
 torch.set_num_threads(1)
 pytestmark = MONAI
@@ -46,14 +46,14 @@ def bundle(tmp_path: Path) -> Path:
         train__dataset__data=LISTED.format("training"),
         validate__dataset__data=LISTED.format("validation"),
     )
-    metadata = dict.fromkeys(monai_check_configs.METADATA, "1")
+    metadata = dict.fromkeys(check_configs.METADATA, "1")
     (made / "configs" / "metadata.json").write_text(
         json.dumps({**metadata, "required_packages_version": {}, "network_data_format": {"inputs": {"image": IMAGE}}})
     )
     return made
 
 
-IMAGE = dict.fromkeys(monai_check_configs._IMAGE, 1)
+IMAGE = dict.fromkeys(check_configs._IMAGE, 1)
 
 
 @pytest.fixture
@@ -122,8 +122,8 @@ def test_quick_looks_at_headers_alone(bundle: Path, data: Path, monkeypatch: pyt
     def forbidden(*arguments: object) -> None:
         raise AssertionError("values were looked at")
 
-    monkeypatch.setattr("worker.trainers.monai_check_data._valued", forbidden)
-    monkeypatch.setattr(monai_check, "bundle_trainer", forbidden)
+    monkeypatch.setattr("worker.bundles.check_data._valued", forbidden)
+    monkeypatch.setattr(check, "bundle_trainer", forbidden)
     report = check_bundle(bundle, data, quick=True)
     assert report.findings == ()
     assert report.training == 4
@@ -245,7 +245,7 @@ def test_files_that_are_no_json_object_are_told(bundle: Path, file: str, text: s
 
 
 def test_a_file_too_large_is_not_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monai_check_configs, "_LARGEST", 10)
+    monkeypatch.setattr(check_configs, "_LARGEST", 10)
     what = [each.what for each in check_bundle(bundle).findings]
     assert any("which is no configuration" in each for each in what)
     assert any("too much for metadata" in each for each in what)
@@ -343,7 +343,7 @@ def test_a_list_that_is_none_is_told(bundle: Path, data: Path, text: str, told: 
 
 
 def test_a_list_that_is_missing_or_huge_is_not_read(bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monai_check, "_LARGEST_LIST", 10)
+    monkeypatch.setattr(check, "_LARGEST_LIST", 10)
     assert "which is no list of data" in only(check_bundle(bundle, data)).what
     (data / "dataset.json").unlink()
     assert only(check_bundle(bundle, data)).what == "is not there"
@@ -372,8 +372,8 @@ def test_a_path_is_outside_exactly_if_a_step_of_it_is(parts: list[str], absolute
     path = ("/data/site/" if absolute else "") + "/".join(parts)
     steps = [part for part in parts if part != "."]
     depths = [sum(-1 if part == ".." else 1 for part in steps[: n + 1]) for n in range(len(steps))]
-    assert monai_check._leads_outside(path, data) is any(depth < 0 for depth in depths)
-    assert monai_check._leads_outside("/elsewhere/" + path, data)
+    assert check._leads_outside(path, data) is any(depth < 0 for depth in depths)
+    assert check._leads_outside("/elsewhere/" + path, data)
 
 
 # ---- images and labels

@@ -28,9 +28,9 @@ from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import RUN
 from tests.unit.worker.test_deployed import Researchers
 from tests.unit.worker.test_service import Seen, start
-from worker.answers import Answers
-from worker.cases import Cases
-from worker.service import WorkerService
+from worker.journal.approvals import Answers
+from worker.service.service import WorkerService
+from worker.storage.incidents import Cases
 from worker.trainers.monai_bundle import bundle_network
 
 torch.set_num_threads(1)

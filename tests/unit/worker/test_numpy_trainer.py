@@ -13,10 +13,10 @@ from sklearn.neural_network import MLPClassifier
 from protocol.errors import Aborted, ConfigError, TrainingError
 from protocol.spec import TensorKind
 from tests.support.training import control, form
-from worker.trainer import Control, EvaluationResult
-from worker.trainers import spec_and_payload
+from worker.api.trainer import Control, EvaluationResult
+from worker.api.weights import Weights
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.numpy import EstimatorTrainer, NumpyTrainer
-from worker.weights import Weights
 
 DICE = np.random.default_rng(8)
 FEATURES = DICE.normal(size=(90, 3))

@@ -21,7 +21,7 @@ from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import FEDERATION, AddOne, Centre, new_id
 from tests.unit.worker.test_service import Seen, start
 from worker.policy import OPEN
-from worker.service import WorkerService
+from worker.service.service import WorkerService
 
 
 class Hub(Centre):
@@ -206,7 +206,7 @@ def test_urls_are_asked_for_and_granted(hub: Hub, workers: list[WorkerService], 
 def test_a_hub_that_grants_nothing_is_away(
     hub: Hub, workers: list[WorkerService], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.grants._WAIT_S", 0.05)
+    monkeypatch.setattr("worker.service.grant_client._WAIT_S", 0.05)
     worker = start(hub, tmp_path, AddOne(), workers)
     with pytest.raises(StoreError, match="away or does not know this site"):
         worker.grants.ask(Request(puts=(), gets=("models/x",)))

@@ -14,13 +14,13 @@ from protocol.keys import Identity, Role
 from protocol.messages import Kind, Outcome, RunState
 from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import RUN, AddOne, Centre
-from worker.answers import Answers
-from worker.cases import Cases
-from worker.events import RunRow
-from worker.journal import Journal
+from worker.domain.state import RunRow
+from worker.journal.approvals import Answers
+from worker.journal.journal import Journal
 from worker.policy import SitePolicy
-from worker.service import WorkerService
-from worker.signs import WorkerEvent
+from worker.service.service import WorkerService
+from worker.service.status import WorkerEvent
+from worker.storage.incidents import Cases
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def test_stopping_aborts_the_training_at_once(
 def test_a_full_disk_under_the_journal_holds_the_worker_up_and_loses_nothing(
     centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.service._AGAIN", 0.02)
+    monkeypatch.setattr("worker.service.service._AGAIN", 0.02)
     seen = Seen()
     trainer.gate.clear()
     trainer.metrics = {f"metric-{index}": float(index) for index in range(250)}  # a message of several pages

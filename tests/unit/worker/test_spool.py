@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import DiskFull, StateError
-from worker.spool import Spool
+from worker.storage.spool import Spool
 
 MIB = 1024 * 1024
 CHUNK = b"ciphertext" * 100

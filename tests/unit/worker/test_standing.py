@@ -18,11 +18,13 @@ from protocol.registry import Registry, sign_registry
 from tests.unit.worker.centre import FEDERATION, AddOne, Centre, new_id
 from tests.unit.worker.test_rules import SEALED, head, only, receipt, sent, some, trained, turn, version
 from tests.unit.worker.test_service import Seen, centre, start, trainer
-from worker import events
-from worker.events import Snapshot
-from worker.rules import WorkerRules
-from worker.service import WorkerService
-from worker.standing import HubAnswered, Judged, LeftOut, Standing
+from worker.domain import effects, events, writes
+from worker.domain.effects import Judged
+from worker.domain.events import HubAnswered, LeftOut
+from worker.domain.state import Snapshot
+from worker.rules.membership import Standing
+from worker.rules.worker import WorkerRules
+from worker.service.service import WorkerService
 
 __all__ = ["centre", "trainer"]
 
@@ -54,18 +56,18 @@ def judged(effects: tuple[Any, ...]) -> list[str]:
 def test_a_registry_that_revokes_the_site_ends_training_and_sending_at_once() -> None:
     machine = rules()
     update = trained(machine, version(1, quota=2))
-    assert some(events.Upload, turn(machine, events.SendingFailed(row=update.row, lost=False)).effects) == []
+    assert some(effects.Upload, turn(machine, events.SendingFailed(row=update.row, lost=False)).effects) == []
     step = turn(machine, news(MEMBER.revoke("alpha")))
     assert judged(step.effects) == ["registry"]
-    assert some(events.AbortTraining, step.effects)
+    assert some(effects.AbortTraining, step.effects)
     later = turn(machine, version(2), head(1, ("r", RunState.RUNNING, 2)), now=100.0)
-    assert not some(events.Train, later.effects)
-    assert not some(events.Upload, later.effects)
+    assert not some(effects.Train, later.effects)
+    assert not some(effects.Upload, later.effects)
     assert judged(later.effects) == []
     deadline = machine.deadline()
     assert deadline is not None
     assert deadline > 100.0  # or the loop would turn for nothing
-    assert not any(report.publish for report in some(events.Report, later.effects))
+    assert not any(report.publish for report in some(effects.Report, later.effects))
 
 
 def test_a_site_that_is_listed_anew_sends_what_it_kept_and_trains_on() -> None:
@@ -76,8 +78,8 @@ def test_a_site_that_is_listed_anew_sends_what_it_kept_and_trains_on() -> None:
     again = Registry(version=gone.version, entries=MEMBER.entries[1:]).with_entry(ME)
     step = turn(machine, news(again, b"a" * 32), now=50.0)
     assert judged(step.effects) == [""]
-    assert only(events.Upload, step.effects).row.id == update.id
-    assert only(events.Train, step.effects).version == 2
+    assert only(effects.Upload, step.effects).row.id == update.id
+    assert only(effects.Train, step.effects).version == 2
 
 
 def test_a_worker_whose_registry_revokes_it_says_so_when_it_starts() -> None:
@@ -117,7 +119,7 @@ def test_a_receipt_says_it_and_the_hubs_answer_takes_it_back() -> None:
     )
     step = turn(machine, revoked)
     assert judged(step.effects) == ["receipt"]
-    assert only(events.SettleUpdate, turn(machine, now=1.0).writes).reason == "revoked"
+    assert only(writes.SettleUpdate, turn(machine, now=1.0).writes).reason == "revoked"
     assert judged(turn(machine, HubAnswered(), now=2.0).effects) == [""]
 
 
@@ -129,11 +131,11 @@ def _because(said: Any, reason: str) -> Any:
 
 def test_what_a_training_ends_with_meanwhile_is_kept() -> None:
     machine = rules()
-    training = only(events.Train, turn(machine, version(1)).effects)
+    training = only(effects.Train, turn(machine, version(1)).effects)
     turn(machine, news(MEMBER.revoke("alpha")))
     step = turn(machine, events.Trained(id=training.id, sealed=SEALED))
-    assert some(events.AddUpdate, step.writes)
-    assert not some(events.Upload, step.effects)
+    assert some(writes.AddUpdate, step.writes)
+    assert not some(effects.Upload, step.effects)
 
 
 @pytest.mark.parametrize("by", ["registry", "record"])

@@ -16,11 +16,11 @@ from torch.utils.data import TensorDataset
 from protocol.errors import Aborted, ConfigError, TrainingError
 from protocol.spec import ModelSpec, TensorKind
 from tests.support.training import FEDERATION, SITE, control, form
-from worker.own import OwnTensors
-from worker.trainer import TrainResult
-from worker.trainers import spec_and_payload
+from worker.api.trainer import TrainResult
+from worker.api.weights import Records, Weights
+from worker.storage.local_tensors import OwnTensors
+from worker.trainers.initial import spec_and_payload
 from worker.trainers.torch import TorchTrainer, accuracy, load
-from worker.weights import Records, Weights
 
 torch.set_num_threads(1)
 

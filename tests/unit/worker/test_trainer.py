@@ -9,7 +9,7 @@ import pytest
 
 from protocol.errors import Aborted
 from tests.support.training import control
-from worker.trainer import training_seed
+from worker.api.trainer import training_seed
 
 
 def test_every_training_has_a_seed_of_its_own() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from protocol.messages import Outcome, Receipt
 from tests.unit.worker.test_rules import SEALED, only, receipt, rules, sent, some, trained, turn, version
-from worker import events
-from worker.events import Snapshot, UpdateRow
-from worker.rules import WorkerRules
-from worker.twins import CODE, QUIET, TIMES
+from worker.domain import effects, events
+from worker.domain.state import Snapshot, UpdateRow
+from worker.rules.outgoing import CODE, QUIET, TIMES
+from worker.rules.worker import WorkerRules
 
 
 def stray(number: int, *, epoch: int = 0, sequence: int = 1000, outcome: Outcome = Outcome.MERGED) -> Any:
@@ -25,11 +25,11 @@ def stray(number: int, *, epoch: int = 0, sequence: int = 1000, outcome: Outcome
 
 
 def codes(machine: WorkerRules, now: float) -> list[str]:
-    return [report.code for report in some(events.Report, turn(machine, now=now).effects) if report.publish]
+    return [report.code for report in some(effects.Report, turn(machine, now=now).effects) if report.publish]
 
 
-def alarms(effects: tuple[Any, ...]) -> list[str]:
-    return [alarm.event for alarm in some(events.Alarm, effects)]
+def alarms(done: tuple[Any, ...]) -> list[str]:
+    return [alarm.event for alarm in some(effects.Alarm, done)]
 
 
 def settled(machine: WorkerRules, number: int, now: float) -> UpdateRow:
@@ -73,7 +73,7 @@ def test_a_restored_backup_is_not_taken_for_a_second_worker() -> None:
     sent(machine, update)
     step = turn(machine, receipt(update, Outcome.SEQUENCE_REUSED, highest=0))
     assert alarms(step.effects) == ["epoch.renewed"]
-    resealed = only(events.Reseal, step.effects)
+    resealed = only(effects.Reseal, step.effects)
     turn(machine, events.Resealed(row=update.row, epoch=resealed.epoch, sequence=1, sealed=SEALED))
     assert codes(machine, 100.0) == ["-"]
 
@@ -81,6 +81,6 @@ def test_a_restored_backup_is_not_taken_for_a_second_worker() -> None:
 def test_why_training_failed_is_more_urgent() -> None:
     machine = rules()
     turn(machine, *(stray(number) for number in range(TIMES)))
-    training = only(events.Train, turn(machine, version(1)).effects)
+    training = only(effects.Train, turn(machine, version(1)).effects)
     turn(machine, events.TrainingFailed(id=training.id, code="trainer", case="abcdefg"))
     assert codes(machine, 30.0) == ["trainer"]

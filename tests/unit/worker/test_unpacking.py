@@ -16,8 +16,8 @@ import pytest
 from protocol import limits
 from protocol.errors import Malformed, StateError, Tampered, TooLarge, WireError
 from tests.unit.worker.centre import archive
-from worker.codes import CodeLost, Codes
-from worker.unpacking import read_archive
+from worker.storage.code_archive import read_archive
+from worker.storage.code_store import CodeLost, Codes
 
 GOOD = archive(
     {"trainer.py": "x = 1\n", "helpers/__init__.py": "", "helpers/more.py": "y = 2\n", "data/run-1.txt": "z"}

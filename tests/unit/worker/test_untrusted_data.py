@@ -22,15 +22,15 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from protocol.errors import ConfigError
 from tests.support import dicom
+from worker.bundles.check_data import Expected, duplicates, item_findings
 from worker.data.datalist import Task, parse
 from worker.data.dicom import read_series, series
-from worker.data.document import check_change, check_names
-from worker.data.figures import CaseFigures, Summary
-from worker.data.finding import find, kind_of
-from worker.data.measuring import measure
+from worker.data.discovery import find, kind_of
 from worker.data.sources import Kind
 from worker.data.volumes import Volume, check_values, on_grid, read_volume, save_nifti
-from worker.trainers.monai_check_data import Expected, duplicates, item_findings
+from worker.statistics.document import check_change, check_names
+from worker.statistics.figures import CaseFigures, Summary
+from worker.statistics.measure import measure
 
 
 def nifti() -> bytes:

@@ -10,10 +10,10 @@ import structlog
 from broker.blobs.memory import MemoryBlobs
 from protocol.errors import StoreError
 from protocol.topology import update_chunk
-from worker import events
-from worker.events import UpdateRow
-from worker.spool import Spool
-from worker.uploading import Throttle, Uploader
+from worker.domain import events
+from worker.domain.state import UpdateRow
+from worker.pipeline.uploader import Throttle, Uploader
+from worker.storage.spool import Spool
 
 
 class Line:

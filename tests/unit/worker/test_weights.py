@@ -10,7 +10,7 @@ from protocol import limits
 from protocol.errors import Tampered, TrainingError
 from protocol.spec import ModelSpec, TensorKind, TensorSpec
 from tests.support.training import model
-from worker.weights import OwnValues, Weights, read_pieces, tensor_spec, write_records
+from worker.api.weights import OwnValues, Weights, read_pieces, tensor_spec, write_records
 
 BIG = limits.RECORD // 4 + 5
 

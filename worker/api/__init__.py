@@ -1,0 +1,1 @@
+"""Extension points of the worker: trainers, weights, privacy filters."""

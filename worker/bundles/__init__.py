@@ -1,0 +1,1 @@
+"""Tools around MONAI bundles: check before training, inference."""

@@ -1,0 +1,229 @@
+"""What a bundle's files say for themselves, before anything of them is made: ids, names, packages, metadata."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pydoc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from monai.bundle.config_item import ComponentLocator
+from monai.bundle.config_parser import ConfigParser
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.utils.module import version_leq
+
+from protocol.errors import ConfigError
+from worker.bundles.findings import Finding, Severity
+from worker.monai.configs import LEFT_OUT, NETWORKS, REQUIRED, config_file, has_place, importable, parts
+from worker.monai.errors import explained
+
+INFERENCE = ("bundle_root", "device", "dataset_dir", "dataset", "evaluator", "network_def", "inferer")
+"""What a bundle's inference configuration has to name, by MONAI's specification of bundles."""
+METADATA = (
+    *("version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version"),
+    *("task", "description", "authors", "copyright", "network_data_format"),
+)
+_IMAGE = (*("type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def"),)
+_FRAMEWORKS = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
+_LARGEST = 16 * 1024 * 1024
+_AGAIN = "correct the file and check again"
+
+
+def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Finding]:
+    """What is wrong with the configurations and the metadata of the bundle at `root`; nothing of it is made.
+
+    The bundle's modules are imported, to see whether what the configurations name is there.
+    """
+    importable(root)
+    train, evaluate, infer = (config_file(root, name) for name in ("train", "evaluate", "inference"))
+    if train is None:
+        return [Finding(f"{root}", "is no MONAI bundle: configs/train.json is not there", "name a bundle's folder")]
+    found: list[Finding] = []
+    for files, check in (
+        ([train], _train_ids),
+        ([train, *([evaluate] if evaluate else [])], lambda parser, where: iter(())),
+        ([infer] if infer else [], _inference_ids),
+    ):
+        if not files:
+            continue
+        where = f"configs/{files[-1].name}"
+        try:
+            parser = _parsed(files, overrides)
+        except ConfigError as error:
+            found.append(Finding(where, str(error), _AGAIN))
+            continue
+        if files == [train]:
+            found += misspelt(files, overrides)
+        known = {each.what for each in found}  # what evaluate.json is added to was looked at before
+        more = [*check(parser, where), *targets(parser.config, root, where), *references(parser, where)]
+        found += [each for each in dict.fromkeys(more) if each.what not in known]
+    return [*found, *metadata_findings(root / "configs" / "metadata.json")]
+
+
+def misspelt(files: Sequence[Path], overrides: Mapping[str, Any]) -> Iterator[Finding]:
+    """Overrides that add something whose name is nearly that of what is there: MONAI would take both."""
+    parser = _parsed(files, {})
+    for name in overrides:
+        above, _, last = name.replace("::", "#").rpartition("#")
+        beside = parser.get(above, parser.config)
+        if name in parser or not isinstance(beside, Mapping):
+            continue
+        for near in difflib.get_close_matches(last, [each for each in beside if each != last], 1, 0.8):
+            meant = f"{above}#{near}" if above else near
+            yield Finding(
+                f"override {name}", "adds what the bundle does not have", f"is {meant} meant?", Severity.WARNING
+            )
+
+
+def metadata_of(root: Path) -> dict[str, Any]:
+    """A bundle's metadata; empty if there are none that can be read, which `metadata_findings` says."""
+    try:
+        return _document(root / "configs" / "metadata.json")
+    except ConfigError:
+        return {}
+
+
+def metadata_findings(file: Path) -> Iterator[Finding]:
+    """What a bundle's metadata lack, and which packages they ask for that are not here."""
+    where = f"configs/{file.name}"
+    if not file.is_file():
+        yield Finding(where, "is not there", "write it, so that others know what the bundle is", Severity.WARNING)
+        return
+    try:
+        found = _document(file)
+    except ConfigError as error:
+        yield Finding(where, str(error), _AGAIN)
+        return
+    if lacking := [name for name in METADATA if name not in found]:
+        yield Finding(where, f"lacks {', '.join(lacking)}", "add them: MONAI asks for them", Severity.WARNING)
+    image = _below(found, "network_data_format", "inputs", "image")
+    if "network_data_format" in found and (lacking := [name for name in _IMAGE if name not in image]):
+        yield Finding(
+            f"{where}#network_data_format#inputs#image", f"lacks {', '.join(lacking)}", "add them", Severity.WARNING
+        )
+    yield from packages(found, where, _installed)
+
+
+def packages(found: Mapping[str, Any], where: str, installed: Callable[[str], str | None]) -> Iterator[Finding]:
+    """Packages that metadata ask for and that are missing or older; `installed` tells a package's version."""
+    wanted = {package: found[name] for name, package in _FRAMEWORKS.items() if name in found}
+    wanted |= _below(found, "required_packages_version") | _below(found, "optional_packages_version")
+    optional = _below(found, "optional_packages_version")
+    for package, version in wanted.items():
+        here = installed(package)
+        if here is None and package not in optional:
+            yield Finding(where, f"asks for {package}, which is not installed", "install it where the worker runs")
+        elif here and not version_leq(str(version), here):
+            told = f"was made with {package} {version}, and {here} is installed"
+            yield Finding(where, told, "upgrade it if training fails", Severity.WARNING)
+
+
+def targets(config: Any, root: Path, where: str) -> Iterator[Finding]:
+    """Names after `_target_` that nothing answers to; those that fledge replaces anyway are not asked for."""
+    locator = ComponentLocator()
+    asked = [part["_target_"] for part in parts(config) if not _disabled(part) and "_target_" in part]
+    for target in dict.fromkeys(each for each in asked if isinstance(each, str)):
+        if target.startswith(("$", "@", "%")) or target.rpartition(".")[2] in LEFT_OUT:
+            continue
+        if locator.get_component_module_name(target) is None and (problem := _problem(target, root)):
+            what, advice = problem
+            yield Finding(where, f"names {target}: {what}", advice)
+
+
+def references(parser: Any, where: str) -> Iterator[Finding]:
+    """References (`@id`) to what the configuration does not have."""
+    items = parser.ref_resolver.items
+    texts = {at: item.config for at, item in items.items() if isinstance(item.config, str)}
+    asked = {name: at for at, text in texts.items() for name in ReferenceResolver.match_refs_pattern(text)}
+    for name, at in asked.items():
+        if name and name not in items:
+            place, said = (each.replace("::", "#") for each in (at, name))
+            yield Finding(f"{where}#{place}", f"refers to @{said}, which is not there", "correct the name")
+
+
+def _train_ids(parser: Any, where: str) -> Iterator[Finding]:
+    yield from _ids(parser, where, REQUIRED, "a bundle that trains has them")
+    if not any(name in parser for name in NETWORKS):
+        yield from _ids(parser, where, NETWORKS[:1], "version 0 of a run is made of it")
+    if "validate#evaluator" not in parser:
+        yield Finding(where, "lacks validate#evaluator", "add one, or the site evaluates no version", Severity.WARNING)
+
+
+def _inference_ids(parser: Any, where: str) -> Iterator[Finding]:
+    yield from _ids(parser, where, INFERENCE, "MONAI's inference needs them")
+
+
+def _ids(parser: Any, where: str, wanted: Sequence[str], why: str) -> Iterator[Finding]:
+    if missing := [name for name in wanted if name not in parser]:
+        yield Finding(where, f"lacks the required {', '.join(missing)}", f"add what is missing: {why}")
+
+
+def _parsed(files: Sequence[Path], overrides: Mapping[str, Any]) -> Any:
+    """A parser of the merged files with what is overridden; none of their expressions is evaluated."""
+    for file in files:
+        if (size := file.stat().st_size) > _LARGEST:
+            raise ConfigError(f"has {size / 1e6:.0f} MB, which is no configuration")
+    parser: Any = ConfigParser()
+    try:
+        parser.read_config([str(file) for file in files])
+        parser.update({name: value for name, value in overrides.items() if has_place(parser, name)})
+        parser.resolve_macro_and_relative_ids()
+        parser.parse(reset=True)
+    except Exception as error:  # whatever readers of JSON and YAML and MONAI's macros raise
+        raise ConfigError(f"cannot be read: {explained(error, 'reading it')}") from error
+    return parser
+
+
+def _document(file: Path) -> dict[str, Any]:
+    try:
+        if (size := file.stat().st_size) > _LARGEST:
+            raise ConfigError(f"has {size / 1e6:.0f} MB, which is too much for metadata")
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError("is no JSON object")
+    return found
+
+
+def _problem(target: str, root: Path) -> tuple[str, str] | None:
+    """Why nothing answers to a dotted name, and what to do; None if something does."""
+    first, dot, _ = target.partition(".")
+    try:
+        if pydoc.locate(target) is not None:
+            return None
+    except pydoc.ErrorDuringImport as error:
+        cause = error.value
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            return f"it needs {cause.name}, which is not installed", "install it where the worker runs"
+        return f"importing it failed with {type(cause).__name__}: {cause}", "correct the bundle's code"
+    if not dot:
+        return "MONAI has nothing of this name", "correct the name, or write it with its module"
+    if first == "scripts" and not (root / first).is_dir():
+        return "the bundle has no folder scripts", "copy the bundle as a whole"
+    if find_spec(first) is None:
+        return f"{first} is not installed", "install it where the worker runs, or correct the name"
+    return f"{first} is there, and has nothing of this name", "correct the name, or install the version that has it"
+
+
+def _installed(package: str) -> str | None:
+    """A package's version here, empty if only its module is found; names are those of packages or modules."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        module = package.replace("-", "_")
+        return "" if module.isidentifier() and find_spec(module) is not None else None
+
+
+def _disabled(part: Mapping[str, Any]) -> bool:
+    return str(part.get("_disabled_", False)).lower() == "true"
+
+
+def _below(document: Any, *names: str) -> dict[str, Any]:
+    for name in names:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,1 @@
+"""Values of the worker by what they are: state, events, writes, effects."""

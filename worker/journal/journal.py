@@ -1,0 +1,413 @@
+"""The worker's journal: what it noted, what it has to send and what became of what it sent, in one SQLite file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import OperationalError
+
+from broker.runtime.database import Prepared, commit_error, open_database, open_readonly
+from broker.transport.outbox import OutboxRow
+from protocol.errors import StateError
+from protocol.messages import RunState
+from protocol.topology import up_exchange
+from worker.domain.state import Deployment, RunRow, Sealed, Snapshot, UpdateRow
+from worker.domain.writes import (
+    AddMessage,
+    AddUpdate,
+    DropDeployment,
+    NoteAnswer,
+    NoteCounter,
+    NoteDeployment,
+    NoteDrained,
+    NoteHead,
+    NoteLeft,
+    NoteRegistry,
+    NoteRun,
+    NoteVersion,
+    RemoveMessage,
+    ReplaceUpdate,
+    Reserve,
+    SettleUpdate,
+)
+from worker.journal import tables
+
+SCHEMA = 1
+T = TypeVar("T")
+_DIGEST = 32
+_metadata = tables.metadata
+
+_run_names = [column.name for column in tables.runs.columns if column.name not in ("run", "record")]
+
+
+def _note(names: Sequence[str]) -> Prepared:
+    note = upsert(tables.runs)
+    note = note.on_conflict_do_update(
+        index_elements=[tables.runs.c.run], set_={name: note.excluded[name] for name in names}
+    )
+    return Prepared(note, *(column.name for column in tables.runs.columns))
+
+
+_note_version = _note([*_run_names, "record"])
+_note_run = _note(_run_names)
+_note_registry = upsert(tables.registries).on_conflict_do_nothing()
+_forget_registries = delete(tables.registries).where(tables.registries.c.version < bindparam("below"))
+_note_head = Prepared(update(tables.counters).values(head=bindparam("number")))
+_reserve = Prepared(update(tables.counters).values(epoch=bindparam("new_epoch"), sequence=bindparam("new_sequence")))
+_add_update = Prepared(insert(tables.updates), *(column.name for column in tables.updates.columns))
+_replace_update = (
+    update(tables.updates)
+    .where(tables.updates.c.row == bindparam("of"))
+    .values({name: bindparam(f"new_{name}") for name in ("epoch", "sequence", "chunks", "envelope", "key")})
+)
+_forget_update = Prepared(delete(tables.updates).where(tables.updates.c.row == bindparam("of")))
+_add_receipt = Prepared(
+    upsert(tables.receipts).on_conflict_do_nothing(), *(column.name for column in tables.receipts.columns)
+)
+_add_message = insert(tables.outbox)
+_forget_message = delete(tables.outbox).where(tables.outbox.c.id == bindparam("of"))
+_answer = upsert(tables.answers)
+_note_answer = _answer.on_conflict_do_update(
+    index_elements=[tables.answers.c.run], set_={"approved": _answer.excluded.approved, "given": _answer.excluded.given}
+)
+_bundle = upsert(tables.bundles)
+_note_bundle = Prepared(
+    _bundle.on_conflict_do_update(index_elements=["run"], set_={"bundle": _bundle.excluded.bundle}), "run", "bundle"
+)
+_deployment = upsert(tables.deployments)
+_note_deployment = _deployment.on_conflict_do_update(
+    index_elements=["run"], set_={name: _deployment.excluded[name] for name in ("code", "operator", "since")}
+)
+_record_of = Prepared(select(tables.runs.c.record).where(tables.runs.c.run == bindparam("name")))
+_sealed_of = select(tables.updates.c.envelope, tables.updates.c.chunks, tables.updates.c.key).where(
+    tables.updates.c.row == bindparam("of")
+)
+_envelope_of = select(tables.updates.c.envelope).where(tables.updates.c.row == bindparam("of"))
+_message_of = select(tables.outbox).where(tables.outbox.c.id == bindparam("of"))
+
+
+class Journal:
+    """One worker's database; every method belongs to the thread that runs the rules."""
+
+    def __init__(
+        self, path: Path | None, site: str, *, clock: Callable[[], float] = time.time, engine: Engine | None = None
+    ) -> None:
+        """Open or create it; `path` None keeps it in memory. `clock` stamps rows for people to read.
+
+        `engine` lets a test keep one in-memory database over several lives of the journal.
+
+        Raises:
+            StateError: another version wrote it, it is damaged, or it cannot be opened.
+        """
+        self._path = path
+        self._site = site
+        self._clock = clock
+        self._records: dict[str, bytes] = {}
+        self._fresh: dict[int, OutboxRow] = {}
+        """Rows written by this process and not read yet: most are wanted once, right after their commit."""
+        self._engine = engine if engine is not None else open_database(path, _metadata, SCHEMA)
+        with self._begin() as connection:
+            connection.execute(
+                upsert(tables.counters).values(id=1, epoch=0, sequence=0, head=0).on_conflict_do_nothing()
+            )
+
+    @classmethod
+    def beside(cls, path: Path) -> Snapshot:
+        """What a worker has noted, read beside it while it runs.
+
+        Raises:
+            StateError: there is no journal, or it cannot be read.
+        """
+        return _read_beside(path, _load)
+
+    @classmethod
+    def registry_beside(cls, path: Path) -> bytes | None:
+        """The newest registry's signed record, read beside the worker; errors as with `beside`."""
+        return _read_beside(path, _registry_record)
+
+    def _begin(self) -> Any:
+        return self._engine.begin()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._engine.dispose()
+
+    def commit(self, writes: Sequence[Any]) -> Sequence[Any]:
+        """Carry out `writes` in one transaction, durable on return; there is never anything to answer.
+
+        Raises:
+            DiskFull: nothing was written.
+            StateError: any other failure; it may have been written, so load again.
+        """
+        try:
+            with self._begin() as connection:
+                for write in writes:
+                    self._write(write, connection)
+        except OperationalError as error:
+            raise commit_error(self._path, error) from error
+        for write in writes:
+            self._remember(write)
+        return ()
+
+    def _remember(self, write: Any) -> None:
+        match write:
+            case NoteVersion(row=row, record=record):
+                self._records[row.run] = record
+            case AddUpdate(row=row, sealed=sealed) | ReplaceUpdate(row=row, sealed=sealed):
+                self._fresh[row.row] = self._up(row.row, sealed.envelope)
+            case AddMessage(row=number, exchange=exchange, body=body):
+                self._fresh[number] = OutboxRow(id=number, exchange=exchange, key="", body=body)
+            case SettleUpdate(row=row):
+                self._fresh.pop(row.row, None)
+
+    def _up(self, row: int, body: bytes) -> OutboxRow:
+        return OutboxRow(id=row, exchange=up_exchange(self._site), key="", body=body)
+
+    @singledispatchmethod
+    def _write(self, write: Any, connection: Connection) -> None:
+        raise StateError(f"the worker's journal knows no write {type(write).__name__}")
+
+    @_write.register
+    def _(self, write: NoteVersion, connection: Connection) -> None:
+        _note_version.run(connection, _run_values(write.row) | {"record": write.record})
+        _note_bundle.run(connection, {"run": write.row.run, "bundle": write.row.bundle})
+
+    @_write.register
+    def _(self, write: NoteRun, connection: Connection) -> None:
+        _note_run.run(connection, _run_values(write.row) | {"record": b""})
+
+    @_write.register
+    def _(self, write: NoteHead, connection: Connection) -> None:
+        _note_head.run(connection, {"number": write.number})
+
+    @_write.register
+    def _(self, write: NoteRegistry, connection: Connection) -> None:
+        connection.execute(_note_registry, {"version": write.version, "digest": write.digest, "record": write.record})
+        connection.execute(_forget_registries, {"below": write.version})
+
+    @_write.register
+    def _(self, write: NoteAnswer, connection: Connection) -> None:
+        connection.execute(_note_answer, {"run": write.run, "approved": write.approved, "given": self._clock()})
+
+    @_write.register
+    def _(self, write: NoteDrained, connection: Connection) -> None:
+        connection.execute(delete(tables.drains))
+        if write.drained:
+            connection.execute(insert(tables.drains).values(since=self._clock()))
+
+    @_write.register
+    def _(self, write: Reserve, connection: Connection) -> None:
+        _reserve.run(connection, {"new_epoch": write.epoch, "new_sequence": write.sequence})
+
+    @_write.register
+    def _(self, write: AddUpdate, connection: Connection) -> None:
+        row = write.row
+        _add_update.run(
+            connection,
+            {
+                "row": row.row,
+                "id": row.id,
+                "run": row.run,
+                "base_version": row.base_version,
+                "epoch": row.epoch,
+                "sequence": row.sequence,
+                "chunks": b"".join(row.chunks),
+                "envelope": write.sealed.envelope,
+                "key": write.sealed.key,
+                "made": self._clock(),
+            },
+        )
+
+    @_write.register
+    def _(self, write: ReplaceUpdate, connection: Connection) -> None:
+        values = {
+            "epoch": write.row.epoch,
+            "sequence": write.row.sequence,
+            "chunks": b"".join(write.row.chunks),
+            "envelope": write.sealed.envelope,
+            "key": write.sealed.key,
+        }
+        connection.execute(
+            _replace_update, {"of": write.row.row} | {f"new_{name}": value for name, value in values.items()}
+        )
+
+    @_write.register
+    def _(self, write: SettleUpdate, connection: Connection) -> None:
+        row = write.row
+        _add_receipt.run(
+            connection,
+            {
+                "id": row.id,
+                "run": row.run,
+                "base_version": row.base_version,
+                "epoch": row.epoch,
+                "sequence": row.sequence,
+                "outcome": write.outcome,
+                "reason": write.reason,
+                "version": write.version,
+                "receipt": write.receipt,
+                "received": self._clock(),
+            },
+        )
+        _forget_update.run(connection, {"of": row.row})
+
+    @_write.register
+    def _(self, write: AddMessage, connection: Connection) -> None:
+        connection.execute(_add_message, {"id": write.row, "exchange": write.exchange, "key": "", "body": write.body})
+
+    @_write.register
+    def _(self, write: RemoveMessage, connection: Connection) -> None:
+        connection.execute(_forget_message, {"of": write.row})
+
+    @_write.register
+    def _(self, write: NoteCounter, connection: Connection) -> None:
+        row = upsert(tables.orders).values(operator=write.key, counter=write.counter)
+        connection.execute(row.on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter}))
+
+    @_write.register
+    def _(self, write: NoteDeployment, connection: Connection) -> None:
+        kept = write.deployment
+        values = {"run": write.run, "code": kept.code, "operator": kept.operator, "since": self._clock()}
+        connection.execute(_note_deployment, values)
+
+    @_write.register
+    def _(self, write: DropDeployment, connection: Connection) -> None:
+        connection.execute(delete(tables.deployments).where(tables.deployments.c.run == write.run))
+
+    @_write.register
+    def _(self, write: NoteLeft, connection: Connection) -> None:
+        connection.execute(delete(tables.left_runs).where(tables.left_runs.c.run == write.run))
+        if write.left:
+            connection.execute(insert(tables.left_runs).values(run=write.run, since=self._clock()))
+
+    def load(self) -> Snapshot:
+        """What the rules start from."""
+        with self._begin() as connection:
+            return _load(connection)
+
+    def registry_record(self) -> bytes | None:
+        """The newest registry's signed record, if one was noted."""
+        with self._begin() as connection:
+            return _registry_record(connection)
+
+    def version_record(self, run: str) -> bytes:
+        """The signed record of the newest version of `run`; empty before the first."""
+        if run not in self._records:
+            with self._begin() as connection:
+                found: bytes | None = _record_of.run(connection, {"name": run}).scalar()
+            self._records[run] = found or b""
+        return self._records[run]
+
+    def sealed(self, row: int) -> Sealed | None:
+        """An update's signed bytes, chunks and wrapped key; None once it is settled."""
+        with self._begin() as connection:
+            found = connection.execute(_sealed_of, {"of": row}).first()
+        if found is None:
+            return None
+        return Sealed(envelope=found.envelope, chunks=_names(found.chunks), key=found.key)
+
+    def outgoing(self, row: int) -> OutboxRow | None:
+        """What the relay has to publish for this row; None once it is settled or confirmed."""
+        fresh = self._fresh.pop(row, None)
+        if fresh is not None:
+            return fresh
+        with self._begin() as connection:
+            envelope: bytes | None = connection.scalar(_envelope_of, {"of": row})
+            if envelope is not None:
+                return self._up(row, envelope)
+            found = connection.execute(_message_of, {"of": row}).first()
+        return None if found is None else OutboxRow(**found._mapping)
+
+    def receipts(self) -> list[dict[str, Any]]:
+        """Every settled update with its outcome, oldest first."""
+        with self._begin() as connection:
+            rows = connection.execute(
+                select(tables.receipts).order_by(tables.receipts.c.received, tables.receipts.c.id)
+            )
+            return [dict(row._mapping) for row in rows]
+
+
+def _read_beside(path: Path, read: Callable[[Connection], T]) -> T:
+    engine = open_readonly(path)
+    try:
+        with engine.connect() as connection:
+            return read(connection)
+    except OperationalError as error:
+        raise StateError(f"{path}: {error.orig}; has its worker been started with this version?") from error
+    finally:
+        engine.dispose()
+
+
+def _registry_record(connection: Connection) -> bytes | None:
+    found: bytes | None = connection.scalar(
+        select(tables.registries.c.record).order_by(tables.registries.c.version.desc()).limit(1)
+    )
+    return found
+
+
+def _load(connection: Connection) -> Snapshot:
+    counters = connection.execute(select(tables.counters)).one()
+    registry = connection.execute(
+        select(tables.registries.c.version, tables.registries.c.digest).order_by(tables.registries.c.version.desc())
+    ).first()
+    runs = connection.execute(select(*(c for c in tables.runs.columns if c.name != "record")))
+    updates = connection.execute(
+        select(*(c for c in tables.updates.columns if c.name not in ("envelope", "key", "made"))).order_by(
+            tables.updates.c.row
+        )
+    )
+    messages = connection.scalars(select(tables.outbox.c.id).order_by(tables.outbox.c.id))
+    answers = connection.execute(select(tables.answers.c.run, tables.answers.c.approved))
+    drained = connection.scalar(select(tables.drains.c.since))
+    bundles = {row.run: row.bundle for row in connection.execute(select(tables.bundles))}
+    deployed = connection.execute(select(tables.deployments))
+    return Snapshot(
+        epoch=counters.epoch,
+        sequence=counters.sequence,
+        head=counters.head,
+        registry=registry.version if registry else 0,
+        registry_digest=registry.digest if registry else b"",
+        runs=tuple(
+            RunRow(**(dict(row._mapping) | {"state": RunState(row.state), "bundle": bundles.get(row.run, b"")}))
+            for row in runs
+        ),
+        updates=tuple(UpdateRow(**(dict(row._mapping) | {"chunks": _names(row.chunks)})) for row in updates),
+        messages=tuple(messages),
+        answers={row.run: row.approved for row in answers},
+        drained=drained is not None,
+        orders={row.operator: row.counter for row in connection.execute(select(tables.orders))},
+        deployments={row.run: Deployment(code=row.code, operator=row.operator) for row in deployed},
+        left=frozenset(connection.scalars(select(tables.left_runs.c.run))),
+    )
+
+
+def _run_values(row: RunRow) -> dict[str, Any]:
+    return {
+        "run": row.run,
+        "state": row.state.value,
+        "listed": row.listed,
+        "version": row.version,
+        "digest": row.digest,
+        "updates_per_base": row.updates_per_base,
+        "evaluate": row.evaluate,
+        "sent": row.sent,
+        "evaluated": row.evaluated,
+    }
+
+
+def _names(joined: bytes) -> tuple[bytes, ...]:
+    return tuple(joined[start : start + _DIGEST] for start in range(0, len(joined), _DIGEST))

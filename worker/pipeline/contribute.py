@@ -1,0 +1,348 @@
+"""Form an update: train, subtract the base, filter, encrypt, one record at a time.
+
+Neither the base nor the delta is ever held in memory. The base is decrypted again for each pass, the trained values
+are read from the trainer's live arrays, and what is written is encrypted at once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from broker.runtime.threads import Here
+from protocol import limits
+from protocol.blob import BlobWriter, Emit, Manifest
+from protocol.codec import decode, encode, is_word
+from protocol.envelope import Sealer
+from protocol.errors import ConfigError, Diverged, FledgeError, Malformed, OutOfMemory, Tampered, TrainingError
+from protocol.messages import DENSE_F32, Evaluation, Update
+from protocol.spec import ModelSpec, Span, TensorKind, records
+from worker.api.filters import Dice, FilterChain, Slice, fresh_dice
+from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
+from worker.api.weights import F32, Array, Records, Weights, check_array
+from worker.storage.local_tensors import OwnTensors
+
+_MAX_METRICS = 256
+_MAX_ABSENT = 8192
+_log = structlog.get_logger(__name__)
+
+
+def contribute(
+    *,
+    trainer: Trainer,
+    spec: ModelSpec,
+    base: Records,
+    filters: FilterChain,
+    sealer: Sealer,
+    emit: Emit,
+    control: Control,
+    exclude: Sequence[str] = (),
+    own: OwnTensors | None = None,
+    dice: Dice | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    bundle: bytes | None = None,
+) -> tuple[Update, Manifest]:
+    """Train once and encrypt what was learned; returns the update's body and its blob's manifest.
+
+    Args:
+        base: opens the base version's payload, decrypted; called once for the trainer and once for each pass.
+        sealer: of kind UPDATE, for `spec.update_length` bytes; its envelope is the caller's to finish.
+        emit: takes encrypted chunks, one call at a time, on a thread of its own; on an error the caller drops them.
+        exclude: patterns (`*`, `?`, `[…]`) of tensor names that the site keeps to itself.
+        own: where its own values of those live; without it every training begins with the version's.
+        dice: for noise, used for this update alone; by default nobody can foresee them.
+        bundle: the digest of the deployed code that the trainer is of; None: the site's own.
+
+    Raises:
+        Aborted: `control` said so.
+        TrainingError: the trainer failed, or its result does not fit the model or is not finite.
+        ConfigError: a pattern matches nothing or everything, or a filter cannot work.
+        WireError, StoreError, StateError: the base or the site's own values cannot be read, or chunks not written.
+    """
+    absent = _kept(_keeps(trainer), spec, excluded(spec, exclude))
+    private = _private(spec, absent)
+    weights = Weights(spec, base, own.values(control.run, spec, private) if own and private else None)
+    began = clock()
+    with _foreign(trainer, "train"):
+        result = trainer.train(weights, control)
+    seconds = max(1e-6, clock() - began)
+    update = _describe(trainer, result, seconds, filters, absent, bundle)
+    manifest = _Delta(spec, base, result, absent, control).seal(filters, dice or fresh_dice(), sealer, emit)
+    if own and private:
+        # A crash after this repeats the training with own values that have been trained once more: no harm.
+        own.save(control.run, spec, private, result.weights)
+    return update, manifest
+
+
+def evaluate(
+    *,
+    trainer: Trainer,
+    spec: ModelSpec,
+    base: Records,
+    control: Control,
+    exclude: Sequence[str] = (),
+    own: OwnTensors | None = None,
+) -> Evaluation:
+    """Evaluate a version, with the site's own values where it keeps tensors to itself; arguments as above."""
+    weights = as_here(_keeps(trainer), control.run, spec, base, exclude, own)
+    with _foreign(trainer, "evaluate"):
+        result: EvaluationResult = trainer.evaluate(weights, control)
+    if result.examples < 0:
+        raise TrainingError(f"the trainer evaluated on {result.examples} examples")
+    return Evaluation(examples=int(result.examples), metrics=_metrics(result.metrics))
+
+
+def as_here(
+    keeps: frozenset[str], run: str, spec: ModelSpec, base: Records, exclude: Sequence[str], own: OwnTensors | None
+) -> Weights:
+    """A version as this site uses it: with its own values of the tensors that trainer (`keeps`) or site keep here."""
+    private = _private(spec, _kept(keeps, spec, excluded(spec, exclude)))
+    return Weights(spec, base, own.values(run, spec, private) if own and private else None)
+
+
+def excluded(spec: ModelSpec, patterns: Sequence[str]) -> frozenset[str]:
+    """The floating tensors that match any of the patterns.
+
+    Raises:
+        ConfigError: a pattern matches no tensor at all (a slip there would share what should stay), nothing is left
+            to share, or more are excluded than an update can name.
+    """
+    every = [tensor.name for tensor in spec.tensors]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise ConfigError(f"exclude: {pattern!r} matches no tensor of the model; its tensors are {every[:5]} …")
+    found = frozenset(name for name in spec.names if any(fnmatchcase(name, pattern) for pattern in patterns))
+    if found == spec.names:
+        raise ConfigError(f"exclude: {list(patterns)} leaves nothing to share")
+    if len(found) > _MAX_ABSENT:
+        raise ConfigError(f"exclude: {len(found)} tensors match; an update can leave out at most {_MAX_ABSENT}")
+    return found
+
+
+def _keeps(trainer: Trainer) -> frozenset[str]:
+    """What the trainer keeps to the site because of what it is (`Trainer.keeps`)."""
+    found: frozenset[str] = getattr(trainer, "keeps", frozenset())
+    return found
+
+
+def _kept(keeps: frozenset[str], spec: ModelSpec, absent: frozenset[str]) -> frozenset[str]:
+    """What is excluded, together with what the trainer keeps."""
+    if unknown := sorted(keeps - spec.names):
+        raise TrainingError(f"the trainer keeps {unknown[0]!r} to itself, which is no floating tensor of the model")
+    found = absent | keeps
+    if found == spec.names:
+        raise ConfigError("exclude and what the trainer keeps leave nothing to share")
+    if len(found) > _MAX_ABSENT:
+        raise ConfigError(f"{len(found)} tensors stay here; an update can leave out at most {_MAX_ABSENT}")
+    return found
+
+
+def _private(spec: ModelSpec, absent: frozenset[str]) -> frozenset[str]:
+    return absent | {tensor.name for tensor in spec.tensors if tensor.kind == TensorKind.OTHER}
+
+
+@contextmanager
+def _foreign(trainer: Trainer, what: str) -> Iterator[None]:
+    """Turn whatever a site's own code raises into one of our errors."""
+    try:
+        yield
+    except FledgeError:
+        raise
+    except Exception as error:
+        # torch's own error for a full GPU is no MemoryError, and torch may not be installed here.
+        full = isinstance(error, MemoryError) or any(k.__name__ == "OutOfMemoryError" for k in type(error).__mro__)
+        kind = OutOfMemory if full else TrainingError
+        raise kind(f"{type(trainer).__name__}.{what} failed: {type(error).__name__}: {error}") from error
+
+
+def _describe(
+    trainer: Trainer,
+    result: TrainResult,
+    seconds: float,
+    filters: FilterChain,
+    absent: frozenset[str],
+    bundle: bytes | None,
+) -> Update:
+    update = Update(
+        encoding=DENSE_F32,
+        examples=int(result.examples),
+        steps=int(result.steps),
+        seconds=seconds,
+        filters=filters.named,
+        trainer=type(trainer).__name__,
+        bundle=bundle,
+        absent=tuple(sorted(absent)),
+        fingerprint=result.fingerprint,
+        metrics=_metrics(result.metrics),
+    )
+    try:
+        decode(Update, encode(update), limits.BODY)
+    except (Malformed, OverflowError) as error:
+        raise TrainingError(f"{type(trainer).__name__} returned what an update cannot say: {error}") from error
+    return update
+
+
+def _metrics(given: Mapping[str, float]) -> dict[str, float]:
+    if len(given) > _MAX_METRICS:
+        raise TrainingError(f"the trainer reports {len(given)} metrics; at most {_MAX_METRICS} are allowed")
+    result: dict[str, float] = {}
+    for name, value in given.items():
+        if not is_word(name):
+            raise TrainingError(f"metric {name!r}: names have 1 to 64 letters, digits and the characters . _ : + -")
+        if math.isfinite(value):
+            result[name] = float(value)
+        else:
+            _log.warning("metric.left_out", metric=name, value=str(value))
+    return result
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Neighbouring shared elements of one record, as indices into its buffer of float32."""
+
+    start: int
+    stop: int
+
+
+class _Delta:
+    """The delta of one training as a stream of records; every pass reads base and trained values anew."""
+
+    def __init__(
+        self, spec: ModelSpec, base: Records, result: TrainResult, absent: frozenset[str], control: Control
+    ) -> None:
+        self._spec = spec
+        self._base = base
+        self._result = result
+        self._absent = absent
+        self._control = control
+        self._buffer = np.zeros(limits.RECORD // 4, F32)
+        self._bytes = self._buffer.view(np.uint8)
+        self._finite = np.empty(limits.RECORD // 4, np.bool_)
+        self._name = ""
+        self._flat: Any = None
+        missing = sorted(spec.names - absent - set(result.weights))
+        if missing:
+            raise TrainingError(f"the trainer returned no tensor {missing[0]!r}; {len(missing)} are missing")
+
+    def seal(self, filters: FilterChain, dice: Dice, sealer: Sealer, emit: Emit) -> Manifest:
+        """Measure, then filter and write."""
+        writer = sealer.writer(emit)
+        filters.begin(dice)
+        small = records(self._spec.update_length) == 1
+        with Here() if small else ThreadPoolExecutor(2, thread_name_prefix="worker update") as pool:
+            for measuring, before in filters.measuring():
+                with closing(self._walk(pool)) as walk:
+                    for _, slices in walk:
+                        for values in slices:
+                            for each in before:
+                                each.apply(values)
+                            measuring.measure(values)
+            with closing(self._walk(pool)) as walk:
+                self._write(walk, filters, writer, pool)
+        return writer.finish()
+
+    def _write(
+        self,
+        walk: Iterator[tuple[int, list[Slice]]],
+        filters: FilterChain,
+        writer: BlobWriter,
+        pool: Executor,
+    ) -> None:
+        writing: Future[None] | None = None
+        for size, slices in walk:
+            for values in slices:
+                filters.apply(values)
+            record = self._bytes[:size].tobytes()
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(writer.write, record)
+        if writing is not None:
+            writing.result()
+
+    def _walk(self, pool: Executor) -> Generator[tuple[int, list[Slice]], None, None]:
+        """Put each record into the buffer; gives its size in bytes and its shared elements."""
+        length, count = self._spec.update_length, records(self._spec.update_length)
+        self._name = ""
+        index = 0
+        for index, record in enumerate(_ahead(self._base(), count, pool)):
+            self._control.check()
+            size = min(limits.RECORD, length - index * limits.RECORD)
+            if len(record) < size:
+                raise Tampered("the base ends before its floating tensors do", "truncated")
+            yield size, [self._buffer[s.start : s.stop] for s in self._form(index, record)]
+        if index + 1 != count:
+            raise Tampered("the base ends before its floating tensors do", "truncated")
+
+    def _form(self, index: int, record: bytes) -> list[_Stretch]:
+        header = self._spec.header[index * limits.RECORD : (index + 1) * limits.RECORD]
+        self._bytes[: len(header)] = np.frombuffer(header, np.uint8)
+        stretches: list[_Stretch] = []
+        for span in self._spec.spans(index):
+            start, stop = span.start // 4, span.stop // 4
+            if span.tensor.name in self._absent:
+                self._buffer[start:stop] = 0
+                continue
+            self._subtract(span, np.frombuffer(record, F32, stop - start, span.start), self._buffer[start:stop])
+            if stretches and stretches[-1].stop == start:
+                stretches[-1].stop = stop
+            else:
+                stretches.append(_Stretch(start, stop))
+        return stretches
+
+    def _subtract(self, span: Span, base: NDArray[np.float32], out: Slice) -> None:
+        """Trained − base, with the base as the trainer got it: rounded to the trainer's own type."""
+        trained: Array = self._trained(span)[span.offset : span.offset + base.size]
+        with np.errstate(over="ignore", invalid="ignore"):
+            if trained.dtype == np.float16:
+                np.subtract(trained, base.astype(np.float16), out=out, dtype=F32)
+            elif span.tensor.name in self._result.bfloat16:
+                np.subtract(trained, _bfloat16(base), out=out, casting="same_kind")
+            else:
+                np.subtract(trained, base, out=out, casting="same_kind")
+        if not np.isfinite(out, out=self._finite[: out.size]).all():
+            raise Diverged(
+                f"tensor {span.tensor.name!r} holds values that are not finite after training; nothing was sent. "
+                "Did training diverge? Try a smaller learning rate"
+            )
+
+    def _trained(self, span: Span) -> Any:
+        """The current tensor, flat; kept until the next one, because fetching it may mean copying from a GPU."""
+        if span.tensor.name != self._name:
+            self._flat = None
+            array = np.asarray(self._result.weights[span.tensor.name])
+            check_array(span.tensor, array)
+            self._name = span.tensor.name
+            self._flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
+        return self._flat
+
+
+def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rounded to the nearest bfloat16, ties to even, as torch does."""
+    bits = values.view(np.uint32)
+    rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) & 0xFFFF0000
+    return rounded.astype(np.uint32, copy=False).view(np.float32)
+
+
+def _ahead(payload: Iterator[bytes], count: int, pool: Executor) -> Iterator[bytes]:
+    """The first `count` records, each decrypted by the pool while the one before is used."""
+    coming = pool.submit(next, payload, None)
+    try:
+        for index in range(count):
+            record = coming.result()
+            if record is None:
+                return
+            if index + 1 < count:
+                coming = pool.submit(next, payload, None)
+            yield record
+    finally:
+        wait([coming])

@@ -1,0 +1,69 @@
+"""Reading heads and records from the store, on a thread of their own; every answer is an event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from broker.blobs.base import BlobStore
+from protocol import limits
+from protocol.errors import FledgeError, WireError
+from protocol.topology import record_key
+from worker.domain.effects import FetchRegistry, FetchVersion, PullHead
+from worker.domain.events import FetchFailed, LeftOut
+from worker.intake import NotForUs, Reader, read_registry
+
+
+class Fetcher:
+    """Answers `PullHead`, `FetchRegistry` and `FetchVersion`."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        reader: Callable[[], Reader],
+        root: bytes,
+        tell: Callable[[Any], None],
+        clock: Callable[[], float],
+        log: Any,
+    ) -> None:
+        """`reader` gives the one of the registry in force; `clock` is the wall clock, `log` a bound logger."""
+        self._store = store
+        self._reader = reader
+        self._root = root
+        self._tell = tell
+        self._clock = clock
+        self._log = log
+
+    def fetch(self, effect: PullHead | FetchRegistry | FetchVersion) -> None:
+        """Read what `effect` names; tells what was read, or `FetchFailed`."""
+        event: Any
+        try:
+            event = self._read(effect)
+        except WireError as error:
+            self._log.warning("record.refused", what=type(effect).__name__, reason=error.reason, error=str(error))
+            event = FetchFailed()
+            if isinstance(error, NotForUs):
+                event = LeftOut(run=error.run, version=error.version)
+        except FledgeError as error:
+            self._log.warning("record.not_read", what=type(effect).__name__, error=str(error))
+            event = FetchFailed()
+        if event is not None:
+            self._tell(event)
+
+    def _read(self, effect: PullHead | FetchRegistry | FetchVersion) -> Any:
+        reader = self._reader()
+        match effect:
+            case PullHead(known=known):
+                raw = self._store.get_head(reader.federation, limits.STORED_RECORD)
+                if raw is None:
+                    self._log.info("head.not_there", federation=reader.federation)
+                    return None
+                return replace(reader.head(raw, self._clock()), known=known)
+            case FetchRegistry():
+                return read_registry(self._record(effect.digest), self._root, reader.federation)
+            case FetchVersion():
+                return reader.version(self._record(effect.digest), effect.run, effect.version)
+
+    def _record(self, digest: bytes) -> bytes:
+        return self._store.get(record_key(digest.hex()), limits.STORED_RECORD)

@@ -1,0 +1,390 @@
+"""Carrying out a training: model in, update out, on a thread of its own; every answer is an event."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from broker.blobs.base import BlobStore
+from broker.blobs.cache import CachedBlobs
+from broker.blobs.transfer import read_blob
+from broker.runtime.crash_points import crash_point
+from protocol import limits
+from protocol.blob import Manifest, split_chunks
+from protocol.codec import encode
+from protocol.envelope import ContentKey, Sealer, seal
+from protocol.errors import (
+    Aborted,
+    ConfigError,
+    DataError,
+    DiskFull,
+    Diverged,
+    FledgeError,
+    Malformed,
+    Missing,
+    OutOfMemory,
+    StateError,
+    StoreError,
+    Tampered,
+    TooLarge,
+    Unauthorized,
+    Untrusted,
+    WireError,
+    WrongContext,
+)
+from protocol.messages import Kind
+from protocol.spec import ModelSpec, records
+from protocol.topology import model_chunk, record_key
+from worker.api.filters import FilterChain
+from worker.api.trainer import Control, Progress, Trainer, training_seed
+from worker.domain.effects import Train
+from worker.domain.events import Evaluated, NotKept, Trained, TrainingFailed
+from worker.domain.state import CODE_LOST, Sealed
+from worker.intake import ModelRecord, Reader
+from worker.pipeline.code_loader import Deployed
+from worker.pipeline.contribute import contribute, evaluate
+from worker.pipeline.sealing import finish
+from worker.policy import OPEN, SitePolicy
+from worker.storage.code_store import CodeLost
+from worker.storage.incidents import Cases
+from worker.storage.kept_versions import KeptVersion, KeptVersions, best
+from worker.storage.local_tensors import OwnTensors
+from worker.storage.spool import Spool
+
+_REFUSALS: tuple[type[WireError], ...] = (
+    *(Malformed, TooLarge, Untrusted, WrongContext, Unauthorized, Tampered),
+    WireError,
+)
+_WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+    ((OutOfMemory, MemoryError), "memory"),
+    (DataError, "data"),
+    (Diverged, "diverged"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training, the record of the version it starts from, and the way to stop it."""
+
+    training: Train
+    record: bytes
+    abort: threading.Event
+
+
+class _Base:
+    """The base model's records, decrypted anew by every call; the first one also checks the hash of the whole.
+
+    A model of a single record is kept: that costs no more memory than a larger one's record does.
+    """
+
+    def __init__(self, read: Callable[..., Iterator[bytes]], length: int) -> None:
+        self._read = read
+        self._single = records(length) == 1
+        self._kept: list[bytes] | None = None
+        self._checked = False
+
+    def __call__(self) -> Iterator[bytes]:
+        if self._kept is not None:
+            return iter(self._kept)
+        digest, self._checked = not self._checked, True
+        payload = self._read(digest=digest)
+        if self._single:
+            self._kept = list(payload)
+            return iter(self._kept)
+        return payload
+
+
+class Training:
+    """Answers `Train`."""
+
+    def __init__(
+        self,
+        *,
+        trainer: Trainer | None,
+        deployed: Deployed,
+        filters: FilterChain,
+        exclude: Sequence[str],
+        own: OwnTensors,
+        seed: bytes,
+        store: BlobStore,
+        spool: Spool,
+        reader: Callable[[], Reader],
+        tell: Callable[[Any], None],
+        progress: Progress,
+        log: Any,
+        cases: Cases,
+        kept: KeptVersions,
+        policy: SitePolicy = OPEN,
+    ) -> None:
+        """`seed`: what all of the site's trainings are seeded from; `reader` gives the one of the registry in force.
+
+        `trainer` is the site's own, None if it has none.
+        """
+        self._own_trainer = trainer
+        self._deployed = deployed
+        self._filters = filters
+        self._exclude = exclude
+        self._own = own
+        self._seed = seed
+        self._store = store
+        self._spool = spool
+        self._reader = reader
+        self._tell = tell
+        self._progress = progress
+        self._cases = cases
+        self._kept = kept
+        self._policy = policy
+        self._harmless: set[str] = set()
+        """Names of metrics that may leave the site."""
+        self._log = log
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="worker fetch")
+        self._spec: ModelSpec | None = None
+        self._spec_keys: tuple[str, ...] = ()
+        """Where the specification lies: its record, then its chunks."""
+        self._opened: tuple[Reader, bytes, ModelRecord] | None = None
+
+    def close(self) -> None:
+        """Release the threads that fetch ahead, and what was loaded of deployed code."""
+        self._deployed.put_away()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def forget_own(self, run: str) -> None:
+        """Delete the site's own tensors of a run, and put its code away; on the training thread, so that no training
+        writes them again."""
+        self._deployed.put_away()
+        try:
+            self._own.forget(run)
+            self._kept.forget(run)
+        except OSError as error:  # another training of the run would begin with them; nothing leaves the site
+            self._log.warning("own.not_dropped", run=run, kind=type(error).__name__)
+
+    def keep_last(self, run: str, record: bytes, stopping: threading.Event) -> None:
+        """Fetch the last version of a run that has ended, if the site took part; tells `NotKept` to be asked again."""
+        kept = self._kept.of(run)
+        if not kept or kept[-1].record == record:
+            return
+        try:
+            reader = self._reader()
+            model = self._model_of(reader, record)
+            self._spec_of(reader, model)
+            for _ in self._read(model.manifest, model.key):
+                if stopping.is_set():
+                    return
+        except (Missing, WireError) as error:  # deleted, or not what was signed: there is nothing to wait for
+            self._log.warning("model.not_kept", run=run, kind=type(error).__name__)
+        except FledgeError as error:
+            self._log.warning("model.not_kept", run=run, kind=type(error).__name__)
+            self._tell(NotKept(run=run))
+        else:
+            self._keep(reader, model, record)
+            self._log.info("model.kept", run=run, version=model.version)
+
+    def run(self, job: Job) -> None:
+        """Train; tells `Evaluated` if it was asked for, then `Trained` or `TrainingFailed`."""
+        training = job.training
+        began = time.monotonic()
+        told = self._log.bind(run=training.run, version=training.version, update=training.id.hex()[:8])
+        told.info("training.started")
+        try:
+            sealed = self._train(job)
+        except Aborted:
+            told.info("training.aborted")
+            answer: Any = TrainingFailed(id=training.id, code="aborted")
+        except (Exception, SystemExit) as error:
+            # A trainer is foreign code at a thread's edge. What it says may name a patient, so it goes into a case, and
+            # neither into the log, whose lines operators may ask for, nor into any message.
+            code = _code(error)
+            title = f"training of run {training.run} from version {training.version} failed ({code})"
+            sentence = [f"{error}\n\n"] if isinstance(error, FledgeError) else []
+            case = self._cases.keep(title, "".join([*sentence, *traceback.format_exception(error)]))
+            todo = f"`fledge site case {case}` with this kit shows what happened"
+            told.error("training.failed", kind=type(error).__name__, code=code, case=case, todo=todo)
+            answer = TrainingFailed(id=training.id, code=code, case=case)
+        else:
+            told.info("training.done", seconds=round(time.monotonic() - began, 3))
+            crash_point("worker.trained")
+            answer = Trained(id=training.id, sealed=sealed)
+        self._tell(answer)
+
+    def _train(self, job: Job) -> Sealed:
+        reader, training = self._reader(), job.training
+        model = self._model_of(reader, job.record)
+        spec = self._spec_of(reader, model)
+        if model.manifest.length != spec.model_length:
+            raise Tampered(f"version {model.version} does not have the length that its specification gives")
+        self._spool.check_room(spec.update_length + limits.OVERHEAD * records(spec.update_length))
+        base = _Base(partial(self._read, model.manifest, model.key), spec.model_length)
+        control = Control(
+            run=model.run,
+            version=model.version,
+            task=model.says.task,
+            seed=training_seed(self._seed, model.run, model.version, training.count),
+            on_progress=self._on_progress,
+            abort=job.abort,
+            fingerprint_key=_fingerprint_key(reader),
+        )
+        control.check()
+        trainer = self._trainer_of(training, model)
+        if training.evaluation:
+            metrics = self._evaluate(trainer, reader, training, spec, base, control)
+            self._keep(reader, model, job.record, metrics, getattr(trainer, "key_metric", ""))
+        sealed = self._contribute(trainer, reader, training, spec, base, control)
+        self._keep(reader, model, job.record)
+        return sealed
+
+    def _trainer_of(self, training: Train, model: ModelRecord) -> Trainer:
+        """The trainer that the version names: the site's own, or that of the very code deployed for the run."""
+        bundle = model.says.bundle or b""
+        if bundle != training.bundle:
+            raise Tampered(f"version {model.version} of run {model.run} names other code than was decided on")
+        if bundle:
+            return self._deployed.trainer(model.run, bundle, model.says.task)
+        self._deployed.put_away()
+        if self._own_trainer is None:
+            raise ConfigError(f"run {model.run} brings no code, and worker.toml names no `trainer`")
+        return self._own_trainer
+
+    def _on_progress(self, share: float, metrics: Mapping[str, float]) -> None:
+        self._check_metrics(metrics)
+        self._progress(share, metrics)
+
+    def _check_metrics(self, metrics: Mapping[str, float]) -> None:
+        new = metrics.keys() - self._harmless
+        self._policy.check_metrics(sorted(new))
+        self._harmless |= new
+
+    def _evaluate(
+        self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
+    ) -> Mapping[str, float]:
+        evaluation = evaluate(
+            trainer=trainer, spec=spec, base=base, control=control, exclude=self._exclude, own=self._own
+        )
+        self._check_metrics(evaluation.metrics)
+        envelope = seal(
+            reader.identity,
+            Kind.EVALUATION,
+            evaluation,
+            reader.aggregators,
+            federation=reader.federation,
+            message_id=training.evaluation,
+            run=training.run,
+            epoch=training.epoch,
+            sequence=training.sequence - 1,
+            version=training.version,
+            spec=spec.digest,
+        )
+        self._tell(Evaluated(id=training.id, envelope=envelope))
+        return evaluation.metrics
+
+    def _contribute(
+        self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
+    ) -> Sealed:
+        sealer = Sealer(
+            reader.identity,
+            Kind.UPDATE,
+            federation=reader.federation,
+            message_id=training.id,
+            run=training.run,
+            epoch=training.epoch,
+            sequence=training.sequence,
+            version=training.version,
+            spec=spec.digest,
+            length=spec.update_length,
+        )
+        batch = self._spool.batch()
+        try:
+            update, manifest = contribute(
+                trainer=trainer,
+                bundle=training.bundle or None,
+                spec=spec,
+                base=base,
+                filters=self._filters,
+                exclude=self._exclude,
+                sealer=sealer,
+                emit=batch.put,
+                control=control,
+                own=self._own,
+            )
+            self._check_metrics(update.metrics)
+            batch.sync()
+            return finish(sealer, encode(update), reader.aggregators, manifest, reader.identity)
+        except BaseException:
+            batch.discard()
+            raise
+
+    def _keep(
+        self,
+        reader: Reader,
+        model: ModelRecord,
+        record: bytes,
+        metrics: Mapping[str, float] | None = None,
+        key: str = "",
+    ) -> None:
+        """Note that the site holds this version; of the cache, the best version's chunks go as late as the newest's."""
+        noted = KeptVersion(run=model.run, version=model.version, record=record, metrics=metrics or {}, key=key)
+        try:
+            found = best(self._kept.note(noted))
+        except StateError as error:  # only `fledge infer` will miss it
+            self._log.warning("model.not_kept", run=model.run, version=model.version, kind=type(error).__name__)
+            return
+        if found is not None and isinstance(self._store, CachedBlobs):
+            with suppress(WireError):  # whoever signed it is no aggregator any more
+                manifest = reader.model(found.record).manifest
+                self._store.touch([*self._spec_keys, *(model_chunk(chunk.hex()) for chunk in manifest.chunks)])
+
+    def _model_of(self, reader: Reader, record: bytes) -> ModelRecord:
+        """A version's record opened; kept for further trainings from it, as long as the same registry is in force."""
+        if self._opened is None or self._opened[:2] != (reader, record):
+            self._opened = (reader, record, reader.model(record))
+        return self._opened[2]
+
+    def _spec_of(self, reader: Reader, model: ModelRecord) -> ModelSpec:
+        """The specification of a version; it stays the same throughout a run, but is sealed again for other members."""
+        key = record_key(model.says.spec_record.hex())
+        if self._spec is None or (self._spec_keys[0], self._spec.digest) != (key, model.spec):
+            record = reader.spec(self._store.get(key, limits.STORED_RECORD))
+            if record.manifest.length > limits.SPEC:
+                raise TooLarge(f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed")
+            spec = ModelSpec.from_bytes(b"".join(self._read(record.manifest, record.key)))
+            if spec.digest != model.spec:
+                raise Tampered("the specification is not the one the version names")
+            self._spec = spec
+            self._spec_keys = (key, *(model_chunk(chunk.hex()) for chunk in record.manifest.chunks))
+        return self._spec
+
+    def _read(self, manifest: Manifest, key: ContentKey, *, digest: bool = True) -> Iterator[bytes]:
+        if len(manifest.chunks) == 1:  # nothing to fetch ahead: a hop to another thread would cost more than it saves
+            chunk = self._store.get(model_chunk(manifest.chunks[0].hex()), limits.CHUNK)
+            return key.reader(manifest, digest=digest).read(split_chunks(manifest, [chunk], verify=False))
+        return read_blob(self._store, manifest, key, model_chunk, pool=self._pool, ahead=2, digest=digest)
+
+
+def _fingerprint_key(reader: Reader) -> bytes:
+    """A key that only this site has and that outlives restarts; fingerprints made with it can be checked here alone."""
+    return hashlib.sha256(b"fledge/v1/fingerprint key\0" + bytes(reader.identity.sign)).digest()
+
+
+def _code(error: BaseException) -> str:
+    """The fixed word for an error, safe to tell anybody."""
+    if isinstance(error, DiskFull):
+        return "disk_full"
+    if isinstance(error, CodeLost):
+        return CODE_LOST
+    if isinstance(error, WireError):
+        # Neither the error's own reason nor its class's, which foreign code might have made up.
+        return next(kind.reason for kind in _REFUSALS if isinstance(error, kind))
+    if isinstance(error, StoreError):
+        return "store"
+    if isinstance(error, ConfigError):
+        return "config"
+    if isinstance(error, StateError):
+        return "state"
+    return next((word for kinds, word in _WORDS if isinstance(error, kinds)), "trainer")

@@ -1,0 +1,1 @@
+"""The worker's state machine: events in, decisions out, no I/O."""

@@ -1,0 +1,442 @@
+"""The worker's rules, without any I/O: announcements and receipts in, decisions out.
+
+1. What is announced is noted, then acked; only the newest version of a run counts, and versions, registries and the
+   head's number never go back.
+2. A running run's newest version is trained from until `updates_per_base` updates have been made from it, and only
+   while fewer than that many of the run's updates (and fewer than two) are on their way: behind a slow line or a busy
+   aggregator more of them would only grow old. A version that arrives in mid-training does not interrupt it; the end
+   of its run does.
+3. A sequence number is reserved in the journal before anything is sealed under it. A number may stay unused.
+4. An update is journalled with its signed bytes before anything leaves the site, then uploaded, then published; a
+   failure or a restart repeats these steps with the same bytes until a final receipt comes.
+5. A reused sequence means that the journal is older than what the aggregator has seen (a restored backup): a higher
+   key epoch begins; that update, and whatever has not left the site yet, is sealed again under it. Message ids stay.
+6. Nothing is decided while events of one batch are still coming in: `Tick`, which ends each batch, decides.
+7. A version or receipt that starts nothing waits up to `HOLD` seconds for a commit to share, and is acked after it.
+8. The site has its own say (`gate.py`): a drained site begins no training, nor any site outside its hours; a run it
+   wants to be asked about waits for a person's yes, and a no ends the training under way. What is made is sent.
+9. A run that brings code is trained by exactly that code, once an operator has deployed it for this run, and a run
+   that was left is not trained (`deployments.py`).
+10. A revoked site trains and sends nothing, until it is a member again (`standing.py`).
+11. The last version of a run that has ended is fetched, for the site's own use (`keeping.py`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from broker.runtime.actor import Step, Tick
+from protocol.messages import Head, RunState
+from protocol.registry import Registry
+from worker.domain.effects import (
+    AbortTraining,
+    Alarm,
+    DropSpool,
+    FetchRegistry,
+    FetchVersion,
+    PullHead,
+    Settle,
+    Train,
+    UseRegistry,
+)
+from worker.domain.events import (
+    CommandSeen,
+    Evaluated,
+    FetchFailed,
+    HeadSeen,
+    HeadWanted,
+    HubAnswered,
+    LeftOut,
+    NotKept,
+    Obeyed,
+    Published,
+    ReceiptSeen,
+    RegistrySeen,
+    Resealed,
+    SendingFailed,
+    Trained,
+    TrainingFailed,
+    Uploaded,
+    VersionSeen,
+)
+from worker.domain.state import CODE_LOST, ENDED, WITH_ITS_RUN, RunRow, Snapshot, UpdateRow
+from worker.domain.writes import NoteHead, NoteRegistry, NoteRun, NoteVersion
+from worker.policy import OPEN, SitePolicy
+from worker.rules import outgoing
+from worker.rules.commands import Obeying
+from worker.rules.decisions import Decided, pause
+from worker.rules.fetching import Keeping, Pulls
+from worker.rules.gate import Gate, Said
+from worker.rules.membership import Standing
+from worker.rules.outgoing import Sending
+from worker.rules.reporting import Reporting, Shown
+
+HEAD_TOLERANCE = 10 * 60.0
+"""Seconds by which this machine's clock may be wrong."""
+HOLD = 0.25
+"""Seconds; with sites that train for milliseconds this saves every third commit, with slower ones it costs nothing."""
+ON_THEIR_WAY = 2
+"""Updates of a run without a final receipt that a site may always have: one is sent while the next is trained."""
+NOT_FAILED = ("-", "-")
+
+
+class WorkerRules:
+    """What the worker does next. Rebuilt from the journal's snapshot, it takes up everything that was pending."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        site: str,
+        heartbeat: float,
+        new_id: Callable[[], bytes],
+        dice: random.Random,
+        policy: SitePolicy = OPEN,
+        own_trainer: bool = True,
+        standing: Standing | None = None,
+    ) -> None:
+        """`heartbeat`: seconds between signs of life; `new_id` gives message ids of 16 random bytes.
+
+        `own_trainer`: whether the site has a trainer for runs that bring no code; `standing`: None judges nothing.
+        """
+        self._heartbeat = heartbeat
+        self._new_id = new_id
+        self._dice = dice
+        self._sending = Sending(snapshot, site, dice)
+        self._gate = Gate(snapshot, policy, own_trainer)
+        self._obeying = Obeying(snapshot.orders)
+        self._standing = standing or Standing(None, Registry(version=0, entries=()))
+        self._pulls = Pulls(dice)
+        self._keeping = Keeping(dice)
+        self._reporting = Reporting(heartbeat)
+        self._head = snapshot.head
+        self._registry = snapshot.registry
+        self._registry_digest = snapshot.registry_digest
+        self._runs = {row.run: row for row in snapshot.runs}
+        self._training: Train | None = None
+        self._failures = 0
+        self._blocked = False
+        self._failed = NOT_FAILED
+        self._train_at = float("-inf")
+        self._decided = Decided()
+        self._held = Decided()
+        self._held_until = float("inf")
+
+    def deadline(self) -> float | None:
+        """When `Tick` should come at the latest."""
+        due = [self._pulls.at, self._reporting.at, self._held_until, self._keeping.at]
+        if not self._standing.why:
+            due.append(self._sending.deadline())
+        if self._training is None and self._candidate() is not None:
+            due.append(max(self._train_at, self._gate.deadline()))
+        return min(due)
+
+    def step(self, event: Any, now: float) -> Step:
+        """What `event` leads to at `now`."""
+        decided = self._decided = Decided()
+        match event:
+            case Tick():
+                self._tick(now)
+            case VersionSeen():
+                self._on_version(event)
+                self._hold(now)
+            case HeadSeen():
+                self._on_head(event)
+            case HeadWanted(connected=connected):
+                self._pulls.wanted(now, connected=connected)
+                if connected:
+                    self._sending.connected(now)
+            case FetchFailed():
+                self._pulls.failed(now)
+            case HubAnswered():
+                self._standing.welcome()
+            case LeftOut(run=run):
+                self._standing.on_left_out(event, self._runs.get(run, RunRow(run=run)))
+                if not self._standing.why:  # it may be that the hub has yet to seal it for this site
+                    self._pulls.failed(now)
+            case RegistrySeen():
+                self._on_registry(event)
+            case ReceiptSeen():
+                decided.effects.append(Settle(delivery=event.delivery, what="receipt"))
+                self._standing.on_receipt(event.receipt)
+                settled = self._sending.on_receipt(event, now, decided)
+                if settled is not None and event.receipt.outcome in WITH_ITS_RUN:
+                    self._count(settled, -1)  # it may go on from the same version
+                    self._pulls.doubt(settled.run, now)
+                if settled is not None or not decided.writes:
+                    self._hold(now)
+            case Evaluated():
+                self._on_evaluated(event)
+            case Trained():
+                self._on_trained(event, now)
+            case TrainingFailed():
+                self._on_training_failed(event, now)
+            case NotKept(run=run):
+                self._keeping.failed(run, now)
+            case CommandSeen():
+                self._obeying.on_command(event, decided)
+            case Obeyed(envelope=envelope):
+                self._obeying.on_obeyed(event, self._sending.add_message(envelope, decided))
+            case Uploaded() | SendingFailed() | Resealed() | Published():
+                if isinstance(event, Published):
+                    self._obeying.on_published(event.row, decided)
+                lost = self._sending.on_progress(event, now, decided)
+                if lost is not None:
+                    self._count(lost, -1)
+            case _ if isinstance(event, Said):
+                self._gate.on_said(event, self._runs, self._training, now, decided)
+            case _:
+                raise TypeError(f"the worker's rules know no event {type(event).__name__}")
+        if self._decided.writes or now >= self._held_until:
+            self._release()
+        return Step(tuple(self._decided.writes), tuple(self._decided.effects))
+
+    def _hold(self, now: float) -> None:
+        """Let what this step writes, and what follows from it, wait for a commit to share.
+
+        While something is held, so is the ack of a message that came again: what the first one said is not noted yet.
+        """
+        if not self._decided.writes and not self._held.writes:
+            return
+        self._held.writes += self._decided.writes
+        self._held.effects += self._decided.effects
+        self._held_until = min(self._held_until, now + HOLD)
+        self._decided = Decided()
+
+    def _release(self) -> None:
+        """Put what was held before what this step decided: later rows of a run hold all that earlier ones did."""
+        held, self._held, self._held_until = self._held, Decided(), float("inf")
+        self._decided.writes[:0] = held.writes
+        self._decided.effects[:0] = held.effects
+
+    # ---- what is announced
+
+    def _on_version(self, event: VersionSeen) -> None:
+        if event.delivery is not None:
+            self._decided.effects.append(Settle(delivery=event.delivery, what="version"))
+        self._pulls.worked()
+        known = self._runs.get(event.run, RunRow(run=event.run))
+        if event.version < known.version or event.digest == known.digest:
+            return
+        self._standing.welcome()
+        news = replace(
+            known,
+            version=event.version,
+            digest=event.digest,
+            updates_per_base=event.updates_per_base,
+            evaluate=event.evaluate,
+            bundle=event.bundle,
+        )
+        if event.version > known.version:
+            news = replace(news, sent=0, evaluated=False)
+        # The run with the latest news goes last, which is where `_candidate` looks first.
+        self._runs.pop(event.run, None)
+        self._runs[event.run] = news
+        self._decided.writes.append(NoteVersion(row=news, record=event.record))
+
+    def _on_head(self, event: HeadSeen) -> None:
+        if event.delivery is not None:
+            self._decided.effects.append(Settle(delivery=event.delivery, what="head"))
+        head = event.head
+        if head.number < self._head:
+            # A message may come again, and a newer head may be announced while an older one is being pulled; but what
+            # is pulled may not be older than what was known before.
+            if head.number < event.known:
+                self._alarm("head.went_back", number=head.number, seen=self._head)
+            return
+        if event.wall > head.not_after + HEAD_TOLERANCE:
+            self._alarm("head.stale", number=head.number, overdue_s=round(event.wall - head.not_after))
+        self._pulls.told()
+        wanted: list[Any] = []
+        if head.registry != self._registry_digest:
+            wanted.append(FetchRegistry(digest=head.registry))
+        if head.number > self._head:
+            self._head = head.number
+            self._decided.writes.append(NoteHead(number=head.number))
+            self._apply(head)
+        for run in head.runs:
+            known = self._runs.get(run.run, RunRow(run=run.run))
+            reissued = run.version == known.version and run.record != known.digest
+            if run.state not in ENDED and (run.version > known.version or reissued):
+                wanted.append(FetchVersion(run=run.run, version=run.version, digest=run.record))
+        self._decided.effects += wanted
+        if not wanted:
+            self._pulls.worked()
+
+    def _apply(self, head: Head) -> None:
+        named = {run.run: run.state for run in head.runs}
+        for name in {**self._runs, **named}:
+            known = self._runs.get(name, RunRow(run=name))
+            if name in named:
+                news = replace(known, state=named[name], listed=True)
+            else:
+                news = replace(known, state=RunState.STOPPED) if known.listed else known
+            if news != known:
+                self._runs[name] = news
+                self._decided.writes.append(NoteRun(row=news))
+        training = self._training
+        if training is not None and self._runs[training.run].state in ENDED:
+            self._decided.effects.append(AbortTraining())
+
+    def _on_registry(self, event: RegistrySeen) -> None:
+        if event.registry.version < self._registry:
+            self._alarm("registry.went_back", version=event.registry.version, known=self._registry)
+            return
+        self._registry_digest = event.digest
+        if event.registry.version == self._registry:
+            return  # signed twice; the list in force stays
+        self._registry = event.registry.version
+        self._standing.on_registry(event.registry)
+        self._decided.writes.append(
+            NoteRegistry(version=event.registry.version, digest=event.digest, record=event.record)
+        )
+        self._decided.effects += [UseRegistry(registry=event.registry), PullHead(known=self._head)]
+
+    # ---- training
+
+    def _wanting(self) -> Iterator[RunRow]:
+        """Runs that could do with an update of this site, those with the latest news first."""
+        for run in () if self._standing.why else reversed(self._runs.values()):
+            if run.state != RunState.RUNNING or run.version < 0 or run.run in self._pulls.doubted:
+                continue
+            if run.sent < run.updates_per_base and self._sending.on_their_way(run.run) < max(
+                ON_THEIR_WAY, run.updates_per_base
+            ):
+                yield run
+
+    def _candidate(self) -> RunRow | None:
+        return next((run for run in self._wanting() if self._gate.lets(run)), None)
+
+    def _unwanted(self, training: Train) -> bool:
+        return self._runs[training.run].state in ENDED or self._gate.forbids(training.run, training.bundle)
+
+    def _decide(self, now: float) -> Train | None:
+        run = self._candidate()
+        if run is None or self._training is not None or now < self._train_at:
+            return None
+        if not self._gate.open(now, self._decided):
+            return None
+        evaluation = self._new_id() if run.evaluate and not run.evaluated else b""
+        sequence = self._sending.reserve(2 if evaluation else 1, self._decided)
+        self._training = Train(
+            run=run.run,
+            version=run.version,
+            epoch=self._sending.epoch,
+            sequence=sequence,
+            id=self._new_id(),
+            evaluation=evaluation,
+            count=run.sent,
+            bundle=run.bundle,
+        )
+        return self._training
+
+    def _on_evaluated(self, event: Evaluated) -> None:
+        training = self._training
+        if training is None or training.id != event.id:
+            return
+        self._training = replace(training, evaluation=b"")
+        run = self._runs[training.run]
+        if run.version == training.version:
+            self._note(replace(run, evaluated=True))
+        self._sending.add_message(event.envelope, self._decided)
+
+    def _on_trained(self, event: Trained, now: float) -> None:
+        training = self._training
+        if training is None or training.id != event.id or self._unwanted(training):
+            self._decided.effects.append(DropSpool(chunks=event.sealed.chunks))
+        if training is None or training.id != event.id:
+            return
+        self._training, self._failures, self._blocked, self._failed = None, 0, False, NOT_FAILED
+        if self._unwanted(training):
+            return
+        update = UpdateRow(
+            row=0,
+            id=training.id,
+            run=training.run,
+            base_version=training.version,
+            epoch=training.epoch,
+            sequence=training.sequence,
+            chunks=event.sealed.chunks,
+        )
+        self._sending.add_update(update, event.sealed, now, self._decided)
+        self._count(update, 1)
+
+    def _on_training_failed(self, event: TrainingFailed, now: float) -> None:
+        training = self._training
+        if training is None or training.id != event.id:
+            return
+        self._training = None
+        # Another run goes first next time: code that never loads must not keep the site from everything else.
+        self._runs = {training.run: self._runs[training.run]} | self._runs
+        if event.code == CODE_LOST:
+            self._gate.deployments.lost(training.run, self._decided)
+        self._blocked = event.code != "aborted"
+        if not self._blocked:
+            return
+        self._failed = (event.code, event.case)
+        if event.code == "disk_full":
+            self._train_at = now + self._heartbeat
+        else:
+            self._failures += 1
+            self._train_at = now + pause(self._dice, self._failures, longest=300.0)
+
+    def _count(self, update: UpdateRow, change: int) -> None:
+        """Count an update towards the version it was made from, while that is still the newest."""
+        run = self._runs[update.run]
+        if run.version == update.base_version:
+            self._note(replace(run, sent=max(0, run.sent + change)))
+
+    def _note(self, run: RunRow) -> None:
+        self._runs[run.run] = run
+        self._decided.writes.append(NoteRun(row=run))
+
+    # ---- time
+
+    def _tick(self, now: float) -> None:
+        if self._pulls.due(now):
+            self._decided.effects.append(PullHead(known=self._head))
+        self._standing.tick(self._decided)
+        begun = self._decide(now)
+        self._gate.turned()
+        if not self._standing.why:
+            self._sending.tick(now, self._decided)
+        self._reporting.tick(self._shown(), now, self._decided, member=not self._standing.why)
+        if not self._standing.why:
+            self._keeping.tick(self._runs.values(), now, self._decided)
+        if begun is not None:  # after the report, which would hide what a quick trainer has said already
+            self._decided.effects.append(begun)
+
+    def _shown(self) -> Shown:
+        shown = self._doing()
+        if shown.code != "-":
+            return shown
+        if self._failed == NOT_FAILED and self._sending.twins.seen:
+            return shown._replace(code=outgoing.CODE)
+        code, case = self._failed
+        return shown._replace(code=code, case=case)
+
+    def _doing(self) -> Shown:
+        training = self._training
+        if training is not None:
+            return Shown("evaluating" if training.evaluation else "training", training.run, training.version)
+        last = next(reversed(self._runs.values()), RunRow(run=""))
+        if self._standing.why:
+            return Shown("revoked", last.run, last.version)
+        candidate = self._candidate()
+        if self._blocked and candidate is not None:
+            return Shown("blocked", candidate.run, candidate.version)
+        if self._sending.busy:
+            return Shown("sending", last.run, last.version)
+        if self._gate.drained:
+            return Shown("drained", last.run, last.version)
+        waiting = self._gate.waiting(self._wanting(), candidate)
+        if waiting is not None:
+            run, lacks = waiting
+            return Shown("waiting", run.run, run.version, lacks or "-")
+        return Shown("idle", last.run, last.version)
+
+    def _alarm(self, event: str, **details: Any) -> None:
+        self._decided.effects.append(Alarm(event=event, details=details))

@@ -1,0 +1,1 @@
+"""The running worker: threads, queues and wiring around the rules."""

@@ -1,0 +1,197 @@
+"""Orders from operators, as they reach a site: checked here again, whatever the aggregator thinks, and carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import nacl.utils
+
+from protocol.commands import COUNTER_AHEAD, LONGEST_ORDER, ORDERS, TOLERANCE
+from protocol.envelope import body, seal, unlock, verify
+from protocol.errors import ConfigError, FledgeError, Unauthorized, Untrusted, WireError
+from protocol.messages import Command, Kind, Reply
+from protocol.registry import Registry
+from worker.domain.events import CommandSeen, Drain, Obeyed, Undrain
+from worker.domain.state import Leaving
+from worker.intake import Reader
+from worker.policy import SitePolicy
+from worker.service.code_deployer import RUN_ORDERS, Deploying
+
+_TEXT = 1024
+_LEAVING: Mapping[str, Leaving] = {"site.restart": "restart", "site.shutdown": "shutdown"}
+
+
+class Looking(Protocol):
+    """Whoever answers questions about this machine; `worker.inspection.inspector` has the real one."""
+
+    def answer(self, order: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """A sentence and values.
+
+        Raises:
+            FledgeError: it cannot be answered; the text may leave the site.
+        """
+        ...
+
+
+class Blind:
+    """A worker that answers no questions about its machine."""
+
+    def answer(self, order: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Refuse.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"this worker answers no {order}; it was started without a folder to look at")
+
+
+Checks = Callable[[], Mapping[str, Any]]
+"""The site's own checks, as a table that may leave the site."""
+
+
+def no_checks() -> Mapping[str, Any]:
+    """The checks of a worker that has none."""
+    return {}
+
+
+class Orders:
+    """One site's obedience."""
+
+    def __init__(
+        self,
+        site: str,
+        reader: Callable[[], Reader],
+        policy: SitePolicy,
+        looking: Looking,
+        runs: Deploying,
+        tell: Callable[[Any], None],
+        log: Any,
+        *,
+        checks: Checks = no_checks,
+    ) -> None:
+        """`reader` gives the one of the registry in force; `tell` takes events for the rules."""
+        self._site = site
+        self._reader = reader
+        self._policy = policy
+        self._looking = looking
+        self._runs = runs
+        self._tell = tell
+        self._log = log
+        self._checks = checks
+
+    # ---- reading
+
+    def read(self, raw: bytes, delivery: Any, wall: float) -> CommandSeen:
+        """What an operator ordered, and whether it may be.
+
+        Raises:
+            WireError: it is not a genuine command for this site.
+        """
+        reader = self._reader()
+        verified = verify(raw, reader.registry, federation=reader.federation, kinds=(Kind.COMMAND,))
+        order = body(verified, Command, unlock(verified, reader.identity))
+        operator = verified.sender.name
+        objection, text = self._objection(operator, order, reader.registry, wall)
+        return CommandSeen(
+            delivery=delivery,
+            operator=operator,
+            signer=verified.core.sender,
+            counter=order.counter,
+            id=verified.core.id,
+            command=order.command,
+            arguments=order.arguments,
+            objection=objection,
+            text=text,
+        )
+
+    def _objection(self, operator: str, order: Command, registry: Registry, wall: float) -> tuple[str, str]:
+        if self._site not in order.targets:
+            return "wrong_site", f"the command is for {', '.join(order.targets)[:200] or 'the aggregator'}"
+        if not wall - TOLERANCE < order.expires <= wall + LONGEST_ORDER + TOLERANCE:
+            return "expired", "the command is too old or from the future; compare the clocks and send it again"
+        if order.counter > (wall + TOLERANCE) * 1000:
+            return (
+                COUNTER_AHEAD,
+                "the order's number is from the future; set the clock where it was given, and send it again",
+            )
+        known = ORDERS.get(order.command)
+        if known is None or not known.at_sites:
+            return "unknown_command", f"a worker knows no command {order.command}; its software may be older"
+        try:
+            registry.rights.check(operator, known.action, (self._site,))
+            self._policy.may_order(operator, order.command)
+        except Unauthorized as error:
+            return error.reason, str(error)
+        return "ok", ""
+
+    # ---- obeying
+
+    def obey(self, seen: CommandSeen) -> None:
+        """Carry out an order and tell the rules the signed answer; on a thread that may take its time.
+
+        What is ordered about runs the rules decide, once everything is at hand; they have it answered.
+        """
+        if not self._still_known(seen):
+            return
+        reason, text = seen.objection, seen.text
+        values: dict[str, Any] = {}
+        if reason == "ok":
+            try:
+                if seen.command in RUN_ORDERS:
+                    self._tell(self._runs.prepare(seen))
+                    return
+                text, values = self._carry_out(seen)
+            except WireError as error:
+                reason, text = error.reason, str(error)
+            except FledgeError as error:
+                reason, text = "not_possible", str(error)
+        self.answer(seen, reason, text, values)
+
+    def answer(self, seen: CommandSeen, reason: str, text: str, values: Mapping[str, Any]) -> None:
+        """Sign the answer to an order and tell it to the rules."""
+        leaving = _LEAVING.get(seen.command, "") if reason == "ok" else ""
+        self._log.info("order.obeyed", operator=seen.operator, command=seen.command, outcome=reason)
+        try:
+            envelope = self._reply(seen, reason, text, values)
+        except (WireError, OverflowError):  # an answer over the limits
+            envelope = self._reply(seen, "too_large", "the answer is too large; ask for less", {})
+        self._tell(Obeyed(envelope=envelope, leaving=leaving))
+
+    def _still_known(self, seen: CommandSeen) -> bool:
+        """Whether the operator's keys still hold: an order may have waited here while they were revoked."""
+        try:
+            self._reader().registry.signer(seen.signer)
+        except Untrusted as error:
+            self._log.warning("order.obeyed", operator=seen.operator, command=seen.command, outcome=error.reason)
+            return False
+        return True
+
+    def _carry_out(self, seen: CommandSeen) -> tuple[str, dict[str, Any]]:
+        match seen.command:
+            case "site.drain":
+                self._tell(Drain())
+                return "what is trained is finished and sent; nothing new begins until `site undrain`", {}
+            case "site.undrain":
+                self._tell(Undrain())
+                return "trains again", {}
+            case "site.restart":
+                return "ends in order and is started again by its supervisor", {}
+            case "site.shutdown":
+                return "ends in order and stays down; somebody at the site has to start it again", {}
+            case "site.doctor":
+                return "", dict(self._checks())
+            case _:
+                return self._looking.answer(seen.command, seen.arguments)
+
+    def _reply(self, seen: CommandSeen, reason: str, text: str, values: Mapping[str, Any]) -> bytes:
+        reader = self._reader()
+        reply = Reply(message=seen.id, ok=reason == "ok", reason=reason, text=text[:_TEXT], values=dict(values))
+        return seal(
+            reader.identity,
+            Kind.REPLY,
+            reply,
+            [*reader.aggregators, reader.registry.member(seen.operator)],
+            federation=reader.federation,
+            message_id=nacl.utils.random(16),
+        )

@@ -1,0 +1,434 @@
+"""The worker's shell: threads, queues, store and journal around the rules.
+
+One thread steps the rules and owns the journal. Deliveries are verified on the transport's threads; fetching, training
+and uploading have a thread each, which lives as long as the worker and sleeps while there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import nacl.utils
+import structlog
+
+from broker.blobs.base import BlobStore
+from broker.runtime.actor import Actor
+from broker.runtime.crash_points import crash_point
+from broker.runtime.health import HEALTH, Health
+from broker.runtime.threads import Lane
+from broker.transport.base import Delivery, Subscription, Transport
+from broker.transport.outbox import Relay
+from protocol import topology
+from protocol.envelope import kind_of
+from protocol.errors import ConfigError, DiskFull, StateError, WireError
+from protocol.keys import Role
+from protocol.messages import Kind
+from protocol.registry import Registry
+from worker.domain import effects, events, writes
+from worker.domain.effects import (
+    Answer,
+    ForgetAnswer,
+    ForgetCode,
+    ForgetOwn,
+    Judged,
+    KeepLast,
+    Leave,
+    LookAtClock,
+    Obey,
+)
+from worker.domain.events import ClockSeen, HubAnswered, LeftOut, RunAnswered
+from worker.domain.state import Leaving
+from worker.intake import NotForUs, Reader, read_registry
+from worker.journal.approvals import Answers
+from worker.journal.journal import Journal
+from worker.journal.lock import hold
+from worker.pipeline.code_loader import Deployed
+from worker.pipeline.fetcher import Fetcher
+from worker.pipeline.training import Job, Training
+from worker.pipeline.uploader import Throttle, Uploader
+from worker.rules.membership import Standing
+from worker.rules.worker import WorkerRules
+from worker.service.code_deployer import Deploying
+from worker.service.command_handler import Orders
+from worker.service.grant_client import Grants
+from worker.service.settings import WorkerSettings
+from worker.service.status import Observer, Signs, WorkerEvent
+from worker.storage.code_store import Codes
+from worker.storage.incidents import Cases
+from worker.storage.kept_versions import KeptVersions
+from worker.storage.local_tensors import OwnTensors
+from worker.storage.spool import Spool
+
+CASES, ANSWERS, MODELS = "cases", "approvals", "models"
+"""Directories below the state directory that people at the site look at and write to."""
+DOUBTS = ("untrusted", "revoked", "not_for_us")
+"""Reasons that a newer registry may explain."""
+_GRACE = 30.0
+_AGAIN = 5.0
+
+
+def _nobody(event: WorkerEvent) -> None:
+    """The observer of a worker that nobody watches."""
+
+
+class WorkerService:
+    """One site's worker. `start` returns at once; `join` waits; errors surface in `join`."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        transport: Transport,
+        store: BlobStore,
+        state: Path,
+        on_event: Observer = _nobody,
+        new_id: Callable[[], bytes] = lambda: nacl.utils.random(16),
+        dice: random.Random | None = None,
+    ) -> None:
+        """Open the state directory and take up what an earlier process left.
+
+        Transport and store stay the caller's to close. `on_event` may be called from several threads.
+
+        Raises:
+            ConfigError: the identity is not a site's.
+            WireError: the registry is not signed by the federation's root.
+            StateError: the state directory cannot be used, or another worker uses it.
+        """
+        identity = settings.identity
+        if identity.role != Role.SITE:
+            raise ConfigError(f"{identity.name} is a key of the role {identity.role.value}; a worker needs a site's")
+        self.site = topology.check_site(identity.name)
+        self._settings = settings
+        self._state = state
+        self._transport = transport
+        self._log = structlog.get_logger("worker").bind(site=self.site)
+        self._signs = Signs(self.site, on_event, transport, self._reading, self._log, settings.certificate_days)
+        self._dice = dice or random.Random()
+        self._lock_file = hold(state)
+        try:
+            rules = self._open(new_id)
+        except BaseException:
+            os.close(self._lock_file)
+            raise
+        self._actor = Actor(rules, self._commit, self._perform)
+        self._relay = Relay(transport, self._confirmed, dice=self._dice)
+        self._build_lanes(store)
+        self._publishing: dict[int, bytes] = {}
+        self._abort = threading.Event()
+        self._stopping = threading.Event()
+        self._subscriptions: list[Subscription] = []
+        self._thread = threading.Thread(target=self._run, name=f"{self.site} worker", daemon=True)
+        self._error: BaseException | None = None
+        self.leaving: Leaving = ""
+        """What an operator ordered, if that is why the worker ends."""
+        self.accepted = threading.Event()
+        """Set when the hub has answered this process for the first time."""
+        self.health = Health(state / HEALTH)
+        self.ended = threading.Event()
+        """Set when the worker has ended, by `stop` or by an error."""
+
+    def _open(self, new_id: Callable[[], bytes]) -> WorkerRules:
+        """Open journal and spool and build the rules from them."""
+        settings = self._settings
+        self.journal = Journal(self._state / "worker.db", self.site)
+        registry = self._registry(settings.registry_record, settings.root)
+        self._reader = Reader(settings.identity, settings.federation, registry)
+        snapshot = self.journal.load()
+        self._spool = Spool(self._state / "spool", settings.spool_quota)
+        swept = self._spool.sweep([name for update in snapshot.updates for name in update.chunks])
+        self._codes = Codes(self._state / "code")
+        swept += self._codes.sweep(each.code for each in snapshot.deployments.values())
+        self._log.info("worker.opened", updates=len(snapshot.updates), leftovers=swept, registry=registry.version)
+        return WorkerRules(
+            snapshot,
+            site=self.site,
+            heartbeat=settings.heartbeat,
+            new_id=new_id,
+            dice=self._dice,
+            policy=settings.policy,
+            own_trainer=settings.trainer is not None,
+            standing=Standing(settings.identity.public, registry),
+        )
+
+    def _build_lanes(self, store: BlobStore) -> None:
+        tell, settings = self._actor.mailbox.put, self._settings
+        fetcher = Fetcher(store, self._reading, settings.root, tell, time.time, self._log)
+        kbit = settings.policy.bandwidth_kbit
+        throttle = Throttle(None if kbit is None else kbit * 125.0)
+        self._uploader = Uploader(store, self._spool, self.site, self._reading, tell, self._log, throttle)
+        self._answers = Answers(self._state / ANSWERS)
+        self._training = Training(
+            trainer=settings.trainer,
+            deployed=Deployed(self._codes, self._reading, settings.policy, settings.options),
+            filters=settings.filters,
+            exclude=settings.exclude,
+            own=OwnTensors(self._state / "own", settings.identity, settings.federation),
+            seed=settings.seed,
+            store=store,
+            spool=self._spool,
+            reader=self._reading,
+            tell=tell,
+            progress=self._signs.progress,
+            log=self._log,
+            cases=Cases(self._state / CASES),
+            kept=KeptVersions(self._state / MODELS),
+            policy=settings.policy,
+        )
+        self.grants = Grants(self.site, self._reading, self._transport, self._log, accepted=self._accepted)
+        runs = self._runs = Deploying(self._codes, store, self._reading, settings.policy, self._log)
+        self._orders = Orders(
+            self.site, self._reading, settings.policy, settings.looking, runs, tell, self._log, checks=settings.checks
+        )
+        self._obey = Lane[Callable[[], None]](f"{self.site} obey", lambda work: work())
+        self._fetch = Lane[Any](f"{self.site} fetch", fetcher.fetch)
+        self._send = Lane[Callable[[], None]](f"{self.site} send", lambda work: work())
+        self._train = Lane[Callable[[], None]](f"{self.site} train", lambda work: work())
+
+    def _registry(self, kit: bytes, root: bytes) -> Registry:
+        """The newer of the kit's registry and the one that was noted last."""
+        first = read_registry(kit, root, self._settings.federation)
+        noted = self.journal.registry_record()
+        if noted is not None:
+            last = read_registry(noted, root, self._settings.federation)
+            if last.registry.version >= first.registry.version:
+                return last.registry
+        self.journal.commit(
+            [writes.NoteRegistry(version=first.registry.version, digest=first.digest, record=first.record)]
+        )
+        return first.registry
+
+    # ---- life
+
+    def start(self) -> None:
+        """Begin to listen, train and send."""
+        self.health.begin()
+        self._thread.start()
+        self._subscriptions += [
+            self._transport.consume(topology.down_queue(self.site), self._take_announcement),
+            self._transport.consume(topology.inbox_queue(self.site), self._take_inbox),
+        ]
+        self._transport.on_connected(self._connected)
+        self._transport.on_refused(lambda: self.health.let_in(False))
+        self._log.info("worker.started", federation=self._settings.federation)
+
+    def stop(self) -> None:
+        """End orderly: a training is aborted, what is journalled goes out at the next start. Idempotent."""
+        self._stopping.set()
+        self._abort.set()
+        for subscription in self._subscriptions:
+            subscription.cancel()
+        if not self._train.stop(_GRACE):
+            self._log.warning("training.still_running", waited_s=_GRACE)
+        self._actor.mailbox.close()
+        if self._thread.ident is None and not self.ended.is_set():
+            self._close()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the end.
+
+        Raises:
+            FledgeError: what ended the worker, if it was not `stop`.
+        """
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._actor.run()
+        except BaseException as error:
+            self._error = error
+            self._log.error("worker.failed", kind=type(error).__name__, error=str(error))
+        finally:
+            self._actor.mailbox.close()
+            self._abort.set()
+            for subscription in self._subscriptions:
+                subscription.cancel()
+            self._signs.tell("stopped")
+            self._close()
+            self._log.info("worker.stopped")
+
+    def _close(self) -> None:
+        self._relay.close()
+        self._uploader.close()
+        for lane in (self._fetch, self._send, self._train, self._obey):
+            lane.stop(0)
+        self._training.close()
+        self.journal.close()
+        os.close(self._lock_file)
+        self.ended.set()
+
+    def _reading(self) -> Reader:
+        return self._reader
+
+    # ---- deliveries
+
+    def _take_announcement(self, delivery: Delivery) -> None:
+        self._take(delivery, lambda: self._announced(delivery))
+
+    def _announced(self, delivery: Delivery) -> Any:
+        event = self._reader.announcement(delivery.body, delivery, time.time())
+        if isinstance(event, events.VersionSeen):
+            self._log.info("version.received", run=event.run, version=event.version)
+        return event
+
+    def _take_inbox(self, delivery: Delivery) -> None:
+        self._take(delivery, lambda: self._read_inbox(delivery))
+
+    def _read_inbox(self, delivery: Delivery) -> Any:
+        match kind_of(delivery.body):
+            case Kind.COMMAND:
+                return self._orders.read(delivery.body, delivery, time.time())
+            case Kind.GRANT:
+                self.grants.take(delivery.body)
+                delivery.ack()
+                return None
+            case _:
+                return self._reader.receipt(delivery.body, delivery)
+
+    def _connected(self) -> None:
+        self.health.let_in(True)
+        self._actor.mailbox.put(events.HeadWanted(connected=True))
+
+    def _accepted(self, head: bytes) -> None:
+        """The hub has answered: it knows this site now."""
+        self.health.accepted()
+        self._actor.mailbox.put(HubAnswered())
+        if not self.accepted.is_set():
+            self.accepted.set()
+            self._log.info("worker.accepted")
+        if head:
+            self._actor.mailbox.put(self._reader.head(head, time.time()))
+
+    def _take(self, delivery: Delivery, read: Callable[[], Any]) -> None:
+        try:
+            event = read()
+        except WireError as error:
+            self._log.warning("message.refused", queue=delivery.queue, reason=error.reason, error=str(error))
+            delivery.ack()
+            if error.reason not in DOUBTS:
+                return
+            event = events.HeadWanted(connected=False)
+            if isinstance(error, NotForUs):
+                event = LeftOut(run=error.run, version=error.version)
+        if event is not None:
+            self._actor.mailbox.put(event)
+
+    def _confirmed(self, row: int) -> None:
+        update = self._publishing.pop(row, b"")
+        if update:
+            self._log.info("update.published", update=update.hex()[:8])
+        crash_point("worker.confirmed")
+        self._actor.mailbox.put(events.Published(row=row))
+
+    # ---- commits and effects
+
+    def _commit(self, writes: Sequence[Any]) -> Sequence[Any]:
+        """Commit as soon as the disk has room: everything waits until then, and nothing is lost."""
+        while True:
+            try:
+                return self.journal.commit(writes)
+            except DiskFull as error:
+                self._log.error("journal.blocked", error=str(error), seconds=_AGAIN)
+                self._signs.blocked()
+                if self._stopping.wait(_AGAIN):
+                    raise
+
+    def _perform(self, effect: Any) -> None:
+        match effect:
+            case effects.Settle(delivery=delivery, what=what):
+                if what == "version":
+                    crash_point("worker.noted")
+                delivery.ack()
+            case effects.PullHead() | effects.FetchRegistry() | effects.FetchVersion():
+                self._fetch.put(effect)
+                if isinstance(effect, effects.PullHead):  # at every connection, and every now and then
+                    self.grants.hello()
+            case effects.UseRegistry(registry=registry):
+                self._reader = replace(self._reader, registry=registry)
+                self._log.info("registry.changed", version=registry.version)
+            case effects.Train(run=run):
+                self._begin_training(effect, self.journal.version_record(run))
+            case effects.AbortTraining():
+                self._abort.set()
+            case LookAtClock():
+                self._actor.mailbox.put(ClockSeen(local=datetime.now()))  # the hospital's own time of day
+            case ForgetAnswer(run=run):
+                self._answers.noted(run)
+            case Obey(command=command):
+                self._obey.put(lambda: self._orders.obey(command))
+            case Answer(command=command, reason=reason, text=text, values=values):
+                self._obey.put(lambda: self._orders.answer(command, reason, text, dict(values)))
+            case ForgetCode(code=code):
+                self._obey.put(lambda: self._runs.forget(code))
+            case ForgetOwn(run=run):
+                self._train.put(lambda: self._training.forget_own(run))
+            case KeepLast(run=run):
+                record = self.journal.version_record(run)
+                self._train.put(lambda: self._training.keep_last(run, record, self._stopping))
+            case Leave(leaving=leaving):
+                self.leaving = leaving
+                threading.Thread(target=self.stop, name=f"{self.site} leave", daemon=True).start()
+            case effects.Report():
+                self._report(effect)
+            case Judged(why=why):
+                self.health.revoked(bool(why))
+                self._signs.judged(why)
+            case effects.Alarm(event=event, details=details):
+                self._log.error(event, **details)
+            case _:
+                self._perform_sending(effect)
+
+    def _begin_training(self, training: effects.Train, record: bytes) -> None:
+        abort = self._abort = threading.Event()
+        if self._stopping.is_set():  # looked at after the event was put in place, so `stop` cannot miss it
+            abort.set()
+        self._train.put(lambda: self._training.run(Job(training, record, abort)))
+
+    def _perform_sending(self, effect: Any) -> None:
+        match effect:
+            case effects.Upload(row=row, anew=anew):
+                self._log.info("update.spooled", update=row.id.hex()[:8], sequence=row.sequence)
+                crash_point("worker.spooled")
+                self._send.put(lambda: self._uploader.upload(row, anew=anew))
+            case effects.Reseal(row=row, epoch=epoch, sequence=sequence):
+                sealed = self.journal.sealed(row.row)
+                if sealed is not None:
+                    self._send.put(lambda: self._uploader.reseal(row, sealed, epoch, sequence))
+            case effects.Publish(row=number, update=id):
+                outgoing = self.journal.outgoing(number)
+                if outgoing is not None:
+                    self._publishing[number] = id
+                    self._relay.send([outgoing])
+                    crash_point("worker.published")
+            case effects.Settled(row=row, outcome=outcome, reason=reason, version=version):
+                self._log.info(
+                    "update.settled",
+                    update=row.id.hex()[:8],
+                    outcome=outcome.value,
+                    reason=reason,
+                    version=version,
+                )
+                crash_point("worker.receipt")
+            case effects.DropSpool(chunks=chunks):
+                self._spool.drop(chunks)
+            case _:
+                raise StateError(f"the worker knows no effect {type(effect).__name__}")
+
+    # ---- signs of life
+
+    def _report(self, report: effects.Report) -> None:
+        self._signs.report(report)
+        self.health.stuck(self._signs.stuck)
+        if report.publish:
+            for run, approved in self._answers.take().items():
+                self._actor.mailbox.put(RunAnswered(run=run, approved=approved))

@@ -1,0 +1,162 @@
+"""Signs of life: what a worker does now, shown to whoever watches beside it and told to the aggregator."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import nacl.utils
+
+from broker.transport.base import Transport
+from protocol import topology
+from protocol.envelope import NO_RUN, seal
+from protocol.errors import FledgeError
+from protocol.messages import CERTIFICATE_DAYS, Event, Kind
+from worker.domain.effects import Report
+from worker.domain.state import LEFT, NO_TRAINER, NOT_DEPLOYED
+from worker.intake import Reader
+
+_PROGRESS_EVERY = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEvent:
+    """What one worker is doing now, for display."""
+
+    site: str
+    state: str
+    run: str
+    version: int
+    progress: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    code: str = "-"
+    """Why the last training failed, if none has succeeded since."""
+    case: str = "-"
+    """The case at the site that has the full text."""
+
+
+Observer = Callable[[WorkerEvent], None]
+
+
+_LACKING = {
+    NOT_DEPLOYED: "an operator has to order `run deploy {run}`",
+    NO_TRAINER: "name a trainer in worker.toml, or have the run bring its code",
+    LEFT: "the site left the run; an operator may order `run join {run}`",
+    "site": "say `fledge site approve {run}`, or wait for the hours in policy.toml",
+}
+"""What a run that waits is waiting for, by the word that is shown for it."""
+
+
+class Signs:
+    """The last thing shown, and the ways it goes; called from the worker's threads."""
+
+    def __init__(
+        self,
+        site: str,
+        on_event: Observer,
+        transport: Transport,
+        reader: Callable[[], Reader],
+        log: Any,
+        certificate_days: Callable[[], float | None],
+    ) -> None:
+        """`reader` gives the one of the registry in force, `certificate_days` how long the site's certificate lasts."""
+        self._site = site
+        self._on_event = on_event
+        self._transport = transport
+        self._reader = reader
+        self._log = log
+        self._certificate_days = certificate_days
+        self._software = software()
+        self._shown = self._fresh("idle", "", -1)
+        self._shown_at = float("-inf")
+        self.stuck = ""
+        """What keeps this site from training though it is healthy, in one sentence; empty: nothing."""
+
+    def report(self, report: Report) -> None:
+        """Show and tell what the rules report."""
+        shown = self._shown
+        if (report.state, report.run, report.version) != (shown.state, shown.run, shown.version):
+            shown = self._fresh(report.state, report.run, report.version)
+        shown = replace(shown, code=report.code, case=report.case)
+        # A training that is tried again says nothing new before it has ended.
+        before, self.stuck = self.stuck, self.stuck if report.state in ("training", "evaluating") else ""
+        if report.state == "waiting":
+            reason = report.code if report.code in _LACKING else "site"
+            todo = _LACKING[reason].format(run=report.run)
+            self.stuck = f"run {report.run} waits: {todo}"
+            if self.stuck != before:
+                self._log.warning("run.waiting", run=report.run, version=report.version, reason=reason, todo=todo)
+        elif report.state == "blocked":
+            told = f"`fledge site case {report.case}` shows why" if report.case != "-" else "see the log"
+            self.stuck = f"the last training of run {report.run} failed ({report.code}): {told}"
+        if shown != self._shown:
+            self._show(shown)
+        if report.publish:
+            self.tell(report.state)
+
+    def judged(self, why: str) -> None:
+        """Log that the site is revoked, by what sign; empty: that it is a member again."""
+        if why:
+            todo = "ask the federation's operators; the journal stays, and work goes on if they list this site again"
+            self._log.error("site.revoked", reason=why, todo=todo)
+        else:
+            self._log.info("site.member_again")
+
+    def blocked(self) -> None:
+        """Show that nothing goes on for want of room."""
+        self._show(replace(self._shown, state="blocked"))
+
+    def progress(self, share: float, metrics: Mapping[str, float]) -> None:
+        """Show how far a training is, ten times a second at most."""
+        now = time.monotonic()
+        if share < 1 and now - self._shown_at < _PROGRESS_EVERY:
+            return
+        self._shown_at = now
+        self._show(replace(self._shown, progress=min(1.0, max(0.0, share)), metrics=dict(metrics)))
+
+    def tell(self, state: str) -> None:
+        """Tell the aggregator; nobody waits for the confirm and a failure is dropped."""
+        shown, reader, days = self._shown, self._reader(), self._certificate_days()
+        try:
+            event = Event(
+                state=state,
+                progress=shown.progress,
+                metrics=dict(shown.metrics) | ({} if days is None else {CERTIFICATE_DAYS: days}),
+                software=self._software,
+                code=shown.code,
+                case=shown.case,
+            )
+            raw = seal(
+                reader.identity,
+                Kind.EVENT,
+                event,
+                reader.aggregators,
+                federation=reader.federation,
+                message_id=nacl.utils.random(16),
+                run=shown.run or NO_RUN,
+                version=max(0, shown.version),
+            )
+            self._transport.publish(topology.event_exchange(self._site), "", raw)
+        except FledgeError as error:
+            self._log.debug("event.dropped", error=str(error))
+
+    def _fresh(self, state: str, run: str, version: int) -> WorkerEvent:
+        return WorkerEvent(site=self._site, state=state, run=run, version=version, progress=0.0)
+
+    def _show(self, event: WorkerEvent) -> None:
+        self._shown = event
+        try:
+            self._on_event(event)
+        except Exception:  # whoever watches must not be able to stop the worker
+            self._log.exception("observer.failed")
+
+
+def software() -> str:
+    """Which fledge this is, as signs of life name it."""
+    try:
+        return f"fledge-{importlib.metadata.version('fledge-fl')}"
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        return "fledge"
