@@ -35,7 +35,7 @@ def alone(bundle: Path, data: Path, epochs: int) -> dict[str, Any]:
 
 def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, Any]:
     """Contribute once for each epoch: an encrypted base on the disk, the training, encrypted chunks in the spool."""
-    from fledge.allocator import return_large_blocks
+    from fledge.process.memory import return_large_blocks
     from protocol.blob import split_chunks
     from protocol.envelope import Sealer
     from protocol.keys import Identity, Role

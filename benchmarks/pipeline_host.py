@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.pipeline_model import peak_kib
-from fledge import log
-from fledge.allocator import return_large_blocks
 from fledge.bootstrap import open_aggregator, open_worker
 from fledge.federation import AGGREGATOR_TOML, WORKER_TOML
+from fledge.process import log
+from fledge.process.memory import return_large_blocks
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import pipeline_events
 from benchmarks.pipeline_model import peak_kib
 from fledge.federation import AGGREGATOR_TOML, new_federation
-from fledge.init_run import init_run
+from fledge.runs.init_run import init_run
 
 FEDERATION, RUN = "benchmark", "pipeline"
 TRAINER = "benchmarks.pipeline_trainer:trainer"

@@ -23,8 +23,8 @@ import numpy as np
 from aggregator.strategy.strategies import Span, strategy
 from benchmarks.convergence_sim import Federation
 from benchmarks.hippocampus_bundle import Volume, split, write_bundle, write_list
-from fledge.init_run import load_genesis
-from fledge.monai_runs import init_bundle_run
+from fledge.runs.from_bundle import init_bundle_run
+from fledge.runs.init_run import load_genesis
 from protocol import limits
 from worker.api.trainer import Control, training_seed
 from worker.api.weights import Weights, write_records

@@ -24,9 +24,9 @@ from broker.blobs.monitored import WatchedBlobs
 from broker.blobs.s3.presigned import Ask
 from broker.runtime.settings import given_urls, read_toml
 from deploy.keyfiles import read_bounded, read_identity
-from fledge.connecting import broker_of, days_left, doors_of, granted_store, store_of
-from fledge.init_run import load_genesis, load_run
-from fledge.packing import load_code
+from fledge.connections import broker_of, days_left, doors_of, granted_store, store_of
+from fledge.runs.code_archive import load_code
+from fledge.runs.init_run import load_genesis, load_run
 from protocol.envelope import NO_RUN
 from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role

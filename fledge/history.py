@@ -13,7 +13,7 @@ from aggregator.service.service import DATABASE
 from aggregator.strategy.strategies import strategy as strategy_named
 from broker.blobs.garbage import Collected
 from fledge.bootstrap import Kept, open_kept, read_centre
-from fledge.init_run import RUN_TOML, load_run
+from fledge.runs.init_run import RUN_TOML, load_run
 from protocol.errors import ConfigError, StateError
 from protocol.keys import Role
 

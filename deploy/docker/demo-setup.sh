@@ -27,7 +27,7 @@ sites:
   - {name: site-3, org: hospital-3}
 operators:
   - {name: operator, email: operator@hub.example, org: hub, roles: [super]}
-trainer: fledge.demo_task:trainer
+trainer: fledge.demo.task:trainer
 END
 fledge provision provisioner/project.yml -o provisioner/federation >provisioner/shown
 while read -r name _ archive password _; do
@@ -70,5 +70,5 @@ for number in 0 1 2; do
     printf '\n[options]\nseed = 42\nhospitals = 3\nhospital = %s\nseconds = %s\n' "$number" "$seconds" \
         >>"site-$((number + 1))/kit/worker.toml"
 done
-fledge init-run fledge.demo_task:trainer -o hub/kit/run --name demo --option seed=42 --option hospitals=3
+fledge init-run fledge.demo.task:trainer -o hub/kit/run --name demo --option seed=42 --option hospitals=3
 touch provisioner/done

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fledge.ctl import audit, dead, files, machine, models, registry, runs, sites, updates
-from fledge.ctl.options import command, session_of
+from fledge.ctl.commands import audit, files, models, queues, registry, runs, sites, system, updates
+from fledge.ctl.options import command
 from fledge.ctl.session import Session, open_with_kit
 
 KIT = "FLEDGE_KIT"
@@ -42,33 +42,18 @@ def common(
 
 command(app, "status")(sites.status)
 command(app, "metrics")(updates.metrics)
-command(app, "logs")(machine.logs)
-command(app, "stats")(machine.stats)
+command(app, "logs")(system.logs)
+command(app, "stats")(system.stats)
 for _name, _group in (
     ("site", sites.app),
     ("registry", registry.app),
     ("run", runs.app),
     ("model", models.app),
     ("update", updates.app),
-    ("dead", dead.dead),
-    ("queue", dead.queue),
+    ("dead", queues.dead),
+    ("queue", queues.queue),
     ("audit", audit.app),
-    ("sys", machine.app),
+    ("sys", system.app),
     ("file", files.app),
 ):
     app.add_typer(_group, name=_name)
-
-
-@app.command()
-def shell(
-    context: typer.Context,
-    line: Annotated[
-        list[str] | None, typer.Option("-c", help="Run this line and leave; may be given again.", metavar="LINE")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Never ask for a name again.")] = False,
-) -> None:
-    """A console with history and completion that also understands Clara's commands; reads lines from a pipe too."""
-    from fledge.ctl.shell import run_shell
-
-    if code := run_shell(session_of(context, yes), line):
-        raise typer.Exit(code)

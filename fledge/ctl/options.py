@@ -24,7 +24,7 @@ def kit_of(context: typer.Context) -> Path:
 
 def complete_site(context: typer.Context, incomplete: str) -> list[str]:
     """Sites for the shell's completion, from the kit's own list of members: nobody is asked."""
-    from fledge.ctl.members import site_names
+    from fledge.operator.members import site_names
 
     return [name for name in site_names(kit_of(context)) if name.startswith(incomplete)]
 

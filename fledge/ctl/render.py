@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from rich.box import Box
     from rich.table import Table
 
-    from fledge.operator import Said
+    from fledge.operator.console import Said
+
+from fledge.process.terminal import _CURSOR, clean, line
 
 NO_ANSWER = "no_answer"
 OK, FAILED, SILENT = 0, 1, 4
 LINES = "lines"
-_CURSOR = "next"
 _SHORT = 12
 _SMALL = 100_000
 """Bytes that are shown one by one."""
@@ -65,20 +66,6 @@ def as_json(answers: Iterable[Said]) -> str:
 
 def _json_value(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def clean(text: str, *, keep: str = "") -> str:
-    """The text with everything escaped that could steer a terminal: control and format characters, surrogates."""
-    return "".join(each if each.isprintable() or each in keep else _escape(each) for each in text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
-
-
-def line(text: str) -> str:
-    """A line of somebody's file or log: tabs stay, everything else that is not printable is escaped."""
-    return clean(text, keep="\t")
 
 
 def shown(column: str, value: Any) -> str:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fledge.ctl import render
+from fledge.process import terminal
 from protocol.errors import ConfigError
 from protocol.topology import AGGREGATOR
 
 if TYPE_CHECKING:
     from rich.console import Console as Screen
 
-    from fledge.operator import Console, Said
+    from fledge.operator.console import Console, Said
 
 WIDE = 200
 """Columns of what is not shown on a terminal, so that tables in files and pipes are not broken up."""
@@ -36,7 +37,8 @@ def open_with_kit(kit: Path) -> AbstractContextManager[Console]:
     Raises:
         ConfigError: there is no kit, or something is wrong with it.
     """
-    from fledge.operator import OPERATOR_TOML, open_console
+    from fledge.operator.config import OPERATOR_TOML
+    from fledge.operator.open import open_console
 
     if kit.is_dir() and not (kit / OPERATOR_TOML).exists():
         raise ConfigError(f"{kit}: no operator's kit is here; name its folder with --kit or in FLEDGE_KIT")
@@ -176,6 +178,6 @@ def target_word(arguments: Mapping[str, Any], targets: Sequence[str]) -> str:
 
 def prompt(text: str) -> str | None:
     """Ask on standard error, beside what programs read; None if the input ends."""
-    sys.stderr.write(render.clean(text))  # it may repeat what somebody else said
+    sys.stderr.write(terminal.clean(text))  # it may repeat what somebody else said
     sys.stderr.flush()
     return sys.stdin.readline() or None

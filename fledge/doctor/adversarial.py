@@ -15,18 +15,18 @@ from broker.blobs.s3.store import S3Blobs
 from broker.blobs.s3.url import S3Url
 from broker.transport.rabbitmq.amqp import AmqpUrl
 from broker.transport.rabbitmq.probe import Probe, mechanisms
-from fledge.connecting import signers_of
-from fledge.doctor import store_attacks
+from fledge.connections import signers_of
+from fledge.doctor.checks import store_attacks
+from fledge.doctor.checks.local import check_keys, check_registry
+from fledge.doctor.checks.network import Blocked, Way, walk
+from fledge.doctor.checks.permissions import forbidden, own
+from fledge.doctor.checks.store import CALL_S
+from fledge.doctor.checks.store_attacks import Attack, Outcome
 from fledge.doctor.examine import presigned, read_line
 from fledge.doctor.findings import Finding, bad, good, skipped, warning
-from fledge.doctor.forbidden import forbidden, own
-from fledge.doctor.hops import Blocked, Way, walk
-from fledge.doctor.local import check_keys, check_registry
 from fledge.doctor.place import Place
 from fledge.doctor.report import Report
-from fledge.doctor.store_attacks import Attack, Outcome
-from fledge.doctor.store_checks import CALL_S
-from fledge.operator import OperatorConfig
+from fledge.operator.config import OperatorConfig
 from protocol.errors import ConfigError, Malformed, TransportError
 from protocol.keys import Identity, Role
 from protocol.registry import Registry

@@ -13,16 +13,16 @@ from broker.net.proxy import proxy_for
 from broker.net.tls import Tls, check_plain
 from broker.transport.rabbitmq.amqp import AmqpUrl, parse_amqp_url
 from deploy.servers.members import members_of
-from fledge.connecting import broker_url, store_url, tls_of
-from fledge.doctor.broker_checks import check_broker
+from fledge.connections import broker_url, store_url, tls_of
+from fledge.doctor.checks.broker import check_broker
+from fledge.doctor.checks.local import check_certificate, check_keys, check_machine, check_private, check_registry
+from fledge.doctor.checks.network import Way
+from fledge.doctor.checks.permissions import Own, own
+from fledge.doctor.checks.store import check_store_rights, check_store_way
 from fledge.doctor.findings import Finding, Server, bad, good, skipped, warning
-from fledge.doctor.forbidden import Own, own
-from fledge.doctor.hops import Way
-from fledge.doctor.local import check_certificate, check_keys, check_machine, check_private, check_registry
 from fledge.doctor.place import Place
 from fledge.doctor.report import Report
-from fledge.doctor.store_checks import check_store_rights, check_store_way
-from fledge.operator import OperatorConfig
+from fledge.operator.config import OperatorConfig
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.registry import Registry

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from aggregator.config import AggregatorConfig
 from broker.runtime.settings import given_urls, read_toml
 from deploy.provision.kit_files import CONFIGURATION
-from fledge.operator import OperatorConfig
+from fledge.operator.config import OperatorConfig
 from protocol.errors import ConfigError
 from protocol.keys import Role
 from worker.config import WorkerConfig, read_config

@@ -27,7 +27,7 @@ def key_of(data: bytes) -> str:
 WRITER = """
 import hashlib, os, sys
 from pathlib import Path
-from broker.files import FileBlobs
+from broker.blobs.directory import FileBlobs
 
 store = FileBlobs(Path(sys.argv[1]))
 while True:

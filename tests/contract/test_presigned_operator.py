@@ -11,11 +11,11 @@ import pytest
 
 from broker.blobs.s3.grants import Granter
 from broker.blobs.s3.store import S3Blobs
-from fledge.ctl import running, taking
+from fledge.ctl import model_actions, run_actions
 from fledge.ctl.session import Session
-from fledge.init_run import init_run
-from fledge.operator import OperatorConfig
-from fledge.operator_store import open_store
+from fledge.operator.config import OperatorConfig
+from fledge.operator.store import open_store
+from fledge.runs.init_run import init_run
 from protocol.errors import Forbidden, StoreError
 from protocol.messages import Request
 from protocol.topology import bundle_key, model_chunk
@@ -71,14 +71,14 @@ def session(hub: SigningHub) -> Iterator[Session]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    init_run("fledge.demo_task:trainer", tmp_path / "chest", name="chest", options={"seed": 3, "hospitals": 2})
+    init_run("fledge.demo.task:trainer", tmp_path / "chest", name="chest", options={"seed": 3, "hospitals": 2})
     return tmp_path / "chest"
 
 
 def test_a_run_goes_up_and_a_model_comes_down(hub: SigningHub, session: Session, folder: Path, tmp_path: Path) -> None:
-    (created,) = running.create(session, folder)
+    (created,) = run_actions.create(session, folder)
     assert created.ok
-    (pulled,) = taking.pull(session, tmp_path / "model", "lung")
+    (pulled,) = model_actions.pull(session, tmp_path / "model", "lung")
     assert pulled.ok
     assert (tmp_path / "model").read_bytes() == (folder / "initial.safetensors").read_bytes()
     asked = [each.command for each in hub.asked]
@@ -109,5 +109,5 @@ def test_an_operator_learns_why_there_are_no_urls(
 ) -> None:
     hub.answers["upload.urls"] = answer
     with pytest.raises(error, match=says):
-        running.create(session, folder)
+        run_actions.create(session, folder)
     assert "run.create" not in [each.command for each in hub.asked]

@@ -6,7 +6,7 @@ import argparse
 import secrets
 from pathlib import Path
 
-from fledge import log
+from fledge.process import log
 from tests.e2e.long import out, report, run
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from aggregator.config import RunConfig
 from fledge.federation import new_federation
-from fledge.init_run import RUN_TOML, render
-from fledge.packing import CODE
+from fledge.runs.code_archive import CODE
+from fledge.runs.init_run import RUN_TOML, render
 from tests.e2e.rig import FILTERS, ROOT, RUN, Rig
 from tests.support.rabbit import RabbitVhost
 from tests.support.s3 import S3Server

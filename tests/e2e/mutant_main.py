@@ -20,7 +20,7 @@ import aggregator.journal.journal as journal
 import aggregator.journal.tables as tables
 from aggregator.service.service import AggregatorService
 from broker.transport.base import Delivery, Verb
-from fledge.cli import main
+from fledge.cli.app import main
 
 _SENT_S = 0.3  # seconds in which an ack or a publish has surely left this process
 

@@ -15,7 +15,7 @@ from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.journal.history import History
 from fledge.bootstrap import Centre, read_centre
 from fledge.federation import AGGREGATOR_TOML, new_federation
-from fledge.init_run import RUN_TOML, init_run, render
+from fledge.runs.init_run import RUN_TOML, init_run, render
 from protocol import topology
 from tests.e2e.program import KILLED, Death, Program, wait_for
 from tests.support.fault_proxy import FaultProxy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from fledge import bootstrap
-from fledge.cli import main
+from fledge.cli.app import main
 
 if __name__ == "__main__":
     bootstrap.WorkerSettings = partial(bootstrap.WorkerSettings, seed=b"the same in every life")

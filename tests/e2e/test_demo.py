@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from fledge import demo, demo_task
-from fledge.demo_processes import LOG
+from fledge.demo import demo, task
+from fledge.demo.processes import LOG
 from fledge.federation import AGGREGATOR_TOML
 from fledge.history import audit_run, replay_run
 from tests.support.rabbit import RabbitVhost
@@ -42,8 +42,8 @@ def check(summary: demo.Summary, text: str, out: Path, sites: int) -> None:
     assert "> 0x" in text
     assert summary.course.rejected == 0
     assert len(set(summary.course.staleness)) > 1
-    held_out = demo_task.digits(42, sites).held_out
-    assert demo_task.accuracy(load_file(summary.model), held_out) == summary.federated
+    held_out = task.digits(42, sites).held_out
+    assert task.accuracy(load_file(summary.model), held_out) == summary.federated
     config = out / demo.ASYNCHRONOUS / "federation" / AGGREGATOR_TOML
     assert all(line.good for line in audit_run(config, demo.RUN))
     rebuilt = list(replay_run(config, demo.RUN))

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from fledge.health import site_health
-from fledge.inferring import SiteModels
+from fledge.inference import SiteModels
 from tests.e2e.walk import KIT, ROOT, Walk, join
 
 pytestmark = pytest.mark.servers

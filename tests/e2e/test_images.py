@@ -338,7 +338,7 @@ def test_an_image_holds_everything_that_a_hub_needs(somebody: Somebody, source: 
     install(somebody, source, somebody.home / "whole")
     needed = (
         *("aggregator.service.service", "broker.transport.rabbitmq.transport", "broker.blobs.s3.store"),
-        *("deploy.provision.provisioning", "fledge.bootstrap", "fledge.cli"),
+        *("deploy.provision.provisioning", "fledge.bootstrap", "fledge.cli.app"),
     )
     tried = f"import {', '.join(needed)}"
     python = str(somebody.home / "whole/bin/python")

@@ -21,7 +21,7 @@ from broker.transport.base import Delivery
 from deploy.servers.apply import Management, apply_members
 from deploy.servers.members import members_of
 from deploy.servers.rabbitmq import site_permissions
-from fledge.connecting import broker_of
+from fledge.connections import broker_of
 from fledge.doctor.adversarial import attack
 from fledge.doctor.examine import examine
 from fledge.doctor.findings import Finding, Verdict

@@ -12,9 +12,9 @@ import pytest
 from deploy.servers.apply import Management, apply_members
 from deploy.servers.members import members_of
 from fledge.doctor.adversarial import attack
+from fledge.doctor.checks.local import check_keys, check_registry
 from fledge.doctor.examine import examine
 from fledge.doctor.findings import Verdict
-from fledge.doctor.local import check_keys, check_registry
 from fledge.doctor.place import read_kit
 from tests.support.rabbit import RabbitNode, free_ports
 from tests.support.rabbit_fixtures import require_rabbit

@@ -28,7 +28,7 @@ from broker.transport.rabbitmq.transport import RabbitTransport
 from deploy.servers.apply import Management, apply_members, cut_off
 from deploy.servers.gitops import broker_definitions
 from deploy.servers.members import members_of
-from fledge.doctor.forbidden import Try, forbidden, needed, own
+from fledge.doctor.checks.permissions import Try, forbidden, needed, own
 from protocol.errors import NotAllowed, TransportError
 from protocol.keys import Identity, Role
 from protocol.registry import Registry, sign_registry

@@ -14,8 +14,8 @@ import torch
 from aggregator.config import RunConfig, StrategyConfig
 from fledge.bootstrap import open_aggregator, open_worker
 from fledge.federation import AGGREGATOR_TOML, WORKER_TOML, new_federation
-from fledge.monai_runs import init_bundle_run
-from fledge.packing import CODE
+from fledge.runs.code_archive import CODE
+from fledge.runs.from_bundle import init_bundle_run
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
 from worker.storage.incidents import Cases

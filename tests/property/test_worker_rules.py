@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from broker.runtime.actor import Tick
 from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
-from worker.domain import effects, events
+from worker.domain import effects, events, writes
 from worker.domain.effects import LookAtClock
 from worker.domain.events import ClockSeen, CommandSeen, Drain, RunAnswered, RunOrdered, Undrain
 from worker.domain.state import CODE_LOST, Sealed, UpdateRow
@@ -95,8 +95,8 @@ class WorkerUnderFire(RuleBasedStateMachine):
         self.look_at_effects(effects)
         self.pending += effects
 
-    def look_at(self, writes: list[Any]) -> None:
-        for write in writes:
+    def look_at(self, written: list[Any]) -> None:
+        for write in written:
             match write:
                 case writes.AddUpdate(row=row):
                     assert row.id not in self.updates

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fledge.operator import Said
+from fledge.operator.console import Said
 from protocol.commands import ORDERS
 from protocol.keys import Identity, Role
 from protocol.registry import Registry, sign_registry
@@ -100,7 +100,7 @@ class Hub:
     name: str = "alice"
 
     def open(self, kit: Path) -> AbstractContextManager[Hub]:
-        """What `fledge.operator.open_console` is to the real one."""
+        """What `fledge.operator.open.open_console` is to the real one."""
         return self._open()
 
     @contextmanager

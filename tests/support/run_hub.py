@@ -13,8 +13,8 @@ from typing import Any
 
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.transfer import read_blob
-from fledge.ctl.members import read_members
-from fledge.operator import Said
+from fledge.operator.console import Said
+from fledge.operator.members import read_members
 from protocol import limits
 from protocol.codec import encode
 from protocol.envelope import Sealer, body, unlock, verify

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from fledge.ctl.app import app
+from fledge.cli.app import ctl as app
 from tests.support.operator_hub import Hub
 
 DONE = re.compile(r"Done \[[0-9]+ usecs\] [0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:.]+")

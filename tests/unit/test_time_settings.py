@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from aggregator.config import AggregatorConfig, RunConfig, StopConfig
 from deploy.provision.project import Project
-from fledge.operator import OperatorConfig
+from fledge.operator.config import OperatorConfig
 from worker.config import WorkerConfig
 from worker.policy import SitePolicy
 

@@ -27,7 +27,7 @@ class Looking:
     def __init__(
         self, state: Path, *, log_file: Path, environment: Mapping[str, str], statistics: bool = False
     ) -> None:
-        """`state` is the worker's state directory, `log_file` the local log (`fledge.log.configure(also=…)`).
+        """`state` is the worker's state directory, `log_file` the local log (`fledge.process.log.configure(also=…)`).
 
         With `statistics` the figures that were shared here are told.
         """

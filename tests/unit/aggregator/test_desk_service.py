@@ -16,7 +16,7 @@ import pytest
 from aggregator.operators.admin_access import Doors
 from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
-from fledge.operator import Console, Said
+from fledge.operator.console import Console, Said
 from protocol import topology
 from protocol.envelope import body, seal, typed_body, unlock, verify
 from protocol.errors import TransportError

@@ -19,7 +19,7 @@ import pytest
 from aggregator.audit.retention import References
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.transfer import read_blob
-from fledge.operator import Said
+from fledge.operator.console import Said
 from protocol import limits, topology
 from protocol.codec import encode
 from protocol.envelope import Sealer, Verified, body, typed_body, unlock, verify

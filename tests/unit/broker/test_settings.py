@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from aggregator.config import AggregatorConfig, RunConfig
 from broker.runtime.settings import TlsConfig, given_urls, parse_toml, read_toml
-from fledge.operator import OperatorConfig
+from fledge.operator.config import OperatorConfig
 from protocol.errors import ConfigError
 from worker.config import WorkerConfig
 from worker.policy import SitePolicy

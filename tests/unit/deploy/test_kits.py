@@ -22,7 +22,7 @@ from deploy.provision import kit_files, kits, pki
 from deploy.provision.kits import MANIFEST, open_kit, read_kit, write_kit
 from deploy.provision.project import Project, check_project
 from deploy.provision.provisioning import provision
-from fledge.operator import OperatorConfig
+from fledge.operator.config import OperatorConfig
 from protocol.errors import ConfigError
 from worker.config import read_config
 from worker.policy import OPEN, read_policy

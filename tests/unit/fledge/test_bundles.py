@@ -17,10 +17,10 @@ import pytest
 from aggregator.pipeline.genesis import Genesis
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.transfer import read_blob
-from fledge import bundles
-from fledge.bundles import Packed, pack, send
-from fledge.init_run import init_run, load_run
-from fledge.packing import archive, read_code
+from fledge.runs import upload
+from fledge.runs.code_archive import archive, read_code
+from fledge.runs.init_run import init_run, load_run
+from fledge.runs.upload import Packed, pack, send
 from protocol import limits
 from protocol.envelope import body, unlock, verify
 from protocol.errors import ConfigError
@@ -29,7 +29,7 @@ from protocol.topology import bundle_key
 from tests.support.federation import Federation, wide
 
 TRAINER = b"import network\n\n\ndef trainer(**options):\n    return network.make(**options)\n"
-NETWORK = b"from fledge.demo_task import trainer as make\n"
+NETWORK = b"from fledge.demo.task import trainer as make\n"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def code(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, code: Path) -> Path:
-    init_run("fledge.demo_task:trainer", tmp_path / "run", name="digits", options={"seed": 3, "hospitals": 2})
+    init_run("fledge.demo.task:trainer", tmp_path / "run", name="digits", options={"seed": 3, "hospitals": 2})
     (tmp_path / "run" / "code").symlink_to(code)
     return tmp_path / "run"
 
@@ -186,7 +186,7 @@ def test_a_run_without_code_goes_up_too(run: Path) -> None:
     (run / "code").unlink()
     packed = pack(run)
     assert (packed.code, packed.digest) == (b"", "")
-    assert bundles.send(packed, Federation().operator, "f", [Federation().aggregator.public], MemoryBlobs())
+    assert upload.send(packed, Federation().operator, "f", [Federation().aggregator.public], MemoryBlobs())
 
 
 def test_init_run_copies_code_and_tells_its_digest(tmp_path: Path, code: Path) -> None:

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from broker.blobs.directory import FileBlobs
-from fledge import cli, log
+from fledge.cli import main
 from fledge.federation import new_federation
-from fledge.init_run import init_run
+from fledge.process import log
+from fledge.runs.init_run import init_run
 from protocol.errors import ConfigError, DiskFull, Fenced, FledgeError, Missing, Untrusted
 from tests.support.kits import Kits
 
-TRAINER = "fledge.demo_task:trainer"
+TRAINER = "fledge.demo.task:trainer"
 
 
 def fledge(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -91,7 +92,7 @@ def test_the_version_is_the_distributions() -> None:
     ],
 )
 def test_every_error_has_its_exit_code(error: FledgeError, code: int) -> None:
-    assert cli.exit_code(error) == code
+    assert main.exit_code(error) == code
 
 
 def test_a_missing_configuration_is_one_line_and_code_2(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fledge.bootstrap import open_worker
-from fledge.cli_data import app
+from fledge.cli.data import app
 from fledge.federation import new_federation
 from protocol.errors import ConfigError, StateError, Unauthorized
 from tests.support.dicom import write_series

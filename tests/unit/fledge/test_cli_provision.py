@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from deploy.keyfiles import read_identity
-from fledge.cli_provision import _secret, register
+from fledge.cli.provision import _secret, register
 from protocol.errors import ConfigError
 from protocol.registry import Registry, open_registry
 
@@ -142,7 +142,7 @@ def test_bad_input_ends_with_exit_code_2(tmp_path: Path) -> None:
 
 def test_a_password_is_asked_for_on_the_terminal_and_not_shown() -> None:
     ours, theirs = pty.openpty()
-    code = "from fledge.cli_provision import _secret; print('got', len(_secret(None, 'Password of the kit')))"
+    code = "from fledge.cli.provision import _secret; print('got', len(_secret(None, 'Password of the kit')))"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen(
         [sys.executable, "-c", code],

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fledge.cli import app
-from fledge.cli_site import app as site
+from fledge.cli.app import app
+from fledge.cli.site import app as site
 from protocol.errors import ConfigError, StateError
 from protocol.messages import RunState
 from worker.domain import writes

@@ -13,11 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from broker.blobs.base import BlobStore
-from fledge import log
-from fledge.bundles import pack
-from fledge.ctl.app import app
-from fledge.init_run import init_run
-from fledge.operator import Console
+from fledge.cli.app import ctl as app
+from fledge.operator.console import Console
+from fledge.process import log
+from fledge.runs.init_run import init_run
+from fledge.runs.upload import pack
 from tests.unit.aggregator.test_desk_service import Hub
 
 SITES = ("site-0", "site-1", "site-2")
@@ -37,7 +37,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    init_run("fledge.demo_task:trainer", tmp_path / "chest", name="chest", options={"seed": 3, "hospitals": 2})
+    init_run("fledge.demo.task:trainer", tmp_path / "chest", name="chest", options={"seed": 3, "hospitals": 2})
     (tmp_path / "chest" / "code").mkdir()
     (tmp_path / "chest" / "code" / "trainer.py").write_text("def trainer(**options):\n    return options\n")
     (tmp_path / "kit").mkdir()

@@ -13,12 +13,12 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from typer.testing import CliRunner
 
-from fledge.ctl.app import app
-from fledge.ctl.clara import CLARA
-from fledge.ctl.completion import ShellCompleter
-from fledge.ctl.lines import HISTORY, Line, Typed, split
+from fledge.cli.app import ctl as app
 from fledge.ctl.session import Session
-from fledge.ctl.shell import Shell
+from fledge.shell.clara import CLARA
+from fledge.shell.completion import ShellCompleter
+from fledge.shell.lines import HISTORY, Line, Typed, split
+from fledge.shell.loop import Shell
 from protocol.commands import ORDERS
 from protocol.errors import ConfigError, TransportError
 from tests.support.operator_hub import Hub, kit

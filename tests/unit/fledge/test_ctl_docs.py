@@ -3,8 +3,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fledge.ctl.clara import CLARA
-from fledge.ctl.shell import own_commands
+from fledge.shell.clara import CLARA
+from fledge.shell.context import own_commands
 from protocol.commands import ORDERS
 
 PAGE = Path(__file__).parents[3] / "docs" / "ctl.md"

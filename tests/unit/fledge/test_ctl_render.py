@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console as Screen
 
 from fledge.ctl import render
-from fledge.operator import Said
+from fledge.operator.console import Said
+from fledge.process import terminal
 from tests.support.operator_hub import refused, silent
 
 
@@ -38,7 +39,7 @@ def drawn(answer: Said, *, headed: bool = False) -> str:
     ],
 )
 def test_nothing_that_steers_a_terminal_gets_through(text: str, shown: str) -> None:
-    assert render.clean(text) == shown
+    assert terminal.clean(text) == shown
     for answer in (
         said(text),
         said(value=text),

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from fledge import cli
-from fledge.bundles import pack
-from fledge.ctl.app import app
-from fledge.init_run import init_run
+from fledge.cli import main
+from fledge.cli.app import ctl as app
+from fledge.runs.init_run import init_run
+from fledge.runs.upload import pack
 from protocol.errors import FledgeError
 from tests.support.operator_hub import refused, silent
 from tests.support.run_hub import OFFERED, RunHub
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     code = tmp_path / "mycode"
     code.mkdir()
     (code / "trainer.py").write_text(TRAINER)
-    init_run("fledge.demo_task:trainer", tmp_path / "chest", name="chest", options={"seed": 3, "hospitals": 2})
+    init_run("fledge.demo.task:trainer", tmp_path / "chest", name="chest", options={"seed": 3, "hospitals": 2})
     code.rename(tmp_path / "chest" / "code")
     return tmp_path / "chest"
 
@@ -42,7 +42,7 @@ def ctl(hub: RunHub, *words: object, typed: str | None = None, code: int = 0) ->
     """A command as the program itself would end."""
     done = CliRunner().invoke(app, ["--kit", str(hub.kit), *map(str, words)], obj=hub.open, input=typed)
     error = done.exception
-    ended = cli.exit_code(error) if isinstance(error, FledgeError) else done.exit_code
+    ended = main.exit_code(error) if isinstance(error, FledgeError) else done.exit_code
     assert ended == code, (done.output, error)
     return done
 
@@ -265,8 +265,8 @@ def test_a_model_that_was_changed_in_the_store_leaves_no_file(trained: RunHub, t
 
 
 def test_a_kit_without_a_store_says_what_to_do(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fledge.operator import OperatorConfig
-    from fledge.operator_store import open_store
+    from fledge.operator.config import OperatorConfig
+    from fledge.operator.store import open_store
 
     monkeypatch.delenv("FLEDGE_STORE", raising=False)
     hub: Any = RunHub(tmp_path / "kit")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fledge.ctl.clara import CLARA, find
 from fledge.ctl.session import Session
-from fledge.ctl.shell import Shell
+from fledge.shell.clara import CLARA, find
+from fledge.shell.loop import Shell
 from tests.support.operator_hub import Hub, kit, refused, silent
 from tests.support.sittings import answer, cells, shell
 

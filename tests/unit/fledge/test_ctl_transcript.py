@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fledge.bundles import pack
-from fledge.init_run import init_run
+from fledge.runs.init_run import init_run
+from fledge.runs.upload import pack
 from tests.support.run_hub import RunHub
 from tests.support.sittings import DONE, shell
 
@@ -49,7 +49,7 @@ TRANSCRIPT: Sequence[tuple[str, list[str]]] = [
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunHub:
-    init_run("fledge.demo_task:trainer", tmp_path / "segmentation", name="x", options={"seed": 3, "hospitals": 2})
+    init_run("fledge.demo.task:trainer", tmp_path / "segmentation", name="x", options={"seed": 3, "hospitals": 2})
     (tmp_path / "segmentation" / "code").mkdir()
     (tmp_path / "segmentation" / "code" / "trainer.py").write_text("def trainer(**options):\n    return options\n")
     monkeypatch.chdir(tmp_path)

@@ -12,13 +12,13 @@ from pathlib import Path
 PARENT = """
 import sys
 from pathlib import Path
-from fledge.demo_processes import WorkerProcesses
+from fledge.demo.processes import WorkerProcesses
 from fledge.federation import new_federation
 
 place, sites = Path(sys.argv[1]), ["north", "south"]
 nobody = "amqp://127.0.0.1:1/none"
 new_federation(place, name="f", sites=sites, broker=nobody, store=f"file://{place}/store",
-               trainer="fledge.demo_task:trainer", options={site: {"seed": 1, "hospitals": 2} for site in sites})
+               trainer="fledge.demo.task:trainer", options={site: {"seed": 1, "hospitals": 2} for site in sites})
 workers = WorkerProcesses({site: place / "sites" / site / "worker.toml" for site in sites}, lambda site: None)
 workers.wait_until_started()
 print(*(process.pid for process in workers._processes.values()), flush=True)

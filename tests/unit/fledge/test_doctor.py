@@ -22,15 +22,22 @@ from broker.blobs.s3.url import S3Url, parse_s3_url
 from broker.net.tls import Tls
 from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
-from fledge.connecting import broker_of
+from fledge.connections import broker_of
+from fledge.doctor.checks.local import (
+    check_certificate,
+    check_disk,
+    check_keys,
+    check_memory,
+    check_private,
+    check_registry,
+)
+from fledge.doctor.checks.permissions import forbidden, needed, own
+from fledge.doctor.checks.store import SKEW_S, check_clock
+from fledge.doctor.checks.store_attacks import Attack, Outcome, copies, own_copies, with_credentials, without_signature
 from fledge.doctor.findings import Finding, Server, Verdict, bad, good, warning
-from fledge.doctor.forbidden import forbidden, needed, own
-from fledge.doctor.local import check_certificate, check_disk, check_keys, check_memory, check_private, check_registry
 from fledge.doctor.place import read_kit
 from fledge.doctor.report import Report
-from fledge.doctor.store_attacks import Attack, Outcome, copies, own_copies, with_credentials, without_signature
-from fledge.doctor.store_checks import SKEW_S, check_clock
-from fledge.doctor.telling import sign_of, tell_hub
+from fledge.doctor.submit import sign_of, tell_hub
 from protocol.codec import decode, encode
 from protocol.errors import ConfigError
 from protocol.keys import Role

@@ -10,10 +10,10 @@ from aggregator.config import AggregatorConfig
 from broker.runtime.settings import read_toml
 from deploy.keyfiles import read_identity
 from fledge.bootstrap import open_worker
-from fledge.connecting import broker_url, store_url
+from fledge.connections import broker_url, store_url
 from fledge.doctor.place import read_kit
 from fledge.federation import AGGREGATOR_TOML, ROOT_KEYS, WORKER_TOML, new_federation
-from fledge.operator import OperatorConfig
+from fledge.operator.config import OperatorConfig
 from protocol.errors import ConfigError, Untrusted
 from protocol.keys import Role
 from protocol.registry import open_registry

@@ -23,11 +23,11 @@ from typer.testing import CliRunner
 
 from broker.blobs.cache import CachedBlobs
 from deploy.keyfiles import write_identity
-from fledge.cli import app
-from fledge.inferring import ABOUT, infer
-from fledge.init_run import load_genesis
-from fledge.monai_runs import init_bundle_run
-from fledge.packing import load_code
+from fledge.cli.app import app
+from fledge.inference import ABOUT, infer
+from fledge.runs.code_archive import load_code
+from fledge.runs.from_bundle import init_bundle_run
+from fledge.runs.init_run import load_genesis
 from protocol.errors import ConfigError, Missing, StateError, StoreError, Tampered, TrainingError, WireError
 from protocol.messages import Kind, RunState
 from protocol.spec import ModelSpec

@@ -8,11 +8,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
-from fledge import demo_task
-from fledge.init_run import INITIAL, RUN_TOML, SPEC, init_run, load_genesis, load_run, render
+from fledge.demo import task
+from fledge.runs.init_run import INITIAL, RUN_TOML, SPEC, init_run, load_genesis, load_run, render
 from protocol.errors import ConfigError
 
-TRAINER = "fledge.demo_task:trainer"
+TRAINER = "fledge.demo.task:trainer"
 OPTIONS = {"seed": 3, "hospitals": 2}
 
 
@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_version_0_is_what_the_trainer_begins_with_and_safetensors_opens_it(run: Path) -> None:
     written = load_file(run / INITIAL)
-    for name, array in demo_task.initial(3).items():
+    for name, array in task.initial(3).items():
         np.testing.assert_array_equal(written[name], array)
 
 
@@ -67,7 +67,7 @@ def test_settings_come_back_as_they_were_written(settings: RunConfig) -> None:
 def test_genesis_reads_what_was_written_and_can_be_read_again(run: Path) -> None:
     genesis = load_genesis(run)
     assert b"".join(genesis.payload()) == b"".join(genesis.payload()) == (run / INITIAL).read_bytes()
-    assert genesis.spec.names == set(demo_task.initial(3))
+    assert genesis.spec.names == set(task.initial(3))
 
 
 def test_a_model_that_does_not_fit_its_specification_is_refused(run: Path) -> None:
@@ -99,9 +99,9 @@ def test_a_run_is_never_overwritten(run: Path) -> None:
     ("factory", "options", "says"),
     [
         ("no_such_module:trainer", {}, "no_such_module"),
-        ("fledge.demo_task:nothing", {}, "nothing"),
+        ("fledge.demo.task:nothing", {}, "nothing"),
         (TRAINER, {"wrong": 1}, "wrong"),
-        ("fledge.demo_task:digits", OPTIONS, "no model"),
+        ("fledge.demo.task:digits", OPTIONS, "no model"),
     ],
 )
 def test_a_factory_that_cannot_be_used_is_named(

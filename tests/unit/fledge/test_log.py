@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fledge import log_file
-from fledge.log_file import LogFile
+from fledge.process import log_file
+from fledge.process.log_file import LogFile
 from protocol.errors import StateError
 
 PROGRAM = """

@@ -10,10 +10,10 @@ import torch
 from typer.testing import CliRunner, Result
 
 from aggregator.config import RunConfig
-from fledge.cli import app
-from fledge.init_run import load_genesis, load_run
-from fledge.mmar_runs import run_config
-from fledge.monai_runs import init_bundle_run
+from fledge.cli.app import app
+from fledge.runs.from_bundle import init_bundle_run
+from fledge.runs.from_mmar import run_config
+from fledge.runs.init_run import load_genesis, load_run
 from protocol.errors import ConfigError
 from tests.support import mmars
 from worker.trainers.initial import spec_and_payload

@@ -12,7 +12,7 @@ import pytest
 
 PROGRAM = """\
 import os, signal, sys, threading
-from fledge.signals import stopped_by_signals
+from fledge.process.signals import stopped_by_signals
 
 sys.setswitchinterval(3600)  # others run only while the main thread waits
 stopped, idle, go = threading.Event(), threading.Event(), threading.Event()

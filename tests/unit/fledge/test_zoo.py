@@ -19,9 +19,9 @@ import torch
 from monai.bundle.config_parser import ConfigParser
 from typer.testing import CliRunner
 
-from fledge.cli import app
-from fledge.monai_runs import bundle_files
-from fledge.starting_points import named, new_bundle, starting_points
+from fledge.cli.app import app
+from fledge.runs.from_bundle import bundle_files
+from fledge.runs.zoo import named, new_bundle, starting_points
 from protocol.errors import ConfigError
 from tests.support.monai_marks import MONAI
 from tests.support.training import control

@@ -40,7 +40,7 @@ from os import getpid
 
 import numpy as np
 from helper import STEP
-from worker.trainer import EvaluationResult, TrainResult
+from worker.api.trainer import EvaluationResult, TrainResult
 
 
 class Adds:

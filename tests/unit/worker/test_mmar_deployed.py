@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fledge.monai_runs import init_bundle_run
+from fledge.runs.from_bundle import init_bundle_run
 from tests.support import mmars
 from tests.support import monai_bundles as bundles
 from tests.support.worker_fixtures import stop

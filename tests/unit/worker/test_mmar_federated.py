@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aggregator.config import RunConfig
 from aggregator.strategy.strategies import strategy
-from fledge.mmar_runs import run_config
+from fledge.runs.from_mmar import run_config
 from protocol.errors import ConfigError
 from tests.support import mmars
 from worker.mmar.entries import Kind

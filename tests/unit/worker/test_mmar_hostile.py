@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fledge.mmar_runs import lines
+from fledge.runs.from_mmar import lines
 from protocol.errors import ConfigError
 from tests.support import mmars
 from worker.mmar.entries import Kind, Note

@@ -17,8 +17,8 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from fledge.monai_runs import bundle_files, init_bundle_run
-from fledge.packing import archive
+from fledge.runs.code_archive import archive
+from fledge.runs.from_bundle import bundle_files, init_bundle_run
 from protocol.messages import Update
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from monai.bundle.config_parser import ConfigParser
 from typer.testing import CliRunner
 
-from fledge.cli import app
+from fledge.cli.app import app
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
 from worker.bundles import check, check_configs

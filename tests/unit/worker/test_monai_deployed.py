@@ -14,10 +14,10 @@ import torch
 from typer.testing import CliRunner
 
 from broker.runtime.health import HEALTH, stuck
-from fledge.cli import app
-from fledge.init_run import CODE, INITIAL, load_genesis
-from fledge.monai_runs import bundle_files, init_bundle_run
-from fledge.packing import archive, load_code
+from fledge.cli.app import app
+from fledge.runs.code_archive import archive, load_code
+from fledge.runs.from_bundle import bundle_files, init_bundle_run
+from fledge.runs.init_run import CODE, INITIAL, load_genesis
 from protocol.envelope import Verified
 from protocol.errors import ConfigError
 from protocol.messages import Kind

@@ -1,0 +1,5 @@
+"""`python -m fledge.cli` is `fledge`."""
+
+from fledge.cli.app import main
+
+main()

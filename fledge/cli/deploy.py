@@ -1,0 +1,156 @@
+"""`fledge deploy`: the broker of a federation by its management interface, or everything as files for GitOps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote, urlsplit
+
+import typer
+
+from fledge.cli.options import AsJson
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deploy.servers.members import Members
+
+app = typer.Typer(name="deploy", help="Bring a broker and a store to what a federation needs.", no_args_is_help=True)
+
+MANAGEMENT = "FLEDGE_MANAGEMENT"
+Kit = Annotated[Path | None, typer.Option(help="The hub's kit: a folder that holds aggregator.toml.")]
+RegistryFile = Annotated[Path | None, typer.Option("--registry", help="The signed registry, without a kit.")]
+Root = Annotated[str, typer.Option(help="With --registry: the federation root's key, in hex.")]
+Federation = Annotated[str, typer.Option(help="With --registry: the federation's name.")]
+Vhost = Annotated[str, typer.Option(help="The vhost; default: the one in the kit's broker URL.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What a federation needs, and where."""
+
+    members: Members
+    vhost: str
+    ca: str | None
+    store: str
+
+
+@app.command()
+def broker(
+    kit: Kit = None,
+    registry: RegistryFile = None,
+    root: Root = "",
+    federation: Federation = "",
+    vhost: Vhost = "",
+    management: Annotated[
+        str,
+        typer.Option(
+            help=f"http(s)://user@host:port of the management interface; default: {MANAGEMENT}, password too."
+        ),
+    ] = "",
+    ca: Annotated[Path | None, typer.Option(help="Authorities to believe for https; default: the kit's.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow http to another machine.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make vhost, exchanges, queues, limits and users of all members; former members lose theirs. Idempotent."""
+    from deploy.servers.apply import Management, apply_members
+
+    wanted = _wanted(kit, registry, root, federation, vhost)
+    with Management(
+        _management(management), ca=str(ca) if ca is not None else wanted.ca, insecure=insecure
+    ) as interface:
+        done = apply_members(interface, wanted.vhost, wanted.members, dry_run=dry_run)
+    changes = [str(change) for change in done.changes]
+    if as_json:
+        typer.echo(json.dumps({"vhost": wanted.vhost, "dry_run": dry_run, "changes": changes, "notes": done.notes}))
+        return
+    _tell(changes, "would " if dry_run else "")
+    for note in done.notes:
+        typer.secho(f"note: {note}", fg=typer.colors.YELLOW, err=True)
+    typer.echo(f"vhost {wanted.vhost}: {_count(len(changes), dry_run)} for {len(wanted.members.logins)} members")
+
+
+@app.command()
+def files(
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The directory; what is in it already is brought up to date.")
+    ],
+    kit: Kit = None,
+    registry: RegistryFile = None,
+    root: Root = "",
+    federation: Federation = "",
+    vhost: Vhost = "",
+    bucket: Annotated[str, typer.Option(help="The bucket; default: the one in the kit's store URL.")] = "",
+    tls: Annotated[str, typer.Option(help="Where ca.pem, server.pem and server.key lie on the broker.")] = "",
+) -> None:
+    """Write RabbitMQ's definitions and settings and the store's policies; the same members give the same bytes."""
+    from deploy.servers.gitops import TLS_DIRECTORY, deployment_files, write_files
+
+    wanted = _wanted(kit, registry, root, federation, vhost)
+    bucket = bucket or urlsplit(wanted.store).path.strip("/")
+    if not bucket:
+        raise ConfigError("which bucket? give --bucket, or the hub's --kit")
+    changed = write_files(out, deployment_files(wanted.vhost, bucket, wanted.members, tls=tls or TLS_DIRECTORY))
+    _tell(changed, "wrote " if changed else "")
+    typer.echo(f"{out}: {_count(len(changed), False)}")
+
+
+def _wanted(kit: Path | None, registry: Path | None, root: str, federation: str, vhost: str) -> _Wanted:
+    """The members and where they go, from the hub's kit or from a registry and what it takes to believe it."""
+    from deploy.keyfiles import read_bounded
+    from deploy.servers.members import members_of
+    from protocol.limits import STORED_RECORD
+    from protocol.registry import open_registry
+
+    ca, store = None, ""
+    if kit is not None:
+        from fledge.connections import tls_of
+        from fledge.doctor.place import read_kit
+
+        place = read_kit(kit)
+        found = tls_of(place.config, kit)
+        ca, store = None if found is None else found.ca, place.store
+        registry, root = registry or kit / place.config.registry, root or place.config.root
+        federation, vhost = federation or place.config.federation, vhost or place.vhost
+    if registry is None or not (root and federation and vhost):
+        raise ConfigError("whose broker? give the hub's --kit, or --registry, --root, --federation and --vhost")
+    try:
+        key = bytes.fromhex(root)
+    except ValueError:
+        raise ConfigError("--root has to be the root's key in hex, as in aggregator.toml") from None
+    record = read_bounded(registry, STORED_RECORD, "the signed registry")
+    return _Wanted(members=members_of(open_registry(record, key, federation)), vhost=vhost, ca=ca, store=store)
+
+
+def _management(given: str) -> str:
+    """The management URL with its login: the environment's, or the one given and a password that is asked for."""
+    if not given:
+        url = os.environ.get(MANAGEMENT, "")
+        if not url:
+            raise ConfigError(
+                f"where is the broker's management? put its URL, with an administrator's login, into {MANAGEMENT} "
+                "(RabbitMQ on this machine: port 15672, http)"
+            )
+        return url
+    parts = urlsplit(given)
+    if parts.password:
+        raise ConfigError(f"a password in the arguments can be read by everybody here; put the URL into {MANAGEMENT}")
+    if not parts.username or not parts.hostname:
+        raise ConfigError("--management has to look like https://user@host:15671")
+    password = typer.prompt(f"password of {parts.username} at {parts.hostname}", hide_input=True, err=True)
+    return given.replace("@", f":{quote(password, safe='')}@", 1)
+
+
+def _tell(changes: Iterable[str], before: str) -> None:
+    for change in changes:
+        typer.echo(f"{before}{change}")
+
+
+def _count(number: int, dry_run: bool) -> str:
+    if not number:
+        return "nothing to change"
+    return f"{number} {'change' if number == 1 else 'changes'}{' to make' if dry_run else ' made'}"

@@ -1,0 +1,1 @@
+"""Commands of `fledge ctl`, one file for each group."""

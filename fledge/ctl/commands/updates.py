@@ -1,0 +1,73 @@
+"""`fledge ctl update …` and `fledge ctl metrics`: what sites sent, and what they measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fledge.ctl import render
+from fledge.ctl.options import Follow, OneRun, command, complete_site, group, session_of
+from fledge.ctl.session import Session
+
+if TYPE_CHECKING:
+    from fledge.operator.console import Said
+
+app = group("Updates of sites.")
+NOTHING = "no site has measured a version yet; sites measure only where run.toml says `evaluate = true`"
+
+
+@command(app, "list")
+def list_updates(
+    context: typer.Context,
+    site: Annotated[str | None, typer.Option(help="Of this site only.", autocompletion=complete_site)] = None,
+    state: Annotated[str | None, typer.Option(help="In this state only: merged, rejected, …")] = None,
+    run: Annotated[str | None, typer.Option(help="Of this run only.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1024, help="How many at most.")] = 50,
+) -> int:
+    """The newest updates and what became of them."""
+    return session_of(context).order("update.list", {"site": site, "state": state, "run": run, "limit": limit})
+
+
+@command(app, "show")
+def show(
+    context: typer.Context, update: Annotated[str, typer.Argument(help="The update, as `update list` names it.")]
+) -> int:
+    """One update."""
+    return session_of(context).order("update.show", {"update": update})
+
+
+def metrics(context: typer.Context, run: OneRun = None, follow: Follow = False) -> int:
+    """What sites measured of each version."""
+    session = session_of(context)
+    if follow:
+        return _follow(session, {"run": run})
+    return session.told([_explained(answer) for answer in session.ask("metrics", {"run": run})])
+
+
+def _explained(answer: Said) -> Said:
+    """An answer that holds nothing says why."""
+    empty = answer.ok and not answer.text and not render.parts(answer.values).rows()
+    return replace(answer, text=NOTHING, values={}) if empty else answer
+
+
+def _follow(session: Session, arguments: dict[str, Any]) -> int:
+    """Show what is new since the last answer, as long as the aggregator does not refuse."""
+    seen: set[tuple[Any, ...]] = set()
+    for answers in session.follow("metrics", arguments):
+        fresh = [unseen(answer, seen) for answer in answers]
+        session.show([answer for answer in fresh if not answer.ok or render.parts(answer.values).rows()])
+        for answer in answers:
+            arguments["since"] = max(answer.values.get("version", ()), default=arguments.get("since"))
+        if render.exit_code(answers) == render.FAILED:
+            return render.FAILED
+    return render.OK
+
+
+def unseen(answer: Said, seen: set[tuple[Any, ...]]) -> Said:
+    """The answer with only the rows of its table that are not in `seen`, which learns them."""
+    columns = render.parts(answer.values).columns
+    rows = [row for row in zip(*columns.values(), strict=True) if row not in seen]
+    seen.update(rows)
+    return replace(answer, values={name: tuple(row[at] for row in rows) for at, name in enumerate(columns)})

@@ -1,0 +1,96 @@
+"""What an operator takes from the federation: models as files, and cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fledge.ctl.progress import moving
+from fledge.ctl.session import Session
+from protocol.errors import ConfigError, WrongContext
+
+if TYPE_CHECKING:
+    from broker.blobs.base import BlobStore
+    from fledge.operator.console import Said
+    from fledge.runs.download import Model
+
+
+def export(session: Session, out: Path, run: str | None, version: int | None, *, raw: bool) -> list[Said]:
+    """Write one version of a run's model to a file, with its card beside it."""
+    _check_free(out)
+    answers = session.ask("model.export", {"run": run, "version": version, "raw": raw})
+    if not answers[0].ok:
+        return answers
+    with _opened(session, answers[0]) as (model, store):
+        if (run or model.run, model.version if version is None else version) != (model.run, model.version):
+            raise WrongContext(f"the aggregator sent version {model.version} of {model.run}, which was not asked for")
+        if raw and model.card.released:
+            raise WrongContext("the aggregator sent the released average; the raw version was asked for")
+        return [_saved(answers[0], model, store, out)]
+
+
+def pull(session: Session, out: Path, name: str) -> list[Said]:
+    """Write a published model, named itself or by a channel, to a file, with its card beside it."""
+    _check_free(out)
+    answers = session.ask("model.card", {"name": name})
+    if not answers[0].ok:
+        return answers
+    with _opened(session, answers[0]) as (model, store):
+        return [_saved(answers[0], model, store, out)]
+
+
+def card(session: Session, name: str) -> list[Said]:
+    """The signed card of a published model, named itself or by a channel."""
+    answers = session.ask("model.card", {"name": name})
+    if not answers[0].ok:
+        return answers
+    with _opened(session, answers[0]) as (model, _):
+        return [replace(answers[0], text="", values=_values(model))]
+
+
+@contextmanager
+def _opened(session: Session, answer: Said) -> Iterator[tuple[Model, BlobStore]]:
+    from fledge.runs.download import read_card
+
+    console = session.console
+    with console.store() as store:
+        record = str(answer.values.get("record", ""))
+        model = read_card(store, record, console.identity, console.registry, console.federation)
+        if (named := answer.values.get("name")) is not None and named != model.card.name:
+            raise WrongContext(f"the card of {named} is that of {model.card.name}; have it published again")
+        yield model, store
+
+
+def _saved(answer: Said, model: Model, store: BlobStore, out: Path) -> Said:
+    from fledge.runs.download import CARD, save
+
+    with moving(f"getting {model.run} version {model.version}", model.manifest.length) as progress:
+        size = save(model, store, out, progress)
+    facts = {"run": model.run, "version": model.version, "released": model.card.released}
+    files = {"file": str(out), "card": f"{out}{CARD}", "bytes": size, "sha256": model.digest}
+    return replace(answer, text="", values={**facts, **files})
+
+
+def _values(model: Model) -> dict[str, Any]:
+    """A card as an answer holds it: single values, and what sites measured as a table."""
+    facts = model.facts()
+    measured = facts.pop("measurements")
+    plain: dict[str, Any] = {key: _plain(value) for key, value in facts.items()}
+    rows = [(m["site"], m["examples"], name, value) for m in measured for name, value in m["metrics"].items()]
+    columns = zip(*rows, strict=True) if rows else [()] * 4
+    return plain | dict(zip(("site", "examples", "metric", "value"), map(tuple, columns), strict=True))
+
+
+def _plain(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _check_free(out: Path) -> None:
+    """Before anything is asked for: a name that cannot be written costs a download otherwise."""
+    if out.exists():
+        raise ConfigError(f"{out} exists already; choose another name or remove it")
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; make it or choose another one")

@@ -1,0 +1,1 @@
+"""A federation of processes on one machine, to look at."""

@@ -1,0 +1,271 @@
+"""An operator's end of the line: orders signed here, answers checked here; nothing but the broker is needed.
+
+An order goes to the aggregator, which hands it on to the sites it is for. Every answer is signed by who gives it and
+sealed for the operator; a kit whose registry is older than the federation's asks for the newest one by itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import nacl.utils
+import structlog
+
+from broker.blobs.base import BlobStore
+from broker.transport.base import Delivery, Transport
+from protocol import topology
+from protocol.commands import ORDERS, Order
+from protocol.envelope import seal, typed_body, unlock, verify
+from protocol.errors import ConfigError, TransportError, Untrusted, WireError
+from protocol.keys import Identity, Participant, Role
+from protocol.messages import Command, Kind, Reply
+from protocol.registry import Registry, open_registry
+
+log = structlog.get_logger("operator")
+GOOD_FOR_S = 600
+"""Seconds until an order that has not arrived is refused."""
+_LATELY_S = 60.0
+"""Seconds below which nothing is said of when a site was last heard of: it may be busy, or the hub has just begun."""
+_ANSWERS = frozenset({Kind.ANSWER, Kind.REPLY})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """One answer to an order."""
+
+    sender: str
+    """`aggregator`, or a site."""
+    ok: bool
+    reason: str
+    """`ok`, or the fixed word that says why not."""
+    text: str
+    """A sentence for people; escape control characters when it is shown."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values; a table is a tuple for each column, all of one length."""
+
+    @property
+    def why(self) -> str:
+        """Of a refusal: the sentence, or else the word."""
+        return self.text or self.reason
+
+
+@dataclass(slots=True)
+class _Asked:
+    """An order that is on its way."""
+
+    id: bytes
+    said: dict[str, Said] = field(default_factory=dict)
+
+
+class Console:
+    """Gives orders in one operator's name and collects the answers; one order at a time."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        federation: str,
+        root: bytes,
+        registry: Registry,
+        transport: Transport,
+        *,
+        opened: Callable[[Console], AbstractContextManager[BlobStore]] | None = None,
+        keep_registry: Callable[[bytes], None] = lambda record: None,
+        alone: Callable[[float], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Prepare; the transport stays the caller's to close.
+
+        Args:
+            opened: opens the store for this console, when it is needed.
+            keep_registry: is given newer signed registries.
+            alone: held while an order is asked, for at most so many seconds' wait: an operator has one inbox, and
+                two readers would take each other's answers. By default nobody else reads it.
+        """
+        self.name = identity.name
+        self.registry = registry
+        """The newest list of members known here."""
+        self.identity = identity
+        self.federation = federation
+        self._opened = opened
+        self._root = root
+        self._transport = transport
+        self._keep_registry = keep_registry
+        self._alone = alone
+        self._counter = 0
+        self._changed = threading.Condition()
+        self._asked: _Asked | None = None
+        self._strangers = False
+
+    def store(self) -> AbstractContextManager[BlobStore]:
+        """The store, opened anew; closed at the end of the block.
+
+        Raises:
+            ConfigError: this console has no way to it.
+        """
+        if self._opened is None:
+            raise ConfigError("this console has no way to the store; open it with a kit that names one")
+        return self._opened(self)
+
+    def ask(
+        self, command: str, arguments: Mapping[str, Any], targets: Sequence[str] = (), timeout: float = 10.0
+    ) -> list[Said]:
+        """Give an order and return what was answered within `timeout` seconds, the aggregator's word first.
+
+        An order for sites is answered by each of them; for one that was not heard of in time, the answer
+        `no_answer` says since when, and the order waits for it in its queue.
+
+        Raises:
+            ConfigError: there is no such order, or it needs sites, or one of them is unknown.
+            TransportError: the broker does not take it.
+        """
+        order = ORDERS.get(command)
+        if order is None:
+            raise ConfigError(f"there is no order {command!r}; `fledge ctl --help` lists what there is")
+        if bool(targets) != order.at_sites:
+            raise ConfigError(f"{command}: {'name at least one site' if order.at_sites else 'this is not for sites'}")
+        deadline = time.monotonic() + timeout
+        with self._alone(timeout):
+            inbox = self._transport.consume(topology.inbox_queue(self.name), self._take)
+            try:
+                return self._converse(order, arguments, targets, deadline)
+            finally:
+                inbox.cancel()
+
+    def _converse(
+        self, order: Order, arguments: Mapping[str, Any], targets: Sequence[str], deadline: float
+    ) -> list[Said]:
+        """Ask, and ask again if the list of members turned out to be too old."""
+        command = order.name
+        if not self._sites().issuperset(targets):
+            self._refresh(deadline)
+        said = self._ask(command, arguments, targets, deadline)
+        hub = said.get(topology.AGGREGATOR)
+        if hub is not None and hub.reason == "replayed":  # given elsewhere in this name, by a clock that is ahead
+            self._counter = max(self._counter, int(hub.values.get("counter", 0)))
+            said = self._ask(command, arguments, targets, deadline)
+        if self._strangers and time.monotonic() < deadline:
+            self._refresh(deadline)
+            said = self._ask(command, arguments, targets, deadline) if order.repeatable else said
+        return self._complete(said, targets)
+
+    def _ask(
+        self, command: str, arguments: Mapping[str, Any], targets: Sequence[str], deadline: float
+    ) -> dict[str, Said]:
+        asked = _Asked(nacl.utils.random(16))
+        with self._changed:
+            self._asked, self._strangers = asked, False
+        # Orders made at two places in one operator's name are told apart by the clock, not by a file.
+        self._counter = max(self._counter + 1, time.time_ns() // 1_000_000)
+        order = Command(
+            counter=self._counter,
+            expires=int(time.time()) + GOOD_FOR_S,
+            command=command,
+            arguments=dict(arguments),
+            targets=tuple(targets),
+        )
+        raw = seal(
+            self.identity,
+            Kind.COMMAND,
+            order,
+            [*self.registry.members(Role.AGGREGATOR), *self._keys_of(targets)],
+            federation=self.federation,
+            message_id=asked.id,
+            sequence=self._counter,
+        )
+        self._hand_in(raw, deadline)
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_complete(asked, targets), max(0.0, deadline - time.monotonic()))
+            self._asked = None
+            return dict(asked.said)
+
+    def _hand_in(self, raw: bytes, deadline: float) -> None:
+        handed = self._transport.publish(topology.ORDERS, "", raw)
+        try:
+            handed.result(max(0.1, deadline - time.monotonic()))
+        except TimeoutError:
+            raise TransportError(
+                f"the broker has not taken {self.name}'s order in time: it is away, or does not let {self.name} in "
+                "(the hub runs `fledge deploy broker`); `fledge doctor --kit …` names what is in the way"
+            ) from None
+
+    def _is_complete(self, asked: _Asked, targets: Sequence[str]) -> bool:
+        hub = asked.said.get(topology.AGGREGATOR)
+        if hub is None:
+            return False
+        return not hub.ok or self._strangers or all(site in asked.said for site in targets)
+
+    def _complete(self, said: Mapping[str, Said], targets: Sequence[str]) -> list[Said]:
+        hub = said.get(topology.AGGREGATOR)
+        if hub is None:
+            text = (
+                "the aggregator has not answered; the order waits in its queue and will be carried out "
+                f"within {GOOD_FOR_S // 60} minutes, or never"
+            )
+            return [Said(sender=topology.AGGREGATOR, ok=False, reason="no_answer", text=text), *said.values()]
+        if not targets or not hub.ok:
+            return [hub]
+        seen = dict(zip(hub.values.get("site", ()), hub.values.get("seen", ()), strict=False))
+        return [said.get(site) or _silent(site, seen.get(site)) for site in targets]
+
+    def _sites(self) -> set[str]:
+        return {member.name for member in self.registry.members(Role.SITE)}
+
+    def _keys_of(self, targets: Sequence[str]) -> list[Participant]:
+        try:
+            return [self.registry.member(site) for site in targets]
+        except Untrusted as error:
+            raise ConfigError(f"{error}; `fledge ctl site list` shows who is") from None
+
+    def _refresh(self, deadline: float) -> None:
+        """Ask for the newest registry; the root's signature is checked here."""
+        said = self._ask("registry", {}, (), deadline).get(topology.AGGREGATOR)
+        if said is None or not said.ok:
+            return
+        record = base64.b64decode("".join(said.values["record"]))
+        newest = open_registry(record, self._root, self.federation)
+        if newest.version > self.registry.version:
+            self.registry = newest
+            self._keep_registry(record)
+
+    def _take(self, delivery: Delivery) -> None:
+        """Keep an answer to what is being asked; everything else in the inbox is of the past."""
+        try:
+            self._read(delivery.body)
+        except Untrusted as error:
+            if error.reason != "revoked":  # which no newer registry takes back
+                with self._changed:
+                    self._strangers = True
+                    self._changed.notify_all()
+        except WireError as error:
+            log.debug("answer.refused", reason=error.reason)
+        delivery.ack()
+
+    def _read(self, raw: bytes) -> None:
+        verified = verify(raw, self.registry, federation=self.federation, kinds=_ANSWERS)
+        reply: Reply = typed_body(verified, unlock(verified, self.identity))
+        said = Said(sender=verified.sender.name, ok=reply.ok, reason=reply.reason, text=reply.text, values=reply.values)
+        with self._changed:
+            if self._asked is not None and self._asked.id == reply.message:
+                self._asked.said.setdefault(said.sender, said)  # what comes again says nothing new
+                self._changed.notify_all()
+
+
+def _silent(site: str, seconds: float | None) -> Said:
+    since = "since the aggregator started" if seconds is None else f"for {_time(seconds)}"
+    text = f"site {site} has not been seen {since}; the command is queued and will run when it returns"
+    if seconds is not None and seconds < _LATELY_S:
+        queued = "the command is queued and will run when it returns"
+        text = f"site {site} has not answered in time (--timeout waits longer); {queued}"
+    return Said(sender=site, ok=False, reason="no_answer", text=text, values={})
+
+
+def _time(seconds: float) -> str:
+    for unit, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} seconds"

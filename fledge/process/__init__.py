@@ -1,0 +1,1 @@
+"""What every process of the command line needs: log, signals, memory, terminal."""

@@ -1,0 +1,1 @@
+"""Making runs and moving them: folders, archives, bundles, uploads, downloads, the zoo."""

@@ -1,0 +1,88 @@
+"""A run made of a MONAI bundle: the bundle's files become the run's code, its network version 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from aggregator.config import RunConfig
+from fledge.runs.code_archive import ENTRY, read_files
+from fledge.runs.init_run import configured, write_run
+from protocol.errors import ConfigError
+from protocol.spec import ModelSpec
+
+_TRAINER = '''\
+"""Trains the MONAI bundle in this folder with the site's own fledge; written by `fledge init-run --bundle`."""
+
+from pathlib import Path
+from typing import Any
+
+from worker.trainers.monai_bundle import BundleTrainer, site_trainer
+
+
+def trainer(**options: Any) -> BundleTrainer:
+    """Called with the site's options; `bundle_trainer` says which there are."""
+    return site_trainer(Path(__file__).parent, options)
+'''
+_SMALL = 1024 * 1024
+_TEXT = (".md", ".txt")
+
+
+def init_bundle_run(
+    bundle: Path,
+    directory: Path,
+    *,
+    name: str,
+    weights: Path | None = None,
+    settings: RunConfig | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> ModelSpec:
+    """Make a run of a MONAI bundle: version 0 has the network's random weights, or those of the file `weights`.
+
+    The network's part of the bundle's configuration is evaluated here, so this is for whoever brings the bundle. A
+    Clara MMAR is translated first, and then `tell` is called with what people have to know about it. Without `settings`
+    or an MMAR's own, sites evaluate each version, as bundles do in training, so that the best one is known.
+
+    Raises:
+        ConfigError: it is no bundle that can be trained, or the directory is in use.
+    """
+    from worker.mmar.read import is_mmar
+    from worker.trainers.monai_bundle import bundle_network
+
+    if is_mmar(bundle):
+        from fledge.runs.from_mmar import translated
+
+        with translated(bundle, name, settings, tell) as found:
+            return init_bundle_run(
+                found.bundle, directory, name=name, weights=weights or found.weights, settings=found.settings
+            )
+    config = configured(name, settings or RunConfig(name=name, evaluate=True))
+    files = bundle_files(bundle)
+    return write_run(directory, config, bundle_network(bundle, weights=weights), files)
+
+
+def bundle_files(bundle: Path) -> dict[str, bytes]:
+    """What of a bundle travels to the sites, by name, with the `trainer.py` that trains it.
+
+    Weights, results and pictures stay behind; a file of `models` travels if it is small, because some configurations
+    read a network's structure from one.
+
+    Raises:
+        ConfigError: it has a `trainer.py` of its own, or its files are too many or too large.
+    """
+    if not bundle.is_dir():
+        raise ConfigError(f"{bundle} is not there; name the folder of a MONAI bundle")
+
+    def wanted(path: Path) -> bool:
+        parts = path.relative_to(bundle).parts
+        if parts[0] == "docs":
+            return path.suffix.lower() in _TEXT
+        return parts[0] != "eval" and (parts[0] != "models" or path.stat().st_size <= _SMALL)
+
+    files = read_files(bundle, wanted)
+    if ENTRY in files:
+        raise ConfigError(
+            f"{bundle / ENTRY} is in the way: a run of a bundle gets a {ENTRY} of its own; call it something else, or "
+            "give the folder with --code"
+        )
+    return {ENTRY: _TRAINER.encode(), **files}

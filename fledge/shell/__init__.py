@@ -1,0 +1,1 @@
+"""The interactive shell of `fledge ctl`, with the commands of Clara's console."""
