@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from aggregator.domain import effects, writes
 from aggregator.domain.state import MOST_GOING_ON, RunPlace
 from aggregator.rules.decisions import Decided
 from protocol.messages import GOING_ON, RunState
 
-if TYPE_CHECKING:
-    from aggregator.rules.run import Run
-
 HEAD_EVERY = 6 * 3600.0
 _MOST = MOST_GOING_ON
 """Runs that a head tells; of those that have ended the oldest are left out first."""
 
 
+class ToldRun(Protocol):
+    """What a head tells of a run."""
+
+    @property
+    def state(self) -> RunState:
+        """Whether it goes on."""
+
+    @property
+    def place(self) -> RunPlace:
+        """Where it stands."""
+
+    def elapsed(self, now: float) -> float:
+        """Seconds of training so far."""
+
+
 class Heading:
     """The newest head's number."""
 
-    def __init__(self, number: int, runs: Mapping[str, Run], out: Decided, now: float) -> None:
+    def __init__(self, number: int, runs: Mapping[str, ToldRun], out: Decided, now: float) -> None:
         """`runs` is read at each call; a run that was never started stands in no head."""
         self._number = number
         self._runs = runs

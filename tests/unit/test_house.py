@@ -34,9 +34,30 @@ ALLOWED = {
     },
 }
 """What each package may import besides the standard library and itself; HEAVY has rules of its own."""
+ROOMS = {
+    "broker": [{"transport", "blobs"}, {"runtime", "net"}],
+    "aggregator": [
+        *({"service"}, {"operators"}, {"intake", "audit"}, {"pipeline"}),
+        *({"rules", "journal"}, {"domain", "config"}, {"strategy"}),
+    ],
+    "worker": [
+        {"service", "bundles", "rehearsal"},
+        {"trainers", "inspection", "pipeline"},
+        {"monai", "statistics", "rules", "journal", "storage", "config", "intake"},
+        {"mmar", "data", "api", "domain", "policy"},
+    ],
+    "deploy": [{"provision", "docker"}, {"servers", "keyfiles"}],
+    "fledge": [
+        *({"cli", "demo_task"}, {"demo"}, {"inference", "history", "__init__"}, {"bootstrap", "shell"}),
+        *({"ctl", "doctor"}, {"operator", "runs", "health"}, {"process", "connections", "federation"}),
+    ],
+}
+"""Rooms from the top; a room imports its own files and rooms of later rows, nothing beside or above it."""
+PURE = ("protocol", "aggregator/strategy", "aggregator/domain", "aggregator/rules", "worker/domain", "worker/rules")
+"""No socket, file, thread, clock or dice of their own here: time and dice are arguments."""
 TRAINING = (
-    *("worker/trainers/", "worker/data/dicom.py", "worker/data/volumes.py"),
-    *("fledge/demo", "examples/", "benchmarks/"),
+    *("worker/trainers/", "worker/monai/", "worker/bundles/", "worker/data/dicom.py", "worker/data/volumes.py"),
+    *("fledge/demo/", "fledge/demo_task.py", "examples/", "benchmarks/"),
 )
 """Where files may import HEAVY at their top, because they are loaded only by what trains or reads images."""
 SIZED = [*ALLOWED, "benchmarks", "examples"]
@@ -64,6 +85,30 @@ def roots(nodes: Iterator[ast.AST]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add(node.module.split(".")[0])
     return found
+
+
+@cache
+def imported(path: Path) -> frozenset[Path]:
+    """Our own files that a file imports, at its top, inside functions, or for type checkers only."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            places = [Path(*parts[:end]) for end in (len(parts), len(parts) - 1) if end]
+            files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+            found |= {next((file for file in files if (ROOT / file).is_file()), path)} - {path}
+    return frozenset(file for file in found if file.parts[0] in SIZED)
+
+
+def room_of(path: Path) -> str:
+    """The folder or file below its package that a file belongs to."""
+    return path.parts[1].removesuffix(".py")
 
 
 def top_level(path: Path) -> Iterator[ast.AST]:
@@ -132,10 +177,37 @@ def test_torch_is_imported_at_the_top_of_trainers_only(package: str) -> None:
             assert not roots(top_level(path)) & HEAVY, path
 
 
-def test_protocol_does_no_input_or_output_and_reads_no_clock() -> None:
-    forbidden = {"socket", "threading", "time", "asyncio", "subprocess", "pathlib", "tempfile", "random", "logging"}
-    for path in sources("protocol"):
+@pytest.mark.parametrize("package", ROOMS)
+def test_a_room_imports_only_rooms_below_it(package: str) -> None:
+    row = {room: number for number, rooms in enumerate(ROOMS[package]) for room in rooms}
+    for path in sources(package):
+        own = room_of(path)
+        if path == Path(package, "__init__.py") and own not in row:
+            assert not imported(path), f"{path} is a name, not a room"
+            continue
+        assert own in row, f"{path} is in no room"
+        for other in imported(path):
+            if other.parts[0] == package and room_of(other) != own:
+                assert row.get(room_of(other), -1) > row[own], f"{path} imports {other}"
+
+
+def test_no_two_files_import_each_other_in_a_circle() -> None:
+    above: dict[Path, set[Path]] = {path: set(imported(path)) for path in sources(*SIZED)}
+    while bottom := {path for path, others in above.items() if not others & above.keys() - {path}}:
+        above = {path: others for path, others in above.items() if path not in bottom}
+    assert sorted(map(str, above)) == [], "these files import each other, or files that do"
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_a_pure_room_does_no_input_or_output_and_reads_no_clock_and_has_no_dice(room: str) -> None:
+    forbidden = {"socket", "threading", "time", "asyncio", "subprocess", "pathlib", "tempfile", "logging", "structlog"}
+    forbidden |= {"os", "queue", "sqlite3", "sqlalchemy", "shutil", "secrets", "uuid", "open", "print", "input"}
+    for path in sources(room):
         assert not roots(ast.walk(tree(path))) & forbidden, path
+        called = {ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)}
+        assert not called & forbidden, path
+        # They name the types of the dice and the dates that they are given; they throw and read none.
+        assert not {name for name in called if name.startswith(("random.", "datetime.", "np.random."))}, path
 
 
 @pytest.mark.parametrize("library", ["pika", "minio"])
@@ -277,6 +349,20 @@ def test_the_rule_for_paths_means_what_it_says(line: str, bad: bool) -> None:
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 PAGES = sorted(name for name in repository_files() if name.endswith(".md"))
+
+
+OUR_FILE = re.compile(rf"(?<![\w./-])(?:{'|'.join([*SIZED, 'tests'])})/[\w/]+\.py\b")
+OUR_FOLDER = re.compile(r"`((?:aggregator|worker|protocol|tests|benchmarks)/[\w/]+)`")
+OUR_MODULE = re.compile(rf"`({'|'.join(ALLOWED)})\.(\w+)(?=[.:]\w)(?!\S*\.example\b)")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_path_named_in_documents_exists(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = {*OUR_FILE.findall(text), *OUR_FOLDER.findall(text)}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    modules = {f"{package}/{module}" for package, module in OUR_MODULE.findall(text)}
+    assert [path for path in modules if not ((ROOT / path).is_dir() or (ROOT / f"{path}.py").is_file())] == []
 
 
 @pytest.mark.parametrize("name", PAGES)
