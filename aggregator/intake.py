@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from aggregator.domain import events
-from aggregator.domain.state import Sign, UpdateNotice
-from aggregator.pipeline.envelope_cache import OpenBlob, OpenBlobs
+from aggregator.domain.state import SiteStatus, UpdateNotice
+from aggregator.pipeline.envelope_cache import EnvelopeCache, OpenEnvelope
 from protocol import topology
-from protocol.commands import COUNTER_AHEAD, LONGEST_ORDER, ORDERS, TOLERANCE
+from protocol.commands import COMMANDS, COUNTER_AHEAD, LONGEST_COMMAND, TOLERANCE
 from protocol.envelope import ContentKey, Verified, typed_body, unlock, verify
 from protocol.errors import Unauthorized, WireError
 from protocol.keys import Identity, Role
@@ -17,14 +17,14 @@ from protocol.registry import Registry
 
 FROM_SITES = frozenset({Kind.UPDATE, Kind.EVALUATION, Kind.REPLY, Kind.REQUEST})
 LIVE_EVENTS = frozenset({Kind.EVENT})
-COMMANDS = frozenset({Kind.COMMAND})
+COMMAND_KINDS = frozenset({Kind.COMMAND})
 
 
 class Intake:
     """Reads messages under the registry in force."""
 
     def __init__(
-        self, federation: str, identity: Identity, registry: Registry, opened: OpenBlobs | None = None
+        self, federation: str, identity: Identity, registry: Registry, opened: EnvelopeCache | None = None
     ) -> None:
         """`opened` is told of every update's blob, for those who will read it."""
         self._federation = federation
@@ -37,24 +37,24 @@ class Intake:
         """What arrived in `in.<site>`: an update, evaluation, reply or request, or `Refused`."""
         return self._read(site, topology.in_queue(site), delivery, raw, FROM_SITES)
 
-    def live(self, site: str, delivery: Any, raw: bytes) -> tuple[Any, Sign | None]:
+    def live(self, site: str, delivery: Any, raw: bytes) -> tuple[Any, SiteStatus | None]:
         """What arrived in `events.<site>`: `SiteSeen` and the sign of life, or `Refused` and None."""
         queue = topology.event_queue(site)
         try:
             verified, key = self._open(site, raw, LIVE_EVENTS)
-            sign = Sign(typed_body(verified, key), verified.core.run, verified.core.version)
+            sign = SiteStatus(typed_body(verified, key), verified.core.run, verified.core.version)
             return events.SiteSeen(delivery=delivery, site=site, alive=sign.alive), sign
         except WireError as error:
-            return events.Refused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw), None
+            return events.DeliveryRefused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw), None
 
     def command(self, delivery: Any, raw: bytes, now: float) -> Any:
         """What arrived in the aggregator's inbox: a `CommandArrived` or `Refused`; `now` is the wall clock."""
         queue = topology.inbox_queue(topology.AGGREGATOR)
         try:
-            verified, key = self._open(None, raw, COMMANDS)
+            verified, key = self._open(None, raw, COMMAND_KINDS)
             order: Command = typed_body(verified, key)
         except WireError as error:
-            return events.Refused(delivery=delivery, site="", queue=queue, reason=error.reason, raw=raw)
+            return events.DeliveryRefused(delivery=delivery, site="", queue=queue, reason=error.reason, raw=raw)
         operator = verified.sender.name
         objection, text = self._objection(operator, order, now)
         return events.CommandArrived(
@@ -77,9 +77,9 @@ class Intake:
             return COUNTER_AHEAD, "the order's number is from the future; set this machine's clock and send it again"
         if len(set(order.targets)) != len(order.targets):
             return "bad_argument", "a site is named twice"
-        if not now < order.expires <= now + LONGEST_ORDER + TOLERANCE:
+        if not now < order.expires <= now + LONGEST_COMMAND + TOLERANCE:
             return "expired", "the command is too old or from the future; compare the clocks and send it again"
-        known = ORDERS.get(order.command)
+        known = COMMANDS.get(order.command)
         sites = order.targets if known is not None and known.at_sites else (topology.AGGREGATOR,)
         try:
             if known is not None:
@@ -93,7 +93,7 @@ class Intake:
             verified, key = self._open(site, raw, kinds)
             body = typed_body(verified, key)
         except WireError as error:
-            return events.Refused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw)
+            return events.DeliveryRefused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw)
         if verified.kind == Kind.REPLY:
             return self._reply(site, delivery, verified, body)
         if verified.kind == Kind.REQUEST:
@@ -126,7 +126,7 @@ class Intake:
             raise WireError(f"{verified.sender.name} wrote into the queue of {site}", "wrong_site")
         key = unlock(verified, self._identity)
         if verified.manifest is not None and self._opened is not None:
-            self._opened.put(raw, OpenBlob(verified.sender.name, verified.manifest, key))
+            self._opened.put(raw, OpenEnvelope(verified.sender.name, verified.manifest, key))
         return verified, key
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from aggregator.domain.state import UpdateRow, UpdateState
 from aggregator.rules import planning
 from aggregator.strategy.buffer import Choice, Waiting, choose, next_deadline, outdated
-from aggregator.strategy.strategies import Scratch, Span, Step, Strategy, ema_decay, ema_release
+from aggregator.strategy.strategies import Scalars, Scratch, Span, Strategy, ema_decay, ema_release
 
 
 class Task(Protocol):
@@ -226,7 +226,7 @@ class Federation:
         self._standing.merged(members)
         self._ages.extend(member.staleness for member in members)
         weights = tuple(member.weight for member in members)
-        step = Step(weights=weights, divisor=float(choice.divisor), rate=self.strategy.rate)
+        step = Scalars(weights=weights, divisor=float(choice.divisor), rate=self.strategy.rate)
         new, state = np.empty_like(self.raw), [np.empty_like(stream) for stream in self._state]
         self.strategy.merge(self.raw, deltas, step, self._state, new, state, self._scratch)
         self.raw, self._state, self.version = new, state, self.version + 1

@@ -20,7 +20,7 @@ from aggregator.service.event_log import Observer
 from aggregator.service.service import DATABASE, AggregatorService
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
-from broker.blobs.monitored import WatchedBlobs
+from broker.blobs.monitored import MonitoredBlobs
 from broker.blobs.s3.presigned import Ask
 from broker.runtime.settings import given_urls, read_toml
 from deploy.keyfiles import read_bounded, read_identity
@@ -35,7 +35,7 @@ from protocol.messages import Grant, Named, Request
 from protocol.registry import Registry, open_registry
 from worker.api.filters import build
 from worker.config import load_trainer, read_config, site_policy, trainer_digest
-from worker.inspection.inspector import Looking
+from worker.inspection.inspector import Inspector
 from worker.inspection.settings import write_settings
 from worker.service.service import WorkerService
 from worker.service.settings import WorkerSettings
@@ -49,7 +49,7 @@ CACHE = "cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Centre:
+class AggregatorFiles:
     """Who the aggregator is and where it works: `aggregator.toml`, its keys and the signed registry."""
 
     config: AggregatorConfig
@@ -66,7 +66,7 @@ class Centre:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class AggregatorState:
     """What an aggregator has kept: its journal, the store, who may read what; and one run of the journal."""
 
     history: History
@@ -75,7 +75,7 @@ class Kept:
     registry: Registry
 
 
-def read_centre(path: Path) -> Centre:
+def read_centre(path: Path) -> AggregatorFiles:
     """Read `aggregator.toml` and what it names; FLEDGE_BROKER and FLEDGE_STORE win over the file.
 
     Raises:
@@ -88,7 +88,7 @@ def read_centre(path: Path) -> Centre:
         raise ConfigError(f"{base / config.keys} are keys of the role {identity.role.value}, not of an aggregator")
     record = read_bounded(base / config.registry, STORED_RECORD, "the signed registry")
     root = bytes.fromhex(config.root)
-    return Centre(
+    return AggregatorFiles(
         config=config,
         base=base,
         identity=identity,
@@ -116,7 +116,7 @@ def open_aggregator(
     _must_not_be_older(centre.state)
     line = centre.config
     with broker_of(line, centre.base, "aggregator") as transport, store_of(line, centre.base) as store:
-        watched = WatchedBlobs(store)
+        watched = MonitoredBlobs(store)
         service = AggregatorService(
             None if run is None else load_run(run),
             federation=centre.config.federation,
@@ -176,7 +176,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
             stack.callback(store.close)
         else:
             store = stack.enter_context(store_of(line, base))
-        store = watched = WatchedBlobs(store)
+        store = watched = MonitoredBlobs(store)
         if settings.cache_mb and urlsplit(settings.store).scheme in ("s3", "s3s"):
             # Everything on the disk, small things too: `fledge infer` reads it without the hub.
             store = CachedBlobs(store, state / CACHE, settings.cache_mb * 1024**2)
@@ -193,7 +193,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
                 spool_quota=settings.spool_mb * 1024**2,
                 heartbeat=settings.heartbeat,
                 policy=policy,
-                looking=Looking(state, log_file=state / LOG, environment=os.environ, statistics=policy.statistics),
+                looking=Inspector(state, log_file=state / LOG, environment=os.environ, statistics=policy.statistics),
                 certificate_days=partial(days_left, line, base),
                 checks=partial(_checks, config),
             ),
@@ -235,7 +235,7 @@ def _taken_apart(service: AggregatorService | WorkerService) -> Iterator[None]:
 
 
 @contextmanager
-def open_kept(centre: Centre, run: str | None = None) -> Iterator[Kept]:
+def open_kept(centre: AggregatorFiles, run: str | None = None) -> Iterator[AggregatorState]:
     """Open what the aggregator has kept, beside the aggregator if that is running.
 
     Raises:
@@ -257,7 +257,7 @@ def open_kept(centre: Centre, run: str | None = None) -> Iterator[Kept]:
         newest = history.registry_record()
         registry = open_registry(newest, centre.root, centre.config.federation) if newest else centre.registry
         records = Records(centre.config.federation, run or NO_RUN, centre.identity, store, pool)
-        yield Kept(history=history, run=history.run(run or NO_RUN), records=records, registry=registry)
+        yield AggregatorState(history=history, run=history.run(run or NO_RUN), records=records, registry=registry)
 
 
 def _nobody(event: str, fields: object) -> None:

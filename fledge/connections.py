@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
-from aggregator.operators.admin_access import Doors
+from aggregator.operators.admin_access import AdminAccess
 from broker.blobs.base import BlobStore
 from broker.blobs.open import open_blobs
 from broker.blobs.s3.grants import Granter
@@ -30,7 +30,7 @@ CREDENTIALS_TOML = "credentials.toml"
 _LIMIT = 4096
 
 
-class Files(Protocol):
+class TlsFiles(Protocol):
     """The `[tls]` table of a configuration."""
 
     @property
@@ -49,7 +49,7 @@ class Files(Protocol):
         ...
 
 
-class Line(Protocol):
+class ConnectionConfig(Protocol):
     """What every configuration says about its connections; paths are relative to `base`, the file's folder."""
 
     @property
@@ -68,7 +68,7 @@ class Line(Protocol):
         ...
 
     @property
-    def tls(self) -> Files | None:
+    def tls(self) -> TlsFiles | None:
         """The certificate files."""
         ...
 
@@ -78,7 +78,7 @@ class Line(Protocol):
         ...
 
 
-def tls_of(line: Line, base: Path) -> Tls | None:
+def tls_of(line: ConnectionConfig, base: Path) -> Tls | None:
     """The certificate files, with their places made absolute."""
     if line.tls is None:
         return None
@@ -86,7 +86,7 @@ def tls_of(line: Line, base: Path) -> Tls | None:
     return Tls(ca=ca, cert=cert, key=key)
 
 
-def _tls_to(url: str, line: Line, base: Path) -> Tls | None:
+def _tls_to(url: str, line: ConnectionConfig, base: Path) -> Tls | None:
     """The certificate files, if this URL is one that is reached by TLS; their key has to be ours alone."""
     tls = tls_of(line, base) if urlsplit(url).scheme in ("amqps", "s3s") else None
     if tls is not None and tls.key and (key := Path(tls.key)).exists():
@@ -94,7 +94,7 @@ def _tls_to(url: str, line: Line, base: Path) -> Tls | None:
     return tls
 
 
-def days_left(line: Line, base: Path) -> float | None:
+def days_left(line: ConnectionConfig, base: Path) -> float | None:
     """Days until our certificate ends, rounded; None without one."""
     tls = tls_of(line, base)
     end = None if tls is None else tls.ends()
@@ -102,7 +102,7 @@ def days_left(line: Line, base: Path) -> float | None:
 
 
 @contextmanager
-def broker_of(line: Line, base: Path, name: str) -> Iterator[Transport]:
+def broker_of(line: ConnectionConfig, base: Path, name: str) -> Iterator[Transport]:
     """Open the broker a configuration names and close it at the end."""
     tls = _tls_to(line.broker, line, base)
     transport = open_transport(broker_url(line, base), name=name, insecure=line.insecure, tls=tls, proxy=line.proxy)
@@ -112,7 +112,7 @@ def broker_of(line: Line, base: Path, name: str) -> Iterator[Transport]:
         transport.close()
 
 
-class WithStore(Line, Protocol):
+class StoreConfig(ConnectionConfig, Protocol):
     """A configuration that names a store, too."""
 
     @property
@@ -122,7 +122,7 @@ class WithStore(Line, Protocol):
 
 
 @contextmanager
-def store_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.environ) -> Iterator[BlobStore]:
+def store_of(line: StoreConfig, base: Path, environment: Mapping[str, str] = os.environ) -> Iterator[BlobStore]:
     """Open the store a configuration names and close it at the end; see `store_url`."""
     tls = _tls_to(line.store, line, base)
     blobs = open_blobs(store_url(line, base, environment), insecure=line.insecure, tls=tls, proxy=line.proxy)
@@ -132,7 +132,7 @@ def store_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.en
         blobs.close()
 
 
-def granted_store(line: WithStore, base: Path, name: str, ask: Ask, *, below: str = "up") -> PresignedBlobs:
+def granted_store(line: StoreConfig, base: Path, name: str, ask: Ask, *, below: str = "up") -> PresignedBlobs:
     """The store for a member that has no credentials and asks the hub for URLs; the caller closes it.
 
     `below` is where the member's own prefix is: `up` for sites, `bundles` for operators.
@@ -143,7 +143,7 @@ def granted_store(line: WithStore, base: Path, name: str, ask: Ask, *, below: st
     )
 
 
-def broker_url(line: Line, base: Path) -> str:
+def broker_url(line: ConnectionConfig, base: Path) -> str:
     """The broker's URL with the login there is, if its own certificate is not the login: it is a secret.
 
     It comes from the URL, or the table `[broker]` of `credentials.toml` beside the configuration.
@@ -157,7 +157,7 @@ def broker_url(line: Line, base: Path) -> str:
         raise ConfigError(f"{base / CREDENTIALS_TOML}: [broker] has to hold user and password") from None
 
 
-def store_url(line: WithStore, base: Path, environment: Mapping[str, str] = os.environ) -> str:
+def store_url(line: StoreConfig, base: Path, environment: Mapping[str, str] = os.environ) -> str:
     """The store's URL with the credentials there are: it is a secret.
 
     They come from the environment (FLEDGE_S3_ACCESS_KEY, FLEDGE_S3_SECRET_KEY), the URL, or `credentials.toml` beside
@@ -170,13 +170,13 @@ def store_url(line: WithStore, base: Path, environment: Mapping[str, str] = os.e
     return line.store
 
 
-def doors_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.environ) -> Doors:
+def doors_of(line: StoreConfig, base: Path, environment: Mapping[str, str] = os.environ) -> AdminAccess:
     """What the aggregator may do besides: FLEDGE_MANAGEMENT holds the URL of the broker's management, with a login."""
     management, vhost = environment.get("FLEDGE_MANAGEMENT", ""), unquote(urlsplit(line.broker).path[1:]) or "/"
     signers = signers_of(line, base)
     granter = None if signers is None else Granter(*signers, line.federation)
     if not management:
-        return Doors(granter=granter)
+        return AdminAccess(granter=granter)
 
     tls = tls_of(line, base)
     interface = partial(Management, management, ca=None if tls is None else tls.ca, insecure=line.insecure)
@@ -190,10 +190,10 @@ def doors_of(line: WithStore, base: Path, environment: Mapping[str, str] = os.en
             queues = broker.call("GET", "queues", vhost)
         return [(queue["name"], queue.get("messages_ready", 0), queue.get("consumers", 0)) for queue in queues]
 
-    return Doors(cut_off=cut_off, granter=granter, depths=depths)
+    return AdminAccess(cut_off=cut_off, granter=granter, depths=depths)
 
 
-def signers_of(line: WithStore, base: Path) -> tuple[S3Blobs, S3Blobs] | None:
+def signers_of(line: StoreConfig, base: Path) -> tuple[S3Blobs, S3Blobs] | None:
     """Who signs upload and download URLs for sites, if `credentials.toml` holds identities that can only do that."""
     table = _credentials(base)
     if not {"upload", "download"} <= table.keys():

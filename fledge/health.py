@@ -14,14 +14,14 @@ HUB_LONGEST_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
+class HealthVerdict:
     """Whether a service is as it should be, and one sentence that says so or why not."""
 
     green: bool
     text: str
 
 
-def site_health(kit: Path) -> Health:
+def site_health(kit: Path) -> HealthVerdict:
     """Whether the worker of this kit lives and was accepted by the hub since it started, not long ago.
 
     A site whose run waits or whose trainings fail is healthy, since starting it again would not help; the text says so.
@@ -39,7 +39,7 @@ def site_health(kit: Path) -> Health:
     return _said(why, f"accepted by the hub; but {waits}" if waits else "accepted by the hub")
 
 
-def hub_health(config: Path) -> Health:
+def hub_health(config: Path) -> HealthVerdict:
     """Whether the aggregator lives and was at work within two minutes."""
     from aggregator.config import AggregatorConfig
     from broker.runtime.settings import read_toml
@@ -52,5 +52,5 @@ def hub_health(config: Path) -> Health:
     return _said(why, "at work")
 
 
-def _said(why: str, otherwise: str) -> Health:
-    return Health(green=not why, text=why or otherwise)
+def _said(why: str, otherwise: str) -> HealthVerdict:
+    return HealthVerdict(green=not why, text=why or otherwise)

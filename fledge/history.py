@@ -12,14 +12,14 @@ from aggregator.audit.retention import References, collect_garbage
 from aggregator.service.service import DATABASE
 from aggregator.strategy.strategies import strategy as strategy_named
 from broker.blobs.garbage import Collected
-from fledge.bootstrap import Kept, open_kept, read_centre
+from fledge.bootstrap import AggregatorState, open_kept, read_centre
 from fledge.runs.init_run import RUN_TOML, load_run
 from protocol.errors import ConfigError, StateError
 from protocol.keys import Role
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ReportLine:
     """One line of a report, and whether it is good news."""
 
     text: str
@@ -47,7 +47,7 @@ def replay_run(
     upto: int | None = None,
     without: Collection[str] = (),
     strategy: str | None = None,
-) -> Iterator[Line]:
+) -> Iterator[ReportLine]:
     """Rebuild versions one after another and say of each whether its bytes are the journal's.
 
     A replay that changes something (`without`, `strategy`) is expected to differ.
@@ -66,18 +66,18 @@ def replay_run(
             differing += not version.same
             verdict = "same bytes" if version.same else "differs"
             good = version.same or changed
-            yield Line(f"version {version.version}: {verdict}  {version.digest.hex()}", good)
+            yield ReportLine(f"version {version.version}: {verdict}  {version.digest.hex()}", good)
     word = "differ, as asked" if changed else "differ from the journal"
-    yield Line(f"{count} versions rebuilt, " + (f"{differing} {word}" if differing else "all the same bytes"))
+    yield ReportLine(f"{count} versions rebuilt, " + (f"{differing} {word}" if differing else "all the same bytes"))
 
 
-def audit_run(config: Path, run: str) -> Iterator[Line]:
+def audit_run(config: Path, run: str) -> Iterator[ReportLine]:
     """Check the ledger's chain and compute every stored weight again from journal values."""
     with open_kept(read_centre(config), run_name(run)) as kept:
         findings = audit(kept.history, kept.records.run)
-        yield from (Line(finding, False) for finding in findings)
+        yield from (ReportLine(finding, False) for finding in findings)
         if not findings:
-            yield Line(f"{kept.run.newest()} versions: the ledger and every weight add up")
+            yield ReportLine(f"{kept.run.newest()} versions: the ledger and every weight add up")
 
 
 def export_run(
@@ -108,13 +108,13 @@ def export_run(
         return Exported(number, write_file(out, model))
 
 
-def released_records(kept: Kept, version: int, *, released: bool = True) -> Iterator[bytes]:
+def released_records(kept: AggregatorState, version: int, *, released: bool = True) -> Iterator[bytes]:
     """The plaintext records of a version's model, in order."""
     record, states = kept.run.version_record(version), kept.run.state_records(version)
     return read_version(kept.records, kept.registry, record, states, released=released)
 
 
-def _replay(kept: Kept) -> Replay:
+def _replay(kept: AggregatorState) -> Replay:
     records = kept.records
     return Replay(
         federation=records.federation,
@@ -126,7 +126,7 @@ def _replay(kept: Kept) -> Replay:
     )
 
 
-def _what_if(kept: Kept, without: Collection[str], strategy: str | None) -> WhatIf:
+def _what_if(kept: AggregatorState, without: Collection[str], strategy: str | None) -> WhatIf:
     known = {entry.name for entry in kept.registry.entries if entry.role == Role.SITE}
     if strangers := sorted(set(without) - known):
         raise ConfigError(f"no site is called {', '.join(strangers)}; there are {', '.join(sorted(known))}")

@@ -29,12 +29,12 @@ from worker.api.weights import Weights
 from worker.config import read_config, site_policy
 from worker.intake import ModelRecord, Reader, read_registry
 from worker.journal.journal import Journal
-from worker.pipeline.code_loader import Deployed
+from worker.pipeline.code_loader import CodeLoader
 from worker.pipeline.contribute import as_here
 from worker.service.service import MODELS
-from worker.storage.code_store import Codes
+from worker.storage.code_store import CodeStore
 from worker.storage.kept_versions import KeptVersion, KeptVersions, chosen
-from worker.storage.local_tensors import OwnTensors
+from worker.storage.local_tensors import LocalTensors
 
 ABOUT = "fledge.json"
 """In the results: which model made them."""
@@ -122,7 +122,7 @@ class SiteModels:
             spec,
             lambda: self._blob(model.manifest, model.key),
             self.settings.exclude,
-            OwnTensors(self._state / "own", self._identity, self.settings.federation),
+            LocalTensors(self._state / "own", self._identity, self.settings.federation),
         )
 
     @contextmanager
@@ -141,9 +141,9 @@ class SiteModels:
             return
         with tempfile.TemporaryDirectory(prefix="fledge-infer-") as scratch:
             # A copy of our own: the worker makes the folder of its code anew whenever it wants to.
-            codes = Codes(Path(scratch))
-            codes.keep(model.says.bundle, Codes(self._state / "code").archive(model.says.bundle))
-            deployed = Deployed(codes, lambda: self._reader, self._policy, self.settings.options_of)
+            codes = CodeStore(Path(scratch))
+            codes.keep(model.says.bundle, CodeStore(self._state / "code").archive(model.says.bundle))
+            deployed = CodeLoader(codes, lambda: self._reader, self._policy, self.settings.options_of)
             try:
                 yield deployed.folder(model.run, model.says.bundle)
             finally:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from protocol.rights import Action
 
-LONGEST_ORDER = 24 * 3600.0
+LONGEST_COMMAND = 24 * 3600.0
 """Seconds a command may be good for."""
 TOLERANCE = 600.0
 """Seconds by which two clocks may differ."""
@@ -19,7 +19,7 @@ COUNTER_AHEAD = "counter_ahead"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class CommandSpec:
     """One command."""
 
     name: str
@@ -34,15 +34,19 @@ class Order:
     """Whether a console may send it again by itself when answers came from members that its list lacked."""
 
 
-def _hub(name: str, action: Action, summary: str, *, dangerous: bool = False, repeatable: bool = True) -> Order:
-    return Order(name=name, action=action, at_sites=False, summary=summary, dangerous=dangerous, repeatable=repeatable)
+def _hub(name: str, action: Action, summary: str, *, dangerous: bool = False, repeatable: bool = True) -> CommandSpec:
+    return CommandSpec(
+        name=name, action=action, at_sites=False, summary=summary, dangerous=dangerous, repeatable=repeatable
+    )
 
 
-def _site(name: str, action: Action, summary: str, *, dangerous: bool = False, repeatable: bool = True) -> Order:
-    return Order(name=name, action=action, at_sites=True, summary=summary, dangerous=dangerous, repeatable=repeatable)
+def _site(name: str, action: Action, summary: str, *, dangerous: bool = False, repeatable: bool = True) -> CommandSpec:
+    return CommandSpec(
+        name=name, action=action, at_sites=True, summary=summary, dangerous=dangerous, repeatable=repeatable
+    )
 
 
-ORDERS: dict[str, Order] = {
+COMMANDS: dict[str, CommandSpec] = {
     order.name: order
     for order in (
         _hub("status", Action.VIEW, "A run, and every site: when last seen, what it does, how old its version is."),

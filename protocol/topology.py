@@ -15,7 +15,7 @@ from protocol.errors import ConfigError
 
 GLOBAL = "global"
 DIRECT = "direct"
-ORDERS = "orders"
+COMMANDS = "orders"
 DEAD = "dead"
 DEAD_LETTERS = "dead.letters"
 AGGREGATOR = "aggregator"
@@ -148,7 +148,7 @@ def topology(sites: Iterable[str], operators: Iterable[str] = ()) -> Topology:
     exchanges = [
         Exchange(name=GLOBAL, type="fanout"),
         Exchange(name=DIRECT, type="direct"),
-        Exchange(name=ORDERS, type="fanout"),
+        Exchange(name=COMMANDS, type="fanout"),
         Exchange(name=DEAD, type="fanout"),
     ]
     queues = [
@@ -157,7 +157,7 @@ def topology(sites: Iterable[str], operators: Iterable[str] = ()) -> Topology:
     ]
     bindings = [
         Binding(exchange=DEAD, queue=DEAD_LETTERS),
-        Binding(exchange=ORDERS, queue=inbox_queue(AGGREGATOR)),
+        Binding(exchange=COMMANDS, queue=inbox_queue(AGGREGATOR)),
     ]
     for operator in operators:
         queues.append(inbox(check_site(operator)))

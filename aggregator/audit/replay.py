@@ -21,7 +21,7 @@ from aggregator.pipeline.records import Records
 from aggregator.rules.planning import members
 from aggregator.strategy.plan import Member, MergePlan
 from aggregator.strategy.strategies import Strategy, strategy
-from aggregator.strategy.weighting import Standing
+from aggregator.strategy.weighting import SiteStatistics
 from broker.blobs.base import BlobStore, ObjectInfo
 from broker.blobs.directory import FileBlobs
 from protocol import limits, topology
@@ -158,7 +158,7 @@ def audit(history: History, run: str) -> list[str]:
     findings = []
     if (number := history.broken_link()) is not None:
         findings.append(f"ledger entry {number} does not follow from the one before")
-    standing = Standing()
+    standing = SiteStatistics()
     for plan, _ in history.run(run).plans():
         rows = history.update_rows([member.id for member in plan.members])
         chosen = strategy(plan.strategy, **plan.parameters)

@@ -88,7 +88,7 @@ class CutOff:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tell:
+class AnswerCommand:
     """Answer an operator; an answer that is lost is asked for again."""
 
     operator: str
@@ -125,7 +125,7 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
+class GrantUrls:
     """Answer a site's hello or request for URLs."""
 
     request: RequestArrived

@@ -51,7 +51,7 @@ class SiteSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class DeliveryRefused:
     """A delivery that is not a message of this federation; `site` is the queue's, not a claim of the message."""
 
     delivery: Any

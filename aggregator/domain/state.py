@@ -10,7 +10,7 @@ from typing import Any, Literal
 from aggregator.strategy.evaluations import Evaluations
 from aggregator.strategy.stopping import Stopping
 from aggregator.strategy.strategies import Strategy
-from aggregator.strategy.weighting import Standing
+from aggregator.strategy.weighting import SiteStatistics
 from protocol.messages import DENSE_F32, EXAMINED, GOING_ON, Event, Outcome, RunState
 from protocol.registry import Registry
 
@@ -111,7 +111,7 @@ LAST_STATE = {RunState.ABORTED: UpdateState.RUN_ABORTED, RunState.STOPPED: Updat
 
 AT_REST = (RunState.CREATED, RunState.STOPPED, RunState.ABORTED)
 
-COMMANDS = {
+TRANSITIONS = {
     "run.start": (RunState.RUNNING, (RunState.PAUSED, *AT_REST)),
     "run.pause": (RunState.PAUSED, (RunState.RUNNING,)),
     "run.resume": (RunState.RUNNING, (RunState.PAUSED, RunState.STOPPED, RunState.ABORTED)),
@@ -150,7 +150,7 @@ MOST_GOING_ON = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
+class SiteStatus:
     """What a site said last, and about which run and version."""
 
     event: Event
@@ -164,21 +164,21 @@ class Sign:
         """Whether its worker said so; a doctor also speaks where no worker runs."""
         return self.event.state != EXAMINED
 
-    def after(self, before: Sign | None) -> Sign:
+    def after(self, before: SiteStatus | None) -> SiteStatus:
         """This sign with what is still to be known of the one before: a doctor says nothing of what a worker does."""
         if not self.alive:
             return replace(before or self, doctor=self.event)
         return self if before is None else replace(self, doctor=before.doctor)
 
 
-Measure = Literal["revoked", "quarantined", "none"]
+SanctionKind = Literal["revoked", "quarantined", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Sanction:
     """What operators did to a site, and the version of the root's registry at that time."""
 
-    measure: Measure
+    measure: SanctionKind
     registry: int
 
 
@@ -230,7 +230,7 @@ class RunSnapshot:
     record_registry: int
     """Registry version the current record is wrapped for."""
     rows: list[UpdateRow]
-    standing: Standing
+    standing: SiteStatistics
     evaluations: Evaluations
 
 
@@ -244,7 +244,7 @@ class Snapshot:
     outbox: list[int]
     highest: dict[tuple[str, int], int]
     counters: dict[str, int]
-    measures: dict[str, Measured]
+    measures: dict[str, Sanction]
     awaited: list[tuple[bytes, str]]
     """Commands that sites were given lately and have not replied to."""
     runs: dict[str, RunSnapshot]
@@ -290,7 +290,7 @@ class NewRun:
             elapsed=0.0,
             record_registry=self.registry,
             rows=[],
-            standing=Standing(),
+            standing=SiteStatistics(),
             evaluations=Evaluations(),
         )
 

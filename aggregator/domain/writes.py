@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aggregator.domain.state import CodeOffered, Measured, NewModel, NewRun, UpdateNotice, UpdateState
+from aggregator.domain.state import CodeOffered, NewModel, NewRun, Sanction, UpdateNotice, UpdateState
 from aggregator.strategy.plan import MergePlan, Product
 from protocol.messages import Evaluation, Kind, RunState
 
@@ -178,11 +178,11 @@ class SetCounter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetMeasure:
+class SetSanction:
     """An operator took rights of a site away, or gave them back."""
 
     site: str
-    measured: Measured
+    measured: Sanction
     operator: str
 
 

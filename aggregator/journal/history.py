@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
-from aggregator.domain.state import Measured, RunSnapshot, Snapshot, UpdateRow, UpdateState
+from aggregator.domain.state import RunSnapshot, Sanction, Snapshot, UpdateRow, UpdateState
 from aggregator.journal.run_history import RunHistory
 from aggregator.journal.tables import (
     DELETED,
@@ -28,7 +28,7 @@ from aggregator.journal.tables import (
 )
 from aggregator.journal.tables import evaluations as evaluations_table
 from aggregator.strategy.evaluations import Evaluations
-from aggregator.strategy.weighting import Standing
+from aggregator.strategy.weighting import SiteStatistics
 from broker.runtime.database import open_readonly
 from broker.transport.outbox import OutboxRow
 from protocol import limits
@@ -91,7 +91,7 @@ class History:
                 outbox=list(self.fresh),
                 highest={(site, epoch): sequence for site, epoch, sequence in highest},
                 counters={row.operator: row.counter for row in db.execute(select(counters))},
-                measures={row.site: Measured(row.measure, row.registry) for row in db.execute(select(measures))},
+                measures={row.site: Sanction(row.measure, row.registry) for row in db.execute(select(measures))},
                 awaited=_awaited(db),
                 runs={name: _run(db, name, pending.get(name, [])) for name in there},
                 strays=[row for name, rows in pending.items() if name not in there for row in rows],
@@ -167,7 +167,7 @@ def _run(db: Connection, name: str, rows: list[UpdateRow]) -> RunSnapshot:
     current = db.execute(select(runs).where(runs.c.name == name)).one()
     of_run = select(versions).where(versions.c.run == name)
     newest = db.execute(of_run.order_by(versions.c.version.desc()).limit(1)).one()
-    standing = Standing()
+    standing = SiteStatistics()
     merged = select(members).where(members.c.run == name).order_by(members.c.version, members.c.position)
     for row in db.execute(merged):
         standing.observe(row.site, row.examples, row.seconds)

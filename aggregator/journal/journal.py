@@ -33,7 +33,7 @@ from aggregator.journal.tables import (
     versions,
 )
 from aggregator.journal.tables import evaluations as evaluations_table
-from broker.runtime.database import Prepared, commit_error, open_database
+from broker.runtime.database import Statement, commit_error, open_database
 from broker.transport.outbox import OutboxRow
 from protocol.codec import encode
 from protocol.errors import Fenced
@@ -42,18 +42,18 @@ Seal = Callable[[writes.Send], bytes]
 _RECENT = 16 * 1024 * 1024
 """Bytes of envelopes kept in memory between journalling and merge, so that they are not read back."""
 
-_fence = Prepared(select(lease.c.epoch))
-_last_hash = Prepared(select(ledger.c.hash).order_by(ledger.c.number.desc()).limit(1))
-_add_entry = Prepared(insert(ledger), "kind", "entry", "hash")
-_add_outgoing = Prepared(insert(outbox), "id", "exchange", "key", "body")
-_remove_outgoing = Prepared(delete(outbox).where(outbox.c.id == bindparam("sent")))
-_add_version = Prepared(insert(versions), *(column.name for column in versions.columns))
-_add_state = Prepared(insert(states), *(column.name for column in states.columns))
-_add_member = Prepared(insert(members), *(column.name for column in members.columns))
-_add_update = Prepared(
+_fence = Statement(select(lease.c.epoch))
+_last_hash = Statement(select(ledger.c.hash).order_by(ledger.c.number.desc()).limit(1))
+_add_entry = Statement(insert(ledger), "kind", "entry", "hash")
+_add_outgoing = Statement(insert(outbox), "id", "exchange", "key", "body")
+_remove_outgoing = Statement(delete(outbox).where(outbox.c.id == bindparam("sent")))
+_add_version = Statement(insert(versions), *(column.name for column in versions.columns))
+_add_state = Statement(insert(states), *(column.name for column in states.columns))
+_add_member = Statement(insert(members), *(column.name for column in members.columns))
+_add_update = Statement(
     upsert(updates).on_conflict_do_nothing(), *(column.name for column in updates.columns if column.name != "order")
 )
-_set_state = Prepared(
+_set_state = Statement(
     update(updates)
     .where(updates.c.id == bindparam("of"))
     .values(
@@ -374,16 +374,16 @@ class Journal(History):
 
 
 @cache
-def _set_counted(columns: frozenset[str]) -> Prepared:
+def _set_counted(columns: frozenset[str]) -> Statement:
     """The statement that sets these columns of the federation."""
-    return Prepared(update(federation).values({name: bindparam(name) for name in columns}))
+    return Statement(update(federation).values({name: bindparam(name) for name in columns}))
 
 
 @cache
-def _set_run(columns: frozenset[str]) -> Prepared:
+def _set_run(columns: frozenset[str]) -> Statement:
     """The statement that sets these columns of the run called `of`."""
     new: dict[str, Any] = {name: bindparam(f"{name}_") for name in columns}
-    return Prepared(update(runs).where(runs.c.name == bindparam("of")).values(new))
+    return Statement(update(runs).where(runs.c.name == bindparam("of")).values(new))
 
 
 class _Fence:

@@ -9,14 +9,14 @@ from sqlalchemy import Engine, bindparam, select
 
 from aggregator.journal.tables import DELETED, evaluations, members, runs, states, versions
 from aggregator.strategy.plan import MergePlan
-from broker.runtime.database import Prepared, open_readonly
+from broker.runtime.database import Statement, open_readonly
 from protocol import limits
 from protocol.codec import decode
 from protocol.errors import StateError
 from protocol.messages import Evaluation, Measurement
 
 _PLAN = 64 * 1024 * 1024
-_states_of = Prepared(
+_states_of = Statement(
     select(states.c.stream, states.c.record).where(
         states.c.run == bindparam("name"), states.c.version == bindparam("of")
     )

@@ -9,7 +9,7 @@ from broker.blobs.s3.grants import Granter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Doors:
+class AdminAccess:
     """Each is None where the aggregator cannot do it; whoever asks is told so."""
 
     cut_off: Callable[[str], None] | None = None

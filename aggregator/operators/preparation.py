@@ -23,7 +23,7 @@ from aggregator.domain.state import CodeOffered, NewModel
 from aggregator.pipeline.genesis import Genesis, take_over
 from aggregator.pipeline.merge import RELEASED
 from aggregator.pipeline.records import Records
-from aggregator.pipeline.run_context import Serving, Source
+from aggregator.pipeline.run_context import RunContext, VersionSource
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import ChunkUploads, read_blob
 from protocol import limits, topology
@@ -39,7 +39,7 @@ log = structlog.get_logger("aggregator")
 _TEXT = 1024
 
 
-class Preparing:
+class Preparation:
     """Answers `Prepare` with `Prepared`, on a thread of its own."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Preparing:
         self._registry = registry
         self._card = lru_cache(maxsize=4096)(self._read_card)
 
-    def work(self, order: Prepare, source: Source | None, card: tuple[str, bytes] | None) -> Prepared:
+    def work(self, order: Prepare, source: VersionSource | None, card: tuple[str, bytes] | None) -> Prepared:
         """Make ready what an order asks for; says so also if it cannot be done.
 
         Args:
@@ -117,7 +117,7 @@ class Preparing:
             raise WrongContext(f"the upload {digest[:16]} is not what its name says; upload the run again")
         return raw
 
-    def _clone(self, command: CommandArrived, source: Source) -> Prepared:
+    def _clone(self, command: CommandArrived, source: VersionSource) -> Prepared:
         registry, old = self._registry(), source.serving
         name = str(command.arguments["as"])
         config = old.config.model_copy(update={"name": name})
@@ -127,13 +127,13 @@ class Preparing:
         )
         return Prepared(command=command, made=new, values=_told(config, old.spec, code))
 
-    def _code(self, serving: Serving, registry: Registry) -> bytes:
+    def _code(self, serving: RunContext, registry: Registry) -> bytes:
         if not serving.code_record:
             return b""
         opened = serving.records.open(serving.code_record, registry, Kind.CODE)
         return b"".join(serving.records.read(opened.blob, topology.model_chunk, digest=True))
 
-    def _offer(self, command: CommandArrived, source: Source) -> Prepared:
+    def _offer(self, command: CommandArrived, source: VersionSource) -> Prepared:
         serving = source.serving
         if not serving.code_record:
             return Prepared(command=command, values={"code": "", "record": ""})
@@ -163,7 +163,7 @@ class Preparing:
         opened = self._records_of(run).open(raw, self._registry(), Kind.CARD)
         return decode(Card, raw_body(opened.verified, opened.key), limits.BODY)
 
-    def _seal(self, command: CommandArrived, source: Source) -> Prepared:
+    def _seal(self, command: CommandArrived, source: VersionSource) -> Prepared:
         """Seal a version once more, with a card: for one operator, or (published) for everybody."""
         serving, registry, arguments = source.serving, self._registry(), command.arguments
         records, spec = serving.records, serving.spec
@@ -208,7 +208,7 @@ def _everybody(records: Records, registry: Registry) -> list[Participant]:
     return [*records.entitled(registry), *registry.members(Role.OPERATOR)]
 
 
-def _genesis(source: Source, registry: Registry) -> Genesis:
+def _genesis(source: VersionSource, registry: Registry) -> Genesis:
     def payload() -> Iterator[bytes]:
         return read_version(source.serving.records, registry, source.record, source.states, released=False)
 
@@ -225,7 +225,7 @@ def _told(config: RunConfig, spec: ModelSpec, code: bytes) -> dict[str, Any]:
     }
 
 
-def _describe(command: CommandArrived, source: Source, spec: ModelSpec, *, released: bool) -> Card:
+def _describe(command: CommandArrived, source: VersionSource, spec: ModelSpec, *, released: bool) -> Card:
     said = command.arguments
     name: Word = str(said.get("name") or f"{source.serving.config.name[:40]}-{source.version}")
     labels = said.get("labels") or ()

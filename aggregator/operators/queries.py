@@ -14,12 +14,12 @@ from typing import Any
 
 from sqlalchemy import Select, func, select
 
-from aggregator.domain.state import Sign, UpdateState
+from aggregator.domain.state import SiteStatus, UpdateState
 from aggregator.journal.history import History
 from aggregator.journal.run_history import read_plan
 from aggregator.journal.tables import evaluations as evaluations_table
 from aggregator.journal.tables import ledger, letters, members, models, updates, versions
-from aggregator.pipeline.run_context import Serving
+from aggregator.pipeline.run_context import RunContext
 from aggregator.rules.commands import TEXTS
 from aggregator.rules.federation import AggregatorRules
 from aggregator.rules.run import Run
@@ -40,14 +40,14 @@ _REGISTRY = 128 * 1024
 
 
 @dataclass(slots=True, kw_only=True)
-class View:
+class QueryContext:
     """What there is to look at."""
 
     history: History
     rules: AggregatorRules
-    serving: Mapping[str, Serving]
+    serving: Mapping[str, RunContext]
     registry: Registry
-    signs: Mapping[str, Sign]
+    signs: Mapping[str, SiteStatus]
     card: Callable[[str, bytes], Card | None]
     """Reads a published model's card: its run's name and the signed record; None if it cannot be read any more."""
     seen: Mapping[str, float] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class View:
             return list(db.execute(statement))
 
 
-def look_up(order: str, arguments: Mapping[str, Any], view: View) -> Values:
+def look_up(order: str, arguments: Mapping[str, Any], view: QueryContext) -> Values:
     """The answer to a question.
 
     Raises:
@@ -108,7 +108,7 @@ def _short(id: bytes) -> str:
     return id.hex()[:16]
 
 
-def _status(view: View, arguments: Mapping[str, Any]) -> Values:
+def _status(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     pending = [state.value for state in UpdateState if not state.final]
     counted = select(updates.c.site, func.count().label("number")).group_by(updates.c.site)
     waiting = {row.site: row.number for row in view.rows(counted.where(updates.c.state.in_(pending)))}
@@ -134,7 +134,7 @@ def _status(view: View, arguments: Mapping[str, Any]) -> Values:
     return scalars | {"registry": view.registry.version} | _table(columns, rows)
 
 
-def _site_now(view: View, site: str, sign: Sign | None, waiting: int) -> tuple[Any, ...]:
+def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: int) -> tuple[Any, ...]:
     if sign is None:
         return (site, -1.0, "never seen", "-", 0, 0.0, 0, waiting, view.rules.orders.held(site), -1.0, "")
     newest = view.rules.runs[sign.run].version if sign.run in view.rules.runs else sign.version
@@ -153,7 +153,7 @@ def _site_now(view: View, site: str, sign: Sign | None, waiting: int) -> tuple[A
     )
 
 
-def _registry(view: View, arguments: Mapping[str, Any]) -> Values:
+def _registry(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     record = view.history.registry_record()
     if record is None or len(record) > _REGISTRY:
         raise ConfigError(
@@ -163,7 +163,7 @@ def _registry(view: View, arguments: Mapping[str, Any]) -> Values:
     return {"record": tuple(text[at : at + _LINE] for at in range(0, len(text), _LINE))}
 
 
-def _site_list(view: View, arguments: Mapping[str, Any]) -> Values:
+def _site_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     rows = [
         (
             entry.name,
@@ -177,7 +177,7 @@ def _site_list(view: View, arguments: Mapping[str, Any]) -> Values:
     return _table(("site", "role", "organisation", "held", "since"), rows)
 
 
-def _site_show(view: View, arguments: Mapping[str, Any]) -> Values:
+def _site_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     site = str(arguments.get("site", ""))
     if all(entry.name != site for entry in view.registry.entries):
         raise ConfigError(f"there is no member {site!r}; `site list` shows who there is")
@@ -206,7 +206,7 @@ def _examined(found: Event) -> Values:
     return {"doctor": "ok" if found.code == "-" else found.code, "doctor_bad": ", ".join(bad)[:200], "doctor_at": when}
 
 
-def _run_list(view: View, arguments: Mapping[str, Any]) -> Values:
+def _run_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     rows = [
         (run.name, run.state.value, run.reason, run.version, (run.rules.bundle or b"").hex())
         for run in list(view.rules.runs.values())[-_limit(arguments) :]
@@ -214,7 +214,7 @@ def _run_list(view: View, arguments: Mapping[str, Any]) -> Values:
     return _table(("run", "state", "reason", "version", "code"), rows)
 
 
-def _run_show(view: View, arguments: Mapping[str, Any]) -> Values:
+def _run_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     run = view.run(arguments)
     settings = view.serving[run.name].config
     config = settings.model_dump(exclude={"task", "strategy", "stop"})
@@ -228,7 +228,7 @@ def _run_show(view: View, arguments: Mapping[str, Any]) -> Values:
     return {name[:64]: value for name, value in list(told.items())[:64] if not isinstance(value, dict)}
 
 
-def _model_list(view: View, arguments: Mapping[str, Any]) -> Values:
+def _model_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     run = view.run(arguments)
     of_run = select(versions).where(versions.c.run == run.name)
     found = view.rows(of_run.order_by(versions.c.version.desc()).limit(_limit(arguments)))
@@ -243,7 +243,7 @@ def _model_list(view: View, arguments: Mapping[str, Any]) -> Values:
     return {"run": run.name} | _table(("version", "digest", "members", "sites", "staleness"), rows)
 
 
-def _model_show(view: View, arguments: Mapping[str, Any]) -> Values:
+def _model_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     run = view.run(arguments)
     number = _number(arguments, "version", run.version)
     found = view.rows(select(versions).where(versions.c.run == run.name, versions.c.version == number))
@@ -256,7 +256,7 @@ def _model_show(view: View, arguments: Mapping[str, Any]) -> Values:
     return {"run": run.name, "number": number, "digest": digest, "strategy": chosen} | _table(columns, rows)
 
 
-def _model_search(view: View, arguments: Mapping[str, Any]) -> Values:
+def _model_search(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     """Only the aggregator can read what cards say; it reads each one it shows."""
     rows: list[tuple[Any, ...]] = []
     for row in view.rows(select(models).order_by(models.c.number.desc())):
@@ -281,7 +281,7 @@ def _is_wanted(card: Card, channels: Sequence[str], arguments: Mapping[str, Any]
     return text in said and (not channel or channel in (each.lower() for each in channels))
 
 
-def _update_list(view: View, arguments: Mapping[str, Any]) -> Values:
+def _update_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     statement = select(updates).order_by(updates.c.order.desc()).limit(_limit(arguments))
     if arguments.get("run") is not None:
         statement = statement.where(updates.c.run == view.run(arguments).name)
@@ -293,7 +293,7 @@ def _update_list(view: View, arguments: Mapping[str, Any]) -> Values:
     return _table(("update", "site", "base", "state", "reason", "version", "norm"), rows)
 
 
-def _update_show(view: View, arguments: Mapping[str, Any]) -> Values:
+def _update_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     wanted = str(arguments.get("update", ""))
     if len(wanted) < 4:
         raise ConfigError("update: at least four digits of its id are needed")
@@ -326,7 +326,7 @@ def _plain_hex(text: str) -> str:
     return text.lower()
 
 
-def _metrics(view: View, arguments: Mapping[str, Any]) -> Values:
+def _metrics(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     since = _number(arguments, "since", 0)
     of_run = select(evaluations_table).where(evaluations_table.c.run == view.run(arguments).name)
     statement = of_run.where(evaluations_table.c.version >= since)
@@ -337,14 +337,14 @@ def _metrics(view: View, arguments: Mapping[str, Any]) -> Values:
     return _table(("version", "site", "metric", "value", "examples"), rows)
 
 
-def _dead_list(view: View, arguments: Mapping[str, Any]) -> Values:
+def _dead_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     size = func.length(letters.c.message).label("size")
     statement = select(letters.c.number, letters.c.queue, letters.c.reason, size, letters.c.at)
     rows = view.rows(statement.order_by(letters.c.number.desc()).limit(_limit(arguments)))
     return _table(("id", "queue", "reason", "bytes", "at"), [tuple(row) for row in rows])
 
 
-def _dead_show(view: View, arguments: Mapping[str, Any]) -> Values:
+def _dead_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     row = letter(view.history, _number(arguments, "id"))
     return {"id": row.number, "queue": row.queue, "reason": row.reason, "bytes": len(row.message), "at": row.at}
 
@@ -362,13 +362,13 @@ def letter(history: History, number: int) -> Any:
     return row
 
 
-def _queue_list(view: View, arguments: Mapping[str, Any]) -> Values:
+def _queue_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     if view.depths is None:
         raise ConfigError("the aggregator was not told where the broker's management is; set FLEDGE_MANAGEMENT there")
     return _table(("queue", "ready", "consumers"), sorted(view.depths()))
 
 
-def _audit_log(view: View, arguments: Mapping[str, Any]) -> Values:
+def _audit_log(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     statement = select(ledger).where(ledger.c.number > _number(arguments, "since", 0))
     if (kind := arguments.get("kind")) is not None:
         statement = statement.where(ledger.c.kind == str(kind))
@@ -383,7 +383,7 @@ def _shown(entry: bytes) -> str:
     return json.dumps(plain, default=lambda value: value.hex() if isinstance(value, bytes) else str(value))[:_ENTRY]
 
 
-_ANSWERS: dict[str, Callable[[View, Mapping[str, Any]], Values]] = {
+_ANSWERS: dict[str, Callable[[QueryContext, Mapping[str, Any]], Values]] = {
     "status": _status,
     "registry": _registry,
     "site.list": _site_list,

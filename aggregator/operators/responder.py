@@ -13,11 +13,11 @@ import nacl.utils
 import structlog
 
 from aggregator.domain import effects, events
-from aggregator.domain.state import Sign
+from aggregator.domain.state import SiteStatus
 from aggregator.journal.history import History
-from aggregator.operators.admin_access import Doors
-from aggregator.operators.queries import View, letter, look_up
-from aggregator.pipeline.run_context import Serving
+from aggregator.operators.admin_access import AdminAccess
+from aggregator.operators.queries import QueryContext, letter, look_up
+from aggregator.pipeline.run_context import RunContext
 from aggregator.rules.federation import AggregatorRules
 from broker.blobs.s3.grants import Granted
 from broker.transport.base import Transport
@@ -41,17 +41,17 @@ _LOGIN_STAYS = (
 _STORE_STAYS = "the site is cut off; an identity of its own at the store stays until whoever runs that takes it out"
 
 
-class Nobody:
+class NoDelivery:
     """A delivery that nobody waits for: of bytes handed to intake once more."""
 
     def ack(self) -> None:
         """Nothing to do."""
 
 
-NOBODY = Nobody()
+NOBODY = NoDelivery()
 
 
-class Desk:
+class Responder:
     """Serves what the rules want told, on the thread that owns the journal; publishing never waits."""
 
     def __init__(
@@ -63,13 +63,13 @@ class Desk:
         history: History,
         *,
         rules: AggregatorRules,
-        serving: Mapping[str, Serving],
+        serving: Mapping[str, RunContext],
         head: Callable[[], bytes],
         again: Callable[[str, bytes], None],
         put_registry: Callable[[bytes], None],
         later: Callable[[Callable[[], None]], object],
         card: Callable[[str, bytes], Card | None],
-        doors: Doors,
+        doors: AdminAccess,
     ) -> None:
         """Open the desk.
 
@@ -94,27 +94,27 @@ class Desk:
         self._later = later
         self._doors = doors
         self._card = card
-        self._signs: dict[str, Sign] = {}
+        self._signs: dict[str, SiteStatus] = {}
 
-    def seen(self, site: str, sign: Sign) -> None:
+    def seen(self, site: str, sign: SiteStatus) -> None:
         """Note a site's newest sign of life; safe from any thread."""
         self._signs[site] = sign.after(self._signs.get(site))
 
     def serve(self, effect: Any) -> None:
         """Carry out one of the desk's effects."""
         match effect:
-            case effects.Tell():
+            case effects.AnswerCommand():
                 self._tell(effect)
             case effects.LookUp(command=command) if command.command in _LATER:
                 self._later(partial(self._obey, effect))
             case effects.LookUp():
                 self._obey(effect)
-            case effects.Grant(request=request):
+            case effects.GrantUrls(request=request):
                 self._later(partial(self._grant, request))  # signing hundreds of URLs takes a while
             case effects.CutOff(site=site):
                 self._later(partial(self._cut_off, site))
 
-    def _tell(self, told: effects.Tell) -> None:
+    def _tell(self, told: effects.AnswerCommand) -> None:
         sites = sorted(told.seen)
         values: dict[str, Any] = {
             "site": tuple(sites),
@@ -151,7 +151,7 @@ class Desk:
 
     def _look_up(self, asked: effects.LookUp) -> dict[str, Any]:
         command = asked.command
-        view = View(
+        view = QueryContext(
             history=self._history,
             rules=self._rules,
             serving=self._serving,

@@ -14,7 +14,7 @@ _BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class OpenBlob:
+class OpenEnvelope:
     """A blob that is known to be what a signature says, and its key."""
 
     sender: str
@@ -22,15 +22,15 @@ class OpenBlob:
     key: ContentKey
 
 
-class OpenBlobs:
+class EnvelopeCache:
     """The newest opened envelopes by their very bytes; in memory only, and thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._blobs: OrderedDict[bytes, OpenBlob] = OrderedDict()
+        self._blobs: OrderedDict[bytes, OpenEnvelope] = OrderedDict()
         self._bytes = 0
 
-    def put(self, raw: bytes, blob: OpenBlob) -> None:
+    def put(self, raw: bytes, blob: OpenEnvelope) -> None:
         """Remember an envelope that verifies, or that was made here."""
         with self._lock:
             self._drop(raw)
@@ -39,7 +39,7 @@ class OpenBlobs:
             while len(self._blobs) > _MOST or self._bytes > _BYTES:
                 self._drop(next(iter(self._blobs)))
 
-    def get(self, raw: bytes) -> OpenBlob | None:
+    def get(self, raw: bytes) -> OpenEnvelope | None:
         """What the envelope was found to hold; None if nobody remembers."""
         with self._lock:
             return self._blobs.get(raw)

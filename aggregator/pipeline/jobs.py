@@ -28,7 +28,7 @@ from protocol.spec import ModelSpec
 log = structlog.get_logger("aggregator")
 
 
-class Work:
+class RunJobs:
     """Admission, merges, and wrapping records for newer registries, for one run."""
 
     def __init__(

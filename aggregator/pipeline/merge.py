@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.strategy.plan import MergePlan
-from aggregator.strategy.strategies import Scratch, Step, Strategy, ema_release, merge_buffers
+from aggregator.strategy.strategies import Scalars, Scratch, Strategy, ema_release, merge_buffers
 from broker.runtime.threads import Here
 from protocol import limits
 from protocol.errors import Tampered
@@ -73,7 +73,7 @@ def merge(
     sinks: Sinks,
     pool: Executor,
     *,
-    step: Step | None = None,
+    step: Scalars | None = None,
 ) -> None:
     """Walk all streams once and write the new ones; `step` replaces the plan's own scalars in a what-if replay.
 
@@ -133,11 +133,11 @@ def _finish(writing: Sequence[Future[None]]) -> None:
 class _Combiner:
     """Combines one record at a time, with buffers it keeps."""
 
-    def __init__(self, spec: ModelSpec, plan: MergePlan, strategy: Strategy, step: Step | None) -> None:
+    def __init__(self, spec: ModelSpec, plan: MergePlan, strategy: Strategy, step: Scalars | None) -> None:
         self._spec = spec
         self._strategy = strategy
         self._decay = plan.release_decay
-        self._step = step or Step(
+        self._step = step or Scalars(
             weights=tuple(member.weight for member in plan.members), divisor=plan.divisor, rate=plan.rate
         )
         self._scratch = Scratch()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from aggregator.pipeline.envelope_cache import OpenBlob
+from aggregator.pipeline.envelope_cache import OpenEnvelope
 from aggregator.pipeline.merge import RELEASED, Sinks, Sources, blank, merge
 from aggregator.pipeline.records import Records
 from aggregator.strategy.plan import MergePlan, Product
@@ -168,7 +168,7 @@ class _Output:
         self._uploads.finish()
         self.digest = manifest.digest
         record = self._sealer.finish(body, recipients, manifest)
-        self._records.opened.put(record, OpenBlob(self._records.identity.name, manifest, self._sealer.key))
+        self._records.opened.put(record, OpenEnvelope(self._records.identity.name, manifest, self._sealer.key))
         return record
 
 

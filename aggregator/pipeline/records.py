@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from aggregator.pipeline.envelope_cache import OpenBlob, OpenBlobs
+from aggregator.pipeline.envelope_cache import EnvelopeCache, OpenEnvelope
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.transfer import ChunkUploads, Getter, read_blob
@@ -29,7 +29,7 @@ class Opened:
     key: ContentKey
 
     @property
-    def blob(self) -> OpenBlob:
+    def blob(self) -> OpenEnvelope:
         """The record's blob.
 
         Raises:
@@ -37,7 +37,7 @@ class Opened:
         """
         if self.verified.manifest is None:
             raise Malformed(f"a {self.verified.kind.name} record without a blob", "truncated")
-        return OpenBlob(self.verified.sender.name, self.verified.manifest, self.key)
+        return OpenEnvelope(self.verified.sender.name, self.verified.manifest, self.key)
 
 
 class Records:
@@ -50,7 +50,7 @@ class Records:
         identity: Identity,
         store: BlobStore,
         pool: ThreadPoolExecutor,
-        opened: OpenBlobs | None = None,
+        opened: EnvelopeCache | None = None,
     ) -> None:
         """`opened`: what all runs of an aggregator share."""
         self.federation = federation
@@ -58,7 +58,7 @@ class Records:
         self.identity = identity
         self.store = store
         self.pool = pool
-        self.opened = opened or OpenBlobs()
+        self.opened = opened or EnvelopeCache()
         """What was opened lately, by its signed bytes."""
         self.trusted: Getter[Slices] = store.authenticated if isinstance(store, CachedBlobs) else store
         """For blobs that passed admission or that we wrote: our own copies are authenticated, not hashed again."""
@@ -80,7 +80,7 @@ class Records:
         verified = verify(raw, trust, federation=self.federation, kinds={kind}, limit=limits.STORED_RECORD)
         return Opened(verified, unlock(verified, self.identity))
 
-    def open_blob(self, raw: bytes, registry: Registry, kind: Kind) -> OpenBlob:
+    def open_blob(self, raw: bytes, registry: Registry, kind: Kind) -> OpenEnvelope:
         """The blob of a record of ours, which is verified unless that was done lately.
 
         Raises:
@@ -92,7 +92,7 @@ class Records:
             self.opened.put(raw, found)
         return found
 
-    def open_update(self, raw: bytes, trust: Trust) -> OpenBlob:
+    def open_update(self, raw: bytes, trust: Trust) -> OpenEnvelope:
         """The blob of a journalled update, which arrived too long ago to be remembered, or under an older registry.
 
         Raises:
@@ -101,7 +101,7 @@ class Records:
         verified = verify(raw, trust, federation=self.federation, kinds={Kind.UPDATE})
         return Opened(verified, unlock(verified, self.identity)).blob
 
-    def read(self, blob: OpenBlob, key_of: Callable[[str], str], *, digest: bool = False) -> Iterator[bytes]:
+    def read(self, blob: OpenEnvelope, key_of: Callable[[str], str], *, digest: bool = False) -> Iterator[bytes]:
         """The plaintext records of a record's blob."""
         source = self.store if digest else self.trusted
         return read_blob(source, blob.manifest, blob.key, key_of, pool=self.pool, digest=digest)

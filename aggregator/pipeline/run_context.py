@@ -13,7 +13,7 @@ from aggregator.domain.events import CommandArrived
 from aggregator.domain.state import RunRules
 from aggregator.journal.history import History
 from aggregator.pipeline.genesis import first_body, rules_of
-from aggregator.pipeline.jobs import Work
+from aggregator.pipeline.jobs import RunJobs
 from aggregator.pipeline.production import Inputs, Production
 from aggregator.pipeline.records import Records, record_digest
 from aggregator.strategy.plan import MergePlan
@@ -24,14 +24,14 @@ from protocol.spec import ModelSpec
 
 
 @dataclass(slots=True, kw_only=True)
-class Serving:
+class RunContext:
     """One run being served."""
 
     config: RunConfig
     rules: RunRules
     spec: ModelSpec
     records: Records
-    work: Work
+    work: RunJobs
     record: bytes
     """Of the newest version."""
     spec_record: bytes
@@ -49,10 +49,10 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class VersionSource:
     """One version of a run, as the journal's own thread found it."""
 
-    serving: Serving
+    serving: RunContext
     version: int
     record: bytes
     states: dict[str, bytes]
@@ -61,7 +61,7 @@ class Source:
     measurements: tuple[Measurement, ...] = ()
 
 
-class Servings:
+class RunContexts:
     """Opens what is needed to serve a run that the journal holds."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Servings:
         self._registry = registry
         self._specs: WeakValueDictionary[bytes, ModelSpec] = WeakValueDictionary()
 
-    def source(self, serving: Serving, command: CommandArrived) -> Source:
+    def source(self, serving: RunContext, command: CommandArrived) -> VersionSource:
         """The version that an order is about: the one it names, or the newest (of a clone: version 0).
 
         Raises:
@@ -91,7 +91,7 @@ class Servings:
         run = self._history.run(serving.config.name)
         default = 0 if command.command == "run.clone" else run.newest()
         version = wanted if isinstance(wanted := command.arguments.get("version"), int) else default
-        return Source(
+        return VersionSource(
             serving=serving,
             version=version,
             record=run.version_record(version),
@@ -108,7 +108,7 @@ class Servings:
             spec = self._specs[digest] = ModelSpec.from_bytes(raw)
         return spec
 
-    def open(self, name: str) -> Serving:
+    def open(self, name: str) -> RunContext:
         """Begin to serve a run.
 
         Raises:
@@ -120,12 +120,12 @@ class Servings:
         spec = self._spec(kept.spec)
         rules = rules_of(config, spec, kept.bundle)
         production = Production(records, spec, rules.strategy, self._cipher, average=config.release_decay > 0)
-        return Serving(
+        return RunContext(
             config=config,
             rules=rules,
             spec=spec,
             records=records,
-            work=Work(name, records, spec, production, self._store, self._io, self._registry),
+            work=RunJobs(name, records, spec, production, self._store, self._io, self._registry),
             record=history.version_record(history.newest()),
             spec_record=kept.spec_record,
             code_record=kept.code_record,

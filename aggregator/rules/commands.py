@@ -14,27 +14,27 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from aggregator.domain.events import CommandArrived
-from aggregator.domain.state import AT_REST, COMMANDS, MOST_GOING_ON, Measure, Measured, choose
+from aggregator.domain.state import AT_REST, MOST_GOING_ON, TRANSITIONS, Sanction, SanctionKind, choose
 from aggregator.domain.writes import SetCounter
 from aggregator.rules.catalogue import Catalogue
-from aggregator.rules.decisions import Decided
+from aggregator.rules.decisions import Decisions
 from protocol.codec import is_word
-from protocol.commands import COUNTER_AHEAD, ORDERS
+from protocol.commands import COMMANDS, COUNTER_AHEAD
 from protocol.messages import GOING_ON, RunState
 from protocol.registry import Registry
 
 REPLAYED = "replayed"
-_MEASURES: Mapping[str, Measure] = {
+_MEASURES: Mapping[str, SanctionKind] = {
     "site.revoke": "revoked",
     "site.quarantine": "quarantined",
     "site.readmit": "none",
 }
 
 
-class Orders:
+class Commands:
     """What operators ordered so far, as far as it matters from now on."""
 
-    def __init__(self, counters: Mapping[str, int], measures: Mapping[str, Measured]) -> None:
+    def __init__(self, counters: Mapping[str, int], measures: Mapping[str, Sanction]) -> None:
         self._counters = dict(counters)
         self._measures = dict(measures)
 
@@ -70,22 +70,22 @@ class Orders:
         for site in settled:
             del self._measures[site]
 
-    def measure(self, event: CommandArrived, registry: int) -> tuple[str, Measured] | None:
+    def measure(self, event: CommandArrived, registry: int) -> tuple[str, Sanction] | None:
         """The site and what a command does to it, if it is of that sort; noted from here on."""
         measure = _MEASURES.get(event.command)
         if measure is None:
             return None
         site = str(event.arguments.get("site", ""))
-        self._measures[site] = Measured(measure, registry)
+        self._measures[site] = Sanction(measure, registry)
         return site, self._measures[site]
 
     # ---- orders
 
-    def judge(self, event: CommandArrived, out: Decided, present: Present) -> Verdict:
+    def judge(self, event: CommandArrived, out: Decisions, present: Present) -> CommandVerdict:
         """Whether a command is carried out; noted, counted and acked either way."""
         out.settle(event.delivery)
         if event.counter <= self.counter(event):
-            verdict = Verdict(REPLAYED)
+            verdict = CommandVerdict(REPLAYED)
         else:
             verdict = self._verdict(event, present)
             if event.objection != COUNTER_AHEAD:
@@ -97,7 +97,7 @@ class Orders:
         out.audit("command", entry | ({"id": event.id, "sites": event.targets} if event.targets else {}))
         return verdict
 
-    def count(self, event: CommandArrived, out: Decided) -> None:
+    def count(self, event: CommandArrived, out: Decisions) -> None:
         """Let an order that found a defect count as given, so that it is not given again."""
         out.settle(event.delivery)
         self._counters[_key(event)] = max(self.counter(event), event.counter)
@@ -109,14 +109,14 @@ class Orders:
         """The highest counter noted for the key a command is signed with."""
         return self._counters.get(_key(event), 0)
 
-    def _verdict(self, event: CommandArrived, present: Present) -> Verdict:
+    def _verdict(self, event: CommandArrived, present: Present) -> CommandVerdict:
         why = self._refusal(event, present.sites)
         if why == "ok" and event.command in ABOUT_RUNS:
             return about_run(event, present)
-        return Verdict(about_models(event, present.catalogue) if why == "ok" else why)
+        return CommandVerdict(about_models(event, present.catalogue) if why == "ok" else why)
 
     def _refusal(self, event: CommandArrived, sites: Collection[str]) -> str:
-        order = ORDERS.get(event.command)
+        order = COMMANDS.get(event.command)
         if order is None:
             return "unknown_command"
         if event.objection != "ok":
@@ -140,7 +140,7 @@ def _key(event: CommandArrived) -> str:
 
 
 ABOUT_RUNS = frozenset(
-    {*COMMANDS, "run.create", "run.clone", "run.offer", "run.delete", "model.export", "model.publish"}
+    {*TRANSITIONS, "run.create", "run.clone", "run.offer", "run.delete", "model.export", "model.publish"}
 )
 PREPARED = frozenset({"run.create", "run.clone", "run.offer", "model.export", "model.publish", "model.card"})
 """Orders that take a while: what they make is made ready first, and stands only once the rules have taken it."""
@@ -189,7 +189,7 @@ class Present:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CommandVerdict:
     """`ok` or the fixed word that says why not, and the run an order is for."""
 
     why: str
@@ -201,35 +201,35 @@ class Verdict:
         return TEXTS.get(self.why, "")
 
 
-def about_run(event: CommandArrived, present: Present) -> Verdict:
+def about_run(event: CommandArrived, present: Present) -> CommandVerdict:
     """What speaks against an order about a run."""
     arguments = event.arguments
     if event.command in PREPARED and event.operator in present.busy:
-        return Verdict("busy")
+        return CommandVerdict("busy")
     if event.command == "run.create":
         return _new(arguments.get("run"), present, event.operator)
     run, why = choose(arguments.get("run"), present.runs)
     if why != "ok":
-        return Verdict(why)
+        return CommandVerdict(why)
     state = present.runs[run]
     if event.command == "run.clone":
-        return Verdict(_new(arguments.get("as"), present, event.operator).why, run)
+        return CommandVerdict(_new(arguments.get("as"), present, event.operator).why, run)
     if event.command == "run.delete" and state not in AT_REST:
-        return Verdict(f"run_{state.value}", run)
+        return CommandVerdict(f"run_{state.value}", run)
     if event.command == "model.publish":
         name = arguments.get("name")
         if not is_word(name):
-            return Verdict("bad_argument", run)
-        return Verdict("name_taken" if present.catalogue.has(str(name)) else "ok", run)
-    wanted = COMMANDS.get(event.command)
+            return CommandVerdict("bad_argument", run)
+        return CommandVerdict("name_taken" if present.catalogue.has(str(name)) else "ok", run)
+    wanted = TRANSITIONS.get(event.command)
     if wanted is not None and state not in wanted[1]:
-        return Verdict(f"run_{state.value}", run)
+        return CommandVerdict(f"run_{state.value}", run)
     going_on = sum(each in GOING_ON for each in present.runs.values())
     if event.command in _GOES_ON_AGAIN and state not in GOING_ON and going_on >= MOST_GOING_ON:
-        return Verdict("too_many_runs", run)
+        return CommandVerdict("too_many_runs", run)
     if event.command in _GOES_ON_AGAIN and run in present.complete:
-        return Verdict("run_complete", run)
-    return Verdict("ok", run)
+        return CommandVerdict("run_complete", run)
+    return CommandVerdict("ok", run)
 
 
 def about_models(event: CommandArrived, catalogue: Catalogue) -> str:
@@ -249,12 +249,12 @@ def about_models(event: CommandArrived, catalogue: Catalogue) -> str:
     return "ok"
 
 
-def _new(name: object, present: Present, operator: str) -> Verdict:
+def _new(name: object, present: Present, operator: str) -> CommandVerdict:
     if not isinstance(name, str) or not _RUN.fullmatch(name):
-        return Verdict("bad_argument")
+        return CommandVerdict("bad_argument")
     if name in present.taken:
-        return Verdict("run_exists", name)
+        return CommandVerdict("run_exists", name)
     at_rest = sum(state not in GOING_ON for run, state in present.runs.items() if present.by[run] == operator)
     if len(present.runs) >= MOST_RUNS or at_rest >= MOST_OF_ONE:
-        return Verdict("too_many_runs", name)
-    return Verdict("ok", name)
+        return CommandVerdict("too_many_runs", name)
+    return CommandVerdict("ok", name)

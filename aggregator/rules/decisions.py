@@ -17,7 +17,7 @@ _AWAITED = 4096
 """Replies that are waited for at most; the oldest give way."""
 
 
-class Decided:
+class Decisions:
     """Collects a step; outbox rows are numbered here, one after the other for as long as the journal lasts."""
 
     def __init__(
@@ -26,7 +26,7 @@ class Decided:
         """`awaited`: commands and sites whose replies are still to come."""
         self._row = last_row
         self._new_id = new_id
-        self._budget = Budget(now)
+        self._budget = LetterBudget(now)
         self._awaited: dict[tuple[bytes, str], None] = dict.fromkeys(awaited)
         self._writes: list[Any] = []
         self._effects: list[Any] = []
@@ -74,7 +74,7 @@ class Decided:
         values: Mapping[str, Any] | None = None,
     ) -> None:
         """Answer an operator in a word, and in a sentence where there is one."""
-        told = effects.Tell(
+        told = effects.AnswerCommand(
             operator=event.operator,
             command=event.id,
             reason=why,
@@ -127,7 +127,7 @@ class Decided:
             )
         self.receipt(row, OUTCOME[state], reason, version=version)
 
-    def refuse(self, event: events.Refused, now: float) -> None:
+    def refuse(self, event: events.DeliveryRefused, now: float) -> None:
         """Ack what is no message of this federation; keep it for operators, and publish it within the site's budget."""
         self.settle(event.delivery)
         self.audit("refused", {"queue": event.queue, "reason": event.reason, "bytes": len(event.raw)})
@@ -147,7 +147,7 @@ _PER_SITE = 256
 _HOUR = 3600.0
 
 
-class Budget:
+class LetterBudget:
     """How many dead letters a site may cause: 256 an hour; what exceeds them is only noted in the ledger."""
 
     def __init__(self, now: float) -> None:
@@ -187,7 +187,7 @@ def receipt(
     )
 
 
-def dead_letter(refused: events.Refused, *, row: int) -> writes.SendRaw:
+def dead_letter(refused: events.DeliveryRefused, *, row: int) -> writes.SendRaw:
     """The original bytes with the reason; of an over-long message as many bytes as fit."""
     letter = {
         "reason": refused.reason,

@@ -15,22 +15,22 @@ from typing import Any
 
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import (
-    COMMANDS,
     OUTCOME,
+    TRANSITIONS,
     CodeOffered,
-    Measured,
     NewModel,
     NewRun,
     RunRules,
     RunSnapshot,
+    Sanction,
     Snapshot,
     UpdateRow,
     UpdateState,
 )
 from aggregator.rules.catalogue import Catalogue
-from aggregator.rules.commands import PREPARED, REPLAYED, TEXTS, Orders, Present
-from aggregator.rules.decisions import Decided
-from aggregator.rules.head import Heading
+from aggregator.rules.commands import PREPARED, REPLAYED, TEXTS, Commands, Present
+from aggregator.rules.decisions import Decisions
+from aggregator.rules.head import HeadNumbers
 from aggregator.rules.liveness import Liveness
 from aggregator.rules.run import Run
 from broker.runtime.actor import Step, Tick
@@ -53,14 +53,14 @@ class AggregatorRules:
     ) -> None:
         """`runs`: what is fixed about each run of the snapshot."""
         self._new_id = new_id
-        self._out = Decided(snapshot.last_row, new_id, now, snapshot.awaited)
+        self._out = Decisions(snapshot.last_row, new_id, now, snapshot.awaited)
         self._outbox = list(snapshot.outbox)
         self._highest = snapshot.highest
         self._strays = list(snapshot.strays)
         self._taken = set(snapshot.taken)
         self._busy: set[str] = set()
         self.catalogue = Catalogue(snapshot.models, snapshot.channels)
-        self.orders = Orders(snapshot.counters, snapshot.measures)
+        self.orders = Commands(snapshot.counters, snapshot.measures)
         self.orders.follow(snapshot.registry)
         self.registry = self.orders.narrowed(snapshot.registry)
         self._root_registry = snapshot.registry
@@ -68,7 +68,7 @@ class AggregatorRules:
         self._now = now
         self.runs: dict[str, Run] = {}
         """In the order they were made."""
-        self._heading = Heading(snapshot.head, self.runs, self._out, now)
+        self._heading = HeadNumbers(snapshot.head, self.runs, self._out, now)
         for name, remembered in snapshot.runs.items():
             self._add(runs[name], remembered)
 
@@ -119,7 +119,7 @@ class AggregatorRules:
                 self._out.settle(event.delivery)
                 for run in self._named(event.run):
                     run.evaluated(event)
-            case events.Refused():
+            case events.DeliveryRefused():
                 self._out.refuse(event, now)
             case events.RegistryChanged():
                 self._registry_changed(event.registry, event.record)
@@ -147,7 +147,7 @@ class AggregatorRules:
             case events.RequestArrived():
                 self._seen(event.site)
                 self._out.settle(event.delivery)
-                self._out.do(effects.Grant(request=event))
+                self._out.do(effects.GrantUrls(request=event))
 
     def deadline(self) -> float | None:
         """When the next tick is due."""
@@ -245,7 +245,7 @@ class AggregatorRules:
             for site in event.targets:
                 self._out.await_reply(event.id, site)
                 self._out.pass_on(site, event.raw)
-        elif (wanted := COMMANDS.get(event.command)) is not None:
+        elif (wanted := TRANSITIONS.get(event.command)) is not None:
             reason = f"{event.command.removeprefix('run.')}-by-{event.operator}"[:64]
             self.runs[run].at(self._now).change(wanted[0], reason)
         elif (measured := self.orders.measure(event, self._root_registry.version)) is not None:
@@ -308,8 +308,8 @@ class AggregatorRules:
         now = name if name is not None else self.catalogue.roll_back(channel)
         self._out.audit("channel", {"channel": channel, "name": now, "by": event.command})
 
-    def _measure(self, site: str, measured: Measured, operator: str) -> None:
-        self._out.write(writes.SetMeasure(site=site, measured=measured, operator=operator))
+    def _measure(self, site: str, measured: Sanction, operator: str) -> None:
+        self._out.write(writes.SetSanction(site=site, measured=measured, operator=operator))
         if measured.measure != "none":
             for run in self._all():
                 run.refuse_all_of(site, measured.measure)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from aggregator.domain import effects, writes
 from aggregator.domain.state import MOST_GOING_ON, RunPlace
-from aggregator.rules.decisions import Decided
+from aggregator.rules.decisions import Decisions
 from protocol.messages import GOING_ON, RunState
 
 HEAD_EVERY = 6 * 3600.0
@@ -30,10 +30,10 @@ class ToldRun(Protocol):
         """Seconds of training so far."""
 
 
-class Heading:
+class HeadNumbers:
     """The newest head's number."""
 
-    def __init__(self, number: int, runs: Mapping[str, ToldRun], out: Decided, now: float) -> None:
+    def __init__(self, number: int, runs: Mapping[str, ToldRun], out: Decisions, now: float) -> None:
         """`runs` is read at each call; a run that was never started stands in no head."""
         self._number = number
         self._runs = runs

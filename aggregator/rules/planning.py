@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from aggregator.domain.state import RunRules, UpdateRow
 from aggregator.strategy.plan import Member, MergePlan
 from aggregator.strategy.strategies import Strategy, ema_decay
-from aggregator.strategy.weighting import Standing, clip_factor, example_weights
+from aggregator.strategy.weighting import SiteStatistics, clip_factor, example_weights
 
 
 def next_plan(
@@ -22,7 +22,7 @@ def next_plan(
     parent: bytes,
     population: tuple[str, ...],
     divisor: int,
-    standing: Standing,
+    standing: SiteStatistics,
     new_id: Callable[[], bytes],
     registry: int,
 ) -> MergePlan:
@@ -50,7 +50,7 @@ def next_plan(
 
 
 def members(
-    rows: Sequence[UpdateRow], version: int, strategy: Strategy, standing: Standing, population: Iterable[str]
+    rows: Sequence[UpdateRow], version: int, strategy: Strategy, standing: SiteStatistics, population: Iterable[str]
 ) -> tuple[Member, ...]:
     """The members of the version after `version`, in merge order, with their scalars.
 

@@ -1,5 +1,5 @@
 """One run's state machine: its updates, its versions, its end. It decides; what is decided goes into the federation's
-`Decided`, and heads are numbered by the federation's `Heading`.
+`Decisions`, and heads are numbered by the federation's `HeadNumbers`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import LAST_STATE, RunPlace, RunRules, RunSnapshot, UpdateNotice, UpdateRow, UpdateState
 from aggregator.rules import planning
-from aggregator.rules.decisions import Decided
-from aggregator.rules.head import Heading
+from aggregator.rules.decisions import Decisions
+from aggregator.rules.head import HeadNumbers
 from aggregator.rules.liveness import Liveness
 from aggregator.strategy import buffer, plan
 from aggregator.strategy.stopping import reason_to_stop
@@ -34,8 +34,8 @@ class Run:
         rules: RunRules,
         snapshot: RunSnapshot,
         registry: Registry,
-        out: Decided,
-        heading: Heading,
+        out: Decisions,
+        heading: HeadNumbers,
         *,
         new_id: Callable[[], bytes],
         now: float,

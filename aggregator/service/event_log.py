@@ -17,7 +17,7 @@ def nobody(event: str, fields: Mapping[str, Any]) -> None:
     """The observer of a service that nobody watches."""
 
 
-class Telling:
+class EventLog:
     """Tells of writes, one by one, in the order of their commit."""
 
     def __init__(self, observer: Observer) -> None:

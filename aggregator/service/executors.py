@@ -12,7 +12,7 @@ import structlog
 log = structlog.get_logger("aggregator")
 
 
-class Pools:
+class Executors:
     """One pool for each sort of work, so that none queues behind another."""
 
     def __init__(self, tell: Callable[[Any], None], stopping: threading.Event) -> None:

@@ -16,7 +16,7 @@ log = structlog.get_logger("aggregator")
 EVERY_S = 60.0
 
 
-class Pulse:
+class HealthWriter:
     """Beats on a thread of its own until it is stopped."""
 
     def __init__(self, transport: Transport, state: Path) -> None:

@@ -20,18 +20,18 @@ from aggregator.domain import effects, events, writes
 from aggregator.domain.state import UpdateState
 from aggregator.intake import Intake
 from aggregator.journal.journal import Journal
-from aggregator.operators.admin_access import Doors
-from aggregator.operators.preparation import Preparing
-from aggregator.operators.responder import NOBODY, Desk
-from aggregator.pipeline.envelope_cache import OpenBlobs
+from aggregator.operators.admin_access import AdminAccess
+from aggregator.operators.preparation import Preparation
+from aggregator.operators.responder import NOBODY, Responder
+from aggregator.pipeline.envelope_cache import EnvelopeCache
 from aggregator.pipeline.genesis import Genesis, registry_in_force, take_over
 from aggregator.pipeline.records import Records, record_digest
-from aggregator.pipeline.run_context import Servings
+from aggregator.pipeline.run_context import RunContexts
 from aggregator.rules.federation import AggregatorRules
-from aggregator.service.event_log import Observer, Telling, nobody
-from aggregator.service.executors import Pools
+from aggregator.service.event_log import EventLog, Observer, nobody
+from aggregator.service.executors import Executors
 from aggregator.service.head_writer import HeadWriter
-from aggregator.service.health import Pulse
+from aggregator.service.health import HealthWriter
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import SMALL, CachedBlobs
 from broker.runtime.actor import Actor
@@ -68,7 +68,7 @@ class AggregatorService:
         code: bytes = b"",
         observer: Observer = nobody,
         cache_bytes: int = 4 << 30,
-        doors: Doors = Doors(),  # noqa: B008  # frozen
+        doors: AdminAccess = AdminAccess(),  # noqa: B008  # frozen
     ) -> None:
         """`config`: a run to begin with, besides those that the journal knows and operators will create; `genesis` (its
         version 0) and `code` (a zip archive) are needed the first time only. `state` None keeps the database in memory.
@@ -86,15 +86,15 @@ class AggregatorService:
         if state is not None:
             self._store = CachedBlobs(store, state / "cache", cache_bytes, keep_puts=True, small=SMALL)
         self._observer = observer
-        self._telling = Telling(observer)
+        self._telling = EventLog(observer)
         self._doors = doors
         self._stopping = threading.Event()
-        self._pools = Pools(self._tell, self._stopping)
-        self._opened = OpenBlobs()
+        self._pools = Executors(self._tell, self._stopping)
+        self._opened = EnvelopeCache()
         self.journal = Journal(None if state is None else state / DATABASE, self._seal)
         self._open(registry_record, config, genesis, code)
         self._relay = Relay(transport, lambda row: self._tell(events.Published(row=row)))
-        self.pulse = None if state is None else Pulse(transport, state)
+        self.pulse = None if state is None else HealthWriter(transport, state)
         announce = partial(transport.publish, topology.GLOBAL, "")
         self._heads = HeadWriter(store, federation, announce, self._registry_record)
         self._subscriptions: list[Subscription] = []
@@ -114,7 +114,7 @@ class AggregatorService:
         if config is not None:
             self._begin(config, genesis, code)
         registry = partial(getattr, self._intake, "registry")
-        self._servings = Servings(
+        self._servings = RunContexts(
             self.journal, self.records_of, self._store, self._pools.io, self._pools.cipher, registry
         )
         self.serving = {name: self._servings.open(name) for name in self.journal.names()}
@@ -122,8 +122,8 @@ class AggregatorService:
         rules = {name: serving.rules for name, serving in self.serving.items()}
         self.rules = AggregatorRules(rules, snapshot, new_id=_new_id, now=time.monotonic())
         self._intake.registry = self.rules.registry
-        self._preparing = Preparing(self.records_of, self._uncached, registry)
-        self._desk = Desk(
+        self._preparing = Preparation(self.records_of, self._uncached, registry)
+        self._desk = Responder(
             self._federation,
             self._identity,
             self.registry,

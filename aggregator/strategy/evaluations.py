@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from aggregator.strategy.stopping import Evaluated
+from aggregator.strategy.stopping import VersionScore
 from protocol.messages import Evaluation
 
 _ABSURD = 1e100
@@ -25,7 +25,7 @@ class Evaluations:
         while len(self._by_version) > self._kept:
             del self._by_version[min(self._by_version)]
 
-    def history(self, metric: str | None, sites: int) -> list[Evaluated]:
+    def history(self, metric: str | None, sites: int) -> list[VersionScore]:
         """The metric by version, ascending, for versions at least half of `sites` have evaluated.
 
         The mean is weighted by examples, as if their data had been evaluated together.
@@ -41,5 +41,5 @@ class Evaluations:
             ]
             if values and len(values) * 2 >= sites:
                 total = math.fsum(n for n, _ in values)
-                result.append(Evaluated(version=version, value=math.fsum(n * v for n, v in values) / total))
+                result.append(VersionScore(version=version, value=math.fsum(n * v for n, v in values) / total))
         return result

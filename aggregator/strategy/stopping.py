@@ -56,7 +56,7 @@ class Stopping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
+class VersionScore:
     """The metric's value for one version."""
 
     version: int
@@ -64,7 +64,7 @@ class Evaluated:
 
 
 def reason_to_stop(
-    rules: Stopping, *, version: int, elapsed: float, history: Sequence[Evaluated] = ()
+    rules: Stopping, *, version: int, elapsed: float, history: Sequence[VersionScore] = ()
 ) -> Reason | None:
     """Return why the run ends now, or None.
 

@@ -4,7 +4,7 @@ Rules every strategy keeps:
 
 1. A delta is trained minus base, so the server adds it.
 2. Sums run in float64, members in order, element by element: the result has the same bits on every repetition and
-   wherever a vector is cut into spans. The scalars (`Step`) are the same for all spans of one merge.
+   wherever a vector is cut into spans. The scalars (`Scalars`) are the same for all spans of one merge.
 3. Where a member lacks a tensor, the sum over the others is scaled up by their share of the weights; where all lack
    it the old value stays. With w the weights and D the divisor:
    direction = sum(all w) / D * sum(w_i * delta_i over those that have it) / sum(w_i over those that have it).
@@ -47,7 +47,7 @@ class Scratch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Scalars:
     """Every scalar one merge uses; stored with the version, so that a replay gives the same bytes.
 
     Args:
@@ -111,7 +111,7 @@ class Strategy(Protocol):
         self,
         old: Span,
         deltas: Sequence[Span | None],
-        step: Step,
+        step: Scalars,
         state: Sequence[Span],
         out: Span,
         out_state: Sequence[Span],
@@ -175,7 +175,7 @@ def _float32_range() -> Iterator[None]:
         ) from error
 
 
-def _direction_factor(members: Sequence[tuple[Span, float]], step: Step) -> float:
+def _direction_factor(members: Sequence[tuple[Span, float]], step: Scalars) -> float:
     """Return what sum(w_i * delta_i) over the present members is multiplied by to give the direction (rule 3)."""
     present = math.fsum(weight for _, weight in members)
     if present < _NO_WEIGHT:
@@ -189,7 +189,7 @@ def merge_buffers(
     """Write old plus the plain weighted mean of the deltas: BatchNorm statistics never see a server rate.
 
     Args:
-        weights: the members' weights, as in `Step`. Members whose delta is None do not count.
+        weights: the members' weights, as in `Scalars`. Members whose delta is None do not count.
     """
     members = _present(deltas, weights)
     present = math.fsum(weight for _, weight in members)
@@ -260,7 +260,7 @@ class FedBuff:
         self,
         old: Span,
         deltas: Sequence[Span | None],
-        step: Step,
+        step: Scalars,
         state: Sequence[Span],
         out: Span,
         out_state: Sequence[Span],
@@ -338,7 +338,7 @@ class FedAdam(FedBuff):
         self,
         old: Span,
         deltas: Sequence[Span | None],
-        step: Step,
+        step: Scalars,
         state: Sequence[Span],
         out: Span,
         out_state: Sequence[Span],

@@ -109,15 +109,15 @@ def clip_factor(norm: float, recent: Sequence[float]) -> float:
 
 
 @dataclass(slots=True)
-class Standing:
+class SiteStatistics:
     """What is known of the sites from the updates merged so far."""
 
     stats: dict[str, SiteStats] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
 
-    def copy(self) -> Standing:
+    def copy(self) -> SiteStatistics:
         """An independent copy."""
-        return Standing(dict(self.stats), list(self.norms))
+        return SiteStatistics(dict(self.stats), list(self.norms))
 
     def max_wait(self) -> float:
         """Seconds a half-filled buffer waits by default: a minute, or twice the median training time if longer."""

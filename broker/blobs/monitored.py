@@ -11,7 +11,7 @@ from broker.blobs.base import BlobStore, ObjectInfo
 from protocol.errors import Corrupt, Missing, StoreError
 
 
-class WatchedBlobs:
+class MonitoredBlobs:
     """Another store, with an eye on how its operations end: each has a deadline of its own within that store."""
 
     def __init__(self, inner: BlobStore) -> None:

@@ -82,7 +82,7 @@ Item = tuple[str, Callable[[], bytes | memoryview]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Uploaded:
+class UploadResult:
     """What an upload came to."""
 
     sent: int
@@ -92,7 +92,7 @@ class Uploaded:
     sent_bytes: int
 
 
-def upload(store: BlobStore, items: Iterable[Item], *, parallel: int = 4) -> Uploaded:
+def upload(store: BlobStore, items: Iterable[Item], *, parallel: int = 4) -> UploadResult:
     """Put all objects that are not there yet, `parallel` at a time; calling it again goes on where it stopped.
 
     At most `parallel` objects are in memory, and `items` is read no further ahead than that. An object that is there
@@ -115,7 +115,7 @@ def upload(store: BlobStore, items: Iterable[Item], *, parallel: int = 4) -> Upl
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     sent = [size for size in sizes if size is not None]
-    return Uploaded(sent=len(sent), skipped=len(sizes) - len(sent), sent_bytes=sum(sent))
+    return UploadResult(sent=len(sent), skipped=len(sizes) - len(sent), sent_bytes=sum(sent))
 
 
 S_co = TypeVar("S_co", bound=Slices, covariant=True)

@@ -93,7 +93,7 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-class Prepared:
+class Statement:
     """A statement that is turned into SQL once.
 
     SQLAlchemy otherwise works out at every execution what it found at the last one, which takes several times as long

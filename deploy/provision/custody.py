@@ -47,7 +47,7 @@ _STATE_LIMIT = 64 * 1024**2
 _KEY_LIMIT = 16 * 1024
 
 
-class State(BaseModel):
+class CustodyState(BaseModel):
     """What has been issued."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,7 +74,7 @@ class Custody:
     """An open provisioner's folder; nobody else has it open."""
 
     directory: Path
-    state: State
+    state: CustodyState
 
     def registry(self) -> Registry:
         """The newest registry, empty before the first was signed."""
@@ -116,7 +116,7 @@ class Custody:
         open_registry(record, bytes.fromhex(self.state.root), name)  # a record that nobody takes is not given out
         return record
 
-    def save(self, state: State) -> None:
+    def save(self, state: CustodyState) -> None:
         """Make a state the one that counts."""
         replace_private(self.directory / STATE, state.model_dump_json(indent=1).encode())
         self.state = state
@@ -133,7 +133,7 @@ class Custody:
                 replace_private(path, data)
 
 
-def _store(state: State) -> str:
+def _store(state: CustodyState) -> str:
     """Every identity that the store has to know, each under the name of its policy."""
     hub = [{"name": SIGNING.get(name, name), **each.model_dump()} for name, each in state.hub.items()]
     sites = [{"name": f"site-{name}", **each.model_dump()} for name, each in state.sites.items()]
@@ -197,14 +197,14 @@ def _found(directory: Path, project: Project, now: datetime) -> None:
         replace_private(directory / AUTHORITY_KEY, authority.key)
         replace_private(directory / AUTHORITY_CERTIFICATE, authority.certificate)
     root = read_identity(directory / ROOT_KEYS)
-    state = State(project=project, root=bytes(root.sign.verify_key).hex())
+    state = CustodyState(project=project, root=bytes(root.sign.verify_key).hex())
     write_private(directory / STATE, state.model_dump_json(indent=1).encode())
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> CustodyState:
     raw = read_bounded(path, _STATE_LIMIT, "the provisioner's state")
     try:
-        return State.model_validate_json(raw)
+        return CustodyState.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -38,7 +38,7 @@ _BEGIN, _END = "-----BEGIN FLEDGE REQUEST-----", "-----END FLEDGE REQUEST-----"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class EnrolmentRequest:
     """What a participant asks for: to be known by these keys."""
 
     __pydantic_config__ = EXACT
@@ -69,7 +69,7 @@ def make_request(identity: Identity, federation: str, tls_key: bytes, code: str)
     """The text of a request for an identity and its TLS key (PEM)."""
     public = identity.public
     body = encode(
-        Request(
+        EnrolmentRequest(
             federation=federation,
             name=public.name,
             role=public.role,
@@ -83,7 +83,7 @@ def make_request(identity: Identity, federation: str, tls_key: bytes, code: str)
     return f"{_BEGIN}\n{text}{_END}\n".encode()
 
 
-def open_request(raw: bytes, code: str, federation: str) -> Request:
+def open_request(raw: bytes, code: str, federation: str) -> EnrolmentRequest:
     """The request that a text holds, if whoever made it knew the code; nothing is parsed before.
 
     Raises:
@@ -103,7 +103,7 @@ def open_request(raw: bytes, code: str, federation: str) -> Request:
             "changed on its way: then have a new one made by `fledge enrol`"
         )
     try:
-        request = decode(Request, body, REQUEST_LIMIT)
+        request = decode(EnrolmentRequest, body, REQUEST_LIMIT)
     except (Malformed, TooLarge) as error:
         raise ConfigError(f"the request cannot be read ({error}); both sides need the same fledge") from error
     if request.federation != federation:

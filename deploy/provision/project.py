@@ -81,7 +81,7 @@ class GroupAnswers(_Part):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class WantedParticipant:
     """One participant as the project wants it."""
 
     name: str
@@ -126,13 +126,13 @@ class Project(_Part):
         return self.store or f"s3s://{_netloc(self.aggregator.address, self.aggregator.store_port)}/{self.name.lower()}"
 
     @property
-    def participants(self) -> tuple[Wanted, ...]:
+    def participants(self) -> tuple[WantedParticipant, ...]:
         """The aggregator, the sites and the operators, in this order."""
         return (
-            Wanted(name=AGGREGATOR, role=Role.AGGREGATOR, organisation=self.aggregator.org),
-            *(Wanted(name=s.name, role=Role.SITE, organisation=s.org, enrol=s.enrol) for s in self.sites),
+            WantedParticipant(name=AGGREGATOR, role=Role.AGGREGATOR, organisation=self.aggregator.org),
+            *(WantedParticipant(name=s.name, role=Role.SITE, organisation=s.org, enrol=s.enrol) for s in self.sites),
             *(
-                Wanted(name=o.name, role=Role.OPERATOR, organisation=o.org, roles=o.roles, enrol=o.enrol)
+                WantedParticipant(name=o.name, role=Role.OPERATOR, organisation=o.org, roles=o.roles, enrol=o.enrol)
                 for o in self.operators
             ),
         )

@@ -23,14 +23,14 @@ from deploy.provision.custody import (
     SIGNING,
     STORE,
     Custody,
-    State,
+    CustodyState,
     new_credentials,
     open_custody,
 )
-from deploy.provision.enrolment import Request, open_request
+from deploy.provision.enrolment import EnrolmentRequest, open_request
 from deploy.provision.kit_files import AUTHORITY, CERTIFICATE, CREDENTIALS, KEYS, SERVERS, TLS_KEY
 from deploy.provision.kits import random_code, write_kit
-from deploy.provision.project import Project, Wanted
+from deploy.provision.project import Project, WantedParticipant
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.registry import Entry, Registry
@@ -63,7 +63,7 @@ class Renewed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Provisioned:
     """What a provisioner's work has come to."""
 
     registry: Path
@@ -81,14 +81,14 @@ class Outcome:
 class _Order:
     """A kit to be made."""
 
-    wanted: Wanted
+    wanted: WantedParticipant
     tls: bytes
     """The public key to certify, PEM."""
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """Private keys by file name; none if the participant made its own."""
 
 
-def provision(project: Project, directory: Path, now: datetime) -> Outcome:
+def provision(project: Project, directory: Path, now: datetime) -> Provisioned:
     """Bring a federation to what its project says: everybody's kit the first time, later only what is new.
 
     Raises:
@@ -105,7 +105,7 @@ def provision(project: Project, directory: Path, now: datetime) -> Outcome:
         return _carry_out(custody, state, registry, orders, now, notes=notes + _moved(before, project))
 
 
-def accept(directory: Path, request: bytes, code: str, now: datetime) -> Outcome:
+def accept(directory: Path, request: bytes, code: str, now: datetime) -> Provisioned:
     """Answer a request for enrolment with a kit without private keys; the same request gets the same answer again.
 
     Raises:
@@ -126,7 +126,7 @@ def accept(directory: Path, request: bytes, code: str, now: datetime) -> Outcome
         return _carry_out(custody, state, registry, [_Order(wanted=wanted, tls=tls)], now)
 
 
-def reissue(directory: Path, name: str, now: datetime) -> Outcome:
+def reissue(directory: Path, name: str, now: datetime) -> Provisioned:
     """Make a kit with new keys for somebody who lost theirs or was revoked; the old keys hold no longer.
 
     Raises:
@@ -140,7 +140,7 @@ def reissue(directory: Path, name: str, now: datetime) -> Outcome:
         return _carry_out(custody, _without(custody.state, name), registry, [order], now)
 
 
-def revoke(directory: Path, name: str, now: datetime) -> Outcome:
+def revoke(directory: Path, name: str, now: datetime) -> Provisioned:
     """Sign a registry in which somebody's keys hold no longer.
 
     Raises:
@@ -156,7 +156,7 @@ def revoke(directory: Path, name: str, now: datetime) -> Outcome:
         return _carry_out(custody, _without(custody.state, name), registry.revoke(name), [], now)
 
 
-def renew(directory: Path, names: Sequence[str], now: datetime) -> Outcome:
+def renew(directory: Path, names: Sequence[str], now: datetime) -> Provisioned:
     """Certify the same keys for another term; without names everybody's, and the servers' with the aggregator's.
 
     Raises:
@@ -180,10 +180,12 @@ def renew(directory: Path, names: Sequence[str], now: datetime) -> Outcome:
             for name, pem in certificates.items()
         )
         custody.save(custody.state.model_copy(update={"certificates": held | certificates, "servers": servers}))
-        return Outcome(registry=directory / REGISTRY, version=custody.registry().version, changed=False, renewed=done)
+        return Provisioned(
+            registry=directory / REGISTRY, version=custody.registry().version, changed=False, renewed=done
+        )
 
 
-def _joined(registry: Registry, project: Project) -> tuple[Registry, list[Wanted], tuple[str, ...]]:
+def _joined(registry: Registry, project: Project) -> tuple[Registry, list[WantedParticipant], tuple[str, ...]]:
     """The registry under the project's policy and roles, who has to be added, and what cannot be done here."""
     fresh, notes, changed = [], [], {}
     for wanted in project.participants:
@@ -214,7 +216,7 @@ def _joined(registry: Registry, project: Project) -> tuple[Registry, list[Wanted
     return registry, fresh, tuple(notes)
 
 
-def _moved(state: State, project: Project) -> tuple[str, ...]:
+def _moved(state: CustodyState, project: Project) -> tuple[str, ...]:
     """What kits that are out say otherwise than the project now does."""
     if not state.certificates:
         return ()
@@ -232,7 +234,7 @@ def _moved(state: State, project: Project) -> tuple[str, ...]:
     )
 
 
-def _with_new_keys(registry: Registry, wanted: Wanted) -> tuple[Registry, _Order]:
+def _with_new_keys(registry: Registry, wanted: WantedParticipant) -> tuple[Registry, _Order]:
     identity, tls_key = Identity.generate(wanted.name, wanted.role), pki.new_key()
     registry = registry.with_entry(identity.public, organisation=wanted.organisation, roles=wanted.roles)
     secrets = {KEYS[wanted.role]: identity.to_bytes(), TLS_KEY: tls_key}
@@ -241,13 +243,13 @@ def _with_new_keys(registry: Registry, wanted: Wanted) -> tuple[Registry, _Order
 
 def _carry_out(
     custody: Custody,
-    state: State,
+    state: CustodyState,
     registry: Registry,
     orders: Sequence[_Order],
     now: datetime,
     *,
     notes: tuple[str, ...] = (),
-) -> Outcome:
+) -> Provisioned:
     """Sign, make the kits, and only then let the new state count."""
     before = custody.state
     changed = registry != custody.registry()
@@ -266,7 +268,7 @@ def _carry_out(
         notes += (f"the store has to know the identities in {custody.directory / STORE}",)
     if state != before:
         custody.save(state)
-    return Outcome(
+    return Provisioned(
         registry=custody.directory / REGISTRY,
         version=registry.version,
         changed=changed,
@@ -276,7 +278,9 @@ def _carry_out(
     )
 
 
-def _issue(custody: Custody, state: State, order: _Order, record: bytes, now: datetime) -> tuple[State, Issued]:
+def _issue(
+    custody: Custody, state: CustodyState, order: _Order, record: bytes, now: datetime
+) -> tuple[CustodyState, Issued]:
     wanted, project, authority = order.wanted, state.project, custody.authority()
     name, role = wanted.name, wanted.role
     certificate = pki.issue_client(authority, name, order.tls, days=project.certificate_days, now=now)
@@ -324,7 +328,7 @@ def _hosts(project: Project, server: str) -> tuple[str, ...]:
     return (urlsplit(url).hostname or "", project.aggregator.address, *project.aggregator.names)
 
 
-def _servers(custody: Custody, state: State, now: datetime) -> dict[str, str]:
+def _servers(custody: Custody, state: CustodyState, now: datetime) -> dict[str, str]:
     """New certificates of the servers for the keys they have."""
     return {
         server: _certify_server(custody, state.project, server, pki.public_key(pem.encode()), now).decode()
@@ -332,7 +336,7 @@ def _servers(custody: Custody, state: State, now: datetime) -> dict[str, str]:
     }
 
 
-def _served_elsewhere(custody: Custody, state: State, now: datetime) -> tuple[State, tuple[Renewed, ...]]:
+def _served_elsewhere(custody: Custody, state: CustodyState, now: datetime) -> tuple[CustodyState, tuple[Renewed, ...]]:
     """New certificates where the servers are reached under other names than before."""
     if all(pki.covers(pem.encode(), _hosts(state.project, server)) for server, pem in state.servers.items()):
         return state, ()
@@ -351,7 +355,7 @@ def _write_renewed(directory: Path, name: str, pem: str, servers: Mapping[str, s
     return Renewed(name=name, folder=folder, expires=min(pki.expires(text.encode()) for text in files.values()))
 
 
-def _without(state: State, name: str) -> State:
+def _without(state: CustodyState, name: str) -> CustodyState:
     """The state without what was issued to somebody."""
     certificates, sites, operators = dict(state.certificates), dict(state.sites), dict(state.operators)
     certificates.pop(name, None)
@@ -360,7 +364,7 @@ def _without(state: State, name: str) -> State:
     return state.model_copy(update={"certificates": certificates, "sites": sites, "operators": operators})
 
 
-def _expected(project: Project, asked: Request) -> Wanted:
+def _expected(project: Project, asked: EnrolmentRequest) -> WantedParticipant:
     wanted = _find(project, asked.name)
     if wanted.role != asked.role:
         raise ConfigError(
@@ -375,7 +379,7 @@ def _expected(project: Project, asked: Request) -> Wanted:
     return wanted
 
 
-def _find(project: Project, name: str) -> Wanted:
+def _find(project: Project, name: str) -> WantedParticipant:
     known = {wanted.name: wanted for wanted in project.participants}
     if name not in known:
         raise ConfigError(f"participant {name!r}{nearest(name, known)} (add it to the project to let it in)")

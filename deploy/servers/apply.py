@@ -9,8 +9,8 @@ from urllib.parse import quote, unquote, urlsplit
 import urllib3
 
 from broker.net.tls import Tls, is_local
-from deploy.servers.changes import Found, Plan, plan
-from deploy.servers.members import Members
+from deploy.servers.changes import BrokerState, Plan, plan
+from deploy.servers.members import BrokerMembers
 from protocol.errors import ConfigError, NotAllowed, TransportError
 from protocol.topology import Topology, check_site, up_exchange
 
@@ -100,7 +100,7 @@ def apply_topology(management_url: str, vhost: str, topology: Topology) -> None:
         _bring(management, vhost, topology, None, dry_run=False)
 
 
-def apply_members(management: Management, vhost: str, members: Members, *, dry_run: bool = False) -> Plan:
+def apply_members(management: Management, vhost: str, members: BrokerMembers, *, dry_run: bool = False) -> Plan:
     """Bring a vhost and its users to what a federation's members need, and say what that took. Idempotent.
 
     Former members lose their user, with it every connection, and their exchange; nothing else is removed.
@@ -129,7 +129,9 @@ def cut_off(management: Management, vhost: str, site: str) -> None:
     management.call("DELETE", "exchanges", vhost, up_exchange(site), missing_ok=True)
 
 
-def _bring(management: Management, vhost: str, topology: Topology, members: Members | None, *, dry_run: bool) -> Plan:
+def _bring(
+    management: Management, vhost: str, topology: Topology, members: BrokerMembers | None, *, dry_run: bool
+) -> Plan:
     todo = plan(vhost, topology, members, _found(management, vhost, users=members is not None))
     if dry_run or not todo.requests:
         return todo
@@ -144,13 +146,13 @@ def _bring(management: Management, vhost: str, topology: Topology, members: Memb
     return todo
 
 
-def _found(management: Management, vhost: str, *, users: bool) -> Found:
+def _found(management: Management, vhost: str, *, users: bool) -> BrokerState:
     there = management.call("GET", "vhosts", vhost, missing_ok=True)
     # The definitions come straight from the broker's database; the lists of the other calls are cached for a while.
     held = None if there is None else management.call("GET", "definitions", vhost)
     if not users:
-        return Found(vhost=held)
-    return Found(
+        return BrokerState(vhost=held)
+    return BrokerState(
         vhost=held,
         users=tuple(management.call("GET", "users")),
         permissions=tuple(management.call("GET", "permissions")),

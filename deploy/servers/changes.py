@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deploy.servers.members import Login, Members
+from deploy.servers.members import BrokerMembers, Login
 from deploy.servers.rabbitmq import Definition, definitions
 from protocol.errors import TransportError
 from protocol.topology import Topology, up_exchange
@@ -16,7 +16,7 @@ _PARTS = {"exchange": "exchanges", "queue": "queues", "binding": "bindings"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class BrokerState:
     """What a broker holds now, in the words of its management API."""
 
     vhost: Definition | None
@@ -27,7 +27,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class ApiCall:
     """One call of the management API; the parts of `path` are not quoted yet."""
 
     method: Literal["PUT", "POST", "DELETE"]
@@ -51,11 +51,11 @@ class Plan:
     """What differs, the calls that put it right, in order, and what somebody should know."""
 
     changes: tuple[Change, ...]
-    requests: tuple[Request, ...]
+    requests: tuple[ApiCall, ...]
     notes: tuple[str, ...] = ()
 
 
-def plan(vhost: str, topology: Topology, members: Members | None, found: Found) -> Plan:
+def plan(vhost: str, topology: Topology, members: BrokerMembers | None, found: BrokerState) -> Plan:
     """The way from `found` to a vhost with this topology and, if given, these members.
 
     Nothing is removed but users and exchanges of former members; limits set by policies of another name stay.
@@ -63,14 +63,14 @@ def plan(vhost: str, topology: Topology, members: Members | None, found: Found) 
     Raises:
         TransportError: something exists that cannot be changed into what is wanted; nothing should be sent then.
     """
-    steps: list[tuple[Change | None, Request | None]] = []
+    steps: list[tuple[Change | None, ApiCall | None]] = []
     notes: list[str] = []
     if members is not None:
         # Who has to go goes first, whatever else may fail.
         steps += _removals(vhost, members, found, notes)
     if found.vhost is None:
         steps.append(
-            (Change(verb="make", what=f"vhost {vhost}"), Request(method="PUT", path=("vhosts", vhost), body={}))
+            (Change(verb="make", what=f"vhost {vhost}"), ApiCall(method="PUT", path=("vhosts", vhost), body={}))
         )
     steps += _contents(vhost, definitions(topology), found.vhost or {})
     if members is not None:
@@ -84,7 +84,7 @@ def plan(vhost: str, topology: Topology, members: Members | None, found: Found) 
     )
 
 
-def _contents(vhost: str, wanted: Definition, held: Definition) -> Iterator[tuple[Change | None, Request | None]]:
+def _contents(vhost: str, wanted: Definition, held: Definition) -> Iterator[tuple[Change | None, ApiCall | None]]:
     """Policies first, so that no queue ever lives without its limits; then what is missing, in one import."""
     policies = {policy["name"]: policy for policy in held.get("policies", ())}
     for policy in wanted["policies"]:
@@ -92,13 +92,13 @@ def _contents(vhost: str, wanted: Definition, held: Definition) -> Iterator[tupl
         if known is None or any(known.get(field) != policy[field] for field in policy):
             verb: Verb = "make" if known is None else "change"
             path = ("policies", vhost, policy["name"])
-            yield Change(verb=verb, what=f"policy {policy['name']}"), Request(method="PUT", path=path, body=policy)
+            yield Change(verb=verb, what=f"policy {policy['name']}"), ApiCall(method="PUT", path=path, body=policy)
     missing: Definition = {"policies": []}
     for word, part in _PARTS.items():
         missing[part] = list(_missing(part, wanted[part], held.get(part, ())))
         yield from ((Change(verb="make", what=f"{word} {_called(item)}"), None) for item in missing[part])
     if any(missing.values()):
-        yield None, Request(method="POST", path=("definitions", vhost), body=missing)
+        yield None, ApiCall(method="POST", path=("definitions", vhost), body=missing)
 
 
 def _missing(part: str, wanted: Iterable[Definition], held: Iterable[Definition]) -> Iterator[Definition]:
@@ -123,7 +123,7 @@ def _called(item: Definition) -> str:
     return f"{item['source']} -> {item['destination']} ({item['routing_key'] or 'all'})"
 
 
-def _login(vhost: str, login: Login, found: Found) -> Iterator[tuple[Change, Request]]:
+def _login(vhost: str, login: Login, found: BrokerState) -> Iterator[tuple[Change, ApiCall]]:
     user = next((user for user in found.users if user["name"] == login.name), None)
     if user is not None and (tags := _tags(user)):
         raise TransportError(
@@ -133,30 +133,32 @@ def _login(vhost: str, login: Login, found: Found) -> Iterator[tuple[Change, Req
     if user is None or user.get("password_hash"):
         change = Change(verb="make", what=f"user {login.name}") if user is None else _changed(login, "password to none")
         body = {"password_hash": "", "tags": ""}
-        yield change, Request(method="PUT", path=("users", login.name), body=body)
+        yield change, ApiCall(method="PUT", path=("users", login.name), body=body)
     rights = _rights(vhost, login.name, found)
     if rights != login.permissions:
         path = ("permissions", vhost, login.name)
-        yield _changed(login, "permissions"), Request(method="PUT", path=path, body=dict(login.permissions))
+        yield _changed(login, "permissions"), ApiCall(method="PUT", path=path, body=dict(login.permissions))
     limits: Definition = (user or {}).get("limits") or {}
     if limits.get("max-connections") != login.connections:
         path = ("user-limits", login.name, "max-connections")
         change = _changed(login, f"limit to {login.connections} connections")
-        yield change, Request(method="PUT", path=path, body={"value": login.connections})
+        yield change, ApiCall(method="PUT", path=path, body={"value": login.connections})
 
 
 def _changed(login: Login, what: str) -> Change:
     return Change(verb="change", what=f"{login.name}'s {what}")
 
 
-def _rights(vhost: str, name: str, found: Found) -> dict[str, Any] | None:
+def _rights(vhost: str, name: str, found: BrokerState) -> dict[str, Any] | None:
     for entry in found.permissions:
         if entry["user"] == name and entry["vhost"] == vhost:
             return {kind: entry[kind] for kind in ("configure", "write", "read")}
     return None
 
 
-def _removals(vhost: str, members: Members, found: Found, notes: list[str]) -> Iterator[tuple[Change, Request]]:
+def _removals(
+    vhost: str, members: BrokerMembers, found: BrokerState, notes: list[str]
+) -> Iterator[tuple[Change, ApiCall]]:
     users = {user["name"]: user for user in found.users}
     exchanges = {exchange["name"] for exchange in (found.vhost or {}).get("exchanges", ())}
     for name in members.gone:
@@ -165,17 +167,17 @@ def _removals(vhost: str, members: Members, found: Found, notes: list[str]) -> I
             notes.append(f"user {name} has tags, so it is not the former member's and stays")
         elif name in users and not works_on - {vhost}:
             # Its connections end with it; without its permissions alone they would go on.
-            yield Change(verb="remove", what=f"user {name}"), Request(method="DELETE", path=("users", name))
+            yield Change(verb="remove", what=f"user {name}"), ApiCall(method="DELETE", path=("users", name))
         elif vhost in works_on:
             notes.append(f"user {name} works on other vhosts too and stays there; close its connections to this one")
             path = ("permissions", vhost, name)
-            yield Change(verb="remove", what=f"{name}'s permissions"), Request(method="DELETE", path=path)
+            yield Change(verb="remove", what=f"{name}'s permissions"), ApiCall(method="DELETE", path=path)
         if up_exchange(name) in exchanges:
             path = ("exchanges", vhost, up_exchange(name))
-            yield Change(verb="remove", what=f"exchange {up_exchange(name)}"), Request(method="DELETE", path=path)
+            yield Change(verb="remove", what=f"exchange {up_exchange(name)}"), ApiCall(method="DELETE", path=path)
 
 
-def _strangers(vhost: str, members: Members, found: Found) -> Iterator[str]:
+def _strangers(vhost: str, members: BrokerMembers, found: BrokerState) -> Iterator[str]:
     """Who may work on the vhost besides members and those who may everything anyhow."""
     expected = {*(login.name for login in members.logins), *members.gone}
     expected |= {user["name"] for user in found.users if "administrator" in _tags(user)}

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from deploy.servers.members import Members
+from deploy.servers.members import BrokerMembers
 from deploy.servers.rabbitmq import Definition, definitions
 from deploy.servers.s3_policies import (
     aggregator_policy,
@@ -55,7 +55,7 @@ def security_settings(tls: str) -> list[str]:
     ]
 
 
-def broker_definitions(vhost: str, members: Members) -> Definition:
+def broker_definitions(vhost: str, members: BrokerMembers) -> Definition:
     """Everything `fledge deploy broker` makes, as a definitions file for a whole broker."""
     contents = definitions(members.topology)
     return {
@@ -67,7 +67,7 @@ def broker_definitions(vhost: str, members: Members) -> Definition:
 
 
 def deployment_files(
-    vhost: str, bucket: str, members: Members, *, tls: str = TLS_DIRECTORY, port: int = 5671
+    vhost: str, bucket: str, members: BrokerMembers, *, tls: str = TLS_DIRECTORY, port: int = 5671
 ) -> dict[str, bytes]:
     """All files by name."""
     policies = {

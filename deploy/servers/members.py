@@ -35,7 +35,7 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Members:
+class BrokerMembers:
     """The members of a federation as its broker sees them."""
 
     logins: tuple[Login, ...]
@@ -50,7 +50,7 @@ class Members:
         return topology(self.sites, self.operators)
 
 
-def members_of(registry: Registry) -> Members:
+def members_of(registry: Registry) -> BrokerMembers:
     """The members whose keys hold, in the registry's order, and who is gone.
 
     Raises:
@@ -60,7 +60,7 @@ def members_of(registry: Registry) -> Members:
     sites = tuple(member.name for member in registry.members(Role.SITE))
     operators = tuple(member.name for member in registry.members(Role.OPERATOR))
     held = {*centre, *sites, *operators}
-    return Members(
+    return BrokerMembers(
         logins=(
             *(Login(name, aggregator_permissions(), CENTRE_CONNECTIONS) for name in centre),
             *(Login(name, site_permissions(name), SITE_CONNECTIONS) for name in sites),

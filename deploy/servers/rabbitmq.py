@@ -97,7 +97,7 @@ def site_permissions(site: str) -> dict[str, str]:
 def operator_permissions(operator: str) -> dict[str, str]:
     """What one operator's user may do: send to the aggregator's inbox, to no other, and read its own."""
     name = names.check_site(operator)
-    return _permissions(write=f"^{names.ORDERS}$", read=rf"^inbox\.{name}$")
+    return _permissions(write=f"^{names.COMMANDS}$", read=rf"^inbox\.{name}$")
 
 
 def aggregator_permissions() -> dict[str, str]:

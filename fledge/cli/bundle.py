@@ -13,7 +13,7 @@ import typer
 from fledge.cli.options import AsJson, named_value
 
 if TYPE_CHECKING:
-    from worker.bundles.check import Report
+    from worker.bundles.check import BundleReport
 
 app = typer.Typer(
     name="bundle", help="MONAI bundles: begin with one, check one, make one of a Clara MMAR.", no_args_is_help=True
@@ -122,11 +122,11 @@ def convert(
         )
 
 
-def _document(report: Report) -> dict[str, Any]:
+def _document(report: BundleReport) -> dict[str, Any]:
     return {"good": report.good, **asdict(report)}
 
 
-def _lines(report: Report) -> list[str]:
+def _lines(report: BundleReport) -> list[str]:
     lines = []
     if (network := report.network) is not None:
         size = f"{network.parameters:,} parameters, {network.tensors} tensors, {network.bytes / 1e6:.4g} MB an update"

@@ -16,7 +16,7 @@ from fledge.cli.site import WORKER_TOML, state_of
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from worker.data.prepare import Prepared
+    from worker.data.prepare import PreparedData
     from worker.policy import SitePolicy
 
 app = typer.Typer(
@@ -69,13 +69,13 @@ def prepare(
     is in two lists, and who comes later moves nobody. OUT is made completely or not at all, never over another.
     """
     from worker.data.datalist import Task
-    from worker.data.prepare import Wanted
+    from worker.data.prepare import PrepareRequest
     from worker.data.prepare import prepare as make
     from worker.data.splits import Shares
 
     if task not in [each.value for each in Task]:
         raise ConfigError(f"--task {task!r}: say segmentation or classification")
-    wanted = Wanted(
+    wanted = PrepareRequest(
         images=images,
         out=out,
         labels=labels,
@@ -114,7 +114,7 @@ def stats(
     Nothing leaves the site unless --share says so and policy.toml has `statistics = true`; even then operators get what
     is shown here without --unsuppressed, and only when they ask.
     """
-    from worker.statistics.figures import Summary
+    from worker.statistics.figures import DataSummary
     from worker.statistics.measure import class_names, measure, read_datalist, task_of
 
     state = policy = None
@@ -123,7 +123,7 @@ def stats(
             raise ConfigError("--share and --unsuppressed do not go together; what leaves the site is suppressed")
         state, policy = _site(kit)
     datalist = read_datalist(directory / listed)
-    summary = Summary(
+    summary = DataSummary(
         task=task_of(datalist), classes=class_names(datalist), min_cell=min_cell, suppressed=not unsuppressed
     )
     if policy is not None:
@@ -190,7 +190,7 @@ def _site(kit: Path | None) -> tuple[Path, SitePolicy]:
     return state_of(config), site_policy(read_config(config), kit)
 
 
-def _tell(out: Path, made: Prepared) -> None:
+def _tell(out: Path, made: PreparedData) -> None:
     from worker.data.sources import few
     from worker.data.splits import SPLITS
 

@@ -16,7 +16,7 @@ from fledge.cli.options import AsJson
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deploy.servers.members import Members
+    from deploy.servers.members import BrokerMembers
 
 app = typer.Typer(name="deploy", help="Bring a broker and a store to what a federation needs.", no_args_is_help=True)
 
@@ -32,7 +32,7 @@ Vhost = Annotated[str, typer.Option(help="The vhost; default: the one in the kit
 class _Wanted:
     """What a federation needs, and where."""
 
-    members: Members
+    members: BrokerMembers
     vhost: str
     ca: str | None
     store: str

@@ -14,7 +14,7 @@ from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from fledge.doctor.place import Place
-    from fledge.doctor.report import Report
+    from fledge.doctor.report import DoctorReport
 
 
 def doctor(
@@ -66,7 +66,7 @@ def _place(kit: Path | None, config: Path | None) -> Place:
     return read_kit(kit or Path())
 
 
-def _show(report: Report, *, adversarial: bool) -> None:
+def _show(report: DoctorReport, *, adversarial: bool) -> None:
     for line in report.lines():
         typer.echo(line)
     if report.letter:

@@ -12,7 +12,7 @@ from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from deploy.provision.kits import KitFacts
-    from deploy.provision.provisioning import Outcome
+    from deploy.provision.provisioning import Provisioned
 
 _SECRET_LIMIT = 1024
 
@@ -147,7 +147,7 @@ def _secret(path: Path | None, what: str, option: str = "--password-file", *, hi
     return str(typer.prompt(what, hide_input=hidden, err=True)).strip()
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: Provisioned) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -60,9 +60,9 @@ def refuse(run: Run, config: Config = WORKER_TOML, kit: Kit = None) -> None:
 @app.command()
 def cases(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
     """List what went wrong here, the newest first; operators elsewhere see the numbers alone."""
-    from worker.storage.incidents import Cases
+    from worker.storage.incidents import Incidents
 
-    found = Cases(state_of(at(config, kit)) / "cases").all()
+    found = Incidents(state_of(at(config, kit)) / "cases").all()
     if as_json:
         typer.echo(json.dumps([{"case": case.number, "title": case.title} for case in found]))
         return
@@ -79,9 +79,9 @@ def case(
     kit: Kit = None,
 ) -> None:
     """Show the full text of a case. It may name patients: it is for people of this hospital."""
-    from worker.storage.incidents import Cases
+    from worker.storage.incidents import Incidents
 
-    typer.echo(Cases(state_of(at(config, kit)) / "cases").text(number))
+    typer.echo(Incidents(state_of(at(config, kit)) / "cases").text(number))
 
 
 @app.command()
@@ -168,22 +168,22 @@ def state_of(config: Path) -> Path:
 def _runs(config: Path) -> dict[str, tuple[RunRow, bool | None]]:
     """The runs under way that the worker knows, and what was said to each so far."""
     from protocol.messages import RunState
-    from worker.journal.approvals import Answers
+    from worker.journal.approvals import Approvals
     from worker.journal.journal import Journal
 
     state = state_of(config)
     known = Journal.beside(state / "worker.db")
-    said = {**known.answers, **Answers(state / "approvals").peek()}
+    said = {**known.answers, **Approvals(state / "approvals").peek()}
     under_way = (RunState.RUNNING, RunState.PAUSED)
     return {run.run: (run, said.get(run.run)) for run in known.runs if run.state in under_way}
 
 
 def _say(config: Path, run: str, *, approved: bool) -> None:
-    from worker.journal.approvals import Answers
+    from worker.journal.approvals import Approvals
 
     known = _runs(config)
     if run not in known:
         names = ", ".join(sorted(known)) or "none yet"
         raise ConfigError(f"the worker here knows no run {run!r} that is under way; it knows: {names}")
-    Answers(state_of(config) / "approvals").say(run, approved)
+    Approvals(state_of(config) / "approvals").say(run, approved)
     typer.echo(f"{run}: {'approved' if approved else 'refused'}; the worker hears of it with its next sign of life")

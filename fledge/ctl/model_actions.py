@@ -14,11 +14,11 @@ from protocol.errors import ConfigError, WrongContext
 
 if TYPE_CHECKING:
     from broker.blobs.base import BlobStore
-    from fledge.operator.console import Said
+    from fledge.operator.console import Answer
     from fledge.runs.download import Model
 
 
-def export(session: Session, out: Path, run: str | None, version: int | None, *, raw: bool) -> list[Said]:
+def export(session: Session, out: Path, run: str | None, version: int | None, *, raw: bool) -> list[Answer]:
     """Write one version of a run's model to a file, with its card beside it."""
     _check_free(out)
     answers = session.ask("model.export", {"run": run, "version": version, "raw": raw})
@@ -32,7 +32,7 @@ def export(session: Session, out: Path, run: str | None, version: int | None, *,
         return [_saved(answers[0], model, store, out)]
 
 
-def pull(session: Session, out: Path, name: str) -> list[Said]:
+def pull(session: Session, out: Path, name: str) -> list[Answer]:
     """Write a published model, named itself or by a channel, to a file, with its card beside it."""
     _check_free(out)
     answers = session.ask("model.card", {"name": name})
@@ -42,7 +42,7 @@ def pull(session: Session, out: Path, name: str) -> list[Said]:
         return [_saved(answers[0], model, store, out)]
 
 
-def card(session: Session, name: str) -> list[Said]:
+def card(session: Session, name: str) -> list[Answer]:
     """The signed card of a published model, named itself or by a channel."""
     answers = session.ask("model.card", {"name": name})
     if not answers[0].ok:
@@ -52,7 +52,7 @@ def card(session: Session, name: str) -> list[Said]:
 
 
 @contextmanager
-def _opened(session: Session, answer: Said) -> Iterator[tuple[Model, BlobStore]]:
+def _opened(session: Session, answer: Answer) -> Iterator[tuple[Model, BlobStore]]:
     from fledge.runs.download import read_card
 
     console = session.console
@@ -64,7 +64,7 @@ def _opened(session: Session, answer: Said) -> Iterator[tuple[Model, BlobStore]]
         yield model, store
 
 
-def _saved(answer: Said, model: Model, store: BlobStore, out: Path) -> Said:
+def _saved(answer: Answer, model: Model, store: BlobStore, out: Path) -> Answer:
     from fledge.runs.download import CARD, save
 
     with moving(f"getting {model.run} version {model.version}", model.manifest.length) as progress:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.box import Box
     from rich.table import Table
 
-    from fledge.operator.console import Said
+    from fledge.operator.console import Answer
 
 from fledge.process.terminal import _CURSOR, clean, line
 
@@ -47,7 +47,7 @@ def parts(values: Mapping[str, Any]) -> Parts:
     return Parts(scalars, columns, lines)
 
 
-def exit_code(answers: Iterable[Said]) -> int:
+def exit_code(answers: Iterable[Answer]) -> int:
     """0 if everybody said yes, 1 if anybody refused or failed, else 4: somebody has not answered yet."""
     reasons = [answer.reason for answer in answers if not answer.ok]
     if not reasons:
@@ -55,7 +55,7 @@ def exit_code(answers: Iterable[Said]) -> int:
     return SILENT if all(reason == NO_ANSWER for reason in reasons) else FAILED
 
 
-def as_json(answers: Iterable[Said]) -> str:
+def as_json(answers: Iterable[Answer]) -> str:
     """One line that holds everything, digests and control characters included."""
     said = [
         {"sender": each.sender, "ok": each.ok, "reason": each.reason, "text": each.text, "values": dict(each.values)}
@@ -167,7 +167,7 @@ def pairs(scalars: Mapping[str, Any]) -> Table:
     return drawn
 
 
-def narrowed(answer: Said, width: int, dispensable: Sequence[str]) -> Said:
+def narrowed(answer: Answer, width: int, dispensable: Sequence[str]) -> Answer:
     """The answer for a screen of `width` columns: of what is dispensable, the first go until the table fits."""
     values = dict(answer.values)
     for name in dispensable:
@@ -181,12 +181,12 @@ def _width(columns: Mapping[str, Sequence[Any]]) -> int:
     return sum(2 + max([len(name), *(len(shown(name, value)) for value in column)]) for name, column in columns.items())
 
 
-def aside(answer: Said) -> str:
+def aside(answer: Answer) -> str:
     """What is said beside lines of text, and does not belong among them."""
     return clean(answer.text) if answer.ok and answer.values.get(LINES) else ""
 
 
-def people(answer: Said, *, headed: bool) -> list[Any]:
+def people(answer: Answer, *, headed: bool) -> list[Any]:
     """What to print of one answer: tables and styled lines, and plain strings that nothing may break up.
 
     With `headed` the sender stands above, for there are several.

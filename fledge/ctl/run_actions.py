@@ -13,7 +13,7 @@ from protocol.errors import ConfigError, Tampered
 from protocol.messages import GOING_ON
 
 if TYPE_CHECKING:
-    from fledge.operator.console import Said
+    from fledge.operator.console import Answer
     from fledge.runs.upload import Packed
 
 
@@ -24,7 +24,7 @@ from fledge.operator.members import folder_of
 _HEX = 64
 
 
-def create(session: Session, folder: Path, name: str = "") -> list[Said]:
+def create(session: Session, folder: Path, name: str = "") -> list[Answer]:
     """Pack a run's folder, send it, and have the aggregator take it over.
 
     Raises:
@@ -56,7 +56,7 @@ def upload(session: Session, packed: Packed) -> str:
         return send(packed, console.identity, console.federation, to, store, progress=progress)
 
 
-def take_over(session: Session, packed: Packed, record: str) -> list[Said]:
+def take_over(session: Session, packed: Packed, record: str) -> list[Answer]:
     """Have the aggregator make a run of what was sent, and note its code for `deploy`.
 
     Raises:
@@ -74,7 +74,7 @@ def take_over(session: Session, packed: Packed, record: str) -> list[Said]:
     return answers
 
 
-def clone(session: Session, run: str, new: str) -> list[Said]:
+def clone(session: Session, run: str, new: str) -> list[Answer]:
     """Make a new run from another one's settings, code and version 0."""
     answers = session.ask("run.clone", {"run": run, "as": new})
     known = codes(session.kit).get(run)
@@ -83,7 +83,7 @@ def clone(session: Session, run: str, new: str) -> list[Said]:
     return answers
 
 
-def deploy(session: Session, run: str, sites: Sequence[str], code: str = "") -> list[Said]:
+def deploy(session: Session, run: str, sites: Sequence[str], code: str = "") -> list[Answer]:
     """Have sites take over a run's code, once it is known to be the code that was meant.
 
     Args:
@@ -114,14 +114,14 @@ def deploy(session: Session, run: str, sites: Sequence[str], code: str = "") -> 
     return session.ask("run.deploy", {"run": run, "code": found, "record": values.get("record", "")}, targets)
 
 
-def delete(session: Session, run: str, *, sites: bool) -> list[Said]:
+def delete(session: Session, run: str, *, sites: bool) -> list[Answer]:
     """Forget a run at the aggregator, and before that what all sites keep of it.
 
     Raises:
         ConfigError: nobody confirmed it.
     """
     session.confirm("run.delete", {"run": run})
-    said: list[Said] = []
+    said: list[Answer] = []
     if sites:
         said += session.ask("run.withdraw", {"run": run}, session.sites())
     said += session.ask("run.delete", {"run": run})

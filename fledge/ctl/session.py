@@ -19,7 +19,7 @@ from protocol.topology import AGGREGATOR
 if TYPE_CHECKING:
     from rich.console import Console as Screen
 
-    from fledge.operator.console import Console, Said
+    from fledge.operator.console import Answer, Console
 
 WIDE = 200
 """Columns of what is not shown on a terminal, so that tables in files and pipes are not broken up."""
@@ -72,7 +72,7 @@ class Session:
                 self._console = self._stack.enter_context(self._opener(self.kit))
         return self._console
 
-    def ask(self, order: str, arguments: Mapping[str, Any] | None = None, targets: Sequence[str] = ()) -> list[Said]:
+    def ask(self, order: str, arguments: Mapping[str, Any] | None = None, targets: Sequence[str] = ()) -> list[Answer]:
         """Send an order and return what came back in time; arguments that are None are left out."""
         given = {name: value for name, value in (arguments or {}).items() if value is not None}
         console = self.console
@@ -85,12 +85,12 @@ class Session:
         self.confirm(order, arguments or {}, targets)
         return self.told(self.ask(order, arguments, targets))
 
-    def told(self, answers: Sequence[Said]) -> int:
+    def told(self, answers: Sequence[Answer]) -> int:
         """Show answers and return the exit code."""
         self.show(answers)
         return render.exit_code(answers)
 
-    def follow(self, order: str, arguments: Mapping[str, Any], targets: Sequence[str] = ()) -> Iterator[list[Said]]:
+    def follow(self, order: str, arguments: Mapping[str, Any], targets: Sequence[str] = ()) -> Iterator[list[Answer]]:
         """Ask again and again, a while apart, until Ctrl-C; the arguments are read anew each time."""
         try:
             while True:
@@ -105,10 +105,10 @@ class Session:
         Raises:
             ConfigError: something else was typed, or nobody was there.
         """
-        from protocol.commands import ORDERS
+        from protocol.commands import COMMANDS
 
-        if ORDERS[order].dangerous:
-            self.confirm_word(order, f"{order}: {ORDERS[order].summary}", target_word(arguments, targets))
+        if COMMANDS[order].dangerous:
+            self.confirm_word(order, f"{order}: {COMMANDS[order].summary}", target_word(arguments, targets))
 
     def confirm_word(self, order: str, text: str, word: str) -> None:
         """Go on once `word` was typed, or if nobody is to be asked.
@@ -134,7 +134,7 @@ class Session:
         rows = render.parts(answer.values).rows()
         return [str(row["site"]) for row in rows if row.get("role") == "site" and row.get("held") != "revoked"]
 
-    def show(self, answers: Sequence[Said]) -> None:
+    def show(self, answers: Sequence[Answer]) -> None:
         """Print answers to standard output, as the person asked for."""
         if not answers:
             return

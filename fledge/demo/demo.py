@@ -52,7 +52,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class DemoSummary:
     """What came of the demo; accuracies on the images nobody trained on."""
 
     alone: dict[str, float]
@@ -93,7 +93,7 @@ def run_demo(options: Options) -> bool:
         signal.signal(signal.SIGTERM, before)
 
 
-def demonstrate(options: Options, console: Console) -> Summary:
+def demonstrate(options: Options, console: Console) -> DemoSummary:
     """Train twice, compare, export; what is shown is also returned."""
     if bool(options.broker) != bool(options.store) or (options.processes and not options.broker):
         raise ConfigError("real servers come in pairs: give --broker and --store; --processes needs both")
@@ -210,19 +210,21 @@ def _watched(
 # ---- the comparison
 
 
-def _compare(cast: Cast, course: Course, asynchronous_s: float, synchronous_s: float | None, model: Path) -> Summary:
+def _compare(
+    cast: Cast, course: Course, asynchronous_s: float, synchronous_s: float | None, model: Path
+) -> DemoSummary:
     from safetensors.numpy import load_file
 
     data = task.digits(cast.seed, len(cast.seconds))
     steps = course.accepted * task.STEPS
 
-    def trained_on(images: task.Examples) -> float:
+    def trained_on(images: task.DemoImages) -> float:
         weights = task.initial(cast.seed)
         task.descend(weights, images, steps, np.random.default_rng(cast.seed))
         return task.accuracy(weights, data.held_out)
 
     tensors = load_file(model)
-    return Summary(
+    return DemoSummary(
         alone={name: trained_on(own) for name, own in zip(cast.seconds, data.hospitals, strict=True)},
         federated=task.accuracy(tensors, data.held_out),
         pooled=trained_on(data.pooled),
@@ -252,9 +254,9 @@ def _introduce(cast: Cast, console: Console) -> None:
     )
 
 
-def _show(summary: Summary, console: Console) -> None:
+def _show(summary: DemoSummary, console: Console) -> None:
     table = Table(
-        title="Summary", title_style="bold", title_justify="left", show_header=False, box=None, pad_edge=False
+        title="DemoSummary", title_style="bold", title_justify="left", show_header=False, box=None, pad_edge=False
     )
     table.add_column("what")
     table.add_column("value", justify="right")
@@ -279,7 +281,7 @@ def _show(summary: Summary, console: Console) -> None:
     console.print(table)
 
 
-def _synchronous_cells(summary: Summary) -> tuple[str, str]:
+def _synchronous_cells(summary: DemoSummary) -> tuple[str, str]:
     if summary.synchronous_s is None:
         return f"> {SYNCHRONOUS_LIMIT * summary.asynchronous_s:.1f} s", f"> {SYNCHRONOUS_LIMIT:.0f}x"
     return f"{summary.synchronous_s:.1f} s", f"{summary.synchronous_s / summary.asynchronous_s:.1f}x"

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from aggregator.config import RunConfig
 from aggregator.service.service import AggregatorService
-from fledge.bootstrap import Kept, open_aggregator, open_kept, open_worker, read_centre
+from fledge.bootstrap import AggregatorState, open_aggregator, open_kept, open_worker, read_centre
 from fledge.demo import task
 from fledge.demo.processes import WorkerProcesses
 from fledge.federation import AGGREGATOR_TOML, WORKER_TOML, new_federation
@@ -48,7 +48,7 @@ class Point:
     accuracy: float
 
 
-class View(Protocol):
+class StageView(Protocol):
     """Who is told what happens; called from several threads."""
 
     def site(self, name: str, state: str, progress: float) -> None:
@@ -92,7 +92,7 @@ class Stage:
         directory: Path,
         cast: Cast,
         settings: RunConfig,
-        view: View,
+        view: StageView,
         done: Callable[[Course, float], bool],
         limit: float,
     ) -> None:
@@ -197,7 +197,7 @@ class Stage:
             case "site" if self._cast.processes:
                 self._view.site(fields["site"], fields["state"], fields["progress"])
 
-    def _watch(self, kept: Kept) -> None:
+    def _watch(self, kept: AggregatorState) -> None:
         """Measure the newest released model whenever there is a new one; versions may be skipped."""
         held_out = task.digits(self._cast.seed, len(self._cast.seconds)).held_out
         measured = 0

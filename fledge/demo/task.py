@@ -34,7 +34,7 @@ LEAST = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
+class DemoImages:
     """Images of 64 pixels, whose mean is about 0, and which of ten digits they show."""
 
     images: Images
@@ -45,13 +45,13 @@ class Examples:
 class Digits:
     """The data: what each hospital has, and a fifth of all that nobody trains on."""
 
-    hospitals: tuple[Examples, ...]
-    held_out: Examples
+    hospitals: tuple[DemoImages, ...]
+    held_out: DemoImages
 
     @property
-    def pooled(self) -> Examples:
+    def pooled(self) -> DemoImages:
         """All hospitals' data in one place, which is what nobody may do."""
-        return Examples(
+        return DemoImages(
             np.concatenate([own.images for own in self.hospitals]),
             np.concatenate([own.labels for own in self.hospitals]),
         )
@@ -77,7 +77,7 @@ def digits(seed: int, hospitals: int) -> Digits:
                 part.extend(piece.tolist())
         if min(map(len, parts)) >= LEAST:
             break
-    return Digits(tuple(Examples(train_x[part], train_y[part]) for part in parts), Examples(test_x, test_y))
+    return Digits(tuple(DemoImages(train_x[part], train_y[part]) for part in parts), DemoImages(test_x, test_y))
 
 
 def initial(seed: int) -> Weights:
@@ -91,7 +91,7 @@ def initial(seed: int) -> Weights:
     }
 
 
-def descend(weights: Weights, data: Examples, steps: int, dice: np.random.Generator) -> None:
+def descend(weights: Weights, data: DemoImages, steps: int, dice: np.random.Generator) -> None:
     """Take `steps` steps of SGD in place."""
     for _ in range(steps):
         chosen = dice.choice(len(data.labels), min(BATCH, len(data.labels)), replace=False)
@@ -107,7 +107,7 @@ def descend(weights: Weights, data: Examples, steps: int, dice: np.random.Genera
         weights["hidden.bias"] -= back.sum(0)
 
 
-def accuracy(weights: Weights, data: Examples) -> float:
+def accuracy(weights: Weights, data: DemoImages) -> float:
     """The share of images whose digit is recognised."""
     hidden = np.maximum(data.images @ weights["hidden.weight"] + weights["hidden.bias"], 0)
     scores = hidden @ weights["output.weight"] + weights["output.bias"]

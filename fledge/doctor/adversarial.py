@@ -21,11 +21,11 @@ from fledge.doctor.checks.local import check_keys, check_registry
 from fledge.doctor.checks.network import Blocked, Way, walk
 from fledge.doctor.checks.permissions import forbidden, own
 from fledge.doctor.checks.store import CALL_S
-from fledge.doctor.checks.store_attacks import Attack, Outcome
+from fledge.doctor.checks.store_attacks import Attack, AttackOutcome
 from fledge.doctor.examine import presigned, read_line
 from fledge.doctor.findings import Finding, bad, good, skipped, warning
 from fledge.doctor.place import Place
-from fledge.doctor.report import Report
+from fledge.doctor.report import DoctorReport
 from fledge.operator.config import OperatorConfig
 from protocol.errors import ConfigError, Malformed, TransportError
 from protocol.keys import Identity, Role
@@ -39,20 +39,20 @@ _STOP = "do not go on before this is closed: fledge deploy broker puts permissio
 _POLICIES = "apply the policies of: fledge deploy files; do not go on with credentials on a server that ignores them"
 
 
-def attack(place: Place, environ: Mapping[str, str] = os.environ) -> Report:
+def attack(place: Place, environ: Mapping[str, str] = os.environ) -> DoctorReport:
     """Try everything that must be refused, on the real broker and the real store."""
     keys, identity = check_keys(place)
     registered, registry = check_registry(place, identity)
     line = read_line(place, environ)
     if identity is None or registry is None or registered.code != "ok":
         found = [keys, registered]
-        return Report(participant=identity.name if identity else "this participant", findings=tuple(found))
+        return DoctorReport(participant=identity.name if identity else "this participant", findings=tuple(found))
     findings = list(line.findings)
     if line.broker is not None:
         findings += _broker(*line.broker, identity, registry)
     if line.store is not None:
         findings += _store(place, *line.store, identity, registry)
-    return Report(participant=identity.name, findings=tuple(findings), servers=line.servers)
+    return DoctorReport(participant=identity.name, findings=tuple(findings), servers=line.servers)
 
 
 def _broker(way: Way, url: AmqpUrl, identity: Identity, registry: Registry) -> list[Finding]:
@@ -126,7 +126,7 @@ def _as_site(place: Place, pool: BoundedPool, url: S3Url, site: str, other: str)
     finally:
         store.close()
     found = [_summed("attack.credentials", [*tried, *copies], _POLICIES)]
-    if all(one.outcome == Outcome.WORKED for one in tried):
+    if all(one.outcome == AttackOutcome.WORKED for one in tried):
         found.append(_unsafe("every key sees everything on this store"))
     return found
 
@@ -169,8 +169,8 @@ def _unsafe(what: str) -> Finding:
 
 def _summed(check: str, attacks: Iterable[Attack], advice: str) -> Finding:
     tried = list(attacks)
-    unclear = [f"{one.what} ({one.detail})" for one in tried if one.outcome == Outcome.UNCLEAR]
-    through = [f"{one.what} ({one.detail})".replace(" ()", "") for one in tried if one.outcome == Outcome.WORKED]
+    unclear = [f"{one.what} ({one.detail})" for one in tried if one.outcome == AttackOutcome.UNCLEAR]
+    through = [f"{one.what} ({one.detail})".replace(" ()", "") for one in tried if one.outcome == AttackOutcome.WORKED]
     if unclear and not through:
         return bad(check, "unclear", f"no clear answer to: {'; '.join(unclear)}", "try again")
     return _counted(check, len(tried), through, advice)

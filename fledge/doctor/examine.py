@@ -21,7 +21,7 @@ from fledge.doctor.checks.permissions import Own, own
 from fledge.doctor.checks.store import check_store_rights, check_store_way
 from fledge.doctor.findings import Finding, Server, bad, good, skipped, warning
 from fledge.doctor.place import Place
-from fledge.doctor.report import Report
+from fledge.doctor.report import DoctorReport
 from fledge.operator.config import OperatorConfig
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
@@ -35,7 +35,7 @@ _WHY = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class DoctorTargets:
     """The two connections as they are configured, each None where there is none of that kind."""
 
     broker: tuple[Way, AmqpUrl] | None
@@ -49,7 +49,7 @@ class Line:
         return tuple(way.server for way in ways)
 
 
-def examine(place: Place, environ: Mapping[str, str] = os.environ, *, machine: bool = True) -> Report:
+def examine(place: Place, environ: Mapping[str, str] = os.environ, *, machine: bool = True) -> DoctorReport:
     """Look at everything between this participant and its federation.
 
     Args:
@@ -68,10 +68,10 @@ def examine(place: Place, environ: Mapping[str, str] = os.environ, *, machine: b
         findings += _store(place, *line.store, identity)
     if machine:
         findings += check_machine(place)
-    return Report(participant=name or "this participant", findings=tuple(findings), servers=line.servers)
+    return DoctorReport(participant=name or "this participant", findings=tuple(findings), servers=line.servers)
 
 
-def read_line(place: Place, environ: Mapping[str, str]) -> Line:
+def read_line(place: Place, environ: Mapping[str, str]) -> DoctorTargets:
     """Both connections, and what is wrong with how they are configured."""
     findings: list[Finding] = []
     broker = store = None
@@ -97,7 +97,7 @@ def read_line(place: Place, environ: Mapping[str, str]) -> Line:
         findings.append(warning("files.store", "old_kit", "the kit names no store, as older ones did not", advice))
     if not any(finding.check.startswith("files.") and finding.code == "url" for finding in findings):
         findings.insert(0, good("files.config", "can be read"))
-    return Line(broker=broker, store=store, findings=tuple(findings))
+    return DoctorTargets(broker=broker, store=store, findings=tuple(findings))
 
 
 def owned(place: Place, identity: Identity | None, registry: Registry | None) -> Own | None:

@@ -10,7 +10,7 @@ from fledge.doctor.findings import Finding, Server, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class DoctorReport:
     """All findings, in the order in which things have to work."""
 
     participant: str

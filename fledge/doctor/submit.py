@@ -15,7 +15,7 @@ from deploy.keyfiles import read_bounded, read_identity
 from fledge.connections import broker_of
 from fledge.doctor.findings import Verdict
 from fledge.doctor.place import Config, Place
-from fledge.doctor.report import Report
+from fledge.doctor.report import DoctorReport
 from protocol import topology
 from protocol.envelope import seal
 from protocol.errors import FledgeError
@@ -31,7 +31,7 @@ _WORTH = {Verdict.GOOD: 1.0, Verdict.WARNING: 0.5, Verdict.BAD: 0.0}
 Opened = Callable[[Config, Path, str], AbstractContextManager[Transport]]
 
 
-def sign_of(report: Report, now: float) -> Event:
+def sign_of(report: DoctorReport, now: float) -> Event:
     """What the report says in numbers and fixed words; `now` is in seconds since the epoch."""
     made: dict[str, float] = {}
     for finding in report.findings:
@@ -47,7 +47,7 @@ def sign_of(report: Report, now: float) -> Event:
     )
 
 
-def tell_hub(place: Place, report: Report, opened: Opened = broker_of) -> tuple[bool, str]:
+def tell_hub(place: Place, report: DoctorReport, opened: Opened = broker_of) -> tuple[bool, str]:
     """Send it by a connection of its own, beside a worker that may run; whether that was done, and a sentence."""
     if place.role == Role.AGGREGATOR:
         return False, ""
@@ -77,7 +77,7 @@ def tell_hub(place: Place, report: Report, opened: Opened = broker_of) -> tuple[
     return True, "sent to the hub: the checks' names and how they went, no words of this machine"
 
 
-def _reached(place: Place, report: Report) -> bool:
+def _reached(place: Place, report: DoctorReport) -> bool:
     if urlsplit(place.config.broker).scheme == "memory":
         return True
     return any(finding.check == "broker.vhost" and finding.verdict == Verdict.GOOD for finding in report.findings)

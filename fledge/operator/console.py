@@ -20,7 +20,7 @@ import structlog
 from broker.blobs.base import BlobStore
 from broker.transport.base import Delivery, Transport
 from protocol import topology
-from protocol.commands import ORDERS, Order
+from protocol.commands import COMMANDS, CommandSpec
 from protocol.envelope import seal, typed_body, unlock, verify
 from protocol.errors import ConfigError, TransportError, Untrusted, WireError
 from protocol.keys import Identity, Participant, Role
@@ -36,7 +36,7 @@ _ANSWERS = frozenset({Kind.ANSWER, Kind.REPLY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class Answer:
     """One answer to an order."""
 
     sender: str
@@ -60,7 +60,7 @@ class _Asked:
     """An order that is on its way."""
 
     id: bytes
-    said: dict[str, Said] = field(default_factory=dict)
+    said: dict[str, Answer] = field(default_factory=dict)
 
 
 class Console:
@@ -113,7 +113,7 @@ class Console:
 
     def ask(
         self, command: str, arguments: Mapping[str, Any], targets: Sequence[str] = (), timeout: float = 10.0
-    ) -> list[Said]:
+    ) -> list[Answer]:
         """Give an order and return what was answered within `timeout` seconds, the aggregator's word first.
 
         An order for sites is answered by each of them; for one that was not heard of in time, the answer
@@ -123,7 +123,7 @@ class Console:
             ConfigError: there is no such order, or it needs sites, or one of them is unknown.
             TransportError: the broker does not take it.
         """
-        order = ORDERS.get(command)
+        order = COMMANDS.get(command)
         if order is None:
             raise ConfigError(f"there is no order {command!r}; `fledge ctl --help` lists what there is")
         if bool(targets) != order.at_sites:
@@ -137,8 +137,8 @@ class Console:
                 inbox.cancel()
 
     def _converse(
-        self, order: Order, arguments: Mapping[str, Any], targets: Sequence[str], deadline: float
-    ) -> list[Said]:
+        self, order: CommandSpec, arguments: Mapping[str, Any], targets: Sequence[str], deadline: float
+    ) -> list[Answer]:
         """Ask, and ask again if the list of members turned out to be too old."""
         command = order.name
         if not self._sites().issuperset(targets):
@@ -155,7 +155,7 @@ class Console:
 
     def _ask(
         self, command: str, arguments: Mapping[str, Any], targets: Sequence[str], deadline: float
-    ) -> dict[str, Said]:
+    ) -> dict[str, Answer]:
         asked = _Asked(nacl.utils.random(16))
         with self._changed:
             self._asked, self._strangers = asked, False
@@ -184,7 +184,7 @@ class Console:
             return dict(asked.said)
 
     def _hand_in(self, raw: bytes, deadline: float) -> None:
-        handed = self._transport.publish(topology.ORDERS, "", raw)
+        handed = self._transport.publish(topology.COMMANDS, "", raw)
         try:
             handed.result(max(0.1, deadline - time.monotonic()))
         except TimeoutError:
@@ -199,14 +199,14 @@ class Console:
             return False
         return not hub.ok or self._strangers or all(site in asked.said for site in targets)
 
-    def _complete(self, said: Mapping[str, Said], targets: Sequence[str]) -> list[Said]:
+    def _complete(self, said: Mapping[str, Answer], targets: Sequence[str]) -> list[Answer]:
         hub = said.get(topology.AGGREGATOR)
         if hub is None:
             text = (
                 "the aggregator has not answered; the order waits in its queue and will be carried out "
                 f"within {GOOD_FOR_S // 60} minutes, or never"
             )
-            return [Said(sender=topology.AGGREGATOR, ok=False, reason="no_answer", text=text), *said.values()]
+            return [Answer(sender=topology.AGGREGATOR, ok=False, reason="no_answer", text=text), *said.values()]
         if not targets or not hub.ok:
             return [hub]
         seen = dict(zip(hub.values.get("site", ()), hub.values.get("seen", ()), strict=False))
@@ -248,20 +248,22 @@ class Console:
     def _read(self, raw: bytes) -> None:
         verified = verify(raw, self.registry, federation=self.federation, kinds=_ANSWERS)
         reply: Reply = typed_body(verified, unlock(verified, self.identity))
-        said = Said(sender=verified.sender.name, ok=reply.ok, reason=reply.reason, text=reply.text, values=reply.values)
+        said = Answer(
+            sender=verified.sender.name, ok=reply.ok, reason=reply.reason, text=reply.text, values=reply.values
+        )
         with self._changed:
             if self._asked is not None and self._asked.id == reply.message:
                 self._asked.said.setdefault(said.sender, said)  # what comes again says nothing new
                 self._changed.notify_all()
 
 
-def _silent(site: str, seconds: float | None) -> Said:
+def _silent(site: str, seconds: float | None) -> Answer:
     since = "since the aggregator started" if seconds is None else f"for {_time(seconds)}"
     text = f"site {site} has not been seen {since}; the command is queued and will run when it returns"
     if seconds is not None and seconds < _LATELY_S:
         queued = "the command is queued and will run when it returns"
         text = f"site {site} has not answered in time (--timeout waits longer); {queued}"
-    return Said(sender=site, ok=False, reason="no_answer", text=text, values={})
+    return Answer(sender=site, ok=False, reason="no_answer", text=text, values={})
 
 
 def _time(seconds: float) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class KnownMembers:
     """The federation's name and its registry."""
 
     federation: str
@@ -26,7 +26,7 @@ class Members:
         return [member.name for member in self.registry.members(Role.SITE)]
 
 
-def read_members(kit: Path) -> Members:
+def read_members(kit: Path) -> KnownMembers:
     """Read the registry that a kit names, and check the root's signature.
 
     Raises:
@@ -42,7 +42,7 @@ def read_members(kit: Path) -> Members:
     folder = folder_of(kit)
     config = read_toml(folder / OPERATOR_TOML, OperatorConfig)
     record = read_bounded(folder / config.registry, STORED_RECORD, "the signed registry; unpack the kit again")
-    return Members(config.federation, open_registry(record, bytes.fromhex(config.root), config.federation))
+    return KnownMembers(config.federation, open_registry(record, bytes.fromhex(config.root), config.federation))
 
 
 def folder_of(kit: Path) -> Path:

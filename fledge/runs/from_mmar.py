@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from aggregator.config import RunConfig
 from fledge.process.terminal import clean
 from protocol.errors import ConfigError
-from worker.mmar.entries import Kind, Note
+from worker.mmar.entries import Note, NoteKind
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run_config(settings: Mapping[str, Any], run: str) -> RunConfig:
 def lines(notes: Iterable[Note]) -> Iterator[str]:
     """What a conversion tells, ordered by what people have to do about it."""
     told = list(notes)
-    for kind in (Kind.MAPPED, Kind.LEFT_OUT, Kind.TO_SET):
+    for kind in (NoteKind.MAPPED, NoteKind.LEFT_OUT, NoteKind.TO_SET):
         for note in told:
             if note.kind is kind:
-                yield clean(f"{kind}: {note.what}{' → ' if kind is Kind.MAPPED else ': '}{note.why}")
+                yield clean(f"{kind}: {note.what}{' → ' if kind is NoteKind.MAPPED else ': '}{note.why}")

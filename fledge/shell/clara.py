@@ -23,7 +23,7 @@ HELP = ("help", "?")
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ClaraCommand:
     """One of Clara's commands."""
 
     scope: str
@@ -51,8 +51,8 @@ class Command:
             raise ConfigError(f"usage: {self.usage}" + (f" ({error})" if str(error) else "")) from None
 
 
-def _command(scope: str, usage: str, ours: str, act: Act) -> Command:
-    return Command(scope, usage, ours, (act.__doc__ or "").partition("\n")[0], act)
+def _command(scope: str, usage: str, ours: str, act: Act) -> ClaraCommand:
+    return ClaraCommand(scope, usage, ours, (act.__doc__ or "").partition("\n")[0], act)
 
 
 _TARGET = "server|client [SITE ...]"
@@ -150,7 +150,7 @@ CLARA = (
 _BY_NAME = {command.name: command for command in CLARA}
 
 
-def find(name: str) -> Command | None:
+def find(name: str) -> ClaraCommand | None:
     """The command of this name, which may have its scope before it (`shell.ls`)."""
     scope, dot, plain = name.rpartition(".")
     found = _BY_NAME.get(plain)

@@ -12,11 +12,11 @@ from typer.main import get_command
 
 from fledge.ctl import render
 from fledge.ctl.session import Session
-from fledge.operator.members import Members, read_members
+from fledge.operator.members import KnownMembers, read_members
 from fledge.process import terminal
 
 if TYPE_CHECKING:
-    from fledge.operator.console import Said
+    from fledge.operator.console import Answer
     from fledge.runs.upload import Packed
 
 
@@ -61,7 +61,7 @@ class ShellContext:
         return {name: each for name, each in own_commands().items() if name != "shell"}
 
     @property
-    def members(self) -> Members:
+    def members(self) -> KnownMembers:
         """The kit's own list of members."""
         return read_members(self.session.kit)
 
@@ -77,7 +77,7 @@ class ShellContext:
         self.say(text)
         self.note(code)
 
-    def refused(self, answers: Sequence[Said]) -> None:
+    def refused(self, answers: Sequence[Answer]) -> None:
         """Print why the first of these answers is a refusal, and note what all of them come to."""
         self.fail(f"Error: {answers[0].why}", render.exit_code(answers))
 
@@ -91,7 +91,7 @@ class ShellContext:
 
         self.session.screen().print(render.table(columns, box.ASCII2, heading=str.upper))
 
-    def hub(self, order: str, arguments: Mapping[str, Any] | None = None) -> Said | None:
+    def hub(self, order: str, arguments: Mapping[str, Any] | None = None) -> Answer | None:
         """Have the aggregator obey; a refusal is printed and None."""
         self.session.confirm(order, arguments or {})
         answer = self.session.ask(order, arguments)[0]
@@ -114,13 +114,13 @@ class ShellContext:
         self.session.confirm(order, arguments or {}, sites)
         self.instances(self.session.ask(order, arguments, sites), titles, done)
 
-    def instances(self, answers: Sequence[Said], titles: Mapping[str, str] | None = None, done: str = "") -> None:
+    def instances(self, answers: Sequence[Answer], titles: Mapping[str, str] | None = None, done: str = "") -> None:
         """Print what each site says."""
         for answer in answers:
             self._say_instance(answer, titles or {}, done, alone=len(answers) == 1)
         self.note(render.exit_code(answers))
 
-    def _say_instance(self, answer: Said, titles: Mapping[str, str], done: str, *, alone: bool) -> None:
+    def _say_instance(self, answer: Answer, titles: Mapping[str, str], done: str, *, alone: bool) -> None:
         instance = f"instance:{answer.sender}"
         if not answer.ok:
             self.say(f"{instance} : Error: {answer.why}")

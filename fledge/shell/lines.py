@@ -26,7 +26,7 @@ _REDIRECTION = re.compile(r"\s(>>?)\s*([^\s\"'>]+)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class CommandLine:
     """The words of a line, and the file its output goes to as well (`>file`) or alone (`>>file`)."""
 
     words: tuple[str, ...]
@@ -34,7 +34,7 @@ class Line:
     alone: bool = False
 
 
-def split(text: str) -> Line:
+def split(text: str) -> CommandLine:
     """Take a line apart as a POSIX shell would.
 
     Raises:
@@ -46,11 +46,11 @@ def split(text: str) -> Line:
         words = tuple(shlex.split(command))
     except ValueError as error:
         raise ConfigError(f"this line cannot be read ({error}); close every quotation mark") from None
-    return Line(words, found[2], found[1] == ">>") if found else Line(words)
+    return CommandLine(words, found[2], found[1] == ">>") if found else CommandLine(words)
 
 
 @contextmanager
-def redirected(line: Line) -> Iterator[None]:
+def redirected(line: CommandLine) -> Iterator[None]:
     """Send what is printed within the block where the line wants it; a file that it goes to alone is added to.
 
     Raises:

@@ -12,7 +12,7 @@ from fledge.ctl.session import Session
 from fledge.process import terminal
 from fledge.shell import clara
 from fledge.shell.context import ShellContext
-from fledge.shell.lines import Given, Line, Lines, Piped, Typed, redirected, split
+from fledge.shell.lines import CommandLine, Given, Lines, Piped, Typed, redirected, split
 from protocol.errors import ConfigError, FledgeError
 
 
@@ -61,7 +61,7 @@ class Shell(ShellContext):
         self.session.yes = always
         self.say(f"Done [{(time.perf_counter() - began) * 1e6:.0f} usecs] {datetime.now()}")
 
-    def _dispatch(self, line: Line) -> None:
+    def _dispatch(self, line: CommandLine) -> None:
         name, *words = line.words or ("",)
         if name in clara.HELP:
             clara.show_help(self, words)

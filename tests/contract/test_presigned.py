@@ -18,7 +18,7 @@ import urllib3
 from broker.blobs.s3.grants import Granter
 from broker.blobs.s3.presigned import PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
-from broker.blobs.transfer import Uploaded, upload
+from broker.blobs.transfer import UploadResult, upload
 from protocol import limits
 from protocol.errors import Corrupt, FledgeError, Forbidden, Missing, StoreError, TooLarge, TransportError
 from protocol.messages import Grant, Request
@@ -92,7 +92,7 @@ def test_what_a_site_may_not_do_is_refused_without_asking_anybody(hub: Hub, site
 def test_an_upload_puts_every_chunk_because_it_cannot_look(hub: Hub, site: PresignedBlobs) -> None:
     data = [os.urandom(10_000) for _ in range(6)]
     done = upload(site, [(key_of(each, "up/site-a"), each.__getitem__(slice(None)).__bytes__) for each in data])
-    assert done == Uploaded(sent=6, skipped=0, sent_bytes=60_000)
+    assert done == UploadResult(sent=6, skipped=0, sent_bytes=60_000)
     assert [hub.store.get(key_of(each, "up/site-a"), LIMIT) for each in data] == data
 
 

@@ -16,7 +16,7 @@ from broker.blobs.s3.http import BoundedPool
 from broker.blobs.s3.presigned import PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
 from broker.blobs.s3.url import parse_s3_url
-from fledge.doctor.checks.store_attacks import Outcome, of_signers, with_urls, without_signature
+from fledge.doctor.checks.store_attacks import AttackOutcome, of_signers, with_urls, without_signature
 from protocol.errors import Missing
 from protocol.messages import Grant, Request
 from protocol.topology import head_key
@@ -186,7 +186,7 @@ def test_every_attack_of_the_doctor_on_urls_is_refused(hub: Hub, seaweed: Seawee
         ]
     finally:
         pool.clear()
-    assert {one.outcome for one in tried} == {Outcome.REFUSED}, tried
+    assert {one.outcome for one in tried} == {AttackOutcome.REFUSED}, tried
     assert len(tried) > 15
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.journal.history import History
-from fledge.bootstrap import Centre, read_centre
+from fledge.bootstrap import AggregatorFiles, read_centre
 from fledge.federation import AGGREGATOR_TOML, new_federation
 from fledge.runs.init_run import RUN_TOML, init_run, render
 from protocol import topology
@@ -184,7 +184,7 @@ class Rig:
         return [death for program in self.programs for death in program.deaths if death.code == KILLED]
 
     @property
-    def centre(self) -> Centre:
+    def centre(self) -> AggregatorFiles:
         """What `aggregator.toml` names."""
         return read_centre(self.federation / AGGREGATOR_TOML)
 

@@ -24,14 +24,14 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SYNCHRONOUS_LIMIT", 0.5)
 
 
-def shown(options: demo.Options) -> tuple[demo.Summary, str]:
+def shown(options: demo.Options) -> tuple[demo.DemoSummary, str]:
     """Run the demo; returns what it found and what it wrote."""
     screen = io.StringIO()
     summary = demo.demonstrate(options, Console(file=screen, width=120, highlight=False))
     return summary, screen.getvalue()
 
 
-def check(summary: demo.Summary, text: str, out: Path, sites: int) -> None:
+def check(summary: demo.DemoSummary, text: str, out: Path, sites: int) -> None:
     assert summary.good
     assert len(summary.alone) == sites
     assert summary.federated > max(summary.alone.values())

@@ -26,7 +26,7 @@ from fledge.doctor.adversarial import attack
 from fledge.doctor.examine import examine
 from fledge.doctor.findings import Finding, Verdict
 from fledge.doctor.place import read_kit, read_place
-from fledge.doctor.report import Report
+from fledge.doctor.report import DoctorReport
 from protocol.topology import event_queue
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.kits import Kits
@@ -82,15 +82,15 @@ def make(kits: Kits, node: RabbitNode, store: S3Server, tmp_path: Path) -> Make:
     return one
 
 
-def look(kit: Path, **environ: str) -> Report:
+def look(kit: Path, **environ: str) -> DoctorReport:
     return examine(read_kit(kit), environ, machine=False)
 
 
-def found(report: Report, check: str) -> Finding:
+def found(report: DoctorReport, check: str) -> Finding:
     return next(finding for finding in report.findings if finding.check == check)
 
 
-def first(report: Report) -> tuple[str, str]:
+def first(report: DoctorReport) -> tuple[str, str]:
     """The first thing in the way."""
     assert report.blocked is not None, report.lines()
     return report.blocked.check, report.blocked.code

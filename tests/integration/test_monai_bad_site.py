@@ -18,7 +18,7 @@ from fledge.runs.code_archive import CODE
 from fledge.runs.from_bundle import init_bundle_run
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
-from worker.storage.incidents import Cases
+from worker.storage.incidents import Incidents
 
 torch.set_num_threads(1)
 pytestmark = MONAI
@@ -75,7 +75,7 @@ def test_the_others_go_on_and_the_site_joins_again_when_its_data_are_right(tmp_p
         before = len(seen.versions)
         seen.wait(lambda: len(seen.versions) >= before + 2)
         assert {site for sites in seen.versions for site in sites} == {"south"}
-        text = Cases(federation / "sites" / "north" / "state" / "cases").text(case)
+        text = Incidents(federation / "sites" / "north" / "state" / "cases").text(case)
         assert f"{missing} cannot be read" in text.splitlines()[2]
         aside.rename(missing)
         seen.wait(lambda: any("north" in sites for sites in seen.versions))

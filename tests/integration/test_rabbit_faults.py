@@ -19,11 +19,11 @@ from protocol import limits
 from protocol.errors import LoginRefused, NotAllowed, TransportError, Unroutable
 from protocol.topology import (
     AGGREGATOR,
+    COMMANDS,
     DEAD,
     DEAD_LETTERS,
     DIRECT,
     GLOBAL,
-    ORDERS,
     Binding,
     Exchange,
     Queue,
@@ -282,10 +282,10 @@ def test_the_aggregators_permissions_are_enough_and_no_more(rabbit_broker: Rabbi
     operator = rabbit_broker.open()
     operator.publish(up_exchange("site-a"), "", b"update").result(DEADLINE)
     operator.publish(event_exchange("site-a"), "", b"event").result(DEADLINE)
-    operator.publish(ORDERS, "", b"order").result(DEADLINE)
+    operator.publish(COMMANDS, "", b"order").result(DEADLINE)
     got.wait_for(4)
     assert sorted(got.bodies) == [b"event", b"mine", b"order", b"update"]
-    for exchange in (up_exchange("site-a"), ORDERS):
+    for exchange in (up_exchange("site-a"), COMMANDS):
         with pytest.raises(NotAllowed):
             aggregator.publish(exchange, "", b"forged").result(DEADLINE)
     with pytest.raises(NotAllowed):

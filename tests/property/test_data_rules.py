@@ -9,13 +9,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError
-from worker.data.datalist import Datalist, Entry, Task, parse
+from worker.data.datalist import Datalist, DatalistEntry, Task, parse
 from worker.data.matching import keys_of, pair
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
-from worker.data.sources import Kind, Source
+from worker.data.sources import ImageKind, ImageSource
 from worker.data.splits import SPLITS, Shares, split
 from worker.statistics.document import check, columns, document, from_columns
-from worker.statistics.figures import MIN_CELL, CaseFigures, Summary
+from worker.statistics.figures import MIN_CELL, CaseFigures, DataSummary
 
 patients = st.sets(st.text(min_size=1, max_size=12), min_size=1, max_size=40)
 shares = st.builds(
@@ -27,8 +27,8 @@ shares = st.builds(
 keys = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES).map(Pseudonyms)
 
 
-def source(patient: str, identity: str) -> Source:
-    return Source(name=identity, kind=Kind.NIFTI, files=(Path(identity),), patient=patient, identity=identity)
+def source(patient: str, identity: str) -> ImageSource:
+    return ImageSource(name=identity, kind=ImageKind.NIFTI, files=(Path(identity),), patient=patient, identity=identity)
 
 
 # ---- splits
@@ -107,7 +107,7 @@ names = st.from_regex(r"[a-c]{1,2}(/[a-c]{1,2}){0,2}", fullmatch=True)
 @given(st.sets(names, min_size=1, max_size=8))
 def test_labels_of_the_same_paths_find_their_images(paths: set[str]) -> None:
     sources = [
-        Source(name=n, kind=Kind.NIFTI, files=(), patient=n, identity=n, keys=keys_of(f"{n}.nii"))
+        ImageSource(name=n, kind=ImageKind.NIFTI, files=(), patient=n, identity=n, keys=keys_of(f"{n}.nii"))
         for n in sorted(paths)
     ]
     found = pair(sources, {f"{name}.nii.gz": name for name in paths})
@@ -120,7 +120,7 @@ def test_labels_of_the_same_paths_find_their_images(paths: set[str]) -> None:
 )
 def test_a_datalist_is_read_as_it_was_written(rows: list[tuple[int, str]], labels: dict[int, str]) -> None:
     entries = [
-        Entry(image=f"imagesTr/{n}.nii.gz", label=f"labelsTr/{n}.nii.gz", patient=f"p{patient}", split=name)
+        DatalistEntry(image=f"imagesTr/{n}.nii.gz", label=f"labelsTr/{n}.nii.gz", patient=f"p{patient}", split=name)
         for n, (patient, name) in enumerate(rows)
     ]
     written = Datalist(entries=entries, labels=labels, name="liver", modality="CT")
@@ -146,7 +146,7 @@ def cohort(found: list[int], task: Task, total: int = 0) -> list[CaseFigures]:
 
 
 def told(found: list[int], task: Task, total: int = 0) -> dict[str, object]:
-    summary = Summary(task=task, classes=[f"c{number}" for number in range(len(found))])
+    summary = DataSummary(task=task, classes=[f"c{number}" for number in range(len(found))])
     return dict(summary.of(cohort(found, task, total)))
 
 
@@ -185,7 +185,7 @@ def test_the_background_does_not_tell_what_a_suppressed_class_takes(total: int, 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60))
 def test_no_single_patient_is_an_extreme_that_is_told(values: list[float]) -> None:
-    shown = Summary(task=Task.SEGMENTATION, classes=[]).spread("x", values, len(values))
+    shown = DataSummary(task=Task.SEGMENTATION, classes=[]).spread("x", values, len(values))
     assert not {name for name in shown if name.endswith((".min", ".max"))}
     if len(values) < MIN_CELL:
         assert shown == {}
@@ -194,17 +194,17 @@ def test_no_single_patient_is_an_extreme_that_is_told(values: list[float]) -> No
         if name in shown:  # as many on either side: the smallest and the largest move nothing
             inner = sorted(values)
             inner[0], inner[-1] = inner[0] - 1e6, inner[-1] + 1e6
-            assert Summary(task=Task.SEGMENTATION, classes=[]).spread("x", inner, len(inner))[name] == shown[name]
+            assert DataSummary(task=Task.SEGMENTATION, classes=[]).spread("x", inner, len(inner))[name] == shown[name]
 
 
 def test_a_patient_with_many_images_counts_once() -> None:
     one = [CaseFigures(patient="p", figures={"shape.x": float(n)}, voxels={"c0": 1}) for n in range(50)]
-    summary = Summary(task=Task.SEGMENTATION, classes=["c0"])
+    summary = DataSummary(task=Task.SEGMENTATION, classes=["c0"])
     assert summary.of(one) == {"min_cell": MIN_CELL, "patients": f"<{MIN_CELL}"}
 
 
 def test_people_of_the_hospital_see_everything() -> None:
-    summary = Summary(task=Task.SEGMENTATION, classes=["c0", "c1"], suppressed=False)
+    summary = DataSummary(task=Task.SEGMENTATION, classes=["c0", "c1"], suppressed=False)
     found = summary.of(cohort([3, 1], Task.SEGMENTATION, 3))
     assert (found["patients"], found["patients.c1"]) == (3, 1)
     assert (found["shape.x.min"], found["voxels.c1.max"], found["voxels.c0.median"]) == (64, 7, 7)
@@ -212,7 +212,7 @@ def test_people_of_the_hospital_see_everything() -> None:
 
 @given(counts, st.sampled_from(Task))
 def test_what_is_suppressed_can_leave_and_arrives_as_it_left(found: list[int], task: Task) -> None:
-    figures = Summary(task=task, classes=[f"c{n}" for n in range(len(found))]).of(cohort(found, task, max(found)))
+    figures = DataSummary(task=task, classes=[f"c{n}" for n in range(len(found))]).of(cohort(found, task, max(found)))
     assert document(figures)["figures"] == figures
     assert from_columns(columns(figures)) == figures
 

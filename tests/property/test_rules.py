@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from aggregator.strategy.buffer import Waiting, choose, next_deadline, outdated
 from aggregator.strategy.staleness import Constant, Polynomial
-from aggregator.strategy.strategies import STRATEGIES, Scratch, Span, Step, ema_release, merge_buffers, strategy
+from aggregator.strategy.strategies import STRATEGIES, Scalars, Scratch, Span, ema_release, merge_buffers, strategy
 from aggregator.strategy.weighting import MAX_SHARE, SiteStats, clip_factor, example_weights
 
 VALUES = st.floats(-1e6, 1e6, width=32)
@@ -19,18 +19,18 @@ WEIGHTS = st.just(0.0) | st.floats(1e-9, 10)
 
 
 @st.composite
-def merges(draw: st.DrawFn) -> tuple[str, Span, list[Span | None], Step, list[Span]]:
+def merges(draw: st.DrawFn) -> tuple[str, Span, list[Span | None], Scalars, list[Span]]:
     name = draw(st.sampled_from(sorted(STRATEGIES)))
     size = draw(st.integers(1, 80))
     vector = arrays.arrays(np.float32, size, elements=VALUES)
     deltas = draw(st.lists(st.none() | vector, min_size=1, max_size=5))
     weights = draw(st.lists(WEIGHTS, min_size=len(deltas), max_size=len(deltas)))
-    step = Step(weights=tuple(weights), divisor=float(draw(st.integers(1, 8))), rate=draw(st.floats(0.01, 2)))
+    step = Scalars(weights=tuple(weights), divisor=float(draw(st.integers(1, 8))), rate=draw(st.floats(0.01, 2)))
     state = [draw(arrays.arrays(np.float32, size, elements=st.floats(0, 10, width=32))) for _ in strategy(name).state]
     return name, draw(vector), deltas, step, state
 
 
-def run(name: str, old: Span, deltas: list[Span | None], step: Step, state: list[Span], block: int) -> list[Span]:
+def run(name: str, old: Span, deltas: list[Span | None], step: Scalars, state: list[Span], block: int) -> list[Span]:
     out = [np.empty_like(old), *(np.empty_like(stream) for stream in state)]
     strategy(name).merge(old, deltas, step, state, out[0], out[1:], Scratch(block))
     return out
@@ -38,7 +38,7 @@ def run(name: str, old: Span, deltas: list[Span | None], step: Step, state: list
 
 @given(merges(), st.data())
 def test_where_a_vector_is_cut_into_spans_and_blocks_does_not_change_a_bit(
-    merge: tuple[str, Span, list[Span | None], Step, list[Span]], data: st.DataObject
+    merge: tuple[str, Span, list[Span | None], Scalars, list[Span]], data: st.DataObject
 ) -> None:
     name, old, deltas, step, state = merge
     whole = run(name, old, deltas, step, state, 1000)
@@ -54,7 +54,7 @@ def test_where_a_vector_is_cut_into_spans_and_blocks_does_not_change_a_bit(
 
 @given(merges())
 def test_plain_strategies_compute_the_documented_formula(
-    merge: tuple[str, Span, list[Span | None], Step, list[Span]],
+    merge: tuple[str, Span, list[Span | None], Scalars, list[Span]],
 ) -> None:
     _, old, deltas, step, _ = merge
     out = run("fedbuff", old, deltas, step, [], 16)[0]
@@ -70,7 +70,7 @@ def test_plain_strategies_compute_the_documented_formula(
 
 @given(merges(), st.integers(1, 40))
 def test_the_running_statistics_stay_between_the_members(
-    merge: tuple[str, Span, list[Span | None], Step, list[Span]], block: int
+    merge: tuple[str, Span, list[Span | None], Scalars, list[Span]], block: int
 ) -> None:
     _, old, deltas, step, _ = merge
     out = np.empty_like(old)
@@ -83,7 +83,7 @@ def test_the_running_statistics_stay_between_the_members(
 
 @given(merges(), st.floats(0, 1), st.integers(1, 40))
 def test_the_released_model_lies_between_the_last_one_and_the_raw_one(
-    merge: tuple[str, Span, list[Span | None], Step, list[Span]], decay: float, block: int
+    merge: tuple[str, Span, list[Span | None], Scalars, list[Span]], decay: float, block: int
 ) -> None:
     raw = merge[1]
     last = raw[::-1].copy()

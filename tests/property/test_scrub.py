@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError, StateError, Unauthorized
-from worker.inspection.inspector import Looking
+from worker.inspection.inspector import Inspector
 from worker.inspection.scrub import LONGEST, free_text, log_line
 from worker.inspection.vocabulary import EVENTS, NUMBERS, WORDS
 
@@ -117,7 +117,7 @@ def test_a_log_line_tells_nothing_that_was_planted_in_it(entry: dict[str, Any]) 
     assert len(shown) <= LONGEST
 
 
-def answers(looking: Looking) -> list[str]:
+def answers(looking: Inspector) -> list[str]:
     """Everything that a curious operator can get."""
     found = []
     for order, arguments in (
@@ -158,6 +158,6 @@ def test_no_answer_tells_what_was_planted_in_a_site(log: list[dict[str, Any]], t
             (state / record).write_text(json.dumps({"trainer": text, CANARY: 1, "run": text, "federation": text}))
         environment = {"FLEDGE_STORE": text, "FLEDGE_ROOT": CANARY, CANARY: text}
         (state / "statistics.json").write_text(json.dumps({"version": 1, "figures": {"min_cell": 10, text: 1.0}}))
-        looking = Looking(state, log_file=state / "worker.log", environment=environment, statistics=True)
+        looking = Inspector(state, log_file=state / "worker.log", environment=environment, statistics=True)
         for answer in answers(looking):
             assert clean(answer), answer

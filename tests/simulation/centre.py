@@ -151,7 +151,7 @@ class Centre(Process):
             )
         elif message["kind"] == "noise" or site not in self.sites():
             reason = "malformed" if message["kind"] == "noise" else "revoked"
-            event = events.Refused(delivery=delivery, site=site, queue=queue, reason=reason, raw=delivery.body)
+            event = events.DeliveryRefused(delivery=delivery, site=site, queue=queue, reason=reason, raw=delivery.body)
         elif message["kind"] == "event":
             event = events.SiteSeen(delivery=delivery, site=site)
         elif message["kind"] == "evaluation":
@@ -206,7 +206,7 @@ class Centre(Process):
                 self.begin_head()
             case effects.UseRegistry(registry=registry):
                 self.follow(registry)
-            case effects.Tell() | effects.LookUp():
+            case effects.AnswerCommand() | effects.LookUp():
                 pass  # an answer that is lost is asked for again
             case effects.Reissue(registry=registry, version=version):
                 self.answer(

@@ -139,12 +139,12 @@ class Hospital(Process):
                     self.relay(row, message.exchange, message.key, message.body, confirmed)
             case effects.DropSpool(chunks=chunks):
                 self.drop(chunks)
-            case effects.Report(publish=True) if not self.world.chance(0.3):
+            case effects.ReportStatus(publish=True) if not self.world.chance(0.3):
                 body = write_down({"kind": "event", "site": self.site})
                 self.world.broker.publish(topology.event_exchange(self.site), "", body)
             case effects.Alarm(event=event):
                 self.alarms.append(event)
-            case effects.Report() | effects.Settled() | ForgetAnswer() | KeepLast():
+            case effects.ReportStatus() | effects.Settled() | ForgetAnswer() | KeepLast():
                 pass
             case _:
                 raise TypeError(f"the simulated worker does not know {effect}")

@@ -226,9 +226,9 @@ class Witness:
             if message["kind"] == "update":
                 self.confirmed[message["site"], message["id"]] = body
             return
-        if exchange != topology.ORDERS:
+        if exchange != topology.COMMANDS:
             self.rows[row] = body
-        if exchange in (topology.DEAD, topology.ORDERS):
+        if exchange in (topology.DEAD, topology.COMMANDS):
             return
         message = read_back(body)
         if message["kind"] == "receipt":

@@ -105,7 +105,7 @@ class Operator(Process):
     def send(self, body: bytes) -> None:
         """Publish an order."""
         self.orders += 1
-        self.relay(self.orders, topology.ORDERS, "", body, lambda: None)
+        self.relay(self.orders, topology.COMMANDS, "", body, lambda: None)
 
     def turn(self, events: int | None = None) -> None:
         """There is nothing to do about a confirm."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fledge.operator.console import Said
-from protocol.commands import ORDERS
+from fledge.operator.console import Answer
+from protocol.commands import COMMANDS
 from protocol.keys import Identity, Role
 from protocol.registry import Registry, sign_registry
 from protocol.rights import STOCK, Organisation, Policy
 
-Answer = Mapping[str, Any] | Said | Callable[[Mapping[str, Any], str], Said | Mapping[str, Any]]
+Answer = Mapping[str, Any] | Answer | Callable[[Mapping[str, Any], str], Answer | Mapping[str, Any]]
 
 STATUS: Mapping[str, Any] = {
     "run": "run-7",
@@ -111,21 +111,21 @@ class Hub:
 
     def ask(
         self, command: str, arguments: Mapping[str, Any], targets: Sequence[str] = (), timeout: float = 10.0
-    ) -> list[Said]:
+    ) -> list[Answer]:
         """Note the order and answer it."""
-        assert bool(targets) == ORDERS[command].at_sites, command
+        assert bool(targets) == COMMANDS[command].at_sites, command
         self.asked.append(Asked(command, dict(arguments), tuple(targets), timeout))
         return [self._answer(command, arguments, sender) for sender in targets or ["aggregator"]]
 
-    def _answer(self, command: str, arguments: Mapping[str, Any], sender: str) -> Said:
+    def _answer(self, command: str, arguments: Mapping[str, Any], sender: str) -> Answer:
         known = {**ANSWERS, **self.answers}
         answer = known.get(f"{command}@{sender}", known.get(command, {}))
         if callable(answer):
             answer = answer(arguments, sender)
-        if isinstance(answer, Said):
+        if isinstance(answer, Answer):
             return answer
         text = "" if answer else f"{command} is done"
-        return Said(sender=sender, ok=True, reason="ok", text=text, values=answer)
+        return Answer(sender=sender, ok=True, reason="ok", text=text, values=answer)
 
     @property
     def last(self) -> Asked:
@@ -133,15 +133,15 @@ class Hub:
         return self.asked[-1]
 
 
-def refused(reason: str = "not_authorized", text: str = "Authorization Error: alice is not authorized") -> Said:
+def refused(reason: str = "not_authorized", text: str = "Authorization Error: alice is not authorized") -> Answer:
     """The aggregator's no."""
-    return Said(sender="aggregator", ok=False, reason=reason, text=text, values={})
+    return Answer(sender="aggregator", ok=False, reason=reason, text=text, values={})
 
 
-def silent(site: str) -> Said:
+def silent(site: str) -> Answer:
     """What stands for a site that has not answered."""
     text = f"site {site} has not been seen for 3 hours; the command is queued and will run when it returns"
-    return Said(sender=site, ok=False, reason="no_answer", text=text, values={})
+    return Answer(sender=site, ok=False, reason="no_answer", text=text, values={})
 
 
 def kit(folder: Path, identities: dict[str, Identity] | None = None) -> Path:

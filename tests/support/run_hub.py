@@ -13,7 +13,7 @@ from typing import Any
 
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.transfer import read_blob
-from fledge.operator.console import Said
+from fledge.operator.console import Answer
 from fledge.operator.members import read_members
 from protocol import limits
 from protocol.codec import encode
@@ -177,8 +177,8 @@ class RunHub(Hub):
         table = {"site": ("north", "south"), "seen": (3.0, 4.0), "doing": ("idle",) * 2, "run_of": (name,) * 2}
         return {"run": name, "state": run.state if run else "-", "version": run.version if run else -1, **table}
 
-    def _obeyed(self, arguments: Mapping[str, Any], sender: str) -> Said:
-        return Said(sender=sender, ok=True, reason="ok", text=f"{sender} obeys", values={})
+    def _obeyed(self, arguments: Mapping[str, Any], sender: str) -> Answer:
+        return Answer(sender=sender, ok=True, reason="ok", text=f"{sender} obeys", values={})
 
     def _export(self, arguments: Mapping[str, Any], sender: str) -> Any:
         run = arguments.get("run") or next(iter(self.runs))

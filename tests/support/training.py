@@ -19,7 +19,7 @@ from worker.api.filters import Dice, FilterChain, build
 from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
 from worker.api.weights import Records, Weights, read_pieces
 from worker.pipeline.contribute import contribute
-from worker.storage.local_tensors import OwnTensors
+from worker.storage.local_tensors import LocalTensors
 from worker.trainers.initial import spec_and_payload
 
 Arrays = dict[str, NDArray[Any]]
@@ -81,7 +81,7 @@ def form(
     *,
     filters: FilterChain = RAW,
     exclude: Sequence[str] = (),
-    own: OwnTensors | None = None,
+    own: LocalTensors | None = None,
     dice: Dice | None = None,
     training: Control | None = None,
     emit: Emit | None = None,

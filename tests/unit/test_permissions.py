@@ -13,7 +13,7 @@ import structlog
 from aggregator.domain.events import CommandArrived
 from aggregator.intake import Intake
 from broker.blobs.memory import MemoryBlobs
-from protocol.commands import ORDERS
+from protocol.commands import COMMANDS
 from protocol.envelope import seal
 from protocol.keys import Identity, Role
 from protocol.messages import Command, Kind
@@ -21,9 +21,9 @@ from protocol.registry import Registry
 from protocol.rights import ROLES, STOCK, Organisation, Policy
 from worker.intake import Reader
 from worker.policy import OPEN, SitePolicy
-from worker.service.code_deployer import Deploying
-from worker.service.command_handler import Blind, Orders
-from worker.storage.code_store import Codes
+from worker.service.code_deployer import CodeDeployer
+from worker.service.command_handler import CommandHandler, NoInspection
+from worker.storage.code_store import CodeStore
 
 FEDERATION = "clinics"
 ALL = {"super", "lead_researcher", "site_researcher", "lead_it", "site_it"}
@@ -81,11 +81,11 @@ def at_a_site(identity: Identity, raw: bytes) -> str:
     return orders_of(identity, OPEN).read(raw, None, time.time()).objection
 
 
-def orders_of(identity: Identity, policy: SitePolicy) -> Orders:
+def orders_of(identity: Identity, policy: SitePolicy) -> CommandHandler:
     """A site's end of the line; nothing is carried out, so that there is neither code nor a store."""
     reader, log = Reader(identity, FEDERATION, REGISTRY), structlog.get_logger()
-    runs = Deploying(Codes(Path("nowhere")), MemoryBlobs(), lambda: reader, policy, log)
-    return Orders(identity.name, lambda: reader, policy, Blind(), runs, lambda event: None, log)
+    runs = CodeDeployer(CodeStore(Path("nowhere")), MemoryBlobs(), lambda: reader, policy, log)
+    return CommandHandler(identity.name, lambda: reader, policy, NoInspection(), runs, lambda event: None, log)
 
 
 def verdict(allowed: bool) -> str:
@@ -93,19 +93,19 @@ def verdict(allowed: bool) -> str:
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("name", [order.name for order in ORDERS.values() if not order.at_sites])
+@pytest.mark.parametrize("name", [order.name for order in COMMANDS.values() if not order.at_sites])
 def test_the_hub_lets_a_role_do_what_the_table_says(role: str, name: str) -> None:
-    known = ORDERS[name]
+    known = COMMANDS[name]
     assert at_the_hub(signed(role, known.name)) == verdict(role in ELSEWHERE[known.action.value])
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("name", [order.name for order in ORDERS.values() if order.at_sites])
+@pytest.mark.parametrize("name", [order.name for order in COMMANDS.values() if order.at_sites])
 @pytest.mark.parametrize(("site", "table"), [(NORTH, AT_HOME), (SOUTH, ELSEWHERE)], ids=("own", "other"))
 def test_hub_and_site_let_a_role_do_what_the_table_says(
     role: str, name: str, site: Identity, table: dict[str, set[str]]
 ) -> None:
-    expected = verdict(role in table[ORDERS[name].action.value])
+    expected = verdict(role in table[COMMANDS[name].action.value])
     raw = signed(role, name, site.name)
     assert (at_the_hub(raw), at_a_site(site, raw)) == (expected, expected)
 

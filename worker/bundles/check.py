@@ -19,7 +19,7 @@ from protocol.errors import FledgeError
 from worker.bundles.check_configs import config_findings, metadata_of
 from worker.bundles.check_data import Item, duplicates, item_findings
 from worker.bundles.check_expected import expected
-from worker.bundles.findings import Finding, Severity, of_error
+from worker.bundles.findings import Problem, Severity, of_error
 from worker.monai.configs import Configs
 from worker.monai.errors import explained
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
@@ -42,10 +42,10 @@ class NetworkSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class BundleReport:
     """What a check found, and how far it came."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Problem, ...]
     network: NetworkSize | None = None
     training: int | None = None
     """How many examples the lists hold, where they were read."""
@@ -61,7 +61,7 @@ class Report:
 
 def check_bundle(
     root: Path, data: Path | None = None, *, overrides: Mapping[str, Any] | None = None, quick: bool = False
-) -> Report:
+) -> BundleReport:
     """Check a bundle, and with `data` the images and labels in that folder.
 
     The bundle's code runs here: its network is made, and with `data` all that its training needs.
@@ -72,31 +72,31 @@ def check_bundle(
     """
     changed = {**(overrides or {}), **({} if data is None else {"dataset_dir": str(data.resolve())})}
     if data is not None and not data.is_dir():
-        return Report((Finding(str(data), "is not a folder here", "name the folder of the site's data"),))
+        return BundleReport((Problem(str(data), "is not a folder here", "name the folder of the site's data"),))
     root = root.resolve()
     found = config_findings(root, changed)
-    if not Report(tuple(found)).good:
-        return Report(tuple(found))
+    if not BundleReport(tuple(found)).good:
+        return BundleReport(tuple(found))
     try:
         parser = Configs(root, overrides=changed).train({}, "")
         network = network_size(bundle_network(root, overrides=changed))
     except FledgeError as error:
-        return Report((*found, of_error(error, "the bundle")))
+        return BundleReport((*found, of_error(error, "the bundle")))
     if data is None:
-        return Report(tuple(found), network)
+        return BundleReport(tuple(found), network)
     found += list_findings(parser, data.resolve())
     lists: list[Sequence[Item] | None] = [None, None]
-    if Report(tuple(found)).good:
+    if BundleReport(tuple(found)).good:
         lists = [_listed(parser, name, found) for name in _LISTS]
         found += _example_findings(parser, lists, metadata_of(root), quick)
     loss: float | None = None
-    if not quick and Report(tuple(found)).good:
+    if not quick and BundleReport(tuple(found)).good:
         try:
             loss = bundle_trainer(root, dataset_dir=data, overrides={**changed, **_lazily(parser)}).rehearse()
         except FledgeError as error:
             found.append(of_error(error, "training"))
     training, validation = (None if each is None else len(each) for each in lists)
-    return Report(tuple(found), network, training, validation, loss)
+    return BundleReport(tuple(found), network, training, validation, loss)
 
 
 def network_size(network: nn.Module) -> NetworkSize:
@@ -106,7 +106,7 @@ def network_size(network: nn.Module) -> NetworkSize:
     return NetworkSize(type(network).__name__, parameters, len(spec.names), spec.update_length)
 
 
-def list_findings(parser: Any, data: Path) -> Iterator[Finding]:
+def list_findings(parser: Any, data: Path) -> Iterator[Problem]:
     """What is wrong with the lists of data that the configuration names, as files."""
     texts = {name: value for name, value in parser.config.items() if isinstance(value, str) and "json" in value}
     for name in texts:
@@ -122,32 +122,32 @@ def list_findings(parser: Any, data: Path) -> Iterator[Finding]:
             yield from datalist_findings(Path(path), data)
 
 
-def datalist_findings(file: Path, data: Path) -> Iterator[Finding]:
+def datalist_findings(file: Path, data: Path) -> Iterator[Problem]:
     """What is wrong with a list of data in the shape of the Medical Segmentation Decathlon's."""
     where = str(file)
     try:
         if (size := file.stat().st_size) > _LARGEST_LIST:
-            yield Finding(where, f"has {size / 1e6:.0f} MB, which is no list of data", "name the right file")
+            yield Problem(where, f"has {size / 1e6:.0f} MB, which is no list of data", "name the right file")
             return
         found = json.loads(file.read_bytes())
     except FileNotFoundError:
-        yield Finding(where, "is not there", "write it, or correct dataset_dir")
+        yield Problem(where, "is not there", "write it, or correct dataset_dir")
         return
     except (OSError, ValueError, RecursionError) as error:
         told = f"cannot be read as JSON: {error.strerror if isinstance(error, OSError) else error}"
-        yield Finding(where, told, "correct it")
+        yield Problem(where, told, "correct it")
         return
     if not isinstance(found, dict) or not any(isinstance(value, list) for value in found.values()):
-        yield Finding(where, "holds no lists", 'write {"training": [{"image": …, "label": …}], "validation": […]}')
+        yield Problem(where, "holds no lists", 'write {"training": [{"image": …, "label": …}], "validation": […]}')
         return
     for name, items in found.items():
         odd = [path for path in _paths(items) if _leads_outside(path, data)]
         if odd and isinstance(items, list):
             told = f"names {len(odd)} files of {name} outside dataset_dir, such as {odd[0]}"
-            yield Finding(where, told, "keep data below dataset_dir, if that was not intended", Severity.WARNING)
+            yield Problem(where, told, "keep data below dataset_dir, if that was not intended", Severity.WARNING)
 
 
-def _listed(parser: Any, name: str, found: list[Finding]) -> Sequence[Item] | None:
+def _listed(parser: Any, name: str, found: list[Problem]) -> Sequence[Item] | None:
     """The examples that the bundle trains on or validates on; None where it does not list them."""
     if name not in parser:
         return None
@@ -159,16 +159,16 @@ def _listed(parser: Any, name: str, found: list[Finding]) -> Sequence[Item] | No
     if not isinstance(items, Sequence) or not all(isinstance(each, Mapping) for each in items):
         return None
     if not items and name == _LISTS[0]:
-        found.append(Finding(name, "lists no data", "add some to the list, or correct dataset_dir"))
+        found.append(Problem(name, "lists no data", "add some to the list, or correct dataset_dir"))
     elif not items:
         told = "lists no data", "add some, or this site evaluates no version"
-        found.append(Finding(name, *told, Severity.WARNING))
+        found.append(Problem(name, *told, Severity.WARNING))
     return items
 
 
 def _example_findings(
     parser: Any, lists: Sequence[Sequence[Item] | None], metadata: Mapping[str, Any], quick: bool
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     try:
         wanted = expected(parser, metadata)
     except Exception as error:  # transforms of the bundle's own

@@ -17,7 +17,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils.module import version_leq
 
 from protocol.errors import ConfigError
-from worker.bundles.findings import Finding, Severity
+from worker.bundles.findings import Problem, Severity
 from worker.monai.configs import LEFT_OUT, NETWORKS, REQUIRED, config_file, has_place, importable, parts
 from worker.monai.errors import explained
 
@@ -33,7 +33,7 @@ _LARGEST = 16 * 1024 * 1024
 _AGAIN = "correct the file and check again"
 
 
-def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Finding]:
+def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with the configurations and the metadata of the bundle at `root`; nothing of it is made.
 
     The bundle's modules are imported, to see whether what the configurations name is there.
@@ -41,8 +41,8 @@ def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Finding]:
     importable(root)
     train, evaluate, infer = (config_file(root, name) for name in ("train", "evaluate", "inference"))
     if train is None:
-        return [Finding(f"{root}", "is no MONAI bundle: configs/train.json is not there", "name a bundle's folder")]
-    found: list[Finding] = []
+        return [Problem(f"{root}", "is no MONAI bundle: configs/train.json is not there", "name a bundle's folder")]
+    found: list[Problem] = []
     for files, check in (
         ([train], _train_ids),
         ([train, *([evaluate] if evaluate else [])], lambda parser, where: iter(())),
@@ -54,7 +54,7 @@ def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Finding]:
         try:
             parser = _parsed(files, overrides)
         except ConfigError as error:
-            found.append(Finding(where, str(error), _AGAIN))
+            found.append(Problem(where, str(error), _AGAIN))
             continue
         if files == [train]:
             found += misspelt(files, overrides)
@@ -64,7 +64,7 @@ def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Finding]:
     return [*found, *metadata_findings(root / "configs" / "metadata.json")]
 
 
-def misspelt(files: Sequence[Path], overrides: Mapping[str, Any]) -> Iterator[Finding]:
+def misspelt(files: Sequence[Path], overrides: Mapping[str, Any]) -> Iterator[Problem]:
     """Overrides that add something whose name is nearly that of what is there: MONAI would take both."""
     parser = _parsed(files, {})
     for name in overrides:
@@ -74,7 +74,7 @@ def misspelt(files: Sequence[Path], overrides: Mapping[str, Any]) -> Iterator[Fi
             continue
         for near in difflib.get_close_matches(last, [each for each in beside if each != last], 1, 0.8):
             meant = f"{above}#{near}" if above else near
-            yield Finding(
+            yield Problem(
                 f"override {name}", "adds what the bundle does not have", f"is {meant} meant?", Severity.WARNING
             )
 
@@ -87,28 +87,28 @@ def metadata_of(root: Path) -> dict[str, Any]:
         return {}
 
 
-def metadata_findings(file: Path) -> Iterator[Finding]:
+def metadata_findings(file: Path) -> Iterator[Problem]:
     """What a bundle's metadata lack, and which packages they ask for that are not here."""
     where = f"configs/{file.name}"
     if not file.is_file():
-        yield Finding(where, "is not there", "write it, so that others know what the bundle is", Severity.WARNING)
+        yield Problem(where, "is not there", "write it, so that others know what the bundle is", Severity.WARNING)
         return
     try:
         found = _document(file)
     except ConfigError as error:
-        yield Finding(where, str(error), _AGAIN)
+        yield Problem(where, str(error), _AGAIN)
         return
     if lacking := [name for name in METADATA if name not in found]:
-        yield Finding(where, f"lacks {', '.join(lacking)}", "add them: MONAI asks for them", Severity.WARNING)
+        yield Problem(where, f"lacks {', '.join(lacking)}", "add them: MONAI asks for them", Severity.WARNING)
     image = _below(found, "network_data_format", "inputs", "image")
     if "network_data_format" in found and (lacking := [name for name in _IMAGE if name not in image]):
-        yield Finding(
+        yield Problem(
             f"{where}#network_data_format#inputs#image", f"lacks {', '.join(lacking)}", "add them", Severity.WARNING
         )
     yield from packages(found, where, _installed)
 
 
-def packages(found: Mapping[str, Any], where: str, installed: Callable[[str], str | None]) -> Iterator[Finding]:
+def packages(found: Mapping[str, Any], where: str, installed: Callable[[str], str | None]) -> Iterator[Problem]:
     """Packages that metadata ask for and that are missing or older; `installed` tells a package's version."""
     wanted = {package: found[name] for name, package in _FRAMEWORKS.items() if name in found}
     wanted |= _below(found, "required_packages_version") | _below(found, "optional_packages_version")
@@ -116,13 +116,13 @@ def packages(found: Mapping[str, Any], where: str, installed: Callable[[str], st
     for package, version in wanted.items():
         here = installed(package)
         if here is None and package not in optional:
-            yield Finding(where, f"asks for {package}, which is not installed", "install it where the worker runs")
+            yield Problem(where, f"asks for {package}, which is not installed", "install it where the worker runs")
         elif here and not version_leq(str(version), here):
             told = f"was made with {package} {version}, and {here} is installed"
-            yield Finding(where, told, "upgrade it if training fails", Severity.WARNING)
+            yield Problem(where, told, "upgrade it if training fails", Severity.WARNING)
 
 
-def targets(config: Any, root: Path, where: str) -> Iterator[Finding]:
+def targets(config: Any, root: Path, where: str) -> Iterator[Problem]:
     """Names after `_target_` that nothing answers to; those that fledge replaces anyway are not asked for."""
     locator = ComponentLocator()
     asked = [part["_target_"] for part in parts(config) if not _disabled(part) and "_target_" in part]
@@ -131,10 +131,10 @@ def targets(config: Any, root: Path, where: str) -> Iterator[Finding]:
             continue
         if locator.get_component_module_name(target) is None and (problem := _problem(target, root)):
             what, advice = problem
-            yield Finding(where, f"names {target}: {what}", advice)
+            yield Problem(where, f"names {target}: {what}", advice)
 
 
-def references(parser: Any, where: str) -> Iterator[Finding]:
+def references(parser: Any, where: str) -> Iterator[Problem]:
     """References (`@id`) to what the configuration does not have."""
     items = parser.ref_resolver.items
     texts = {at: item.config for at, item in items.items() if isinstance(item.config, str)}
@@ -142,24 +142,24 @@ def references(parser: Any, where: str) -> Iterator[Finding]:
     for name, at in asked.items():
         if name and name not in items:
             place, said = (each.replace("::", "#") for each in (at, name))
-            yield Finding(f"{where}#{place}", f"refers to @{said}, which is not there", "correct the name")
+            yield Problem(f"{where}#{place}", f"refers to @{said}, which is not there", "correct the name")
 
 
-def _train_ids(parser: Any, where: str) -> Iterator[Finding]:
+def _train_ids(parser: Any, where: str) -> Iterator[Problem]:
     yield from _ids(parser, where, REQUIRED, "a bundle that trains has them")
     if not any(name in parser for name in NETWORKS):
         yield from _ids(parser, where, NETWORKS[:1], "version 0 of a run is made of it")
     if "validate#evaluator" not in parser:
-        yield Finding(where, "lacks validate#evaluator", "add one, or the site evaluates no version", Severity.WARNING)
+        yield Problem(where, "lacks validate#evaluator", "add one, or the site evaluates no version", Severity.WARNING)
 
 
-def _inference_ids(parser: Any, where: str) -> Iterator[Finding]:
+def _inference_ids(parser: Any, where: str) -> Iterator[Problem]:
     yield from _ids(parser, where, INFERENCE, "MONAI's inference needs them")
 
 
-def _ids(parser: Any, where: str, wanted: Sequence[str], why: str) -> Iterator[Finding]:
+def _ids(parser: Any, where: str, wanted: Sequence[str], why: str) -> Iterator[Problem]:
     if missing := [name for name in wanted if name not in parser]:
-        yield Finding(where, f"lacks the required {', '.join(missing)}", f"add what is missing: {why}")
+        yield Problem(where, f"lacks the required {', '.join(missing)}", f"add what is missing: {why}")
 
 
 def _parsed(files: Sequence[Path], overrides: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protocol.errors import ConfigError
-from worker.bundles.findings import Finding
+from worker.bundles.findings import Problem
 from worker.data.volumes import check_extensions
 
 Item = Mapping[str, Any]
@@ -58,7 +58,7 @@ class Facts:
     """The distinct values of a label, if they are whole numbers and somebody looked."""
 
 
-def item_findings(items: Sequence[Item], expected: Expected, *, quick: bool = False) -> Iterator[Finding]:
+def item_findings(items: Sequence[Item], expected: Expected, *, quick: bool = False) -> Iterator[Problem]:
     """Go through a list of examples, each a mapping of keys to files and labels; every file is read once.
 
     Args:
@@ -68,7 +68,7 @@ def item_findings(items: Sequence[Item], expected: Expected, *, quick: bool = Fa
         facts: dict[str, tuple[str, Facts]] = {}
         for key in expected.loaded:
             if key not in item:
-                yield Finding(f"example {number}", f"has no {key!r}", "correct the list of data")
+                yield Problem(f"example {number}", f"has no {key!r}", "correct the list of data")
                 continue
             if not (paths := files_of(item[key])):
                 continue
@@ -80,7 +80,7 @@ def item_findings(items: Sequence[Item], expected: Expected, *, quick: bool = Fa
                 except Unreadable as error:
                     yield error.finding
             if len({each.shape for each in found}) > 1:
-                yield Finding(str(paths[0]), "and the other files of its image differ in shape", "resample them alike")
+                yield Problem(str(paths[0]), "and the other files of its image differ in shape", "resample them alike")
             elif len(found) == len(paths):
                 facts[key] = str(paths[0]), together(found)
         yield from judged(facts, expected)
@@ -88,44 +88,44 @@ def item_findings(items: Sequence[Item], expected: Expected, *, quick: bool = Fa
             yield from judged_answer(f"{ANSWER} of {_named(item, number)}", item[ANSWER], expected)
 
 
-def judged(facts: Mapping[str, tuple[str, Facts]], expected: Expected) -> Iterator[Finding]:
+def judged(facts: Mapping[str, tuple[str, Facts]], expected: Expected) -> Iterator[Problem]:
     """What is wrong with one example, by what its files hold."""
     images = {key: each for key, each in facts.items() if not labels(key)}
     for where, image in images.values():
         if expected.channels is not None and image.channels is not None and image.channels != expected.channels:
-            yield Finding(
+            yield Problem(
                 where,
                 f"has {image.channels} channels, and the bundle's network takes {expected.channels}",
                 "give it the images it was made for",
             )
         if not image.finite:
-            yield Finding(where, "has intensities that are not finite", "repair the image or take it out")
+            yield Problem(where, "has intensities that are not finite", "repair the image or take it out")
     for key, (where, label) in facts.items():
         if not labels(key):
             continue
         for beside, image in images.values():
             if image.shape != label.shape:
                 told = f"has the shape {label.shape}, and its image {beside} has {image.shape}"
-                yield Finding(where, told, "resample the label to its image")
+                yield Problem(where, told, "resample the label to its image")
         if not label.whole:
-            yield Finding(where, "has values that are not whole numbers", "resample labels with nearest neighbours")
+            yield Problem(where, "has values that are not whole numbers", "resample labels with nearest neighbours")
         elif label.values is not None and expected.classes is not None:
             yield from _outside(where, label.values, expected.classes)
 
 
-def judged_answer(where: str, answer: Any, expected: Expected) -> Iterator[Finding]:
+def judged_answer(where: str, answer: Any, expected: Expected) -> Iterator[Problem]:
     """What is wrong with a label that is no file: a class, or a list of zeros and ones."""
     if isinstance(answer, str | Path):
-        yield Finding(where, f"is the text {str(answer)!r}", "write the number of the class")
+        yield Problem(where, f"is the text {str(answer)!r}", "write the number of the class")
     elif isinstance(answer, Sequence):
         if expected.answers is not None and len(answer) != expected.answers:
             told = f"has {len(answer)} entries, and the bundle's network gives {expected.answers}"
-            yield Finding(where, told, "write a zero or a one for each, in the bundle's order")
+            yield Problem(where, told, "write a zero or a one for each, in the bundle's order")
         if any(each not in (0, 1) for each in answer):
-            yield Finding(where, "has entries other than zero and one", "write a zero or a one for each")
+            yield Problem(where, "has entries other than zero and one", "write a zero or a one for each")
     elif isinstance(answer, int | float):
         if not math.isfinite(answer) or answer != int(answer):
-            yield Finding(where, f"is {answer}, which is no class", "write the number of the class")
+            yield Problem(where, f"is {answer}, which is no class", "write the number of the class")
         elif expected.classes is not None:
             yield from _outside(where, frozenset({int(answer)}), expected.classes)
 
@@ -154,7 +154,7 @@ def look(path: Path, *, label: bool, quick: bool) -> Facts:
         raise Unreadable(path, f"cannot be read: {told}", "copy it anew, or take it out") from error
 
 
-def duplicates(training: Sequence[Item], validation: Sequence[Item], keys: Iterable[str]) -> Iterator[Finding]:
+def duplicates(training: Sequence[Item], validation: Sequence[Item], keys: Iterable[str]) -> Iterator[Problem]:
     """Images that are trained on and validated on, the same file or another one with the same bytes."""
     trained = _files(training, keys)
     by_size: dict[int, list[Path]] = {}
@@ -167,7 +167,7 @@ def duplicates(training: Sequence[Item], validation: Sequence[Item], keys: Itera
         twin = path if path in trained else next(same, None)
         if twin is not None:
             told = "is also trained on" + ("" if twin == path else f", as {twin}")
-            yield Finding(str(path), told, "keep each patient in one list; results would look better than they are")
+            yield Problem(str(path), told, "keep each patient in one list; results would look better than they are")
 
 
 def labels(key: str) -> bool:
@@ -202,7 +202,7 @@ class Unreadable(ConfigError):
 
     def __init__(self, path: Path, what: str, advice: str) -> None:
         super().__init__(f"{path} {what}; {advice}")
-        self.finding = Finding(str(path), what, advice)
+        self.finding = Problem(str(path), what, advice)
 
 
 def _volume(path: Path, *, label: bool, quick: bool) -> Facts:
@@ -245,11 +245,11 @@ def _valued(array: NDArray[Any], facts: Facts, label: bool) -> Facts:
     return Facts(facts.shape, facts.channels, finite, True, values)
 
 
-def _outside(where: str, values: frozenset[int], classes: frozenset[int]) -> Iterator[Finding]:
+def _outside(where: str, values: frozenset[int], classes: frozenset[int]) -> Iterator[Problem]:
     if odd := sorted(values - classes):
         shown = ", ".join(map(str, odd[:_SHOWN])) + (", …" if len(odd) > _SHOWN else "")
         allowed = ", ".join(map(str, sorted(classes)))
-        yield Finding(where, f"has the value {shown}, and the bundle's classes are {allowed}", "correct the labels")
+        yield Problem(where, f"has the value {shown}, and the bundle's classes are {allowed}", "correct the labels")
 
 
 def _named(item: Item, number: int) -> str:

@@ -16,7 +16,7 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Problem:
     """One thing that is not as it should be. It may name a patient's file, so it stays at the site."""
 
     where: str
@@ -30,7 +30,7 @@ class Finding:
         return f"{self.severity}: {self.where}: {self.what}; {self.advice}"
 
 
-def of_error(error: FledgeError, where: str) -> Finding:
+def of_error(error: FledgeError, where: str) -> Problem:
     """An error of ours, which says what happened before the first semicolon and what to do after it."""
     what, _, advice = str(error).partition("; ")
-    return Finding(where, what, advice or "correct it and check again")
+    return Problem(where, what, advice or "correct it and check again")

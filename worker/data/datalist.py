@@ -26,7 +26,7 @@ class Task(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class DatalistEntry:
     """One image of a list; paths are relative to the list's folder."""
 
     image: str
@@ -41,7 +41,7 @@ class Entry:
 class Datalist:
     """What a list says."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[DatalistEntry]
     labels: Mapping[int, str]
     name: str = ""
     description: str = ""
@@ -109,16 +109,16 @@ def _owners(patients: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {image: patient for patient, images in patients.items() for image in images}
 
 
-def _entry(split: str, item: Mapping[str, Any], known: Mapping[str, str]) -> Entry:
+def _entry(split: str, item: Mapping[str, Any], known: Mapping[str, str]) -> DatalistEntry:
     image, label = item["image"], item.get("label")
     if isinstance(image, list):  # a file for each channel
         image = image[0]
     if not isinstance(image, str) or isinstance(label, bool) or not isinstance(label, str | int | None):
         raise TypeError
-    return Entry(image=image, label=label, patient=known.get(image, image), split=split)
+    return DatalistEntry(image=image, label=label, patient=known.get(image, image), split=split)
 
 
-def _paths(entries: Sequence[Entry]) -> Iterator[str]:
+def _paths(entries: Sequence[DatalistEntry]) -> Iterator[str]:
     for entry in entries:
         yield entry.image
         if isinstance(entry.label, str):

@@ -21,9 +21,9 @@ from pydicom.pixels.processing import apply_rescale
 from pydicom.uid import UID
 
 from protocol.errors import ConfigError
-from worker.data.discovery import Found
+from worker.data.discovery import FoundFiles
 from worker.data.matching import keys_of
-from worker.data.sources import Kind, Source, few, patient_in_path, shown
+from worker.data.sources import ImageKind, ImageSource, few, patient_in_path, shown
 from worker.data.volumes import Volume, check_size, in_space
 
 _TAGS = [
@@ -41,7 +41,7 @@ _LINE = 240
 Header = tuple[Path, Dataset]
 
 
-def series(found: Found, patients: re.Pattern[str] | None = None) -> tuple[list[Source], list[Path]]:
+def series(found: FoundFiles, patients: re.Pattern[str] | None = None) -> tuple[list[ImageSource], list[Path]]:
     """The images among a folder's DICOM files, and the files that are none; only headers are read.
 
     A patient is the PatientID, or what `patients` finds in the path.
@@ -51,7 +51,7 @@ def series(found: Found, patients: re.Pattern[str] | None = None) -> tuple[list[
     """
     grouped: defaultdict[str, list[Header]] = defaultdict(list)
     others: list[Path] = []
-    for path in found.files[Kind.DICOM]:
+    for path in found.files[ImageKind.DICOM]:
         header = _header(path)
         with _readable(path):
             if "Rows" not in header or header.get("Modality") in _NO_IMAGES:
@@ -69,7 +69,7 @@ def series(found: Found, patients: re.Pattern[str] | None = None) -> tuple[list[
     return sources, others
 
 
-def read_series(source: Source) -> Volume:
+def read_series(source: ImageSource) -> Volume:
     """The volume of a series as (column, row, slice), or a projection as (column, row), in the scanner's units.
 
     Raises:
@@ -155,7 +155,7 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _source(found: Found, uid: str, files: Sequence[Header], patients: re.Pattern[str] | None) -> Source:
+def _source(found: FoundFiles, uid: str, files: Sequence[Header], patients: re.Pattern[str] | None) -> ImageSource:
     name = found.name(files[0][0])
     if len(files) > 1:
         name = PurePosixPath(name).parent.as_posix()
@@ -166,9 +166,9 @@ def _source(found: Found, uid: str, files: Sequence[Header], patients: re.Patter
     _check_numbers(name, files)
     header = files[0][1]
     patient = _patient(found, files, patients)
-    return Source(
+    return ImageSource(
         name=name,
-        kind=Kind.DICOM,
+        kind=ImageKind.DICOM,
         files=tuple(path for path, _ in files),
         patient=patient,
         identity=uid,
@@ -219,7 +219,7 @@ def _check_gaps(name: str, places: NDArray[np.float64], normal: NDArray[np.float
         )
 
 
-def _patient(found: Found, files: Sequence[Header], patients: re.Pattern[str] | None) -> str:
+def _patient(found: FoundFiles, files: Sequence[Header], patients: re.Pattern[str] | None) -> str:
     if patients is not None:
         named = {patient_in_path(PurePosixPath(found.name(path)), patients) for path, _ in files}
     else:

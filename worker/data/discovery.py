@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.errors import ConfigError
-from worker.data.sources import Kind, shown
+from worker.data.sources import ImageKind, shown
 
 _PREAMBLE = 128
 _HEAD = 352
@@ -21,11 +21,11 @@ _WITHOUT_PREAMBLE = (b"\x08\x00", b"\x02\x00")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFiles:
     """Paths below a folder, in order."""
 
     folder: Path
-    files: dict[Kind, list[Path]] = field(default_factory=lambda: {kind: [] for kind in Kind})
+    files: dict[ImageKind, list[Path]] = field(default_factory=lambda: {kind: [] for kind in ImageKind})
     others: list[Path] = field(default_factory=list)
     """What is no image."""
 
@@ -34,7 +34,7 @@ class Found:
         return path.relative_to(self.folder).as_posix()
 
 
-def find(folder: Path) -> Found:
+def find(folder: Path) -> FoundFiles:
     """Every file below a folder by what it holds; hidden ones are passed over.
 
     Raises:
@@ -42,14 +42,14 @@ def find(folder: Path) -> Found:
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; name the one that holds the images")
-    found = Found(folder)
+    found = FoundFiles(folder)
     for path in _files(folder):
         kind = kind_of(path)
         (found.others if kind is None else found.files[kind]).append(path)
     return found
 
 
-def kind_of(path: Path) -> Kind | None:
+def kind_of(path: Path) -> ImageKind | None:
     """What a file holds; None if it is no image.
 
     Raises:
@@ -66,11 +66,11 @@ def kind_of(path: Path) -> Kind | None:
     except OSError as error:
         _unreadable(error)
     if head.startswith(_PNG):
-        return Kind.PNG
+        return ImageKind.PNG
     if head[344:347] == b"n+1" or head[4:7] == b"n+2":
-        return Kind.NIFTI
+        return ImageKind.NIFTI
     if head[_PREAMBLE : _PREAMBLE + 4] == b"DICM" or (head[:2] in _WITHOUT_PREAMBLE and head[3:4] == b"\0"):
-        return Kind.DICOM
+        return ImageKind.DICOM
     return None
 
 

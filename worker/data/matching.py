@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from protocol.errors import ConfigError
-from worker.data.sources import Source, few, shown
+from worker.data.sources import ImageSource, few, shown
 
 Label = TypeVar("Label")
 ENDINGS = (".nii.gz", ".nii", ".png", ".dcm")
@@ -28,8 +28,8 @@ def keys_of(*names: str) -> frozenset[str]:
 
 
 def pair(
-    sources: Sequence[Source], labels: Mapping[str, Label], *, unlabelled: bool = False
-) -> list[tuple[Source, Label]]:
+    sources: Sequence[ImageSource], labels: Mapping[str, Label], *, unlabelled: bool = False
+) -> list[tuple[ImageSource, Label]]:
     """Each image with its label; `labels` by path below their folder, `unlabelled` leaves out images without one.
 
     An image's own path counts before a series' or a patient's name, and a whole path before its last part.
@@ -37,15 +37,15 @@ def pair(
     Raises:
         ConfigError: an image has no label, a label no image, or either has several.
     """
-    own: defaultdict[str, set[Source]] = defaultdict(set)
-    whole: defaultdict[str, set[Source]] = defaultdict(set)
-    last: defaultdict[str, set[Source]] = defaultdict(set)
+    own: defaultdict[str, set[ImageSource]] = defaultdict(set)
+    whole: defaultdict[str, set[ImageSource]] = defaultdict(set)
+    last: defaultdict[str, set[ImageSource]] = defaultdict(set)
     for source in sources:
         own[stem(source.name)].add(source)
         for key in source.keys:
             whole[key].add(source)
             last[PurePosixPath(key).name].add(source)
-    found: defaultdict[Source, list[str]] = defaultdict(list)
+    found: defaultdict[ImageSource, list[str]] = defaultdict(list)
     for name in labels:
         key = stem(name)
         images = own.get(key) or whole.get(key) or last.get(key) or last.get(PurePosixPath(key).name) or set()
@@ -71,7 +71,7 @@ def pair(
     return [(source, labels[found[source][0]]) for source in sources if source in found]
 
 
-def classes_by_folder(sources: Sequence[Source]) -> list[tuple[Source, str]]:
+def classes_by_folder(sources: Sequence[ImageSource]) -> list[tuple[ImageSource, str]]:
     """Each image with its class: the first folder of its path.
 
     Raises:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.errors import ConfigError, StateError
-from worker.data.datalist import DATASET, Datalist, Entry, Task
-from worker.data.discovery import Found, find, kind_of
+from worker.data.datalist import DATASET, Datalist, DatalistEntry, Task
+from worker.data.discovery import FoundFiles, find, kind_of
 from worker.data.matching import classes_by_folder, keys_of, pair
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
-from worker.data.sources import Kind, Source, few, patient_in_path, shown
+from worker.data.sources import ImageKind, ImageSource, few, patient_in_path, shown
 from worker.data.splits import Shares, split
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class PrepareRequest:
     """What somebody asked for."""
 
     images: Path
@@ -53,7 +53,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class PreparedData:
     """What was made."""
 
     datalist: Datalist
@@ -66,7 +66,7 @@ class Prepared:
     """Whether files or paths said who the patients are; otherwise each image was taken for one."""
 
 
-def prepare(wanted: Wanted, progress: Progress) -> Prepared:
+def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     """Make the folder; images are read one at a time.
 
     Raises:
@@ -94,7 +94,7 @@ def prepare(wanted: Wanted, progress: Progress) -> Prepared:
                 image, label, seen = placed
                 classes |= set(seen)
                 entries.append(
-                    Entry(
+                    DatalistEntry(
                         image=image,
                         label=label,
                         patient=pseudonyms.patient(source.patient),
@@ -113,19 +113,19 @@ def prepare(wanted: Wanted, progress: Progress) -> Prepared:
         _write_private(place / KEY, pseudonyms.key)
         if wanted.mapping is not None:
             _write_mapping(wanted.mapping, named)
-    return Prepared(
+    return PreparedData(
         datalist=datalist,
         left_out=[found.name(path) for path in (*found.others, *others)],
         dropped=duplicates.dropped,
         unlabelled=len(sources) - len(pairs),
-        patients_said=wanted.patients is not None or bool(found.files[Kind.DICOM]),
+        patients_said=wanted.patients is not None or bool(found.files[ImageKind.DICOM]),
     )
 
 
 # ---- what there is
 
 
-def _folders(wanted: Wanted) -> tuple[Path, Path | None]:
+def _folders(wanted: PrepareRequest) -> tuple[Path, Path | None]:
     """Where images and labels lie: also in one folder as the Decathlon has it."""
     if wanted.labels is None and wanted.task is Task.SEGMENTATION:
         both = wanted.images / IMAGES, wanted.images / LABELS
@@ -138,7 +138,7 @@ def _folders(wanted: Wanted) -> tuple[Path, Path | None]:
     return wanted.images, wanted.labels
 
 
-def _check_free(wanted: Wanted) -> None:
+def _check_free(wanted: PrepareRequest) -> None:
     unfinished = wanted.out.with_name(wanted.out.name + UNFINISHED)
     for path in (wanted.out, unfinished, *([wanted.mapping] if wanted.mapping else ())):
         if os.path.lexists(path):
@@ -151,9 +151,9 @@ def _check_free(wanted: Wanted) -> None:
             raise ConfigError(f"{wanted.out} would lie inside {source}; choose a place outside")
 
 
-def _sources(found: Found, patients: re.Pattern[str] | None) -> tuple[list[Source], list[Path]]:
-    if found.files[Kind.DICOM]:
-        if found.files[Kind.NIFTI] or found.files[Kind.PNG]:
+def _sources(found: FoundFiles, patients: re.Pattern[str] | None) -> tuple[list[ImageSource], list[Path]]:
+    if found.files[ImageKind.DICOM]:
+        if found.files[ImageKind.NIFTI] or found.files[ImageKind.PNG]:
             raise ConfigError(f"{found.folder} holds DICOM and other images; prepare each by itself")
         try:
             from worker.data.dicom import series
@@ -163,24 +163,24 @@ def _sources(found: Found, patients: re.Pattern[str] | None) -> tuple[list[Sourc
             ) from error
         return series(found, patients)
     sources = []
-    for kind in (Kind.NIFTI, Kind.PNG):
+    for kind in (ImageKind.NIFTI, ImageKind.PNG):
         for path in found.files[kind]:
             name = found.name(path)
             patient = name if patients is None else patient_in_path(path.relative_to(found.folder), patients)
             keys = keys_of(name)
-            sources.append(Source(name=name, kind=kind, files=(path,), patient=patient, identity=name, keys=keys))
+            sources.append(ImageSource(name=name, kind=kind, files=(path,), patient=patient, identity=name, keys=keys))
     return sources, []
 
 
 def _labelled(
-    sources: Sequence[Source], labels: Path | None, wanted: Wanted
-) -> tuple[Sequence[tuple[Source, Path | int]], Mapping[int, str]]:
+    sources: Sequence[ImageSource], labels: Path | None, wanted: PrepareRequest
+) -> tuple[Sequence[tuple[ImageSource, Path | int]], Mapping[int, str]]:
     """Images with their labels, and for a classification the classes by number."""
     if wanted.task is Task.SEGMENTATION:
         found = find(labels or wanted.images)
-        if found.files[Kind.DICOM]:
+        if found.files[ImageKind.DICOM]:
             raise ConfigError(f"{labels} holds DICOM files; labels are NIfTI or PNG files: convert them first")
-        files = {found.name(path): path for kind in (Kind.NIFTI, Kind.PNG) for path in found.files[kind]}
+        files = {found.name(path): path for kind in (ImageKind.NIFTI, ImageKind.PNG) for path in found.files[kind]}
         return pair(sources, files, unlabelled=wanted.skip_unlabelled), {}
     if labels is None:
         classes = classes_by_folder(sources)
@@ -220,12 +220,12 @@ def _read_classes(path: Path) -> Mapping[str, str]:
 
 
 def _place(
-    source: Source, label: Path | int, place: Path, name: str, duplicates: Duplicates, link: bool
+    source: ImageSource, label: Path | int, place: Path, name: str, duplicates: Duplicates, link: bool
 ) -> tuple[str, str | int, tuple[int, ...]] | None:
     """Put an image and its label into the folder; their paths there, and the classes seen. None: it was there."""
     from worker.data.volumes import check_classes, check_values, on_grid, read_volume, save_nifti
 
-    if source.kind is Kind.DICOM:
+    if source.kind is ImageKind.DICOM:
         from worker.data.dicom import read_series
 
         image, volume = place / IMAGES / f"{name}.nii.gz", read_series(source)
@@ -236,12 +236,12 @@ def _place(
     if not duplicates.is_new(source, volume.digest):
         image.unlink(missing_ok=True)
         return None
-    if source.kind is Kind.DICOM:
+    if source.kind is ImageKind.DICOM:
         save_nifti(volume, image)
     at = image.relative_to(place).as_posix()
     if isinstance(label, int):
         return at, label, ()
-    kind = kind_of(label) or Kind.NIFTI
+    kind = kind_of(label) or ImageKind.NIFTI
     drawn = _put(label, kind, place / LABELS, name, link)
     found = read_volume(drawn, kind, label.name)
     turned = on_grid(found, volume, label.name)
@@ -252,10 +252,10 @@ def _place(
     return at, drawn.relative_to(place).as_posix(), classes
 
 
-def _put(file: Path, kind: Kind, folder: Path, name: str, link: bool) -> Path:
+def _put(file: Path, kind: ImageKind, folder: Path, name: str, link: bool) -> Path:
     with file.open("rb") as opened:
         packed = opened.read(2) == _GZIP
-    to = folder / (name + (".png" if kind is Kind.PNG else ".nii.gz" if packed else ".nii"))
+    to = folder / (name + (".png" if kind is ImageKind.PNG else ".nii.gz" if packed else ".nii"))
     if not link:
         shutil.copyfile(file, to)
         return to
@@ -266,7 +266,7 @@ def _put(file: Path, kind: Kind, folder: Path, name: str, link: bool) -> Path:
     return to
 
 
-def _class_name(number: int, names: Mapping[int, str], wanted: Wanted) -> str:
+def _class_name(number: int, names: Mapping[int, str], wanted: PrepareRequest) -> str:
     plain = "background" if number == 0 and wanted.task is Task.SEGMENTATION else str(number)
     return wanted.names.get(number) or names.get(number) or plain
 
@@ -303,7 +303,7 @@ def _write_private(path: Path, raw: bytes) -> None:
         file.write(raw)
 
 
-def _write_mapping(path: Path, named: Mapping[str, Source]) -> None:
+def _write_mapping(path: Path, named: Mapping[str, ImageSource]) -> None:
     with open(
         path, "x", newline="", encoding="utf-8", errors="surrogateescape", opener=lambda n, f: os.open(n, f, 0o600)
     ) as file:
@@ -318,9 +318,9 @@ class Duplicates:
 
     drop: bool = False
     dropped: list[str] = field(default_factory=list)
-    _seen: dict[str, Source] = field(default_factory=dict)
+    _seen: dict[str, ImageSource] = field(default_factory=dict)
 
-    def is_new(self, source: Source, digest: str) -> bool:
+    def is_new(self, source: ImageSource, digest: str) -> bool:
         """Whether an image is wanted.
 
         Raises:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol.errors import ConfigError
-from worker.data.sources import Source, few
+from worker.data.sources import ImageSource, few
 
 KEY_BYTES = 32
 
@@ -36,17 +36,17 @@ class Pseudonyms:
         """A patient's pseudonym, 13 characters."""
         return f"p{self._digest('patient', patient)[:12]}"
 
-    def case(self, source: Source) -> str:
+    def case(self, source: ImageSource) -> str:
         """An image's name: its patient's pseudonym and eight characters of its own."""
         return f"{self.patient(source.patient)}-{self._digest('case', source.patient, source.identity)[:8]}"
 
-    def names(self, sources: Sequence[Source]) -> Mapping[str, Source]:
+    def names(self, sources: Sequence[ImageSource]) -> Mapping[str, ImageSource]:
         """Every image by its name.
 
         Raises:
             ConfigError: two of them would share one.
         """
-        named: dict[str, Source] = {}
+        named: dict[str, ImageSource] = {}
         for source in sources:
             other = named.setdefault(self.case(source), source)
             if other is not source:

@@ -15,7 +15,7 @@ _SHOWN = 5
 _LONGEST = 120
 
 
-class Kind(Enum):
+class ImageKind(Enum):
     """What a file holds, by its content."""
 
     DICOM = "DICOM"
@@ -24,12 +24,12 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class ImageSource:
     """One image: a file, or the files of one DICOM series."""
 
     name: str
     """Where it was found, for people at the hospital; it is written nowhere but in a mapping they ask for."""
-    kind: Kind
+    kind: ImageKind
     files: tuple[Path, ...]
     patient: str
     """The patient's ID, or what stands for it in the path."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protocol.errors import ConfigError
-from worker.data.sources import Kind, shown
+from worker.data.sources import ImageKind, shown
 
 VOXELS = 2**31
 """Of one image, at most: 1024 slices of 1024 × 1024 are half of it."""
@@ -51,14 +51,14 @@ class Volume:
         return tuple(float(size) for size in np.linalg.norm(self.affine[:3, :3], axis=0))
 
 
-def read_volume(path: Path, kind: Kind, name: str) -> Volume:
+def read_volume(path: Path, kind: ImageKind, name: str) -> Volume:
     """A NIfTI or PNG file, called `name` in errors.
 
     Raises:
         ConfigError: it is damaged, or too large; says which.
     """
     with _readable(name):
-        if kind is Kind.PNG:
+        if kind is ImageKind.PNG:
             with Image.open(path) as picture:
                 check_size(name, (*picture.size, len(picture.getbands())))
                 return Volume(np.asarray(picture), None)

@@ -120,7 +120,7 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class ReportStatus:
     """Show what the worker does; with `publish` also tell the aggregator."""
 
     state: str
@@ -181,7 +181,7 @@ class KeepLast:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class SendReply:
     """Sign and send the answer to an order that the rules have decided."""
 
     command: CommandSeen

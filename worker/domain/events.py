@@ -159,7 +159,7 @@ class Undrain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
+class SiteLeftOut:
     """A genuine version record is not sealed for this site."""
 
     run: str

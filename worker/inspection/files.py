@@ -10,7 +10,7 @@ from itertools import islice
 from protocol import limits
 from worker.inspection.arguments import Arguments
 from worker.inspection.scrub import BYTES, fitting
-from worker.inspection.view import Entry, View
+from worker.inspection.view import FileEntry, FileView
 
 _DEPTH = 8
 _MOST_LINES = limits.PLAINS
@@ -18,7 +18,7 @@ _UNREAD = 100_000
 """Lines of a file that are looked at."""
 
 
-def ls(view: View, arguments: Arguments) -> tuple[str, ...]:
+def ls(view: FileView, arguments: Arguments) -> tuple[str, ...]:
     """A listing by the options of the command of that name."""
     asked, options = arguments.text("path", "."), arguments.options("altSRu")
     arguments.done()
@@ -28,7 +28,7 @@ def ls(view: View, arguments: Arguments) -> tuple[str, ...]:
     return fitting(list(islice(_listing(view, entry, options, asked or ".", _DEPTH), _MOST_LINES)))
 
 
-def cat(view: View, arguments: Arguments) -> tuple[str, ...]:
+def cat(view: FileView, arguments: Arguments) -> tuple[str, ...]:
     """A file's lines, the first that fit."""
     asked, options = arguments.text("path"), arguments.options("nbsT")
     arguments.done()
@@ -42,7 +42,7 @@ def cat(view: View, arguments: Arguments) -> tuple[str, ...]:
     return fitting(list(islice(lines, _MOST_LINES)))
 
 
-def head(view: View, arguments: Arguments) -> tuple[str, ...]:
+def head(view: FileView, arguments: Arguments) -> tuple[str, ...]:
     """A file's first lines, or with `bytes` its beginning."""
     asked, count, size = _ends(arguments)
     lines = _lines(view, asked)
@@ -51,7 +51,7 @@ def head(view: View, arguments: Arguments) -> tuple[str, ...]:
     return fitting(_first(lines, size))
 
 
-def tail(view: View, arguments: Arguments) -> tuple[str, ...]:
+def tail(view: FileView, arguments: Arguments) -> tuple[str, ...]:
     """A file's last lines, or with `bytes` its end."""
     asked, count, size = _ends(arguments)
     lines = deque(_lines(view, asked), count if size is None else _MOST_LINES)
@@ -61,7 +61,7 @@ def tail(view: View, arguments: Arguments) -> tuple[str, ...]:
     return fitting([line[::-1] for line in reversed(turned)], newest=True)
 
 
-def grep(view: View, arguments: Arguments) -> tuple[str, ...]:
+def grep(view: FileView, arguments: Arguments) -> tuple[str, ...]:
     """Lines that have a text in them: the text itself, never a pattern, so that no search can run for ever.
 
     Only what would be shown is searched: otherwise asking for a name would tell whether it is there.
@@ -79,7 +79,7 @@ def _ends(arguments: Arguments) -> tuple[str, int, int | None]:
     return asked, count, size
 
 
-def _lines(view: View, asked: str) -> Iterator[str]:
+def _lines(view: FileView, asked: str) -> Iterator[str]:
     return islice(view.lines(view.find(asked)), _UNREAD)
 
 
@@ -123,7 +123,7 @@ def _numbered(lines: Iterator[str], *, blank: bool) -> Iterator[str]:
             yield line
 
 
-def _listing(view: View, folder: Entry, options: frozenset[str], name: str, depth: int) -> Iterator[str]:
+def _listing(view: FileView, folder: FileEntry, options: frozenset[str], name: str, depth: int) -> Iterator[str]:
     entries = _sorted(view.inside(folder), options)
     if "R" in options:
         yield f"{name}:"
@@ -137,7 +137,7 @@ def _listing(view: View, folder: Entry, options: frozenset[str], name: str, dept
                 yield from _listing(view, entry, options, f"{name}/{entry.name}", depth - 1)
 
 
-def _sorted(entries: list[Entry], options: frozenset[str]) -> list[Entry]:
+def _sorted(entries: list[FileEntry], options: frozenset[str]) -> list[FileEntry]:
     """By name; -S largest first; -t newest first, with -u by the last access; -u alone is -u -t, unless -l shows it."""
     if "S" in options:
         return sorted(entries, key=lambda entry: -entry.found.size)
@@ -146,11 +146,11 @@ def _sorted(entries: list[Entry], options: frozenset[str]) -> list[Entry]:
     return entries
 
 
-def _time(entry: Entry, options: frozenset[str]) -> float:
+def _time(entry: FileEntry, options: frozenset[str]) -> float:
     return entry.found.accessed if "u" in options else entry.found.modified
 
 
-def _row(entry: Entry, options: frozenset[str]) -> str:
+def _row(entry: FileEntry, options: frozenset[str]) -> str:
     if "l" not in options:
         return entry.name
     kind = "d" if entry.found.folder else "-" if entry.found.regular else "?"

@@ -14,14 +14,14 @@ from worker.inspection.safe_open import read
 from worker.inspection.scrub import fitting, shortened
 from worker.inspection.settings import environment_rows
 from worker.inspection.system import machine
-from worker.inspection.view import View
+from worker.inspection.view import FileView
 from worker.statistics import document
 
 Answer = tuple[str, dict[str, Any]]
 _PWD = "the worker's own folder: its log, health.json, settings.json and runs; where that lies stays at the site"
 
 
-class Looking:
+class Inspector:
     """Answers `logs`, `stats`, `sys.info` and `file.*`; rights, and whom the site obeys, were looked at before."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Looking:
         self._log_file = log_file
         self._environment = environment
         self._statistics = statistics
-        self._view = View(state, log_file)
+        self._view = FileView(state, log_file)
         self._orders: dict[str, Callable[[Arguments], Answer]] = {
             "logs": self._logs,
             "stats": self._stats,
@@ -100,7 +100,7 @@ class Looking:
         arguments.done()
         return "settings in the worker's environment", _table("name", environment_rows(self._environment))
 
-    def _lines_of(self, command: Callable[[View, Arguments], tuple[str, ...]]) -> Callable[[Arguments], Answer]:
+    def _lines_of(self, command: Callable[[FileView, Arguments], tuple[str, ...]]) -> Callable[[Arguments], Answer]:
         def answer(arguments: Arguments) -> Answer:
             lines = command(self._view, arguments)
             return _count(lines), {"lines": lines}

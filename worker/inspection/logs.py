@@ -20,7 +20,7 @@ _WINDOW = 2 * 1024**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lines:
+class LogLines:
     """Some lines of the log."""
 
     lines: tuple[str, ...]
@@ -30,7 +30,7 @@ class Lines:
     """Lines after `since` that are no longer within reach."""
 
 
-def newest(log_file: Path, arguments: Arguments) -> Lines:
+def newest(log_file: Path, arguments: Arguments) -> LogLines:
     """The newest lines, or with `since` the oldest of those that came after it, so that nothing is skipped.
 
     `grep` is a text, whatever its case; what is not told cannot be searched for either.
@@ -51,7 +51,7 @@ def newest(log_file: Path, arguments: Arguments) -> Lines:
     if following and len(lines) < len(shown):
         last = shown[len(lines) - 1][0]
     missed = entries[0][0] - since - 1 if following and since and entries else 0
-    return Lines(lines=lines, next=last, missed=max(0, missed))
+    return LogLines(lines=lines, next=last, missed=max(0, missed))
 
 
 def _told(entry: dict[str, Any] | None) -> str:

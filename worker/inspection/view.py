@@ -20,7 +20,7 @@ from pathlib import Path
 
 from broker.runtime.health import HEALTH
 from protocol.errors import Unauthorized
-from worker.inspection.safe_open import Found, Place, look, open_file, read, scan
+from worker.inspection.safe_open import Opened, Place, look, open_file, read, scan
 from worker.inspection.scrub import FILE, fields, free_text, is_private, log_line
 
 LOG = "worker.log"
@@ -35,7 +35,7 @@ _BACKUPS = 9
 _MIB = 1024 * 1024
 
 
-class Holds(Enum):
+class Content(Enum):
     """What a file holds, which decides how it is told."""
 
     LOG = "lines of the worker's log"
@@ -44,15 +44,15 @@ class Holds(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class FileEntry:
     """Something in the view."""
 
     name: str
-    found: Found
+    found: Opened
     base: Path
     place: Place = ()
     """Where it is on the disk, below `base`."""
-    holds: Holds | None = None
+    holds: Content | None = None
     """None for folders, and for files of which nothing is told but their size."""
     digest: str = ""
     """SHA-256, in hex, of what came with a run."""
@@ -63,15 +63,15 @@ class Entry:
         return self.found.folder and self.name != FOLDER
 
 
-class View:
+class FileView:
     """The files of one worker that may be looked at from afar."""
 
     def __init__(self, state: Path, log_file: Path) -> None:
         self._state = state
         self._log_file = log_file
-        self._top = Entry(name=".", found=Found(name=".", folder=True, regular=False), base=state)
+        self._top = FileEntry(name=".", found=Opened(name=".", folder=True, regular=False), base=state)
 
-    def find(self, asked: str) -> Entry:
+    def find(self, asked: str) -> FileEntry:
         """The file or folder of this name.
 
         Raises:
@@ -85,7 +85,7 @@ class View:
             entry = found[0]
         return entry
 
-    def inside(self, folder: Entry) -> list[Entry]:
+    def inside(self, folder: FileEntry) -> list[FileEntry]:
         """What a folder holds, by name; nothing if it is a file."""
         if not folder.folder:
             return []
@@ -95,7 +95,7 @@ class View:
             return [_run(folder, each) for each in scan(folder.base, folder.place)]
         return _of_run(folder)
 
-    def lines(self, entry: Entry) -> Iterator[str]:
+    def lines(self, entry: FileEntry) -> Iterator[str]:
         """What a file holds, line by line, without anything private.
 
         Raises:
@@ -103,15 +103,15 @@ class View:
         """
         if entry.holds is None or not entry.name.endswith(READABLE):
             raise Unauthorized(f"{entry.name!r} is not a file that may be read from afar; `ls -l` shows what there is")
-        if entry.holds is Holds.SENT:
+        if entry.holds is Content.SENT:
             return _sent(entry)
-        return _logged(entry) if entry.holds is Holds.LOG else _record(entry)
+        return _logged(entry) if entry.holds is Content.LOG else _record(entry)
 
-    def _own(self) -> list[Entry]:
+    def _own(self) -> list[FileEntry]:
         home, there = self._log_file.parent, self._log_file.name
         logs = {LOG: there} | {behind(LOG, n): behind(there, n) for n in range(1, _BACKUPS + 1)}
-        entries = [_entry(name, home, (real,), Holds.LOG) for name, real in logs.items()]
-        entries += [_entry(name, self._state, (name,), Holds.RECORD) for name in (HEALTH, SETTINGS)]
+        entries = [_entry(name, home, (real,), Content.LOG) for name, real in logs.items()]
+        entries += [_entry(name, self._state, (name,), Content.RECORD) for name in (HEALTH, SETTINGS)]
         entries.append(_entry(RUNS, self._state, (RUNS,), None))
         return sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.name)
 
@@ -132,21 +132,21 @@ def _parts(asked: str) -> list[str]:
     return parts
 
 
-def _entry(name: str, base: Path, place: Place, holds: Holds | None, digest: str = "") -> Entry | None:
+def _entry(name: str, base: Path, place: Place, holds: Content | None, digest: str = "") -> FileEntry | None:
     """A file, or without `holds` a folder; None if it is not there, or something else is."""
     found = look(base, place)
     if found is None or not (found.folder if holds is None else found.regular):
         return None
-    return Entry(name=name, found=found, base=base, place=place, holds=holds, digest=digest)
+    return FileEntry(name=name, found=found, base=base, place=place, holds=holds, digest=digest)
 
 
-def _run(folder: Entry, found: Found) -> Entry:
+def _run(folder: FileEntry, found: Opened) -> FileEntry:
     place = (*folder.place, found.name)
     named = _NAME.fullmatch(found.name) and not is_private(found.name)
     return (_entry(found.name, folder.base, place, None) if named else None) or _nameless(folder, found)
 
 
-def _of_run(folder: Entry) -> list[Entry]:
+def _of_run(folder: FileEntry) -> list[FileEntry]:
     """What is in a folder of a run: by name what came with the run, the rest without."""
     run, above = folder.place[:2], folder.place[2:]
     came = _manifest(folder.base, run)
@@ -154,18 +154,18 @@ def _of_run(folder: Entry) -> list[Entry]:
     entries = []
     for each in scan(folder.base, folder.place):
         inner = (*above, each.name)
-        entry: Entry | None = None
+        entry: FileEntry | None = None
         if inner in came:
-            entry = _entry(each.name, folder.base, (*run, *inner), Holds.SENT, came[inner])
+            entry = _entry(each.name, folder.base, (*run, *inner), Content.SENT, came[inner])
         elif inner in folders:
             entry = _entry(each.name, folder.base, (*run, *inner), None)
         entries.append(entry or _nameless(folder, each))
     return entries
 
 
-def _nameless(folder: Entry, found: Found) -> Entry:
+def _nameless(folder: FileEntry, found: Opened) -> FileEntry:
     mark = FOLDER if found.folder else FILE
-    return Entry(name=mark, found=replace(found, name=mark), base=folder.base)
+    return FileEntry(name=mark, found=replace(found, name=mark), base=folder.base)
 
 
 def _manifest(base: Path, run: Place) -> Mapping[Place, str]:
@@ -178,7 +178,7 @@ def _manifest(base: Path, run: Place) -> Mapping[Place, str]:
     return {name: digest for name, digest in listed.items() if all(map(_NAME.fullmatch, name))}
 
 
-def _sent(entry: Entry) -> Iterator[str]:
+def _sent(entry: FileEntry) -> Iterator[str]:
     try:
         raw = read(entry.base, entry.place, _MIB)
     except OSError:
@@ -190,14 +190,14 @@ def _sent(entry: Entry) -> Iterator[str]:
     return (free_text(line) for line in raw.decode("utf-8", "replace").splitlines())
 
 
-def _record(entry: Entry) -> Iterator[str]:
+def _record(entry: FileEntry) -> Iterator[str]:
     with suppress(OSError, ValueError, RecursionError):
         table = json.loads(read(entry.base, entry.place, _MIB))
         if isinstance(table, dict):
             yield from (f"{name}={value}" for name, value in fields(table))
 
 
-def _logged(entry: Entry) -> Iterator[str]:
+def _logged(entry: FileEntry) -> Iterator[str]:
     with suppress(OSError), open_file(entry.base, entry.place) as file:
         while raw := file.readline(_MIB):
             yield log_line(raw.decode("utf-8", "replace"))

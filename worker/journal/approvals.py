@@ -19,7 +19,7 @@ _MOST = 256
 _SAID, _TAKEN, _NEW = ".said", ".taken", ".new"
 
 
-class Answers:
+class Approvals:
     """The directory of notes; one worker takes what any number of people say."""
 
     def __init__(self, directory: Path) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
-from broker.runtime.database import Prepared, commit_error, open_database, open_readonly
+from broker.runtime.database import Statement, commit_error, open_database, open_readonly
 from broker.transport.outbox import OutboxRow
 from protocol.errors import StateError
 from protocol.messages import RunState
@@ -54,28 +54,28 @@ _metadata = tables.metadata
 _run_names = [column.name for column in tables.runs.columns if column.name not in ("run", "record")]
 
 
-def _note(names: Sequence[str]) -> Prepared:
+def _note(names: Sequence[str]) -> Statement:
     note = upsert(tables.runs)
     note = note.on_conflict_do_update(
         index_elements=[tables.runs.c.run], set_={name: note.excluded[name] for name in names}
     )
-    return Prepared(note, *(column.name for column in tables.runs.columns))
+    return Statement(note, *(column.name for column in tables.runs.columns))
 
 
 _note_version = _note([*_run_names, "record"])
 _note_run = _note(_run_names)
 _note_registry = upsert(tables.registries).on_conflict_do_nothing()
 _forget_registries = delete(tables.registries).where(tables.registries.c.version < bindparam("below"))
-_note_head = Prepared(update(tables.counters).values(head=bindparam("number")))
-_reserve = Prepared(update(tables.counters).values(epoch=bindparam("new_epoch"), sequence=bindparam("new_sequence")))
-_add_update = Prepared(insert(tables.updates), *(column.name for column in tables.updates.columns))
+_note_head = Statement(update(tables.counters).values(head=bindparam("number")))
+_reserve = Statement(update(tables.counters).values(epoch=bindparam("new_epoch"), sequence=bindparam("new_sequence")))
+_add_update = Statement(insert(tables.updates), *(column.name for column in tables.updates.columns))
 _replace_update = (
     update(tables.updates)
     .where(tables.updates.c.row == bindparam("of"))
     .values({name: bindparam(f"new_{name}") for name in ("epoch", "sequence", "chunks", "envelope", "key")})
 )
-_forget_update = Prepared(delete(tables.updates).where(tables.updates.c.row == bindparam("of")))
-_add_receipt = Prepared(
+_forget_update = Statement(delete(tables.updates).where(tables.updates.c.row == bindparam("of")))
+_add_receipt = Statement(
     upsert(tables.receipts).on_conflict_do_nothing(), *(column.name for column in tables.receipts.columns)
 )
 _add_message = insert(tables.outbox)
@@ -85,14 +85,14 @@ _note_answer = _answer.on_conflict_do_update(
     index_elements=[tables.answers.c.run], set_={"approved": _answer.excluded.approved, "given": _answer.excluded.given}
 )
 _bundle = upsert(tables.bundles)
-_note_bundle = Prepared(
+_note_bundle = Statement(
     _bundle.on_conflict_do_update(index_elements=["run"], set_={"bundle": _bundle.excluded.bundle}), "run", "bundle"
 )
 _deployment = upsert(tables.deployments)
 _note_deployment = _deployment.on_conflict_do_update(
     index_elements=["run"], set_={name: _deployment.excluded[name] for name in ("code", "operator", "since")}
 )
-_record_of = Prepared(select(tables.runs.c.record).where(tables.runs.c.run == bindparam("name")))
+_record_of = Statement(select(tables.runs.c.record).where(tables.runs.c.run == bindparam("name")))
 _sealed_of = select(tables.updates.c.envelope, tables.updates.c.chunks, tables.updates.c.key).where(
     tables.updates.c.row == bindparam("of")
 )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.errors import ConfigError
-from worker.mmar.entries import Kind, Note
+from worker.mmar.entries import Note, NoteKind
 from worker.mmar.values import listed, mapping
 
 _PIPELINE = {
@@ -135,7 +135,7 @@ def _loading(part: Mapping[str, Any], notes: list[Note], *, training: bool) -> d
     workers = args.pop("num_workers", 0)
     for name in [name for name in _PIPELINE if name in args]:
         del args[name]
-        notes.append(Note(Kind.LEFT_OUT, f"{where} image_pipeline {name}", _PIPELINE[name]))
+        notes.append(Note(NoteKind.LEFT_OUT, f"{where} image_pipeline {name}", _PIPELINE[name]))
     args = {_CACHES.get(name, name): value for name, value in args.items()}
     loader = {"batch_size": size if training else 1, "shuffle": training, "num_workers": workers}
     return {

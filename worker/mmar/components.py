@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.errors import ConfigError
-from worker.mmar.entries import Arguments, Catalogue, Kind, LeftOut, Mapped, Note, Refused, Role
+from worker.mmar.entries import Arguments, ComponentRole, InstalledNames, LeftOut, Mapped, Note, NoteKind, Refused
 from worker.mmar.names import TABLE
 from worker.mmar.values import flag, mapping
 
@@ -31,7 +31,7 @@ _KNOWN_KEYS = frozenset({"name", "path", "args", "disabled", "rank", "ref", "log
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedComponent:
     """A component's name and what else the MMAR says of it."""
 
     name: str
@@ -46,7 +46,7 @@ class Named:
         return f"{self.name}{self.tag}"
 
 
-def named(raw: Any, where: str) -> Named:
+def named(raw: Any, where: str) -> NamedComponent:
     """Read what names a component.
 
     Raises:
@@ -60,17 +60,17 @@ def named(raw: Any, where: str) -> Named:
     if path:
         if not (isinstance(path, str) and _DOTTED.fullmatch(path)):
             raise ConfigError(f"{where}: path is {path!r}; it has to be module.Class")
-        return Named(path.rpartition(".")[2], "", path, args, switch)
+        return NamedComponent(path.rpartition(".")[2], "", path, args, switch)
     found = _NAME.fullmatch(name) if isinstance(name, str) else None
     if found is None:
         raise ConfigError(f"{where}: name is {name!r}; it has to be the name of a class")
-    return Named(found[1], found[2] or "", "", args, switch)
+    return NamedComponent(found[1], found[2] or "", "", args, switch)
 
 
 class Components:
     """Translates components one by one; notes and refusals gather here."""
 
-    def __init__(self, catalogue: Catalogue, modules: Iterable[str]) -> None:
+    def __init__(self, catalogue: InstalledNames, modules: Iterable[str]) -> None:
         """`modules`: what can be imported from the MMAR's own code, by the name of the first module."""
         self._catalogue = catalogue
         self._modules = frozenset(modules)
@@ -78,11 +78,13 @@ class Components:
         """In order, each once."""
         self.refused: list[str] = []
 
-    def note(self, kind: Kind, what: str, why: str) -> None:
+    def note(self, kind: NoteKind, what: str, why: str) -> None:
         """Tell something, once."""
         self.notes.setdefault(Note(kind, what, why))
 
-    def translate(self, raw: Any, role: Role, where: str, *, also: Collection[str] = ()) -> dict[str, Any] | None:
+    def translate(
+        self, raw: Any, role: ComponentRole, where: str, *, also: Collection[str] = ()
+    ) -> dict[str, Any] | None:
         """The component for the bundle; None if there is none, it is disabled, left out, or refused.
 
         Args:
@@ -93,17 +95,17 @@ class Components:
             return None
         found = named(raw, where)
         if found.disabled:
-            self.note(Kind.LEFT_OUT, f"{where} {found.called}", "is disabled")
+            self.note(NoteKind.LEFT_OUT, f"{where} {found.called}", "is disabled")
             return None
         for key in sorted(raw.keys() - _KNOWN_KEYS - set(also)):
-            self.note(Kind.LEFT_OUT, f"{where} {found.called} {key}", "means nothing in a bundle")
+            self.note(NoteKind.LEFT_OUT, f"{where} {found.called} {key}", "means nothing in a bundle")
         if "rank" in raw:
-            self.note(Kind.LEFT_OUT, f"{where} {found.called} rank", "one process trains at each site")
+            self.note(NoteKind.LEFT_OUT, f"{where} {found.called} rank", "one process trains at each site")
         if found.path and not found.path.startswith(tuple(f"{name}." for name in _CLARAS)):
             return self._own(found, where)
         return self._registered(found, role, where)
 
-    def _own(self, found: Named, where: str) -> dict[str, Any] | None:
+    def _own(self, found: NamedComponent, where: str) -> dict[str, Any] | None:
         first = found.path.partition(".")[0]
         if first in self._modules:
             target = f"{CUSTOM}.{found.path}"
@@ -114,13 +116,13 @@ class Components:
                 f"{where}: {found.path} is neither in the MMAR's {CUSTOM} folder nor in MONAI; put {first}.py there"
             )
             return None
-        self.note(Kind.MAPPED, f"{where} {found.path}", target)
+        self.note(NoteKind.MAPPED, f"{where} {found.path}", target)
         return {"_target_": target, **self.values(found.args, where)}
 
-    def _registered(self, found: Named, role: Role, where: str) -> dict[str, Any] | None:
+    def _registered(self, found: NamedComponent, role: ComponentRole, where: str) -> dict[str, Any] | None:
         entry = TABLE[role].get(found.name)
-        if entry is None and role == Role.HANDLER:  # AutoML's stand among those of a training
-            entry = TABLE[Role.ANNOTATION].get(found.name)
+        if entry is None and role == ComponentRole.HANDLER:  # AutoML's stand among those of a training
+            entry = TABLE[ComponentRole.ANNOTATION].get(found.name)
         if entry is None:
             target = self._catalogue.find(role, found.name)
             entry = None if target is None else Mapped(target)
@@ -131,20 +133,20 @@ class Components:
         elif isinstance(entry, Refused):
             self.refused.append(f"{where}: {found.name} has no equal here; use {entry.advice}")
         elif isinstance(entry, LeftOut):
-            self.note(Kind.LEFT_OUT, f"{where} {found.called}", entry.why)
+            self.note(NoteKind.LEFT_OUT, f"{where} {found.called}", entry.why)
         else:
             return self._mapped(found, entry, where)
         return None
 
-    def _mapped(self, found: Named, entry: Mapped, where: str) -> dict[str, Any]:
+    def _mapped(self, found: NamedComponent, entry: Mapped, where: str) -> dict[str, Any]:
         if entry.target != found.called or entry.remark:
             remark = f" ({entry.remark})" if entry.remark else ""
-            self.note(Kind.MAPPED, f"{where} {found.called}", entry.target + remark)
+            self.note(NoteKind.MAPPED, f"{where} {found.called}", entry.target + remark)
         args: Arguments = {}
         for name, value in found.args.items():
             if name in entry.dropped:
                 if entry.dropped[name]:
-                    self.note(Kind.LEFT_OUT, f"{where} {found.called} {name}", entry.dropped[name])
+                    self.note(NoteKind.LEFT_OUT, f"{where} {found.called} {name}", entry.dropped[name])
             else:
                 args[entry.renamed.get(name, name)] = value
         if entry.adapt is not None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from protocol.errors import ConfigError
 from worker.mmar.components import CUSTOM
-from worker.mmar.entries import Catalogue, Note
+from worker.mmar.entries import InstalledNames, Note
 from worker.mmar.read import Mmar
-from worker.mmar.translate import Bundle, translate
+from worker.mmar.translate import TranslatedBundle, translate
 
 _INIT = f"{CUSTOM}/__init__.py"
 _ON_PATH = '''\
@@ -37,7 +37,7 @@ class Conversion:
     notes: tuple[Note, ...]
 
 
-def convert(mmar: Mmar, catalogue: Catalogue) -> Conversion:
+def convert(mmar: Mmar, catalogue: InstalledNames) -> Conversion:
     """The bundle that trains as an MMAR did; nothing of the MMAR is evaluated.
 
     Raises:
@@ -70,7 +70,7 @@ def write(conversion: Conversion, folder: Path) -> None:
         raise ConfigError(f"{folder}: {error.strerror or error}; name a folder that can be written") from error
 
 
-def metadata(mmar: Mmar, bundle: Bundle) -> dict[str, Any]:
+def metadata(mmar: Mmar, bundle: TranslatedBundle) -> dict[str, Any]:
     """What a bundle says about itself; versions are those installed here."""
     network = bundle.train["network_def"]
     task = str(mmar.environment.get("PROCESSING_TASK", "segmentation"))

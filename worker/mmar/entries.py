@@ -10,7 +10,7 @@ from typing import Any, Protocol
 Arguments = dict[str, Any]
 
 
-class Role(StrEnum):
+class ComponentRole(StrEnum):
     """The part a component plays; a name means something only within its role."""
 
     TRANSFORM = "transforms"
@@ -62,7 +62,7 @@ class Refused:
 Entry = Mapped | LeftOut | Refused
 
 
-class Kind(StrEnum):
+class NoteKind(StrEnum):
     """What a note says."""
 
     MAPPED = "mapped"
@@ -74,19 +74,19 @@ class Kind(StrEnum):
 class Note:
     """One thing that was mapped or left out, or that a site has to set."""
 
-    kind: Kind
+    kind: NoteKind
     what: str
     why: str
 
 
-class Catalogue(Protocol):
+class InstalledNames(Protocol):
     """What the installed MONAI and torch have."""
 
-    def find(self, role: Role, name: str) -> str | None:
+    def find(self, role: ComponentRole, name: str) -> str | None:
         """What a configuration calls the class of this name, or None if there is none."""
         ...
 
-    def nearest(self, role: Role, name: str) -> Sequence[str]:
+    def nearest(self, role: ComponentRole, name: str) -> Sequence[str]:
         """Names of classes that read like this one."""
         ...
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.errors import ConfigError
-from worker.mmar.entries import Kind, LeftOut, Note, Refused, Role
+from worker.mmar.entries import ComponentRole, LeftOut, Note, NoteKind, Refused
 from worker.mmar.names import TABLE
 
 _MATCHES_NOTHING = ("dummy", ["dummy"])
@@ -100,7 +100,7 @@ class _Reading:
         self.notes: list[Note] = []
         self.exclude: list[str] = []
 
-    def _note(self, kind: Kind, what: str, why: str) -> None:
+    def _note(self, kind: NoteKind, what: str, why: str) -> None:
         self.notes.append(Note(kind, what, why))
 
     def server(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class _Reading:
             # Clara counts rounds from 1, and begins with 0 where the model is new.
             run["stop"] = {"max_versions": max(1, rounds - max(start, 1) + 1)}
         elif rounds is not None:
-            self._note(Kind.LEFT_OUT, "num_rounds", "an endless run: it goes on until somebody stops it")
+            self._note(NoteKind.LEFT_OUT, "num_rounds", "an endless run: it goes on until somebody stops it")
         if config.get("num_rounds_per_valid"):
             run["evaluate"] = True
         return run
@@ -142,7 +142,7 @@ class _Reading:
         elif key == "aggregation_weights":
             self._weights(side, config)
         elif key in _LEFT:
-            self._note(Kind.LEFT_OUT, f"{side} {key}", _LEFT[key])
+            self._note(NoteKind.LEFT_OUT, f"{side} {key}", _LEFT[key])
         elif isinstance(config, list):
             for each in config:
                 self.told(side, each, key, inside=inside)
@@ -153,27 +153,27 @@ class _Reading:
             for name, value in config.items():
                 if not (called and name in ("name", "path", "disabled")):
                     self.told(side, value, name, inside=inside or bool(called))
-        elif config in TABLE[Role.FEDERATED]:
+        elif config in TABLE[ComponentRole.FEDERATED]:
             self._component(side, config)
         elif key not in _READ and not inside:
-            self._note(Kind.LEFT_OUT, f"{side} {key}", "means nothing here")
+            self._note(NoteKind.LEFT_OUT, f"{side} {key}", "means nothing here")
 
     def _weights(self, side: str, weights: Any) -> None:
         if isinstance(weights, dict) and any(weight != 1 for weight in weights.values()):
             told = json.dumps(weights)[:200]
             self._note(
-                Kind.LEFT_OUT, f"{side} aggregation_weights", f"{told}: updates are weighed by their examples alone"
+                NoteKind.LEFT_OUT, f"{side} aggregation_weights", f"{told}: updates are weighed by their examples alone"
             )
 
     def _component(self, side: str, name: str) -> None:
-        entry = TABLE[Role.FEDERATED].get(name)
+        entry = TABLE[ComponentRole.FEDERATED].get(name)
         if isinstance(entry, LeftOut):
-            self._note(Kind.LEFT_OUT, f"{side} {name}", entry.why)
+            self._note(NoteKind.LEFT_OUT, f"{side} {name}", entry.why)
         elif isinstance(entry, Refused):
-            self._note(Kind.TO_SET, f"{side} {name}", f"has no equal here; {entry.advice}")
+            self._note(NoteKind.TO_SET, f"{side} {name}", f"has no equal here; {entry.advice}")
         else:
             why = "is unknown here; strategies and privacy filters of your own are Python packages (entry points)"
-            self._note(Kind.TO_SET, f"{side} {name}", why)
+            self._note(NoteKind.TO_SET, f"{side} {name}", why)
 
     def _excluded(self, side: str, value: Any) -> None:
         if not value or value in _MATCHES_NOTHING:
@@ -181,10 +181,10 @@ class _Reading:
         patterns = value if isinstance(value, list) else patterns_of(str(value))
         if patterns is None:
             why = f"{value!r} is too rich for patterns with `*`; write `exclude` in worker.toml by hand"
-            self._note(Kind.TO_SET, f"{side} exclude_vars", why)
+            self._note(NoteKind.TO_SET, f"{side} exclude_vars", why)
             return
         self.exclude += map(str, patterns)
-        self._note(Kind.TO_SET, f"{side} exclude_vars", f"exclude = {list(patterns)} in every site's worker.toml")
+        self._note(NoteKind.TO_SET, f"{side} exclude_vars", f"exclude = {list(patterns)} in every site's worker.toml")
 
 
 def patterns_of(expression: str) -> list[str] | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.mmar import adapters
-from worker.mmar.entries import Arguments, Entry, LeftOut, Mapped, Refused, Role
+from worker.mmar.entries import Arguments, ComponentRole, Entry, LeftOut, Mapped, Refused
 
 _FIELDS = {"fields": "keys", "field": "keys"}
 _RANDOM = {"probability": "prob"}
@@ -312,19 +312,19 @@ ANNOTATION: Mapping[str, Entry] = {
         _NO_AIAA,
     ),
 }
-TABLE: Mapping[Role, Mapping[str, Entry]] = {
-    Role.TRANSFORM: TRANSFORMS,
-    Role.LOSS: LOSSES,
-    Role.NETWORK: NETWORKS,
-    Role.OPTIMIZER: OPTIMIZERS,
-    Role.SCHEDULE: SCHEDULES,
-    Role.DATASET: DATASETS,
-    Role.LOADER: LOADERS,
-    Role.INFERER: INFERERS,
-    Role.METRIC: METRICS,
-    Role.HANDLER: HANDLERS,
-    Role.ENGINE: ENGINES,
-    Role.FEDERATED: FEDERATED,
-    Role.ANNOTATION: ANNOTATION,
+TABLE: Mapping[ComponentRole, Mapping[str, Entry]] = {
+    ComponentRole.TRANSFORM: TRANSFORMS,
+    ComponentRole.LOSS: LOSSES,
+    ComponentRole.NETWORK: NETWORKS,
+    ComponentRole.OPTIMIZER: OPTIMIZERS,
+    ComponentRole.SCHEDULE: SCHEDULES,
+    ComponentRole.DATASET: DATASETS,
+    ComponentRole.LOADER: LOADERS,
+    ComponentRole.INFERER: INFERERS,
+    ComponentRole.METRIC: METRICS,
+    ComponentRole.HANDLER: HANDLERS,
+    ComponentRole.ENGINE: ENGINES,
+    ComponentRole.FEDERATED: FEDERATED,
+    ComponentRole.ANNOTATION: ANNOTATION,
 }
 """By role and name."""

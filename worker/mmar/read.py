@@ -11,7 +11,7 @@ from typing import Any
 
 from protocol import limits
 from protocol.errors import ConfigError
-from worker.mmar.entries import Kind, Note
+from worker.mmar.entries import Note, NoteKind
 from worker.mmar.variables import Variables
 
 TRAIN = "config_train.json"
@@ -92,7 +92,7 @@ def pretrained(root: Path, mmar: Mmar) -> tuple[Path | None, Sequence[Note]]:
             return path, notes
         if text:
             why = f"{text} is no file of torch's in the MMAR; `--weights` of `fledge init-run` names another one"
-            notes.append(Note(Kind.TO_SET, name, why))
+            notes.append(Note(NoteKind.TO_SET, name, why))
     return None, notes
 
 

@@ -13,7 +13,7 @@ from protocol.errors import ConfigError
 from worker.mmar import inference
 from worker.mmar.clara31 import is_older, modern
 from worker.mmar.components import Components, named
-from worker.mmar.entries import Catalogue, Kind, Note, Role
+from worker.mmar.entries import ComponentRole, InstalledNames, Note, NoteKind
 from worker.mmar.read import Mmar
 from worker.mmar.values import flag, listed, mapping
 from worker.mmar.variables import Variables
@@ -59,7 +59,7 @@ _FLAGS = {"cudnn_benchmark": "torch.backends.cudnn, 'benchmark'", "tf32": "torch
 
 
 @dataclass(frozen=True)
-class Bundle:
+class TranslatedBundle:
     """The configurations of a bundle, and what is to be told of how they came about."""
 
     train: Config
@@ -68,7 +68,7 @@ class Bundle:
     notes: tuple[Note, ...]
 
 
-def translate(mmar: Mmar, catalogue: Catalogue) -> Bundle:
+def translate(mmar: Mmar, catalogue: InstalledNames) -> TranslatedBundle:
     """The bundle that trains as an MMAR did.
 
     Raises:
@@ -85,7 +85,7 @@ def translate(mmar: Mmar, catalogue: Catalogue) -> Bundle:
     inference = work.inference(train)
     if refused := work.components.refused:
         raise ConfigError(f"{mmar.name} cannot be translated: {'; '.join(refused)}")
-    return Bundle(train, evaluate, inference, tuple(work.components.notes))
+    return TranslatedBundle(train, evaluate, inference, tuple(work.components.notes))
 
 
 class _Translation:
@@ -109,10 +109,14 @@ class _Translation:
         train = self._section(config, "train")
         validate = config.get("validate")
         used: Config = {}
-        for part, role in (("model", Role.NETWORK), ("loss", Role.LOSS), ("optimizer", Role.OPTIMIZER)):
+        for part, role in (
+            ("model", ComponentRole.NETWORK),
+            ("loss", ComponentRole.LOSS),
+            ("optimizer", ComponentRole.OPTIMIZER),
+        ):
             used[part] = self._one(train, part, role, "train") or {}
         used["optimizer"] = {"params": "$@network.parameters()", **used["optimizer"]}
-        schedule = self.components.translate(train.get("lr_scheduler"), Role.SCHEDULE, "train lr_scheduler")
+        schedule = self.components.translate(train.get("lr_scheduler"), ComponentRole.SCHEDULE, "train lr_scheduler")
         bundle: Config = {
             **self._head(),
             "network_def": used["model"],
@@ -125,10 +129,10 @@ class _Translation:
         if isinstance(validate, dict):
             bundle["validate"] = self._validation(validate, "validate")
         else:
-            self.components.note(Kind.LEFT_OUT, "validate", "the MMAR has none; versions are not evaluated")
+            self.components.note(NoteKind.LEFT_OUT, "validate", "the MMAR has none; versions are not evaluated")
         if schedule is not None:
             why = 'each training of a site begins it anew; momentum = "keep" among the site\'s options keeps it going'
-            self.components.note(Kind.TO_SET, "train lr_scheduler", why)
+            self.components.note(NoteKind.TO_SET, "train lr_scheduler", why)
         self._told(config)
         return {**bundle, "initialize": self._initialize(), "run": ["$@train#trainer.run()"]}
 
@@ -175,8 +179,10 @@ class _Translation:
         if not isinstance(name, str) or not name:
             raise ConfigError("DATASET_JSON is missing; set it in config/environment.json or with --set DATASET_JSON=…")
         place = self._inside(Variables({**self._mmar.environment, **self._mmar.train}).put_in(name), "DATASET_JSON")
-        self.components.note(Kind.TO_SET, "dataset_dir", f"the folder of the data, which Clara had in {self._root!r}")
-        self.components.note(Kind.TO_SET, "dataset_json", f"in overrides, if the list of data is not {place} there")
+        self.components.note(
+            NoteKind.TO_SET, "dataset_dir", f"the folder of the data, which Clara had in {self._root!r}"
+        )
+        self.components.note(NoteKind.TO_SET, "dataset_json", f"in overrides, if the list of data is not {place} there")
         return {
             "imports": ["$import os"],
             "bundle_root": ".",
@@ -194,7 +200,7 @@ class _Translation:
         inside = str(path).removeprefix(root)
         if posixpath.isabs(inside):
             why = f"{inside} is not below DATA_ROOT; its last part is looked for there"
-            self.components.note(Kind.TO_SET, where, why)
+            self.components.note(NoteKind.TO_SET, where, why)
             inside = posixpath.basename(inside)
         if not isinstance(path, str) or not inside or inside[0] in "$%" or "@" in inside or ".." in inside.split("/"):
             raise ConfigError(f"{where} is {str(path)[:80]!r}; it has to be the path of a file below DATA_ROOT")
@@ -206,7 +212,7 @@ class _Translation:
             raise ConfigError(f"{name} is missing from the training configuration; an MMAR that trains has it")
         return section
 
-    def _one(self, section: Mapping[str, Any], part: str, role: Role, where: str) -> Config | None:
+    def _one(self, section: Mapping[str, Any], part: str, role: ComponentRole, where: str) -> Config | None:
         """A component that has to be there."""
         if not section.get(part):
             raise ConfigError(f"{where} {part} is missing from the training configuration; an MMAR that trains has it")
@@ -220,7 +226,7 @@ class _Translation:
             if handler["_target_"] in ("StatsHandler", "TensorBoardStatsHandler"):
                 handler.setdefault("output_transform", loss)
         found |= {"handlers": handlers, **self._metrics(train, "train")}
-        engine = self.components.translate(train.get("trainer"), Role.ENGINE, "train trainer")
+        engine = self.components.translate(train.get("trainer"), ComponentRole.ENGINE, "train trainer")
         engine = engine or {"_target_": "SupervisedTrainer"}
         epochs = engine.get("max_epochs", self._config.get("epochs"))
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
@@ -246,7 +252,7 @@ class _Translation:
             "handlers": self._handlers(validate, where, scheduled=False, validates=False),
             **self._metrics(validate, where),
         }
-        engine = self.components.translate(validate.get("evaluator"), Role.ENGINE, f"{where} evaluator")
+        engine = self.components.translate(validate.get("evaluator"), ComponentRole.ENGINE, f"{where} evaluator")
         found["evaluator"] = {
             **(engine or {"_target_": "SupervisedEvaluator"}),
             "device": "@device",
@@ -262,7 +268,7 @@ class _Translation:
     def _common(self, section: Config, where: str) -> Config:
         """What training and validation have alike."""
         data = self._data(section, where)
-        inferer = self.components.translate(section.get("inferer"), Role.INFERER, f"{where} inferer")
+        inferer = self.components.translate(section.get("inferer"), ComponentRole.INFERER, f"{where} inferer")
         return {**data, "inferer": inferer or {"_target_": "SimpleInferer"}, **self._post(section, where)}
 
     def _data(self, section: Config, where: str) -> Config:
@@ -272,9 +278,9 @@ class _Translation:
         if not isinstance(raw, dict):
             raise ConfigError(f"{where} dataset is missing; an MMAR says there which list of data it takes")
         lists = ("data_list_file_path", "data_file_base_dir", "data_list_key")
-        dataset = self.components.translate(raw, Role.DATASET, f"{where} dataset", also=lists) or {}
+        dataset = self.components.translate(raw, ComponentRole.DATASET, f"{where} dataset", also=lists) or {}
         dataset |= {"data": self._listed(raw, where), "transform": f"@{name}#preprocessing"}
-        loader = self.components.translate(section.get("dataloader"), Role.LOADER, f"{where} dataloader")
+        loader = self.components.translate(section.get("dataloader"), ComponentRole.LOADER, f"{where} dataloader")
         return {
             "preprocessing": {"_target_": "Compose", "transforms": steps},
             "dataset": dataset,
@@ -302,7 +308,7 @@ class _Translation:
         found = []
         for each in listed(raw, where):
             each = self._referred(each, where, self._seen)
-            translated = self.components.translate(each, Role.TRANSFORM, where)
+            translated = self.components.translate(each, ComponentRole.TRANSFORM, where)
             if remember:
                 self._seen[named(each, where).called] = each
             if translated is not None:
@@ -336,17 +342,17 @@ class _Translation:
     def _handlers(self, section: Config, where: str, *, scheduled: bool, validates: bool) -> list[Config]:
         found = []
         for raw in listed(section.get("handlers"), f"{where} handlers"):
-            handler = self.components.translate(raw, Role.HANDLER, f"{where} handlers")
+            handler = self.components.translate(raw, ComponentRole.HANDLER, f"{where} handlers")
             if handler is None:
                 continue
             target = handler["_target_"]
             if target == "LrScheduleHandler" and not scheduled and section.get("lr_scheduler"):
-                self.components.note(Kind.LEFT_OUT, f"{where} handlers {target}", "there is no schedule")
+                self.components.note(NoteKind.LEFT_OUT, f"{where} handlers {target}", "there is no schedule")
                 continue
             if target == "LrScheduleHandler" and not scheduled:
                 raise ConfigError(f"{where} handlers: LrScheduleHandler needs train lr_scheduler, which is missing")
             if target == "ValidationHandler" and not validates:
-                self.components.note(Kind.LEFT_OUT, f"{where} handlers {target}", "there is no validate section")
+                self.components.note(NoteKind.LEFT_OUT, f"{where} handlers {target}", "there is no validate section")
                 continue
             found.append({**handler, **_FILLED.get(target, {})})
         return found
@@ -358,7 +364,7 @@ class _Translation:
         for name, raws in (("key_metric", [key] if key else []), ("additional_metrics", more)):
             metrics: Config = {}
             for raw in raws:
-                metric = self.components.translate(raw, Role.METRIC, f"{where} {name}")
+                metric = self.components.translate(raw, ComponentRole.METRIC, f"{where} {name}")
                 said = mapping(raw, f"{where} {name}")
                 label = said.get("log_label") or said.get("name", "")
                 if not isinstance(label, str) or not _LABEL.fullmatch(label):
@@ -389,7 +395,7 @@ class _Translation:
         text = repr((self._mmar.train.get("train"), self._mmar.train.get("validate")))
         for name in sorted(config.keys() - read):
             if f"{{{name}}}" not in text:
-                self.components.note(Kind.LEFT_OUT, name, _TOP.get(name, "means nothing in a bundle"))
+                self.components.note(NoteKind.LEFT_OUT, name, _TOP.get(name, "means nothing in a bundle"))
 
 
 def _attached(found: Config, name: str, key: str) -> Config:

@@ -55,7 +55,7 @@ warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader", category=Us
 warnings.filterwarnings("ignore", message=r"monai\.[\w.]+ .*[Dd]efault value of argument", category=FutureWarning)
 
 
-class Left:
+class LeftOutComponent:
     """Stands where a handler or transform was left out: it attaches to nothing and changes nothing."""
 
     def attach(self, engine: Any) -> None:
@@ -219,7 +219,7 @@ def _leave_out(config: Any, names: frozenset[str] = LEFT_OUT) -> None:
         target = part.get("_target_")
         if isinstance(target, str) and target.rpartition(".")[2] in names:
             part.clear()
-            part["_target_"] = f"{__name__}.{Left.__name__}"
+            part["_target_"] = f"{__name__}.{LeftOutComponent.__name__}"
 
 
 def parts(config: Any) -> Iterator[dict[str, Any]]:

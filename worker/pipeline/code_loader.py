@@ -23,7 +23,7 @@ from protocol.errors import ConfigError, FledgeError, TrainingError, Unauthorize
 from worker.api.trainer import Trainer
 from worker.intake import Reader
 from worker.policy import SitePolicy
-from worker.storage.code_store import Codes
+from worker.storage.code_store import CodeStore
 
 FACTORY = "trainer:trainer"
 """What is called, `module:function`, of code whose run names no other as `trainer` in its task."""
@@ -67,10 +67,10 @@ def may_bring_code(reader: Reader, run: str) -> None:
         )
 
 
-class Deployed:
+class CodeLoader:
     """The trainer of the deployed code in use; belongs to the training thread, and at the end to whoever closes."""
 
-    def __init__(self, codes: Codes, reader: Callable[[], Reader], policy: SitePolicy, options: Options) -> None:
+    def __init__(self, codes: CodeStore, reader: Callable[[], Reader], policy: SitePolicy, options: Options) -> None:
         self._codes = codes
         self._base = codes.directory.resolve()
         _bases.add(self._base)

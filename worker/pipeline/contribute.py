@@ -30,7 +30,7 @@ from protocol.spec import ModelSpec, Span, TensorKind, records
 from worker.api.filters import Dice, FilterChain, Slice, fresh_dice
 from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
 from worker.api.weights import F32, Array, Records, Weights, check_array
-from worker.storage.local_tensors import OwnTensors
+from worker.storage.local_tensors import LocalTensors
 
 _MAX_METRICS = 256
 _MAX_ABSENT = 8192
@@ -47,7 +47,7 @@ def contribute(
     emit: Emit,
     control: Control,
     exclude: Sequence[str] = (),
-    own: OwnTensors | None = None,
+    own: LocalTensors | None = None,
     dice: Dice | None = None,
     clock: Callable[[], float] = time.monotonic,
     bundle: bytes | None = None,
@@ -91,7 +91,7 @@ def evaluate(
     base: Records,
     control: Control,
     exclude: Sequence[str] = (),
-    own: OwnTensors | None = None,
+    own: LocalTensors | None = None,
 ) -> Evaluation:
     """Evaluate a version, with the site's own values where it keeps tensors to itself; arguments as above."""
     weights = as_here(_keeps(trainer), control.run, spec, base, exclude, own)
@@ -103,7 +103,7 @@ def evaluate(
 
 
 def as_here(
-    keeps: frozenset[str], run: str, spec: ModelSpec, base: Records, exclude: Sequence[str], own: OwnTensors | None
+    keeps: frozenset[str], run: str, spec: ModelSpec, base: Records, exclude: Sequence[str], own: LocalTensors | None
 ) -> Weights:
     """A version as this site uses it: with its own values of the tensors that trainer (`keeps`) or site keep here."""
     private = _private(spec, _kept(keeps, spec, excluded(spec, exclude)))

@@ -11,7 +11,7 @@ from protocol import limits
 from protocol.errors import FledgeError, WireError
 from protocol.topology import record_key
 from worker.domain.effects import FetchRegistry, FetchVersion, PullHead
-from worker.domain.events import FetchFailed, LeftOut
+from worker.domain.events import FetchFailed, SiteLeftOut
 from worker.intake import NotForUs, Reader, read_registry
 
 
@@ -44,7 +44,7 @@ class Fetcher:
             self._log.warning("record.refused", what=type(effect).__name__, reason=error.reason, error=str(error))
             event = FetchFailed()
             if isinstance(error, NotForUs):
-                event = LeftOut(run=error.run, version=error.version)
+                event = SiteLeftOut(run=error.run, version=error.version)
         except FledgeError as error:
             self._log.warning("record.not_read", what=type(effect).__name__, error=str(error))
             event = FetchFailed()

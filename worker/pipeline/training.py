@@ -49,14 +49,14 @@ from worker.domain.effects import Train
 from worker.domain.events import Evaluated, NotKept, Trained, TrainingFailed
 from worker.domain.state import CODE_LOST, Sealed
 from worker.intake import ModelRecord, Reader
-from worker.pipeline.code_loader import Deployed
+from worker.pipeline.code_loader import CodeLoader
 from worker.pipeline.contribute import contribute, evaluate
 from worker.pipeline.sealing import finish
 from worker.policy import OPEN, SitePolicy
 from worker.storage.code_store import CodeLost
-from worker.storage.incidents import Cases
+from worker.storage.incidents import Incidents
 from worker.storage.kept_versions import KeptVersion, KeptVersions, best
-from worker.storage.local_tensors import OwnTensors
+from worker.storage.local_tensors import LocalTensors
 from worker.storage.spool import Spool
 
 _REFUSALS: tuple[type[WireError], ...] = (
@@ -109,10 +109,10 @@ class Training:
         self,
         *,
         trainer: Trainer | None,
-        deployed: Deployed,
+        deployed: CodeLoader,
         filters: FilterChain,
         exclude: Sequence[str],
-        own: OwnTensors,
+        own: LocalTensors,
         seed: bytes,
         store: BlobStore,
         spool: Spool,
@@ -120,7 +120,7 @@ class Training:
         tell: Callable[[Any], None],
         progress: Progress,
         log: Any,
-        cases: Cases,
+        cases: Incidents,
         kept: KeptVersions,
         policy: SitePolicy = OPEN,
     ) -> None:

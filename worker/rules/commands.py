@@ -13,17 +13,17 @@ from worker.domain.effects import Leave, Obey, Settle
 from worker.domain.events import CommandSeen, Obeyed
 from worker.domain.state import Leaving
 from worker.domain.writes import NoteCounter
-from worker.rules.decisions import Decided
+from worker.rules.decisions import Decisions
 
 
-class Obeying:
+class CommandCounter:
     """Which orders were taken already, and which answer a worker waits for before it ends."""
 
     def __init__(self, counters: Mapping[str, int]) -> None:
         self._counters = dict(counters)
         self._last_words: dict[int, Leaving] = {}
 
-    def on_command(self, event: CommandSeen, decided: Decided) -> None:
+    def on_command(self, event: CommandSeen, decided: Decisions) -> None:
         """Take an order, unless its counter was used before."""
         decided.effects.append(Settle(delivery=event.delivery, what="command"))
         key = event.signer.hex()
@@ -39,7 +39,7 @@ class Obeying:
         if event.leaving:
             self._last_words[row] = event.leaving
 
-    def on_published(self, row: int, decided: Decided) -> None:
+    def on_published(self, row: int, decided: Decisions) -> None:
         """The broker has an answer."""
         leaving = self._last_words.pop(row, "")
         if leaving:

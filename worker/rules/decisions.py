@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(slots=True)
-class Decided:
+class Decisions:
     """What the step under way has come to so far."""
 
     writes: list[Any] = field(default_factory=list)

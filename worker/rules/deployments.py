@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from protocol.messages import GOING_ON, RunState
-from worker.domain.effects import AbortTraining, Answer, ForgetCode, ForgetOwn, Train
+from worker.domain.effects import AbortTraining, ForgetCode, ForgetOwn, SendReply, Train
 from worker.domain.events import RunOrdered
 from worker.domain.state import ENDED, LEFT, NO_TRAINER, NOT_DEPLOYED, Deployment, RunRow, Snapshot
 from worker.domain.writes import DropDeployment, NoteDeployment, NoteLeft
-from worker.rules.decisions import Decided
+from worker.rules.decisions import Decisions
 
 
 class Deployments:
@@ -44,7 +44,7 @@ class Deployments:
         row: RunRow | None,
         training: Train | None,
         outlook: Callable[[RunRow | None], str],
-        decided: Decided,
+        decided: Decisions,
     ) -> None:
         """Decide an order; `row` is what is known of the run, `outlook` says in words what comes next for it."""
         mine = training if training is not None and training.run == event.run else None
@@ -61,14 +61,14 @@ class Deployments:
             text = outlook(row)
         told = event.command.command == "run.deploy" and reason == "ok"
         values = (("code", event.code.hex()),) if told else ()
-        decided.effects.append(Answer(command=event.command, reason=reason, text=text, values=values))
+        decided.effects.append(SendReply(command=event.command, reason=reason, text=text, values=values))
 
-    def lost(self, run: str, decided: Decided) -> None:
+    def lost(self, run: str, decided: Decisions) -> None:
         """The site no longer holds the run's code as it was deployed."""
         if self._deployed.pop(run, None) is not None:
             decided.writes.append(DropDeployment(run=run))
 
-    def _deploy(self, event: RunOrdered, training: Train | None, decided: Decided) -> tuple[str, str]:
+    def _deploy(self, event: RunOrdered, training: Train | None, decided: Decisions) -> tuple[str, str]:
         if not event.code and not self._own_trainer:
             return NO_TRAINER, (
                 f"run {event.run} brings no code and this site has no trainer of its own; "
@@ -86,7 +86,7 @@ class Deployments:
                 decided.effects.append(AbortTraining())
         return "ok", ""
 
-    def _withdraw(self, run: str, row: RunRow | None, training: Train | None, decided: Decided) -> tuple[str, str]:
+    def _withdraw(self, run: str, row: RunRow | None, training: Train | None, decided: Decisions) -> tuple[str, str]:
         if row is not None and row.state in GOING_ON and run not in self._left:
             return "run_goes_on", (
                 f"run {run} is {row.state.value} and this site takes part in it; order `run leave` here, "
@@ -101,7 +101,7 @@ class Deployments:
         decided.effects.append(ForgetOwn(run=run))
         return "ok", f"nothing of run {run} is kept here but updates on their way and their receipts"
 
-    def _leave(self, run: str, row: RunRow | None, training: Train | None, decided: Decided) -> tuple[str, str]:
+    def _leave(self, run: str, row: RunRow | None, training: Train | None, decided: Decisions) -> tuple[str, str]:
         if row is None and run not in self._deployed:
             return _unknown(run)
         if run not in self._left:
@@ -111,7 +111,7 @@ class Deployments:
             decided.effects.append(AbortTraining())
         return "ok", f"run {run} is trained here no more until `run join`; what was signed before is still sent"
 
-    def _join(self, run: str, row: RunRow | None, decided: Decided) -> tuple[str, str]:
+    def _join(self, run: str, row: RunRow | None, decided: Decisions) -> tuple[str, str]:
         if row is None and run not in self._deployed and run not in self._left:
             return _unknown(run)
         if run in self._left:
@@ -119,7 +119,7 @@ class Deployments:
             decided.writes.append(NoteLeft(run=run, left=False))
         return "ok", ""
 
-    def _forget(self, code: bytes, decided: Decided) -> None:
+    def _forget(self, code: bytes, decided: Decisions) -> None:
         if code and all(other.code != code for other in self._deployed.values()):
             decided.effects.append(ForgetCode(code=code))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from worker.domain.effects import KeepLast
 from worker.domain.state import ENDED, RunRow
-from worker.rules.decisions import Decided, pause
+from worker.rules.decisions import Decisions, pause
 
 HEAD_EVERY = 15 * 60.0
 """Seconds between pulls of the head."""
@@ -15,7 +15,7 @@ HEAD_AT_MOST_EVERY = 10.0
 """Seconds between pulls that doubtful messages may cause."""
 
 
-class Pulls:
+class HeadPolling:
     """The time of the next pull."""
 
     def __init__(self, dice: random.Random) -> None:
@@ -56,7 +56,7 @@ class Pulls:
         return True
 
 
-class Keeping:
+class LastVersions:
     """Which last versions have been asked for, each once in a process's life and again after a failure."""
 
     def __init__(self, dice: random.Random) -> None:
@@ -72,7 +72,7 @@ class Keeping:
         self._failures += 1
         self.at = now + pause(self._dice, self._failures, longest=300.0)
 
-    def tick(self, runs: Iterable[RunRow], now: float, decided: Decided) -> None:
+    def tick(self, runs: Iterable[RunRow], now: float, decided: Decisions) -> None:
         """Ask for what is new."""
         if now < self.at < float("inf"):
             return  # infinite: nothing failed since the last time

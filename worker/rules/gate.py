@@ -14,7 +14,7 @@ from worker.domain.events import ClockSeen, Drain, RunAnswered, RunOrdered, Undr
 from worker.domain.state import RunRow, Snapshot
 from worker.domain.writes import NoteAnswer, NoteDrained
 from worker.policy import SitePolicy
-from worker.rules.decisions import Decided
+from worker.rules.decisions import Decisions
 from worker.rules.deployments import Deployments, outlook
 
 LOOK_AGAIN = 3600.0
@@ -69,7 +69,7 @@ class Gate:
         return None
 
     def on_said(
-        self, event: Said, runs: dict[str, RunRow], training: Train | None, now: float, decided: Decided
+        self, event: Said, runs: dict[str, RunRow], training: Train | None, now: float, decided: Decisions
     ) -> None:
         """Note what was said; `training` is what is trained now."""
         match event:
@@ -88,7 +88,7 @@ class Gate:
         """When to look at the clock again; infinite while its answer is awaited."""
         return self._look_at
 
-    def open(self, now: float, decided: Decided) -> bool:
+    def open(self, now: float, decided: Decisions) -> bool:
         """Whether the hour is right; asks for the time of day if that is due."""
         if not self._open and now >= self._look_at:
             self._look_at = float("inf")
@@ -106,7 +106,7 @@ class Gate:
         """The turn is over, and what the clock said no longer counts."""
         self._open = self._policy.hours is None
 
-    def on_answer(self, event: RunAnswered, decided: Decided) -> None:
+    def on_answer(self, event: RunAnswered, decided: Decisions) -> None:
         """Note what a person said; the last word counts."""
         if self._answers.get(event.run) != event.approved:
             self._answers[event.run] = event.approved
@@ -120,7 +120,7 @@ class Gate:
 
         return told
 
-    def drain(self, drained: bool, decided: Decided) -> None:
+    def drain(self, drained: bool, decided: Decisions) -> None:
         """Note whether the site begins trainings."""
         if self.drained != drained:
             self.drained = drained

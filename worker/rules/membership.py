@@ -10,14 +10,14 @@ from protocol.keys import Participant
 from protocol.messages import Receipt
 from protocol.registry import Entry, Registry
 from worker.domain.effects import AbortTraining, Judged
-from worker.domain.events import LeftOut
+from worker.domain.events import SiteLeftOut
 from worker.domain.state import RunRow
-from worker.rules.decisions import Decided
+from worker.rules.decisions import Decisions
 
 _WORD = "revoked"
 
 
-class Standing:
+class Membership:
     """Whether the site is still a member, and by what it is known if it is not."""
 
     def __init__(self, me: Participant | None, registry: Registry) -> None:
@@ -45,7 +45,7 @@ class Standing:
         if receipt.reason == _WORD:
             self._left_out = "receipt"
 
-    def on_left_out(self, event: LeftOut, known: RunRow) -> None:
+    def on_left_out(self, event: SiteLeftOut, known: RunRow) -> None:
         """An operator's word alone revokes, before the root has signed: then records are no longer sealed for the site.
 
         A newcomer is left out, too, until the hub has sealed anew what there is; so whom the newest registry added, or
@@ -60,7 +60,7 @@ class Standing:
         """The hub seals for this site, or answers it."""
         self._left_out = ""
 
-    def tick(self, decided: Decided) -> None:
+    def tick(self, decided: Decisions) -> None:
         """Tell of a change once; nothing more may come of what is being trained."""
         if self.why == self._told:
             return

@@ -15,7 +15,7 @@ from worker.domain.effects import Alarm, DropSpool, Publish, Reseal, Settled, Up
 from worker.domain.events import Published, ReceiptSeen, Resealed, SendingFailed, Uploaded
 from worker.domain.state import Sealed, Snapshot, UpdateRow
 from worker.domain.writes import AddMessage, AddUpdate, RemoveMessage, ReplaceUpdate, Reserve, SettleUpdate
-from worker.rules.decisions import Decided, pause
+from worker.rules.decisions import Decisions, pause
 
 RECEIPT_WITHIN = 300.0
 """Seconds after which an update without a receipt is sent again, since without it the site trains no further. It is a
@@ -23,7 +23,7 @@ small message, and an update that merely waits for its version is answered with 
 
 
 @dataclass(slots=True)
-class _Outgoing:
+class _Waiting:
     """An update on its way; `at` says when its next step is due, unless the shell is at it (`busy`)."""
 
     update: UpdateRow
@@ -38,7 +38,7 @@ class _Outgoing:
     """Whether its sequence number is used up, so that it has to be sealed again."""
 
 
-class Sending:
+class Outgoing:
     """Updates without a final receipt and messages without a confirm."""
 
     def __init__(self, snapshot: Snapshot, site: str, dice: random.Random) -> None:
@@ -46,11 +46,11 @@ class Sending:
         self._dice = dice
         self.epoch = snapshot.epoch
         self._sequence = snapshot.sequence
-        self._outgoing = {u.row: _Outgoing(u, at=float("-inf"), offered=True) for u in snapshot.updates}
+        self._outgoing = {u.row: _Waiting(u, at=float("-inf"), offered=True) for u in snapshot.updates}
         self._rows = {update.id: update.row for update in snapshot.updates}
         self._messages = set(snapshot.messages)
         self._unpublished = list(snapshot.messages)
-        self.twins = Twins(snapshot.epoch, snapshot.sequence)
+        self.twins = DuplicateWorker(snapshot.epoch, snapshot.sequence)
         self._next_row = 1 + max([0, *self._outgoing, *self._messages])
 
     @property
@@ -66,21 +66,21 @@ class Sending:
         """When the next step of any update is due."""
         return min((out.at for out in self._outgoing.values() if not out.busy), default=float("inf"))
 
-    def reserve(self, count: int, decided: Decided) -> int:
+    def reserve(self, count: int, decided: Decisions) -> int:
         """Take `count` sequence numbers and return the last."""
         self._sequence += count
         decided.writes.append(Reserve(epoch=self.epoch, sequence=self._sequence))
         return self._sequence
 
-    def add_update(self, update: UpdateRow, sealed: Sealed, now: float, decided: Decided) -> None:
+    def add_update(self, update: UpdateRow, sealed: Sealed, now: float, decided: Decisions) -> None:
         """Take charge of a new update; its row number is given here."""
         update = replace(update, row=self._take_row())
         spent = update.epoch != self.epoch
-        self._outgoing[update.row] = _Outgoing(update, at=now, offered=False, spent=spent)
+        self._outgoing[update.row] = _Waiting(update, at=now, offered=False, spent=spent)
         self._rows[update.id] = update.row
         decided.writes.append(AddUpdate(row=update, sealed=sealed))
 
-    def add_message(self, body: bytes, decided: Decided) -> int:
+    def add_message(self, body: bytes, decided: Decisions) -> int:
         """Take charge of a signed message for the aggregator until the broker has it; returns its outbox row."""
         row = self._take_row()
         self._messages.add(row)
@@ -100,7 +100,7 @@ class Sending:
 
     # ---- receipts
 
-    def on_receipt(self, event: ReceiptSeen, now: float, decided: Decided) -> UpdateRow | None:
+    def on_receipt(self, event: ReceiptSeen, now: float, decided: Decisions) -> UpdateRow | None:
         """Act on the aggregator's word and return the update that it settles; receipts may come twice."""
         row = self._rows.get(event.receipt.message)
         if row is None:
@@ -120,7 +120,7 @@ class Sending:
                 return out.update
         return None
 
-    def _on_reused(self, out: _Outgoing, receipt: Receipt, now: float, decided: Decided) -> None:
+    def _on_reused(self, out: _Waiting, receipt: Receipt, now: float, decided: Decisions) -> None:
         """Have the update sealed again, unless the receipt is about bytes that have been replaced already.
 
         What the aggregator may have journalled under its old number keeps it until a receipt says otherwise: sealed
@@ -142,12 +142,12 @@ class Sending:
         decided.effects.append(Alarm(event="epoch.renewed", details={"epoch": self.epoch, "todo": todo}))
         self._tell_of_twins(decided, self.twins.foreign(update.id))
 
-    def _tell_of_twins(self, decided: Decided, news: bool) -> None:
+    def _tell_of_twins(self, decided: Decisions, news: bool) -> None:
         if news:
             todo = "stop the other worker that uses this site's keys, and restart this one; a kit is for one worker"
             decided.effects.append(Alarm(event="kit.used_twice", details={"epoch": self.epoch, "todo": todo}))
 
-    def _forget(self, out: _Outgoing, outcome: Outcome, event: ReceiptSeen | None, decided: Decided) -> None:
+    def _forget(self, out: _Waiting, outcome: Outcome, event: ReceiptSeen | None, decided: Decisions) -> None:
         update = out.update
         reason = event.receipt.reason if event else "spool_lost"
         version = event.version if event and outcome == Outcome.MERGED else 0
@@ -165,7 +165,7 @@ class Sending:
     # ---- progress
 
     def on_progress(
-        self, event: Uploaded | SendingFailed | Resealed | Published, now: float, decided: Decided
+        self, event: Uploaded | SendingFailed | Resealed | Published, now: float, decided: Decisions
     ) -> UpdateRow | None:
         """Take the shell's answer; returns an update that was given up because its chunks are lost."""
         if isinstance(event, Published) and event.row in self._messages:
@@ -197,14 +197,14 @@ class Sending:
                 self._replace(out, event, decided)
         return None
 
-    def _replace(self, out: _Outgoing, event: Resealed, decided: Decided) -> None:
+    def _replace(self, out: _Waiting, event: Resealed, decided: Decisions) -> None:
         old = out.update
         out.update = replace(old, epoch=event.epoch, sequence=event.sequence, chunks=event.sealed.chunks)
         out.offered, out.attempts, out.spent = False, 0, event.epoch != self.epoch
         decided.writes.append(ReplaceUpdate(row=out.update, sealed=event.sealed))
         decided.effects.append(DropSpool(chunks=old.chunks))
 
-    def tick(self, now: float, decided: Decided) -> None:
+    def tick(self, now: float, decided: Decisions) -> None:
         """Begin every step that is due."""
         decided.effects += [Publish(row=row) for row in self._unpublished]
         self._unpublished = []
@@ -228,7 +228,7 @@ QUIET = 8
 """Own updates settled in a row, with nothing of another worker's between, after which it is said no longer."""
 
 
-class Twins:
+class DuplicateWorker:
     """What shows that another worker has this one's keys."""
 
     def __init__(self, epoch: int, sequence: int) -> None:

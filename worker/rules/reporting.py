@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from worker.domain.effects import Report
-from worker.rules.decisions import Decided
+from worker.domain.effects import ReportStatus
+from worker.rules.decisions import Decisions
 
 REPORT_AT_MOST_EVERY = 1.0
 """Seconds between two reports to the aggregator."""
@@ -21,7 +21,7 @@ class Shown(NamedTuple):
     case: str = "-"
 
 
-class Reporting:
+class Reports:
     """What was reported last, and when to report again."""
 
     def __init__(self, heartbeat: float) -> None:
@@ -31,7 +31,7 @@ class Reporting:
         self._reported_at = float("-inf")
         self.at = float("-inf")
 
-    def tick(self, shown: Shown, now: float, decided: Decided, *, member: bool) -> None:
+    def tick(self, shown: Shown, now: float, decided: Decisions, *, member: bool) -> None:
         """Report what is new or due; only a member tells the aggregator."""
         changed = shown != self._reported
         if changed:
@@ -40,4 +40,4 @@ class Reporting:
         if due := now >= self.at:
             self._reported_at, self.at = now, now + self._heartbeat
         if due or changed:
-            decided.effects.append(Report(**shown._asdict(), publish=due and member))
+            decided.effects.append(ReportStatus(**shown._asdict(), publish=due and member))

@@ -49,7 +49,6 @@ from worker.domain.events import (
     HeadSeen,
     HeadWanted,
     HubAnswered,
-    LeftOut,
     NotKept,
     Obeyed,
     Published,
@@ -57,6 +56,7 @@ from worker.domain.events import (
     RegistrySeen,
     Resealed,
     SendingFailed,
+    SiteLeftOut,
     Trained,
     TrainingFailed,
     Uploaded,
@@ -66,13 +66,13 @@ from worker.domain.state import CODE_LOST, ENDED, WITH_ITS_RUN, RunRow, Snapshot
 from worker.domain.writes import NoteHead, NoteRegistry, NoteRun, NoteVersion
 from worker.policy import OPEN, SitePolicy
 from worker.rules import outgoing
-from worker.rules.commands import Obeying
-from worker.rules.decisions import Decided, pause
-from worker.rules.fetching import Keeping, Pulls
+from worker.rules.commands import CommandCounter
+from worker.rules.decisions import Decisions, pause
+from worker.rules.fetching import HeadPolling, LastVersions
 from worker.rules.gate import Gate, Said
-from worker.rules.membership import Standing
-from worker.rules.outgoing import Sending
-from worker.rules.reporting import Reporting, Shown
+from worker.rules.membership import Membership
+from worker.rules.outgoing import Outgoing
+from worker.rules.reporting import Reports, Shown
 
 HEAD_TOLERANCE = 10 * 60.0
 """Seconds by which this machine's clock may be wrong."""
@@ -96,7 +96,7 @@ class WorkerRules:
         dice: random.Random,
         policy: SitePolicy = OPEN,
         own_trainer: bool = True,
-        standing: Standing | None = None,
+        standing: Membership | None = None,
     ) -> None:
         """`heartbeat`: seconds between signs of life; `new_id` gives message ids of 16 random bytes.
 
@@ -105,13 +105,13 @@ class WorkerRules:
         self._heartbeat = heartbeat
         self._new_id = new_id
         self._dice = dice
-        self._sending = Sending(snapshot, site, dice)
+        self._sending = Outgoing(snapshot, site, dice)
         self._gate = Gate(snapshot, policy, own_trainer)
-        self._obeying = Obeying(snapshot.orders)
-        self._standing = standing or Standing(None, Registry(version=0, entries=()))
-        self._pulls = Pulls(dice)
-        self._keeping = Keeping(dice)
-        self._reporting = Reporting(heartbeat)
+        self._obeying = CommandCounter(snapshot.orders)
+        self._standing = standing or Membership(None, Registry(version=0, entries=()))
+        self._pulls = HeadPolling(dice)
+        self._keeping = LastVersions(dice)
+        self._reporting = Reports(heartbeat)
         self._head = snapshot.head
         self._registry = snapshot.registry
         self._registry_digest = snapshot.registry_digest
@@ -121,8 +121,8 @@ class WorkerRules:
         self._blocked = False
         self._failed = NOT_FAILED
         self._train_at = float("-inf")
-        self._decided = Decided()
-        self._held = Decided()
+        self._decided = Decisions()
+        self._held = Decisions()
         self._held_until = float("inf")
 
     def deadline(self) -> float | None:
@@ -136,7 +136,7 @@ class WorkerRules:
 
     def step(self, event: Any, now: float) -> Step:
         """What `event` leads to at `now`."""
-        decided = self._decided = Decided()
+        decided = self._decided = Decisions()
         match event:
             case Tick():
                 self._tick(now)
@@ -153,7 +153,7 @@ class WorkerRules:
                 self._pulls.failed(now)
             case HubAnswered():
                 self._standing.welcome()
-            case LeftOut(run=run):
+            case SiteLeftOut(run=run):
                 self._standing.on_left_out(event, self._runs.get(run, RunRow(run=run)))
                 if not self._standing.why:  # it may be that the hub has yet to seal it for this site
                     self._pulls.failed(now)
@@ -204,11 +204,11 @@ class WorkerRules:
         self._held.writes += self._decided.writes
         self._held.effects += self._decided.effects
         self._held_until = min(self._held_until, now + HOLD)
-        self._decided = Decided()
+        self._decided = Decisions()
 
     def _release(self) -> None:
         """Put what was held before what this step decided: later rows of a run hold all that earlier ones did."""
-        held, self._held, self._held_until = self._held, Decided(), float("inf")
+        held, self._held, self._held_until = self._held, Decisions(), float("inf")
         self._decided.writes[:0] = held.writes
         self._decided.effects[:0] = held.effects
 

@@ -20,18 +20,18 @@ from worker.inspection.arguments import Arguments
 from worker.intake import Reader
 from worker.pipeline.code_loader import may_bring_code
 from worker.policy import SitePolicy
-from worker.storage.code_store import Codes
+from worker.storage.code_store import CodeStore
 
-RUN_ORDERS = frozenset({"run.deploy", "run.withdraw", "run.join", "run.leave"})
+RUN_COMMANDS = frozenset({"run.deploy", "run.withdraw", "run.join", "run.leave"})
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}|")
 
 
-class Deploying:
+class CodeDeployer:
     """Does what an order about a run takes before the rules can decide it; on the thread that obeys."""
 
     def __init__(
-        self, codes: Codes, store: BlobStore, reader: Callable[[], Reader], policy: SitePolicy, log: Any
+        self, codes: CodeStore, store: BlobStore, reader: Callable[[], Reader], policy: SitePolicy, log: Any
     ) -> None:
         self._codes = codes
         self._store = store

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import nacl.utils
 
-from protocol.commands import COUNTER_AHEAD, LONGEST_ORDER, ORDERS, TOLERANCE
+from protocol.commands import COMMANDS, COUNTER_AHEAD, LONGEST_COMMAND, TOLERANCE
 from protocol.envelope import body, seal, unlock, verify
 from protocol.errors import ConfigError, FledgeError, Unauthorized, Untrusted, WireError
 from protocol.messages import Command, Kind, Reply
@@ -16,13 +16,13 @@ from worker.domain.events import CommandSeen, Drain, Obeyed, Undrain
 from worker.domain.state import Leaving
 from worker.intake import Reader
 from worker.policy import SitePolicy
-from worker.service.code_deployer import RUN_ORDERS, Deploying
+from worker.service.code_deployer import RUN_COMMANDS, CodeDeployer
 
 _TEXT = 1024
 _LEAVING: Mapping[str, Leaving] = {"site.restart": "restart", "site.shutdown": "shutdown"}
 
 
-class Looking(Protocol):
+class Inspection(Protocol):
     """Whoever answers questions about this machine; `worker.inspection.inspector` has the real one."""
 
     def answer(self, order: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -34,7 +34,7 @@ class Looking(Protocol):
         ...
 
 
-class Blind:
+class NoInspection:
     """A worker that answers no questions about its machine."""
 
     def answer(self, order: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -55,7 +55,7 @@ def no_checks() -> Mapping[str, Any]:
     return {}
 
 
-class Orders:
+class CommandHandler:
     """One site's obedience."""
 
     def __init__(
@@ -63,8 +63,8 @@ class Orders:
         site: str,
         reader: Callable[[], Reader],
         policy: SitePolicy,
-        looking: Looking,
-        runs: Deploying,
+        looking: Inspection,
+        runs: CodeDeployer,
         tell: Callable[[Any], None],
         log: Any,
         *,
@@ -108,14 +108,14 @@ class Orders:
     def _objection(self, operator: str, order: Command, registry: Registry, wall: float) -> tuple[str, str]:
         if self._site not in order.targets:
             return "wrong_site", f"the command is for {', '.join(order.targets)[:200] or 'the aggregator'}"
-        if not wall - TOLERANCE < order.expires <= wall + LONGEST_ORDER + TOLERANCE:
+        if not wall - TOLERANCE < order.expires <= wall + LONGEST_COMMAND + TOLERANCE:
             return "expired", "the command is too old or from the future; compare the clocks and send it again"
         if order.counter > (wall + TOLERANCE) * 1000:
             return (
                 COUNTER_AHEAD,
                 "the order's number is from the future; set the clock where it was given, and send it again",
             )
-        known = ORDERS.get(order.command)
+        known = COMMANDS.get(order.command)
         if known is None or not known.at_sites:
             return "unknown_command", f"a worker knows no command {order.command}; its software may be older"
         try:
@@ -138,7 +138,7 @@ class Orders:
         values: dict[str, Any] = {}
         if reason == "ok":
             try:
-                if seen.command in RUN_ORDERS:
+                if seen.command in RUN_COMMANDS:
                     self._tell(self._runs.prepare(seen))
                     return
                 text, values = self._carry_out(seen)

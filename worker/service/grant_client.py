@@ -24,7 +24,7 @@ _WAIT_S = 30.0
 _HELLO = Request(puts=(), gets=())
 
 
-class Grants:
+class GrantClient:
     """One site's requests on their way; safe from any thread."""
 
     def __init__(

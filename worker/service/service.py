@@ -34,7 +34,6 @@ from protocol.messages import Kind
 from protocol.registry import Registry
 from worker.domain import effects, events, writes
 from worker.domain.effects import (
-    Answer,
     ForgetAnswer,
     ForgetCode,
     ForgetOwn,
@@ -43,28 +42,29 @@ from worker.domain.effects import (
     Leave,
     LookAtClock,
     Obey,
+    SendReply,
 )
-from worker.domain.events import ClockSeen, HubAnswered, LeftOut, RunAnswered
+from worker.domain.events import ClockSeen, HubAnswered, RunAnswered, SiteLeftOut
 from worker.domain.state import Leaving
 from worker.intake import NotForUs, Reader, read_registry
-from worker.journal.approvals import Answers
+from worker.journal.approvals import Approvals
 from worker.journal.journal import Journal
 from worker.journal.lock import hold
-from worker.pipeline.code_loader import Deployed
+from worker.pipeline.code_loader import CodeLoader
 from worker.pipeline.fetcher import Fetcher
 from worker.pipeline.training import Job, Training
 from worker.pipeline.uploader import Throttle, Uploader
-from worker.rules.membership import Standing
+from worker.rules.membership import Membership
 from worker.rules.worker import WorkerRules
-from worker.service.code_deployer import Deploying
-from worker.service.command_handler import Orders
-from worker.service.grant_client import Grants
+from worker.service.code_deployer import CodeDeployer
+from worker.service.command_handler import CommandHandler
+from worker.service.grant_client import GrantClient
 from worker.service.settings import WorkerSettings
-from worker.service.status import Observer, Signs, WorkerEvent
-from worker.storage.code_store import Codes
-from worker.storage.incidents import Cases
+from worker.service.status import Observer, StatusReporter, WorkerEvent
+from worker.storage.code_store import CodeStore
+from worker.storage.incidents import Incidents
 from worker.storage.kept_versions import KeptVersions
-from worker.storage.local_tensors import OwnTensors
+from worker.storage.local_tensors import LocalTensors
 from worker.storage.spool import Spool
 
 CASES, ANSWERS, MODELS = "cases", "approvals", "models"
@@ -110,7 +110,9 @@ class WorkerService:
         self._state = state
         self._transport = transport
         self._log = structlog.get_logger("worker").bind(site=self.site)
-        self._signs = Signs(self.site, on_event, transport, self._reading, self._log, settings.certificate_days)
+        self._signs = StatusReporter(
+            self.site, on_event, transport, self._reading, self._log, settings.certificate_days
+        )
         self._dice = dice or random.Random()
         self._lock_file = hold(state)
         try:
@@ -144,7 +146,7 @@ class WorkerService:
         snapshot = self.journal.load()
         self._spool = Spool(self._state / "spool", settings.spool_quota)
         swept = self._spool.sweep([name for update in snapshot.updates for name in update.chunks])
-        self._codes = Codes(self._state / "code")
+        self._codes = CodeStore(self._state / "code")
         swept += self._codes.sweep(each.code for each in snapshot.deployments.values())
         self._log.info("worker.opened", updates=len(snapshot.updates), leftovers=swept, registry=registry.version)
         return WorkerRules(
@@ -155,7 +157,7 @@ class WorkerService:
             dice=self._dice,
             policy=settings.policy,
             own_trainer=settings.trainer is not None,
-            standing=Standing(settings.identity.public, registry),
+            standing=Membership(settings.identity.public, registry),
         )
 
     def _build_lanes(self, store: BlobStore) -> None:
@@ -164,13 +166,13 @@ class WorkerService:
         kbit = settings.policy.bandwidth_kbit
         throttle = Throttle(None if kbit is None else kbit * 125.0)
         self._uploader = Uploader(store, self._spool, self.site, self._reading, tell, self._log, throttle)
-        self._answers = Answers(self._state / ANSWERS)
+        self._answers = Approvals(self._state / ANSWERS)
         self._training = Training(
             trainer=settings.trainer,
-            deployed=Deployed(self._codes, self._reading, settings.policy, settings.options),
+            deployed=CodeLoader(self._codes, self._reading, settings.policy, settings.options),
             filters=settings.filters,
             exclude=settings.exclude,
-            own=OwnTensors(self._state / "own", settings.identity, settings.federation),
+            own=LocalTensors(self._state / "own", settings.identity, settings.federation),
             seed=settings.seed,
             store=store,
             spool=self._spool,
@@ -178,13 +180,13 @@ class WorkerService:
             tell=tell,
             progress=self._signs.progress,
             log=self._log,
-            cases=Cases(self._state / CASES),
+            cases=Incidents(self._state / CASES),
             kept=KeptVersions(self._state / MODELS),
             policy=settings.policy,
         )
-        self.grants = Grants(self.site, self._reading, self._transport, self._log, accepted=self._accepted)
-        runs = self._runs = Deploying(self._codes, store, self._reading, settings.policy, self._log)
-        self._orders = Orders(
+        self.grants = GrantClient(self.site, self._reading, self._transport, self._log, accepted=self._accepted)
+        runs = self._runs = CodeDeployer(self._codes, store, self._reading, settings.policy, self._log)
+        self._orders = CommandHandler(
             self.site, self._reading, settings.policy, settings.looking, runs, tell, self._log, checks=settings.checks
         )
         self._obey = Lane[Callable[[], None]](f"{self.site} obey", lambda work: work())
@@ -319,7 +321,7 @@ class WorkerService:
                 return
             event = events.HeadWanted(connected=False)
             if isinstance(error, NotForUs):
-                event = LeftOut(run=error.run, version=error.version)
+                event = SiteLeftOut(run=error.run, version=error.version)
         if event is not None:
             self._actor.mailbox.put(event)
 
@@ -366,7 +368,7 @@ class WorkerService:
                 self._answers.noted(run)
             case Obey(command=command):
                 self._obey.put(lambda: self._orders.obey(command))
-            case Answer(command=command, reason=reason, text=text, values=values):
+            case SendReply(command=command, reason=reason, text=text, values=values):
                 self._obey.put(lambda: self._orders.answer(command, reason, text, dict(values)))
             case ForgetCode(code=code):
                 self._obey.put(lambda: self._runs.forget(code))
@@ -378,7 +380,7 @@ class WorkerService:
             case Leave(leaving=leaving):
                 self.leaving = leaving
                 threading.Thread(target=self.stop, name=f"{self.site} leave", daemon=True).start()
-            case effects.Report():
+            case effects.ReportStatus():
                 self._report(effect)
             case Judged(why=why):
                 self.health.revoked(bool(why))
@@ -426,7 +428,7 @@ class WorkerService:
 
     # ---- signs of life
 
-    def _report(self, report: effects.Report) -> None:
+    def _report(self, report: effects.ReportStatus) -> None:
         self._signs.report(report)
         self.health.stuck(self._signs.stuck)
         if report.publish:

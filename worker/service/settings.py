@@ -12,7 +12,7 @@ from worker.api.filters import FilterChain
 from worker.api.trainer import Trainer
 from worker.pipeline.code_loader import Options, no_options
 from worker.policy import OPEN, SitePolicy
-from worker.service.command_handler import Blind, Checks, Looking, no_checks
+from worker.service.command_handler import Checks, Inspection, NoInspection, no_checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class WorkerSettings:
     """What the hospital allows."""
     options: Options = no_options
     """What the site gives the trainers of deployed code, by run."""
-    looking: Looking = field(default_factory=Blind)
+    looking: Inspection = field(default_factory=NoInspection)
     """Who answers operators' questions about this machine."""
     certificate_days: Callable[[], float | None] = lambda: None
     """Days until the site's certificate for the broker ends."""

@@ -15,7 +15,7 @@ from protocol import topology
 from protocol.envelope import NO_RUN, seal
 from protocol.errors import FledgeError
 from protocol.messages import CERTIFICATE_DAYS, Event, Kind
-from worker.domain.effects import Report
+from worker.domain.effects import ReportStatus
 from worker.domain.state import LEFT, NO_TRAINER, NOT_DEPLOYED
 from worker.intake import Reader
 
@@ -50,7 +50,7 @@ _LACKING = {
 """What a run that waits is waiting for, by the word that is shown for it."""
 
 
-class Signs:
+class StatusReporter:
     """The last thing shown, and the ways it goes; called from the worker's threads."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Signs:
         self.stuck = ""
         """What keeps this site from training though it is healthy, in one sentence; empty: nothing."""
 
-    def report(self, report: Report) -> None:
+    def report(self, report: ReportStatus) -> None:
         """Show and tell what the rules report."""
         shown = self._shown
         if (report.state, report.run, report.version) != (shown.state, shown.run, shown.version):

@@ -35,7 +35,7 @@ class CaseFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class DataSummary:
     """How a data set is summed up: `suppressed` for whoever it is none of their business."""
 
     task: Task

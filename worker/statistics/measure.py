@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.errors import ConfigError
-from worker.data.datalist import LIMIT, Datalist, Entry, Task, parse
+from worker.data.datalist import LIMIT, Datalist, DatalistEntry, Task, parse
 from worker.data.discovery import kind_of
 from worker.data.sources import shown
 from worker.data.volumes import Volume, check_classes, check_values, read_volume
@@ -72,7 +72,7 @@ def measure(datalist: Datalist, folder: Path, progress: Callable[[int, int], Non
     progress(total, total)
 
 
-def _measured(entry: Entry, folder: Path, labels: Mapping[int, str]) -> CaseFigures:
+def _measured(entry: DatalistEntry, folder: Path, labels: Mapping[int, str]) -> CaseFigures:
     image = _read(folder, entry.image)
     check_values(entry.image, image.values)
     if isinstance(entry.label, str):

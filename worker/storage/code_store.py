@@ -30,7 +30,7 @@ class CodeLost(StateError):
     """The site no longer holds this code as it was deployed."""
 
 
-class Codes:
+class CodeStore:
     """A directory of code by digest, readable by its owner only; made when there is something to keep. Thread-safe."""
 
     def __init__(self, directory: Path) -> None:

@@ -24,14 +24,14 @@ _NUMBER = re.compile(f"[{_ALPHABET}]{{{_LENGTH}}}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class Incident:
     """A case in a list: its number, and its first line, which says when and what."""
 
     number: str
     title: str
 
 
-class Cases:
+class Incidents:
     """A directory of at most 100 cases of at most 64 KiB each, readable by its owner only; the oldest go first."""
 
     def __init__(self, directory: Path) -> None:
@@ -60,12 +60,12 @@ class Cases:
         self._last = (digest, number)
         return number
 
-    def all(self) -> list[Case]:
+    def all(self) -> list[Incident]:
         """Every case, the newest first."""
         found = []
         for path in reversed(self._by_age()):
             with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
-                found.append(Case(number=path.stem, title=file.readline(1024).strip()))
+                found.append(Incident(number=path.stem, title=file.readline(1024).strip()))
         return found
 
     def text(self, number: str) -> str:

@@ -31,7 +31,7 @@ _UNSENT = bytes(16)
 _LENGTH = 4
 
 
-class OwnTensors:
+class LocalTensors:
     """The site's own values, by run. One training at a time; memory holds none of them between calls."""
 
     def __init__(self, directory: Path, identity: Identity, federation: str) -> None:

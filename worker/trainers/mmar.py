@@ -15,22 +15,22 @@ from typing import Any
 
 from protocol.errors import ConfigError
 from worker.mmar.convert import Conversion, convert, write
-from worker.mmar.entries import Role
+from worker.mmar.entries import ComponentRole
 from worker.mmar.read import TRAIN, read_mmar
 from worker.trainers.monai_bundle import BundleTrainer, bundle_trainer
 
 _MODULES = {
-    Role.TRANSFORM: ("monai.transforms",),
-    Role.LOSS: ("monai.losses", "torch.nn"),
-    Role.NETWORK: ("monai.networks.nets",),
-    Role.OPTIMIZER: ("monai.optimizers", "torch.optim"),
-    Role.SCHEDULE: ("torch.optim.lr_scheduler", "monai.optimizers"),
-    Role.DATASET: ("monai.data",),
-    Role.LOADER: ("monai.data",),
-    Role.INFERER: ("monai.inferers",),
-    Role.METRIC: ("monai.handlers", "ignite.metrics"),
-    Role.HANDLER: ("monai.handlers",),
-    Role.ENGINE: ("monai.engines",),
+    ComponentRole.TRANSFORM: ("monai.transforms",),
+    ComponentRole.LOSS: ("monai.losses", "torch.nn"),
+    ComponentRole.NETWORK: ("monai.networks.nets",),
+    ComponentRole.OPTIMIZER: ("monai.optimizers", "torch.optim"),
+    ComponentRole.SCHEDULE: ("torch.optim.lr_scheduler", "monai.optimizers"),
+    ComponentRole.DATASET: ("monai.data",),
+    ComponentRole.LOADER: ("monai.data",),
+    ComponentRole.INFERER: ("monai.inferers",),
+    ComponentRole.METRIC: ("monai.handlers", "ignite.metrics"),
+    ComponentRole.HANDLER: ("monai.handlers",),
+    ComponentRole.ENGINE: ("monai.engines",),
 }
 """Where the classes of a role are, the first place first."""
 _BARE = "monai."
@@ -40,14 +40,14 @@ _NEAREST = 3
 class Installed:
     """What the MONAI and torch installed here have: the catalogue of names for a translation."""
 
-    def find(self, role: Role, name: str) -> str | None:
+    def find(self, role: ComponentRole, name: str) -> str | None:
         for module in _MODULES.get(role, ()):
             found = _public(module).get(name)
-            if inspect.isclass(found) or (role is Role.NETWORK and inspect.isfunction(found)):
-                return name if module.startswith(_BARE) and role is not Role.SCHEDULE else f"{module}.{name}"
+            if inspect.isclass(found) or (role is ComponentRole.NETWORK and inspect.isfunction(found)):
+                return name if module.startswith(_BARE) and role is not ComponentRole.SCHEDULE else f"{module}.{name}"
         return None
 
-    def nearest(self, role: Role, name: str) -> Sequence[str]:
+    def nearest(self, role: ComponentRole, name: str) -> Sequence[str]:
         names = [each for module in _MODULES.get(role, ()) for each in _public(module) if each[0].isupper()]
         return difflib.get_close_matches(name, sorted(set(names)), _NEAREST)
 

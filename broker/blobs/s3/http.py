@@ -36,7 +36,7 @@ _CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """What the server said to a request: the HTTP status and the code word of an S3 error, empty if there was none."""
 
     status: int
@@ -73,9 +73,9 @@ class BoundedPool(PoolManager):
             del self._calls.deadline
 
     @property
-    def answer(self) -> Answer | None:
+    def answer(self) -> HttpAnswer | None:
         """What the server said last to this thread; None if the request got no answer."""
-        answer: Answer | None = getattr(self._calls, "answer", None)
+        answer: HttpAnswer | None = getattr(self._calls, "answer", None)
         return answer
 
     def check_deadline(self) -> float:
@@ -97,7 +97,7 @@ class BoundedPool(PoolManager):
         kw["timeout"] = Timeout(connect=min(self._connect_s, left), read=min(SILENCE_S, left))
         response = super().urlopen(method, url, redirect=False, preload_content=False, **kw)
         if response.status == 200 and not preload_content:
-            self._calls.answer = Answer(response.status)
+            self._calls.answer = HttpAnswer(response.status)
             return response
         data = b"" if method == "HEAD" else self.read(response, _MAX_ANSWER)
         response.release_conn()
@@ -105,7 +105,7 @@ class BoundedPool(PoolManager):
             response.close()
             raise ProtocolError(f"the answer is longer than {_MAX_ANSWER} bytes")
         code = _CODE.search(data) if response.status >= 300 else None
-        self._calls.answer = Answer(response.status, code[1].decode() if code else "")
+        self._calls.answer = HttpAnswer(response.status, code[1].decode() if code else "")
         return HTTPResponse(
             io.BytesIO(data),
             headers=response.headers,

@@ -12,7 +12,7 @@ from typing import TypeVar
 import structlog
 from urllib3.exceptions import HTTPError, SSLError
 
-from broker.blobs.s3.http import Answer, BoundedPool
+from broker.blobs.s3.http import BoundedPool, HttpAnswer
 from broker.blobs.s3.url import S3Url
 from broker.net.backoff import full_jitter
 from broker.net.proxy import Proxy, proxy_for
@@ -94,12 +94,12 @@ class Patience:
         said = f"{answer.status} {answer.code}".strip()
         if answer.status == 404:
             raise Missing(f"{what} at {self._where}: no such object ({said})") from None
-        if answer.status in (401, 403) or answer == Answer(400, "AccessDenied"):
+        if answer.status in (401, 403) or answer == HttpAnswer(400, "AccessDenied"):
             raise Forbidden(
                 f"{what} at {self._where}: the store refused this identity ({said});"
                 " check access key, secret, this machine's clock and what the identity may do"
             ) from None
-        if answer.status in _LASTING and answer != Answer(400, "RequestTimeout"):
+        if answer.status in _LASTING and answer != HttpAnswer(400, "RequestTimeout"):
             raise StoreError(f"{what} at {self._where}: the store will not do this ({said})") from None
         return f"answer {said}" if answer.status >= 300 else f"{type(error).__name__}: {error}"
 

@@ -40,7 +40,7 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class ProbeReply:
     """What the broker said: the AMQP reply code (200: it was done; 0: no answer) and its words."""
 
     code: int
@@ -193,7 +193,7 @@ class Probe:
         """Whether the connection stands."""
         return self._up.is_set()
 
-    def attempt(self, operation: Operation) -> Reply:
+    def attempt(self, operation: Operation) -> ProbeReply:
         """Try it and return what the broker says; a connection that an earlier attempt cost is made again first.
 
         Raises:
@@ -201,29 +201,29 @@ class Probe:
         """
         if not self._up.wait(_PATIENCE_S):
             raise TransportError(f"cannot {operation.what}: {self._link.trouble or 'the connection is gone'}")
-        answer: Future[Reply] = Future()
+        answer: Future[ProbeReply] = Future()
         self._link.call(lambda: self._ask(operation, answer))
         try:
             return answer.result(_PATIENCE_S)
         except TimeoutError:
-            return Reply(code=0, text="no answer")
+            return ProbeReply(code=0, text="no answer")
 
     def close(self) -> None:
         """Disconnect."""
         self._link.close()
 
-    def _ask(self, operation: Operation, answer: Future[Reply]) -> None:
+    def _ask(self, operation: Operation, answer: Future[ProbeReply]) -> None:
         if not self._link.up:
-            answer.set_result(Reply(code=0, text="the connection was lost"))
+            answer.set_result(ProbeReply(code=0, text="the connection was lost"))
             return
 
-        def settle(reply: Reply) -> None:
+        def settle(reply: ProbeReply) -> None:
             if not answer.done():
                 answer.set_result(reply)
 
         def opened(channel: Channel) -> None:
             def done(*_: Any) -> None:
-                settle(Reply(code=DONE))
+                settle(ProbeReply(code=DONE))
                 if channel.is_open:
                     channel.close()  # gives back what was read
 
@@ -231,7 +231,7 @@ class Probe:
 
         def closed(_: Channel, reason: BaseException) -> None:
             code = int(getattr(reason, "reply_code", 0))
-            settle(Reply(code=code, text=str(getattr(reason, "reply_text", reason))))
+            settle(ProbeReply(code=code, text=str(getattr(reason, "reply_text", reason))))
 
         self._link.connection.channel(on_open_callback=opened).add_on_close_callback(closed)
 

@@ -12,7 +12,7 @@ from fledge.ctl.options import Follow, OneRun, command, complete_site, group, se
 from fledge.ctl.session import Session
 
 if TYPE_CHECKING:
-    from fledge.operator.console import Said
+    from fledge.operator.console import Answer
 
 app = group("Updates of sites.")
 NOTHING = "no site has measured a version yet; sites measure only where run.toml says `evaluate = true`"
@@ -46,7 +46,7 @@ def metrics(context: typer.Context, run: OneRun = None, follow: Follow = False) 
     return session.told([_explained(answer) for answer in session.ask("metrics", {"run": run})])
 
 
-def _explained(answer: Said) -> Said:
+def _explained(answer: Answer) -> Answer:
     """An answer that holds nothing says why."""
     empty = answer.ok and not answer.text and not render.parts(answer.values).rows()
     return replace(answer, text=NOTHING, values={}) if empty else answer
@@ -65,7 +65,7 @@ def _follow(session: Session, arguments: dict[str, Any]) -> int:
     return render.OK
 
 
-def unseen(answer: Said, seen: set[tuple[Any, ...]]) -> Said:
+def unseen(answer: Answer, seen: set[tuple[Any, ...]]) -> Answer:
     """The answer with only the rows of its table that are not in `seen`, which learns them."""
     columns = render.parts(answer.values).columns
     rows = [row for row in zip(*columns.values(), strict=True) if row not in seen]

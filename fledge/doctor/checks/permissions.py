@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from broker.transport.rabbitmq import probe
-from broker.transport.rabbitmq.probe import FAILED, REFUSED, Operation, Probe, Reply
+from broker.transport.rabbitmq.probe import FAILED, REFUSED, Operation, Probe, ProbeReply
 from protocol import topology as names
 from protocol.errors import ConfigError
 from protocol.keys import Role
@@ -28,7 +28,7 @@ class Try:
     guard: Operation | None = None
     """Needs the same right and does no harm; unless this is refused the operation itself is not tried."""
 
-    def on(self, connection: Probe) -> Reply:
+    def on(self, connection: Probe) -> ProbeReply:
         """Try it and return the answer that counts."""
         if self.guard is not None:
             first = connection.attempt(self.guard)
@@ -52,7 +52,7 @@ def own(role: Role, name: str, topology: Topology) -> Own:
         writes: tuple[str, ...] = (names.up_exchange(name), names.event_exchange(name))
         return Own(name=name, writes=writes, reads=(names.down_queue(name), names.inbox_queue(name)))
     if role == Role.OPERATOR:
-        return Own(name=name, writes=(names.ORDERS,), reads=(names.inbox_queue(name),))
+        return Own(name=name, writes=(names.COMMANDS,), reads=(names.inbox_queue(name),))
     if role != Role.AGGREGATOR:
         raise ConfigError(f"{name} has the role {role.value}, which has no business at the broker")
     centre = (names.inbox_queue(names.AGGREGATOR), names.DEAD_LETTERS)

@@ -31,7 +31,7 @@ _REFUSALS = frozenset({400, 401, 403, 405, 409, 501})
 _LONG_AGO_S = 7200
 
 
-class Outcome(StrEnum):
+class AttackOutcome(StrEnum):
     """What became of an attempt."""
 
     REFUSED = "refused"
@@ -44,7 +44,7 @@ class Attack:
     """Something that was tried."""
 
     what: str
-    outcome: Outcome
+    outcome: AttackOutcome
     detail: str = ""
 
 
@@ -65,7 +65,7 @@ def with_credentials(store: S3Blobs, site: str, other: str, federation: str) -> 
     for key in (update_chunk(other, _NAME), model_chunk(_NAME), record_key(_NAME), state_chunk(_NAME)):
         attack = _called(f"put {key.rpartition('/')[0]}/…", partial(store.put, key, _BODY))
         yield attack
-        if attack.outcome == Outcome.WORKED:
+        if attack.outcome == AttackOutcome.WORKED:
             with suppress(FledgeError):
                 store.delete(key)
     yield _called("overwrite a head", partial(store.put_head, strange, _BODY))
@@ -135,31 +135,31 @@ def _sent(
             answer = pool.urlopen(method, url, body=body, headers={**length, **(headers or {})})
             copied = b"CopyObjectResult" in answer.data if copy else True
     except (HTTPError, OSError) as error:
-        return Attack(what=what, outcome=Outcome.UNCLEAR, detail=type(error).__name__)
+        return Attack(what=what, outcome=AttackOutcome.UNCLEAR, detail=type(error).__name__)
     return Attack(what=what, outcome=_judge(answer.status, copied), detail=str(answer.status))
 
 
-def _judge(status: int, copied: bool) -> Outcome:
+def _judge(status: int, copied: bool) -> AttackOutcome:
     """Whoever is told that there is no such object was allowed to ask; an ignored copy header is no copy."""
     if status in _REFUSALS:
-        return Outcome.REFUSED
+        return AttackOutcome.REFUSED
     if status == 404:
-        return Outcome.WORKED
+        return AttackOutcome.WORKED
     if 200 <= status < 300:
-        return Outcome.WORKED if copied else Outcome.REFUSED
-    return Outcome.UNCLEAR
+        return AttackOutcome.WORKED if copied else AttackOutcome.REFUSED
+    return AttackOutcome.UNCLEAR
 
 
 def _called(what: str, action: Callable[[], object]) -> Attack:
     try:
         action()
     except Forbidden:
-        return Attack(what=what, outcome=Outcome.REFUSED)
+        return Attack(what=what, outcome=AttackOutcome.REFUSED)
     except (Missing, Corrupt):
-        return Attack(what=what, outcome=Outcome.WORKED)
+        return Attack(what=what, outcome=AttackOutcome.WORKED)
     except FledgeError as error:
-        return Attack(what=what, outcome=Outcome.UNCLEAR, detail=type(error).__name__)
-    return Attack(what=what, outcome=Outcome.WORKED)
+        return Attack(what=what, outcome=AttackOutcome.UNCLEAR, detail=type(error).__name__)
+    return Attack(what=what, outcome=AttackOutcome.WORKED)
 
 
 def _first(store: S3Blobs, prefix: str) -> object:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from aggregator.operators.admin_access import Doors
+from aggregator.operators.admin_access import AdminAccess
 from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
-from fledge.operator.console import Console, Said
+from fledge.operator.console import Answer, Console
 from protocol import topology
 from protocol.envelope import body, seal, typed_body, unlock, verify
 from protocol.errors import TransportError
@@ -34,7 +34,7 @@ class Hub(Bench):
         super().__init__(state)
         self.cut: list[str] = []
         self.handlers: dict[str, Callable[[bytes], None]] = {}
-        self.doors = Doors(cut_off=self.cut.append, depths=lambda: [("in.site-0", 3, 1)])
+        self.doors = AdminAccess(cut_off=self.cut.append, depths=lambda: [("in.site-0", 3, 1)])
 
     def console(self, identity: Identity | None = None, registry: Registry | None = None) -> Console:
         return Console(
@@ -78,7 +78,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         service.stop()
 
 
-def one(said: list[Said]) -> Said:
+def one(said: list[Answer]) -> Answer:
     [only] = said
     return only
 
@@ -210,10 +210,10 @@ def test_a_replayed_order_an_expired_one_and_a_forged_one_change_nothing_and_are
     pause = order(hub.federation.operator, 1, now + 60)
     forger = Identity.generate("operator", Role.OPERATOR)
     for raw in (pause, order(hub.federation.operator, 2, now - 60), order(forger, 3, now + 60)):
-        hub.transport.publish(topology.ORDERS, "", raw).result(10)
+        hub.transport.publish(topology.COMMANDS, "", raw).result(10)
     console = hub.console()
     assert one(console.ask("run.resume", {})).ok
-    hub.transport.publish(topology.ORDERS, "", pause).result(10)
+    hub.transport.publish(topology.COMMANDS, "", pause).result(10)
     log = one(console.ask("audit.log", {})).values
     assert hub.services[0].rules.runs[RUN].state == RunState.RUNNING
     said = " ".join(log["entry"])
@@ -241,7 +241,7 @@ def test_a_revoked_site_is_cut_off_at_the_broker_and_its_next_update_is_refused(
 def test_the_answer_to_a_revocation_says_what_is_left_to_do_where_the_hub_cannot_reach_the_broker(hub: Hub) -> None:
     console = hub.console()
     assert "store stays" in one(console.ask("site.revoke", {"site": "site-1"})).text
-    hub.services[-1]._desk._doors = Doors()
+    hub.services[-1]._desk._doors = AdminAccess()
     said = one(console.ask("site.revoke", {"site": "site-2"}))
     assert said.ok
     assert "delete the site's user there by hand" in said.text

@@ -26,7 +26,7 @@ def noted(desk: Desk) -> list[dict[str, Any]]:
 
 
 def answer(desk: Desk) -> str:
-    return desk.only(effects.Tell).reason
+    return desk.only(effects.AnswerCommand).reason
 
 
 def test_an_order_to_the_run_is_carried_out_noted_and_answered() -> None:
@@ -58,7 +58,7 @@ def test_a_refused_order_changes_nothing_and_says_why(sent: events.CommandArrive
     desk.turn(sent)
     assert (answer(desk), desk.state_of_run.state) == (why, state)
     assert noted(desk)[0]["reason"] == why
-    assert desk.only(effects.Tell).text == (sent.text if why == sent.objection else TEXTS.get(why, ""))
+    assert desk.only(effects.AnswerCommand).text == (sent.text if why == sent.objection else TEXTS.get(why, ""))
 
 
 def test_a_counter_counts_once_also_after_a_refusal_and_a_restart() -> None:
@@ -66,7 +66,7 @@ def test_a_counter_counts_once_also_after_a_refusal_and_a_restart() -> None:
     desk.turn(order("fly", 7))
     desk.start()
     desk.turn(order("run.pause", 7))
-    assert (answer(desk), desk.only(effects.Tell).counter) == ("replayed", 7)
+    assert (answer(desk), desk.only(effects.AnswerCommand).counter) == ("replayed", 7)
     assert noted(desk)[0]["reason"] == "replayed"
     desk.turn(order("run.pause", 8))
     assert answer(desk) == "ok"
@@ -77,7 +77,7 @@ def test_an_order_for_sites_is_handed_to_each_as_it_was_signed() -> None:
     desk.turn(order("site.drain", targets=("alpha", "beta"), raw=b"signed"))
     sent = [(w.key, w.body) for w in desk.writes if isinstance(w, writes.SendRaw)]
     assert sent == [("alpha", b"signed"), ("beta", b"signed")]
-    assert set(desk.only(effects.Tell).seen) == {"alpha", "beta"}
+    assert set(desk.only(effects.AnswerCommand).seen) == {"alpha", "beta"}
 
 
 REPLY = events.ReplyArrived(
@@ -118,7 +118,7 @@ def test_a_stolen_keys_counter_does_not_lock_its_successor_out() -> None:
 def test_a_number_from_the_future_is_refused_and_not_counted() -> None:
     desk = Desk()
     desk.turn(order("run.pause", 2**62, objection="counter_ahead", text="set the clock"))
-    assert (answer(desk), desk.only(effects.Tell).text) == ("counter_ahead", "set the clock")
+    assert (answer(desk), desk.only(effects.AnswerCommand).text) == ("counter_ahead", "set the clock")
     desk.turn(order("run.pause", 1))
     assert answer(desk) == "ok"
 
@@ -127,9 +127,9 @@ def test_a_question_is_looked_up_and_a_request_granted_after_the_commit() -> Non
     desk = Desk()
     desk.turn(order("status"))
     assert desk.only(effects.LookUp).command.command == "status"
-    assert desk.some(effects.Tell) == []
+    assert desk.some(effects.AnswerCommand) == []
     asked = events.RequestArrived(delivery="hello", site="alpha", id=b"r" * 16, request=Request(puts=(), gets=()))
-    assert desk.turn(asked) == [effects.Settle(delivery="hello"), effects.Grant(request=asked)]
+    assert desk.turn(asked) == [effects.Settle(delivery="hello"), effects.GrantUrls(request=asked)]
 
 
 # ---- sites
@@ -205,7 +205,9 @@ def test_a_quarantined_sites_updates_are_refused_until_it_is_readmitted() -> Non
 
 def test_what_was_refused_is_kept_for_operators_and_can_be_forgotten() -> None:
     desk = Desk()
-    refused = events.Refused(delivery="d", site="alpha", queue="in.alpha", reason="bad_signature", raw=b"forged")
+    refused = events.DeliveryRefused(
+        delivery="d", site="alpha", queue="in.alpha", reason="bad_signature", raw=b"forged"
+    )
     desk.turn(refused)
     [kept] = [w for w in desk.writes if isinstance(w, writes.KeepLetter)]
     assert (kept.queue, kept.reason, kept.raw) == ("in.alpha", "bad_signature", b"forged")

@@ -9,7 +9,7 @@ import pytest
 from aggregator.domain.state import UpdateRow, UpdateState
 from aggregator.rules.planning import members
 from aggregator.strategy.strategies import strategy
-from aggregator.strategy.weighting import NORMS_KEPT, Standing
+from aggregator.strategy.weighting import NORMS_KEPT, SiteStatistics
 
 FEDBUFF, FEDAVG = strategy("fedbuff"), strategy("fedavg")
 
@@ -35,31 +35,31 @@ def row(order: int, site: str, **changes: Any) -> UpdateRow:
 
 def test_members_keep_the_order_they_are_given_in() -> None:
     rows = [row(2, "beta"), row(1, "alpha"), row(3, "alpha")]
-    assert [member.order for member in members(rows, 0, FEDBUFF, Standing(), ())] == [2, 1, 3]
+    assert [member.order for member in members(rows, 0, FEDBUFF, SiteStatistics(), ())] == [2, 1, 3]
 
 
 def test_staleness_is_the_distance_from_the_current_version() -> None:
-    made = members([row(1, "alpha", base_version=1), row(2, "beta", base_version=4)], 4, FEDBUFF, Standing(), ())
+    made = members([row(1, "alpha", base_version=1), row(2, "beta", base_version=4)], 4, FEDBUFF, SiteStatistics(), ())
     assert [member.staleness for member in made] == [3, 0]
     assert [member.staleness_weight for member in made] == [0.5, 1.0]
 
 
 def test_example_weights_average_one_over_the_sites_that_take_part() -> None:
     rows = [row(1, "alpha", examples=30), row(2, "beta", examples=10)]
-    weights = {member.site: member.example_weight for member in members(rows, 0, FEDBUFF, Standing(), ())}
+    weights = {member.site: member.example_weight for member in members(rows, 0, FEDBUFF, SiteStatistics(), ())}
     assert weights == {"alpha": pytest.approx(1.5), "beta": pytest.approx(0.5)}
 
 
 def test_a_slow_site_counts_for_the_updates_it_has_no_time_to_send() -> None:
     rows = [row(1, "alpha", seconds=1.0), row(2, "beta", seconds=3.0)]
-    weights = {member.site: member.example_weight for member in members(rows, 0, FEDBUFF, Standing(), ())}
+    weights = {member.site: member.example_weight for member in members(rows, 0, FEDBUFF, SiteStatistics(), ())}
     assert weights == {"alpha": pytest.approx(0.5), "beta": pytest.approx(1.5)}
-    synchronous = members(rows, 0, FEDAVG, Standing(), ())
+    synchronous = members(rows, 0, FEDAVG, SiteStatistics(), ())
     assert [member.example_weight for member in synchronous] == [1.0, 1.0]
 
 
 def test_live_sites_heard_of_before_share_the_weights_and_unheard_ones_do_not() -> None:
-    standing = Standing()
+    standing = SiteStatistics()
     standing.observe("gamma", examples=20, seconds=1.0)
     rows = [row(1, "alpha", examples=10)]
     [member] = members(rows, 0, FEDBUFF, standing, ("alpha", "gamma", "unheard"))
@@ -69,21 +69,21 @@ def test_live_sites_heard_of_before_share_the_weights_and_unheard_ones_do_not() 
 
 
 def test_a_norm_far_above_the_median_is_clipped_once_enough_are_known() -> None:
-    standing = Standing(norms=[1.0] * 5)
+    standing = SiteStatistics(norms=[1.0] * 5)
     huge, plain = members([row(1, "alpha", norm=40.0), row(2, "beta", norm=9.0)], 0, FEDBUFF, standing, ())
     assert (huge.clip, plain.clip) == (0.25, 1.0)
-    [first] = members([row(1, "alpha", norm=40.0)], 0, FEDBUFF, Standing(norms=[1.0] * 4), ())
+    [first] = members([row(1, "alpha", norm=40.0)], 0, FEDBUFF, SiteStatistics(norms=[1.0] * 4), ())
     assert first.clip == 1.0
 
 
 def test_the_weight_is_the_product_of_its_three_factors() -> None:
-    standing = Standing(norms=[1.0] * 5)
+    standing = SiteStatistics(norms=[1.0] * 5)
     [member] = members([row(1, "alpha", norm=20.0)], 3, FEDBUFF, standing, ())
     assert member.weight == 0.5 * 1.0 * 0.5
 
 
 def test_planning_changes_nothing_and_gives_the_same_again() -> None:
-    standing = Standing(norms=[1.0, 2.0])
+    standing = SiteStatistics(norms=[1.0, 2.0])
     standing.observe("alpha", examples=10, seconds=1.0)
     rows = [row(1, "alpha", examples=99), row(2, "beta")]
     first = members(rows, 0, FEDBUFF, standing, ("alpha", "beta"))
@@ -92,12 +92,12 @@ def test_planning_changes_nothing_and_gives_the_same_again() -> None:
 
 
 def test_a_members_tensors_that_are_absent_stay_named() -> None:
-    [member] = members([row(1, "alpha", absent=("bias",))], 0, FEDBUFF, Standing(), ())
+    [member] = members([row(1, "alpha", absent=("bias",))], 0, FEDBUFF, SiteStatistics(), ())
     assert member.absent == ("bias",)
 
 
 def test_the_standing_of_merged_versions_is_folded_in_their_order_and_keeps_the_newest_norms() -> None:
-    standing = Standing()
+    standing = SiteStatistics()
     for order in range(1, NORMS_KEPT + 6):
         made = members([row(order, "alpha", norm=float(order), examples=order)], 0, FEDBUFF, standing, ())
         standing.merged(made)
@@ -107,7 +107,7 @@ def test_the_standing_of_merged_versions_is_folded_in_their_order_and_keeps_the_
 
 
 def test_the_default_wait_is_a_minute_or_twice_the_median_training_time() -> None:
-    standing = Standing()
+    standing = SiteStatistics()
     assert standing.max_wait() == 60.0
     for site, seconds in (("alpha", 10.0), ("beta", 50.0), ("gamma", 900.0)):
         standing.observe(site, examples=1, seconds=seconds)

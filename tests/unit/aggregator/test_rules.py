@@ -597,7 +597,7 @@ def test_a_run_that_has_reached_an_end_of_its_settings_is_not_started_again() ->
     desk = Desk(stopping=Stopping(max_versions=1))
     desk.advance()
     desk.command("run.start", 1)
-    assert desk.only(effects.Tell).reason == "run_complete"
+    assert desk.only(effects.AnswerCommand).reason == "run_complete"
     assert desk.state_of_run.state == RunState.STOPPED
 
 
@@ -787,8 +787,8 @@ def test_a_version_planned_before_the_specification_was_issued_again_is_issued_a
     assert desk.only(effects.Reissue) == effects.Reissue(run=RUN, version=1, registry=desk.registry)
 
 
-def refused(site: str = "alpha", raw: bytes = b"not an envelope") -> events.Refused:
-    return events.Refused(delivery="letter", site=site, queue=f"in.{site}", reason="bad_frame", raw=raw)
+def refused(site: str = "alpha", raw: bytes = b"not an envelope") -> events.DeliveryRefused:
+    return events.DeliveryRefused(delivery="letter", site=site, queue=f"in.{site}", reason="bad_frame", raw=raw)
 
 
 def test_what_is_not_a_message_of_the_federation_becomes_a_dead_letter() -> None:

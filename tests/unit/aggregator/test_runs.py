@@ -19,7 +19,7 @@ import pytest
 from aggregator.audit.retention import References
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.transfer import read_blob
-from fledge.operator.console import Said
+from fledge.operator.console import Answer
 from protocol import limits, topology
 from protocol.codec import encode
 from protocol.envelope import Sealer, Verified, body, typed_body, unlock, verify
@@ -81,7 +81,7 @@ def upload(
     return digest
 
 
-def create(hub: Hub, name: str = NEW, **more: Any) -> Said:
+def create(hub: Hub, name: str = NEW, **more: Any) -> Answer:
     return one(hub.console().ask("run.create", {"run": name, "record": upload(hub, name, **more)}))
 
 

@@ -19,7 +19,7 @@ from aggregator.audit.replay import Replay, WhatIf, audit, read_version
 from aggregator.audit.retention import References, collect_garbage
 from aggregator.config import RunConfig
 from aggregator.journal.history import History
-from aggregator.operators.admin_access import Doors
+from aggregator.operators.admin_access import AdminAccess
 from aggregator.pipeline.genesis import Genesis
 from aggregator.pipeline.records import Records
 from aggregator.service.service import AggregatorService
@@ -55,7 +55,7 @@ class Bench:
         self.inbox: dict[str, list[bytes]] = {}
         self.happened: list[str] = []
         self.services: list[AggregatorService] = []
-        self.doors = Doors()
+        self.doors = AdminAccess()
         self.sites = {name: Site(self.federation, name, self.store) for name in self.federation.members}
 
     def start(self, **config: Any) -> AggregatorService:
@@ -110,7 +110,7 @@ class Bench:
             federation=FEDERATION,
             message_id=bytes([counter]) * 16,
         )
-        self.transport.publish(topology.ORDERS, "", raw).result(10)
+        self.transport.publish(topology.COMMANDS, "", raw).result(10)
 
     def wait(self, condition: Callable[[], bool]) -> None:
         with self.arrived:

@@ -131,7 +131,7 @@ def test_two_who_bring_a_run_of_one_name_at_once_get_one() -> None:
     assert len(desk.some(effects.Prepare)) == 2
     new = new_run(rules_of(OTHER), desk.registry.version, RunState.CREATED)
     desk.turn(*(events.Prepared(command=order, made=new) for order in orders))
-    assert [told.reason for told in desk.some(effects.Tell)] == ["ok", "run_exists"]
+    assert [told.reason for told in desk.some(effects.AnswerCommand)] == ["ok", "run_exists"]
     assert [type(write) for write in desk.writes].count(writes.CreateRun) == 1
 
 
@@ -159,7 +159,7 @@ def test_an_operator_has_one_order_at_a_time_that_takes_time() -> None:
     first = named("run.create", OTHER, 1)
     desk.turn(first)
     desk.turn(named("run.create", "third", 2))
-    assert desk.only(effects.Tell).reason == "busy"
+    assert desk.only(effects.AnswerCommand).reason == "busy"
     desk.turn(events.Prepared(command=first, reason="not_possible"))
     desk.turn(named("run.create", "third", 3))
     assert desk.some(effects.Prepare)
@@ -170,7 +170,7 @@ def test_no_more_runs_go_on_than_a_head_tells(monkeypatch: pytest.MonkeyPatch) -
     desk = Desk()
     brought(desk)
     brought(desk, "third", 11)
-    assert desk.only(effects.Tell).reason == "too_many_runs"
+    assert desk.only(effects.AnswerCommand).reason == "too_many_runs"
     assert desk.rules.runs["third"].state == RunState.CREATED
 
 
@@ -183,7 +183,7 @@ def test_no_operator_brings_runs_without_end(monkeypatch: pytest.MonkeyPatch) ->
         if desk.some(effects.Prepare):
             new = replace(new_run(rules_of(f"run-{index}"), 2, RunState.CREATED), operator="olga")
             desk.turn(events.Prepared(command=order, made=new))
-    assert desk.only(effects.Tell).reason == "too_many_runs"
+    assert desk.only(effects.AnswerCommand).reason == "too_many_runs"
     assert list(desk.rules.runs) == [RUN, "run-0", "run-1"]
 
 
@@ -198,7 +198,7 @@ def test_a_run_that_nobody_started_cannot_be_measured_to_its_end() -> None:
         said = Evaluation(examples=10, metrics={"accuracy": 1.0})
         desk.turn(events.EvaluationArrived(delivery="e", site=site, run=OTHER, version=0, evaluation=said))
     desk.turn(named("run.start", OTHER, 2))
-    assert desk.only(effects.Tell).reason == "ok"
+    assert desk.only(effects.AnswerCommand).reason == "ok"
 
 
 def test_measures_beyond_all_reason_break_no_sum() -> None:
@@ -231,7 +231,7 @@ def test_an_order_without_what_it_needs_is_refused(command: str, arguments: dict
             delivery="d", operator="olga", counter=1, command=command, arguments=arguments, id=b"c" * 16
         )
     )
-    assert desk.only(effects.Tell).reason == "bad_argument"
+    assert desk.only(effects.AnswerCommand).reason == "bad_argument"
 
 
 def test_an_order_that_finds_a_defect_is_answered_and_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,10 +240,10 @@ def test_an_order_that_finds_a_defect_is_answered_and_counts_once(monkeypatch: p
     monkeypatch.setattr("aggregator.rules.commands.about_models", lambda event, catalogue: "ok")
     order = named("model.promote", OTHER, 5)
     done = desk.turn(order)
-    assert desk.only(effects.Tell).reason == "defect"
+    assert desk.only(effects.AnswerCommand).reason == "defect"
     assert effects.Settle(delivery="d") in done
     desk.turn(order)
-    assert desk.only(effects.Tell).reason == "replayed"
+    assert desk.only(effects.AnswerCommand).reason == "replayed"
     assert desk.journal.broken_link() is None
 
 

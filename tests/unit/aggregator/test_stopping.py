@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from aggregator.strategy.stopping import Evaluated, Reason, Stopping, reason_to_stop
+from aggregator.strategy.stopping import Reason, Stopping, VersionScore, reason_to_stop
 from protocol.errors import ConfigError
 
 
-def history(*values: float) -> list[Evaluated]:
-    return [Evaluated(version=version, value=value) for version, value in enumerate(values)]
+def history(*values: float) -> list[VersionScore]:
+    return [VersionScore(version=version, value=value) for version, value in enumerate(values)]
 
 
 def reason(rules: Stopping, *values: float, version: int = 3, elapsed: float = 0.0) -> Reason | None:
@@ -50,7 +50,7 @@ def test_patience_looks_at_the_least_where_less_is_better() -> None:
 
 def test_patience_counts_over_versions_nobody_evaluated() -> None:
     rules = Stopping(metric="accuracy", patience=5)
-    gaps = [Evaluated(version=2, value=0.9), Evaluated(version=7, value=0.8)]
+    gaps = [VersionScore(version=2, value=0.9), VersionScore(version=7, value=0.8)]
     assert reason_to_stop(rules, version=7, elapsed=0.0, history=gaps) is Reason.PATIENCE
 
 

@@ -12,9 +12,9 @@ from aggregator.strategy.strategies import (
     FedAsync,
     FedAvg,
     FedBuff,
+    Scalars,
     Scratch,
     Span,
-    Step,
     Strategy,
     ema_decay,
     ema_release,
@@ -28,7 +28,7 @@ def span(*values: float) -> Span:
     return np.array(values, np.float32)
 
 
-def merged(rule: Strategy, old: Span, deltas: list[Span | None], step: Step) -> Span:
+def merged(rule: Strategy, old: Span, deltas: list[Span | None], step: Scalars) -> Span:
     out = np.full_like(old, 7.0)
     state = [np.zeros_like(old) for _ in rule.state]
     rule.merge(old, deltas, step, state, out, [np.empty_like(old) for _ in rule.state], Scratch())
@@ -36,19 +36,19 @@ def merged(rule: Strategy, old: Span, deltas: list[Span | None], step: Step) -> 
 
 
 def test_the_server_adds_deltas() -> None:
-    out = merged(FedBuff(), span(1, 1), [span(2, -4)], Step(weights=(1.0,), divisor=1, rate=1.0))
+    out = merged(FedBuff(), span(1, 1), [span(2, -4)], Scalars(weights=(1.0,), divisor=1, rate=1.0))
     assert out.tolist() == [3, -3]
 
 
 def test_fedbuff_divides_the_weighted_sum_by_the_divisor_not_by_the_weights() -> None:
-    step = Step(weights=(0.5, 0.25), divisor=2, rate=2.0)
+    step = Scalars(weights=(0.5, 0.25), divisor=2, rate=2.0)
     out = merged(FedBuff(), span(0), [span(8), span(16)], step)
     assert out.tolist() == [(0.5 * 8 + 0.25 * 16) / 2 * 2]
 
 
 def test_a_half_filled_buffer_makes_a_smaller_step() -> None:
-    full = merged(FedBuff(), span(0), [span(4), span(4)], Step(weights=(1, 1), divisor=2, rate=1))
-    half = merged(FedBuff(), span(0), [span(4)], Step(weights=(1,), divisor=2, rate=1))
+    full = merged(FedBuff(), span(0), [span(4), span(4)], Scalars(weights=(1, 1), divisor=2, rate=1))
+    half = merged(FedBuff(), span(0), [span(4)], Scalars(weights=(1,), divisor=2, rate=1))
     assert (full.item(), half.item()) == (4, 2)
 
 
@@ -56,12 +56,12 @@ def test_fedavg_with_normalised_weights_is_the_mean_of_the_models() -> None:
     models, examples = [span(1, 2), span(5, 10)], [30, 10]
     base = span(0.5, -0.5)
     weights = tuple(2 * n / 40 for n in examples)
-    out = merged(FedAvg(), base, [m - base for m in models], Step(weights=weights, divisor=2, rate=1.0))
+    out = merged(FedAvg(), base, [m - base for m in models], Scalars(weights=weights, divisor=2, rate=1.0))
     np.testing.assert_allclose(out, 0.75 * models[0] + 0.25 * models[1])
 
 
 def test_a_tensor_some_members_lack_moves_by_those_that_have_it_at_full_weight() -> None:
-    step = Step(weights=(1.0, 3.0), divisor=2, rate=1.0)
+    step = Scalars(weights=(1.0, 3.0), divisor=2, rate=1.0)
     out = merged(FedBuff(), span(0), [span(5), None], step)
     # direction = (1 + 3) / 2 * (1 * 5) / 1
     assert out.item() == 10
@@ -72,7 +72,7 @@ def test_a_tensor_nobody_has_keeps_its_value_and_its_state(name: str) -> None:
     rule, old = strategy(name), span(1, 2, 3)
     out, state = span(0, 0, 0), [span(4, 5, 6) for _ in rule.state]
     out_state = [span(0, 0, 0) for _ in rule.state]
-    rule.merge(old, [None, None], Step(weights=(1, 1), divisor=2, rate=1), state, out, out_state, Scratch())
+    rule.merge(old, [None, None], Scalars(weights=(1, 1), divisor=2, rate=1), state, out, out_state, Scratch())
     assert out.tolist() == [1, 2, 3]
     assert all(stream.tolist() == [4, 5, 6] for stream in out_state)
 
@@ -80,7 +80,7 @@ def test_a_tensor_nobody_has_keeps_its_value_and_its_state(name: str) -> None:
 @pytest.mark.parametrize("weight", [0.0, 5e-324])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_members_without_weight_change_nothing(name: str, weight: float) -> None:
-    out = merged(strategy(name), span(1, 2), [span(9, 9)], Step(weights=(weight,), divisor=1, rate=1.0))
+    out = merged(strategy(name), span(1, 2), [span(9, 9)], Scalars(weights=(weight,), divisor=1, rate=1.0))
     assert out.tolist() == [1, 2]
 
 
@@ -88,7 +88,7 @@ def test_members_without_weight_change_nothing(name: str, weight: float) -> None
 def test_the_result_may_overwrite_its_input(name: str) -> None:
     rule, dice = strategy(name), np.random.default_rng(3)
     old, delta = (dice.standard_normal(100).astype(np.float32) for _ in range(2))
-    step = Step(weights=(0.7,), divisor=1, rate=0.5)
+    step = Scalars(weights=(0.7,), divisor=1, rate=0.5)
     state = [np.full_like(old, 0.01) for _ in rule.state]
     out, out_state = np.empty_like(old), [np.empty_like(old) for _ in rule.state]
     rule.merge(old, [delta], step, state, out, out_state, Scratch(32))
@@ -101,14 +101,14 @@ def test_sums_run_in_float64() -> None:
     """In float32, 1 + 2^-24 + ... would stay 1; the exact sum rounds up."""
     tiny = float(2.0**-24)
     deltas: list[Span | None] = [span(1.0), *[span(tiny)] * 4]
-    out = merged(FedBuff(), span(0), deltas, Step(weights=(1.0,) * 5, divisor=1, rate=1.0))
+    out = merged(FedBuff(), span(0), deltas, Scalars(weights=(1.0,) * 5, divisor=1, rate=1.0))
     assert out.item() == 1.0 + 4 * tiny
 
 
 @pytest.mark.parametrize("name", ["fedbuff", "fedavg"])
 def test_an_overflow_is_an_error_and_not_an_infinite_model(name: str) -> None:
     with pytest.raises(TrainingError, match="do not fit float32"):
-        merged(strategy(name), span(3e38), [span(3e38)], Step(weights=(1.0,), divisor=1, rate=1.0))
+        merged(strategy(name), span(3e38), [span(3e38)], Scalars(weights=(1.0,), divisor=1, rate=1.0))
 
 
 def test_fedadam_follows_the_paper_from_its_start_at_tau_squared() -> None:
@@ -122,7 +122,7 @@ def test_fedadam_follows_the_paper_from_its_start_at_tau_squared() -> None:
         m = 0.9 * m + 0.1 * direction
         v = 0.99 * v + 0.01 * direction**2
         w = w + 0.005 * m / (np.sqrt(v) + 1e-3)
-        rule.merge(ours, [delta], Step(weights=(1.0,), divisor=2, rate=0.005), state, ours, state, Scratch())
+        rule.merge(ours, [delta], Scalars(weights=(1.0,), divisor=2, rate=0.005), state, ours, state, Scratch())
     np.testing.assert_allclose(ours, w, rtol=1e-5, atol=1e-6)
 
 

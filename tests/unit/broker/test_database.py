@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Column, Integer, LargeBinary, MetaData, String, Table, bindparam, func, insert, select, update
 from sqlalchemy.exc import OperationalError
 
-from broker.runtime.database import Prepared, open_database
+from broker.runtime.database import Statement, open_database
 
 METADATA = MetaData()
 THINGS = Table(
@@ -16,13 +16,13 @@ THINGS = Table(
     Column("order", String, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
-ADD = Prepared(insert(THINGS), "order", "body")
-CHANGE = Prepared(
+ADD = Statement(insert(THINGS), "order", "body")
+CHANGE = Statement(
     update(THINGS)
     .where(THINGS.c.id == bindparam("of"))
     .values(order=func.coalesce(func.nullif(bindparam("text"), ""), THINGS.c.order))
 )
-ALL = Prepared(select(THINGS.c.order, THINGS.c.body).order_by(THINGS.c.id))
+ALL = Statement(select(THINGS.c.order, THINGS.c.body).order_by(THINGS.c.id))
 
 
 def test_rows_go_in_and_out_in_order_with_text_and_bytes_as_they_are() -> None:

@@ -7,7 +7,7 @@ import pytest
 from broker.transport.memory import MemoryTransport
 from broker.transport.open import open_transport
 from protocol.errors import TransportError
-from protocol.topology import AGGREGATOR, ORDERS, inbox_queue, topology
+from protocol.topology import AGGREGATOR, COMMANDS, inbox_queue, topology
 
 QUEUE = inbox_queue(AGGREGATOR)
 
@@ -15,7 +15,7 @@ QUEUE = inbox_queue(AGGREGATOR)
 def test_handles_of_one_name_share_a_broker_until_the_last_is_closed() -> None:
     first, second = open_transport("memory:shared"), open_transport("memory://shared")
     first.declare(topology([]))
-    first.publish(ORDERS, "", b"1").result(0)
+    first.publish(COMMANDS, "", b"1").result(0)
     first.close()
     assert second.depth(QUEUE) == 1
     second.close()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from broker.blobs.memory import MemoryBlobs
-from broker.blobs.monitored import WatchedBlobs
+from broker.blobs.monitored import MonitoredBlobs
 from protocol.errors import ConfigError, Missing, StoreError
 
 DATA = b"chunk"
@@ -28,7 +28,7 @@ class Sick(MemoryBlobs):
 
 def test_it_tells_when_failing_begins_and_when_it_ends() -> None:
     inner, told = Sick(), list[float | None]()
-    store = WatchedBlobs(inner)
+    store = MonitoredBlobs(inner)
     store.tell(told.append)
     store.put(KEY, DATA)
     assert told == []
@@ -48,7 +48,7 @@ def test_it_tells_when_failing_begins_and_when_it_ends() -> None:
 
 def test_an_answer_is_an_answer_even_if_it_is_no() -> None:
     inner, told = Sick(), list[float | None]()
-    store = WatchedBlobs(inner)
+    store = MonitoredBlobs(inner)
     inner.sick = True
     with pytest.raises(StoreError):
         store.get(KEY, 10)

@@ -15,7 +15,7 @@ import pytest
 
 from deploy.docker.seaweedfs import identities
 from deploy.servers.gitops import deployment_files, security_settings
-from deploy.servers.members import Members
+from deploy.servers.members import BrokerMembers
 from tests.support.compose import COMPOSE, DOCKER, ROOT, filled, raw, services, stages
 
 SITES = ("site-1", "site-2", "site-3")
@@ -190,7 +190,9 @@ def test_the_store_knows_what_each_identity_may_do() -> None:
     assert known["site-north"]["credentials"] == [{"accessKey": "SITE-NORTH", "secretKey": "s"}]
     assert all(each["policyNames"] == [name] and "actions" not in each for name, each in known.items())
     policies = {each["name"]: json.loads(each["content"]) for each in made["policies"]}
-    written = deployment_files("fl", "clinics", Members(logins=(), sites=("north",), operators=("lead",), gone=()))
+    written = deployment_files(
+        "fl", "clinics", BrokerMembers(logins=(), sites=("north",), operators=("lead",), gone=())
+    )
     assert set(policies) == set(names)
     for name in names[1:]:
         assert policies[name] == json.loads(written[f"s3/{name}.json"])

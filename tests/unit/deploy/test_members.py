@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from deploy.servers.apply import Management
-from deploy.servers.changes import Found, Plan, plan
+from deploy.servers.changes import BrokerState, Plan, plan
 from deploy.servers.gitops import broker_definitions, deployment_files, write_files
-from deploy.servers.members import CENTRE_CONNECTIONS, SITE_CONNECTIONS, Members, members_of
+from deploy.servers.members import CENTRE_CONNECTIONS, SITE_CONNECTIONS, BrokerMembers, members_of
 from deploy.servers.rabbitmq import definitions
 from protocol.errors import ConfigError, TransportError
 from protocol.keys import Identity, Role
@@ -40,7 +40,7 @@ def registry(*sites: str, operators: tuple[str, ...] = ("ada",)) -> Registry:
 MEMBERS = members_of(registry("site-a", "site-ab"))
 
 
-def as_found(members: Members, **other: Any) -> Found:
+def as_found(members: BrokerMembers, **other: Any) -> BrokerState:
     """What a broker holds after a deployment."""
     held = broker_definitions("fl", members)
     known: dict[str, Any] = {
@@ -48,10 +48,10 @@ def as_found(members: Members, **other: Any) -> Found:
         "users": tuple(held["users"]),
         "permissions": tuple(held["permissions"]),
     }
-    return Found(**(known | other))
+    return BrokerState(**(known | other))
 
 
-def todo(found: Found, members: Members = MEMBERS) -> Plan:
+def todo(found: BrokerState, members: BrokerMembers = MEMBERS) -> Plan:
     return plan("fl", members.topology, members, found)
 
 
@@ -106,7 +106,7 @@ def test_a_name_that_could_be_a_pattern_is_refused() -> None:
 
 
 def test_an_empty_broker_gets_everything_and_policies_come_before_queues() -> None:
-    done = todo(Found(vhost=None))
+    done = todo(BrokerState(vhost=None))
     assert words(done)[0] == "make vhost fl"
     assert "make queue inbox.ada" in words(done)
     assert "make user site-a" in words(done)

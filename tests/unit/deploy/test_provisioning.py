@@ -14,7 +14,7 @@ from deploy.keyfiles import read_identity, replace_private
 from deploy.provision import pki, provisioning
 from deploy.provision.kits import read_kit
 from deploy.provision.project import Project, check_project
-from deploy.provision.provisioning import Outcome, provision, reissue, renew, revoke
+from deploy.provision.provisioning import Provisioned, provision, reissue, renew, revoke
 from protocol.errors import ConfigError, Untrusted
 from protocol.keys import Identity, Role
 from protocol.registry import Registry, open_registry
@@ -44,7 +44,7 @@ def registry(folder: Path) -> Registry:
     return open_registry((folder / "registry.bin").read_bytes(), root, "clinics")
 
 
-def names(outcome: Outcome) -> list[str]:
+def names(outcome: Provisioned) -> list[str]:
     return [kit.name for kit in outcome.kits]
 
 

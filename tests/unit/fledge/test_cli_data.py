@@ -25,7 +25,7 @@ from tests.support.dicom import write_series
 from worker.data.dicom import read_series, series
 from worker.data.discovery import find
 from worker.data.volumes import save_nifti
-from worker.inspection.inspector import Looking
+from worker.inspection.inspector import Inspector
 
 HIPPOCAMPUS = Path(__file__).parents[4] / "shared" / "data" / "hippocampus"
 SPLITS = ("training", "validation", "test")
@@ -447,8 +447,8 @@ def test_figures_leave_only_where_the_policy_says_so(dataset: Path, kit: Path) -
     assert stat.S_IMODE(document.stat().st_mode) == 0o600
     log = kit / "state" / "worker.log"
     with pytest.raises(Unauthorized, match="lets no figures"):
-        Looking(kit / "state", log_file=log, environment={}).answer("stats", {})
-    looking = Looking(kit / "state", log_file=log, environment={}, statistics=True)
+        Inspector(kit / "state", log_file=log, environment={}).answer("stats", {})
+    looking = Inspector(kit / "state", log_file=log, environment={}, statistics=True)
     _, values = looking.answer("stats", {})
     assert (
         dict(zip(values["figure"], values["value"], strict=True))
@@ -482,14 +482,14 @@ def test_a_worker_answers_by_the_policy_it_was_started_with(
     (site / "state").mkdir(exist_ok=True)
     said("stats", dataset, "--share", "--kit", site)
     (site / "policy.toml").write_text(f"statistics = {str(allowed).lower()}\n")
-    opened: list[Looking] = []
+    opened: list[Inspector] = []
 
-    class Seen(Looking):
+    class Seen(Inspector):
         def __init__(self, *args: Any, **given: Any) -> None:
             super().__init__(*args, **given)
             opened.append(self)
 
-    monkeypatch.setattr("fledge.bootstrap.Looking", Seen)
+    monkeypatch.setattr("fledge.bootstrap.Inspector", Seen)
     with open_worker(site / "worker.toml"):
         if allowed:
             assert 24 in opened[0].answer("stats", {})[1]["value"]

@@ -15,9 +15,9 @@ from protocol.messages import RunState
 from worker.domain import writes
 from worker.domain.state import RunRow
 from worker.domain.writes import NoteAnswer
-from worker.journal.approvals import Answers
+from worker.journal.approvals import Approvals
 from worker.journal.journal import Journal
-from worker.storage.incidents import Cases
+from worker.storage.incidents import Incidents
 
 TOML = """\
 federation = "heart"
@@ -56,7 +56,7 @@ def said(config: Path, *arguments: str) -> str:
 
 
 def test_runs_wait_until_they_are_approved_or_refused(config: Path) -> None:
-    answers = Answers(config.parent / "state" / "approvals")
+    answers = Approvals(config.parent / "state" / "approvals")
     assert "liver: version 3" in said(config, "waiting")
     assert "liver: version 3" in CliRunner().invoke(site, ["waiting", "--kit", str(config.parent)]).output
     assert json.loads(said(config, "waiting", "--json")) == [{"run": "liver", "version": 3}]
@@ -82,7 +82,7 @@ def test_a_site_that_does_not_ask_has_nothing_waiting(config: Path) -> None:
 
 def test_cases_are_listed_and_shown(config: Path) -> None:
     assert "no case" in said(config, "cases")
-    number = Cases(config.parent / "state" / "cases").keep("training failed", "scan of Mueller")
+    number = Incidents(config.parent / "state" / "cases").keep("training failed", "scan of Mueller")
     assert f"{number}  " in said(config, "cases")
     assert json.loads(said(config, "cases", "--json"))[0]["case"] == number
     assert "scan of Mueller" in said(config, "case", number)

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from fledge.cli import main
 from fledge.cli.app import ctl as app
 from fledge.ctl import session as sessions
-from fledge.operator.console import Said
-from protocol.commands import ORDERS
+from fledge.operator.console import Answer
+from protocol.commands import COMMANDS
 from protocol.errors import FledgeError
 from protocol.limits import BODY
 from tests.support.operator_hub import STATUS, Hub, kit, refused, silent
@@ -150,16 +150,16 @@ def test_every_command_answers_in_json(line: str, command: str) -> None:
 
 
 def test_every_order_has_a_command_of_its_name() -> None:
-    assert {row[1] for row in ORDERED} == ORDERS.keys() - BY_THEMSELVES - WITH_FILES - {"model.card"}
+    assert {row[1] for row in ORDERED} == COMMANDS.keys() - BY_THEMSELVES - WITH_FILES - {"model.card"}
     top: Any = get_command(app)
-    for name in ORDERS.keys() - BY_THEMSELVES:
+    for name in COMMANDS.keys() - BY_THEMSELVES:
         found = top
         for word in name.split("."):
             found = found.commands[word]
         assert found.help
         takes = {option for each in found.params for option in each.opts}
         assert "--json" in takes
-        assert ("--yes" in takes) == (ORDERS[name].dangerous or name == "run.deploy"), name
+        assert ("--yes" in takes) == (COMMANDS[name].dangerous or name == "run.deploy"), name
 
 
 def test_a_registry_travels_in_lines_that_fit_into_an_order(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_without_a_kit_the_way_to_name_one_is_told(tmp_path: Path) -> None:
 
 
 def test_what_is_said_beside_a_file_is_not_among_its_lines() -> None:
-    hub = Hub({"file.cat": Said(sender="north", ok=True, reason="ok", text="1 line", values={"lines": ("one",)})})
+    hub = Hub({"file.cat": Answer(sender="north", ok=True, reason="ok", text="1 line", values={"lines": ("one",)})})
     done = CliRunner().invoke(app, ["file", "cat", "north", "worker.log"], obj=hub.open)
     assert (done.stdout, done.stderr) == ("one\n", "(1 line)\n")
 

@@ -17,9 +17,9 @@ from fledge.cli.app import ctl as app
 from fledge.ctl.session import Session
 from fledge.shell.clara import CLARA
 from fledge.shell.completion import ShellCompleter
-from fledge.shell.lines import HISTORY, Line, Typed, split
+from fledge.shell.lines import HISTORY, CommandLine, Typed, split
 from fledge.shell.loop import Shell
-from protocol.commands import ORDERS
+from protocol.commands import COMMANDS
 from protocol.errors import ConfigError, TransportError
 from tests.support.operator_hub import Hub, kit
 from tests.support.sittings import answer, cells, shell
@@ -42,7 +42,7 @@ def test_help_lists_scope_command_and_description(folder: Path) -> None:
     assert rows.count(["SCOPE", "COMMAND", "DESCRIPTION"]) == 3
     listed = {row[1] for row in rows}
     assert {command.name for command in CLARA} <= listed
-    assert {name.replace(".", " ") for name in ORDERS.keys() - {"registry", "upload.urls", "download.urls"}} <= listed
+    assert {name.replace(".", " ") for name in COMMANDS.keys() - {"registry", "upload.urls", "download.urls"}} <= listed
     assert answer(folder, Hub(), "?") == shown
 
 
@@ -104,17 +104,17 @@ def test_output_goes_to_a_file_too_or_alone(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("ls north", Line(("ls", "north"))),
-        ("ls north >file", Line(("ls", "north"), "file")),
-        ("ls north > file", Line(("ls", "north"), "file")),
-        ("ls north >>file", Line(("ls", "north"), "file", alone=True)),
-        ("grep north 'a > b' log", Line(("grep", "north", "a > b", "log"))),
-        ("grep north log 'a > b'", Line(("grep", "north", "log", "a > b"))),
-        ("grep north '>x' log", Line(("grep", "north", ">x", "log"))),
-        ("x>y", Line(("x>y",))),
+        ("ls north", CommandLine(("ls", "north"))),
+        ("ls north >file", CommandLine(("ls", "north"), "file")),
+        ("ls north > file", CommandLine(("ls", "north"), "file")),
+        ("ls north >>file", CommandLine(("ls", "north"), "file", alone=True)),
+        ("grep north 'a > b' log", CommandLine(("grep", "north", "a > b", "log"))),
+        ("grep north log 'a > b'", CommandLine(("grep", "north", "log", "a > b"))),
+        ("grep north '>x' log", CommandLine(("grep", "north", ">x", "log"))),
+        ("x>y", CommandLine(("x>y",))),
     ],
 )
-def test_a_line_is_taken_apart_as_in_a_shell(text: str, line: Line) -> None:
+def test_a_line_is_taken_apart_as_in_a_shell(text: str, line: CommandLine) -> None:
     assert split(text) == line
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fledge.shell.clara import CLARA
 from fledge.shell.context import own_commands
-from protocol.commands import ORDERS
+from protocol.commands import COMMANDS
 
 PAGE = Path(__file__).parents[3] / "docs" / "ctl.md"
 
@@ -28,7 +28,7 @@ def clara_rows() -> list[str]:
 
 
 def _dangerous(name: str) -> bool:
-    order = ORDERS.get(name.replace(" ", "."))
+    order = COMMANDS.get(name.replace(" ", "."))
     return order is not None and order.dangerous
 
 

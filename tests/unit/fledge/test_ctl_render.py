@@ -8,17 +8,17 @@ import pytest
 from rich.console import Console as Screen
 
 from fledge.ctl import render
-from fledge.operator.console import Said
+from fledge.operator.console import Answer
 from fledge.process import terminal
 from tests.support.operator_hub import refused, silent
 
 
-def said(text: str = "", **values: Any) -> Said:
+def said(text: str = "", **values: Any) -> Answer:
     """A yes of the aggregator."""
-    return Said(sender="aggregator", ok=True, reason="ok", text=text, values=values)
+    return Answer(sender="aggregator", ok=True, reason="ok", text=text, values=values)
 
 
-def drawn(answer: Said, *, headed: bool = False) -> str:
+def drawn(answer: Answer, *, headed: bool = False) -> str:
     """An answer as it stands on paper."""
     out = io.StringIO()
     for part in render.people(answer, headed=headed):
@@ -46,8 +46,8 @@ def test_nothing_that_steers_a_terminal_gets_through(text: str, shown: str) -> N
         said(value=(text,)),
         said(lines=(text,)),
         said(**{text: ("x",)}),
-        Said(sender=text, ok=False, reason=text, text=text, values={}),
-        Said(sender=text, ok=True, reason="ok", text="", values={"digest": (text,), "at": text, "seen": text}),
+        Answer(sender=text, ok=False, reason=text, text=text, values={}),
+        Answer(sender=text, ok=True, reason="ok", text="", values={"digest": (text,), "at": text, "seen": text}),
     ):
         for headed in (True, False):
             assert all(each.isprintable() or each in "\n\t" for each in drawn(answer, headed=headed)), answer
@@ -128,10 +128,10 @@ def test_a_table_is_drawn_with_every_cell_in_full() -> None:
         (said("0 lines", lines=(), next=3), False, "0 lines\n"),
         (refused("unknown_run", "there is no such run"), False, "aggregator: there is no such run (unknown_run)\n"),
         (refused("run_away", ""), False, "aggregator: refused (run_away)\n"),
-        (Said(sender="north", ok=False, reason="busy", text="", values={}), True, "north: refused (busy)\n"),
+        (Answer(sender="north", ok=False, reason="busy", text="", values={}), True, "north: refused (busy)\n"),
     ],
 )
-def test_short_answers(answer: Said, headed: bool, shown: str) -> None:
+def test_short_answers(answer: Answer, headed: bool, shown: str) -> None:
     assert drawn(answer, headed=headed) == shown
 
 

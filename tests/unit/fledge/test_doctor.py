@@ -33,10 +33,17 @@ from fledge.doctor.checks.local import (
 )
 from fledge.doctor.checks.permissions import forbidden, needed, own
 from fledge.doctor.checks.store import SKEW_S, check_clock
-from fledge.doctor.checks.store_attacks import Attack, Outcome, copies, own_copies, with_credentials, without_signature
+from fledge.doctor.checks.store_attacks import (
+    Attack,
+    AttackOutcome,
+    copies,
+    own_copies,
+    with_credentials,
+    without_signature,
+)
 from fledge.doctor.findings import Finding, Server, Verdict, bad, good, warning
 from fledge.doctor.place import read_kit
-from fledge.doctor.report import Report
+from fledge.doctor.report import DoctorReport
 from fledge.doctor.submit import sign_of, tell_hub
 from protocol.codec import decode, encode
 from protocol.errors import ConfigError
@@ -50,8 +57,8 @@ BROKER = Server(name="broker", host="broker.example", port=443, encrypted=True, 
 STORE = Server(name="store", host="store.example", port=443, encrypted=True, purpose="models")
 
 
-def report(*findings: Finding) -> Report:
-    return Report(participant="site-a", findings=findings, servers=(BROKER, STORE))
+def report(*findings: Finding) -> DoctorReport:
+    return DoctorReport(participant="site-a", findings=findings, servers=(BROKER, STORE))
 
 
 def test_the_first_thing_in_the_way_is_named() -> None:
@@ -333,21 +340,21 @@ def refuse(_: str, __: dict[str, str]) -> tuple[int, bytes]:
     return 403, b"<Error><Code>AccessDenied</Code></Error>"
 
 
-def outcomes(attacks: Iterator[Attack]) -> set[Outcome]:
+def outcomes(attacks: Iterator[Attack]) -> set[AttackOutcome]:
     return {attack.outcome for attack in attacks}
 
 
 def test_a_store_that_refuses_everything_passes() -> None:
     with store(refuse) as (pool, url, blobs):
-        assert outcomes(without_signature(pool, url, "site-a")) == {Outcome.REFUSED}
-        assert outcomes(with_credentials(blobs, "site-a", "site-b", "fl")) == {Outcome.REFUSED}
-        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {Outcome.REFUSED}
-        assert outcomes(own_copies(pool, blobs, bucket="fl0", site="site-a", other="site-b")) == {Outcome.REFUSED}
+        assert outcomes(without_signature(pool, url, "site-a")) == {AttackOutcome.REFUSED}
+        assert outcomes(with_credentials(blobs, "site-a", "site-b", "fl")) == {AttackOutcome.REFUSED}
+        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {AttackOutcome.REFUSED}
+        assert outcomes(own_copies(pool, blobs, bucket="fl0", site="site-a", other="site-b")) == {AttackOutcome.REFUSED}
 
 
 def test_a_store_that_says_there_is_no_such_object_let_us_ask() -> None:
     with store(lambda *_: (404, b"<Error><Code>NoSuchKey</Code></Error>")) as (pool, url, _):
-        assert outcomes(without_signature(pool, url, "site-a")) == {Outcome.WORKED}
+        assert outcomes(without_signature(pool, url, "site-a")) == {AttackOutcome.WORKED}
 
 
 def test_a_store_that_copies_for_a_header_nobody_signed_is_found_out() -> None:
@@ -358,15 +365,15 @@ def test_a_store_that_copies_for_a_header_nobody_signed_is_found_out() -> None:
         return 200, b"<CopyObjectResult/>" if source else b""
 
     with store(copies_along) as (pool, _, blobs):
-        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {Outcome.WORKED}
-        assert outcomes(own_copies(pool, blobs, bucket="fl0", site="site-a", other="site-b")) == {Outcome.WORKED}
+        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {AttackOutcome.WORKED}
+        assert outcomes(own_copies(pool, blobs, bucket="fl0", site="site-a", other="site-b")) == {AttackOutcome.WORKED}
 
 
 def test_a_store_that_ignores_the_header_copies_nothing() -> None:
     with store(lambda *_: (200, b"")) as (pool, _, blobs):
-        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {Outcome.REFUSED}
+        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {AttackOutcome.REFUSED}
 
 
 def test_an_answer_that_says_nothing_is_not_taken_for_a_refusal() -> None:
     with store(lambda *_: (503, b"")) as (pool, url, _):
-        assert outcomes(without_signature(pool, url, "site-a")) == {Outcome.UNCLEAR}
+        assert outcomes(without_signature(pool, url, "site-a")) == {AttackOutcome.UNCLEAR}

@@ -43,10 +43,10 @@ from worker.domain.effects import KeepLast
 from worker.domain.events import NotKept
 from worker.domain.state import RunRow
 from worker.pipeline.training import Training
-from worker.rules.decisions import Decided
-from worker.rules.fetching import Keeping
+from worker.rules.decisions import Decisions
+from worker.rules.fetching import LastVersions
 from worker.service.service import WorkerService
-from worker.storage.code_store import Codes
+from worker.storage.code_store import CodeStore
 from worker.storage.kept_versions import NEWEST, KeptVersion, KeptVersions, best, chosen
 from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
@@ -281,7 +281,7 @@ def test_what_the_site_keeps_to_itself_is_part_of_its_model(
         path.unlink(missing_ok=True)
     with pytest.raises(StateError, match="no longer whole at this site"):
         infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "out")
-    Codes(hospital.state / "code").forget(hospital.digest)
+    CodeStore(hospital.state / "code").forget(hospital.digest)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
 
@@ -355,11 +355,11 @@ def test_images_are_found_by_their_names(tmp_path: Path) -> None:
 
 
 def test_the_last_version_is_asked_for_once_and_again_after_a_failure() -> None:
-    keeping, ended = Keeping(random.Random(1)), RunRow(run="r", state=RunState.STOPPED, version=3, digest=b"3")
+    keeping, ended = LastVersions(random.Random(1)), RunRow(run="r", state=RunState.STOPPED, version=3, digest=b"3")
     going, empty = RunRow(run="s", version=1, digest=b"1"), RunRow(run="t", state=RunState.ABORTED)
 
     def asked(now: float) -> list[str]:
-        decided = Decided()
+        decided = Decisions()
         keeping.tick([ended, going, empty], now, decided)
         return [effect.run for effect in decided.effects if isinstance(effect, KeepLast)]
 
@@ -373,10 +373,10 @@ def test_the_last_version_is_asked_for_once_and_again_after_a_failure() -> None:
 
 
 def test_after_a_failure_other_runs_that_end_are_asked_for_as_well() -> None:
-    keeping = Keeping(random.Random(1))
+    keeping = LastVersions(random.Random(1))
 
     def asked(now: float, *runs: str) -> list[str]:
-        decided = Decided()
+        decided = Decisions()
         keeping.tick([RunRow(run=run, state=RunState.STOPPED, version=3, digest=b"3") for run in runs], now, decided)
         return [effect.run for effect in decided.effects if isinstance(effect, KeepLast)]
 

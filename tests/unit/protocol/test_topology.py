@@ -85,7 +85,7 @@ def test_what_one_site_writes_only_the_aggregator_reads_and_what_it_reads_is_its
 
 def test_what_an_operator_writes_reaches_the_aggregator_alone() -> None:
     made = topology.topology(["a"], ["olga"])
-    assert [b.queue for b in made.bindings if b.exchange == topology.ORDERS] == ["inbox.aggregator"]
+    assert [b.queue for b in made.bindings if b.exchange == topology.COMMANDS] == ["inbox.aggregator"]
     assert [b.exchange for b in made.bindings if b.queue == "inbox.olga"] == [topology.DIRECT]
 
 

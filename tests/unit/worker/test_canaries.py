@@ -16,7 +16,7 @@ from protocol.messages import Kind
 from tests.unit.worker.centre import AddOne, Centre
 from worker.api.trainer import Control, EvaluationResult, TrainResult
 from worker.api.weights import Weights
-from worker.storage.incidents import Cases
+from worker.storage.incidents import Incidents
 
 CANARIES = ("Mueller", "patient-4711", "1955-03-17", "0010,0010", "0010.0010", "archive", "trainer_of_the_ward")
 """A patient's name, number and birthday, a DICOM tag as it is written and as a metric, a folder, a line of code."""
@@ -130,7 +130,7 @@ def test_names_of_patients_stay_at_the_site(centre: Centre, tmp_path: Path, monk
 
     assert {message.core.kind for message in sent} == {Kind.EVENT, Kind.EVALUATION, Kind.UPDATE, Kind.REQUEST}
     assert [code for code, _ in told] == ["trainer"] * (len(SLIPS) + 1)
-    cases = Cases(state / "cases")
+    cases = Incidents(state / "cases")
     assert {case.number for case in cases.all()} == {case for _, case in told}
     kept = "".join(cases.text(case) for _, case in told)
     everything = [message.raw for message in sent]

@@ -21,7 +21,7 @@ from worker.api.filters import build
 from worker.api.trainer import Control, TrainResult
 from worker.api.weights import Weights
 from worker.pipeline.contribute import evaluate, excluded
-from worker.storage.local_tensors import OwnTensors
+from worker.storage.local_tensors import LocalTensors
 
 CLIP = build([Named(name="clip", parameters={"norm": 1.0})])
 NOISE = build(
@@ -258,8 +258,8 @@ def test_patterns_that_cannot_be_meant_are_refused(patterns: list[str], message:
         excluded(spec, patterns)
 
 
-def own(directory: Path, identity: Identity = SITE) -> OwnTensors:
-    return OwnTensors(directory / "own", identity, FEDERATION)
+def own(directory: Path, identity: Identity = SITE) -> LocalTensors:
+    return LocalTensors(directory / "own", identity, FEDERATION)
 
 
 def test_own_values_outlive_the_process_and_are_trained_on(tmp_path: Path) -> None:

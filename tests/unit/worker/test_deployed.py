@@ -27,11 +27,11 @@ from tests.unit.worker.centre import FEDERATION, RUN, AddOne, archive, new_id
 from tests.unit.worker.test_obedience import Hub
 from tests.unit.worker.test_service import Seen, start
 from worker.intake import Reader
-from worker.pipeline.code_loader import Deployed, may_bring_code
+from worker.pipeline.code_loader import CodeLoader, may_bring_code
 from worker.policy import OPEN
 from worker.service.service import WorkerService
-from worker.storage.code_store import CodeLost, Codes
-from worker.storage.incidents import Cases
+from worker.storage.code_store import CodeLost, CodeStore
+from worker.storage.incidents import Incidents
 
 TRAINER = """\
 import os
@@ -203,7 +203,7 @@ def test_code_that_fails_is_told_by_a_word_and_a_case_alone(
     hub.announce(hub.version(0, bundle=sha(TWO), task={"trainer": "trainer:broken"}))
     seen.wait("blocked", 0)
     assert seen.events[-1].code == "trainer"
-    assert "patient-4711" in Cases(tmp_path / "cases").text(seen.events[-1].case)
+    assert "patient-4711" in Incidents(tmp_path / "cases").text(seen.events[-1].case)
 
 
 def test_code_that_was_damaged_is_not_executed_and_is_asked_for_again(
@@ -364,7 +364,7 @@ def test_what_nobody_is_deployed_with_is_swept_at_the_next_start(
     start(hub, tmp_path, None, workers)
     assert hub.deploy(TWO).ok
     stop(workers.pop())
-    Codes(tmp_path / "code").keep(sha(THREE), THREE)  # as a crash between keeping and noting leaves it
+    CodeStore(tmp_path / "code").keep(sha(THREE), THREE)  # as a crash between keeping and noting leaves it
     start(hub, tmp_path, None, workers)
     assert {path.name[:64] for path in (tmp_path / "code").iterdir()} == {sha(TWO).hex()}
 
@@ -373,19 +373,21 @@ def test_what_nobody_is_deployed_with_is_swept_at_the_next_start(
 
 
 @pytest.fixture
-def codes(tmp_path: Path) -> Codes:
-    made = Codes(tmp_path / "code")
+def codes(tmp_path: Path) -> CodeStore:
+    made = CodeStore(tmp_path / "code")
     for raw in (TWO, THREE):
         made.keep(sha(raw), raw)
     return made
 
 
-def loader(hub: Researchers, codes: Codes, options: Mapping[str, Any] | None = None, policy: Any = OPEN) -> Deployed:
+def loader(
+    hub: Researchers, codes: CodeStore, options: Mapping[str, Any] | None = None, policy: Any = OPEN
+) -> CodeLoader:
     reader = Reader(hub.site, FEDERATION, hub.registry)
-    return Deployed(codes, lambda: reader, policy, lambda run: options or {})
+    return CodeLoader(codes, lambda: reader, policy, lambda run: options or {})
 
 
-def test_a_trainer_is_made_once_and_used_as_long_as_its_run_trains(hub: Researchers, codes: Codes) -> None:
+def test_a_trainer_is_made_once_and_used_as_long_as_its_run_trains(hub: Researchers, codes: CodeStore) -> None:
     deployed = loader(hub, codes)
     first: Any = deployed.trainer("r", sha(TWO), {})
     assert deployed.trainer("r", sha(TWO), {"lr": 2}) is first
@@ -401,7 +403,7 @@ def test_a_trainer_is_made_once_and_used_as_long_as_its_run_trains(hub: Research
 
 
 def test_modules_of_the_sites_own_trainer_are_set_aside_and_come_back(
-    hub: Researchers, codes: Codes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Researchers, codes: CodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "helper.py").write_text("STEP = 'of the site'")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -414,8 +416,8 @@ def test_modules_of_the_sites_own_trainer_are_set_aside_and_come_back(
     assert sys.modules["helper"] is helper
 
 
-def test_workers_of_one_process_get_each_their_own_code(hub: Researchers, codes: Codes, tmp_path: Path) -> None:
-    others = Codes(tmp_path / "other" / "code")
+def test_workers_of_one_process_get_each_their_own_code(hub: Researchers, codes: CodeStore, tmp_path: Path) -> None:
+    others = CodeStore(tmp_path / "other" / "code")
     others.keep(sha(THREE), THREE)
     first, second = loader(hub, codes), loader(hub, others)
     with ThreadPoolExecutor(2) as pool:
@@ -430,7 +432,7 @@ def test_workers_of_one_process_get_each_their_own_code(hub: Researchers, codes:
 
 
 def test_the_sites_options_reach_the_factory_and_those_it_does_not_take_are_told(
-    hub: Researchers, codes: Codes
+    hub: Researchers, codes: CodeStore
 ) -> None:
     made: Any = loader(hub, codes, {"folder": "/data", "step": 9}).trainer("r", sha(TWO), {})
     assert (made.folder, made.step) == ("/data", 9)
@@ -446,7 +448,7 @@ def test_the_sites_options_reach_the_factory_and_those_it_does_not_take_are_told
         *("trainer:os.getcwd", "trainer:getpid", "trainer:__loader__.get_filename", "trainer:threading.active_count"),
     ],
 )
-def test_only_a_factory_in_the_code_itself_is_called(hub: Researchers, codes: Codes, named: Any) -> None:
+def test_only_a_factory_in_the_code_itself_is_called(hub: Researchers, codes: CodeStore, named: Any) -> None:
     with pytest.raises(TrainingError):
         loader(hub, codes).trainer("r", sha(TWO), {"trainer": named})
     assert "this" not in sys.modules
@@ -455,14 +457,16 @@ def test_only_a_factory_in_the_code_itself_is_called(hub: Researchers, codes: Co
 
 
 @pytest.mark.parametrize("hidden", ["worker/__init__.py", "json.py", "protocol/x.py", "nacl.py"])
-def test_code_that_would_hide_our_modules_or_pythons_is_not_loaded(hub: Researchers, codes: Codes, hidden: str) -> None:
+def test_code_that_would_hide_our_modules_or_pythons_is_not_loaded(
+    hub: Researchers, codes: CodeStore, hidden: str
+) -> None:
     raw = bundle(2.0, **{hidden: ""})
     codes.keep(sha(raw), raw)
     with pytest.raises(TrainingError, match="would hide"):
         loader(hub, codes).trainer("r", sha(raw), {})
 
 
-def test_what_was_forbidden_since_the_deployment_is_not_loaded(hub: Researchers, codes: Codes) -> None:
+def test_what_was_forbidden_since_the_deployment_is_not_loaded(hub: Researchers, codes: CodeStore) -> None:
     with pytest.raises(ConfigError, match="does not list"):
         loader(hub, codes, policy=OPEN.model_copy(update={"code": ()})).trainer("r", sha(TWO), {})
     with pytest.raises(CodeLost):

@@ -10,7 +10,7 @@ from broker.runtime.actor import Step
 from protocol.messages import RunState
 from tests.unit.worker.test_rules import SEALED, head, only, rules, some, turn, version
 from worker.domain import effects, events, writes
-from worker.domain.effects import Answer, ForgetCode, ForgetOwn
+from worker.domain.effects import ForgetCode, ForgetOwn, SendReply
 from worker.domain.events import CommandSeen, Drain, RunAnswered, RunOrdered
 from worker.domain.state import CODE_LOST, Deployment, RunRow, Snapshot
 from worker.domain.writes import DropDeployment, NoteDeployment, NoteLeft
@@ -30,12 +30,12 @@ def order(command: str, run: str = "r", code: bytes = b"") -> RunOrdered:
 
 
 def answered(step: Step) -> tuple[str, str]:
-    answer = only(Answer, step.effects)
+    answer = only(SendReply, step.effects)
     return answer.reason, answer.text
 
 
 def shown(step: Step) -> tuple[str, str, str, str]:
-    report = some(effects.Report, step.effects)[-1]
+    report = some(effects.ReportStatus, step.effects)[-1]
     return report.state, report.run, report.code, report.case
 
 
@@ -57,7 +57,7 @@ def test_a_run_that_brings_code_waits_until_exactly_that_code_is_deployed_for_it
         assert not some(effects.Train, step.effects)
     step = turn(machine, order("deploy", code=CODE), now=10.0)
     assert NoteDeployment(run="r", deployment=DEPLOYED) in step.writes
-    assert only(Answer, step.effects).values == (("code", CODE.hex()),)
+    assert only(SendReply, step.effects).values == (("code", CODE.hex()),)
     assert only(effects.Train, step.effects).bundle == CODE
 
 
@@ -100,7 +100,7 @@ def test_a_site_without_a_trainer_of_its_own_trains_deployed_code_only() -> None
 def test_a_run_without_code_is_trained_by_the_sites_own_trainer_whether_or_not_it_was_deployed() -> None:
     machine = rules()
     step = turn(machine, order("deploy"))
-    assert only(Answer, step.effects).values == (("code", ""),)
+    assert only(SendReply, step.effects).values == (("code", ""),)
     assert training(machine, version(0)).bundle == b""
     assert training(rules(), version(0)).bundle == b""
 
@@ -159,7 +159,7 @@ def test_a_run_stays_left_after_a_restart_and_whatever_is_deployed() -> None:
     step = turn(machine, order("deploy", code=CODE), order("leave"))
     assert not some(effects.Train, step.effects)
     assert not some(NoteLeft, step.writes)
-    assert "has left the run" in some(Answer, step.effects)[0].text
+    assert "has left the run" in some(SendReply, step.effects)[0].text
     assert some(effects.Train, turn(machine, order("join")).effects)
 
 
@@ -181,7 +181,7 @@ def test_a_run_that_brings_code_is_asked_about_like_any_other() -> None:
     step = turn(machine, version(0, bundle=CODE), order("deploy", code=CODE))
     assert not some(effects.Train, step.effects)
     assert shown(step) == ("waiting", "r", "-", "-")
-    assert "says yes" in only(Answer, step.effects).text
+    assert "says yes" in only(SendReply, step.effects).text
     assert training(machine, RunAnswered(run="r", approved=True)).bundle == CODE
 
 
@@ -226,7 +226,7 @@ def test_a_run_that_goes_on_is_not_withdrawn_before_it_is_left(state: RunState) 
     assert not some(DropDeployment, step.writes)
     # Orders that come together see what the one before has changed.
     step = turn(machine, order("leave"), order("withdraw"))
-    assert [answer.reason for answer in some(Answer, step.effects)] == ["ok", "ok"]
+    assert [answer.reason for answer in some(SendReply, step.effects)] == ["ok", "ok"]
     assert only(DropDeployment, step.writes).run == "r"
     assert only(ForgetCode, step.effects).code == CODE
     assert only(ForgetOwn, step.effects).run == "r"

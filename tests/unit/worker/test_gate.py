@@ -24,7 +24,7 @@ def at(hour: int, minute: int = 0) -> ClockSeen:
 
 
 def shown(step: Step) -> tuple[str, str]:
-    report = some(effects.Report, step.effects)[-1]
+    report = some(effects.ReportStatus, step.effects)[-1]
     return report.state, report.run
 
 
@@ -206,14 +206,14 @@ def test_a_failure_is_told_by_its_code_and_case_until_a_training_succeeds() -> N
     machine = rules()
     begun = training(machine)
     step = turn(machine, events.TrainingFailed(id=begun.id, code="trainer", case="bcdfghj"), now=5.0)
-    report = only(effects.Report, step.effects)
+    report = only(effects.ReportStatus, step.effects)
     assert (report.state, report.code, report.case, report.publish) == ("blocked", "trainer", "bcdfghj", True)
     step = turn(machine, now=400.0)
-    report = only(effects.Report, step.effects)
+    report = only(effects.ReportStatus, step.effects)
     assert (report.state, report.code, report.case) == ("training", "trainer", "bcdfghj")
     again = only(effects.Train, step.effects)
     step = turn(machine, events.Trained(id=again.id, sealed=SEALED), now=405.0)
-    report = only(effects.Report, step.effects)
+    report = only(effects.ReportStatus, step.effects)
     assert (report.code, report.case) == ("-", "-")
 
 
@@ -222,4 +222,4 @@ def test_a_training_that_was_told_to_stop_has_not_failed() -> None:
     begun = training(machine)
     turn(machine, Drain())
     step = turn(machine, events.TrainingFailed(id=begun.id, code="aborted"), now=5.0)
-    assert only(effects.Report, step.effects).code == "-"
+    assert only(effects.ReportStatus, step.effects).code == "-"

@@ -13,11 +13,11 @@ import pytest
 from broker.runtime.health import write_health
 from protocol import limits
 from protocol.codec import encode
-from protocol.commands import ORDERS
+from protocol.commands import COMMANDS
 from protocol.errors import ConfigError, Unauthorized, WireError
 from protocol.messages import Reply
 from worker.config import WorkerConfig
-from worker.inspection.inspector import Looking
+from worker.inspection.inspector import Inspector
 from worker.inspection.settings import write_settings
 
 SECRET = "Doe-Jane"
@@ -50,11 +50,11 @@ def state(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def looking(state: Path) -> Looking:
-    return Looking(state, log_file=state / "worker.log", environment={})
+def looking(state: Path) -> Inspector:
+    return Inspector(state, log_file=state / "worker.log", environment={})
 
 
-def lines(looking: Looking, order: str, **arguments: Any) -> tuple[str, ...]:
+def lines(looking: Inspector, order: str, **arguments: Any) -> tuple[str, ...]:
     """The lines of an answer."""
     _, values = looking.answer(order, arguments)
     assert SECRET not in str(values)
@@ -62,21 +62,21 @@ def lines(looking: Looking, order: str, **arguments: Any) -> tuple[str, ...]:
     return found
 
 
-def test_it_answers_exactly_the_orders_that_look(looking: Looking) -> None:
-    looks = {name for name in ORDERS if name.startswith("file.")} | {"logs", "stats", "sys.info"}
+def test_it_answers_exactly_the_orders_that_look(looking: Inspector) -> None:
+    looks = {name for name in COMMANDS if name.startswith("file.")} | {"logs", "stats", "sys.info"}
     assert looking.orders == looks
     with pytest.raises(ConfigError, match="not among what can be looked at"):
         looking.answer("site.restart", {})
 
 
-def test_a_listing_has_what_may_be_read_and_nothing_else(looking: Looking) -> None:
+def test_a_listing_has_what_may_be_read_and_nothing_else(looking: Inspector) -> None:
     assert lines(looking, "file.ls") == ("health.json", "runs", "worker.1.log", "worker.log")
     assert lines(looking, "file.ls", path="./") == lines(looking, "file.ls")
     assert lines(looking, "file.ls", path="runs/digits") == ("<folder>", "<file>", "code", "<file>")
     assert lines(looking, "file.ls", path="runs/digits/code") == ("changed.py", "train.py")
 
 
-def test_a_listing_knows_the_options_of_the_command_of_that_name(looking: Looking, state: Path) -> None:
+def test_a_listing_knows_the_options_of_the_command_of_that_name(looking: Inspector, state: Path) -> None:
     os.utime(state / "worker.1.log", (1.0, 2e9))
     os.utime(state / "worker.log", (2.1e9, 1.0))
     assert lines(looking, "file.ls", options="-t")[0] == "worker.1.log"
@@ -112,7 +112,7 @@ def test_a_listing_knows_the_options_of_the_command_of_that_name(looking: Lookin
 )
 @pytest.mark.parametrize("order", ["file.cat", "file.ls"])
 def test_what_is_not_in_the_view_is_refused_whether_it_is_there_or_not(
-    looking: Looking, order: str, path: str, state: Path
+    looking: Inspector, order: str, path: str, state: Path
 ) -> None:
     with pytest.raises(Unauthorized) as refused:
         looking.answer(order, {"path": path})
@@ -120,7 +120,7 @@ def test_what_is_not_in_the_view_is_refused_whether_it_is_there_or_not(
     assert str(state) not in str(refused.value)
 
 
-def test_what_is_there_and_what_is_not_are_refused_in_the_same_words(looking: Looking) -> None:
+def test_what_is_there_and_what_is_not_are_refused_in_the_same_words(looking: Inspector) -> None:
     texts = []
     for path in ("site.keys", "site.kezs"):
         with pytest.raises(Unauthorized) as refused:
@@ -129,7 +129,7 @@ def test_what_is_there_and_what_is_not_are_refused_in_the_same_words(looking: Lo
     assert texts[0] == texts[1]
 
 
-def test_no_link_leads_out(looking: Looking, state: Path, tmp_path: Path) -> None:
+def test_no_link_leads_out(looking: Inspector, state: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "train.py").write_text(CODE)
@@ -149,14 +149,14 @@ def test_no_link_leads_out(looking: Looking, state: Path, tmp_path: Path) -> Non
     assert "health.json" not in lines(looking, "file.ls")
 
 
-def test_a_pipe_in_a_files_place_stops_nobody(looking: Looking, state: Path) -> None:
+def test_a_pipe_in_a_files_place_stops_nobody(looking: Inspector, state: Path) -> None:
     (state / "worker.log").unlink()
     os.mkfifo(state / "worker.log")
     assert "worker.log" not in lines(looking, "file.ls")
     assert lines(looking, "logs", grep="received") == ()
 
 
-def test_a_file_that_came_with_a_run_is_told_as_long_as_it_is_what_came(looking: Looking) -> None:
+def test_a_file_that_came_with_a_run_is_told_as_long_as_it_is_what_came(looking: Inspector) -> None:
     shown = lines(looking, "file.cat", path="runs/digits/code/train.py")
     assert shown == ("import torch", "", "", "\tbatch = 8", 'ROOT = "<path>')
     numbered = lines(looking, "file.cat", path="runs/digits/code/train.py", options="-b -s -T")
@@ -167,7 +167,7 @@ def test_a_file_that_came_with_a_run_is_told_as_long_as_it_is_what_came(looking:
         looking.answer("file.cat", {"path": "runs/digits"})
 
 
-def test_records_are_told_field_by_field(looking: Looking, state: Path) -> None:
+def test_records_are_told_field_by_field(looking: Inspector, state: Path) -> None:
     write_settings(
         state,
         WorkerConfig.model_validate(
@@ -189,7 +189,7 @@ def test_records_are_told_field_by_field(looking: Looking, state: Path) -> None:
     assert health[:3] == ("accepted=1234.5", f"pid={os.getpid()}", "started=1200.0")
 
 
-def test_head_and_tail_give_ten_lines_or_as_many_lines_or_bytes_as_asked(looking: Looking) -> None:
+def test_head_and_tail_give_ten_lines_or_as_many_lines_or_bytes_as_asked(looking: Inspector) -> None:
     everything = lines(looking, "file.cat", path="worker.log")
     assert len(everything) == 30
     assert everything[0] == "2026-11-26T10:00:00.5Z info version.received run=digits version=1"
@@ -202,7 +202,7 @@ def test_head_and_tail_give_ten_lines_or_as_many_lines_or_bytes_as_asked(looking
     assert lines(looking, "file.tail", path="worker.log", bytes=size + 2) == (everything[-2][-2:], everything[-1])
 
 
-def test_grep_finds_a_text_and_not_a_pattern(looking: Looking) -> None:
+def test_grep_finds_a_text_and_not_a_pattern(looking: Inspector) -> None:
     assert len(lines(looking, "file.grep", path="worker.log", pattern="version=1")) == 11
     assert lines(looking, "file.grep", path="worker.log", pattern="version=.") == ()
     assert lines(looking, "file.grep", path="worker.log", pattern="(a+)+$" * 40) == ()
@@ -213,7 +213,7 @@ def test_grep_finds_a_text_and_not_a_pattern(looking: Looking) -> None:
     assert second.startswith(f"{len(first) + 1}:")
 
 
-def test_grep_does_not_tell_what_is_not_shown(looking: Looking, state: Path) -> None:
+def test_grep_does_not_tell_what_is_not_shown(looking: Inspector, state: Path) -> None:
     (state / "worker.log").write_text(said(error=f"cannot read {SECRET}.nii.gz") + "\n")
     assert lines(looking, "file.grep", path="worker.log", pattern=SECRET) == ()
     assert lines(looking, "logs", grep=SECRET) == ()
@@ -235,13 +235,13 @@ def test_grep_does_not_tell_what_is_not_shown(looking: Looking, state: Path) -> 
     ],
 )
 def test_a_wrong_argument_is_refused_with_what_would_be_right(
-    looking: Looking, order: str, arguments: dict[str, Any], words: str
+    looking: Inspector, order: str, arguments: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         looking.answer(order, arguments)
 
 
-def test_the_folder_has_a_description_instead_of_a_path(looking: Looking, state: Path) -> None:
+def test_the_folder_has_a_description_instead_of_a_path(looking: Inspector, state: Path) -> None:
     text, values = looking.answer("file.pwd", {})
     assert "own folder" in text
     assert str(state.parent) not in text
@@ -250,7 +250,7 @@ def test_the_folder_has_a_description_instead_of_a_path(looking: Looking, state:
 
 def test_the_environment_is_told_by_name(state: Path) -> None:
     environment = {"FLEDGE_BROKER": f"amqps://{SECRET}@h", "FLEDGE_VERBOSE": "1", "PATH": "/bin", "fledge_x": "1"}
-    looking = Looking(state, log_file=state / "worker.log", environment=environment)
+    looking = Inspector(state, log_file=state / "worker.log", environment=environment)
     assert looking.answer("file.env", {})[1] == {"name": ("FLEDGE_BROKER", "FLEDGE_VERBOSE"), "value": ("***", "1")}
 
 
@@ -262,7 +262,7 @@ def test_any_answer_fits_into_a_message(state: Path) -> None:
     (state / "runs" / "digits" / "code" / "train.py").write_text(code * 300)
     digest = hashlib.sha256((code * 300).encode()).hexdigest()
     (state / "runs" / "digits" / "manifest.json").write_text(json.dumps({"files": {"code/train.py": digest}}))
-    looking = Looking(state, log_file=state / "worker.log", environment=names)
+    looking = Inspector(state, log_file=state / "worker.log", environment=names)
     for order, arguments in (
         ("logs", {"lines": 1024}),
         ("file.cat", {"path": "worker.log", "options": "-n"}),
@@ -278,7 +278,7 @@ def test_any_answer_fits_into_a_message(state: Path) -> None:
 
 
 def test_no_answer_fails_on_an_empty_folder(tmp_path: Path) -> None:
-    looking = Looking(tmp_path / "none", log_file=tmp_path / "none" / "worker.log", environment={})
+    looking = Inspector(tmp_path / "none", log_file=tmp_path / "none" / "worker.log", environment={})
     assert lines(looking, "file.ls") == ()
     assert looking.answer("logs", {}) == ("0 lines", {"lines": (), "next": 0})
     with pytest.raises(WireError):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from worker.inspection import system
-from worker.inspection.inspector import Looking
+from worker.inspection.inspector import Inspector
 from worker.inspection.scrub import log_line
 from worker.inspection.vocabulary import EVENTS, NUMBERS, WORDS
 
@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 def ask(file: Path, **arguments: Any) -> tuple[list[int], int, str]:
     """Versions of the lines that are answered, the cursor, and the text."""
-    text, values = Looking(file.parent, log_file=file, environment={}).answer("logs", arguments)
+    text, values = Inspector(file.parent, log_file=file, environment={}).answer("logs", arguments)
     versions = [int(version) for line in values["lines"] for version in re.findall(r"version=(\d+)", line)]
     return versions, values["next"], text
 
@@ -165,7 +165,7 @@ echo "Quadro RTX 6000/PASSIVE; /data/Jane, 1, 1, 1"
 
 
 def test_the_machine_is_told_in_figures(tmp_path: Path) -> None:
-    _, values = Looking(tmp_path, log_file=tmp_path / "worker.log", environment={"PATH": ""}).answer("sys.info", {})
+    _, values = Inspector(tmp_path, log_file=tmp_path / "worker.log", environment={"PATH": ""}).answer("sys.info", {})
     table = dict(zip(values["metric"], values["value"], strict=True))
     assert table["gpu_count"] == "0"
     assert re.fullmatch(r"[0-9]+\.[0-9]{2} GiB", table["memory_total"])

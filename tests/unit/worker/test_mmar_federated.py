@@ -17,11 +17,11 @@ from aggregator.strategy.strategies import strategy
 from fledge.runs.from_mmar import run_config
 from protocol.errors import ConfigError
 from tests.support import mmars
-from worker.mmar.entries import Kind
+from worker.mmar.entries import NoteKind
 from worker.mmar.federated import Settings, patterns_of, settings
 
 
-def told(found: Settings, kind: Kind) -> dict[str, str]:
+def told(found: Settings, kind: NoteKind) -> dict[str, str]:
     return {note.what: note.why for note in found.notes if note.kind is kind}
 
 
@@ -79,17 +79,17 @@ def test_privacy_that_has_no_equal_is_a_thing_to_be_set() -> None:
         (mmars.OLD_SERVER, mmars.OLD_CLIENT, "client LaplacianProtocol"),
         (mmars.SERVER, mmars.CLIENT, "client PercentilePrivacy"),
     ):
-        assert "a site's worker.toml names the filters" in told(settings(server, client), Kind.TO_SET)[name]
-    weights = told(settings(mmars.OLD_SERVER, None), Kind.LEFT_OUT)["server aggregation_weights"]
+        assert "a site's worker.toml names the filters" in told(settings(server, client), NoteKind.TO_SET)[name]
+    weights = told(settings(mmars.OLD_SERVER, None), NoteKind.LEFT_OUT)["server aggregation_weights"]
     assert weights.startswith('{"site-a": 1.5, "site-b": 1}: updates are weighed by their examples')
-    assert "server aggregation_weights" not in told(settings(mmars.SERVER, None), Kind.LEFT_OUT)
+    assert "server aggregation_weights" not in told(settings(mmars.SERVER, None), NoteKind.LEFT_OUT)
 
 
 def test_parts_of_ones_own_are_named() -> None:
     client = {"client": {"privacy": {"path": "own.filters.RandomProtocol", "args": {"percentage": 5}}, "speed": 3}}
     found = settings(None, client)
-    assert "Python packages" in told(found, Kind.TO_SET)["client RandomProtocol"]
-    assert told(found, Kind.LEFT_OUT)["client speed"] == "means nothing here"
+    assert "Python packages" in told(found, NoteKind.TO_SET)["client RandomProtocol"]
+    assert told(found, NoteKind.LEFT_OUT)["client speed"] == "means nothing here"
 
 
 @pytest.mark.parametrize(

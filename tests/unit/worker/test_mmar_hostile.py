@@ -15,7 +15,7 @@ import torch
 from fledge.runs.from_mmar import lines
 from protocol.errors import ConfigError
 from tests.support import mmars
-from worker.mmar.entries import Kind, Note
+from worker.mmar.entries import Note, NoteKind
 from worker.mmar.read import pretrained, read_mmar
 from worker.trainers.mmar import convert_mmar
 
@@ -60,7 +60,7 @@ def test_any_number_of_meaningless_keys_is_told_in_time(tmp_path: Path) -> None:
     config = copy.deepcopy(mmars.spleen_config())
     config["train"]["loss"] |= {f"k{number}": 0 for number in range(60_000)}  # each beside each took half an hour
     notes = convert_mmar(mmars.write(tmp_path / "mmar", config)).notes
-    assert sum(note.kind is Kind.LEFT_OUT for note in notes) >= 60_000
+    assert sum(note.kind is NoteKind.LEFT_OUT for note in notes) >= 60_000
 
 
 def test_a_deep_expression_stays_an_expression(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_an_mmar_does_not_choose_weights_outside_itself(tmp_path: Path, how: str
 
 
 def test_what_an_mmar_says_does_not_command_a_terminal() -> None:
-    assert list(lines([Note(Kind.LEFT_OUT, "train loss \x1b[2J", "means\nnothing")])) == [
+    assert list(lines([Note(NoteKind.LEFT_OUT, "train loss \x1b[2J", "means\nnothing")])) == [
         r"left out: train loss \x1b[2J: means\nnothing"
     ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from monai.bundle.config_item import ConfigComponent
 
-from worker.mmar.entries import Entry, LeftOut, Mapped, Refused, Role
+from worker.mmar.entries import ComponentRole, Entry, LeftOut, Mapped, Refused
 from worker.mmar.names import TABLE
 from worker.trainers.mmar import Installed, resolve
 
@@ -115,7 +115,7 @@ NAMED = [
 """Every component of an MMAR that Clara's notebooks and documents name, of 3.1 and 4.0."""
 
 
-def entries() -> Iterator[tuple[Role, str, Entry]]:
+def entries() -> Iterator[tuple[ComponentRole, str, Entry]]:
     for role, names in TABLE.items():
         for name, entry in names.items():
             yield role, name, entry
@@ -135,17 +135,17 @@ def row(name: str, entry: Entry) -> str:
             return f"| `{name}` | refused | {entry.advice} |"
 
 
-def title(role: Role) -> str:
+def title(role: ComponentRole) -> str:
     """The heading of a role's table."""
     return role[0].upper() + role[1:]
 
 
-def table(role: Role) -> list[str]:
+def table(role: ComponentRole) -> list[str]:
     return [row(name, entry) for name, entry in sorted(TABLE[role].items(), key=lambda pair: pair[0].lower())]
 
 
-@pytest.mark.parametrize("role", Role)
-def test_the_page_has_the_whole_table(role: Role) -> None:
+@pytest.mark.parametrize("role", ComponentRole)
+def test_the_page_has_the_whole_table(role: ComponentRole) -> None:
     text = PAGE.read_text(encoding="utf-8")
     section = re.search(rf"^### {re.escape(title(role))}$\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
     assert section is not None
@@ -170,24 +170,26 @@ def test_what_is_mapped_exists_and_takes_the_arguments(entry: Mapped) -> None:
     assert Installed().unknown(entry.target, {*entry.defaults, *adapted}) == []
 
 
-@pytest.mark.parametrize("role", [role for role in Role if role not in (Role.FEDERATED, Role.ANNOTATION)])
-def test_advice_names_something_that_exists(role: Role) -> None:
+@pytest.mark.parametrize(
+    "role", [role for role in ComponentRole if role not in (ComponentRole.FEDERATED, ComponentRole.ANNOTATION)]
+)
+def test_advice_names_something_that_exists(role: ComponentRole) -> None:
     for name, entry in TABLE[role].items():
         if isinstance(entry, Refused):
             word = re.match(r"\w+", entry.advice)
             assert word is not None
-            assert any(Installed().find(each, word[0]) for each in Role), name
+            assert any(Installed().find(each, word[0]) for each in ComponentRole), name
 
 
 def test_names_are_found_in_the_role_that_they_play() -> None:
     installed = Installed()
-    assert installed.find(Role.LOSS, "GeneralizedDiceLoss") == "GeneralizedDiceLoss"
-    assert installed.find(Role.LOSS, "L1Loss") == "torch.nn.L1Loss"
-    assert installed.find(Role.OPTIMIZER, "AdamW") == "torch.optim.AdamW"
-    assert installed.find(Role.SCHEDULE, "LinearLR") == "torch.optim.lr_scheduler.LinearLR"
-    assert installed.find(Role.METRIC, "Accuracy") == "ignite.metrics.Accuracy"
-    assert installed.find(Role.TRANSFORM, "DiceLoss") is None
-    assert installed.find(Role.DATASET, "load_decathlon_datalist") is None
-    assert installed.find(Role.FEDERATED, "Anything") is None
-    assert "RandSpatialCropd" in installed.nearest(Role.TRANSFORM, "RandSpatialCropD3")
+    assert installed.find(ComponentRole.LOSS, "GeneralizedDiceLoss") == "GeneralizedDiceLoss"
+    assert installed.find(ComponentRole.LOSS, "L1Loss") == "torch.nn.L1Loss"
+    assert installed.find(ComponentRole.OPTIMIZER, "AdamW") == "torch.optim.AdamW"
+    assert installed.find(ComponentRole.SCHEDULE, "LinearLR") == "torch.optim.lr_scheduler.LinearLR"
+    assert installed.find(ComponentRole.METRIC, "Accuracy") == "ignite.metrics.Accuracy"
+    assert installed.find(ComponentRole.TRANSFORM, "DiceLoss") is None
+    assert installed.find(ComponentRole.DATASET, "load_decathlon_datalist") is None
+    assert installed.find(ComponentRole.FEDERATED, "Anything") is None
+    assert "RandSpatialCropd" in installed.nearest(ComponentRole.TRANSFORM, "RandSpatialCropD3")
     assert installed.unknown("DiceLoss", {"softmax", "sharpness"}) == ["sharpness"]

@@ -21,7 +21,7 @@ from tests.support.training import control
 from worker.api.weights import Weights
 from worker.bundles.inference import BundleInference
 from worker.mmar.convert import Conversion, write
-from worker.mmar.entries import Kind
+from worker.mmar.entries import NoteKind
 from worker.mmar.read import Mmar, is_mmar, pretrained, read_mmar
 from worker.mmar.translate import translate
 from worker.monai.configs import REQUIRED
@@ -60,7 +60,7 @@ def put(**changes: Any) -> Change:
     return change
 
 
-def told(conversion: Conversion, kind: Kind) -> dict[str, str]:
+def told(conversion: Conversion, kind: NoteKind) -> dict[str, str]:
     return {note.what: note.why for note in conversion.notes if note.kind is kind}
 
 
@@ -94,15 +94,15 @@ def test_variables_are_in_place_and_paths_are_the_sites(tmp_path: Path) -> None:
 
 def test_what_is_disabled_or_means_nothing_is_told(tmp_path: Path) -> None:
     conversion = converted(tmp_path, put(roi_of_nobody=3, train__loss__search=[]))
-    left = told(conversion, Kind.LEFT_OUT)
+    left = told(conversion, NoteKind.LEFT_OUT)
     assert left["train pre_transforms RandRotate90d"] == "is disabled"
     assert left["train handlers CheckpointLoader"] == "is disabled"
     assert left["roi_of_nobody"] == left["train loss DiceLoss search"] == "means nothing in a bundle"
     assert {"multi_gpu", "train handlers StatsHandler rank"} <= left.keys()
-    assert {"dataset_dir", "dataset_json", "train lr_scheduler"} <= told(conversion, Kind.TO_SET).keys()
+    assert {"dataset_dir", "dataset_json", "train lr_scheduler"} <= told(conversion, NoteKind.TO_SET).keys()
     targets = [step["_target_"] for step in config_of(conversion)["train"]["preprocessing"]["transforms"]]
     assert "RandRotate90d" not in targets
-    assert told(conversion, Kind.MAPPED)["train pre_transforms AddChanneld"] == "EnsureChannelFirstd"
+    assert told(conversion, NoteKind.MAPPED)["train pre_transforms AddChanneld"] == "EnsureChannelFirstd"
 
 
 def test_a_reference_is_a_copy_of_the_training_s_component(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_what_is_wrong_is_one_clear_sentence(tmp_path: Path, change: Change, tex
 
 def test_a_schedule_that_is_disabled_takes_its_handler_with_it(tmp_path: Path) -> None:
     conversion = converted(tmp_path, put(train__lr_scheduler__disabled="true"))
-    assert told(conversion, Kind.LEFT_OUT)["train handlers LrScheduleHandler"] == "there is no schedule"
+    assert told(conversion, NoteKind.LEFT_OUT)["train handlers LrScheduleHandler"] == "there is no schedule"
     assert "lr_scheduler" not in config_of(conversion)
     assert "LrScheduleHandler" not in str(config_of(conversion))
 
@@ -490,6 +490,6 @@ def test_junk_anywhere_is_refused_in_our_words_or_harmless(config: dict[str, Any
 def test_automls_handlers_among_those_of_a_training_are_left_out(tmp_path: Path) -> None:
     handler = {"name": "MMARHandler", "args": {}}
     conversion = converted(tmp_path, put(validate__handlers=[handler]))
-    assert told(conversion, Kind.LEFT_OUT)["validate handlers MMARHandler"].startswith(
+    assert told(conversion, NoteKind.LEFT_OUT)["validate handlers MMARHandler"].startswith(
         "AutoML is no part of a training"
     )

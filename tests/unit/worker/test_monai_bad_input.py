@@ -27,7 +27,7 @@ from tests.unit.worker.test_monai_deployed import Federation
 from tests.unit.worker.test_service import Seen, start
 from worker.policy import OPEN
 from worker.service.service import WorkerService
-from worker.storage.incidents import Cases
+from worker.storage.incidents import Incidents
 
 torch.set_num_threads(1)
 pytestmark = MONAI
@@ -212,7 +212,7 @@ def test_what_is_wrong_is_a_sentence_at_the_site_and_a_word_elsewhere(
             pass
         stop(workers.pop())
     assert event.code == sign.code == bad.word
-    sentence = Cases(tmp_path / "state" / "cases").text(sign.case).splitlines()[2]
+    sentence = Incidents(tmp_path / "state" / "cases").text(sign.case).splitlines()[2]
     assert bad.says.replace("FOLDER", str(data)) in sentence
     told = hub.told()
     assert not [each for each in told if isinstance(each, Update)]
@@ -238,7 +238,7 @@ def test_memory_that_the_system_refuses_is_told_like_any_other(workers: list[Wor
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert seen.events[-1].code == "memory"
-    told = Cases(tmp_path / "state" / "cases").text(seen.events[-1].case)
+    told = Incidents(tmp_path / "state" / "cases").text(seen.events[-1].case)
     assert "the memory did not suffice for making the bundle's trainer" in told.splitlines()[2]
     hub.close()
 

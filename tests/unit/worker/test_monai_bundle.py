@@ -22,7 +22,7 @@ from tests.support.training import FEDERATION, SITE, control, form
 from worker.api.trainer import Control
 from worker.api.weights import Records, Weights, write_records
 from worker.monai.datalist import listed
-from worker.storage.local_tensors import OwnTensors
+from worker.storage.local_tensors import LocalTensors
 from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import BundleTrainer, batchnorm, bundle_network, bundle_trainer, site_trainer
 
@@ -235,7 +235,7 @@ def test_batchnorm_stays_at_the_site_by_the_type_of_its_layers(spleen: Place, tm
     norms = {name for name, module in network.named_modules() if isinstance(module, torch.nn.BatchNorm3d)}
     wanted = {f"{norm}.{part}" for norm in norms for part in ("weight", "bias", "running_mean", "running_var")}
     assert trainer.keeps == wanted == batchnorm(network)
-    own = OwnTensors(tmp_path / "own", SITE, FEDERATION)
+    own = LocalTensors(tmp_path / "own", SITE, FEDERATION)
     formed = form(trainer, spec, records, own=own)
     assert set(formed.update.absent) == wanted
     assert all(not formed.delta[name].any() for name in wanted)

@@ -23,11 +23,11 @@ from fledge.cli.app import app
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
 from worker.bundles import check, check_configs
-from worker.bundles.check import Report, check_bundle, datalist_findings
+from worker.bundles.check import BundleReport, check_bundle, datalist_findings
 from worker.bundles.check_configs import metadata_findings, packages
 from worker.bundles.check_data import Expected, Facts, judged, judged_answer
 from worker.bundles.check_expected import expected
-from worker.bundles.findings import Finding, Severity
+from worker.bundles.findings import Problem, Severity
 from worker.trainers.monai_bundle import bundle_trainer
 
 torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def rewritten(path: Path, change: Callable[[Any], Any]) -> None:
     nibabel.save(nibabel.Nifti1Image(change(array), np.eye(4)), path)
 
 
-def only(report: Report) -> Finding:
+def only(report: BundleReport) -> Problem:
     """The one thing that was found, which is an error."""
     assert len(report.findings) == 1, report.findings
     assert not report.good

@@ -28,9 +28,9 @@ from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import RUN
 from tests.unit.worker.test_deployed import Researchers
 from tests.unit.worker.test_service import Seen, start
-from worker.journal.approvals import Answers
+from worker.journal.approvals import Approvals
 from worker.service.service import WorkerService
-from worker.storage.incidents import Cases
+from worker.storage.incidents import Incidents
 from worker.trainers.monai_bundle import bundle_network
 
 torch.set_num_threads(1)
@@ -105,7 +105,7 @@ def test_a_training_that_is_stopped_leaves_nothing_for_the_next_one(
     expected = federation.next_message()
     stop(workers.pop())
 
-    seen, answers = Seen(), Answers(tmp_path / "stopped" / "approvals")
+    seen, answers = Seen(), Approvals(tmp_path / "stopped" / "approvals")
     extra: dict[str, Any] = {"on_event": seen, "heartbeat": 0.1}
     start(federation, tmp_path / "stopped", None, workers, options=lambda run: options, **extra)
     assert federation.deploy(federation.code_of_run).ok
@@ -134,7 +134,7 @@ def test_what_is_wrong_with_a_sites_data_stays_at_the_site(
     event = seen.events[-1]
     assert event.code == "config"
     assert "patient-4711" not in repr(event)
-    assert "patient-4711 is not a folder here" in Cases(tmp_path / "state" / "cases").text(event.case)
+    assert "patient-4711 is not a folder here" in Incidents(tmp_path / "state" / "cases").text(event.case)
     fails = f"the last training of run {event.run} failed (config): `fledge site case {event.case}` shows why"
     eventually(lambda: stuck(tmp_path / "state" / HEALTH) == fails, "the health says so")
 

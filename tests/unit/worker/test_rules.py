@@ -319,7 +319,7 @@ def test_the_end_of_its_run_aborts_a_training_and_leaves_the_worker_idle(state: 
     assert some(effects.AbortTraining, turn(machine, head(1, ("r", state, 0))).effects)
     step = turn(machine, events.TrainingFailed(id=training.id, code="aborted"))
     assert not some(effects.Train, step.effects)
-    assert only(effects.Report, step.effects).state == "idle"
+    assert only(effects.ReportStatus, step.effects).state == "idle"
 
 
 def test_what_a_training_finished_after_the_end_of_its_run_is_thrown_away() -> None:
@@ -563,7 +563,7 @@ def test_a_full_disk_blocks_training_until_the_next_heartbeat() -> None:
     machine = rules()
     training = only(effects.Train, turn(machine, version(0)).effects)
     step = turn(machine, events.TrainingFailed(id=training.id, code="disk_full"))
-    assert only(effects.Report, step.effects).state == "blocked"
+    assert only(effects.ReportStatus, step.effects).state == "blocked"
     assert not some(effects.Train, turn(machine, now=19.0).effects)
     assert some(effects.Train, turn(machine, now=20.0).effects)
 
@@ -645,13 +645,13 @@ def test_a_worker_that_finds_its_quota_used_up_waits_for_the_next_version() -> N
 
 def test_signs_of_life_come_with_every_heartbeat_and_changes_at_most_once_a_second() -> None:
     machine = rules()
-    assert only(effects.Report, turn(machine).effects).publish
-    reports = some(effects.Report, turn(machine, version(0), now=0.5).effects)
+    assert only(effects.ReportStatus, turn(machine).effects).publish
+    reports = some(effects.ReportStatus, turn(machine, version(0), now=0.5).effects)
     assert [(report.state, report.publish) for report in reports] == [("training", False)]
     assert machine.deadline() == 1.0
-    assert only(effects.Report, turn(machine, now=1.0).effects).publish
-    assert not some(effects.Report, turn(machine, now=20.5).effects)
-    assert only(effects.Report, turn(machine, now=21.0).effects).publish
+    assert only(effects.ReportStatus, turn(machine, now=1.0).effects).publish
+    assert not some(effects.ReportStatus, turn(machine, now=20.5).effects)
+    assert only(effects.ReportStatus, turn(machine, now=21.0).effects).publish
 
 
 def test_an_unknown_event_is_a_defect_and_says_so() -> None:

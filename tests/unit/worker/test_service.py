@@ -15,12 +15,12 @@ from protocol.messages import Kind, Outcome, RunState
 from tests.support.worker_fixtures import stop
 from tests.unit.worker.centre import RUN, AddOne, Centre
 from worker.domain.state import RunRow
-from worker.journal.approvals import Answers
+from worker.journal.approvals import Approvals
 from worker.journal.journal import Journal
 from worker.policy import SitePolicy
 from worker.service.service import WorkerService
 from worker.service.status import WorkerEvent
-from worker.storage.incidents import Cases
+from worker.storage.incidents import Incidents
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_failing_trainer_leaves_nothing_behind_and_is_tried_again(
     assert len(files(tmp_path)) == 1
     failed = next(log for log in logs if log["event"] == "training.failed")
     assert failed["code"] == "trainer"
-    assert "the scanner is on fire" in Cases(tmp_path / "cases").text(failed["case"])
+    assert "the scanner is on fire" in Incidents(tmp_path / "cases").text(failed["case"])
     assert "the scanner is on fire" not in str(logs)
 
 
@@ -194,7 +194,7 @@ def test_a_run_waits_until_somebody_at_the_site_says_yes_and_a_no_stops_it(
     seen.wait("waiting", 0)
     assert not trainer.started.is_set()
     trainer.gate.clear()
-    answers = Answers(tmp_path / "approvals")
+    answers = Approvals(tmp_path / "approvals")
     answers.say(RUN, True)
     assert trainer.started.wait(10)
     answers.say(RUN, False)

@@ -20,9 +20,9 @@ from tests.unit.worker.test_rules import SEALED, head, only, receipt, sent, some
 from tests.unit.worker.test_service import Seen, centre, start, trainer
 from worker.domain import effects, events, writes
 from worker.domain.effects import Judged
-from worker.domain.events import HubAnswered, LeftOut
+from worker.domain.events import HubAnswered, SiteLeftOut
 from worker.domain.state import Snapshot
-from worker.rules.membership import Standing
+from worker.rules.membership import Membership
 from worker.rules.worker import WorkerRules
 from worker.service.service import WorkerService
 
@@ -41,7 +41,7 @@ def rules(registry: Registry = MEMBER) -> WorkerRules:
         heartbeat=20.0,
         new_id=lambda: next(ids).to_bytes(16, "big"),
         dice=random.Random(1),
-        standing=Standing(ME, registry),
+        standing=Membership(ME, registry),
     )
 
 
@@ -67,7 +67,7 @@ def test_a_registry_that_revokes_the_site_ends_training_and_sending_at_once() ->
     deadline = machine.deadline()
     assert deadline is not None
     assert deadline > 100.0  # or the loop would turn for nothing
-    assert not any(report.publish for report in some(effects.Report, later.effects))
+    assert not any(report.publish for report in some(effects.ReportStatus, later.effects))
 
 
 def test_a_site_that_is_listed_anew_sends_what_it_kept_and_trains_on() -> None:
@@ -90,23 +90,23 @@ def test_a_worker_whose_registry_revokes_it_says_so_when_it_starts() -> None:
 def test_losing_a_version_that_it_held_shows_what_an_operator_has_ordered() -> None:
     machine = rules()
     turn(machine, version(3))
-    assert judged(turn(machine, LeftOut(run="r", version=3)).effects) == ["record"]
+    assert judged(turn(machine, SiteLeftOut(run="r", version=3)).effects) == ["record"]
     assert judged(turn(machine, version(4)).effects) == [""]
-    assert judged(turn(machine, LeftOut(run="r", version=5)).effects) == ["record"]
+    assert judged(turn(machine, SiteLeftOut(run="r", version=5)).effects) == ["record"]
     assert judged(turn(machine, HubAnswered()).effects) == [""]
 
 
 def test_a_newcomer_that_is_left_out_waits_and_looks_again() -> None:
     machine = rules()
     turn(machine)
-    step = turn(machine, LeftOut(run="r", version=3), now=1.0)
+    step = turn(machine, SiteLeftOut(run="r", version=3), now=1.0)
     assert judged(step.effects) == []
     deadline = machine.deadline()
     assert deadline is not None
     assert deadline <= 3.0
     again = rules(Registry(version=1, entries=MEMBER.entries[1:]).with_entry(ME))
     turn(again, version(3))
-    assert judged(turn(again, LeftOut(run="r", version=4)).effects) == []
+    assert judged(turn(again, SiteLeftOut(run="r", version=4)).effects) == []
 
 
 def test_a_receipt_says_it_and_the_hubs_answer_takes_it_back() -> None:

@@ -18,7 +18,7 @@ from protocol.spec import ModelSpec, TensorKind
 from tests.support.training import FEDERATION, SITE, control, form
 from worker.api.trainer import TrainResult
 from worker.api.weights import Records, Weights
-from worker.storage.local_tensors import OwnTensors
+from worker.storage.local_tensors import LocalTensors
 from worker.trainers.initial import spec_and_payload
 from worker.trainers.torch import TorchTrainer, accuracy, load
 
@@ -146,7 +146,7 @@ def test_an_optimizer_begins_anew_unless_it_is_kept() -> None:
 
 
 def test_running_statistics_are_shared_and_counters_stay(tmp_path: Path) -> None:
-    own = OwnTensors(tmp_path / "own", SITE, FEDERATION)
+    own = LocalTensors(tmp_path / "own", SITE, FEDERATION)
     spec, records = start(trainer())
     for round in (1, 2):
         which = trainer()

@@ -25,7 +25,7 @@ def stray(number: int, *, epoch: int = 0, sequence: int = 1000, outcome: Outcome
 
 
 def codes(machine: WorkerRules, now: float) -> list[str]:
-    return [report.code for report in some(effects.Report, turn(machine, now=now).effects) if report.publish]
+    return [report.code for report in some(effects.ReportStatus, turn(machine, now=now).effects) if report.publish]
 
 
 def alarms(done: tuple[Any, ...]) -> list[str]:

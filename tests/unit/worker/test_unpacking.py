@@ -17,7 +17,7 @@ from protocol import limits
 from protocol.errors import Malformed, StateError, Tampered, TooLarge, WireError
 from tests.unit.worker.centre import archive
 from worker.storage.code_archive import read_archive
-from worker.storage.code_store import CodeLost, Codes
+from worker.storage.code_store import CodeLost, CodeStore
 
 GOOD = archive(
     {"trainer.py": "x = 1\n", "helpers/__init__.py": "", "helpers/more.py": "y = 2\n", "data/run-1.txt": "z"}
@@ -120,7 +120,7 @@ def test_an_archive_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def refused(raw: bytes, kind: type[WireError], state: Path) -> None:
-    codes = Codes(state / "code")
+    codes = CodeStore(state / "code")
     with pytest.raises(kind):
         codes.keep(digest(raw), raw)
     assert [path for path in state.rglob("*") if path != state / "code"] == []
@@ -134,7 +134,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_code_is_kept_whole_and_readable_by_its_owner_only(tmp_path: Path) -> None:
-    codes, code = Codes(tmp_path / "code"), digest(GOOD)
+    codes, code = CodeStore(tmp_path / "code"), digest(GOOD)
     codes.keep(code, GOOD)
     codes.keep(code, GOOD)
     folder = codes.unpacked(code)
@@ -151,12 +151,12 @@ def test_code_is_kept_whole_and_readable_by_its_owner_only(tmp_path: Path) -> No
 
 def test_code_with_another_digest_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(Tampered, match="the order names"):
-        Codes(tmp_path / "code").keep(digest(b"other"), GOOD)
+        CodeStore(tmp_path / "code").keep(digest(b"other"), GOOD)
     assert not (tmp_path / "code").exists()
 
 
 def test_what_was_changed_added_or_removed_in_the_folder_is_as_it_was_when_it_is_wanted(tmp_path: Path) -> None:
-    codes, code = Codes(tmp_path / "code"), digest(GOOD)
+    codes, code = CodeStore(tmp_path / "code"), digest(GOOD)
     codes.keep(code, GOOD)
     folder = codes.unpacked(code)
     before = tree(folder)
@@ -174,7 +174,7 @@ def test_what_was_changed_added_or_removed_in_the_folder_is_as_it_was_when_it_is
 
 
 def test_an_archive_that_was_changed_or_is_gone_is_lost(tmp_path: Path) -> None:
-    codes, code = Codes(tmp_path / "code"), digest(GOOD)
+    codes, code = CodeStore(tmp_path / "code"), digest(GOOD)
     codes.keep(code, GOOD)
     kept = tmp_path / "code" / f"{code.hex()}.zip"
     kept.write_bytes(archive({"trainer.py": "evil"}))
@@ -187,7 +187,7 @@ def test_an_archive_that_was_changed_or_is_gone_is_lost(tmp_path: Path) -> None:
 
 def test_code_that_is_forgotten_or_that_nobody_knows_of_is_deleted(tmp_path: Path) -> None:
     other = archive({"trainer.py": "other"})
-    codes = Codes(tmp_path / "code")
+    codes = CodeStore(tmp_path / "code")
     assert codes.sweep([]) == 0
     codes.forget(digest(GOOD))
     for raw in (GOOD, other):
@@ -207,4 +207,4 @@ def test_code_that_is_forgotten_or_that_nobody_knows_of_is_deleted(tmp_path: Pat
 def test_a_place_that_cannot_be_written_is_an_error_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "code").write_text("a file")
     with pytest.raises(StateError, match="check the disk"):
-        Codes(tmp_path / "code").keep(digest(GOOD), GOOD)
+        CodeStore(tmp_path / "code").keep(digest(GOOD), GOOD)

@@ -26,10 +26,10 @@ from worker.bundles.check_data import Expected, duplicates, item_findings
 from worker.data.datalist import Task, parse
 from worker.data.dicom import read_series, series
 from worker.data.discovery import find, kind_of
-from worker.data.sources import Kind
+from worker.data.sources import ImageKind
 from worker.data.volumes import Volume, check_values, on_grid, read_volume, save_nifti
 from worker.statistics.document import check_change, check_names
-from worker.statistics.figures import CaseFigures, Summary
+from worker.statistics.figures import CaseFigures, DataSummary
 from worker.statistics.measure import measure
 
 
@@ -44,10 +44,12 @@ def png() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(("kind", "ending"), [(Kind.NIFTI, "nii"), (Kind.NIFTI, "nii.gz"), (Kind.PNG, "png")])
-def test_whatever_bytes_an_image_has_it_is_read_or_refused(tmp_path: Path, kind: Kind, ending: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "ending"), [(ImageKind.NIFTI, "nii"), (ImageKind.NIFTI, "nii.gz"), (ImageKind.PNG, "png")]
+)
+def test_whatever_bytes_an_image_has_it_is_read_or_refused(tmp_path: Path, kind: ImageKind, ending: str) -> None:
     dice, path = random.Random(7), tmp_path / f"x.{ending}"
-    good = nifti() if kind is Kind.NIFTI else png()
+    good = nifti() if kind is ImageKind.NIFTI else png()
     refused = 0
     for _ in range(400):
         raw = bytearray(good)
@@ -71,7 +73,7 @@ def test_an_image_without_a_place_in_space_is_refused(tmp_path: Path, axes: np.n
     raw[252:256], raw[280:328] = struct.pack("<hh", 0, 1), place.astype("<f4").tobytes()
     (tmp_path / "x.nii").write_bytes(raw)
     with pytest.raises(ConfigError, match="x cannot be read"):
-        read_volume(tmp_path / "x.nii", Kind.NIFTI, "x")
+        read_volume(tmp_path / "x.nii", ImageKind.NIFTI, "x")
 
 
 def test_what_stands_between_header_and_voxels_is_bounded_before_it_is_read(tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_what_stands_between_header_and_voxels_is_bounded_before_it_is_read(tmp_
     path = tmp_path / "x.nii.gz"
     path.write_bytes(gzip.compress(bytes(raw[:352]) + struct.pack("<ii", length, 0)))
     with pytest.raises(ConfigError, match="voxels begin behind"):
-        read_volume(path, Kind.NIFTI, "x")
+        read_volume(path, ImageKind.NIFTI, "x")
     (found,) = item_findings([{"image": str(path)}], Expected(loaded=("image",)))
     assert "voxels begin behind" in str(found)
 
@@ -166,7 +168,7 @@ def test_figures_are_not_made_of_what_is_no_file(tmp_path: Path, name: str, key:
 def test_names_of_classes_that_are_patients_are_not_shared(total: int) -> None:
     patients = [f"smith_{number}" for number in range(total)]
     cases = [CaseFigures(patient=name, figures={"shape.x": 5.0}, voxels={name: 1}) for name in patients]
-    figures = Summary(task=Task.CLASSIFICATION, classes=patients).of(cases)
+    figures = DataSummary(task=Task.CLASSIFICATION, classes=patients).of(cases)
     if any("smith" in name for name in figures):
         with pytest.raises(ConfigError, match="whose folders were taken for classes"):
             check_names(figures)
