@@ -9,10 +9,10 @@ from aggregator.domain.state import SiteStatus, UpdateNotice
 from aggregator.pipeline.envelope_cache import EnvelopeCache, OpenEnvelope
 from protocol import topology
 from protocol.commands import COMMANDS, COUNTER_AHEAD, LONGEST_COMMAND, TOLERANCE
-from protocol.envelope import ContentKey, Verified, typed_body, unlock, verify
+from protocol.envelope import ContentKey, Verified, body, unlock, verify
 from protocol.errors import Unauthorized, WireError
 from protocol.keys import Identity, Role
-from protocol.messages import Command, Kind, Reply
+from protocol.messages import Command, Evaluation, Event, Kind, Reply, Request, Update
 from protocol.registry import Registry
 
 FROM_SITES = frozenset({Kind.UPDATE, Kind.EVALUATION, Kind.REPLY, Kind.REQUEST})
@@ -42,7 +42,7 @@ class Intake:
         queue = topology.event_queue(site)
         try:
             verified, key = self._open(site, raw, LIVE_EVENTS)
-            sign = SiteStatus(typed_body(verified, key), verified.core.run, verified.core.version)
+            sign = SiteStatus(body(verified, Event, key), verified.core.run, verified.core.version)
             return events.SiteSeen(delivery=delivery, site=site, alive=sign.alive), sign
         except WireError as error:
             return events.DeliveryRefused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw), None
@@ -52,7 +52,7 @@ class Intake:
         queue = topology.inbox_queue(topology.AGGREGATOR)
         try:
             verified, key = self._open(None, raw, COMMAND_KINDS)
-            order: Command = typed_body(verified, key)
+            order = body(verified, Command, key)
         except WireError as error:
             return events.DeliveryRefused(delivery=delivery, site="", queue=queue, reason=error.reason, raw=raw)
         operator = verified.sender.name
@@ -91,31 +91,31 @@ class Intake:
     def _read(self, site: str, queue: str, delivery: Any, raw: bytes, kinds: frozenset[Kind]) -> Any:
         try:
             verified, key = self._open(site, raw, kinds)
-            body = typed_body(verified, key)
+            if verified.kind == Kind.REPLY:
+                return self._reply(site, delivery, verified, body(verified, Reply, key))
+            if verified.kind == Kind.REQUEST:
+                request = body(verified, Request, key)
+                return events.RequestArrived(delivery=delivery, site=site, id=verified.core.id, request=request)
+            if verified.kind == Kind.EVALUATION:
+                return events.EvaluationArrived(
+                    delivery=delivery,
+                    site=site,
+                    run=verified.core.run,
+                    version=verified.core.version,
+                    evaluation=body(verified, Evaluation, key),
+                )
+            return events.UpdateArrived(delivery=delivery, notice=_notice(site, verified, body(verified, Update, key)))
         except WireError as error:
             return events.DeliveryRefused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw)
-        if verified.kind == Kind.REPLY:
-            return self._reply(site, delivery, verified, body)
-        if verified.kind == Kind.REQUEST:
-            return events.RequestArrived(delivery=delivery, site=site, id=verified.core.id, request=body)
-        if verified.kind == Kind.EVALUATION:
-            return events.EvaluationArrived(
-                delivery=delivery,
-                site=site,
-                run=verified.core.run,
-                version=verified.core.version,
-                evaluation=body,
-            )
-        return events.UpdateArrived(delivery=delivery, notice=_notice(site, verified, body))
 
-    def _reply(self, site: str, delivery: Any, verified: Verified, body: Reply) -> events.ReplyArrived:
+    def _reply(self, site: str, delivery: Any, verified: Verified, reply: Reply) -> events.ReplyArrived:
         operators = self.registry.members(Role.OPERATOR)
         return events.ReplyArrived(
             delivery=delivery,
             site=site,
-            command=body.message,
-            ok=body.ok,
-            reason=body.reason,
+            command=reply.message,
+            ok=reply.ok,
+            reason=reply.reason,
             operators=tuple(each.name for each in operators if each.box_kid in verified.recipients),
             raw=verified.raw,
         )

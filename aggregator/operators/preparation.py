@@ -28,7 +28,7 @@ from broker.blobs.base import BlobStore
 from broker.blobs.transfer import ChunkUploads, read_blob
 from protocol import limits, topology
 from protocol.codec import Word, decode, encode
-from protocol.envelope import raw_body, typed_body, unlock, verify
+from protocol.envelope import body, raw_body, unlock, verify
 from protocol.errors import ConfigError, FledgeError, Malformed, Missing, WireError, WrongContext
 from protocol.keys import Participant, Role
 from protocol.messages import Bundle, Card, Kind
@@ -91,7 +91,7 @@ class Preparation:
                 f"what {command.operator} uploaded is run {verified.core.run} of {verified.sender.name}, not {run}"
             )
         key = unlock(verified, records.identity)
-        says: Bundle = typed_body(verified, key)
+        says = body(verified, Bundle, key)
         manifest = verified.manifest
         if manifest is None or manifest.length <= says.code + says.spec:
             raise Malformed("the upload is shorter than it says", "truncated")
