@@ -8,4 +8,4 @@ PATH=$PWD/.venv/bin:$PATH:/usr/sbin
 for program in hadolint docker-compose haproxy openssl; do
     command -v "$program" >/dev/null || { echo "lint-deploy: $program is not installed"; exit 1; }
 done
-exec .venv/bin/python -m pytest -q tests/unit/deploy/test_compose.py
+exec .venv/bin/python -m pytest -q tests/unit/deploy/docker/test_compose.py
