@@ -119,7 +119,7 @@ class Federation:
     _state: list[Span] = field(init=False)
     _sites: list[_Site] = field(init=False)
     _waiting: dict[bytes, tuple[Waiting, Span]] = field(default_factory=dict)
-    _standing: planning.Standing = field(default_factory=planning.Standing)
+    _standing: planning.SiteStatistics = field(default_factory=planning.SiteStatistics)
     _ages: list[int] = field(default_factory=list)
     _lost: dict[str, int] = field(default_factory=lambda: {"superseded": 0, "too_stale": 0})
     _events: list[tuple[float, int, int | None]] = field(default_factory=list)

@@ -20,7 +20,7 @@ SERVERS = ("broker", "store")
 KEYS = {Role.SITE: "site.keys", Role.AGGREGATOR: "aggregator.keys", Role.OPERATOR: "operator.keys"}
 CONFIGURATION = {Role.SITE: "worker.toml", Role.AGGREGATOR: "aggregator.toml", Role.OPERATOR: "operator.toml"}
 
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parents[1] / "templates"
 _TEXTS = {
     Role.SITE: {
         "worker.toml": "worker.toml",

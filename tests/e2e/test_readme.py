@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from aggregator.config import AggregatorConfig, RunConfig, StopConfig
 from fledge import new_federation, open_aggregator, open_worker
-from fledge.cli import main
+from fledge.cli.app import app
 from fledge.runs.init_run import RUN_TOML
 from fledge.runs.upload import pack
 from worker.config import WorkerConfig
@@ -47,7 +47,7 @@ def mytask(tmp_path: Path) -> Iterator[Path]:
 
 def fledge(*arguments: str) -> None:
     """Run a command in this process."""
-    done = CliRunner().invoke(main.app, arguments)
+    done = CliRunner().invoke(app, arguments)
     structlog.reset_defaults()  # it logs to a stream that is gone now
     assert done.exit_code == 0, done.output
 
@@ -117,7 +117,7 @@ def test_every_command_shown_exists_with_its_options(page: str) -> None:
         if words[1] == "ctl":
             words = [words[0], *shlex.split(" ".join(words[1:]).replace(" --kit lead", ""))]
         command = words[1 : 1 + DEPTH.get(words[1], 1)]
-        helped = CliRunner().invoke(main.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+        helped = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
         assert helped.exit_code == 0, line
         for option in (word for word in words if word.startswith("-")):
             assert re.search(rf"{option}\b", helped.output), f"{option} in: {line}"

@@ -29,7 +29,12 @@ LONG_SEEDS = 10_000
 SIGHTS = (
     *(f"killed before {kind.__name__}" for kind in (effects.Settle, effects.Admit, effects.Publish, effects.PutHead)),
     *("killed before the commit", "killed after the commit", "killed in the transaction, at JournalUpdate"),
-    *("killed before Upload", "killed before Train", "killed before Report", "killed before the journal is loaded"),
+    *(
+        "killed before Upload",
+        "killed before Train",
+        "killed before ReportStatus",
+        "killed before the journal is loaded",
+    ),
     *("fenced", "published again", "journal: Duplicate", "journal: Reused"),
     *("receipt: merged ok", "receipt: superseded newer_updates_wait", "receipt: rejected too_stale"),
     *("receipt: rejected revoked", "receipt: rejected wrong_run", "receipt: rejected not_finite"),

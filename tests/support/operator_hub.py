@@ -14,7 +14,7 @@ from protocol.keys import Identity, Role
 from protocol.registry import Registry, sign_registry
 from protocol.rights import STOCK, Organisation, Policy
 
-Answer = Mapping[str, Any] | Answer | Callable[[Mapping[str, Any], str], Answer | Mapping[str, Any]]
+Canned = Mapping[str, Any] | Answer | Callable[[Mapping[str, Any], str], Answer | Mapping[str, Any]]
 
 STATUS: Mapping[str, Any] = {
     "run": "run-7",
@@ -30,7 +30,7 @@ STATUS: Mapping[str, Any] = {
     "waiting": (1, 0, 0),
     "held": ("ok", "quarantined", "revoked"),
 }
-ANSWERS: Mapping[str, Answer] = {
+ANSWERS: Mapping[str, Canned] = {
     "status": STATUS,
     "site.list": {
         "site": ("aggregator", "north", "south", "west", "alice"),
@@ -93,7 +93,7 @@ class Asked:
 class Hub:
     """Answers every order there is; `answers` replaces what it says, for one order or one order at one site."""
 
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, Canned] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     opened: int = 0
     closed: int = 0

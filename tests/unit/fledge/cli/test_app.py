@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from broker.blobs.directory import FileBlobs
-from fledge.cli import main
+from fledge.cli.app import exit_code
 from fledge.federation import new_federation
 from fledge.process import log
 from fledge.runs.init_run import init_run
@@ -92,7 +92,7 @@ def test_the_version_is_the_distributions() -> None:
     ],
 )
 def test_every_error_has_its_exit_code(error: FledgeError, code: int) -> None:
-    assert main.exit_code(error) == code
+    assert exit_code(error) == code
 
 
 def test_a_missing_configuration_is_one_line_and_code_2(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from fledge.cli import main
+from fledge.cli.app import app as fledge_app
 from fledge.cli.app import ctl as app
+from fledge.cli.app import exit_code
 from fledge.ctl import session as sessions
 from fledge.operator.console import Answer
 from protocol.commands import COMMANDS
@@ -122,7 +123,7 @@ def ctl(hub: Hub, line: str, typed: str | None = None) -> tuple[int, str]:
     """Exit code and standard output of a line, as the program itself would end."""
     done = CliRunner().invoke(app, line.split(), obj=hub.open, input=typed)
     if isinstance(done.exception, FledgeError):
-        return main.exit_code(done.exception), str(done.exception)
+        return exit_code(done.exception), str(done.exception)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.stdout
 
@@ -221,7 +222,7 @@ def test_the_wrong_words_end_with_2() -> None:
 def test_without_a_kit_the_way_to_name_one_is_told(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["--kit", str(tmp_path), "status"])
     assert isinstance(done.exception, FledgeError)
-    assert main.exit_code(done.exception) == 2
+    assert exit_code(done.exception) == 2
     assert "--kit" in str(done.exception)
 
 
@@ -349,7 +350,7 @@ def test_following_metrics_shows_every_row_once() -> None:
 
 
 def test_help_tells_what_there_is_and_the_exit_codes() -> None:
-    done = CliRunner().invoke(main.app, ["ctl", "--help"])
+    done = CliRunner().invoke(fledge_app, ["ctl", "--help"])
     assert done.exit_code == 0
     for name in ("status", "site", "run", "model", "shell", "Exit codes"):
         assert name in done.stdout
@@ -373,7 +374,7 @@ def test_nothing_is_loaded_before_a_command_runs() -> None:
 
 
 def test_completion_is_offered_and_knows_the_sites_of_the_kit(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(main.app, ["--help"]).stdout
+    shown = CliRunner().invoke(fledge_app, ["--help"]).stdout
     assert "--install-completion" in shown
     folder = kit(tmp_path / "kit")
     environment = {
@@ -381,7 +382,7 @@ def test_completion_is_offered_and_knows_the_sites_of_the_kit(tmp_path: Path) ->
         "COMP_WORDS": f"fledge ctl --kit {folder} site show n",
         "COMP_CWORD": "6",
     }
-    done = CliRunner().invoke(main.app, [], prog_name="fledge", env=environment)
+    done = CliRunner().invoke(fledge_app, [], prog_name="fledge", env=environment)
     assert done.stdout.split() == ["north"]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from fledge.cli import main
 from fledge.cli.app import ctl as app
+from fledge.cli.app import exit_code
 from fledge.runs.init_run import init_run
 from fledge.runs.upload import pack
 from protocol.errors import FledgeError
@@ -42,7 +42,7 @@ def ctl(hub: RunHub, *words: object, typed: str | None = None, code: int = 0) ->
     """A command as the program itself would end."""
     done = CliRunner().invoke(app, ["--kit", str(hub.kit), *map(str, words)], obj=hub.open, input=typed)
     error = done.exception
-    ended = main.exit_code(error) if isinstance(error, FledgeError) else done.exit_code
+    ended = exit_code(error) if isinstance(error, FledgeError) else done.exit_code
     assert ended == code, (done.output, error)
     return done
 
