@@ -26,7 +26,7 @@ pydantic's strict mode for a whole dataclass refuses the mapping it should be re
 def _exactly(kind: type) -> BeforeValidator:
     """Let only instances of `kind` through to a validator that would otherwise convert."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         if not isinstance(value, kind):
             raise ValueError(f"not {kind.__name__}")
         return value
@@ -34,12 +34,13 @@ def _exactly(kind: type) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def many(most: int, least: int = 0) -> Any:
+def many(most: int, least: int = 0) -> object:
     """Bounds of an array, whose check ends at the first wrong element.
 
     Without that, 20 kB of wrong elements become 40 MB of error reports.
     """
-    return Field(min_length=least, max_length=most, fail_fast=True)
+    bounds: object = Field(min_length=least, max_length=most, fail_fast=True)
+    return bounds
 
 
 TEXT = _exactly(str)
@@ -65,6 +66,7 @@ T = TypeVar("T")
 _WORD = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
 _SCALARS = frozenset({bytes, str, int, float, bool, type(None)})
 _names: dict[type, tuple[str, ...] | None] = {}
+# Each makes values of the type it is kept under, which the type of a dict cannot say.
 _adapters: dict[type, TypeAdapter[Any]] = {}
 
 
@@ -73,7 +75,7 @@ def is_word(text: object) -> bool:
     return isinstance(text, str) and _WORD.fullmatch(text) is not None
 
 
-def encode(value: Any) -> bytes:
+def encode(value: object) -> bytes:
     """The msgpack bytes of a wire dataclass (or of plain values), fields in declared order."""
     packed: bytes = msgpack.packb(_plain(value), use_bin_type=True)
     return packed
@@ -89,17 +91,16 @@ def decode(kind: type[T], raw: bytes, limit: int) -> T:
     """
     plain = unpack(raw, limit)
     try:
-        value: T = _adapter(kind).validate_python(plain)
+        return _adapter(kind).validate_python(plain)
     except ValidationError as error:
         if _is_newer(plain):
             raise WrongContext(f"{kind.__name__} was written by a newer version of fledge", "upgrade_needed") from None
         first = error.errors(include_context=False, include_input=False, include_url=False)[0]
         where = ".".join(_place(part) for part in first["loc"])[:80]
         raise Malformed(f"{kind.__name__}: field {where or '(whole)'}: {first['type']}") from None
-    return value
 
 
-def unpack(raw: bytes, limit: int) -> Any:
+def unpack(raw: bytes, limit: int) -> object:
     """Plain values from msgpack; arrays become tuples.
 
     Raises:
@@ -109,7 +110,7 @@ def unpack(raw: bytes, limit: int) -> Any:
     if len(raw) > limit:
         raise TooLarge(f"{len(raw)} bytes, at most {limit} are allowed")
     try:
-        return msgpack.unpackb(
+        plain: object = msgpack.unpackb(
             raw,
             raw=False,
             use_list=False,
@@ -124,9 +125,10 @@ def unpack(raw: bytes, limit: int) -> Any:
         raise
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise Malformed(f"not valid msgpack ({type(error).__name__})") from None
+    return plain
 
 
-def _is_newer(plain: Any) -> bool:
+def _is_newer(plain: object) -> bool:
     version = plain.get("v") if isinstance(plain, dict) else None
     return isinstance(version, int) and version > 1
 
@@ -140,8 +142,8 @@ def _no_extensions(code: int, data: bytes) -> NoReturn:
     raise Malformed("msgpack extension types are not used")
 
 
-def _no_duplicates(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _no_duplicates(pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
+    result: dict[str, object] = {}
     for key, value in pairs:
         if not isinstance(key, str):
             raise Malformed("a map key is not text")
@@ -151,7 +153,7 @@ def _no_duplicates(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
     return result
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     kind = type(value)
     if kind in _SCALARS:
         return value
@@ -171,7 +173,7 @@ def _field_names(kind: type) -> tuple[str, ...] | None:
     return _names[kind]
 
 
-def _adapter(kind: type) -> TypeAdapter[Any]:
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
     if kind not in _adapters:
         _adapters[kind] = TypeAdapter(kind)
     return _adapters[kind]

@@ -17,7 +17,7 @@ import hmac
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Protocol, Required, TypedDict, TypeVar, Unpack
 
 import nacl.bindings as sodium
 import nacl.exceptions
@@ -217,8 +217,22 @@ class Sealer:
         )
 
 
-def seal(signer: Identity, kind: Kind, body: Any, recipients: Sequence[Participant], **context: Any) -> bytes:
-    """A message without a blob, in one call; `context` as for `Sealer`. No recipients: signed, in the clear."""
+class Context(TypedDict, total=False):
+    """What a message without a blob is about, as in `Core`."""
+
+    federation: Required[str]
+    message_id: Required[bytes]
+    run: str
+    epoch: int
+    sequence: int
+    version: int
+    spec: bytes
+
+
+def seal(
+    signer: Identity, kind: Kind, body: object, recipients: Sequence[Participant], **context: Unpack[Context]
+) -> bytes:
+    """A message without a blob, in one call; a body of bytes is taken as it is. No recipients: signed, in the clear."""
     sealer = Sealer(signer, kind, clear=not recipients, **context)
     return sealer.finish(body if isinstance(body, bytes) else encode(body), recipients)
 
@@ -246,7 +260,9 @@ def verify(
     except nacl.exceptions.CryptoError:
         raise Untrusted(f"the signature of {sender.name} does not verify", "bad_signature") from None
     header, core = _opened(raw[_FRAME.size : -_SIGNATURE], limit)
-    return _checked(raw, kind_byte, kid, sender, header, core, federation, kinds)
+    if core.kind != kind_byte or core.sender != kid:
+        raise WrongContext("the frame names another kind or sender than the core")
+    return _checked(raw, sender, header, core, federation, kinds)
 
 
 def kind_of(raw: bytes) -> int:
@@ -267,23 +283,14 @@ def _opened(packed: bytes, limit: int) -> tuple[_Header, Core]:
 
 
 def _checked(
-    raw: bytes,
-    kind_byte: int,
-    kid: bytes,
-    sender: Participant,
-    header: _Header,
-    core: Core,
-    federation: str,
-    kinds: Collection[Kind],
+    raw: bytes, sender: Participant, header: _Header, core: Core, federation: str, kinds: Collection[Kind]
 ) -> Verified:
-    if core.kind != kind_byte or core.sender != kid:
-        raise WrongContext("the frame names another kind or sender than the core")
     if core.federation != federation:
         raise WrongContext("the message belongs to another federation than the one configured", "wrong_federation")
     try:
-        kind = Kind(kind_byte)
+        kind = Kind(core.kind)
     except ValueError:
-        raise WrongContext(f"unknown kind {kind_byte}; a newer version may know it", "upgrade_needed") from None
+        raise WrongContext(f"unknown kind {core.kind}; a newer version may know it", "upgrade_needed") from None
     if kind not in kinds:
         raise WrongContext(f"a message of kind {kind.name} does not belong here", "wrong_kind")
     if SIGNER[kind] != sender.role:
@@ -359,7 +366,7 @@ def raw_body(verified: Verified, key: ContentKey | None = None) -> bytes:
     return bytes(plain)
 
 
-def typed_body(verified: Verified, key: ContentKey | None = None) -> Any:
+def typed_body(verified: Verified, key: ContentKey | None = None) -> object:
     """The body decoded as its kind says."""
     return body(verified, BODY[verified.kind], key)
 

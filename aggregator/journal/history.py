@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from aggregator.strategy.weighting import SiteStatistics
 from broker.runtime.database import open_readonly
 from broker.transport.outbox import OutboxRow
 from protocol import limits
-from protocol.codec import decode, unpack
+from protocol.codec import decode
 from protocol.errors import StateError
 from protocol.messages import Evaluation, RunState
 from protocol.registry import Registry
@@ -191,16 +192,35 @@ def _run(db: Connection, name: str, rows: list[UpdateRow]) -> RunSnapshot:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _CommandEntry:
+    """Of a command's ledger entry: whom it was handed to."""
+
+    taken: bool
+    id: bytes = b""
+    sites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _ReplyEntry:
+    """Of a reply's ledger entry: what it answers."""
+
+    command: bytes
+    site: str
+
+
 def _awaited(db: Connection) -> list[tuple[bytes, str]]:
     """Which of the newest commands were handed to which sites, without those that were replied to."""
     asked: dict[tuple[bytes, str], None] = {}
     newest = select(ledger.c.number, ledger.c.kind, ledger.c.entry).where(ledger.c.kind.in_(("command", "reply")))
     for row in reversed(db.execute(newest.order_by(ledger.c.number.desc()).limit(_LOOKED_AT)).all()):
-        entry = unpack(row.entry, limits.STORED_RECORD)
         if row.kind == "reply":
-            asked.pop((entry["command"], entry["site"]), None)
-        elif entry["taken"]:
-            asked |= dict.fromkeys((entry["id"], site) for site in entry.get("sites", ()))
+            reply = decode(_ReplyEntry, row.entry, limits.STORED_RECORD)
+            asked.pop((reply.command, reply.site), None)
+            continue
+        command = decode(_CommandEntry, row.entry, limits.STORED_RECORD)
+        if command.taken:
+            asked |= dict.fromkeys((command.id, site) for site in command.sites)
     return list(asked)
 
 
@@ -223,6 +243,6 @@ def _update_row(row: Any) -> UpdateRow:
         objection=row.reason if state == UpdateState.JOURNALLED else "ok",
         examples=row.examples,
         seconds=row.seconds,
-        absent=unpack(row.absent, limits.BODY),
+        absent=decode(tuple[str, ...], row.absent, limits.BODY),
         norm=row.norm,
     )

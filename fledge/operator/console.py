@@ -21,7 +21,7 @@ from broker.blobs.base import BlobStore
 from broker.transport.base import Delivery, Transport
 from protocol import topology
 from protocol.commands import COMMANDS, CommandSpec
-from protocol.envelope import seal, typed_body, unlock, verify
+from protocol.envelope import body, seal, unlock, verify
 from protocol.errors import ConfigError, TransportError, Untrusted, WireError
 from protocol.keys import Identity, Participant, Role
 from protocol.messages import Command, Kind, Reply
@@ -247,7 +247,7 @@ class Console:
 
     def _read(self, raw: bytes) -> None:
         verified = verify(raw, self.registry, federation=self.federation, kinds=_ANSWERS)
-        reply: Reply = typed_body(verified, unlock(verified, self.identity))
+        reply = body(verified, Reply, unlock(verified, self.identity))
         said = Answer(
             sender=verified.sender.name, ok=reply.ok, reason=reply.reason, text=reply.text, values=reply.values
         )
