@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from worker.mmar.entries import Arguments
+from worker.mmar.values import Config
 
 _LAYERS_OF_PYRAMID = 4
 
 
-def nifti(args: Arguments) -> Arguments:
+def nifti(args: Config) -> Config:
     """Turning to the canonical orientation is the reader's, and only one of MONAI's can do it."""
     if args.get("as_closest_canonical") is not None:
         args.setdefault("reader", "NibabelReader")
     return args
 
 
-def discrete(args: Arguments) -> Arguments:
+def discrete(args: Config) -> Config:
     """`AsDiscrete`: the number of classes and the threshold were separate arguments with a switch each."""
     classes, level = args.pop("n_classes", None), args.pop("logit_thresh", 0.5)
     classes = args.pop("num_classes", classes)
@@ -28,7 +27,7 @@ def discrete(args: Arguments) -> Arguments:
     return {name: value for name, value in args.items() if value is not None}
 
 
-def _where(switch: Any, value: Any) -> Any:
+def _where(switch: object, value: object) -> object:
     """The value where the switch is on, for one key or for each; numbers, as today's MONAI has them, stay."""
     if isinstance(switch, list):
         values = value if isinstance(value, list) else [value] * len(switch)
@@ -36,54 +35,54 @@ def _where(switch: Any, value: Any) -> Any:
     return (value if switch else None) if isinstance(switch, bool) else switch
 
 
-def spacing(args: Arguments) -> Arguments:
+def spacing(args: Config) -> Config:
     """Labels are resampled to the nearest value, as Clara does by itself."""
     if (keys := _labelled(args)) and "mode" not in args:
         args["mode"] = ["nearest" if key == "label" else "bilinear" for key in keys]
     return args
 
 
-def resizing(args: Arguments) -> Arguments:
+def resizing(args: Config) -> Config:
     """Likewise, for what resizes instead of resampling to a spacing."""
     if (keys := _labelled(args)) and "mode" not in args:
         args["mode"] = ["nearest" if key == "label" else "trilinear" for key in keys]
     return args
 
 
-def _labelled(args: Arguments) -> Sequence[str]:
+def _labelled(args: Config) -> Sequence[str]:
     keys = args.get("keys")
     keys = [keys] if isinstance(keys, str) else keys
     return keys if isinstance(keys, list) and "label" in keys else ()
 
 
-def foreground(args: Arguments) -> Arguments:
+def foreground(args: Config) -> Config:
     """Cropping to the foreground: by the first of the keys, unless one is named."""
     keys = args.get("keys", "image")
     return {"source_key": keys[0] if isinstance(keys, list) and keys else keys, **args}
 
 
-def centred(args: Arguments) -> Arguments:
+def centred(args: Config) -> Config:
     """Means and deviations for each channel are lists."""
     if any(isinstance(args.get(name), list) for name in ("subtrahend", "divisor")):
         args.setdefault("channel_wise", True)
     return args
 
 
-def pyramid(args: Arguments) -> Arguments:
+def pyramid(args: Config) -> Config:
     """AHNet's pyramid pooling, which was on or off."""
     if isinstance(switch := args.get("psp_block_num"), bool):
         args["psp_block_num"] = _LAYERS_OF_PYRAMID if switch else 0
     return args
 
 
-def moments(args: Arguments) -> Arguments:
+def moments(args: Config) -> Config:
     """Adam's two decay rates are one argument."""
     if "beta1" in args or "beta2" in args:
         args["betas"] = [args.pop("beta1", 0.9), args.pop("beta2", 0.999)]
     return args
 
 
-def dice(args: Arguments) -> Arguments:
+def dice(args: Config) -> Config:
     """3.1's Dice took probabilities, and labels as numbers unless told otherwise."""
     if args.pop("skip_background", False):
         args["include_background"] = False
@@ -92,7 +91,7 @@ def dice(args: Arguments) -> Arguments:
     return args
 
 
-def average(args: Arguments) -> Arguments:
+def average(args: Config) -> Config:
     """3.1's metrics skip the background by an argument of the other sense."""
     if "skip_background" in args:
         args["include_background"] = not args.pop("skip_background")

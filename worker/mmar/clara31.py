@@ -7,11 +7,10 @@ the post transforms.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from protocol.errors import ConfigError
 from worker.mmar.entries import Note, NoteKind
-from worker.mmar.values import listed, mapping
+from worker.mmar.values import Config, listed, mapping
 
 _PIPELINE = {
     "output_crop_size": "the transforms crop",
@@ -26,13 +25,13 @@ _ON_PROBABILITIES = ("Dice",)
 _TOP = {"use_amp": "amp", "num_training_epoch_per_valid": "num_interval_per_valid"}
 
 
-def is_older(config: Mapping[str, Any]) -> bool:
+def is_older(config: Mapping[str, object]) -> bool:
     """Whether a configuration has the shape of Clara 3.1."""
     train = config.get("train")
     return isinstance(train, dict) and ("image_pipeline" in train or "lr_policy" in train)
 
 
-def modern(config: Mapping[str, Any], *, segments: bool) -> tuple[dict[str, Any], list[Note]]:
+def modern(config: Mapping[str, object], *, segments: bool) -> tuple[Config, list[Note]]:
     """The same in the shape of 4.0, with what was left out on the way.
 
     Args:
@@ -51,7 +50,7 @@ def modern(config: Mapping[str, Any], *, segments: bool) -> tuple[dict[str, Any]
     post = _post(ending, classes) if segments else _activated(ending)
     top = {_TOP.get(name, name): value for name, value in config.items() if name not in ("train", "validate")}
     interval = top.pop("num_interval_per_valid", 1)
-    found: dict[str, Any] = {
+    found: Config = {
         **top,
         "train": {
             **{name: train.get(name) for name in ("model", "inferer") if train.get(name)},
@@ -82,40 +81,40 @@ def modern(config: Mapping[str, Any], *, segments: bool) -> tuple[dict[str, Any]
     return found, notes
 
 
-def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _part(config: Mapping[str, object], name: str) -> Config:
     if not config.get(name):
         raise ConfigError(f"{name} is missing from the training configuration; an MMAR of Clara 3.1 has it in train")
     return mapping(config[name], name)
 
 
-def _args(component: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _args(component: Mapping[str, object], where: str) -> Config:
     return mapping(component.get("args"), f"{where} args")
 
 
-def _with(component: dict[str, Any], **more: Any) -> dict[str, Any]:
+def _with(component: Config, **more: object) -> Config:
     given = {name: value for name, value in more.items() if value is not None}
     return {**component, "args": {**given, **_args(component, str(component.get("name")))}}
 
 
-def _loss(loss: dict[str, Any], ending: str) -> dict[str, Any]:
+def _loss(loss: Config, ending: str) -> Config:
     if loss.get("name") not in _ON_PROBABILITIES or ending not in ("softmax", "sigmoid"):
         return loss
     return _with(loss, **{ending: True, **({"to_onehot_y": False} if ending == "sigmoid" else {})})
 
 
-def _activated(ending: str) -> list[dict[str, Any]]:
+def _activated(ending: str) -> list[Config]:
     if ending not in ("softmax", "sigmoid"):
         return []
     return [{"name": "Activationsd", "args": {"keys": "pred", ending: True}}]
 
 
-def _post(ending: str, classes: Any) -> list[dict[str, Any]]:
+def _post(ending: str, classes: object) -> list[Config]:
     both = {"keys": ["pred", "label"], "argmax": [True, False], "to_onehot": [classes, classes]}
     apart = {"keys": "pred", "threshold": 0.5} if ending == "sigmoid" else both
     return [*_activated(ending), {"name": "AsDiscreted", "args": apart}]
 
 
-def _transforms(transforms: Any, segments: bool) -> list[Any]:
+def _transforms(transforms: object, segments: bool) -> list[object]:
     """Labels of whole images are numbers for the loss; 3.1 made them so by itself."""
     given = listed(transforms, "pre_transforms")
     if segments or not given:
@@ -123,7 +122,7 @@ def _transforms(transforms: Any, segments: bool) -> list[Any]:
     return [*given, {"name": "EnsureTyped", "args": {"keys": "label", "dtype": "#torch.float32"}}]
 
 
-def _loading(part: Mapping[str, Any], notes: list[Note], *, training: bool) -> dict[str, Any]:
+def _loading(part: Mapping[str, object], notes: list[Note], *, training: bool) -> Config:
     """Dataset and loader of an image pipeline."""
     where = "train" if training else "validate"
     pipeline = _part(part, "image_pipeline")
@@ -144,7 +143,7 @@ def _loading(part: Mapping[str, Any], notes: list[Note], *, training: bool) -> d
     }
 
 
-def _metrics(metrics: Any) -> dict[str, Any]:
+def _metrics(metrics: object) -> Config:
     """The key metric is the one that says so, or the first."""
     found = []
     for each in listed(metrics, "validate metrics"):

@@ -6,12 +6,11 @@ import ast
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from protocol.errors import ConfigError
-from worker.mmar.entries import Arguments, ComponentRole, InstalledNames, LeftOut, Mapped, Note, NoteKind, Refused
+from worker.mmar.entries import ComponentRole, InstalledNames, LeftOut, Mapped, Note, NoteKind, Refused
 from worker.mmar.names import TABLE
-from worker.mmar.values import flag, mapping
+from worker.mmar.values import Config, flag, mapping
 
 CUSTOM = "custom"
 _NAME = re.compile(r"([A-Za-z_]\w*)(#[\w.-]+)?")
@@ -37,7 +36,7 @@ class NamedComponent:
     name: str
     tag: str
     path: str
-    args: Mapping[str, Any]
+    args: Mapping[str, object]
     disabled: bool
 
     @property
@@ -46,7 +45,7 @@ class NamedComponent:
         return f"{self.name}{self.tag}"
 
 
-def named(raw: Any, where: str) -> NamedComponent:
+def named(raw: object, where: str) -> NamedComponent:
     """Read what names a component.
 
     Raises:
@@ -82,9 +81,7 @@ class Components:
         """Tell something, once."""
         self.notes.setdefault(Note(kind, what, why))
 
-    def translate(
-        self, raw: Any, role: ComponentRole, where: str, *, also: Collection[str] = ()
-    ) -> dict[str, Any] | None:
+    def translate(self, raw: object, role: ComponentRole, where: str, *, also: Collection[str] = ()) -> Config | None:
         """The component for the bundle; None if there is none, it is disabled, left out, or refused.
 
         Args:
@@ -97,15 +94,16 @@ class Components:
         if found.disabled:
             self.note(NoteKind.LEFT_OUT, f"{where} {found.called}", "is disabled")
             return None
-        for key in sorted(raw.keys() - _KNOWN_KEYS - set(also)):
+        said = mapping(raw, where)
+        for key in sorted(said.keys() - _KNOWN_KEYS - set(also)):
             self.note(NoteKind.LEFT_OUT, f"{where} {found.called} {key}", "means nothing in a bundle")
-        if "rank" in raw:
+        if "rank" in said:
             self.note(NoteKind.LEFT_OUT, f"{where} {found.called} rank", "one process trains at each site")
         if found.path and not found.path.startswith(tuple(f"{name}." for name in _CLARAS)):
             return self._own(found, where)
         return self._registered(found, role, where)
 
-    def _own(self, found: NamedComponent, where: str) -> dict[str, Any] | None:
+    def _own(self, found: NamedComponent, where: str) -> Config | None:
         first = found.path.partition(".")[0]
         if first in self._modules:
             target = f"{CUSTOM}.{found.path}"
@@ -119,7 +117,7 @@ class Components:
         self.note(NoteKind.MAPPED, f"{where} {found.path}", target)
         return {"_target_": target, **self.values(found.args, where)}
 
-    def _registered(self, found: NamedComponent, role: ComponentRole, where: str) -> dict[str, Any] | None:
+    def _registered(self, found: NamedComponent, role: ComponentRole, where: str) -> Config | None:
         entry = TABLE[role].get(found.name)
         if entry is None and role == ComponentRole.HANDLER:  # AutoML's stand among those of a training
             entry = TABLE[ComponentRole.ANNOTATION].get(found.name)
@@ -138,11 +136,11 @@ class Components:
             return self._mapped(found, entry, where)
         return None
 
-    def _mapped(self, found: NamedComponent, entry: Mapped, where: str) -> dict[str, Any]:
+    def _mapped(self, found: NamedComponent, entry: Mapped, where: str) -> Config:
         if entry.target != found.called or entry.remark:
             remark = f" ({entry.remark})" if entry.remark else ""
             self.note(NoteKind.MAPPED, f"{where} {found.called}", entry.target + remark)
-        args: Arguments = {}
+        args: Config = {}
         for name, value in found.args.items():
             if name in entry.dropped:
                 if entry.dropped[name]:
@@ -156,7 +154,7 @@ class Components:
             self.refused.append(f"{where}: {entry.target} takes no {', '.join(strange)} today; see its documentation")
         return {"_target_": entry.target, **self.values(args, where)}
 
-    def values(self, args: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def values(self, args: Mapping[str, object], where: str) -> Config:
         """Arguments as a bundle has them: what was a value stays a value, only what was an expression becomes one.
 
         Raises:
@@ -164,7 +162,7 @@ class Components:
         """
         return {name: self._value(value, f"{where} {name}") for name, value in _plain(args, where).items()}
 
-    def _value(self, value: Any, where: str) -> Any:
+    def _value(self, value: object, where: str) -> object:
         if isinstance(value, dict):
             return self.values(value, where)
         if isinstance(value, list):
@@ -190,7 +188,7 @@ class Components:
         return _REFERENCE.sub(lambda found: f"@{_IDS[found[1]]}", text)
 
 
-def _plain(args: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _plain(args: Mapping[str, object], where: str) -> Mapping[str, object]:
     for name in args:
         if not isinstance(name, str) or name[:1] in ("_", "+") or "#" in name or "::" in name:
             raise ConfigError(f"{where}: a bundle takes the name {name!r} for something else; use another one")

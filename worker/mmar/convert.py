@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from protocol.errors import ConfigError
 from worker.mmar.components import CUSTOM
 from worker.mmar.entries import InstalledNames, Note
 from worker.mmar.read import Mmar
 from worker.mmar.translate import TranslatedBundle, translate
+from worker.mmar.values import Config
 
 _INIT = f"{CUSTOM}/__init__.py"
 _ON_PATH = '''\
@@ -70,7 +70,7 @@ def write(conversion: Conversion, folder: Path) -> None:
         raise ConfigError(f"{folder}: {error.strerror or error}; name a folder that can be written") from error
 
 
-def metadata(mmar: Mmar, bundle: TranslatedBundle) -> dict[str, Any]:
+def metadata(mmar: Mmar, bundle: TranslatedBundle) -> Config:
     """What a bundle says about itself; versions are those installed here."""
     network = bundle.train["network_def"]
     task = str(mmar.environment.get("PROCESSING_TASK", "segmentation"))
@@ -100,7 +100,7 @@ def metadata(mmar: Mmar, bundle: TranslatedBundle) -> dict[str, Any]:
     }
 
 
-def _channels(network: Mapping[str, Any], name: str) -> int:
+def _channels(network: Mapping[str, object], name: str) -> int:
     """A number of channels; 1 where the network's arguments do not say it."""
     value = network.get(name)
     return value if isinstance(value, int) else 1
@@ -127,5 +127,5 @@ def _custom(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {**{f"{CUSTOM}/{name}": data for name, data in files.items()}, _INIT: _ON_PATH.encode()}
 
 
-def _json(config: Any) -> bytes:
+def _json(config: object) -> bytes:
     return (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
-Arguments = dict[str, Any]
+from worker.mmar.values import Config
 
 
 class ComponentRole(StrEnum):
@@ -38,9 +38,9 @@ class Mapped:
     """Arguments that are called otherwise today."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Arguments that are left out, with why; nothing is told of one without a reason, which is taken over elsewhere."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     """Values of arguments that were not given: Clara's defaults where today's differ."""
-    adapt: Callable[[Arguments], Arguments] | None = None
+    adapt: Callable[[Config], Config] | None = None
     """For arguments that changed in more than name; after renaming, before the defaults."""
     remark: str = ""
 

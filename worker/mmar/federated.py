@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from protocol.errors import ConfigError
 from worker.mmar.entries import ComponentRole, LeftOut, Note, NoteKind, Refused
@@ -44,13 +43,14 @@ _READ = frozenset(
 _SECTIONS = frozenset({"", "servers", "client", "args"})
 """What holds settings and is no component, although it may have a name."""
 _SILENCES = 3
+_LARGEST = 10**9
 
 
 @dataclass(frozen=True)
 class Settings:
     """What Clara's configuration means here."""
 
-    run: Mapping[str, Any]
+    run: Mapping[str, object]
     """For `run.toml`."""
     exclude: tuple[str, ...]
     """For `worker.toml`: patterns of tensors that stay at the site."""
@@ -62,17 +62,17 @@ class Settings:
         return "\n".join([*lines, f"[runs.{json.dumps(run)}.options]", 'dataset_dir = "/data"', ""])
 
 
-def settings(server: Mapping[str, Any] | None, client: Mapping[str, Any] | None) -> Settings:
+def settings(server: Mapping[str, object] | None, client: Mapping[str, object] | None) -> Settings:
     """The settings in `config_fed_server.json` and `config_fed_client.json`, of Clara 3.1 or 4.0.
 
     Raises:
         ConfigError: a value is of another kind than it has to be.
     """
     reading = _Reading()
-    run: dict[str, Any] = {"strategy": {"name": "fedavg"}, "release_decay": 0.0}
+    run: dict[str, object] = {"strategy": {"name": "fedavg"}, "release_decay": 0.0}
     if server is not None:
         run |= reading.server(_merged(server, "config_fed_server.json"))
-    task: dict[str, Any] = {}
+    task: dict[str, object] = {}
     if client is not None:
         told = _merged(client, "config_fed_client.json")
         task = reading.task(told)
@@ -82,7 +82,7 @@ def settings(server: Mapping[str, Any] | None, client: Mapping[str, Any] | None)
     return Settings({**run, "task": task}, tuple(dict.fromkeys(reading.exclude)), tuple(dict.fromkeys(reading.notes)))
 
 
-def _merged(config: Mapping[str, Any], file: str) -> dict[str, Any]:
+def _merged(config: Mapping[str, object], file: str) -> dict[str, object]:
     """One mapping of everything that says how to go on: the first server's, the client's, the trainer's arguments."""
     servers = config.get("servers") or [{}]
     client = config.get("client") or {}
@@ -103,8 +103,8 @@ class _Reading:
     def _note(self, kind: NoteKind, what: str, why: str) -> None:
         self.notes.append(Note(kind, what, why))
 
-    def server(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        run: dict[str, Any] = {}
+    def server(self, config: Mapping[str, object]) -> dict[str, object]:
+        run: dict[str, object] = {}
         if (least := _whole(config, "min_num_clients")) is not None:
             run["min_sites"] = least
         if wait := _whole(config, "wait_after_min_clients"):
@@ -121,17 +121,17 @@ class _Reading:
             run["evaluate"] = True
         return run
 
-    def task(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def task(self, config: Mapping[str, object]) -> dict[str, object]:
         steps = _whole(config, "steps_aggregation") or _whole(config, "aggregation_iters")
         epochs = _whole(config, "local_epochs") or _whole(config, "aggregation_epochs")
         if steps:
             return {"local_steps": steps}
         return {"local_epochs": epochs} if epochs else {}
 
-    def evaluates(self, config: Mapping[str, Any]) -> bool:
+    def evaluates(self, config: Mapping[str, object]) -> bool:
         return any(config.get(name) is True for name in ("cross_site_validate", "cross_validate"))
 
-    def told(self, side: str, config: Any, key: str = "", *, inside: bool = False) -> None:
+    def told(self, side: str, config: object, key: str = "", *, inside: bool = False) -> None:
         """Go through everything, and tell by name what means nothing here, or has to be set elsewhere.
 
         Args:
@@ -153,12 +153,12 @@ class _Reading:
             for name, value in config.items():
                 if not (called and name in ("name", "path", "disabled")):
                     self.told(side, value, name, inside=inside or bool(called))
-        elif config in TABLE[ComponentRole.FEDERATED]:
+        elif isinstance(config, str) and config in TABLE[ComponentRole.FEDERATED]:
             self._component(side, config)
         elif key not in _READ and not inside:
             self._note(NoteKind.LEFT_OUT, f"{side} {key}", "means nothing here")
 
-    def _weights(self, side: str, weights: Any) -> None:
+    def _weights(self, side: str, weights: object) -> None:
         if isinstance(weights, dict) and any(weight != 1 for weight in weights.values()):
             told = json.dumps(weights)[:200]
             self._note(
@@ -175,7 +175,7 @@ class _Reading:
             why = "is unknown here; strategies and privacy filters of your own are Python packages (entry points)"
             self._note(NoteKind.TO_SET, f"{side} {name}", why)
 
-    def _excluded(self, side: str, value: Any) -> None:
+    def _excluded(self, side: str, value: object) -> None:
         if not value or value in _MATCHES_NOTHING:
             return
         patterns = value if isinstance(value, list) else patterns_of(str(value))
@@ -201,8 +201,10 @@ def patterns_of(expression: str) -> list[str] | None:
     return found
 
 
-def _whole(config: Mapping[str, Any], name: str) -> int | None:
+def _whole(config: Mapping[str, object], name: str) -> int | None:
     value = config.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ConfigError(f"{name} is {value!r}; it has to be a whole number")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _LARGEST:
+        raise ConfigError(f"{name} is {repr(value)[:60]}; it has to be a whole number of at most {_LARGEST:,}")
     return value

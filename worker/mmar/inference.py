@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-Config = dict[str, Any]
+from worker.mmar.values import Config
+
 _FOR_EACH_KEY = frozenset(
     {"mode", "padding_mode", "align_corners", "dtype", "argmax", "to_onehot", "threshold", "rounding", "sigmoid"}
     | {"softmax", "meta_keys", "orig_keys", "channel_dim"}
@@ -31,8 +31,8 @@ def without_labels(steps: Sequence[Config]) -> list[Config]:
     return found
 
 
-def _chosen(name: str, value: Any, kept: Sequence[int], count: int) -> Any:
-    if name == "keys" or (name in _FOR_EACH_KEY and isinstance(value, list) and len(value) == count):
+def _chosen(name: str, value: object, kept: Sequence[int], count: int) -> object:
+    if isinstance(value, list) and (name == "keys" or (name in _FOR_EACH_KEY and len(value) == count)):
         return [value[index] for index in kept]
     return value
 
@@ -50,7 +50,7 @@ def saved(steps: Sequence[Config]) -> list[Config]:
     return [*steps[:place], {**back, "nearest_interp": False, "to_tensor": True}, *steps[place:], write]
 
 
-def inference(head: Mapping[str, Any], parts: Mapping[str, Any]) -> Config:
+def inference(head: Config, parts: Config) -> Config:
     """`inference.json` of these parts, which stand at its top level.
 
     Args:

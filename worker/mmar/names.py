@@ -6,11 +6,11 @@ A name that is not in it passes as it is if MONAI (or torch, for its losses, opt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from worker.mmar import adapters
-from worker.mmar.entries import Arguments, ComponentRole, Entry, LeftOut, Mapped, Refused
+from worker.mmar.entries import ComponentRole, Entry, LeftOut, Mapped, Refused
+from worker.mmar.values import Config
 
 _FIELDS = {"fields": "keys", "field": "keys"}
 _RANDOM = {"probability": "prob"}
@@ -34,12 +34,19 @@ _NO_AIAA = LeftOut("annotation servers read config_aiaa.json; it is no part of a
 _NOISE = "no filter here shares parts of an update; a site's worker.toml names the filters `clip` and `gaussian`"
 
 
-def _old(target: str, *, also: Mapping[str, str] | None = None, **more: Any) -> Mapped:
+def _old(
+    target: str,
+    *,
+    also: Mapping[str, str] = {},
+    dropped: Mapping[str, str] = {},
+    defaults: Mapping[str, object] = {},
+    adapt: Callable[[Config], Config] | None = None,
+) -> Mapped:
     """A transform of 3.1, which calls keys fields."""
-    return Mapped(target, renamed={**_FIELDS, **(also or {})}, **more)
+    return Mapped(target, {**_FIELDS, **also}, dropped, defaults, adapt)
 
 
-def _crop(args: Arguments) -> Arguments:
+def _crop(args: Config) -> Config:
     return {"label_key": "label", **args}
 
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from protocol import limits
 from protocol.errors import ConfigError
@@ -27,12 +26,12 @@ class Mmar:
     """An MMAR's configuration as it stands in its files, and its code."""
 
     name: str
-    train: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    validation: Mapping[str, Any] | None
-    inference: Mapping[str, Any] | None
-    server: Mapping[str, Any] | None
-    client: Mapping[str, Any] | None
+    train: Mapping[str, object]
+    environment: Mapping[str, object]
+    validation: Mapping[str, object] | None
+    inference: Mapping[str, object] | None
+    server: Mapping[str, object] | None
+    client: Mapping[str, object] | None
     custom: Mapping[str, bytes]
     """Files of `custom`, by their path in it."""
     docs: Mapping[str, bytes]
@@ -43,7 +42,7 @@ def is_mmar(folder: Path) -> bool:
     return (folder / "config" / TRAIN).is_file() and not (folder / "configs").exists()
 
 
-def read_mmar(root: Path, *, config: str = TRAIN, given: Mapping[str, Any] | None = None) -> Mmar:
+def read_mmar(root: Path, *, config: str = TRAIN, given: Mapping[str, object] | None = None) -> Mmar:
     """Read an MMAR.
 
     Args:
@@ -96,7 +95,7 @@ def pretrained(root: Path, mmar: Mmar) -> tuple[Path | None, Sequence[Note]]:
     return None, notes
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path) -> dict[str, object] | None:
     """A file's mapping, or None if there is no such file."""
     try:
         with path.open("rb") as file:
@@ -118,7 +117,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _shallow(value: Any) -> bool:
+def _shallow(value: object) -> bool:
     """Whether nesting is bounded, seen level by level."""
     level = [value]
     for _ in range(_DEEPEST):

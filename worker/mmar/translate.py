@@ -7,7 +7,6 @@ import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from protocol.errors import ConfigError
 from worker.mmar import inference
@@ -15,10 +14,9 @@ from worker.mmar.clara31 import is_older, modern
 from worker.mmar.components import Components, named
 from worker.mmar.entries import ComponentRole, InstalledNames, Note, NoteKind
 from worker.mmar.read import Mmar
-from worker.mmar.values import flag, listed, mapping
+from worker.mmar.values import Config, flag, listed, mapping
 from worker.mmar.variables import Variables
 
-Config = dict[str, Any]
 _COPIED = 4 * 1024 * 1024
 _LABEL = re.compile(r"[\w.+ ()-]{1,64}")
 _KEY = re.compile(r"[\w.-]{1,64}")
@@ -97,11 +95,11 @@ class _Translation:
         self._root = str(mmar.environment.get("DATA_ROOT") or "data")
         scalars = {**mmar.environment, **mmar.train, **_PLACES}
         self._variables = Variables(scalars)
-        self._config: Config = self._variables.put_in(dict(mmar.train))
+        self._config = self._variables.filled(mmar.train)
         if is_older(self._config):
             self._config, notes = modern(self._config, segments=segments)
             components.notes |= dict.fromkeys(notes)
-        self._seen: dict[str, Any] = {}
+        self._seen: dict[str, Config] = {}
         self._copied = _COPIED
 
     def train(self) -> Config:
@@ -165,10 +163,10 @@ class _Translation:
         parts["handlers"] = [handler for handler in parts["handlers"] if handler["_target_"] == "StatsHandler"]
         return inference.inference(head, parts)
 
-    def _flat(self, config: Mapping[str, Any]) -> Config:
+    def _flat(self, config: Mapping[str, object]) -> Config:
         """A configuration of evaluation or inference alone, whose parts may stand in a section of their own."""
         given = {**self._mmar.environment, **self._mmar.train, **config, **_PLACES}
-        found: Config = Variables(given).put_in(dict(config))
+        found = Variables(given).filled(config)
         for name in ("validate", "inference"):
             if isinstance(found.get(name), dict):
                 return dict(found[name])
@@ -194,7 +192,7 @@ class _Translation:
             "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         }
 
-    def _inside(self, path: Any, where: str) -> str:
+    def _inside(self, path: object, where: str) -> str:
         """A path relative to the data; one that leads elsewhere is its last part."""
         root = posixpath.normpath(self._root) + "/"
         inside = str(path).removeprefix(root)
@@ -206,13 +204,13 @@ class _Translation:
             raise ConfigError(f"{where} is {str(path)[:80]!r}; it has to be the path of a file below DATA_ROOT")
         return inside
 
-    def _section(self, config: Mapping[str, Any], name: str) -> Config:
+    def _section(self, config: Mapping[str, object], name: str) -> Config:
         section = config.get(name)
         if not isinstance(section, dict):
             raise ConfigError(f"{name} is missing from the training configuration; an MMAR that trains has it")
         return section
 
-    def _one(self, section: Mapping[str, Any], part: str, role: ComponentRole, where: str) -> Config | None:
+    def _one(self, section: Mapping[str, object], part: str, role: ComponentRole, where: str) -> Config | None:
         """A component that has to be there."""
         if not section.get(part):
             raise ConfigError(f"{where} {part} is missing from the training configuration; an MMAR that trains has it")
@@ -303,19 +301,19 @@ class _Translation:
         options = f"is_segmentation={self._segments}, data_list_key={key!r}, base_dir={base}"
         return f"$monai.data.load_decathlon_datalist({file}, {options})"
 
-    def _transforms(self, raw: Any, where: str, *, remember: bool = False) -> list[Config]:
+    def _transforms(self, raw: object, where: str, *, remember: bool = False) -> list[Config]:
         """Translated transforms; one that only refers to another of the training is a copy of it."""
         found = []
         for each in listed(raw, where):
             each = self._referred(each, where, self._seen)
             translated = self.components.translate(each, ComponentRole.TRANSFORM, where)
             if remember:
-                self._seen[named(each, where).called] = each
+                self._seen[named(each, where).called] = mapping(each, where)
             if translated is not None:
                 found.append({**translated, **_FILLED.get(translated["_target_"], {})})
         return found
 
-    def _referred(self, raw: Any, where: str, known: Mapping[str, Any]) -> Any:
+    def _referred(self, raw: object, where: str, known: Mapping[str, Config]) -> object:
         if not (isinstance(raw, dict) and "ref" in raw):
             return raw
         name = str(raw["ref"])
@@ -389,7 +387,7 @@ class _Translation:
         found += [f"$setattr({place}, True)" for name, place in _FLAGS.items() if self._flag(name)]
         return found
 
-    def _told(self, config: Mapping[str, Any]) -> None:
+    def _told(self, config: Mapping[str, object]) -> None:
         """Tell which values of the top level mean nothing in a bundle."""
         read = {"epochs", "train", "validate", "learning_rate", "amp", "determinism", *_FLAGS}
         text = repr((self._mmar.train.get("train"), self._mmar.train.get("validate")))

@@ -6,8 +6,11 @@ from typing import Any
 
 from protocol.errors import ConfigError
 
+Config = dict[str, Any]  # JSON of anybody's: only a look at a value says what it is
+"""A mapping of an MMAR's or a bundle's configuration, or a component's arguments."""
 
-def mapping(value: Any, where: str) -> dict[str, Any]:
+
+def mapping(value: object, where: str) -> Config:
     """A mapping; nothing is an empty one.
 
     Raises:
@@ -20,7 +23,7 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def listed(value: Any, where: str) -> list[Any]:
+def listed(value: object, where: str) -> list[object]:
     """A list; nothing is an empty one.
 
     Raises:
@@ -33,7 +36,7 @@ def listed(value: Any, where: str) -> list[Any]:
     return value
 
 
-def flag(value: Any, where: str) -> bool:
+def flag(value: object, where: str) -> bool:
     """True or false, perhaps written as a text; nothing is false.
 
     Raises:

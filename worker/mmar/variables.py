@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from protocol.errors import ConfigError
+from worker.mmar.values import Config
 
 _NAME = re.compile(r"\{([A-Za-z_]\w*)\}")
 _LONGEST = 64 * 1024
@@ -17,14 +17,14 @@ Scalar = str | int | float | bool | None
 class Variables:
     """What names stand for; a value may name others in turn."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, object]) -> None:
         """`values`: single values and lists of numbers count; anything else is no variable."""
         self._values = {name: value for name, value in values.items() if _usable(value)}
-        self._known: dict[str, Any] = {}
+        self._known: dict[str, object] = {}
         self._left = _ALTOGETHER
 
-    def put_in(self, value: Any) -> Any:
-        """A configuration with every `{NAME}` replaced; a text that is nothing but a name takes the value's type.
+    def put_in(self, value: object) -> object:
+        """A value with every `{NAME}` replaced; a text that is nothing but a name takes the value's type.
 
         Raises:
             ConfigError: a name stands for nothing or for itself, or what it stands for is absurdly long.
@@ -34,10 +34,14 @@ class Variables:
         if isinstance(value, list):
             return [self.put_in(each) for each in value]
         if isinstance(value, dict):
-            return {name: self.put_in(each) for name, each in value.items()}
+            return self.filled(value)
         return value
 
-    def _text(self, text: str, above: tuple[str, ...]) -> Any:
+    def filled(self, config: Mapping[str, object]) -> Config:
+        """A whole configuration, likewise."""
+        return {name: self.put_in(each) for name, each in config.items()}
+
+    def _text(self, text: str, above: tuple[str, ...]) -> object:
         if whole := _NAME.fullmatch(text):
             value = self._value(whole[1], above)
             self._charge(len(value) if isinstance(value, str | list) else 1)
@@ -55,7 +59,7 @@ class Variables:
             raise ConfigError(f"the configuration becomes longer than {_ALTOGETHER} characters; shorten its variables")
         self._left = left
 
-    def _value(self, name: str, above: tuple[str, ...]) -> Any:
+    def _value(self, name: str, above: tuple[str, ...]) -> object:
         if name in above:
             circle = " → ".join([*above[above.index(name) :], name])
             raise ConfigError(f"{{{name}}} stands for itself ({circle}); give one of them a value in environment.json")
@@ -69,7 +73,7 @@ class Variables:
         return self._known[name]
 
 
-def _usable(value: Any) -> bool:
+def _usable(value: object) -> bool:
     numbers = isinstance(value, list) and all(isinstance(each, int | float) for each in value)
     return numbers or isinstance(value, Scalar)
 

@@ -8,7 +8,7 @@ import inspect
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Installed:
         return [] if taken is None else sorted(set(arguments) - taken)
 
 
-def convert_mmar(root: Path, *, config: str = TRAIN, given: dict[str, Any] | None = None) -> Conversion:
+def convert_mmar(root: Path, *, config: str = TRAIN, given: Mapping[str, object] | None = None) -> Conversion:
     """The bundle that an MMAR becomes with the MONAI installed here.
 
     Raises:
@@ -93,7 +93,7 @@ def mmar_trainer(
     return trainer
 
 
-def resolve(target: str) -> Any:
+def resolve(target: str) -> object:
     """The class of a target as `Installed.find` and the table of names write it, or None."""
     module, _, name = target.rpartition(".")
     modules = [module] if module else [each for places in _MODULES.values() for each in places]
@@ -104,18 +104,18 @@ def resolve(target: str) -> Any:
 def _arguments(target: str) -> frozenset[str] | None:
     """The names of a class's arguments, or None if it takes any."""
     made = resolve(target)
-    parameters = [] if made is None else list(inspect.signature(made).parameters.values())
-    if made is None or any(each.kind is each.VAR_KEYWORD for each in parameters):
+    parameters = list(inspect.signature(made).parameters.values()) if callable(made) else []
+    if not callable(made) or any(each.kind is each.VAR_KEYWORD for each in parameters):
         return None
     return frozenset(each.name for each in parameters)
 
 
 @cache
-def _public(module: str) -> dict[str, Any]:
+def _public(module: str) -> dict[str, object]:
     return dict(_members(module))
 
 
-def _members(module: str) -> Iterator[tuple[str, Any]]:
+def _members(module: str) -> Iterator[tuple[str, object]]:
     try:
         loaded = importlib.import_module(module)
     except ImportError as error:

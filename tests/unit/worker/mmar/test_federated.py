@@ -111,6 +111,8 @@ def test_rounds_are_counted_as_clara_counts_them(server: dict[str, Any], version
     ("server", "text"),
     [
         ({"servers": [{"min_num_clients": "two"}]}, "min_num_clients is 'two'; it has to be a whole number"),
+        ({"servers": [{"heart_beat_timeout": 10**400}]}, "heart_beat_timeout is 1000"),
+        ({"servers": [{"wait_after_min_clients": -(10**400)}]}, "wait_after_min_clients is -1000"),
         ({"servers": [{"num_rounds": True}]}, "num_rounds is True"),
         ({"servers": {"name": "x"}}, "servers has to be a list"),
     ],
