@@ -17,8 +17,9 @@ import numpy as np
 
 from aggregator.domain.state import UpdateRow, UpdateState
 from aggregator.rules import planning
+from aggregator.strategy.base import Scalars, Scratch, Span, Strategy, ema_decay, ema_release
 from aggregator.strategy.buffer import Choice, Waiting, choose, next_deadline, outdated
-from aggregator.strategy.strategies import Scalars, Scratch, Span, Strategy, ema_decay, ema_release
+from aggregator.strategy.weighting import SiteStatistics
 
 
 class Task(Protocol):
@@ -119,7 +120,7 @@ class Federation:
     _state: list[Span] = field(init=False)
     _sites: list[_Site] = field(init=False)
     _waiting: dict[bytes, tuple[Waiting, Span]] = field(default_factory=dict)
-    _standing: planning.SiteStatistics = field(default_factory=planning.SiteStatistics)
+    _standing: SiteStatistics = field(default_factory=SiteStatistics)
     _ages: list[int] = field(default_factory=list)
     _lost: dict[str, int] = field(default_factory=lambda: {"superseded": 0, "too_stale": 0})
     _events: list[tuple[float, int, int | None]] = field(default_factory=list)

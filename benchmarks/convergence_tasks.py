@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.strategy.strategies import Span
+from aggregator.strategy.base import Span
 
 Labels = NDArray[np.int64]
 Values = NDArray[np.float64]

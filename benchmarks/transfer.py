@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator.strategy.strategies import Span, strategy
+from aggregator.strategy.base import Span
+from aggregator.strategy.strategies import strategy
 from benchmarks.convergence_sim import Federation
 from benchmarks.hippocampus_bundle import Volume, split, write_bundle, write_list
 from fledge.runs.from_bundle import init_bundle_run
