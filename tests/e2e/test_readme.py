@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""What README and documentation show is what happens."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ from typer.testing import CliRunner
 from aggregator.config import AggregatorConfig, RunConfig, StopConfig
 from fledge import new_federation, open_aggregator, open_worker
 from fledge.cli.app import app
+from fledge.operator.config import OperatorConfig
 from fledge.runs.init_run import RUN_TOML
 from fledge.runs.upload import pack
 from worker.config import WorkerConfig
+from worker.policy import SitePolicy
 
 ROOT = Path(__file__).resolve().parents[2]
-README, DOCS = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TUTORIAL, SETTINGS = (
+    (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("tutorial.md", "configuration.md")
+)
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SITES = ("north", "south")
 
 
-@pytest.fixture
-def mytask(tmp_path: Path) -> Iterator[Path]:
-    """The README's training code in a directory of its own, and some data for each site."""
-    (code,) = (text for language, text in FENCE.findall(README) if language == "python")
-    assert len(code.splitlines()) <= 27
+@pytest.fixture(params=[README, TUTORIAL], ids=["README", "tutorial"])
+def mytask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The page's training code in a directory of its own, and some data for each site."""
+    code = next(text for language, text in FENCE.findall(request.param) if language == "python")
     (tmp_path / "mytask.py").write_text(code)
-    pixels, digits = load_digits(return_X_y=True)
-    for index, site in enumerate(SITES):
-        np.savez(tmp_path / f"{site}.npz", images=(pixels[index::2] / 16).astype(np.float32), labels=digits[index::2])
+    (data,) = (text for language, text in FENCE.findall(TUTORIAL) if "np.savez" in text)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(data, "tutorial.md", "exec"), {})
     yield tmp_path
     sys.modules.pop("mytask", None)
     sys.path[:] = [path for path in sys.path if not path.startswith(str(tmp_path))]
@@ -52,13 +56,12 @@ def fledge(*arguments: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def test_the_users_example_trains_in_a_federation(mytask: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mytask)
+def test_the_users_example_trains_in_a_federation(mytask: Path) -> None:
     new_federation(
         mytask / "clinics",
         name="clinics",
         sites=SITES,
-        broker="memory:readme",
+        broker=f"memory:{mytask.name}",
         store=(mytask / "store").as_uri(),
         trainer="mytask:trainer",
         options={site: {"data": str(mytask / f"{site}.npz")} for site in SITES},
@@ -88,8 +91,7 @@ def test_the_users_example_trains_in_a_federation(mytask: Path, monkeypatch: pyt
     assert (guesses == digits).mean() > 0.5
 
 
-def test_the_users_example_travels_as_a_runs_code(mytask: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mytask)
+def test_the_users_example_travels_as_a_runs_code(mytask: Path) -> None:
     (mytask / "mycode").mkdir()
     (mytask / "mytask.py").rename(mytask / "mycode" / "trainer.py")
     fledge("init-run", "trainer:model", "--code", "mycode", "-o", "chest")
@@ -102,13 +104,29 @@ DEPTH = {"deploy": 2, "site": 2, "bundle": 2, "data": 2, "ctl": 3}
 """How many words name a command, where it is more than one."""
 
 
-PAGES = {"README.md": 28, "training.md": 3, "zoo.md": 3, "data.md": 3, "mmar.md": 2, "inference.md": 2}
+PAGES = {
+    "README.md": 17,
+    "docs/tutorial.md": 7,
+    "docs/federation.md": 13,
+    "docs/training.md": 3,
+    "docs/zoo.md": 3,
+    "docs/data.md": 3,
+    "docs/mmar.md": 2,
+    "docs/inference.md": 2,
+}
 """Pages whose commands are tried, and how many each shows at least."""
+
+
+def test_the_readme_is_one_page_and_its_example_short() -> None:
+    assert len(README.splitlines()) <= 120
+    (code,) = (text for language, text in FENCE.findall(README) if language == "python")
+    assert len(code.split("\n\n")) == 3, "imports, a model, a trainer"
+    assert len([line for line in code.splitlines() if line]) <= 10
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_shown_exists_with_its_options(page: str) -> None:
-    text = README if page == "README.md" else (DOCS / page).read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     shown = [text.replace("\\\n", " ") for language, text in FENCE.findall(text) if language == "sh"]
     lines = [line for text in shown for line in text.splitlines() if line.startswith("fledge ")]
     assert len(lines) >= PAGES[page]
@@ -124,14 +142,21 @@ def test_every_command_shown_exists_with_its_options(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "model"), [("aggregator.toml", AggregatorConfig), ("run.toml", RunConfig), ("worker.toml", WorkerConfig)]
+    ("title", "model"),
+    [
+        ("aggregator.toml", AggregatorConfig),
+        ("run.toml", RunConfig),
+        ("worker.toml", WorkerConfig),
+        ("policy.toml", SitePolicy),
+        ("operator.toml", OperatorConfig),
+    ],
 )
 def test_the_tables_name_every_key_and_no_other(title: str, model: type[BaseModel]) -> None:
-    table = README.split(f"`{title}`, ", 1)[1].split("\n\n")[1]
+    table = SETTINGS.split(f"\n`{title}`, ", 1)[1].split("\n\n")[1]
     rows = [line.split("|")[1] for line in table.splitlines()[2:]]
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(model.model_fields)
 
 
 def test_the_stop_rules_are_named() -> None:
-    (row,) = (line for line in README.splitlines() if line.startswith("| `stop` |"))
+    (row,) = (line for line in SETTINGS.splitlines() if line.startswith("| `stop` |"))
     assert set(re.findall(r"`(\w+)`", row)) == {"stop", *StopConfig.model_fields}
