@@ -1,21 +1,28 @@
-"""Fixtures for all suites; those that need more live in modules of their own."""
+"""Fixtures for all suites, and nothing that would make a test of mere arithmetic load a server's client."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
-pytest_plugins = [
-    *("tests.support.s3_fixtures", "tests.support.rabbit_fixtures", "tests.support.tls_fixtures"),
-    "tests.support.worker_fixtures",
-]
+pytest_plugins = ["tests.support.server_fixtures", "tests.support.worker_fixtures"]
 
 
 @pytest.fixture(autouse=True)
 def log_configuration() -> Iterator[None]:
     """A command run within a test sets up logging to the test's own streams, which are closed when it ends."""
-    before = structlog.get_config()
+    before = structlog.get_config() if (structlog := sys.modules.get("structlog")) else None
     yield
-    structlog.configure(**before)
+    if before is not None:
+        sys.modules["structlog"].configure(**before)
+    elif loaded := sys.modules.get("structlog"):
+        loaded.reset_defaults()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where no property was tested, let hypothesis's plugin not import the library only to find nothing to report."""
+    plugins = session.config.pluginmanager
+    if "hypothesis" not in sys.modules and not plugins.hasplugin("dsession"):
+        plugins.unregister(name="hypothesispytest")

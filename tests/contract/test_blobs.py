@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,24 +16,11 @@ from broker.blobs.directory import FileBlobs
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.open import open_blobs
 from protocol.errors import ConfigError, Corrupt, Missing, TooLarge
+from tests.support.blobs import LIMIT, Subject, key_of
 from tests.support.fault_proxy import FaultProxy
 from tests.support.presigned import Halves
 from tests.support.s3 import S3Server
-
-LIMIT = 16 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A store under test and the hand that changes an object behind its back."""
-
-    store: BlobStore
-    overwrite: Callable[[str, bytes], None]
-
-
-def key_of(data: bytes, folder: str = "models") -> str:
-    """The object key these bytes belong under."""
-    return f"{folder}/{hashlib.sha256(data).hexdigest()}"
+from tests.support.seaweed import SeaweedServer, at, empty
 
 
 def _memory(_: pytest.FixtureRequest) -> Iterator[Subject]:
@@ -80,14 +65,28 @@ def _write_file(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-SUBJECTS = {"memory": _memory, "file": _file, "s3": _s3, "s3-proxied": _proxied, "presigned": _presigned}
+def _seaweed(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    server: SeaweedServer = request.getfixturevalue("seaweed")
+    aggregator = server.federation.caller("aggregator")
+
+    def overwrite(key: str, data: bytes) -> None:
+        assert aggregator.send("PUT", at(key), body=data).status == 200
+
+    empty(aggregator)
+    yield Subject(open_blobs(server.federation.url("aggregator")), overwrite)
+    empty(aggregator)
+    aggregator.close()
+
+
+SERVED = {"s3": _s3, "s3-proxied": _proxied, "presigned": _presigned, "seaweed": _seaweed}
+SUBJECTS = {"memory": _memory, "file": _file, **SERVED}
 
 
 @pytest.fixture(
     params=[
         "memory",
         "file",
-        *(pytest.param(name, marks=pytest.mark.servers) for name in ("s3", "s3-proxied", "presigned")),
+        *(pytest.param(name, marks=pytest.mark.servers) for name in SERVED),
     ]
 )
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:

@@ -1,4 +1,4 @@
-"""The contract of all blob stores on SeaweedFS, by the aggregator's identity, over TLS; and what a kill leaves."""
+"""What SeaweedFS does beyond the contract of all stores, by the aggregator's identity, over TLS; what a kill leaves."""
 
 from __future__ import annotations
 
@@ -6,57 +6,26 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
 from broker.blobs.base import BlobStore
 from broker.blobs.open import open_blobs
-from tests.contract import test_blobs
-from tests.contract.test_blobs import LIMIT, Subject, key_of
-from tests.contract.test_store_identities import at, empty
-from tests.support.seaweed import FEDERATION, SeaweedServer
+from tests.support.blobs import LIMIT, key_of
+from tests.support.seaweed import FEDERATION, SeaweedServer, empty
 
 pytestmark = pytest.mark.servers
 
 
 @pytest.fixture
-def subject(seaweed: SeaweedServer) -> Iterator[Subject]:
-    """The bucket, empty, and the hand that changes an object behind the store's back."""
-    aggregator = seaweed.federation.caller("aggregator")
-
-    def overwrite(key: str, data: bytes) -> None:
-        assert aggregator.send("PUT", at(key), body=data).status == 200
-
-    empty(aggregator)
-    store = open_blobs(seaweed.federation.url("aggregator"))
-    yield Subject(store, overwrite)
-    store.close()
-    empty(aggregator)
-    aggregator.close()
-
-
-@pytest.fixture
-def store(subject: Subject) -> BlobStore:
-    """The store alone."""
-    return subject.store
-
-
-# What is said there of every store is said here of this one.
-test_what_was_put_is_what_is_got = test_blobs.test_what_was_put_is_what_is_got
-test_putting_again = test_blobs.test_putting_the_same_object_again_is_harmless
-test_missing = test_blobs.test_an_object_that_is_not_there_is_missing
-test_missing_among_others = test_blobs.test_an_object_is_missing_also_when_others_are_there
-test_a_flipped_bit_is_found_and_a_new_put_mends_it = test_blobs.test_a_flipped_bit_is_found_and_a_new_put_mends_it
-test_a_shortened_object_is_found = test_blobs.test_a_shortened_object_is_found
-test_too_large = test_blobs.test_an_object_over_the_limit_is_refused_and_one_at_the_limit_is_not
-test_listing = test_blobs.test_listing_is_sorted_by_key_and_keeps_to_the_prefix
-test_an_empty_store_lists_nothing = test_blobs.test_an_empty_store_lists_nothing
-test_heads_are_not_listed = test_blobs.test_heads_are_not_listed
-test_objects_carry_the_time_they_were_stored = test_blobs.test_objects_carry_the_time_they_were_stored
-test_deleting_is_idempotent = test_blobs.test_deleting_is_idempotent
-test_deleting_in_an_empty_store_is_harmless = test_blobs.test_deleting_in_an_empty_store_is_harmless
-test_a_head_is_overwritten_and_starts_as_none = test_blobs.test_a_head_is_overwritten_and_starts_as_none
-test_many_threads = test_blobs.test_many_threads_put_the_same_and_other_objects_at_once
+def store(seaweed: SeaweedServer) -> Iterator[BlobStore]:
+    """The bucket, empty."""
+    with closing(seaweed.federation.caller("aggregator")) as aggregator:
+        empty(aggregator)
+        with closing(open_blobs(seaweed.federation.url("aggregator"))) as store:
+            yield store
+        empty(aggregator)
 
 
 def test_a_reader_sees_whole_heads_while_they_are_overwritten(store: BlobStore) -> None:

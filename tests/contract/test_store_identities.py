@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.support.s3_requests import Caller, Reply
-from tests.support.seaweed import BUCKET, FEDERATION, NEIGHBOURS, SeaweedServer
+from tests.support.seaweed import BUCKET, FEDERATION, NEIGHBOURS, SeaweedServer, at, empty, keys
 
 pytestmark = pytest.mark.servers
 
@@ -61,11 +61,6 @@ class Try:
         """Send it; the servers want a checksum of documents."""
         md5 = base64.b64encode(hashlib.md5(self.body).digest()).decode()
         return caller.send(self.method, self.path, self.query, self.body, {"content-md5": md5, **self.headers})
-
-
-def at(key: str) -> str:
-    """The path of an object."""
-    return f"/{BUCKET}/{key}"
 
 
 def _batch(key: str) -> bytes:
@@ -142,18 +137,6 @@ def callers(seaweed: SeaweedServer) -> Iterator[dict[str, Caller]]:
     empty(found["aggregator"])
     for caller in found.values():
         caller.close()
-
-
-def empty(aggregator: Caller) -> None:
-    """Remove whatever is in the bucket."""
-    for key in keys(aggregator):
-        aggregator.send("DELETE", at(key))
-
-
-def keys(aggregator: Caller) -> list[str]:
-    """Whatever is in the bucket."""
-    listed = aggregator.send("GET", f"/{BUCKET}", {"list-type": "2"}).body.decode()
-    return [each.partition("</Key>")[0] for each in listed.split("<Key>")[1:]]
 
 
 def worked(reply: Reply) -> bool:

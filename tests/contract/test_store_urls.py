@@ -20,9 +20,8 @@ from fledge.doctor.checks.store_attacks import AttackOutcome, of_signers, with_u
 from protocol.errors import Missing
 from protocol.messages import Grant, Request
 from protocol.topology import head_key
-from tests.contract.test_store_identities import at, empty, keys
 from tests.support.s3_requests import Caller
-from tests.support.seaweed import BUCKET, FEDERATION, SITES, SeaweedServer
+from tests.support.seaweed import BUCKET, FEDERATION, SITES, SeaweedServer, at, empty, keys
 
 pytestmark = pytest.mark.servers
 

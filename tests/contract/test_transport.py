@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from typing import Protocol
 
@@ -16,8 +15,7 @@ from protocol import limits
 from protocol.errors import QueueFull, TooLarge, TransportError, Unroutable
 from protocol.topology import DEAD, DEAD_LETTERS, Binding, Exchange, Queue, Topology
 from tests.support.collect import Collector
-
-DEADLINE = 30.0
+from tests.support.waiting import DEADLINE, eventually
 
 
 class Broker(Protocol):
@@ -72,14 +70,6 @@ def one_queue(queue: Queue = PLAIN) -> Topology:
         queues=(queue, DEAD_QUEUE),
         bindings=(Binding(exchange="x", queue=queue.name), Binding(exchange=DEAD, queue=DEAD_LETTERS)),
     )
-
-
-def eventually(condition: Callable[[], bool], what: str, timeout: float = DEADLINE) -> None:
-    """Ask again and again: for what only the broker knows and does not push."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout} s until {what}"
-        time.sleep(0.05)
 
 
 def send(transport: Transport, *bodies: bytes, exchange: str = "x", key: str = "") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.walk import Walk
-from tests.support.rabbit_fixtures import require_rabbit
+from tests.support.rabbit import require_rabbit
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from protocol.messages import Outcome
 from tests.e2e.attacks import ATTACKER, LETTERS, REJECTED, REVOKED, VICTIM, Attack
 from tests.e2e.centre import WAIT_S, Centre, memory, message_id, peak_memory, reset_peak, running, small_delta
 from tests.support.federation import RUN, Federation, wide
-from tests.support.rabbit import RabbitNode, RabbitVhost
-from tests.support.rabbit_fixtures import require_rabbit
+from tests.support.rabbit import RabbitNode, RabbitVhost, require_rabbit
 from tests.support.s3 import S3Server
 
 GROWTH = 64 * 1024 * 1024

@@ -32,8 +32,7 @@ from protocol.errors import TransportError
 from tests.e2e.program import KILLED
 from tests.support.compose import DOCKER, ROOT, Stage, context, services, stages
 from tests.support.connect_proxy import ConnectProxy
-from tests.support.rabbit import RabbitNode, free_ports
-from tests.support.rabbit_fixtures import require_rabbit
+from tests.support.rabbit import RabbitNode, free_ports, require_rabbit
 from tests.support.seaweed import compose_command, remove_sockets, require_seaweed, weed
 
 pytestmark = pytest.mark.servers

@@ -16,12 +16,13 @@ from broker.net.tls import Tls
 from broker.transport.open import open_transport
 from broker.transport.rabbitmq.transport import RabbitTransport
 from protocol.errors import NotAllowed, StoreError
-from tests.integration.test_rabbit_faults import FLOW, Brisk, eventually
+from tests.support.certificates import Pki
 from tests.support.collect import Collector
 from tests.support.rabbit import RabbitNode
 from tests.support.s3 import S3Server
 from tests.support.short_lived import make_client_certificate
-from tests.support.tls_fixtures import Pki
+from tests.support.traffic import FLOW, Brisk
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers
 

@@ -33,10 +33,9 @@ from protocol.errors import NotAllowed, TransportError
 from protocol.keys import Identity, Role
 from protocol.registry import Registry, sign_registry
 from protocol.topology import AGGREGATOR
-from tests.integration.test_rabbit_faults import eventually
 from tests.support.certificates import make_authority, make_certificate
-from tests.support.rabbit import RabbitNode
-from tests.support.rabbit_fixtures import require_rabbit
+from tests.support.rabbit import RabbitNode, require_rabbit
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers
 

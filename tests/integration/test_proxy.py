@@ -21,12 +21,13 @@ from broker.transport.base import Transport
 from broker.transport.open import open_transport
 from broker.transport.rabbitmq.transport import RabbitTransport
 from protocol.errors import StoreError
-from tests.integration.test_rabbit_faults import FLOW, Brisk, eventually
+from tests.support.certificates import Pki
 from tests.support.collect import Collector
 from tests.support.connect_proxy import Asked, ConnectProxy
 from tests.support.rabbit import RabbitNode, free_ports
 from tests.support.s3 import ACCESS_KEY, SECRET_KEY, S3Server
-from tests.support.tls_fixtures import Pki
+from tests.support.traffic import FLOW, Brisk
+from tests.support.waiting import eventually
 
 BROKER, STORE = "broker.example:443", "store.example:443"
 LOGIN = ("site-a", "pa:ss w@rd")

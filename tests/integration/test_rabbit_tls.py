@@ -9,11 +9,11 @@ from structlog.testing import capture_logs
 
 from broker.transport.rabbitmq.transport import RabbitTransport
 from protocol.errors import ConfigError, NotAllowed
-from tests.integration.test_rabbit_faults import FLOW, eventually
-from tests.support.certificates import make_certificate
+from tests.support.certificates import Pki, make_certificate
 from tests.support.collect import Collector
 from tests.support.rabbit import RabbitNode
-from tests.support.tls_fixtures import Pki
+from tests.support.traffic import FLOW
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers
 

@@ -15,9 +15,10 @@ from aggregator.journal.journal import Journal
 from aggregator.journal.tables import SCHEMA, metadata, updates
 from aggregator.rules.federation import AggregatorRules
 from aggregator.rules.run import Run
+from aggregator.strategy.base import Strategy
 from aggregator.strategy.plan import MergePlan, Product
 from aggregator.strategy.stopping import Stopping
-from aggregator.strategy.strategies import Strategy, strategy
+from aggregator.strategy.strategies import strategy
 from broker.runtime.actor import Actor
 from broker.runtime.database import open_database
 from protocol.codec import encode

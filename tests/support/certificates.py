@@ -4,7 +4,37 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+
+from broker.net.tls import Tls
+
+
+@dataclass(frozen=True, slots=True)
+class Pki:
+    """A folder with `NAME.pem` and `NAME.key` of the authorities ca and other, a server, site-a, and a stranger."""
+
+    folder: Path
+
+    def tls(self, client: str = "site-a", *, ca: str = "ca") -> Tls:
+        """The files of a client who believes `ca`."""
+        return Tls(
+            ca=str(self.folder / f"{ca}.pem"),
+            cert=str(self.folder / f"{client}.pem"),
+            key=str(self.folder / f"{client}.key"),
+        )
+
+
+def make_pki(folder: Path) -> Pki:
+    """Make all of them; the stranger calls itself site-a."""
+    make_authority(folder, "ca")
+    make_authority(folder, "other")
+    names = ("broker.example", "store.example")
+    make_certificate(folder, "server", authority="ca", usage="serverAuth", names=names)
+    make_certificate(folder, "proxy", authority="other", usage="serverAuth")
+    make_certificate(folder, "site-a", authority="ca", usage="clientAuth")
+    make_certificate(folder, "stranger", authority="other", usage="clientAuth", common_name="site-a")
+    return Pki(folder)
 
 
 def make_authority(folder: Path, name: str) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,21 @@ from protocol import limits, topology
 from protocol.blob import Manifest
 from protocol.envelope import Sealer, Verified, seal, typed_body, unlock, verify
 from protocol.keys import Identity, Role
-from protocol.messages import Head, Kind, Named, Outcome, Receipt, RunHead, RunState, Version
+from protocol.messages import (
+    Command,
+    Grant,
+    Head,
+    Kind,
+    Named,
+    Outcome,
+    Receipt,
+    Reply,
+    RunHead,
+    RunState,
+    Version,
+)
 from protocol.registry import Registry, sign_registry
+from protocol.rights import STOCK, Organisation
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
 from worker.api.filters import build
 from worker.api.trainer import Control, EvaluationResult, TrainResult
@@ -254,3 +268,101 @@ class Centre:
         return WorkerService(
             settings, transport=transport or MemoryTransport(self.name), store=self.store, state=state, **extra
         )
+
+
+class Hub(Centre):
+    """The centre with an operator in its registry, who gives orders and reads replies."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.operator = Identity.generate("olga", Role.OPERATOR)
+        self.registry = self.registry.with_entry(self.operator.public, organisation="clinic", roles=("super",))
+        self.registry_record = sign_registry(self.registry, self.root, FEDERATION, new_id())
+        self.counter = 0
+
+    def order(
+        self, command: str, *, signer: Identity | None = None, targets: tuple[str, ...] = ("alpha",), **changes: Any
+    ) -> bytes:
+        """Give an order; returns the signed bytes."""
+        self.counter += 1
+        values = {"counter": self.counter, "expires": int(time.time()) + 60, "command": command, "arguments": {}}
+        raw = seal(
+            signer or self.operator,
+            Kind.COMMAND,
+            Command(**{**values, "targets": targets, **changes}),
+            [self.identity.public, self.site.public],
+            federation=FEDERATION,
+            message_id=new_id(),
+        )
+        self.send(raw)
+        return raw
+
+    def send(self, raw: bytes) -> None:
+        """Put something into the site's inbox."""
+        self.transport.publish(topology.DIRECT, "alpha", raw).result(5)
+
+    def reply(self) -> Reply:
+        """The next reply, as the operator reads it."""
+        message = self.next_message()
+        said: Reply = typed_body(message, unlock(message, self.operator))
+        return said
+
+    def grant(self, asked: Verified, *urls: str, signer: Identity | None = None) -> None:
+        """Answer a request."""
+        body = Grant(message=asked.core.id, head=b"", urls=urls, expires=int(time.time()) + 60)
+        raw = seal(
+            signer or self.identity,
+            Kind.GRANT,
+            body,
+            [self.site.public],
+            federation=FEDERATION,
+            message_id=new_id(),
+        )
+        self.send(raw)
+
+    def _take(self, into: Any) -> Any:
+        def take(delivery: Any) -> None:
+            kinds = {Kind.UPDATE, Kind.EVALUATION, Kind.EVENT, Kind.REQUEST, Kind.REPLY}
+            message = verify(delivery.body, self.registry, federation=FEDERATION, kinds=kinds)
+            (self.requests if message.core.kind == Kind.REQUEST else into).put(message)
+            delivery.ack()
+
+        return take
+
+
+def sha(raw: bytes) -> bytes:
+    return hashlib.sha256(raw).digest()
+
+
+class Researchers(Hub):
+    """A hub at whose site code may be brought, as long as nobody says otherwise."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.allow("relaxed", "general")
+
+    def allow(self, *groups: str, roles: tuple[str, ...] = ("lead_researcher",)) -> None:
+        """Put other rules in force; before the worker starts."""
+        registry = self.registry.with_entry(Identity.generate("gone", Role.SITE).public)
+        registry = replace(registry, policy=replace(STOCK, organisations=(Organisation(name="clinic", groups=groups),)))
+        self.site, self.operator = Identity.generate("alpha", Role.SITE), Identity.generate("olga", Role.OPERATOR)
+        registry = registry.with_entry(self.site.public, organisation="clinic")
+        self.registry = registry.with_entry(self.operator.public, organisation="clinic", roles=roles)
+        self.registry_record = sign_registry(self.registry, self.root, FEDERATION, new_id())
+        self.spec_record = self._put_record(self._seal_blob(Kind.SPEC, 0, self.spec.to_bytes(), b""))
+
+    def deploy(self, raw: bytes, run: str = RUN, **changes: str) -> Reply:
+        """Have code deployed, and read the answer."""
+        given = {"run": run, "code": sha(raw).hex(), "record": self.code(raw, run).hex(), **changes}
+        return self.run_order("run.deploy", **given)
+
+    def run_order(self, command: str, **arguments: Any) -> Reply:
+        """Give an order about a run, and read the answer."""
+        self.order(command, arguments=arguments)
+        return self.reply()
+
+    def update(self) -> Verified:
+        """The next update."""
+        message = self.next_message()
+        assert message.core.kind == Kind.UPDATE
+        return message

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from broker.transport.base import Transport
 from broker.transport.rabbitmq.transport import RabbitTransport
 from deploy.servers.apply import Management, apply_topology
@@ -44,6 +46,15 @@ shutil.rmtree(base, ignore_errors=True)
 def installed() -> bool:
     """Tell whether RabbitMQ is on this machine."""
     return (BIN / "rabbitmq-server").exists()
+
+
+def require_rabbit() -> None:
+    """Skip when RabbitMQ is not installed; where everything has to be tested, fail."""
+    if not installed():
+        missing = f"RabbitMQ is not installed. Run: {INSTALL}"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
 
 
 def free_ports(count: int) -> list[int]:

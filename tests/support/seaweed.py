@@ -238,3 +238,20 @@ def _answers(port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def at(key: str) -> str:
+    """The path of an object."""
+    return f"/{BUCKET}/{key}"
+
+
+def empty(aggregator: Caller) -> None:
+    """Remove whatever is in the bucket."""
+    for key in keys(aggregator):
+        aggregator.send("DELETE", at(key))
+
+
+def keys(aggregator: Caller) -> list[str]:
+    """Whatever is in the bucket."""
+    listed = aggregator.send("GET", f"/{BUCKET}", {"list-type": "2"}).body.decode()
+    return [each.partition("</Key>")[0] for each in listed.split("<Key>")[1:]]

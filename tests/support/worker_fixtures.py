@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.service.service import WorkerService
+if TYPE_CHECKING:
+    from worker.service.service import WorkerService
 
 _BROUGHT = frozenset({"custom", "net", "parts", "scripts", "trainer"})
 """What the modules are called that bundles, MMARs and runs bring along."""
 
 
-def stop(worker: WorkerService) -> None:
-    worker.stop()
-    worker.join(10)
-    worker._transport.close()
-
-
 @pytest.fixture
 def workers() -> Iterator[list[WorkerService]]:
     """Workers to be stopped at the end."""
+    from tests.support.running_worker import stop
+
     started: list[WorkerService] = []
     yield started
     for worker in started:

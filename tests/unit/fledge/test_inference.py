@@ -31,13 +31,11 @@ from fledge.runs.init_run import load_genesis
 from protocol.errors import ConfigError, Missing, StateError, StoreError, Tampered, TrainingError, WireError
 from protocol.messages import Kind, RunState
 from protocol.spec import ModelSpec
-from tests.contract.test_transport import eventually
 from tests.support import monai_bundles as bundles
-from tests.support.fake_aggregator import RUN
+from tests.support.fake_aggregator import RUN, Researchers
 from tests.support.monai_marks import MONAI
-from tests.support.worker_fixtures import stop
-from tests.unit.worker.service.test_code_deployer import Researchers
-from tests.unit.worker.service.test_service import start
+from tests.support.running_worker import start, stop
+from tests.support.waiting import eventually
 from worker.bundles.inference import BundleInference, images_below
 from worker.domain.effects import KeepLast
 from worker.domain.events import NotKept

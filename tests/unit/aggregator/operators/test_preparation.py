@@ -26,8 +26,7 @@ from protocol.envelope import Sealer, Verified, body, typed_body, unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Bundle, Card, Evaluation, Kind, Outcome, RunState, Version
 from tests.support.federation import FEDERATION, RUN, SMALL, payload, tensors
-from tests.unit.aggregator.operators.test_responder import Hub, one
-from tests.unit.aggregator.service.test_service import ONE, ZERO
+from tests.support.running_aggregator import ONE, ZERO, Hub, one
 
 NEW = "brought"
 

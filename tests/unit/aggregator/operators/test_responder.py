@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -14,59 +14,15 @@ from typing import Any
 import pytest
 
 from aggregator.operators.admin_access import AdminAccess
-from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
-from fledge.operator.console import Answer, Console
+from fledge.operator.console import Console
 from protocol import topology
-from protocol.envelope import body, seal, typed_body, unlock, verify
+from protocol.envelope import seal, typed_body, unlock, verify
 from protocol.errors import TransportError
 from protocol.keys import Identity, Role
-from protocol.messages import Command, Event, Grant, Kind, Outcome, Reply, Request, RunState
-from protocol.registry import Registry
+from protocol.messages import Command, Event, Grant, Kind, Outcome, Request, RunState
 from tests.support.federation import FEDERATION, RUN
-from tests.unit.aggregator.service.test_service import ONE, Bench
-
-
-class Hub(Bench):
-    """The bench with an operator's console, and sites that obey."""
-
-    def __init__(self, state: Path) -> None:
-        super().__init__(state)
-        self.cut: list[str] = []
-        self.handlers: dict[str, Callable[[bytes], None]] = {}
-        self.doors = AdminAccess(cut_off=self.cut.append, depths=lambda: [("in.site-0", 3, 1)])
-
-    def console(self, identity: Identity | None = None, registry: Registry | None = None) -> Console:
-        return Console(
-            identity or self.federation.operator,
-            FEDERATION,
-            self.federation.root_key,
-            registry or self.federation.registry,
-            MemoryTransport.named(self.network),
-        )
-
-    def obey(self, site: str, *, ok: bool = True) -> None:
-        """Let a site answer every command in its inbox."""
-
-        def take(raw: bytes) -> None:
-            identity = self.federation.members[site]
-            verified = verify(raw, self.federation.registry, federation=FEDERATION, kinds={Kind.COMMAND})
-            order = body(verified, Command, unlock(verified, identity))
-            assert site in order.targets
-            reply = Reply(message=verified.core.id, ok=ok, reason="ok", text=f"{site} obeys", values={})
-            to = [self.federation.aggregator.public, self.federation.operator.public]
-            raw = seal(identity, Kind.REPLY, reply, to, federation=FEDERATION, message_id=os.urandom(16))
-            self.transport.publish(topology.up_exchange(site), "", raw)
-
-        self.handlers[topology.inbox_queue(site)] = take
-        if site not in self.sites:
-            self.transport.consume(topology.inbox_queue(site), self._take)
-
-    def _take(self, delivery: Delivery) -> None:
-        self.inbox.setdefault(delivery.queue, [])
-        super()._take(delivery)
-        if delivery.queue in self.handlers:
-            self.handlers[delivery.queue](delivery.body)
+from tests.support.running_aggregator import ONE, Hub, one
 
 
 @pytest.fixture
@@ -76,11 +32,6 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     yield hub
     for service in hub.services:
         service.stop()
-
-
-def one(said: list[Answer]) -> Answer:
-    [only] = said
-    return only
 
 
 def sign_of_life(hub: Hub, site: str, event: Event | None = None) -> None:

@@ -10,7 +10,7 @@ import pytest
 from protocol.errors import WrongContext
 from protocol.registry import sign_registry
 from tests.support.federation import FEDERATION
-from tests.unit.aggregator.service.test_service import Bench
+from tests.support.running_aggregator import Bench
 
 
 @pytest.fixture

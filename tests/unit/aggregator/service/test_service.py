@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,144 +13,24 @@ import pytest
 from structlog.testing import capture_logs
 
 from aggregator.audit.export import write_file
-from aggregator.audit.replay import Replay, WhatIf, audit, read_version
+from aggregator.audit.replay import WhatIf, audit, read_version
 from aggregator.audit.retention import References, collect_garbage
 from aggregator.config import RunConfig
 from aggregator.journal.history import History
-from aggregator.operators.admin_access import AdminAccess
-from aggregator.pipeline.genesis import Genesis
 from aggregator.pipeline.records import Records
 from aggregator.service.service import AggregatorService
 from aggregator.strategy.strategies import strategy
-from broker.blobs.base import BlobStore
 from broker.blobs.memory import MemoryBlobs
 from broker.runtime.health import HEALTH, last_holder
-from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
 from protocol import limits, topology
-from protocol.codec import unpack
 from protocol.envelope import seal, typed_body, unlock, verify
 from protocol.errors import ConfigError, Fenced, LoginRefused, NotAllowed, StateError
 from protocol.keys import Identity, Role
-from protocol.messages import Command, Evaluation, Head, Kind, Outcome, Receipt, RunState
+from protocol.messages import Evaluation, Head, Kind, Outcome, RunState
 from protocol.registry import sign_registry
 from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, cut, payload, tensors
-
-ONE = {t.name: np.ones(t.shape, np.float32) for t in SMALL.tensors if t.dtype == "F32"}
-ZERO = {name: np.zeros_like(value) for name, value in ONE.items()}
-
-
-class Bench:
-    """A running aggregator, the sites' inboxes, and ways to wait for what should happen."""
-
-    def __init__(self, state: Path, sites: int = 3) -> None:
-        self.state = state
-        self.federation = Federation(sites)
-        self.store: BlobStore = MemoryBlobs()
-        self.network = f"memory:{id(self)}"
-        self.transport = MemoryTransport.named(self.network)
-        self.arrived = threading.Condition()
-        self.inbox: dict[str, list[bytes]] = {}
-        self.happened: list[str] = []
-        self.services: list[AggregatorService] = []
-        self.doors = AdminAccess()
-        self.sites = {name: Site(self.federation, name, self.store) for name in self.federation.members}
-
-    def start(self, **config: Any) -> AggregatorService:
-        config.setdefault("strategy", {"name": "fedbuff", "buffer": 2, "rate": 1.0})
-        service = AggregatorService(
-            RunConfig(name=RUN, **config),
-            federation=FEDERATION,
-            identity=self.federation.aggregator,
-            registry_record=self.federation.registry_record,
-            root=self.federation.root_key,
-            transport=MemoryTransport.named(self.network),
-            store=self.store,
-            state=self.state,
-            genesis=Genesis(SMALL, lambda: cut(payload(SMALL, ZERO, update=False))),
-            observer=self._happened,
-            doors=self.doors,
-        )
-        service.start()
-        if not self.services:
-            for queue in (
-                topology.DEAD_LETTERS,
-                *(topology.inbox_queue(site) for site in self.sites),
-                *(topology.down_queue(site) for site in self.sites),
-            ):
-                self.inbox[queue] = []
-                self.transport.consume(queue, self._take)
-        self.services.append(service)
-        return service
-
-    def _take(self, delivery: Delivery) -> None:
-        with self.arrived:
-            self.inbox[delivery.queue].append(delivery.body)
-            self.arrived.notify_all()
-        delivery.ack()
-
-    def _happened(self, event: str, fields: Mapping[str, Any]) -> None:
-        with self.arrived:
-            self.happened.append(fields.get("state", event))
-            self.arrived.notify_all()
-
-    def send(self, site: str, raw: bytes) -> bytes:
-        self.transport.publish(topology.up_exchange(site), "", raw).result(10)
-        return raw
-
-    def command(self, name: str, counter: int, by: Identity | None = None) -> None:
-        order = Command(counter=counter, expires=int(time.time()) + 60, command=name, arguments={})
-        raw = seal(
-            by or self.federation.operator,
-            Kind.COMMAND,
-            order,
-            [self.federation.aggregator.public],
-            federation=FEDERATION,
-            message_id=bytes([counter]) * 16,
-        )
-        self.transport.publish(topology.COMMANDS, "", raw).result(10)
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        with self.arrived:
-            assert self.arrived.wait_for(condition, 20), {q: len(m) for q, m in self.inbox.items()}
-
-    def receipts(self, site: str) -> list[Receipt]:
-        result = []
-        for raw in self.inbox[topology.inbox_queue(site)]:
-            verified = verify(raw, self.federation.registry, federation=FEDERATION, kinds={Kind.RECEIPT})
-            result.append(typed_body(verified, unlock(verified, self.federation.members[site])))
-        return result
-
-    def outcomes(self, site: str) -> list[tuple[Outcome, str]]:
-        return [(receipt.outcome, receipt.reason) for receipt in self.receipts(site)]
-
-    def wait_outcome(self, site: str, outcome: Outcome, reason: str = "ok", count: int = 1) -> None:
-        self.wait(lambda: self.outcomes(site).count((outcome, reason)) >= count)
-
-    def dead(self) -> list[str]:
-        return [unpack(raw, limits.MESSAGE)["reason"] for raw in self.inbox[topology.DEAD_LETTERS]]
-
-    def head(self) -> Head:
-        raw = self.store.get_head(FEDERATION, limits.STORED_RECORD)
-        assert raw is not None
-        verified = verify(raw, self.federation.registry, federation=FEDERATION, kinds={Kind.HEAD})
-        head: Head = typed_body(verified)
-        return head
-
-    def stop(self) -> None:
-        for service in self.services:
-            service.stop()
-            service.join(20)
-
-    def replay(self) -> Replay:
-        return Replay(
-            federation=FEDERATION,
-            run=RUN,
-            identity=self.federation.aggregator,
-            registry=self.federation.registry,
-            history=History.open(self.state / "aggregator.db"),
-            store=self.store,
-        )
+from tests.support.running_aggregator import ONE, Bench
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import pytest
 
 from aggregator.strategy.staleness import Constant, Polynomial, staleness_policy
-from broker.runtime import plugins
 from protocol.errors import ConfigError
+from tests.support.packages import install
 
 
 def test_a_fresh_update_counts_fully() -> None:
@@ -47,20 +46,28 @@ def test_a_wrong_parameter_names_the_right_ones() -> None:
         staleness_policy("polynomial", a=0.5)
 
 
-@dataclass(frozen=True)
+CLIFF = """
 class Cliff:
-    """A third party's policy."""
+    def __init__(self, edge=3, height=1.0):
+        self.edge, self.height = edge, height
 
-    edge: int = 3
-
-    def weight(self, staleness: int) -> float:
-        return 1.0 if staleness <= self.edge else 0.0
+    def weight(self, staleness):
+        return self.height if staleness <= self.edge else 0.0
 
 
-def test_an_installed_package_may_add_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = EntryPoint(name="cliff", group="fledge.staleness", value=f"{__name__}:Cliff")
-    monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints([entry]).select(group=group))
+class Nothing:
+    pass
+"""
+
+
+def test_an_installed_package_may_add_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = {"cliff": "cliffs:Cliff", "nothing": "cliffs:Nothing"}
+    install(tmp_path, monkeypatch, "cliffs", {"cliffs": CLIFF}, {"fledge.staleness": rules})
     policy = staleness_policy("cliff", edge=5)
     assert (policy.weight(5), policy.weight(6)) == (1.0, 0.0)
-    with pytest.raises(ConfigError, match="known: cliff, constant, polynomial"):
+    with pytest.raises(ConfigError, match="known: cliff, constant, nothing, polynomial"):
         staleness_policy("clif")
+    with pytest.raises(ConfigError, match=r"'cliff': weight\(0\) is 2.0; it has to be the same number from 0 to 1"):
+        staleness_policy("cliff", height=2.0)
+    with pytest.raises(ConfigError, match=r"staleness rule 'nothing' has no method weight\(staleness\)"):
+        staleness_policy("nothing")

@@ -18,7 +18,7 @@ from fledge.operator.console import Console
 from fledge.process import log
 from fledge.runs.init_run import init_run
 from fledge.runs.upload import pack
-from tests.unit.aggregator.operators.test_responder import Hub
+from tests.support.running_aggregator import Hub
 
 SITES = ("site-0", "site-1", "site-2")
 

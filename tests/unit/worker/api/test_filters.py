@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from protocol.errors import ConfigError
 from protocol.messages import Named
+from tests.support.packages import install
 from worker.api.filters import FILTERS, Clip, FilterChain, Gaussian, build, fresh_dice
 
 
@@ -117,7 +118,7 @@ def test_an_empty_chain_is_refused_and_the_way_out_named() -> None:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ([("clipp", {})], "no privacy filter 'clipp'; known: clip, gaussian, unsafe-none"),
+        ([("clipp", {})], "no privacy filter called 'clipp'; known: clip, gaussian, unsafe-none"),
         ([("clip", {})], "norm"),
         ([("clip", {"norm": 1.0, "p": 2})], "p is unknown; known: norm"),
         ([("unsafe-none", {"norm": 1.0})], "norm is unknown; known: none"),
@@ -146,28 +147,27 @@ def test_a_chain_names_its_filters_as_they_were_configured() -> None:
 
 
 def test_the_built_in_filters_can_be_read_in_one_place() -> None:
-    assert FILTERS["clip"] is Clip
-    assert FILTERS["gaussian"] is Gaussian
+    assert FILTERS.builtins["clip"] is Clip
+    assert FILTERS.builtins["gaussian"] is Gaussian
 
 
 def test_a_filter_of_another_package_is_found_by_its_entry_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "theirs.py").write_text(
-        "class Halve:\n"
-        "    measures = False\n"
-        "    random = False\n"
-        "    def begin(self, bound, dice):\n"
-        "        return bound\n"
-        "    def measure(self, values):\n"
-        "        pass\n"
+    source = (
+        "from fledge import PrivacyFilter\n"
+        "class Halve(PrivacyFilter):\n"
         "    def apply(self, values):\n"
         "        values *= 0.5\n"
+        "class Bare:\n"
+        "    def apply(self, values):\n"
+        "        pass\n"
     )
-    package = tmp_path / "theirs-1.0.dist-info"
-    package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (package / "entry_points.txt").write_text("[fledge.filters]\nhalve = theirs:Halve\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    filters = {"halve": "theirs:Halve", "bare": "theirs:Bare"}
+    install(tmp_path, monkeypatch, "theirs", {"theirs": source}, {"fledge.filters": filters})
     (found,) = through(chain(("halve", {})), np.array([2.0], np.float32))
     assert found.tolist() == [1.0]
+    with pytest.raises(ConfigError, match="'bare' is not complete: it lacks measures, random, begin, measure"):
+        chain(("bare", {}))
+    with pytest.raises(ConfigError, match="needs `clip` before it"):
+        chain(("clip", {"norm": 1.0}), ("halve", {}), ("gaussian", {"noise_multiplier": 1.0}))

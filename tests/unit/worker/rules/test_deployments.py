@@ -8,7 +8,7 @@ import pytest
 
 from broker.runtime.actor import Step
 from protocol.messages import RunState
-from tests.unit.worker.rules.test_worker import SEALED, head, only, rules, some, turn, version
+from tests.support.worker_rules import SEALED, head, only, rules, some, turn, version
 from worker.domain import effects, events, writes
 from worker.domain.effects import ForgetCode, ForgetOwn, SendReply
 from worker.domain.events import CommandSeen, Drain, RunAnswered, RunOrdered

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from protocol.messages import Outcome, Receipt
-from tests.unit.worker.rules.test_worker import SEALED, only, receipt, rules, sent, some, trained, turn, version
+from tests.support.worker_rules import SEALED, only, receipt, rules, sent, some, trained, turn, version
 from worker.domain import effects, events
 from worker.domain.state import Snapshot, UpdateRow
 from worker.rules.outgoing import CODE, QUIET, TIMES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from broker.runtime.actor import Step
-from tests.unit.worker.rules.test_worker import SEALED, head, only, rules, some, trained, turn, version
+from tests.support.worker_rules import SEALED, head, only, rules, some, trained, turn, version
 from worker.domain import effects, events, writes
 from worker.domain.effects import ForgetAnswer, LookAtClock
 from worker.domain.events import ClockSeen, Drain, RunAnswered, Undrain

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
-from pathlib import Path
 from typing import Any
 
-import pytest
-from structlog.testing import capture_logs
-
-from broker.runtime.health import HEALTH, trouble
 from protocol.keys import Identity, Role
-from protocol.messages import Kind, Outcome, RunState
-from protocol.registry import Registry, sign_registry
-from tests.support.fake_aggregator import FEDERATION, AddOne, Centre, new_id
-from tests.unit.worker.rules.test_worker import SEALED, head, only, receipt, sent, some, trained, turn, version
-from tests.unit.worker.service.test_service import Seen, centre, start, trainer
+from protocol.messages import Outcome, RunState
+from protocol.registry import Registry
+from tests.support.worker_rules import SEALED, head, only, receipt, sent, some, trained, turn, version
 from worker.domain import effects, events, writes
 from worker.domain.effects import Judged
 from worker.domain.events import HubAnswered, SiteLeftOut
 from worker.domain.state import Snapshot
 from worker.rules.membership import Membership
 from worker.rules.worker import WorkerRules
-from worker.service.service import WorkerService
-
-__all__ = ["centre", "trainer"]
 
 ME = Identity.generate("alpha", Role.SITE).public
 OTHER = Identity.generate("beta", Role.SITE).public
@@ -136,30 +125,3 @@ def test_what_a_training_ends_with_meanwhile_is_kept() -> None:
     step = turn(machine, events.Trained(id=training.id, sealed=SEALED))
     assert some(writes.AddUpdate, step.writes)
     assert not some(effects.Upload, step.effects)
-
-
-@pytest.mark.parametrize("by", ["registry", "record"])
-def test_the_worker_says_once_that_it_is_revoked_and_healthcheck_is_red_at_once(
-    centre: Centre, trainer: AddOne, tmp_path: Path, workers: list[WorkerService], by: str
-) -> None:
-    seen = Seen()
-    with capture_logs() as logs:
-        worker = start(centre, tmp_path, trainer, workers, on_event=seen)
-        first = centre.version(1)
-        centre.announce(first)
-        centre.announce(centre.head(first, 1))
-        assert centre.next_message().core.kind == Kind.UPDATE
-        worker.health.accepted()
-        assert trouble(tmp_path / HEALTH, time.time(), 60.0) == ""
-        if by == "registry":
-            centre.registry_record = sign_registry(centre.registry.revoke("alpha"), centre.root, FEDERATION, new_id())
-            centre._put_record(centre.registry_record)
-            centre.announce(centre.head(first, 1))
-        else:
-            others = Identity.generate("beta", Role.SITE)
-            mine, centre.site = centre.site, others
-            centre.announce(centre.version(1))
-            centre.site = mine
-        seen.wait("revoked")
-    assert [(log["reason"], log["log_level"]) for log in logs if log["event"] == "site.revoked"] == [(by, "error")]
-    assert trouble(tmp_path / HEALTH, time.time(), 60.0).startswith("revoked: ")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker.runtime.health import HEALTH, stuck
-from protocol.envelope import Verified
 from protocol.errors import ConfigError, StoreError, TrainingError, Unauthorized
-from protocol.keys import Identity, Role
 from protocol.messages import Kind, Reply
-from protocol.registry import sign_registry
-from protocol.rights import STOCK, Organisation
-from tests.contract.test_transport import eventually
-from tests.support.fake_aggregator import FEDERATION, RUN, AddOne, archive, new_id
-from tests.support.worker_fixtures import stop
-from tests.unit.worker.service.test_command_handler import Hub
-from tests.unit.worker.service.test_service import Seen, start
+from tests.support.fake_aggregator import FEDERATION, RUN, AddOne, Researchers, archive, sha
+from tests.support.running_worker import Seen, start, stop
+from tests.support.waiting import eventually
 from worker.intake import Reader
 from worker.pipeline.code_loader import CodeLoader, may_bring_code
 from worker.policy import OPEN
@@ -75,45 +67,7 @@ def bundle(step: float, **more: str) -> bytes:
     return archive({"trainer.py": TRAINER, "helper.py": f"STEP = {step}\n", **more})
 
 
-def sha(raw: bytes) -> bytes:
-    return hashlib.sha256(raw).digest()
-
-
 TWO, THREE = bundle(2.0), bundle(3.0)
-
-
-class Researchers(Hub):
-    """A hub at whose site code may be brought, as long as nobody says otherwise."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.allow("relaxed", "general")
-
-    def allow(self, *groups: str, roles: tuple[str, ...] = ("lead_researcher",)) -> None:
-        """Put other rules in force; before the worker starts."""
-        registry = self.registry.with_entry(Identity.generate("gone", Role.SITE).public)
-        registry = replace(registry, policy=replace(STOCK, organisations=(Organisation(name="clinic", groups=groups),)))
-        self.site, self.operator = Identity.generate("alpha", Role.SITE), Identity.generate("olga", Role.OPERATOR)
-        registry = registry.with_entry(self.site.public, organisation="clinic")
-        self.registry = registry.with_entry(self.operator.public, organisation="clinic", roles=roles)
-        self.registry_record = sign_registry(self.registry, self.root, FEDERATION, new_id())
-        self.spec_record = self._put_record(self._seal_blob(Kind.SPEC, 0, self.spec.to_bytes(), b""))
-
-    def deploy(self, raw: bytes, run: str = RUN, **changes: str) -> Reply:
-        """Have code deployed, and read the answer."""
-        given = {"run": run, "code": sha(raw).hex(), "record": self.code(raw, run).hex(), **changes}
-        return self.run_order("run.deploy", **given)
-
-    def run_order(self, command: str, **arguments: Any) -> Reply:
-        """Give an order about a run, and read the answer."""
-        self.order(command, arguments=arguments)
-        return self.reply()
-
-    def update(self) -> Verified:
-        """The next update."""
-        message = self.next_message()
-        assert message.core.kind == Kind.UPDATE
-        return message
 
 
 @pytest.fixture

@@ -11,77 +11,14 @@ from typing import Any
 import pytest
 
 from broker.runtime.health import HEALTH, trouble
-from protocol import topology
-from protocol.envelope import Verified, seal, typed_body, unlock, verify
+from protocol.envelope import typed_body, unlock
 from protocol.errors import StoreError
 from protocol.keys import Identity, Role
-from protocol.messages import Command, Grant, Kind, Reply, Request
-from protocol.registry import sign_registry
-from tests.support.fake_aggregator import FEDERATION, AddOne, Centre, new_id
-from tests.support.worker_fixtures import stop
-from tests.unit.worker.service.test_service import Seen, start
+from protocol.messages import Kind, Request
+from tests.support.fake_aggregator import AddOne, Hub
+from tests.support.running_worker import Seen, start, stop
 from worker.policy import OPEN
 from worker.service.service import WorkerService
-
-
-class Hub(Centre):
-    """The centre with an operator in its registry, who gives orders and reads replies."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.operator = Identity.generate("olga", Role.OPERATOR)
-        self.registry = self.registry.with_entry(self.operator.public, organisation="clinic", roles=("super",))
-        self.registry_record = sign_registry(self.registry, self.root, FEDERATION, new_id())
-        self.counter = 0
-
-    def order(
-        self, command: str, *, signer: Identity | None = None, targets: tuple[str, ...] = ("alpha",), **changes: Any
-    ) -> bytes:
-        """Give an order; returns the signed bytes."""
-        self.counter += 1
-        values = {"counter": self.counter, "expires": int(time.time()) + 60, "command": command, "arguments": {}}
-        raw = seal(
-            signer or self.operator,
-            Kind.COMMAND,
-            Command(**{**values, "targets": targets, **changes}),
-            [self.identity.public, self.site.public],
-            federation=FEDERATION,
-            message_id=new_id(),
-        )
-        self.send(raw)
-        return raw
-
-    def send(self, raw: bytes) -> None:
-        """Put something into the site's inbox."""
-        self.transport.publish(topology.DIRECT, "alpha", raw).result(5)
-
-    def reply(self) -> Reply:
-        """The next reply, as the operator reads it."""
-        message = self.next_message()
-        said: Reply = typed_body(message, unlock(message, self.operator))
-        return said
-
-    def grant(self, asked: Verified, *urls: str, signer: Identity | None = None) -> None:
-        """Answer a request."""
-        body = Grant(message=asked.core.id, head=b"", urls=urls, expires=int(time.time()) + 60)
-        raw = seal(
-            signer or self.identity,
-            Kind.GRANT,
-            body,
-            [self.site.public],
-            federation=FEDERATION,
-            message_id=new_id(),
-        )
-        self.send(raw)
-
-    def _take(self, into: Any) -> Any:
-        def take(delivery: Any) -> None:
-            kinds = {Kind.UPDATE, Kind.EVALUATION, Kind.EVENT, Kind.REQUEST, Kind.REPLY}
-            message = verify(delivery.body, self.registry, federation=FEDERATION, kinds=kinds)
-            (self.requests if message.core.kind == Kind.REQUEST else into).put(message)
-            delivery.ack()
-
-        return take
 
 
 @pytest.fixture

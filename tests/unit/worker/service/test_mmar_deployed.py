@@ -12,9 +12,8 @@ import torch
 from fledge.runs.from_bundle import init_bundle_run
 from tests.support import mmars
 from tests.support import monai_bundles as bundles
-from tests.support.worker_fixtures import stop
-from tests.unit.worker.service.test_monai_deployed import Federation
-from tests.unit.worker.service.test_service import start
+from tests.support.bundle_run import Federation
+from tests.support.running_worker import start, stop
 from worker.service.service import WorkerService
 
 torch.set_num_threads(1)

@@ -21,10 +21,9 @@ from fledge.runs.code_archive import archive
 from fledge.runs.from_bundle import bundle_files, init_bundle_run
 from protocol.messages import Update
 from tests.support import monai_bundles as bundles
+from tests.support.bundle_run import Federation
 from tests.support.monai_marks import MONAI
-from tests.support.worker_fixtures import stop
-from tests.unit.worker.service.test_monai_deployed import Federation
-from tests.unit.worker.service.test_service import Seen, start
+from tests.support.running_worker import Seen, start, stop
 from worker.policy import OPEN
 from worker.service.service import WorkerService
 from worker.storage.incidents import Incidents

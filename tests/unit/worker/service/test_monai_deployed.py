@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +17,13 @@ from fledge.cli.app import app
 from fledge.runs.code_archive import archive, load_code
 from fledge.runs.from_bundle import bundle_files, init_bundle_run
 from fledge.runs.init_run import CODE, INITIAL, load_genesis
-from protocol.envelope import Verified
 from protocol.errors import ConfigError
-from protocol.messages import Kind
-from tests.contract.test_transport import eventually
 from tests.support import monai_bundles as bundles
+from tests.support.bundle_run import Federation
 from tests.support.fake_aggregator import RUN
 from tests.support.monai_marks import MONAI
-from tests.support.worker_fixtures import stop
-from tests.unit.worker.service.test_code_deployer import Researchers
-from tests.unit.worker.service.test_service import Seen, start
+from tests.support.running_worker import Seen, start, stop
+from tests.support.waiting import eventually
 from worker.journal.approvals import Approvals
 from worker.service.service import WorkerService
 from worker.storage.incidents import Incidents
@@ -35,27 +31,6 @@ from worker.trainers.monai_bundle import bundle_network
 
 torch.set_num_threads(1)
 pytestmark = MONAI
-
-
-class Federation(Researchers):
-    """A hub whose run is a bundle's, perhaps with other code than the run's own."""
-
-    def __init__(self, name: str, run: Path, code: bytes = b"") -> None:
-        super().__init__(name)
-        genesis = load_genesis(run)
-        self.spec = genesis.spec
-        self.initial = b"".join(genesis.payload())
-        self.code_of_run = code or load_code(run)
-        self.digest = hashlib.sha256(self.code_of_run).digest()
-        self.spec_record = self._put_record(self._seal_blob(Kind.SPEC, 0, self.spec.to_bytes(), b""))
-
-    def model(self, value: float) -> bytes:
-        """Version 0, whatever the number."""
-        return self.initial
-
-    def next_message(self) -> Verified:
-        """What the site sends next; torch may have to be imported before."""
-        return self.inbound.get(timeout=60)
 
 
 @pytest.fixture

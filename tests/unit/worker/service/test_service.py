@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,54 +10,13 @@ from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Outcome, RunState
 from tests.support.fake_aggregator import RUN, AddOne, Centre
-from tests.support.worker_fixtures import stop
+from tests.support.running_worker import Seen, start, stop
 from worker.domain.state import RunRow
 from worker.journal.approvals import Approvals
 from worker.journal.journal import Journal
 from worker.policy import SitePolicy
 from worker.service.service import WorkerService
-from worker.service.status import WorkerEvent
 from worker.storage.incidents import Incidents
-
-
-@pytest.fixture
-def centre(request: pytest.FixtureRequest) -> Iterator[Centre]:
-    made = Centre(request.node.name[:60])
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def trainer() -> AddOne:
-    return AddOne()
-
-
-class Seen:
-    """What a worker showed; `wait` blocks until something of this kind has been shown."""
-
-    def __init__(self) -> None:
-        self.events: list[WorkerEvent] = []
-        self._new = threading.Condition()
-
-    def __call__(self, event: WorkerEvent) -> None:
-        with self._new:
-            self.events.append(event)
-            self._new.notify_all()
-
-    def wait(self, state: str, version: int | None = None) -> None:
-        def shown() -> bool:
-            last = self.events[-1] if self.events else None
-            return last is not None and last.state == state and version in (None, last.version)
-
-        with self._new:
-            assert self._new.wait_for(shown, 10), [event.state for event in self.events]
-
-
-def start(centre: Centre, state: Path, trainer: Any, workers: list[WorkerService], **extra: Any) -> WorkerService:
-    worker = centre.worker(state, trainer, **extra)
-    workers.append(worker)
-    worker.start()
-    return worker
 
 
 def files(state: Path) -> list[str]:
