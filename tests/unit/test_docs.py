@@ -90,7 +90,7 @@ def test_the_page_on_architecture_names_every_room() -> None:
     text = read("docs/architecture.md")
     for package, rows in ROOMS.items():
         for room in sorted({room for row in rows for room in row} - {"__init__"}):
-            assert re.search(rf"`(?:{package}/)?{room}`", text), f"{package}/{room}"
+            assert re.search(rf"`(?:{package}/)?{room}(?:\.py)?`", text), f"{package}/{room}"
 
 
 def test_the_picture_is_the_one_that_its_script_draws() -> None:
