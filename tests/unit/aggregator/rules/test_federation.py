@@ -98,6 +98,18 @@ def test_an_update_twice_in_one_batch_is_admitted_once() -> None:
     assert len(desk.some(effects.Admit)) == 1
 
 
+def test_an_update_that_comes_again_while_it_is_looked_at_is_admitted_once() -> None:
+    desk = Desk()
+    notice = desk.notice()
+    desk.arrive(notice)
+    assert desk.only(effects.Admit).id == notice.id
+    desk.arrive(notice)
+    assert desk.some(effects.Admit) == []
+    desk.turn(events.NotAdmitted(id=notice.id, reason="store_away", retry=True))
+    desk.arrive(notice)
+    assert desk.only(effects.Admit).id == notice.id
+
+
 def test_a_duplicate_of_a_parked_update_is_a_reason_to_try_again_at_once() -> None:
     desk = Desk()
     notice = desk.notice()

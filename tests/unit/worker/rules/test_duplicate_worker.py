@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from protocol.messages import Outcome, Receipt
 from tests.support.worker_rules import SEALED, only, receipt, rules, sent, some, trained, turn, version
 from worker.domain import effects, events
@@ -64,6 +66,20 @@ def test_a_receipt_that_comes_again_is_nothing_strange() -> None:
     assert alarms(turn(machine, *[stray(1)] * 10, now=2000.0).effects) == []
     restarted = rules(Snapshot(epoch=0, sequence=updates[-1].sequence))
     assert alarms(turn(restarted, *again).effects) == []
+
+
+@pytest.mark.parametrize(
+    ("epoch", "sequence", "strange"),
+    [(1, 9, False), (2, 1, False), (2, 3, False), (2, 4, True), (3, 1, True)],
+)
+def test_only_receipts_for_numbers_not_yet_given_when_this_process_began_give_a_second_worker_away(
+    epoch: int, sequence: int, strange: bool
+) -> None:
+    machine = rules(Snapshot(epoch=2, sequence=3))
+    # Several messages under one number, as after a backup that was restored more than once.
+    said = [stray(number, epoch=epoch, sequence=sequence - number) for number in range(TIMES)]
+    assert alarms(turn(machine, *said).effects) == ["kit.used_twice"] * strange
+    assert codes(machine, 100.0) == [CODE if strange else "-"]
 
 
 def test_a_restored_backup_is_not_taken_for_a_second_worker() -> None:
