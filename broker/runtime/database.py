@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     ClauseElement,
@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from protocol.errors import DiskFull, StateError
 
@@ -106,24 +107,26 @@ class Statement:
         self._columns = columns or None
         self._sql = ""
         self._names: tuple[str, ...] = ()
-        self._constants: dict[str, Any] = {}
+        self._constants: dict[str, object] = {}
 
-    def run(self, db: Connection, row: Mapping[str, Any] | None = None) -> CursorResult[Any]:
+    # What a row holds is known to the statement alone, as it is for SQLAlchemy's own `exec_driver_sql`.
+    def run(self, db: Connection, row: Mapping[str, object] | None = None) -> CursorResult[Any]:
         """Execute it with one row of parameters; values go to the driver as they are."""
         self._prepare(db)
         return db.exec_driver_sql(self._sql, self._values(row or {}))
 
-    def run_many(self, db: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    def run_many(self, db: Connection, rows: Sequence[Mapping[str, object]]) -> None:
         """Execute it once for each row."""
         self._prepare(db)
         db.exec_driver_sql(self._sql, [self._values(row) for row in rows])
 
     def _prepare(self, db: Connection) -> None:
         if not self._sql:
-            compiled: Any = self._statement.compile(dialect=db.dialect, column_keys=self._columns)
+            # Every statement's compiler is one; the stub of the class they share says less.
+            compiled = cast(SQLCompiler, self._statement.compile(dialect=db.dialect, column_keys=self._columns))
             self._names = tuple(compiled.positiontup or ())
             self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
             self._sql = compiled.string
 
-    def _values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    def _values(self, row: Mapping[str, object]) -> tuple[object, ...]:
         return tuple(row[name] if name in row else self._constants[name] for name in self._names)

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from broker.runtime.json_files import read_note, write_note
 from protocol.errors import StateError
@@ -26,7 +25,7 @@ class Health:
         self._lock = threading.Lock()
         self._began = time.time()
         self._accepted: float | None = None
-        self._more: dict[str, Any] = {}
+        self._more: dict[str, object] = {}
 
     def begin(self) -> None:
         """Take away what the process before has left: this one was not accepted yet.
@@ -68,7 +67,7 @@ class Health:
         """The process ends in order."""
         self._note("ended", time.time())
 
-    def _note(self, what: str, value: Any) -> None:
+    def _note(self, what: str, value: object) -> None:
         with self._lock, suppress(StateError):  # a note that grows old is red by itself
             self._more[what] = value
             self._write()
@@ -77,7 +76,7 @@ class Health:
         write_health(self._path, self._accepted, self._began, **self._more)
 
 
-def write_health(path: Path, accepted: float | None, started: float, **more: Any) -> None:
+def write_health(path: Path, accepted: float | None, started: float, **more: object) -> None:
     """Note when this process was last accepted (None: not yet) and began, in seconds since the epoch, and `more`.
 
     Raises:

@@ -7,14 +7,13 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from protocol.errors import StateError
 
 _LIMIT = 64 * 1024
 
 
-def write_note(path: Path, table: Mapping[str, Any]) -> None:
+def write_note(path: Path, table: Mapping[str, object]) -> None:
     """Replace the file `path` by one that says `table`; a reader sees the old or the new one.
 
     Nothing is synced: a note tells of a process that a power failure ends too.
@@ -38,7 +37,7 @@ def write_note(path: Path, table: Mapping[str, Any]) -> None:
         ) from error
 
 
-def read_note(path: Path) -> dict[str, Any]:
+def read_note(path: Path) -> dict[str, object]:
     """What a note says; nothing if it is missing, torn or too long to be one.
 
     Raises:

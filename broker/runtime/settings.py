@@ -7,10 +7,11 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from protocol.errors import ConfigError
 
@@ -91,7 +92,7 @@ def parse_toml(raw: bytes, source: Path | str, kind: type[M], instead: Mapping[s
         raise ConfigError(f"{source}: {explain(error, kind, table)}") from None
 
 
-def parse_table(raw: bytes, source: Path | str) -> dict[str, Any]:
+def parse_table(raw: bytes, source: Path | str) -> dict[str, object]:
     """TOML as plain values.
 
     Raises:
@@ -113,7 +114,8 @@ def explain(error: ValidationError, kind: type[BaseModel], table: object, *, sho
     place: Place = first["loc"]
     if first["type"] == "extra_forbidden":
         beside, _ = _at(place[:-1], kind)
-        return f"{_words(place, table)}{nearest(str(place[-1]), beside.model_fields)}"
+        known = beside.model_fields if _is_model(beside) else ()
+        return f"{_words(place, table)}{nearest(str(place[-1]), known)}"
     if first["type"] == "missing":
         return f"{_words(place, table)} is missing{_example(place, kind, '; write it as {}')}"
     real = _real(place, table)
@@ -145,7 +147,7 @@ def misfit(error: TypeError, taken: Iterable[str], given: Iterable[str]) -> str:
     )
 
 
-def _hint(error: Any, place: Place, kind: type[BaseModel]) -> str:
+def _hint(error: ErrorDetails, place: Place, kind: type[BaseModel]) -> str:
     if error["type"] not in ("extra_forbidden", "missing") and (example := _example(place, kind, "write it as {}")):
         return example
     hint = _HINTS.get(error["type"])
@@ -158,23 +160,33 @@ def _example(place: Place, kind: type[BaseModel], words: str) -> str:
     return words.format(" or ".join(map(str, field.examples))) if field is not None and field.examples else ""
 
 
-def _real(place: Place, table: Any) -> Place:
+def _real(place: Place, table: object) -> Place:
     """The part of a place that stands in the table: pydantic appends the kinds that it tried."""
     for index, part in enumerate(place):
         try:
-            table = table[part]
-        except (LookupError, TypeError):
+            table = _inside(table, part)
+        except LookupError:
             return place[:index]
     return place
 
 
-def _words(place: Place, table: Any) -> str:
+def _inside(table: object, part: int | str) -> object:
+    """What a table or a list holds under a key or number; `LookupError` if nothing."""
+    if isinstance(table, Mapping):
+        held: object = table[part]
+        return held
+    if isinstance(table, list | tuple) and isinstance(part, int):
+        return table[part]
+    raise LookupError(part)
+
+
+def _words(place: Place, table: object) -> str:
     """Where in the file; elements of a list by their names if they have some, otherwise by their numbers from 1."""
     words: list[str] = []
     for part in place:
         try:
-            table = table[part]
-        except (LookupError, TypeError):
+            table = _inside(table, part)
+        except LookupError:
             table = None
         if isinstance(part, int) and words:
             name = table.get("name") if isinstance(table, Mapping) else None
@@ -184,9 +196,9 @@ def _words(place: Place, table: Any) -> str:
     return ".".join(words) or "the whole"
 
 
-def _at(place: Place, kind: type[BaseModel]) -> tuple[Any, FieldInfo | None]:
+def _at(place: Place, kind: type[BaseModel]) -> tuple[object, FieldInfo | None]:
     """The type of what stands at a place, and what the model says of it besides; None where nothing is known."""
-    found: Any = kind
+    found: object = kind
     field: FieldInfo | None = None
     for part in place:
         if _is_model(found) and str(part) in found.model_fields:
@@ -202,21 +214,21 @@ def _at(place: Place, kind: type[BaseModel]) -> tuple[Any, FieldInfo | None]:
     return found, field
 
 
-def _is_model(found: Any) -> TypeGuard[type[BaseModel]]:
+def _is_model(found: object) -> TypeGuard[type[BaseModel]]:
     return isinstance(found, type) and issubclass(found, BaseModel)
 
 
-def _annotated(annotation: Any) -> FieldInfo | None:
-    notes: Sequence[Any] = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+def _annotated(annotation: object) -> FieldInfo | None:
+    notes: Sequence[object] = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
     return next((note for note in notes if isinstance(note, FieldInfo)), None)
 
 
-def _kind_of(annotation: Any) -> Any:
+def _kind_of(annotation: object) -> object:
     """Without notes."""
     return _without_none(get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation)
 
 
-def _without_none(annotation: Any) -> Any:
+def _without_none(annotation: object) -> object:
     """Without `None`, which TOML cannot say."""
-    options = [each for each in get_args(annotation) if each is not type(None)]
+    options: list[object] = [each for each in get_args(annotation) if each is not type(None)]
     return options[0] if type(None) in get_args(annotation) and options else annotation

@@ -9,11 +9,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -22,6 +21,9 @@ from urllib3.exceptions import NewConnectionError, ProtocolError
 from broker.net.proxy import HopError, Proxy, connect_through
 from broker.net.tls import Tls
 from protocol.errors import ConfigError, TooLarge
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, SupportsRead
 
 # It logs whole addresses, and whoever has a signed one may use it.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -53,12 +55,7 @@ class BoundedPool(PoolManager):
     def __init__(self, *, tls: Tls | None = None, proxy: Proxy | None = None, connections: int = 16) -> None:
         """Prepare; `tls` is for https alone, and whether its files can be used shows with the first connection."""
         super().__init__(maxsize=connections, retries=False, blocksize=_PIECE)
-        way = _Way(tls or Tls(), proxy)
-        # A callable that makes a pool is all that is asked for; the annotation says class.
-        self.pool_classes_by_scheme = {
-            "http": partial(_Pool, way=way),  # type: ignore[dict-item]
-            "https": partial(_TlsPool, way=way),  # type: ignore[dict-item]
-        }
+        self.pool_classes_by_scheme = _pools(tls or Tls(), proxy)
         self._connect_s = CONNECT_S if proxy is None else PROXIED_S
         self._calls = threading.local()
 
@@ -87,13 +84,14 @@ class BoundedPool(PoolManager):
 
     # The library's own signature ends in **kw as well.
     def urlopen(  # type: ignore[override]
-        self, method: str, url: str, redirect: bool = True, *, preload_content: bool = True, **kw: Any
+        self, method: str, url: str, redirect: bool = True, *, preload_content: bool = True, **kw: object
     ) -> BaseHTTPResponse:
         """Send one request, follow nothing, repeat nothing; answers that are read here are bounded."""
         left = self.check_deadline()
         self._calls.answer = None
-        if kw.get("body"):
-            kw["body"] = _Body(kw["body"], self)
+        body = kw.get("body")
+        if isinstance(body, bytes | bytearray | memoryview) and body:
+            kw["body"] = _Body(body, self)
         kw["timeout"] = Timeout(connect=min(self._connect_s, left), read=min(SILENCE_S, left))
         response = super().urlopen(method, url, redirect=False, preload_content=False, **kw)
         if response.status == 200 and not preload_content:
@@ -151,49 +149,47 @@ class BoundedPool(PoolManager):
 _HUNG_UP = (ConnectionResetError, ssl.SSLEOFError)
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """How connections are made; it goes by way of the pools into each connection."""
-
-    tls: Tls
-    proxy: Proxy | None
-
-
 class _Connection(HTTPConnection):
-    def __init__(self, *args: Any, way: _Way, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._way = way
+    proxy_hop: Proxy | None = None
 
     def _new_conn(self) -> socket.socket:
-        return _through(self, self._way.proxy) or super()._new_conn()
+        return _through(self, self.proxy_hop) or super()._new_conn()
 
-    def send(self, data: Any) -> None:
+    def send(self, data: SupportsRead[bytes] | Iterable[ReadableBuffer] | ReadableBuffer | str) -> None:
         try:
             super().send(data)
         except _HUNG_UP as error:
             raise BrokenPipeError(str(error)) from error
 
 
-class _TlsConnection(HTTPSConnection):
-    def __init__(self, *args: Any, way: _Way, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._way = way
+class _TlsConnection(_Connection, HTTPSConnection):
+    files = Tls()
 
     def connect(self) -> None:
         try:
-            self.ssl_context = self._way.tls.context("this connection")
+            self.ssl_context = self.files.context("this connection")
         except ConfigError as error:  # files that are just being replaced fit again soon
             raise NewConnectionError(self, str(error)) from error
         super().connect()
 
-    def _new_conn(self) -> socket.socket:
-        return _through(self, self._way.proxy) or super()._new_conn()
 
-    def send(self, data: Any) -> None:
-        try:
-            super().send(data)
-        except _HUNG_UP as error:
-            raise BrokenPipeError(str(error)) from error
+def _pools(tls: Tls, proxy: Proxy | None) -> dict[str, type[HTTPConnectionPool]]:
+    """The classes of pools whose connections are made like that: urllib3 makes both by itself."""
+
+    class Connection(_Connection):
+        proxy_hop = proxy
+
+    class TlsConnection(_TlsConnection):
+        proxy_hop = proxy
+        files = tls
+
+    class Pool(HTTPConnectionPool):
+        ConnectionCls = Connection
+
+    class TlsPool(HTTPSConnectionPool):
+        ConnectionCls = TlsConnection
+
+    return {"http": Pool, "https": TlsPool}
 
 
 def _through(connection: HTTPConnection, proxy: Proxy | None) -> socket.socket | None:
@@ -205,18 +201,10 @@ def _through(connection: HTTPConnection, proxy: Proxy | None) -> socket.socket |
         raise NewConnectionError(connection, str(error)) from error
 
 
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
 class _Body(io.BytesIO):
     """Bytes on their way out; reading the next piece fails once the deadline has passed."""
 
-    def __init__(self, data: bytes, pool: BoundedPool) -> None:
+    def __init__(self, data: bytes | bytearray | memoryview, pool: BoundedPool) -> None:
         super().__init__(data)
         self._pool = pool
 

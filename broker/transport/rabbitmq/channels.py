@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -24,6 +23,7 @@ from broker.transport.rabbitmq.connection import (
     BasicProperties,
     Channel,
     Link,
+    Method,
     channel_alone_closed,
     persistent,
     refusal,
@@ -47,7 +47,7 @@ class Outlet:
         self.pending = Pending()
         self._link = link
         self._exchange = exchange
-        self._channel: Any = None
+        self._channel: Channel | None = None
         self._dice = dice
         self._rests = full_jitter(self._dice)
         self._resting = False
@@ -57,8 +57,7 @@ class Outlet:
         if not self._link.up or self._resting or not self.pending.waiting:
             return
         if self._channel is None:
-            self._channel = self._link.connection.channel(on_open_callback=self._on_open)
-            self._channel.add_on_close_callback(self._on_closed)
+            self._channel = self._link.channel(self._on_open, self._on_closed)
             return
         while self._channel.is_open and self.pending.waiting and len(self.pending.in_flight) < _WINDOW:
             tag, message = self.pending.send_next()
@@ -81,7 +80,7 @@ class Outlet:
         if channel is self._channel and properties.message_id is not None:
             self.pending.returned(int(properties.message_id))
 
-    def _on_confirm(self, frame: Any) -> None:
+    def _on_confirm(self, frame: Method) -> None:
         method = frame.method
         self._rests = full_jitter(self._dice)
         self._link.progress()
@@ -90,7 +89,7 @@ class Outlet:
         self.pump()
 
     def _on_closed(self, channel: Channel, reason: BaseException) -> None:
-        if channel is not self._channel or self._link.closing or not channel_alone_closed(reason):
+        if channel != self._channel or self._link.closing or not channel_alone_closed(reason):
             return
         self._channel = None
         self._resting = True
@@ -123,7 +122,7 @@ class Inlet:
         self._link = link
         self._prefetch = prefetch
         self._forget = forget
-        self._channel: Any = None
+        self._channel: Channel | None = None
         self._unsettled: set[int] = set()
         self._dice = dice
         self._waits = full_jitter(dice, cap=_CONSUME_CAP)
@@ -143,8 +142,7 @@ class Inlet:
         """Consume, if that is possible now and not under way."""
         if not self._link.up or self._channel is not None or self._cancelled:
             return
-        self._channel = self._link.connection.channel(on_open_callback=self._on_open)
-        self._channel.add_on_close_callback(self._on_closed)
+        self._channel = self._link.channel(self._on_open, self._on_closed)
 
     def down(self) -> None:
         """The connection is gone, and with it the channel and everything unsettled."""
@@ -159,7 +157,7 @@ class Inlet:
 
     def _settle(self, channel: Channel, tag: int, verb: Verb) -> None:
         # Tags count per channel: on another one than its own a tag would settle a stranger, or close the channel.
-        if channel is not self._channel or not channel.is_open or tag not in self._unsettled:
+        if channel != self._channel or not channel.is_open or tag not in self._unsettled:
             return
         self._unsettled.remove(tag)
         if verb == "ack":
@@ -180,12 +178,12 @@ class Inlet:
         channel.basic_qos(prefetch_count=self._prefetch)
         channel.basic_consume(self.queue, self._on_message, callback=self._on_consuming)
 
-    def _on_consuming(self, _: Any) -> None:
+    def _on_consuming(self, _: Method) -> None:
         self._waits = full_jitter(self._dice, cap=_CONSUME_CAP)
         self._link.progress()
 
     def _on_message(self, channel: Channel, method: Basic.Deliver, _: BasicProperties, body: bytes) -> None:
-        if channel is not self._channel:
+        if channel != self._channel:
             return
         if len(body) > limits.MESSAGE:
             log.warning("message.oversize", queue=self.queue, bytes=len(body), limit=limits.MESSAGE)
@@ -202,7 +200,7 @@ class Inlet:
             channel.close()
 
     def _on_closed(self, channel: Channel, reason: BaseException) -> None:
-        if channel is not self._channel or not channel_alone_closed(reason):
+        if channel != self._channel or not channel_alone_closed(reason):
             return
         self._channel = None
         self._unsettled.clear()
@@ -226,30 +224,32 @@ class _Settle(Settlement):
         self.inlet.settle(self.channel, self.tag, verb)
 
 
+Ask = Callable[[Channel, Callable[[Method], None]], None]
+"""`ask(channel, done)` sends requests and has `done` called with the broker's answer."""
+
+
 class Question:
     """Something asked on a channel of its own; asked again on the next connection when one breaks under it."""
 
-    def __init__(self, what: str, ask: Callable[[Channel, Callable[[Any], None]], None]) -> None:
-        """`ask(channel, done)` sends the requests and has `done` called with the answer."""
-        self.answer: Future[Any] = Future()
+    def __init__(self, what: str, ask: Ask) -> None:
+        self.answer: Future[Method] = Future()
         self._what = what
         self._ask = ask
 
     def put(self, link: Link) -> None:
         """Ask, if there is a connection."""
         if link.up and not self.answer.done():
-            channel = link.connection.channel(on_open_callback=lambda opened: self._ask(opened, self._done(opened)))
-            channel.add_on_close_callback(self._on_closed)
+            link.channel(lambda opened: self._ask(opened, self._done(opened)), self._on_closed)
 
     def fail(self, error: TransportError) -> None:
         """Answer with an error, unless there is an answer."""
         if not self.answer.done():
             self.answer.set_exception(error)
 
-    def _done(self, channel: Channel) -> Callable[[Any], None]:
-        def done(result: Any) -> None:
+    def _done(self, channel: Channel) -> Callable[[Method], None]:
+        def done(answer: Method) -> None:
             if not self.answer.done():
-                self.answer.set_result(result)
+                self.answer.set_result(answer)
             if channel.is_open:
                 channel.close()
 

@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pika
 import structlog
 from pika.adapters.base_connection import _StreamingProtocolShim
 from pika.adapters.select_connection import IOLoop
+from pika.adapters.utils.nbio_interface import AbstractIOReference
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.channel import Channel
 from pika.exceptions import (
@@ -26,6 +26,7 @@ from pika.exceptions import (
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
 )
+from pika.frame import Method
 from pika.spec import PERSISTENT_DELIVERY_MODE, Basic, BasicProperties
 
 from broker.net.backoff import full_jitter
@@ -33,7 +34,7 @@ from broker.net.proxy import HopError, Proxy, connect_through
 from broker.transport.rabbitmq.amqp import AmqpUrl
 from protocol.errors import ConfigError, LoginRefused, NotAllowed, TransportError, Unroutable
 
-__all__ = ["Basic", "BasicProperties", "Channel", "Link", "channel_alone_closed", "persistent", "refusal"]
+__all__ = ["Basic", "BasicProperties", "Channel", "Link", "Method", "channel_alone_closed", "persistent", "refusal"]
 
 log = structlog.get_logger()
 
@@ -122,8 +123,7 @@ def persistent(message_id: str) -> BasicProperties:
 class Link:
     """One connection, owned by one thread; a lost one is replaced until `close`.
 
-    `connection` is the open connection or None. It and everything reached through it belong to the link's thread:
-    other threads use `call`.
+    Its channels and everything reached through them belong to the link's thread: other threads use `call`.
     """
 
     def __init__(
@@ -142,7 +142,6 @@ class Link:
         `on_up` comes when the connection is open, `on_down` when it is lost or could not be opened, `on_refused` when
         that was because the login or the vhost is refused, which time alone does not cure; the link goes on trying.
         """
-        self.connection: Any = None
         self.closing = False
         """`close` was called; what goes down now is meant to."""
         self.trouble: str | None = None
@@ -156,8 +155,9 @@ class Link:
         self._dice = dice
         self._waits = full_jitter(self._dice)
         self._loop = IOLoop()
-        self._attempt: Any = None
-        self._linking: Any = None
+        self._connection: pika.SelectConnection | None = None
+        self._attempt: pika.SelectConnection | None = None
+        self._linking: AbstractIOReference | None = None
         """The TLS handshake over a socket that stands, if one was ever begun; it can be cancelled until it is done."""
         self._opened_at = 0.0
         self._lock = threading.Lock()
@@ -166,7 +166,15 @@ class Link:
     @property
     def up(self) -> bool:
         """Whether channels can be opened now."""
-        return self.connection is not None and bool(self.connection.is_open)
+        return self._connection is not None and bool(self._connection.is_open)
+
+    def channel(self, opened: Callable[[Channel], None], closed: Callable[[Channel, BaseException], None]) -> Channel:
+        """Open a channel; on the link's thread, and only while it is up."""
+        if self._connection is None:
+            raise TransportError(f"broker {self._url}: {self.trouble or 'not connected'}")
+        channel = self._connection.channel(on_open_callback=opened)
+        channel.add_on_close_callback(closed)
+        return channel
 
     def start(self) -> None:
         """Begin to connect, unless that was done before."""
@@ -222,11 +230,11 @@ class Link:
             threading.Thread(target=self._dial, args=(self._proxy,), name=f"{self._name} dial", daemon=True).start()
             return
         try:
-            self._attempt = self._connection(_parameters(self._url, self._name))
+            self._attempt = self._opening(_parameters(self._url, self._name))
         except (ConfigError, AMQPError, OSError) as error:
             self._lost(error)
 
-    def _connection(self, parameters: pika.ConnectionParameters, *, dials: bool = True) -> pika.SelectConnection:
+    def _opening(self, parameters: pika.ConnectionParameters, *, dials: bool = True) -> pika.SelectConnection:
         return pika.SelectConnection(
             parameters,
             on_open_callback=self._on_open,
@@ -252,20 +260,20 @@ class Link:
             return
         try:
             parameters = _parameters(self._url, self._name)
-            self._attempt = connection = self._connection(parameters, dials=False)
+            self._attempt = connection = self._opening(parameters, dials=False)
         except (ConfigError, AMQPError, OSError) as error:
             sock.close()
             self._lost(error)
             return
 
-        def linked(result: Any) -> None:
+        def linked(result: object) -> None:
             if isinstance(result, BaseException):
                 self._on_closed(connection, result)
 
         def too_long() -> None:
             if linking.cancel():  # False once it was done, or cancelled by somebody else
                 self._on_closed(connection, TimeoutError(f"TLS was not there after {_STACK_S} s"))
-            elif connection is self._attempt and not (connection.is_open or connection.is_closing):
+            elif connection == self._attempt and not (connection.is_open or connection.is_closing):
                 connection.close()
 
         sock.setblocking(False)
@@ -279,10 +287,10 @@ class Link:
         self.later(_STACK_S, too_long)
 
     def _on_open(self, connection: pika.SelectConnection) -> None:
-        if connection is not self._attempt or self.closing:
+        if connection != self._attempt or self.closing:
             self._abandon(connection)
             return
-        self.connection, self.trouble = connection, None
+        self._connection, self.trouble = connection, None
         self._opened_at = time.monotonic()
         # The broker blocks only connections that publish.
         connection.add_on_connection_blocked_callback(lambda *_: self._on_blocked(True))
@@ -299,13 +307,13 @@ class Link:
             log.info("broker.unblocked", link=self._name, broker=str(self._url))
 
     def _on_closed(self, connection: pika.SelectConnection, reason: BaseException) -> None:
-        if connection is self._attempt:
+        if connection == self._attempt:
             self._attempt = None
             self._lost(_cause(reason))
 
     def _lost(self, cause: BaseException) -> None:
         self.trouble = trouble = _describe(cause, self._url, self._proxy)
-        was_up, self.connection = self.connection is not None, None
+        was_up, self._connection = self._connection is not None, None
         self._on_down()
         if isinstance(cause, ProbableAuthenticationError | ProbableAccessDeniedError):
             self._on_refused(LoginRefused(f"broker {self._url}: {trouble}"))
@@ -325,7 +333,7 @@ class Link:
         else:
             self._abandon(self._attempt)
 
-    def _abandon(self, connection: Any) -> None:
+    def _abandon(self, connection: pika.SelectConnection | None) -> None:
         # One that is just being opened must not be closed: pika would fail on an assertion. `_on_open` does it then.
         if connection is not None and connection.is_open:
             try:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 from broker.net.proxy import Proxy
 from broker.transport.rabbitmq.amqp import AmqpUrl
@@ -98,7 +97,7 @@ def declare_exchange(name: str) -> Operation:
     """Make an exchange, which goes again with the channel."""
 
     def ask(channel: Channel, done: Callable[..., None]) -> None:
-        def made(_: Any) -> None:
+        def made(_: object) -> None:
             channel.exchange_delete(name, callback=done)
 
         channel.exchange_declare(name, "fanout", callback=made)
@@ -118,7 +117,7 @@ def bind(queue: str, exchange: str, key: str = "") -> Operation:
     """Have a queue get what an exchange gets; the binding is taken away again."""
 
     def ask(channel: Channel, done: Callable[..., None]) -> None:
-        def bound(_: Any) -> None:
+        def bound(_: object) -> None:
             channel.queue_unbind(queue, exchange, key, mark, done)
 
         # A binding is one of its own by its arguments, so taking this one away leaves a real one alone.
@@ -140,7 +139,7 @@ def bind_exchange(destination: str, source: str) -> Operation:
     """Have an exchange get what another gets; the binding is taken away again."""
 
     def ask(channel: Channel, done: Callable[..., None]) -> None:
-        def bound(_: Any) -> None:
+        def bound(_: object) -> None:
             channel.exchange_unbind(destination, source, "", mark, done)
 
         mark = {"x-fledge-probe": True}
@@ -222,7 +221,7 @@ class Probe:
                 answer.set_result(reply)
 
         def opened(channel: Channel) -> None:
-            def done(*_: Any) -> None:
+            def done(*_: object) -> None:
                 settle(ProbeReply(code=DONE))
                 if channel.is_open:
                     channel.close()  # gives back what was read
@@ -233,7 +232,7 @@ class Probe:
             code = int(getattr(reason, "reply_code", 0))
             settle(ProbeReply(code=code, text=str(getattr(reason, "reply_text", reason))))
 
-        self._link.connection.channel(on_open_callback=opened).add_on_close_callback(closed)
+        self._link.channel(opened, closed)
 
     def _on_up(self) -> None:
         self._up.set()

@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from typing import Any
 
 import structlog
 
@@ -21,9 +20,9 @@ from broker.net.tls import Tls, check_plain
 from broker.transport.base import Handler, check_size
 from broker.transport.dispatch import CallbackLane, HandlerLane
 from broker.transport.rabbitmq.amqp import parse_amqp_url, queue_arguments
-from broker.transport.rabbitmq.channels import Inlet, Outlet, Question
+from broker.transport.rabbitmq.channels import Ask, Inlet, Outlet, Question
 from broker.transport.rabbitmq.confirms import Message
-from broker.transport.rabbitmq.connection import Channel, Link
+from broker.transport.rabbitmq.connection import Channel, Link, Method
 from protocol.errors import LoginRefused, TransportError
 from protocol.topology import Topology
 
@@ -102,7 +101,7 @@ class RabbitTransport:
         drops a message that was given back twenty times).
         """
 
-        def ask(channel: Channel, done: Callable[[Any], None]) -> None:
+        def ask(channel: Channel, done: Callable[[Method], None]) -> None:
             # Nothing of this waits for its answer: the broker works in order and closes the channel at the first
             # mistake, so the answer to the last request answers for all.
             for exchange in topology.exchanges:
@@ -144,10 +143,10 @@ class RabbitTransport:
         return inlet
 
     def depth(self, queue: str) -> int:
-        def ask(channel: Channel, done: Callable[[Any], None]) -> None:
-            channel.queue_declare(queue, passive=True, callback=lambda frame: done(frame.method.message_count))
+        def ask(channel: Channel, done: Callable[[Method], None]) -> None:
+            channel.queue_declare(queue, passive=True, callback=done)
 
-        return int(self._ask(f"counting queue {queue}", ask))
+        return int(self._ask(f"counting queue {queue}", ask).method.message_count)
 
     def on_connected(self, callback: Callable[[], None]) -> None:
         def add() -> None:
@@ -183,7 +182,7 @@ class RabbitTransport:
         if self._closed:
             raise TransportError("the transport is closed")
 
-    def _ask(self, what: str, ask: Callable[[Channel, Callable[[Any], None]], None], extra: float = 0.0) -> Any:
+    def _ask(self, what: str, ask: Ask, extra: float = 0.0) -> Method:
         self._check_open()
         question = Question(what, ask)
         deadline = _ANSWER_DEADLINE + extra
