@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from aggregator.domain import events
+from aggregator.domain.events import Unacked
 from aggregator.domain.state import SiteStatus, UpdateNotice
 from aggregator.pipeline.envelope_cache import EnvelopeCache, OpenEnvelope
 from protocol import topology
@@ -18,6 +17,14 @@ from protocol.registry import Registry
 FROM_SITES = frozenset({Kind.UPDATE, Kind.EVALUATION, Kind.REPLY, Kind.REQUEST})
 LIVE_EVENTS = frozenset({Kind.EVENT})
 COMMAND_KINDS = frozenset({Kind.COMMAND})
+FromSite = (
+    events.UpdateArrived
+    | events.EvaluationArrived
+    | events.ReplyArrived
+    | events.RequestArrived
+    | events.DeliveryRefused
+)
+"""What may have arrived from a site."""
 
 
 class Intake:
@@ -33,12 +40,14 @@ class Intake:
         self.registry = registry
         """Replaced as a whole when a newer one comes."""
 
-    def update(self, site: str, delivery: Any, raw: bytes) -> Any:
-        """What arrived in `in.<site>`: an update, evaluation, reply or request, or `Refused`."""
+    def update(self, site: str, delivery: Unacked, raw: bytes) -> FromSite:
+        """What arrived in `in.<site>`: an update, evaluation, reply or request, or `DeliveryRefused`."""
         return self._read(site, topology.in_queue(site), delivery, raw, FROM_SITES)
 
-    def live(self, site: str, delivery: Any, raw: bytes) -> tuple[Any, SiteStatus | None]:
-        """What arrived in `events.<site>`: `SiteSeen` and the sign of life, or `Refused` and None."""
+    def live(
+        self, site: str, delivery: Unacked, raw: bytes
+    ) -> tuple[events.SiteSeen | events.DeliveryRefused, SiteStatus | None]:
+        """What arrived in `events.<site>`: `SiteSeen` and the sign of life, or `DeliveryRefused` and None."""
         queue = topology.event_queue(site)
         try:
             verified, key = self._open(site, raw, LIVE_EVENTS)
@@ -47,8 +56,8 @@ class Intake:
         except WireError as error:
             return events.DeliveryRefused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw), None
 
-    def command(self, delivery: Any, raw: bytes, now: float) -> Any:
-        """What arrived in the aggregator's inbox: a `CommandArrived` or `Refused`; `now` is the wall clock."""
+    def command(self, delivery: Unacked, raw: bytes, now: float) -> events.CommandArrived | events.DeliveryRefused:
+        """What arrived in the aggregator's inbox: a `CommandArrived` or `DeliveryRefused`; `now` is the wall clock."""
         queue = topology.inbox_queue(topology.AGGREGATOR)
         try:
             verified, key = self._open(None, raw, COMMAND_KINDS)
@@ -88,7 +97,7 @@ class Intake:
             return error.reason, str(error)
         return "ok", ""
 
-    def _read(self, site: str, queue: str, delivery: Any, raw: bytes, kinds: frozenset[Kind]) -> Any:
+    def _read(self, site: str, queue: str, delivery: Unacked, raw: bytes, kinds: frozenset[Kind]) -> FromSite:
         try:
             verified, key = self._open(site, raw, kinds)
             if verified.kind == Kind.REPLY:
@@ -108,7 +117,7 @@ class Intake:
         except WireError as error:
             return events.DeliveryRefused(delivery=delivery, site=site, queue=queue, reason=error.reason, raw=raw)
 
-    def _reply(self, site: str, delivery: Any, verified: Verified, reply: Reply) -> events.ReplyArrived:
+    def _reply(self, site: str, delivery: Unacked, verified: Verified, reply: Reply) -> events.ReplyArrived:
         operators = self.registry.members(Role.OPERATOR)
         return events.ReplyArrived(
             delivery=delivery,
@@ -130,7 +139,7 @@ class Intake:
         return verified, key
 
 
-def _notice(site: str, verified: Verified, body: Any) -> UpdateNotice:
+def _notice(site: str, verified: Verified, body: Update) -> UpdateNotice:
     core = verified.core
     return UpdateNotice(
         id=core.id,

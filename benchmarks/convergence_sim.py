@@ -11,14 +11,14 @@ import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 import numpy as np
 
 from aggregator.domain.state import UpdateRow, UpdateState
 from aggregator.rules import planning
 from aggregator.strategy.base import Scalars, Scratch, Span, Strategy, ema_decay, ema_release
-from aggregator.strategy.buffer import Choice, Waiting, choose, next_deadline, outdated
+from aggregator.strategy.buffer import BufferPolicy, Choice, Waiting, choose, next_deadline, outdated
 from aggregator.strategy.weighting import SiteStatistics
 
 
@@ -71,19 +71,6 @@ class History:
     def first_time(self, metric: str, value: float) -> float | None:
         """Return the time at which the metric first reached `value`."""
         return next((point.time for point in self.points if point.metrics[metric] >= value), None)
-
-
-class _Rules(TypedDict):
-    """What `choose` and `next_deadline` have in common."""
-
-    version: int
-    quota: int
-    live: frozenset[str]
-    min_sites: int
-    synchronous: bool
-    max_wait: float
-    grace: float
-    max_staleness: int
 
 
 @dataclass(slots=True)
@@ -187,32 +174,26 @@ class Federation:
 
     def _advance(self) -> None:
         sites, strategy = len(self._sites), self.strategy
-        gone = outdated(
-            self._updates(),
-            version=self.version,
+        policy = BufferPolicy(
+            size=strategy.buffer_size(sites),
             quota=strategy.updates_per_base,
+            min_sites=sites if strategy.synchronous else 1,
+            synchronous=strategy.synchronous,
+            max_wait=2 * statistics.median(self.seconds),
+            grace=0.0,
             max_staleness=strategy.max_staleness(sites),
         )
+        gone = outdated(self._updates(), policy, version=self.version)
         for reason, lost in (("superseded", gone.superseded), ("too_stale", gone.too_stale)):
             self._lost[reason] += len(lost)
             for update in lost:
                 del self._waiting[update.id]
-        rules: _Rules = {
-            "version": self.version,
-            "quota": strategy.updates_per_base,
-            "live": frozenset(str(index) for index in range(sites)),
-            "min_sites": sites if strategy.synchronous else 1,
-            "synchronous": strategy.synchronous,
-            "max_wait": 2 * statistics.median(self.seconds),
-            "grace": 0.0,
-            "max_staleness": strategy.max_staleness(sites),
-        }
-        updates = self._updates()
-        choice = choose(updates, buffer_size=strategy.buffer_size(sites), now=self.now, **rules)
+        updates, live = self._updates(), frozenset(str(index) for index in range(sites))
+        choice = choose(updates, policy, version=self.version, live=live, now=self.now)
         if choice is not None:
             self._merge(choice)
             return
-        deadline = next_deadline(updates, **rules)
+        deadline = next_deadline(updates, policy, version=self.version, live=live)
         if deadline is not None:
             heapq.heappush(self._events, (deadline, next(self._count), None))
 

@@ -60,7 +60,9 @@ Id = Annotated[bytes, Field(strict=True, min_length=16, max_length=16)]
 Metrics = Annotated[dict[Word, Real], Field(max_length=256)]
 _Integer = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
 Plain = Flag | _Integer | Annotated[Real, _exactly(float)] | Text | None
-Parameters = Annotated[dict[Word, Plain | Annotated[tuple[Plain, ...], many(limits.PLAINS)]], Field(max_length=64)]
+Value = Plain | Annotated[tuple[Plain, ...], many(limits.PLAINS)]
+"""What a command's argument or a column of its answer may be."""
+Parameters = Annotated[dict[Word, Value], Field(max_length=64)]
 
 T = TypeVar("T")
 _WORD = re.compile(r"[A-Za-z0-9._:+-]{1,64}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from aggregator.domain.events import CommandArrived, RequestArrived
+from aggregator.domain.events import CommandArrived, RequestArrived, Unacked
 from aggregator.domain.state import RunPlace
 from aggregator.strategy.plan import MergePlan
+from protocol.codec import Value
 from protocol.registry import Registry
 
 
@@ -16,7 +16,7 @@ from protocol.registry import Registry
 class Settle:
     """Ack a delivery."""
 
-    delivery: Any
+    delivery: Unacked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class AnswerCommand:
     command: bytes
     reason: str = "ok"
     text: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
     counter: int = 0
     """With `replayed`: the highest counter noted for the key."""
     seen: Mapping[str, float] = field(default_factory=dict)
@@ -129,3 +129,9 @@ class GrantUrls:
     """Answer a site's hello or request for URLs."""
 
     request: RequestArrived
+
+
+Answering = AnswerCommand | LookUp | GrantUrls | CutOff
+"""What the responder does."""
+Effect = Settle | Admit | Merge | Publish | PutHead | AnnounceHead | Reissue | Ended | UseRegistry | Prepare | Answering
+"""All that the shell does for the rules."""

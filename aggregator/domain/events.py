@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 from aggregator.domain.state import CodeOffered, NewModel, NewRun, UpdateNotice, UpdateState
 from aggregator.strategy.plan import MergePlan, Product
+from protocol.codec import Value
 from protocol.messages import Evaluation, Request
 from protocol.registry import Registry
+
+
+class Unacked(Protocol):
+    """What the broker delivered: the rules pass it on, the shell acks it once it may be forgotten."""
+
+    def ack(self) -> None:
+        """Let the broker forget it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +33,7 @@ class Started:
 class UpdateArrived:
     """A verified update; `delivery` is settled once it is journalled."""
 
-    delivery: Any
+    delivery: Unacked
     notice: UpdateNotice
 
 
@@ -33,7 +41,7 @@ class UpdateArrived:
 class EvaluationArrived:
     """A verified evaluation of a version on a site's own data."""
 
-    delivery: Any
+    delivery: Unacked
     site: str
     run: str
     version: int
@@ -44,7 +52,7 @@ class EvaluationArrived:
 class SiteSeen:
     """A verified sign of life."""
 
-    delivery: Any
+    delivery: Unacked
     site: str
     alive: bool = True
     """Whether it is one of the site's worker."""
@@ -54,7 +62,7 @@ class SiteSeen:
 class DeliveryRefused:
     """A delivery that is not a message of this federation; `site` is the queue's, not a claim of the message."""
 
-    delivery: Any
+    delivery: Unacked
     site: str
     queue: str
     reason: str
@@ -65,7 +73,7 @@ class DeliveryRefused:
 class Journalled:
     """The journal's answer: the update is new and has this place in the order."""
 
-    delivery: Any
+    delivery: Unacked
     order: int
     notice: UpdateNotice
     objection: str
@@ -75,7 +83,7 @@ class Journalled:
 class Duplicate:
     """The journal's answer: this very update is known, and this became of it."""
 
-    delivery: Any
+    delivery: Unacked
     notice: UpdateNotice
     state: UpdateState
     reason: str
@@ -86,7 +94,7 @@ class Duplicate:
 class Reused:
     """The journal's answer: the site has used this sequence for another update."""
 
-    delivery: Any
+    delivery: Unacked
     notice: UpdateNotice
     highest_epoch: int
 
@@ -164,14 +172,14 @@ class ReissueFailed:
 class CommandArrived:
     """An operator's genuine order; `objection` says why it is refused all the same, found when it arrived."""
 
-    delivery: Any
+    delivery: Unacked
     operator: str
     counter: int
     command: str
     signer: bytes = b""
     """Id of the key it is signed with; counters are the key's, so that a stolen one cannot lock its successor out."""
     id: bytes = b""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Value] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     raw: bytes = b""
     """The signed bytes, for the sites it is for."""
@@ -184,7 +192,7 @@ class CommandArrived:
 class ReplyArrived:
     """A site's genuine answer to operators, who get the same bytes."""
 
-    delivery: Any
+    delivery: Unacked
     site: str
     command: bytes
     """Id of the command."""
@@ -198,7 +206,7 @@ class ReplyArrived:
 class RequestArrived:
     """A site says hello or asks for URLs."""
 
-    delivery: Any
+    delivery: Unacked
     site: str
     id: bytes
     request: Request
@@ -211,6 +219,18 @@ class Prepared:
     command: CommandArrived
     reason: str = "ok"
     text: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
     """What the operator is answered."""
     made: NewRun | NewModel | CodeOffered | None = None
+
+
+Arrival = (
+    UpdateArrived | EvaluationArrived | SiteSeen | DeliveryRefused | CommandArrived | ReplyArrived | RequestArrived
+)
+"""What intake makes of a delivery."""
+Recorded = Journalled | Duplicate | Reused
+"""What the journal answers to `JournalUpdate`."""
+JobDone = Admitted | NotAdmitted | Merged | MergeFailed | Reissued | ReissueFailed | Prepared
+"""What comes of slow work."""
+Event = Started | Arrival | Recorded | JobDone | Published | RegistryChanged
+"""All that the rules hear, besides the passing of time."""

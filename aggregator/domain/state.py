@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
+from aggregator.strategy.base import Strategy
 from aggregator.strategy.evaluations import Evaluations
 from aggregator.strategy.stopping import Stopping
-from aggregator.strategy.strategies import Strategy
 from aggregator.strategy.weighting import SiteStatistics
 from protocol.messages import DENSE_F32, EXAMINED, GOING_ON, Event, Outcome, RunState
 from protocol.registry import Registry
@@ -71,11 +71,6 @@ class UpdateRow:
     norm: float
     objection: str = "ok"
     """Why it is to be refused, found when it arrived."""
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """Where it stands in the queue for the next version."""
-        return {"id": self.id, "site": self.site, "base_version": self.base_version, "order": self.order}
 
     @classmethod
     def new(cls, order: int, notice: UpdateNotice, objection: str) -> UpdateRow:
@@ -191,7 +186,7 @@ class RunRules:
     update_length: int
     names: frozenset[str]
     strategy: Strategy
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, object]
     stopping: Stopping
     min_sites: int
     max_wait: float | None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from aggregator.domain.events import Unacked
 from aggregator.domain.state import CodeOffered, NewModel, NewRun, Sanction, UpdateNotice, UpdateState
 from aggregator.strategy.plan import MergePlan, Product
-from protocol.messages import Evaluation, Kind, RunState
+from protocol.messages import Evaluation, Kind, Receipt, RunState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalUpdate:
     """Insert the update unless its id or its sequence is known; the delivery is settled with the journal's answer."""
 
-    delivery: Any
+    delivery: Unacked
     notice: UpdateNotice
     objection: str
 
@@ -40,7 +40,7 @@ class Send:
     exchange: str
     key: str
     kind: Kind
-    body: Any
+    body: Receipt
     recipient: str
     """Name of the one site it is sealed for; empty: signed only."""
     run: str
@@ -130,7 +130,7 @@ class Audit:
     """One entry of the hash-chained ledger."""
 
     kind: str
-    entry: Mapping[str, Any]
+    entry: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,3 +200,30 @@ class ForgetLetters:
     """Forget one refused message, or (None) all of them."""
 
     number: int | None
+
+
+Write = (
+    JournalUpdate
+    | SetState
+    | Send
+    | SendRaw
+    | CommitVersion
+    | ReplaceRecord
+    | StoreRegistry
+    | StoreEvaluation
+    | SetRun
+    | Look
+    | SetHead
+    | RemoveSent
+    | Audit
+    | CreateRun
+    | OfferCode
+    | DeleteRun
+    | AddModel
+    | Promote
+    | SetCounter
+    | SetSanction
+    | KeepLetter
+    | ForgetLetters
+)
+"""All that the journal can write."""

@@ -1,10 +1,9 @@
-"""How the journal keeps what operators ordered: measures, refused messages, runs, models and channels."""
+"""How the journal keeps what operators commanded: sanctions, refused messages, runs, models and channels."""
 
 from __future__ import annotations
 
 import time
 from functools import singledispatch
-from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
@@ -31,8 +30,8 @@ LETTERS_KEPT = 256
 
 
 @singledispatch
-def write_order(write: Any, db: Connection) -> None:
-    """Carry out one of the writes that orders lead to, in the transaction under way.
+def write_command(write: writes.Write, db: Connection) -> None:
+    """Carry out one of the writes that commands lead to, in the transaction under way.
 
     Raises:
         StateError: it is none of them.
@@ -40,7 +39,7 @@ def write_order(write: Any, db: Connection) -> None:
     raise StateError(f"the journal does not know how to write {type(write).__name__}")
 
 
-@write_order.register
+@write_command.register
 def _(write: writes.CreateRun, db: Connection) -> None:
     new, name = write.new, write.new.rules.run
     db.execute(
@@ -61,13 +60,13 @@ def _(write: writes.CreateRun, db: Connection) -> None:
     db.execute(insert(versions).values(run=name, **first))
 
 
-@write_order.register
+@write_command.register
 def _(write: writes.OfferCode, db: Connection) -> None:
     offered = write.offered
     db.execute(update(runs).where(runs.c.name == offered.run).values(code_record=offered.code_record))
 
 
-@write_order.register
+@write_command.register
 def _(write: writes.DeleteRun, db: Connection) -> None:
     """Keys of updates stay: they are the replay cache."""
     for table in (members, states, evaluations_table, versions):
@@ -77,14 +76,14 @@ def _(write: writes.DeleteRun, db: Connection) -> None:
     db.execute(update(runs).where(runs.c.name == write.run).values(**gone))
 
 
-@write_order.register
+@write_command.register
 def _(write: writes.AddModel, db: Connection) -> None:
     made = write.model
     values = {"name": made.name, "run": made.run, "version": made.version, "size": made.size}
     db.execute(insert(models).values(**values, record=made.record))
 
 
-@write_order.register
+@write_command.register
 def _(write: writes.Promote, db: Connection) -> None:
     if write.name is not None:
         db.execute(insert(channels).values(channel=write.channel, name=write.name))
@@ -93,7 +92,7 @@ def _(write: writes.Promote, db: Connection) -> None:
     db.execute(delete(channels).where(channels.c.number == newest.scalar_subquery()))
 
 
-@write_order.register
+@write_command.register
 def _(write: writes.SetSanction, db: Connection) -> None:
     values = {"measure": write.measured.measure, "registry": write.measured.registry, "operator": write.operator}
     db.execute(
@@ -101,7 +100,7 @@ def _(write: writes.SetSanction, db: Connection) -> None:
     )
 
 
-@write_order.register
+@write_command.register
 def _(write: writes.KeepLetter, db: Connection) -> None:
     db.execute(insert(letters).values(queue=write.queue, reason=write.reason, at=time.time(), message=write.raw))
     of_queue = select(letters.c.number).where(letters.c.queue == write.queue)
@@ -109,13 +108,13 @@ def _(write: writes.KeepLetter, db: Connection) -> None:
     db.execute(delete(letters).where(letters.c.number.in_(oldest)))
 
 
-@write_order.register
+@write_command.register
 def _(write: writes.ForgetLetters, db: Connection) -> None:
     forget = delete(letters)
     db.execute(forget if write.number is None else forget.where(letters.c.number == write.number))
 
 
-@write_order.register
+@write_command.register
 def _(write: writes.SetCounter, db: Connection) -> None:
     db.execute(
         upsert(counters)

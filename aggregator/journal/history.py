@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, Row, func, select
 
 from aggregator.domain.state import RunSnapshot, Sanction, Snapshot, UpdateRow, UpdateState
 from aggregator.journal.run_history import RunHistory
@@ -229,7 +228,7 @@ def ledger_hash(previous: bytes, kind: str, entry: bytes) -> bytes:
     return hashlib.sha256(previous + kind.encode() + b"\0" + entry).digest()
 
 
-def _update_row(row: Any) -> UpdateRow:
+def _update_row(row: Row[tuple[object, ...]]) -> UpdateRow:
     state = UpdateState(row.state)
     return UpdateRow(
         order=row.order,

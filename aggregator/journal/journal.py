@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, singledispatchmethod
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
 from aggregator.domain import events, writes
 from aggregator.domain.state import NewRun, UpdateState
-from aggregator.journal.command_writes import write_order
+from aggregator.journal.command_writes import write_command
 from aggregator.journal.history import History, ledger_hash
 from aggregator.journal.tables import (
     SCHEMA,
@@ -69,12 +69,12 @@ _set_state = Statement(
 class _Batch:
     """What the transaction under way still has to write: many rows of a kind at once cost little more than one."""
 
-    states: list[dict[str, Any]] = field(default_factory=list)
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    states: list[dict[str, object]] = field(default_factory=list)
+    entries: list[dict[str, object]] = field(default_factory=list)
     outgoing: list[OutboxRow] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
-    counted: dict[str, Any] = field(default_factory=dict)
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counted: dict[str, object] = field(default_factory=dict)
+    runs: dict[str, dict[str, object]] = field(default_factory=dict)
     last_hash: bytes | None = None
 
 
@@ -84,7 +84,7 @@ class Journal(History):
     Opening it takes over: the epoch rises, and whoever held the database before is fenced at its next commit.
     """
 
-    def __init__(self, path: Path | None, seal: Seal, *, engine: Any = None) -> None:
+    def __init__(self, path: Path | None, seal: Seal, *, engine: Engine | None = None) -> None:
         """`engine` lets a test keep one in-memory database over several lives of the journal."""
         super().__init__(engine if engine is not None else open_database(path, metadata, SCHEMA))
         self._path = path
@@ -120,18 +120,18 @@ class Journal(History):
 
     # ---- commits
 
-    def commit(self, writes: Sequence[Any]) -> list[Any]:
+    def commit(self, decided: Sequence[writes.Write]) -> list[events.Recorded]:
         """Write everything or nothing; returns the journal's answers to `JournalUpdate`.
 
         Raises:
             Fenced: another aggregator has taken over this database.
             StateError: the database cannot be written (the commit may still have happened).
         """
-        answers: list[Any] = []
+        answers: list[events.Recorded] = []
         batch = self._batch = _Batch()
         try:
             with self._transaction() as db:
-                for write in writes:
+                for write in decided:
                     answer = self._write(write, db)
                     if answer is not None:
                         answers.append(answer)
@@ -169,17 +169,17 @@ class Journal(History):
             _set_state.run_many(db, self._batch.states)
             self._batch.states = []
 
-    def _transaction(self) -> Any:
+    def _transaction(self) -> _Fence:
         return _Fence(self.engine, self._epoch)
 
     @singledispatchmethod
-    def _write(self, write: Any, db: Connection) -> Any:
+    def _write(self, write: writes.Write, db: Connection) -> events.Recorded | None:
         self._flush_rows(db)
-        write_order(write, db)
+        write_command(write, db)
         return None
 
     @_write.register
-    def _(self, write: writes.JournalUpdate, db: Connection) -> Any:
+    def _(self, write: writes.JournalUpdate, db: Connection) -> events.Recorded:
         notice = write.notice
         kept = write.objection == "ok"  # of what is refused the keys are enough, or one site could fill the disk
         values = {
@@ -220,7 +220,7 @@ class Journal(History):
         )
         return events.Journalled(delivery=write.delivery, order=order, notice=notice, objection=write.objection)
 
-    def _known(self, write: writes.JournalUpdate, db: Connection) -> Any:
+    def _known(self, write: writes.JournalUpdate, db: Connection) -> events.Duplicate | events.Reused:
         """What the row in the way says: the same update again, or another one under a used sequence.
 
         An update that its site sealed again under another epoch has other bytes and numbers, but it is the same update.
@@ -327,7 +327,7 @@ class Journal(History):
         changed = {"state": write.state.value, "reason": write.reason, "elapsed": write.elapsed}
         self._of_run(write.run).update(changed)
 
-    def _of_run(self, name: str) -> dict[str, Any]:
+    def _of_run(self, name: str) -> dict[str, object]:
         return self._batch.runs.setdefault(name, {})
 
     @_write.register
@@ -344,7 +344,7 @@ class Journal(History):
     def _(self, write: writes.Audit, db: Connection) -> None:
         self._chain(db, write.kind, write.entry)
 
-    def _chain(self, db: Connection, kind: str, entry: Any) -> None:
+    def _chain(self, db: Connection, kind: str, entry: Mapping[str, object]) -> None:
         batch = self._batch
         if batch.last_hash is None:
             batch.last_hash = _last_hash.run(db).scalar() or b""
@@ -382,14 +382,14 @@ def _set_counted(columns: frozenset[str]) -> Statement:
 @cache
 def _set_run(columns: frozenset[str]) -> Statement:
     """The statement that sets these columns of the run called `of`."""
-    new: dict[str, Any] = {name: bindparam(f"{name}_") for name in columns}
+    new: dict[str, ColumnElement[object]] = {name: bindparam(f"{name}_") for name in columns}
     return Statement(update(runs).where(runs.c.name == bindparam("of")).values(new))
 
 
 class _Fence:
     """A transaction that begins with the fence."""
 
-    def __init__(self, engine: Any, epoch: int) -> None:
+    def __init__(self, engine: Engine, epoch: int) -> None:
         self._context = engine.begin()
         self._epoch = epoch
 
@@ -401,5 +401,7 @@ class _Fence:
             raise Fenced(f"another aggregator (epoch {found}) has taken over from this one (epoch {self._epoch})")
         return db
 
-    def __exit__(self, *details: Any) -> Any:
-        return self._context.__exit__(*details)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.__exit__(kind, error, trace)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
 
 import nacl.utils
 import structlog
@@ -27,7 +26,7 @@ from aggregator.pipeline.run_context import RunContext, VersionSource
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import ChunkUploads, read_blob
 from protocol import limits, topology
-from protocol.codec import Word, decode, encode
+from protocol.codec import Value, Word, decode, encode
 from protocol.envelope import body, raw_body, unlock, verify
 from protocol.errors import ConfigError, FledgeError, Malformed, Missing, WireError, WrongContext
 from protocol.keys import Participant, Role
@@ -183,7 +182,12 @@ class Preparation:
         )
         raw = sealer.finish(encode(card), readers, manifest)
         digest = records.put_record(raw).hex()
-        values = {"name": card.name, "run": serving.config.name, "version": source.version, "record": digest}
+        values: dict[str, Value] = {
+            "name": card.name,
+            "run": serving.config.name,
+            "version": source.version,
+            "record": digest,
+        }
         model = NewModel(
             name=card.name, run=serving.config.name, version=source.version, size=spec.model_length, record=raw
         )
@@ -215,7 +219,7 @@ def _genesis(source: VersionSource, registry: Registry) -> Genesis:
     return Genesis(source.serving.spec, payload)
 
 
-def _told(config: RunConfig, spec: ModelSpec, code: bytes) -> dict[str, Any]:
+def _told(config: RunConfig, spec: ModelSpec, code: bytes) -> dict[str, Value]:
     return {
         "run": config.name,
         "code": hashlib.sha256(code).hexdigest() if code else "",

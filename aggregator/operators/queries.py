@@ -10,9 +10,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Executable, Row, func, select
 
 from aggregator.domain.state import SiteStatus, UpdateState
 from aggregator.journal.history import History
@@ -24,13 +23,15 @@ from aggregator.rules.commands import TEXTS
 from aggregator.rules.federation import AggregatorRules
 from aggregator.rules.run import Run
 from protocol import limits
-from protocol.codec import decode, unpack
+from protocol.codec import Plain, Value, decode, unpack
 from protocol.errors import ConfigError
 from protocol.keys import Role
 from protocol.messages import CERTIFICATE_DAYS, DOCTOR, DOCTOR_AT, GOING_ON, Card, Evaluation, Event
 from protocol.registry import Registry
 
-Values = dict[str, Any]
+Values = dict[str, Value]
+Arguments = Mapping[str, Value]
+Found = Row[tuple[object, ...]]
 MOST = 200
 """Rows of a table unless fewer are asked for."""
 _ENTRY = 800
@@ -54,7 +55,7 @@ class QueryContext:
     """Seconds since each site was heard of."""
     depths: Callable[[], Sequence[tuple[str, int, int]]] | None = None
 
-    def run(self, arguments: Mapping[str, Any]) -> Run:
+    def run(self, arguments: Arguments) -> Run:
         """The run that is asked about: the one named, the newest of those that go on, or the newest.
 
         Raises:
@@ -69,13 +70,13 @@ class QueryContext:
             raise ConfigError(TEXTS["unknown_run" if runs else "no_run"])
         return runs[str(named)]
 
-    def rows(self, statement: Select[Any]) -> list[Any]:
+    def rows(self, statement: Executable) -> list[Found]:
         """What a statement finds."""
         with self.history.engine.connect() as db:
             return list(db.execute(statement))
 
 
-def look_up(order: str, arguments: Mapping[str, Any], view: QueryContext) -> Values:
+def look_up(order: str, arguments: Arguments, view: QueryContext) -> Values:
     """The answer to a question.
 
     Raises:
@@ -84,19 +85,24 @@ def look_up(order: str, arguments: Mapping[str, Any], view: QueryContext) -> Val
     return _ANSWERS[order](view, arguments)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Values:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Plain]]) -> Values:
     rows = rows[: limits.PLAINS]
     return {name: tuple(row[index] for row in rows) for index, name in enumerate(columns)}
 
 
-def _limit(arguments: Mapping[str, Any]) -> int:
+def _limit(arguments: Arguments) -> int:
     limit = arguments.get("limit") or MOST
     if not isinstance(limit, int) or not 1 <= limit <= limits.PLAINS:
         raise ConfigError(f"limit: a number from 1 to {limits.PLAINS}")
     return limit
 
 
-def _number(arguments: Mapping[str, Any], name: str, default: int | None = None) -> int:
+def whole_number(arguments: Arguments, name: str, default: int | None = None) -> int:
+    """A command's argument that has to be a whole number.
+
+    Raises:
+        ConfigError: it is missing, or none.
+    """
     value = arguments.get(name)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
@@ -108,7 +114,7 @@ def _short(id: bytes) -> str:
     return id.hex()[:16]
 
 
-def _status(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _status(view: QueryContext, arguments: Arguments) -> Values:
     pending = [state.value for state in UpdateState if not state.final]
     counted = select(updates.c.site, func.count().label("number")).group_by(updates.c.site)
     waiting = {row.site: row.number for row in view.rows(counted.where(updates.c.state.in_(pending)))}
@@ -134,7 +140,7 @@ def _status(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     return scalars | {"registry": view.registry.version} | _table(columns, rows)
 
 
-def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: int) -> tuple[Any, ...]:
+def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: int) -> tuple[Plain, ...]:
     if sign is None:
         return (site, -1.0, "never seen", "-", 0, 0.0, 0, waiting, view.rules.orders.held(site), -1.0, "")
     newest = view.rules.runs[sign.run].version if sign.run in view.rules.runs else sign.version
@@ -153,7 +159,7 @@ def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: i
     )
 
 
-def _registry(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _registry(view: QueryContext, arguments: Arguments) -> Values:
     record = view.history.registry_record()
     if record is None or len(record) > _REGISTRY:
         raise ConfigError(
@@ -163,7 +169,7 @@ def _registry(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     return {"record": tuple(text[at : at + _LINE] for at in range(0, len(text), _LINE))}
 
 
-def _site_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _site_list(view: QueryContext, arguments: Arguments) -> Values:
     rows = [
         (
             entry.name,
@@ -177,7 +183,7 @@ def _site_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     return _table(("site", "role", "organisation", "held", "since"), rows)
 
 
-def _site_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _site_show(view: QueryContext, arguments: Arguments) -> Values:
     site = str(arguments.get("site", ""))
     if all(entry.name != site for entry in view.registry.entries):
         raise ConfigError(f"there is no member {site!r}; `site list` shows who there is")
@@ -206,7 +212,7 @@ def _examined(found: Event) -> Values:
     return {"doctor": "ok" if found.code == "-" else found.code, "doctor_bad": ", ".join(bad)[:200], "doctor_at": when}
 
 
-def _run_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _run_list(view: QueryContext, arguments: Arguments) -> Values:
     rows = [
         (run.name, run.state.value, run.reason, run.version, (run.rules.bundle or b"").hex())
         for run in list(view.rules.runs.values())[-_limit(arguments) :]
@@ -214,7 +220,7 @@ def _run_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     return _table(("run", "state", "reason", "version", "code"), rows)
 
 
-def _run_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _run_show(view: QueryContext, arguments: Arguments) -> Values:
     run = view.run(arguments)
     settings = view.serving[run.name].config
     config = settings.model_dump(exclude={"task", "strategy", "stop"})
@@ -228,7 +234,7 @@ def _run_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     return {name[:64]: value for name, value in list(told.items())[:64] if not isinstance(value, dict)}
 
 
-def _model_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _model_list(view: QueryContext, arguments: Arguments) -> Values:
     run = view.run(arguments)
     of_run = select(versions).where(versions.c.run == run.name)
     found = view.rows(of_run.order_by(versions.c.version.desc()).limit(_limit(arguments)))
@@ -243,9 +249,9 @@ def _model_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     return {"run": run.name} | _table(("version", "digest", "members", "sites", "staleness"), rows)
 
 
-def _model_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _model_show(view: QueryContext, arguments: Arguments) -> Values:
     run = view.run(arguments)
-    number = _number(arguments, "version", run.version)
+    number = whole_number(arguments, "version", run.version)
     found = view.rows(select(versions).where(versions.c.run == run.name, versions.c.version == number))
     if not found:
         raise ConfigError(f"run {run.name} has no version {number}; the newest is {run.version}")
@@ -256,9 +262,9 @@ def _model_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     return {"run": run.name, "number": number, "digest": digest, "strategy": chosen} | _table(columns, rows)
 
 
-def _model_search(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _model_search(view: QueryContext, arguments: Arguments) -> Values:
     """Only the aggregator can read what cards say; it reads each one it shows."""
-    rows: list[tuple[Any, ...]] = []
+    rows: list[tuple[Plain, ...]] = []
     for row in view.rows(select(models).order_by(models.c.number.desc())):
         card = view.card(row.run, row.record)
         channels = [channel for channel, model in view.rules.catalogue.channels().items() if model == row.name]
@@ -273,7 +279,7 @@ def _model_search(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     return _table(columns, rows)
 
 
-def _is_wanted(card: Card, channels: Sequence[str], arguments: Mapping[str, Any]) -> bool:
+def _is_wanted(card: Card, channels: Sequence[str], arguments: Arguments) -> bool:
     text, label, channel = (str(arguments.get(name) or "").lower() for name in ("text", "label", "channel"))
     said = " ".join((card.name, card.application, card.description, card.framework, card.publisher)).lower()
     if label and label not in (each.lower() for each in card.labels):
@@ -281,7 +287,7 @@ def _is_wanted(card: Card, channels: Sequence[str], arguments: Mapping[str, Any]
     return text in said and (not channel or channel in (each.lower() for each in channels))
 
 
-def _update_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _update_list(view: QueryContext, arguments: Arguments) -> Values:
     statement = select(updates).order_by(updates.c.order.desc()).limit(_limit(arguments))
     if arguments.get("run") is not None:
         statement = statement.where(updates.c.run == view.run(arguments).name)
@@ -293,7 +299,7 @@ def _update_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
     return _table(("update", "site", "base", "state", "reason", "version", "norm"), rows)
 
 
-def _update_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _update_show(view: QueryContext, arguments: Arguments) -> Values:
     wanted = str(arguments.get("update", ""))
     if len(wanted) < 4:
         raise ConfigError("update: at least four digits of its id are needed")
@@ -326,30 +332,31 @@ def _plain_hex(text: str) -> str:
     return text.lower()
 
 
-def _metrics(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
-    since = _number(arguments, "since", 0)
+def _metrics(view: QueryContext, arguments: Arguments) -> Values:
+    since = whole_number(arguments, "since", 0)
     of_run = select(evaluations_table).where(evaluations_table.c.run == view.run(arguments).name)
     statement = of_run.where(evaluations_table.c.version >= since)
-    rows: list[tuple[Any, ...]] = []
+    rows: list[tuple[Plain, ...]] = []
     for row in view.rows(statement.order_by(evaluations_table.c.version.desc()).limit(_limit(arguments))):
         said = decode(Evaluation, row.body, limits.BODY)
         rows += [(row.version, row.site, name, value, said.examples) for name, value in sorted(said.metrics.items())]
     return _table(("version", "site", "metric", "value", "examples"), rows)
 
 
-def _dead_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _dead_list(view: QueryContext, arguments: Arguments) -> Values:
     size = func.length(letters.c.message).label("size")
     statement = select(letters.c.number, letters.c.queue, letters.c.reason, size, letters.c.at)
     rows = view.rows(statement.order_by(letters.c.number.desc()).limit(_limit(arguments)))
-    return _table(("id", "queue", "reason", "bytes", "at"), [tuple(row) for row in rows])
+    found = [(row.number, row.queue, row.reason, row.size, row.at) for row in rows]
+    return _table(("id", "queue", "reason", "bytes", "at"), found)
 
 
-def _dead_show(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
-    row = letter(view.history, _number(arguments, "id"))
+def _dead_show(view: QueryContext, arguments: Arguments) -> Values:
+    row = letter(view.history, whole_number(arguments, "id"))
     return {"id": row.number, "queue": row.queue, "reason": row.reason, "bytes": len(row.message), "at": row.at}
 
 
-def letter(history: History, number: int) -> Any:
+def letter(history: History, number: int) -> Found:
     """One refused message.
 
     Raises:
@@ -362,14 +369,14 @@ def letter(history: History, number: int) -> Any:
     return row
 
 
-def _queue_list(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
+def _queue_list(view: QueryContext, arguments: Arguments) -> Values:
     if view.depths is None:
         raise ConfigError("the aggregator was not told where the broker's management is; set FLEDGE_MANAGEMENT there")
     return _table(("queue", "ready", "consumers"), sorted(view.depths()))
 
 
-def _audit_log(view: QueryContext, arguments: Mapping[str, Any]) -> Values:
-    statement = select(ledger).where(ledger.c.number > _number(arguments, "since", 0))
+def _audit_log(view: QueryContext, arguments: Arguments) -> Values:
+    statement = select(ledger).where(ledger.c.number > whole_number(arguments, "since", 0))
     if (kind := arguments.get("kind")) is not None:
         statement = statement.where(ledger.c.kind == str(kind))
     statement = statement.order_by(ledger.c.number.desc()).limit(_limit(arguments))
@@ -383,7 +390,7 @@ def _shown(entry: bytes) -> str:
     return json.dumps(plain, default=lambda value: value.hex() if isinstance(value, bytes) else str(value))[:_ENTRY]
 
 
-_ANSWERS: dict[str, Callable[[QueryContext, Mapping[str, Any]], Values]] = {
+_ANSWERS: dict[str, Callable[[QueryContext, Arguments], Values]] = {
     "status": _status,
     "registry": _registry,
     "site.list": _site_list,

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import assert_never
 
 import nacl.utils
 import structlog
@@ -16,17 +16,17 @@ from aggregator.domain import effects, events
 from aggregator.domain.state import SiteStatus
 from aggregator.journal.history import History
 from aggregator.operators.admin_access import AdminAccess
-from aggregator.operators.queries import QueryContext, letter, look_up
+from aggregator.operators.queries import QueryContext, letter, look_up, whole_number
 from aggregator.pipeline.run_context import RunContext
 from aggregator.rules.federation import AggregatorRules
 from broker.blobs.s3.grants import Granted
 from broker.transport.base import Transport
 from protocol import limits, topology
-from protocol.codec import encode
+from protocol.codec import Value, encode
 from protocol.envelope import seal
 from protocol.errors import ConfigError, FledgeError
 from protocol.keys import Identity
-from protocol.messages import Card, Kind, Reply, Request
+from protocol.messages import Card, Grant, Kind, Reply, Request
 from protocol.registry import Registry
 
 log = structlog.get_logger("aggregator")
@@ -100,7 +100,7 @@ class Responder:
         """Note a site's newest sign of life; safe from any thread."""
         self._signs[site] = sign.after(self._signs.get(site))
 
-    def serve(self, effect: Any) -> None:
+    def serve(self, effect: effects.Answering) -> None:
         """Carry out one of the desk's effects."""
         match effect:
             case effects.AnswerCommand():
@@ -113,10 +113,12 @@ class Responder:
                 self._later(partial(self._grant, request))  # signing hundreds of URLs takes a while
             case effects.CutOff(site=site):
                 self._later(partial(self._cut_off, site))
+            case _:
+                assert_never(effect)
 
     def _tell(self, told: effects.AnswerCommand) -> None:
         sites = sorted(told.seen)
-        values: dict[str, Any] = {
+        values: dict[str, Value] = {
             "site": tuple(sites),
             "seen": tuple(round(told.seen[site], 1) for site in sites),
         }
@@ -130,7 +132,7 @@ class Responder:
 
     def _obey(self, asked: effects.LookUp) -> None:
         command = asked.command
-        reason, text, values = "ok", "", dict[str, Any]()
+        reason, text, values = "ok", "", dict[str, Value]()
         try:
             values = self._values(asked)
         except FledgeError as error:
@@ -140,7 +142,7 @@ class Responder:
             reason, text = "not_possible", f"the aggregator could not answer ({type(error).__name__}); see its log"
         self._answer(command.operator, command.id, reason, text, values)
 
-    def _values(self, asked: effects.LookUp) -> dict[str, Any]:
+    def _values(self, asked: effects.LookUp) -> dict[str, Value]:
         match asked.command.command:
             case "registry.put":
                 return self._take_registry(asked.command)
@@ -149,7 +151,7 @@ class Responder:
             case _:
                 return self._look_up(asked)
 
-    def _look_up(self, asked: effects.LookUp) -> dict[str, Any]:
+    def _look_up(self, asked: effects.LookUp) -> dict[str, Value]:
         command = asked.command
         view = QueryContext(
             history=self._history,
@@ -163,23 +165,24 @@ class Responder:
         )
         values = look_up(command.command, command.arguments, view)
         if command.command == "dead.replay":
-            row = letter(self._history, int(values["id"]))
+            row = letter(self._history, whole_number(command.arguments, "id"))
             self._again(row.queue.partition(".")[2], row.message)
         return values
 
-    def _take_registry(self, command: events.CommandArrived) -> dict[str, Any]:
+    def _take_registry(self, command: events.CommandArrived) -> dict[str, Value]:
         """The root has signed a newer registry, and an operator brings it; only the signature counts."""
         lines = command.arguments.get("record", ())
-        if not isinstance(lines, tuple) or not all(isinstance(line, str) for line in lines):
+        texts = [line for line in lines if isinstance(line, str)] if isinstance(lines, tuple) else []
+        if not isinstance(lines, tuple) or len(texts) != len(lines):
             raise ConfigError("record: the signed registry in base64, a list of lines, is needed")
         try:
-            record = base64.b64decode("".join(lines), validate=True)
+            record = base64.b64decode("".join(texts), validate=True)
         except ValueError as error:
             raise ConfigError(f"record: {error}; the signed registry in base64 is needed") from error
         self._put_registry(record)
         return {}
 
-    def _answer(self, operator: str, command: bytes, reason: str, text: str, values: dict[str, Any]) -> None:
+    def _answer(self, operator: str, command: bytes, reason: str, text: str, values: dict[str, Value]) -> None:
         reply = Reply(message=command, ok=reason == "ok", reason=reason, text=text, values=values)
         if len(encode(reply)) > limits.BODY:
             text = "the answer is too large for a message; ask for fewer rows, by a limit"
@@ -199,7 +202,7 @@ class Responder:
             log.warning("grant.refused", site=asked.site, why=granted.refused)
         self._send(asked.site, Kind.GRANT, granted.answer(asked.id, self._head()))
 
-    def _sign(self, command: events.CommandArrived) -> dict[str, Any]:
+    def _sign(self, command: events.CommandArrived) -> dict[str, Value]:
         """URLs for an operator without credentials for the store."""
         if self._doors.granter is None:
             raise ConfigError("this aggregator signs no URLs; operators need credentials for the store here")
@@ -220,7 +223,7 @@ class Responder:
         except Exception as error:  # whatever it is, somebody has to hear of it
             log.error("site.not_cut_off", site=site, kind=type(error).__name__, error=str(error))
 
-    def _send(self, name: str, kind: Kind, body: Any) -> None:
+    def _send(self, name: str, kind: Kind, body: Reply | Grant) -> None:
         try:
             raw = seal(
                 self._identity,

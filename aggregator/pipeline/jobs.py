@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -52,7 +51,7 @@ class RunJobs:
         # Bound once: a logger of the module is set up anew for every line.
         self._log = log.bind()
 
-    def admit(self, id: bytes, envelope: bytes) -> Any:
+    def admit(self, id: bytes, envelope: bytes) -> events.Admitted | events.NotAdmitted:
         """Stream an update's blob once; tells `Admitted` or `NotAdmitted`."""
         self._log.info("admission.started", update=id.hex()[:8])
         try:
@@ -73,7 +72,7 @@ class RunJobs:
         crash_point("aggregator.admitted")
         return events.Admitted(id=id, norm=norm)
 
-    def merge(self, plan: MergePlan, inputs: Inputs) -> Any:
+    def merge(self, plan: MergePlan, inputs: Inputs) -> events.Merged | events.MergeFailed:
         """Compute a version; tells `Merged` or `MergeFailed`."""
         log.info("merge.started", version=plan.version, members=[m.id.hex()[:8] for m in plan.members])
         try:
@@ -90,7 +89,9 @@ class RunJobs:
             log.warning("merge.failed", version=plan.version, error=str(error))
             return events.MergeFailed(plan=plan, reason="merge_failed", bad=None)
 
-    def reissue(self, version: int, registry: Registry, record: bytes, spec_record: bytes) -> Any:
+    def reissue(
+        self, version: int, registry: Registry, record: bytes, spec_record: bytes
+    ) -> events.Reissued | events.ReissueFailed:
         """Wrap the newest records for another registry's sites; tells `Reissued` or `ReissueFailed`."""
         try:
             spec_record = self.records.rewrap(spec_record, registry, Kind.SPEC, lambda body: body)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import OUTCOME, UpdateNotice, UpdateRow, UpdateState
 from broker.runtime.actor import Step
 from protocol import limits, topology
-from protocol.codec import encode
+from protocol.codec import Value, encode
 from protocol.messages import Kind, Outcome, Receipt
 
 _AWAITED = 4096
@@ -28,28 +27,28 @@ class Decisions:
         self._new_id = new_id
         self._budget = LetterBudget(now)
         self._awaited: dict[tuple[bytes, str], None] = dict.fromkeys(awaited)
-        self._writes: list[Any] = []
-        self._effects: list[Any] = []
+        self._writes: list[writes.Write] = []
+        self._effects: list[effects.Effect] = []
 
-    def step(self) -> Step:
+    def step(self) -> Step[writes.Write, effects.Effect]:
         """Everything decided since the last call."""
         done = Step(tuple(self._writes), tuple(self._effects))
         self._writes, self._effects = [], []
         return done
 
-    def write(self, *writes: Any) -> None:
+    def write(self, *decided: writes.Write) -> None:
         """Into the step's transaction."""
-        self._writes += writes
+        self._writes += decided
 
-    def do(self, *effects: Any) -> None:
+    def do(self, *decided: effects.Effect) -> None:
         """After the commit."""
-        self._effects += effects
+        self._effects += decided
 
-    def settle(self, delivery: Any) -> None:
+    def settle(self, delivery: events.Unacked) -> None:
         """Ack a delivery after the commit."""
         self._effects.append(effects.Settle(delivery=delivery))
 
-    def audit(self, kind: str, entry: Mapping[str, Any]) -> None:
+    def audit(self, kind: str, entry: Mapping[str, object]) -> None:
         """Note something in the ledger."""
         self._writes.append(writes.Audit(kind=kind, entry=entry))
 
@@ -71,7 +70,7 @@ class Decisions:
         *,
         text: str = "",
         counter: int = 0,
-        values: Mapping[str, Any] | None = None,
+        values: Mapping[str, Value] | None = None,
     ) -> None:
         """Answer an operator in a word, and in a sentence where there is one."""
         told = effects.AnswerCommand(

@@ -11,7 +11,7 @@ Rule 5: nothing verified is dropped in silence: it gets a receipt; nothing unver
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import assert_never
 
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import (
@@ -80,14 +80,49 @@ class AggregatorRules:
 
     # ---- the two calls of the loop
 
-    def step(self, event: Any, now: float) -> Step:
+    def step(self, event: events.Event | Tick, now: float) -> Step[writes.Write, effects.Effect]:
         """Decide what `event` leads to at `now`, in monotonic seconds."""
         self._now = now
+        if isinstance(event, events.Arrival):
+            self._arrived(event)
+        elif isinstance(event, events.Recorded):
+            self._recorded(event)
+        elif isinstance(event, events.JobDone):
+            self._job_done(event)
+        else:
+            self._happened(event)
+        return self._out.step()
+
+    def _arrived(self, event: events.Arrival) -> None:
         match event:
-            case Tick():
-                self._tick()
             case events.UpdateArrived():
                 self._update_arrived(event)
+            case events.EvaluationArrived():
+                self._seen(event.site)
+                self._out.settle(event.delivery)
+                for run in self._named(event.run):
+                    run.evaluated(event)
+            case events.SiteSeen(delivery=delivery, site=site, alive=alive):
+                if alive:
+                    self._seen(site)
+                self._out.write(writes.Look())
+                self._out.settle(delivery)
+            case events.DeliveryRefused():
+                self._out.refuse(event, self._now)
+            case events.CommandArrived():
+                self._command(event)
+            case events.ReplyArrived():
+                self._seen(event.site)
+                self._out.hand_on(event, self._now)
+            case events.RequestArrived():
+                self._seen(event.site)
+                self._out.settle(event.delivery)
+                self._out.do(effects.GrantUrls(request=event))
+            case _:
+                assert_never(event)
+
+    def _recorded(self, event: events.Recorded) -> None:
+        match event:
             case events.Journalled():
                 self._journalled(event)
             case events.Duplicate():
@@ -95,6 +130,11 @@ class AggregatorRules:
             case events.Reused(notice=notice, highest_epoch=epoch):
                 self._out.settle(event.delivery)
                 self._out.receipt(notice, Outcome.SEQUENCE_REUSED, "sequence_reused", epoch=epoch)
+            case _:
+                assert_never(event)
+
+    def _job_done(self, event: events.JobDone) -> None:
+        match event:
             case events.Admitted(id=id, norm=norm):
                 for run in self._holding(id):
                     run.admitted(id, norm)
@@ -107,47 +147,29 @@ class AggregatorRules:
             case events.MergeFailed(plan=made):
                 for run in self._named(made.run):
                     run.merge_failed(event)
-            case events.Published(row=row):
-                self._out.write(writes.RemoveSent(row=row))
-            case events.SiteSeen(delivery=delivery, site=site, alive=alive):
-                if alive:
-                    self._seen(site)
-                self._out.write(writes.Look())
-                self._out.settle(delivery)
-            case events.EvaluationArrived():
-                self._seen(event.site)
-                self._out.settle(event.delivery)
-                for run in self._named(event.run):
-                    run.evaluated(event)
-            case events.DeliveryRefused():
-                self._out.refuse(event, now)
-            case events.RegistryChanged():
-                self._registry_changed(event.registry, event.record)
             case events.Reissued():
                 for run in self._named(event.run):
                     run.reissued(event)
             case events.ReissueFailed():
                 for run in self._named(event.run):
                     run.reissue_later()
-            case events.Started():
-                self._started()
-            case _:
-                self._about_orders(event)
-        return self._out.step()
-
-    def _about_orders(self, event: Any) -> None:
-        match event:
-            case events.CommandArrived():
-                self._command(event)
             case events.Prepared():
                 self._prepared(event)
-            case events.ReplyArrived():
-                self._seen(event.site)
-                self._out.hand_on(event, self._now)
-            case events.RequestArrived():
-                self._seen(event.site)
-                self._out.settle(event.delivery)
-                self._out.do(effects.GrantUrls(request=event))
+            case _:
+                assert_never(event)
+
+    def _happened(self, event: events.Started | events.Published | events.RegistryChanged | Tick) -> None:
+        match event:
+            case Tick():
+                self._tick()
+            case events.Started():
+                self._started()
+            case events.Published(row=row):
+                self._out.write(writes.RemoveSent(row=row))
+            case events.RegistryChanged():
+                self._registry_changed(event.registry, event.record)
+            case _:
+                assert_never(event)
 
     def deadline(self) -> float | None:
         """When the next tick is due."""
@@ -260,7 +282,8 @@ class AggregatorRules:
         elif event.command in ("model.promote", "model.rollback"):
             self._promote(event)
         elif event.command == "dead.purge":
-            self._out.write(writes.ForgetLetters(number=event.arguments.get("id")))
+            number = event.arguments.get("id")
+            self._out.write(writes.ForgetLetters(number=number if isinstance(number, int) else None))
         else:
             self._out.do(effects.LookUp(command=event, seen=seen))
             return False

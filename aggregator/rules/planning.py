@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from aggregator.domain.state import RunRules, UpdateRow
+from aggregator.strategy.base import Strategy, ema_decay
 from aggregator.strategy.plan import Member, MergePlan
-from aggregator.strategy.strategies import Strategy, ema_decay
 from aggregator.strategy.weighting import SiteStatistics, clip_factor, example_weights
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import LAST_STATE, RunPlace, RunRules, RunSnapshot, UpdateNotice, UpdateRow, UpdateState
@@ -120,7 +119,7 @@ class Run:
             if self.rules.stopping.max_wall_time is not None:
                 times.append(self._resumed + self.rules.stopping.max_wall_time - self._elapsed)
             if self._merging is None and (waiting := self._waiting()):
-                due = buffer.next_deadline(waiting, **self._buffer_rules())
+                due = buffer.next_deadline(waiting, self._policy(), version=self.version, live=self._live())
                 times += [] if due is None else [max(due, self._merge_after)]
                 times += [self._merge_after] if self._merge_after > now else []
                 times += self.liveness.expiring(now)
@@ -136,10 +135,10 @@ class Run:
         self._consider_stop()
         if self.state != RunState.RUNNING or self._merging is not None:
             return
-        quota, oldest = self.rules.strategy.updates_per_base, self.max_staleness
+        oldest = self.max_staleness
         for row in [row for row in self._rows.values() if self.version - row.base_version > oldest]:
             self._finish(row, UpdateState.REJECTED, "too_stale")
-        gone = buffer.outdated(self._waiting(), version=self.version, quota=quota, max_staleness=oldest)
+        gone = buffer.outdated(self._waiting(), self._policy(), version=self.version)
         for old in gone.superseded:
             self._finish(self._rows[old.id], UpdateState.SUPERSEDED, "newer_updates_wait")
         if self._now >= self._merge_after:
@@ -222,8 +221,7 @@ class Run:
     # ---- versions
 
     def _consider_merge(self, waiting: list[buffer.Waiting]) -> None:
-        size = self.rules.strategy.buffer_size(len(self._live()) or 1)
-        choice = buffer.choose(waiting, buffer_size=size, now=self._now, **self._buffer_rules())
+        choice = buffer.choose(waiting, self._policy(), version=self.version, live=self._live(), now=self._now)
         if choice is None:
             return
         self._merging = planning.next_plan(
@@ -373,16 +371,25 @@ class Run:
 
     def _waiting(self) -> list[buffer.Waiting]:
         rows = [row for row in self._rows.values() if row.state == UpdateState.VALIDATED]
-        return [buffer.Waiting(**row.place, since=self._since[row.id]) for row in rows]
+        return [
+            buffer.Waiting(
+                id=row.id,
+                site=row.site,
+                base_version=row.base_version,
+                order=row.order,
+                since=self._since[row.id],
+            )
+            for row in rows
+        ]
 
-    def _buffer_rules(self) -> dict[str, Any]:
-        return {
-            "version": self.version,
-            "quota": self.rules.strategy.updates_per_base,
-            "live": self._live(),
-            "min_sites": self.rules.min_sites,
-            "synchronous": self.rules.strategy.synchronous,
-            "max_wait": self.rules.max_wait or self._standing.max_wait(),
-            "grace": self.rules.grace,
-            "max_staleness": self.max_staleness,
-        }
+    def _policy(self) -> buffer.BufferPolicy:
+        strategy = self.rules.strategy
+        return buffer.BufferPolicy(
+            size=strategy.buffer_size(len(self._live()) or 1),
+            quota=strategy.updates_per_base,
+            min_sites=self.rules.min_sites,
+            synchronous=strategy.synchronous,
+            max_wait=self.rules.max_wait or self._standing.max_wait(),
+            grace=self.rules.grace,
+            max_staleness=self.max_staleness,
+        )

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import structlog
 
 from aggregator.domain import writes
 
 log = structlog.get_logger("aggregator")
-Observer = Callable[[str, Mapping[str, Any]], None]
+Observer = Callable[[str, Mapping[str, object]], None]
 
 
-def nobody(event: str, fields: Mapping[str, Any]) -> None:
+def nobody(event: str, fields: Mapping[str, object]) -> None:
     """The observer of a service that nobody watches."""
 
 
@@ -25,7 +24,7 @@ class EventLog:
         # Bound once: a logger of the module is set up anew for every line.
         self._log = log.bind()
 
-    def committed(self, write: Any) -> None:
+    def committed(self, write: writes.Write) -> None:
         """Tell of one write, if it is of interest."""
         match write:
             case writes.CommitVersion(plan=plan, product=product):

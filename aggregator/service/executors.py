@@ -5,17 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import ParamSpec
 
 import structlog
 
+from aggregator.domain.events import Event
+
 log = structlog.get_logger("aggregator")
+
+
+Given = ParamSpec("Given")
 
 
 class Executors:
     """One pool for each sort of work, so that none queues behind another."""
 
-    def __init__(self, tell: Callable[[Any], None], stopping: threading.Event) -> None:
+    def __init__(self, tell: Callable[[Event], None], stopping: threading.Event) -> None:
         """`tell` takes events for the rules; once `stopping` is set, nothing is begun any more."""
         self._tell = tell
         self._stopping = stopping
@@ -26,12 +31,14 @@ class Executors:
         self.merges = ThreadPoolExecutor(1, thread_name_prefix="aggregator merge")
         self.preparations = ThreadPoolExecutor(1, thread_name_prefix="aggregator prepare")
 
-    def submit(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *arguments: Any) -> None:
+    def submit(
+        self, pool: ThreadPoolExecutor, work: Callable[Given, Event], *given: Given.args, **named: Given.kwargs
+    ) -> None:
         """Have something done on one of the pools; what is not begun now is begun at the next start."""
 
         def run() -> None:
             try:
-                self._tell(work(*arguments))
+                self._tell(work(*given, **named))
             except Exception:  # a defect must not leave an update or a merge waiting for ever without a word
                 if self._stopping.is_set():
                     return  # its pools are gone; what was under way is done again at the next start

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import assert_never
 
 import nacl.utils
 import structlog
@@ -236,7 +237,7 @@ class AggregatorService:
         except NotAllowed:  # as it should be: whoever runs the broker declares, by `fledge deploy broker`
             log.info("topology.declared_by_others", registry=registry.version)
 
-    def _tell(self, event: Any) -> None:
+    def _tell(self, event: events.Event) -> None:
         """An event for the rules; safe from any thread."""
         self._actor.mailbox.put(event)
 
@@ -269,7 +270,7 @@ class AggregatorService:
 
     # ---- commits
 
-    def _commit(self, written: Any) -> list[Any]:
+    def _commit(self, written: Sequence[writes.Write]) -> list[events.Recorded]:
         for write in written:
             if isinstance(write, writes.CommitVersion):
                 crash_point("aggregator.merged")
@@ -279,17 +280,17 @@ class AggregatorService:
             self._telling.committed(write)
         return answers
 
-    def _commit_when_there_is_room(self, writes: Any) -> list[Any]:
+    def _commit_when_there_is_room(self, written: Sequence[writes.Write]) -> list[events.Recorded]:
         """Commit; on a full disk wait and try again: nothing is acked meanwhile, so the broker keeps what arrives."""
         while True:
             try:
-                return self.journal.commit(writes)
+                return self.journal.commit(written)
             except DiskFull as error:
                 log.error("disk.full", error=str(error), seconds=_ROOM_AGAIN)
                 if self._stopping.wait(_ROOM_AGAIN):
                     raise
 
-    def _after(self, write: Any) -> None:
+    def _after(self, write: writes.Write) -> None:
         """Follow the database with what is kept beside it, once it is committed."""
         match write:
             case writes.CommitVersion(plan=plan, product=product):
@@ -323,7 +324,7 @@ class AggregatorService:
 
     # ---- effects
 
-    def _perform(self, effect: Any) -> None:
+    def _perform(self, effect: effects.Effect) -> None:
         pools = self._pools
         match effect:
             case effects.Settle(delivery=delivery):
@@ -354,8 +355,10 @@ class AggregatorService:
                 self._prepare(effect)
             case effects.UseRegistry(registry=registry):
                 self._follow_registry(registry)
-            case _:
+            case effects.AnswerCommand() | effects.LookUp() | effects.GrantUrls() | effects.CutOff():
                 self._desk.serve(effect)
+            case _:
+                assert_never(effect)
 
     def _prepare(self, order: effects.Prepare) -> None:
         """Gather what the journal knows for an order that takes time, and have it worked on."""
@@ -395,7 +398,7 @@ class AggregatorService:
         return records.head(effect.number, int(time.time()), self._registry_digest, runs, _new_id(), lifetime=lifetime)
 
 
-def may_wait(write: Any) -> bool:
+def may_wait(write: writes.Write) -> bool:
     """Whether a write may share a later commit: lost confirms are published again, lost admissions done again."""
     return isinstance(write, writes.RemoveSent) or (
         isinstance(write, writes.SetState) and write.state == UpdateState.VALIDATED

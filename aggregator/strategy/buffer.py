@@ -35,6 +35,26 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BufferPolicy:
+    """How a run fills and empties its buffer.
+
+    Args:
+        size: K of the strategy, at most 128; the most that enter one version.
+        quota: updates of one site in one version.
+        max_wait: seconds after which a half-filled buffer is merged (asynchronous).
+        grace: seconds stragglers have once `min_sites` are there (synchronous).
+    """
+
+    size: int
+    quota: int
+    min_sites: int
+    synchronous: bool
+    max_wait: float
+    grace: float
+    max_staleness: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """The next version's members in merge order (never empty), and who leaves the buffer without being merged."""
 
@@ -52,88 +72,62 @@ class Outdated:
     too_stale: tuple[Waiting, ...]
 
 
-def outdated(waiting: Sequence[Waiting], *, version: int, quota: int, max_staleness: int) -> Outdated:
+def outdated(waiting: Sequence[Waiting], policy: BufferPolicy, *, version: int) -> Outdated:
     """Return the updates to be receipted as superseded or too stale; ask after every arrival and version."""
-    stale = tuple(sorted((w for w in waiting if version - w.base_version > max_staleness), key=_order))
+    stale = tuple(sorted((w for w in waiting if version - w.base_version > policy.max_staleness), key=_order))
     gone = set(stale)
     per_site = _by_site([w for w in waiting if w not in gone])
-    superseded = [w for updates in per_site.values() for w in updates[: max(0, len(updates) - 2 * quota)]]
+    superseded = [w for updates in per_site.values() for w in updates[: max(0, len(updates) - 2 * policy.quota)]]
     return Outdated(superseded=tuple(sorted(superseded, key=_order)), too_stale=stale)
 
 
 def choose(
-    waiting: Sequence[Waiting],
-    *,
-    version: int,
-    buffer_size: int,
-    quota: int,
-    live: frozenset[str],
-    min_sites: int,
-    synchronous: bool,
-    now: float,
-    max_wait: float,
-    grace: float,
-    max_staleness: int,
+    waiting: Sequence[Waiting], policy: BufferPolicy, *, version: int, live: frozenset[str], now: float
 ) -> Choice | None:
     """Return the next version's members, or None while the buffer is not ready.
 
     Args:
         version: the current version; staleness is counted from it.
-        buffer_size: K of the strategy, at most 128; the most that enter one version.
         live: sites with an event or update within three heartbeats.
-        max_wait: seconds after which a half-filled buffer is merged (asynchronous).
-        grace: seconds stragglers have once `min_sites` are there (synchronous).
     """
-    out = outdated(waiting, version=version, quota=quota, max_staleness=max_staleness)
-    ready = _eligible(waiting, out, quota)
+    out = outdated(waiting, policy, version=version)
+    ready = _eligible(waiting, out, policy.quota)
     if not ready:
         return None
     sites = live | {w.site for w in ready}
-    size = _size(len(sites), buffer_size, quota)
+    size = max(1, min(policy.size, len(sites) * policy.quota))
     members = tuple(ready[:size])
-    if len(sites) < min_sites:
+    if len(sites) < policy.min_sites:
         return None
-    if synchronous:
+    if policy.synchronous:
         came = {w.site for w in ready}
-        if len(came) < min_sites:
+        if len(came) < policy.min_sites:
             return None
-        if not (live <= came or len(members) == buffer_size or now >= _quorum_at(ready, min_sites) + grace):
+        late = now >= _quorum_at(ready, policy.min_sites) + policy.grace
+        if not (live <= came or len(members) == policy.size or late):
             return None
         size = len(members)
-    elif len(members) < size and now < _first_since(ready) + max_wait:
+    elif len(members) < size and now < _first_since(ready) + policy.max_wait:
         return None
     return Choice(members=members, divisor=size, superseded=out.superseded, too_stale=out.too_stale)
 
 
 def next_deadline(
-    waiting: Sequence[Waiting],
-    *,
-    version: int,
-    quota: int,
-    live: frozenset[str],
-    min_sites: int,
-    synchronous: bool,
-    max_wait: float,
-    grace: float,
-    max_staleness: int,
+    waiting: Sequence[Waiting], policy: BufferPolicy, *, version: int, live: frozenset[str]
 ) -> float | None:
     """Return when `choose` will say yes without any further event; None if never."""
-    ready = _eligible(waiting, outdated(waiting, version=version, quota=quota, max_staleness=max_staleness), quota)
+    ready = _eligible(waiting, outdated(waiting, policy, version=version), policy.quota)
     came = {w.site for w in ready}
-    if not ready or len(live | came) < min_sites:
+    if not ready or len(live | came) < policy.min_sites:
         return None
-    if not synchronous:
-        return _first_since(ready) + max_wait
-    return _quorum_at(ready, min_sites) + grace if len(came) >= min_sites else None
+    if not policy.synchronous:
+        return _first_since(ready) + policy.max_wait
+    return _quorum_at(ready, policy.min_sites) + policy.grace if len(came) >= policy.min_sites else None
 
 
 def _first_since(ready: Sequence[Waiting]) -> float:
     """Return when the first of these updates began to wait."""
     return min(w.since for w in ready)
-
-
-def _size(sites: int, buffer_size: int, quota: int) -> int:
-    return max(1, min(buffer_size, sites * quota))
 
 
 def _order(update: Waiting) -> int:

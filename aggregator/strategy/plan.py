@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,7 @@ class MergePlan:
     version: int
     parent: bytes
     strategy: str
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, object]
     members: tuple[Member, ...]
     population: tuple[str, ...]
     divisor: float

@@ -12,25 +12,30 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-E = TypeVar("E")
+Event = TypeVar("Event")
+Write = TypeVar("Write")
+Effect = TypeVar("Effect")
+_Heard = TypeVar("_Heard", contravariant=True)
+_Written = TypeVar("_Written", covariant=True)
+_Done = TypeVar("_Done", covariant=True)
 SOON = 0.05
 """Seconds for which a write that may wait does so at most."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(Generic[_Written, _Done]):
     """What the rules decided: `writes` go into one transaction, `effects` happen after its commit, in order."""
 
-    writes: tuple[Any, ...] = ()
-    effects: tuple[Any, ...] = ()
+    writes: tuple[_Written, ...] = ()
+    effects: tuple[_Done, ...] = ()
 
 
-class Rules(Protocol):
+class Rules(Protocol[_Heard, _Written, _Done]):
     """A state machine: time is an argument, nothing is done, everything is decided."""
 
-    def step(self, event: Any, now: float) -> Step:
+    def step(self, event: _Heard | Tick, now: float) -> Step[_Written, _Done]:
         """What `event` leads to at `now` (seconds, monotonic within a process)."""
         ...
 
@@ -44,22 +49,22 @@ class Tick:
     """Time has passed."""
 
 
-class Mailbox(Generic[E]):
+class Mailbox(Generic[Event]):
     """Events from any thread to one; taking waits on a condition, never polls."""
 
     def __init__(self) -> None:
-        self._events: deque[E] = deque()
+        self._events: deque[Event] = deque()
         self._ready = threading.Condition()
         self._closed = False
 
-    def put(self, event: E) -> None:
+    def put(self, event: Event) -> None:
         """Add an event; after `close` it is dropped."""
         with self._ready:
             if not self._closed:
                 self._events.append(event)
                 self._ready.notify()
 
-    def take(self, timeout: float | None) -> list[E] | None:
+    def take(self, timeout: float | None) -> list[Event] | None:
         """Everything that waits, at most 256 events; [] when `timeout` seconds passed; None once closed and empty."""
         with self._ready:
             if not self._events and not self._closed:
@@ -75,27 +80,27 @@ class Mailbox(Generic[E]):
             self._ready.notify_all()
 
 
-class Actor:
+class Actor(Generic[Event, Write, Effect]):
     """Runs rules against a journal until its mailbox is closed."""
 
     def __init__(
         self,
-        rules: Rules,
-        commit: Callable[[Sequence[Any]], Sequence[Any]],
-        perform: Callable[[Any], None],
+        rules: Rules[Event, Write, Effect],
+        commit: Callable[[Sequence[Write]], Sequence[Event]],
+        perform: Callable[[Effect], None],
         *,
-        may_wait: Callable[[Any], bool] | None = None,
+        may_wait: Callable[[Write], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`may_wait` tells the writes whose loss only means to do something again: alone they make no commit, but
         share the next one, which comes soon.
         """
-        self.mailbox: Mailbox[Any] = Mailbox()
+        self.mailbox: Mailbox[Event] = Mailbox()
         self._rules = rules
         self._commit = commit
         self._perform = perform
         self._may_wait = may_wait
-        self._held: list[Any] = []
+        self._held: list[Write] = []
         self._held_until = 0.0
         self._clock = clock
 
@@ -117,13 +122,14 @@ class Actor:
         times = [self._rules.deadline(), self._held_until if self._held else None]
         return min((at for at in times if at is not None), default=None)
 
-    def turn(self, events: Sequence[Any]) -> None:
+    def turn(self, events: Sequence[Event]) -> None:
         """Step the rules through `events` and a tick, commit once, then carry out the effects.
 
         What the journal answers (a row was new, or was there already) are events of the next turn, taken at once.
         """
         while True:
-            steps = [self._rules.step(event, self._clock()) for event in (*events, Tick())]
+            heard: list[Event | Tick] = [*events, Tick()]
+            steps = [self._rules.step(event, self._clock()) for event in heard]
             writes = [write for step in steps for write in step.writes]
             events = self._write(writes)
             for step in steps:
@@ -132,7 +138,7 @@ class Actor:
             if not events:
                 return
 
-    def _write(self, writes: list[Any]) -> Sequence[Any]:
+    def _write(self, writes: list[Write]) -> Sequence[Event]:
         if not self._held:
             self._held_until = self._clock() + SOON
         writes = self._held + writes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from aggregator.strategy.buffer import Waiting, choose, next_deadline, outdated
+from aggregator.strategy.base import Scalars, Scratch, Span, ema_release, merge_buffers
+from aggregator.strategy.buffer import BufferPolicy, Waiting, choose, next_deadline, outdated
 from aggregator.strategy.staleness import Constant, Polynomial
-from aggregator.strategy.strategies import STRATEGIES, Scalars, Scratch, Span, ema_release, merge_buffers, strategy
+from aggregator.strategy.strategies import STRATEGIES, strategy
 from aggregator.strategy.weighting import MAX_SHARE, SiteStats, clip_factor, example_weights
 
 VALUES = st.floats(-1e6, 1e6, width=32)
@@ -20,7 +22,7 @@ WEIGHTS = st.just(0.0) | st.floats(1e-9, 10)
 
 @st.composite
 def merges(draw: st.DrawFn) -> tuple[str, Span, list[Span | None], Scalars, list[Span]]:
-    name = draw(st.sampled_from(sorted(STRATEGIES)))
+    name = draw(st.sampled_from(sorted(STRATEGIES.builtins)))
     size = draw(st.integers(1, 80))
     vector = arrays.arrays(np.float32, size, elements=VALUES)
     deltas = draw(st.lists(st.none() | vector, min_size=1, max_size=5))
@@ -128,7 +130,7 @@ def test_the_clip_factor_only_ever_shrinks(norm: float, recent: list[float]) -> 
 
 
 @st.composite
-def buffers(draw: st.DrawFn) -> tuple[list[Waiting], int, dict[str, Any]]:
+def buffers(draw: st.DrawFn) -> tuple[list[Waiting], BufferPolicy, dict[str, Any]]:
     version = draw(st.integers(0, 6))
     sites = st.sampled_from("abcde")
     drawn = draw(st.lists(st.tuples(sites, st.integers(0, version), st.floats(0, 100)), max_size=14))
@@ -136,28 +138,27 @@ def buffers(draw: st.DrawFn) -> tuple[list[Waiting], int, dict[str, Any]]:
         Waiting(id=bytes([order]), site=site, base_version=base, order=order, since=since)
         for order, (site, base, since) in enumerate(drawn)
     ]
-    rules = {
-        "version": version,
-        "quota": draw(st.integers(1, 3)),
-        "live": draw(st.frozensets(sites)),
-        "min_sites": draw(st.integers(1, 4)),
-        "synchronous": draw(st.booleans()),
-        "max_wait": draw(st.floats(1, 50)),
-        "grace": draw(st.floats(0, 50)),
-        "max_staleness": draw(st.integers(0, 6)),
-    }
-    return waiting, draw(st.integers(1, 6)), rules
+    policy = BufferPolicy(
+        size=draw(st.integers(1, 6)),
+        quota=draw(st.integers(1, 3)),
+        min_sites=draw(st.integers(1, 4)),
+        synchronous=draw(st.booleans()),
+        max_wait=draw(st.floats(1, 50)),
+        grace=draw(st.floats(0, 50)),
+        max_staleness=draw(st.integers(0, 6)),
+    )
+    return waiting, policy, {"version": version, "live": draw(st.frozensets(sites))}
 
 
 @given(buffers(), st.floats(0, 200), st.randoms())
 def test_a_choice_keeps_every_rule_and_does_not_depend_on_the_order_it_is_asked_in(
-    buffer: tuple[list[Waiting], int, dict[str, Any]], now: float, dice: Any
+    buffer: tuple[list[Waiting], BufferPolicy, dict[str, Any]], now: float, dice: Any
 ) -> None:
-    waiting, size, rules = buffer
-    choice = choose(waiting, buffer_size=size, now=now, **rules)
+    waiting, policy, at = buffer
+    choice = choose(waiting, policy, now=now, **at)
     shuffled = list(waiting)
     dice.shuffle(shuffled)
-    assert choose(shuffled, buffer_size=size, now=now, **rules) == choice
+    assert choose(shuffled, policy, now=now, **at) == choice
     if choice is None:
         return
     members = choice.members
@@ -165,41 +166,41 @@ def test_a_choice_keeps_every_rule_and_does_not_depend_on_the_order_it_is_asked_
     assert len({update.id for update in settled}) == len(settled)
     assert set(settled) <= set(waiting)
     assert [update.order for update in members] == sorted(update.order for update in members)
-    assert 1 <= len(members) <= choice.divisor <= size
-    assert all(0 <= rules["version"] - update.base_version <= rules["max_staleness"] for update in members)
+    assert 1 <= len(members) <= choice.divisor <= policy.size
+    assert all(0 <= at["version"] - update.base_version <= policy.max_staleness for update in members)
     for site in "abcde":
-        assert sum(update.site == site for update in members) <= rules["quota"]
+        assert sum(update.site == site for update in members) <= policy.quota
 
 
 @given(buffers())
 def test_the_deadline_is_exactly_when_time_alone_makes_a_version(
-    buffer: tuple[list[Waiting], int, dict[str, Any]],
+    buffer: tuple[list[Waiting], BufferPolicy, dict[str, Any]],
 ) -> None:
-    waiting, size, rules = buffer
-    deadline = next_deadline(waiting, **rules)
+    waiting, policy, at = buffer
+    deadline = next_deadline(waiting, policy, **at)
     if deadline is None:
-        assert choose(waiting, buffer_size=size, now=1e12, **rules) is None
+        assert choose(waiting, policy, now=1e12, **at) is None
         return
-    assert choose(waiting, buffer_size=size, now=deadline, **rules) is not None
-    before = choose(waiting, buffer_size=size, now=np.nextafter(deadline, -np.inf), **rules)
-    full = choose(waiting, buffer_size=size, now=-1.0, **rules)
+    assert choose(waiting, policy, now=deadline, **at) is not None
+    before = choose(waiting, policy, now=np.nextafter(deadline, -np.inf), **at)
+    full = choose(waiting, policy, now=-1.0, **at)
     assert before == full  # ready because it is full, or not ready yet
 
 
 @given(buffers())
 def test_an_update_enters_at_most_one_version_and_all_are_settled_in_the_end(
-    buffer: tuple[list[Waiting], int, dict[str, Any]],
+    buffer: tuple[list[Waiting], BufferPolicy, dict[str, Any]],
 ) -> None:
     """Merging on until nothing is left: each update is merged once, or superseded, or too stale."""
-    waiting, size, rules = buffer
-    rules = {**rules, "synchronous": False, "min_sites": 1}
+    waiting, policy, at = buffer
+    policy = replace(policy, synchronous=False, min_sites=1)
     left, seen = list(waiting), []
     while left:
-        gone = outdated(left, version=rules["version"], quota=rules["quota"], max_staleness=rules["max_staleness"])
-        choice = choose(left, buffer_size=size, now=1e9, **rules)
+        gone = outdated(left, policy, version=at["version"])
+        choice = choose(left, policy, now=1e9, **at)
         done = {*gone.superseded, *gone.too_stale, *(choice.members if choice is not None else ())}
         assert done
         seen += sorted(done, key=lambda update: update.order)
         left = [update for update in left if update not in done]
-        rules["version"] += 1
+        at["version"] += 1
     assert sorted(update.order for update in seen) == [update.order for update in waiting]
