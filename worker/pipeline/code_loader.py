@@ -110,7 +110,7 @@ class CodeLoader:
         """The folder of a run's code, from where imports are found from now on; nothing of it is run.
 
         Raises:
-            As `trainer`.
+            FledgeError: as `trainer`.
         """
         may_bring_code(self._reader(), run)
         self._policy.check_code(code.hex())
