@@ -14,10 +14,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.linear_model import SGDClassifier
 
-from protocol.messages import Named
-from worker.api.filters import build
-from worker.rehearsal import rehearse
-from worker.trainers.numpy import EstimatorTrainer
+from fledge import privacy_filters, rehearse
+from fledge.trainers.numpy import EstimatorTrainer
 
 
 def trainer(hospital: int = 0, hospitals: int = 4) -> EstimatorTrainer:
@@ -36,7 +34,7 @@ def trainer(hospital: int = 0, hospitals: int = 4) -> EstimatorTrainer:
 
 
 if __name__ == "__main__":
-    for done in rehearse(trainer(), build([Named(name="clip", parameters={"norm": 5.0})]), versions=8):
+    for done in rehearse(trainer(), privacy_filters({"name": "clip", "norm": 5.0}), versions=8):
         print(
             f"version {done.version}: accuracy {done.metrics['accuracy']:.3f}; trained {done.steps} steps "
             f"in {done.seconds:.2f} s, the delta's norm is {done.norm:.2f}"

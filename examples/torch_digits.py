@@ -15,10 +15,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from protocol.messages import Named
-from worker.api.filters import build
-from worker.rehearsal import rehearse
-from worker.trainers.torch import TorchTrainer, accuracy
+from fledge import privacy_filters, rehearse
+from fledge.trainers.torch import TorchTrainer, accuracy
 
 
 def trainer(hospital: int = 0, hospitals: int = 4) -> TorchTrainer:
@@ -41,7 +39,7 @@ def trainer(hospital: int = 0, hospitals: int = 4) -> TorchTrainer:
 
 if __name__ == "__main__":
     torch.manual_seed(1)
-    for done in rehearse(trainer(), build([Named(name="clip", parameters={"norm": 5.0})]), versions=8):
+    for done in rehearse(trainer(), privacy_filters({"name": "clip", "norm": 5.0}), versions=8):
         print(
             f"version {done.version}: accuracy {done.metrics['accuracy']:.3f}; trained {done.steps} steps "
             f"in {done.seconds:.2f} s, the delta's norm is {done.norm:.2f}"

@@ -1,7 +1,7 @@
 """fledge: asynchronous federated learning for hospitals over a message queue.
 
-What users import is here and nowhere else; each name is loaded when it is first used, so `import fledge` costs
-nothing and needs no training library.
+What users import is here and in `fledge.trainers`, and nowhere else; docs/extending.md says what it is for. Each name
+is loaded when it is first used, so `import fledge` costs nothing and needs no training library.
 """
 
 from __future__ import annotations
@@ -10,56 +10,117 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aggregator.service.service import AggregatorService
-    from fledge.bootstrap import open_aggregator, open_worker
-    from fledge.federation import new_federation
-    from protocol.errors import Aborted, ConfigError, FledgeError, TrainingError
-    from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
-    from worker.rehearsal import rehearse
-    from worker.service.service import WorkerService
-    from worker.trainers.numpy import EstimatorTrainer, NumpyTrainer
-    from worker.trainers.torch import TorchTrainer
+    from aggregator.service.service import AggregatorService as AggregatorService
+    from aggregator.strategy.base import Scalars as Scalars
+    from aggregator.strategy.base import Scratch as Scratch
+    from aggregator.strategy.base import Span as Span
+    from aggregator.strategy.base import Strategy as Strategy
+    from aggregator.strategy.base import directions as directions
+    from aggregator.strategy.staleness import StalenessPolicy as StalenessPolicy
+    from aggregator.strategy.staleness import staleness_policy as staleness_policy
+    from broker.blobs.base import BlobStore as BlobStore
+    from broker.blobs.base import ObjectInfo as ObjectInfo
+    from broker.blobs.base import check_bytes as check_bytes
+    from broker.blobs.base import check_head as check_head
+    from broker.blobs.base import check_key as check_key
+    from broker.blobs.base import check_prefix as check_prefix
+    from broker.net.schemes import Connection as Connection
+    from broker.net.schemes import Scheme as Scheme
+    from broker.net.tls import Tls as Tls
+    from broker.transport.base import Delivery as Delivery
+    from broker.transport.base import Handler as Handler
+    from broker.transport.base import Subscription as Subscription
+    from broker.transport.base import Transport as Transport
+    from broker.transport.base import check_size as check_size
+    from fledge.bootstrap import open_aggregator as open_aggregator
+    from fledge.bootstrap import open_worker as open_worker
+    from fledge.federation import new_federation as new_federation
+    from protocol.errors import Aborted as Aborted
+    from protocol.errors import ConfigError as ConfigError
+    from protocol.errors import Corrupt as Corrupt
+    from protocol.errors import DataError as DataError
+    from protocol.errors import Diverged as Diverged
+    from protocol.errors import FledgeError as FledgeError
+    from protocol.errors import Missing as Missing
+    from protocol.errors import NotAllowed as NotAllowed
+    from protocol.errors import OutOfMemory as OutOfMemory
+    from protocol.errors import QueueFull as QueueFull
+    from protocol.errors import StateError as StateError
+    from protocol.errors import StoreError as StoreError
+    from protocol.errors import TooLarge as TooLarge
+    from protocol.errors import TrainingError as TrainingError
+    from protocol.errors import TransportError as TransportError
+    from protocol.errors import Unroutable as Unroutable
+    from protocol.errors import WireError as WireError
+    from protocol.messages import Fingerprint as Fingerprint
+    from protocol.spec import ModelSpec as ModelSpec
+    from protocol.spec import TensorKind as TensorKind
+    from protocol.spec import TensorSpec as TensorSpec
+    from protocol.topology import Binding as Binding
+    from protocol.topology import Exchange as Exchange
+    from protocol.topology import Queue as Queue
+    from protocol.topology import Topology as Topology
+    from worker.api.filters import FilterChain as FilterChain
+    from worker.api.filters import PrivacyFilter as PrivacyFilter
+    from worker.api.filters import privacy_filters as privacy_filters
+    from worker.api.fingerprint import fingerprint as fingerprint
+    from worker.api.trainer import Control as Control
+    from worker.api.trainer import EvaluationResult as EvaluationResult
+    from worker.api.trainer import Trainer as Trainer
+    from worker.api.trainer import TrainResult as TrainResult
+    from worker.api.weights import Piece as Piece
+    from worker.api.weights import Weights as Weights
+    from worker.rehearsal import rehearse as rehearse
+    from worker.service.service import WorkerService as WorkerService
+    from worker.trainers.numpy import EstimatorTrainer as EstimatorTrainer
+    from worker.trainers.numpy import NumpyTrainer as NumpyTrainer
+    from worker.trainers.torch import TorchTrainer as TorchTrainer
 
-_HOMES = {
-    "Aborted": "protocol.errors",
-    "AggregatorService": "aggregator.service.service",
-    "ConfigError": "protocol.errors",
-    "Control": "worker.api.trainer",
-    "EstimatorTrainer": "worker.trainers.numpy",
-    "EvaluationResult": "worker.api.trainer",
-    "FledgeError": "protocol.errors",
-    "NumpyTrainer": "worker.trainers.numpy",
-    "TorchTrainer": "worker.trainers.torch",
-    "TrainResult": "worker.api.trainer",
-    "Trainer": "worker.api.trainer",
-    "TrainingError": "protocol.errors",
-    "WorkerService": "worker.service.service",
-    "new_federation": "fledge.federation",
-    "open_aggregator": "fledge.bootstrap",
-    "open_worker": "fledge.bootstrap",
-    "rehearse": "worker.rehearsal",
+_NAMES = {
+    "aggregator.service.service": ("AggregatorService",),
+    "aggregator.strategy.base": ("Scalars", "Scratch", "Span", "Strategy", "directions"),
+    "aggregator.strategy.staleness": ("StalenessPolicy", "staleness_policy"),
+    "broker.blobs.base": ("BlobStore", "ObjectInfo", "check_bytes", "check_head", "check_key", "check_prefix"),
+    "broker.net.schemes": ("Connection", "Scheme"),
+    "broker.net.tls": ("Tls",),
+    "broker.transport.base": ("Delivery", "Handler", "Subscription", "Transport", "check_size"),
+    "fledge.bootstrap": ("open_aggregator", "open_worker"),
+    "fledge.federation": ("new_federation",),
+    "protocol.errors": (
+        "Aborted",
+        "ConfigError",
+        "Corrupt",
+        "DataError",
+        "Diverged",
+        "FledgeError",
+        "Missing",
+        "NotAllowed",
+        "OutOfMemory",
+        "QueueFull",
+        "StateError",
+        "StoreError",
+        "TooLarge",
+        "TrainingError",
+        "TransportError",
+        "Unroutable",
+        "WireError",
+    ),
+    "protocol.messages": ("Fingerprint",),
+    "protocol.spec": ("ModelSpec", "TensorKind", "TensorSpec"),
+    "protocol.topology": ("Binding", "Exchange", "Queue", "Topology"),
+    "worker.api.filters": ("FilterChain", "PrivacyFilter", "privacy_filters"),
+    "worker.api.fingerprint": ("fingerprint",),
+    "worker.api.trainer": ("Control", "EvaluationResult", "TrainResult", "Trainer"),
+    "worker.api.weights": ("Piece", "Weights"),
+    "worker.rehearsal": ("rehearse",),
+    "worker.service.service": ("WorkerService",),
+    "worker.trainers.numpy": ("EstimatorTrainer", "NumpyTrainer"),
+    "worker.trainers.torch": ("TorchTrainer",),
 }
-"""Where each public name lives."""
+"""The public names by the module they live in; the same as above."""
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "Aborted",
-    "AggregatorService",
-    "ConfigError",
-    "Control",
-    "EstimatorTrainer",
-    "EvaluationResult",
-    "FledgeError",
-    "NumpyTrainer",
-    "TorchTrainer",
-    "TrainResult",
-    "Trainer",
-    "TrainingError",
-    "WorkerService",
-    "new_federation",
-    "open_aggregator",
-    "open_worker",
-    "rehearse",
-]
+__all__ = [*_HOMES]  # noqa: PLE0604 - they are strings
 
 
 def __getattr__(name: str) -> Any:

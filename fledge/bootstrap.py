@@ -177,7 +177,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
         else:
             store = stack.enter_context(store_of(line, base))
         store = watched = MonitoredBlobs(store)
-        if settings.cache_mb and urlsplit(settings.store).scheme in ("s3", "s3s"):
+        if settings.cache_mb and urlsplit(settings.store).scheme not in ("memory", "file"):
             # Everything on the disk, small things too: `fledge infer` reads it without the hub.
             store = CachedBlobs(store, state / CACHE, settings.cache_mb * 1024**2)
         service = WorkerService(

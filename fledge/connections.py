@@ -28,6 +28,10 @@ from protocol.errors import ConfigError
 
 CREDENTIALS_TOML = "credentials.toml"
 _LIMIT = 4096
+_LOCAL = ("memory", "file")
+"""Schemes of URLs that never hold a login."""
+_PLAIN = (*_LOCAL, "amqp", "s3")
+"""Schemes of connections without TLS."""
 
 
 class TlsFiles(Protocol):
@@ -87,8 +91,8 @@ def tls_of(line: ConnectionConfig, base: Path) -> Tls | None:
 
 
 def _tls_to(url: str, line: ConnectionConfig, base: Path) -> Tls | None:
-    """The certificate files, if this URL is one that is reached by TLS; their key has to be ours alone."""
-    tls = tls_of(line, base) if urlsplit(url).scheme in ("amqps", "s3s") else None
+    """The certificate files, if this URL may be one that is reached by TLS; their key has to be ours alone."""
+    tls = None if urlsplit(url).scheme in _PLAIN else tls_of(line, base)
     if tls is not None and tls.key and (key := Path(tls.key)).exists():
         must_be_private(key, key.stat().st_mode)
     return tls
@@ -149,7 +153,7 @@ def broker_url(line: ConnectionConfig, base: Path) -> str:
     It comes from the URL, or the table `[broker]` of `credentials.toml` beside the configuration.
     """
     parts = urlsplit(line.broker)
-    if parts.scheme not in ("amqp", "amqps") or parts.username or "broker" not in (table := _credentials(base)):
+    if parts.scheme in _LOCAL or parts.username or "broker" not in (table := _credentials(base)):
         return line.broker
     try:
         return _with_login(line.broker, table["broker"]["user"], table["broker"]["password"])
@@ -164,7 +168,8 @@ def store_url(line: StoreConfig, base: Path, environment: Mapping[str, str] = os
     the configuration, in this order.
     """
     parts = urlsplit(line.store)
-    if parts.scheme in ("s3", "s3s") and not parts.username and not environment.get("FLEDGE_S3_ACCESS_KEY"):
+    given = parts.scheme in ("s3", "s3s") and environment.get("FLEDGE_S3_ACCESS_KEY")
+    if parts.scheme not in _LOCAL and not parts.username and not given:
         own = _credentials(base)
         return _signed_in(line.store, own, base) if own.keys() - {"broker"} else line.store
     return line.store

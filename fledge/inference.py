@@ -26,7 +26,7 @@ from protocol.errors import ConfigError, Missing, StateError, Tampered
 from protocol.spec import ModelSpec
 from protocol.topology import model_chunk, record_key
 from worker.api.weights import Weights
-from worker.config import read_config, site_policy
+from worker.config import read_config, site_policy, trainer_home
 from worker.intake import ModelRecord, Reader, read_registry
 from worker.journal.journal import Journal
 from worker.pipeline.code_loader import CodeLoader
@@ -135,7 +135,8 @@ class SiteModels:
         """
         if model.says.bundle is None:
             root = self.settings.options_of(model.run).get("bundle_root")
-            if self.settings.trainer != _BUNDLE_TRAINER or not isinstance(root, str):
+            trained = trainer_home(self.settings.trainer or "")
+            if trained != _BUNDLE_TRAINER or not isinstance(root, str):
                 raise ConfigError(f"run {model.run} brings no bundle; say with --bundle which one to infer with")
             yield Path(root)
             return

@@ -17,6 +17,9 @@ from protocol.codec import Word
 from protocol.errors import ConfigError, FledgeError
 from worker.policy import SitePolicy, read_policy
 
+_PUBLIC, _HOME = "fledge.trainers.", "worker.trainers."
+"""How people name our trainers, and where they are."""
+
 
 class FilterConfig(BaseModel):
     """A privacy filter by name; every other key is one of its parameters."""
@@ -106,13 +109,20 @@ def site_policy(config: WorkerConfig, base: Path) -> SitePolicy:
     return read_policy(base / config.policy, needed="policy" in config.model_fields_set)
 
 
+def trainer_home(name: str) -> str:
+    """`module:factory` with a trainer of ours by the module that it is defined in, however it was written."""
+    return _HOME + name.removeprefix(_PUBLIC) if name.startswith(_PUBLIC) else name
+
+
 def trainer_digest(name: str, beside: Path) -> str:
     """SHA-256, in hex, of the source file of the module that `module:factory` names; the module itself is not run.
+
+    Of a trainer of ours it is the file that defines it, under both its names.
 
     Raises:
         ConfigError: there is no such file.
     """
-    module = name.partition(":")[0]
+    module = trainer_home(name).partition(":")[0]
     _look_beside(beside)
     try:
         spec = importlib.util.find_spec(module)

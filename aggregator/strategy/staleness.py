@@ -6,11 +6,10 @@ Staleness tau is the version current at the merge minus the update's base versio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from broker.runtime.plugins import build
+from broker.runtime.plugins import ExtensionPoint
 from protocol.errors import ConfigError
 
 
@@ -53,13 +52,37 @@ class Polynomial:
         return float((1 + staleness) ** -self.exponent)
 
 
-STALENESS: dict[str, Callable[..., StalenessPolicy]] = {"constant": Constant, "polynomial": Polynomial}
+STALENESS = ExtensionPoint[StalenessPolicy](
+    "fledge.staleness", "staleness rule", {"constant": Constant, "polynomial": Polynomial}
+)
+_TRIED = (0, 1, 2, 100)
 
 
 def staleness_policy(name: str, **parameters: object) -> StalenessPolicy:
     """Make a policy by its name in the configuration; third parties register in `fledge.staleness`.
 
     Raises:
-        ConfigError: the name is unknown or a parameter is wrong.
+        ConfigError: the name is unknown, a parameter is wrong, or what a package registered gives no weights.
     """
-    return build("fledge.staleness", STALENESS, name, parameters)
+    made = STALENESS.build(name, parameters)
+    if name not in STALENESS.builtins:
+        check_policy(made, f"staleness rule {name!r}")
+    return made
+
+
+def check_policy(policy: object, said: str) -> None:
+    """Refuse a policy that does not give a weight in [0, 1] for every age; `said` is how errors call it.
+
+    Raises:
+        ConfigError: says what is wrong.
+    """
+    weight = getattr(policy, "weight", None)
+    if not callable(weight):
+        raise ConfigError(f"{said} has no method weight(staleness), which gives the factor for an update's age")
+    for age in _TRIED:
+        try:
+            value, again = weight(age), weight(age)
+        except Exception as error:
+            raise ConfigError(f"{said}: weight({age}) fails: {type(error).__name__}: {error}") from error
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1 or value != again:
+            raise ConfigError(f"{said}: weight({age}) is {value!r}; it has to be the same number from 0 to 1 each time")

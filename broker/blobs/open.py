@@ -3,8 +3,55 @@
 from __future__ import annotations
 
 from broker.blobs.base import BlobStore
+from broker.net.schemes import Connection, Scheme, Schemes
 from broker.net.tls import Tls, check_plain
-from protocol.errors import ConfigError
+
+
+class _Memory(Scheme[BlobStore]):
+    """This process only."""
+
+    example = "memory:"
+
+    def open(self, url: str, connection: Connection) -> BlobStore:
+        from broker.blobs.memory import MemoryBlobs
+
+        return MemoryBlobs.named(url)
+
+
+class _File(Scheme[BlobStore]):
+    """A directory."""
+
+    example = "file:///dir"
+
+    def check(self, url: str, *, insecure: bool) -> None:
+        from broker.blobs.directory import directory_of
+
+        directory_of(url)
+
+    def open(self, url: str, connection: Connection) -> BlobStore:
+        from broker.blobs.directory import FileBlobs
+
+        return FileBlobs.from_url(url)
+
+
+class _S3(Scheme[BlobStore]):
+    """A bucket."""
+
+    def check(self, url: str, *, insecure: bool) -> None:
+        from broker.blobs.s3.url import parse_s3_url
+
+        parsed = parse_s3_url(url, environ={})
+        check_plain(f"store {parsed}", parsed.host, encrypted=parsed.encrypted, insecure=insecure)
+
+    def open(self, url: str, connection: Connection) -> BlobStore:
+        from broker.blobs.s3.store import S3Blobs
+
+        return S3Blobs.from_url(url, insecure=connection.insecure, tls=connection.tls, proxy=connection.proxy)
+
+
+STORES = Schemes[BlobStore](
+    "fledge.stores", "store", {"memory": _Memory, "file": _File, "s3": _S3, "s3s": _S3}, BlobStore
+)
 
 
 def open_blobs(url: str, *, insecure: bool = False, tls: Tls | None = None, proxy: str | None = None) -> BlobStore:
@@ -14,28 +61,12 @@ def open_blobs(url: str, *, insecure: bool = False, tls: Tls | None = None, prox
     are `?region=`, `?deadline=` (seconds) and, for s3s, `?cacertfile=` (a PEM file of authorities instead of the
     system's), `?certfile=` and `?keyfile=`. A site without credentials uses `broker.blobs.s3.presigned`.
 
-    Args:
-        insecure: allow plain text to other machines than this one.
-        tls: the certificate files, where the URL names none.
-        proxy: the proxy's URL; without it HTTPS_PROXY counts. NO_PROXY counts always.
+    Third parties register a `Scheme` in `fledge.stores`; the arguments are those of `Connection`.
 
     Raises:
         ConfigError: the scheme is unknown, the URL incomplete, a file unusable, or plain text not allowed.
     """
-    scheme = url.partition(":")[0].lower()
-    if scheme == "memory":
-        from broker.blobs.memory import MemoryBlobs
-
-        return MemoryBlobs.named(url)
-    if scheme == "file":
-        from broker.blobs.directory import FileBlobs
-
-        return FileBlobs.from_url(url)
-    if scheme in ("s3", "s3s"):
-        from broker.blobs.s3.store import S3Blobs
-
-        return S3Blobs.from_url(url, insecure=insecure, tls=tls, proxy=proxy)
-    raise _unknown(url)
+    return STORES.open(url, Connection(insecure=insecure, tls=tls, proxy=proxy))
 
 
 def check_store_url(url: str, *, insecure: bool = False) -> None:
@@ -44,20 +75,4 @@ def check_store_url(url: str, *, insecure: bool = False) -> None:
     Raises:
         ConfigError: the scheme is unknown, the URL incomplete, or plain text not allowed.
     """
-    scheme = url.partition(":")[0].lower()
-    if scheme == "file":
-        from broker.blobs.directory import directory_of
-
-        directory_of(url)
-    elif scheme in ("s3", "s3s"):
-        from broker.blobs.s3.url import parse_s3_url
-
-        parsed = parse_s3_url(url, environ={})
-        check_plain(f"store {parsed}", parsed.host, encrypted=parsed.encrypted, insecure=insecure)
-    elif scheme != "memory":
-        raise _unknown(url)
-
-
-def _unknown(url: str) -> ConfigError:
-    # Everything before the last @ may be a password.
-    return ConfigError(f"store URL {url.split('@')[-1]!r}: unknown scheme; known: memory:, file:///dir, s3://, s3s://")
+    STORES.check(url, insecure=insecure)

@@ -1,14 +1,17 @@
-"""Find a rule by name: a dict of built-ins first, then the entry points of installed packages."""
+"""What installed packages may add to fledge: built-ins are a dict, everybody else's are entry points."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
 
 from broker.runtime.settings import misfit
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, FledgeError
 
 T = TypeVar("T")
 
@@ -33,27 +36,111 @@ def real(rule: str, name: str, value: object, least: float, most: float) -> None
         raise ConfigError(f"{rule}: {name} must be a number above {least:g} and at most {most:g}")
 
 
-def build(group: str, builtins: Mapping[str, Callable[..., T]], name: str, parameters: Mapping[str, object]) -> T:
-    """Make the rule called `name` with `parameters`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """Something that was found by its name."""
 
-    Args:
-        group: the entry-point group third parties register in; its last word names the kind of rule in errors.
+    made_by: Callable[..., Any]
+    """What the name stands for: a class, a function, or whatever else the kind of plug-in asks for."""
+    told: str
+    """The name as errors say it; for what others brought, with the entry point and its package."""
+    builtin: bool
+
+
+@dataclass(frozen=True)  # with slots as well, Python 3.11 cannot make a generic one
+class ExtensionPoint(Generic[T]):
+    """One kind of thing that packages may add to."""
+
+    group: str
+    """The entry-point group in which they register."""
+    kind: str
+    """How errors call one of them."""
+    builtins: Mapping[str, Callable[..., T]]
+    """Ours; nobody else may use these names."""
+
+    def names(self) -> list[str]:
+        """All there are on this machine."""
+        return sorted({*self.builtins, *_offered(self.group, tuple(sys.path))})
+
+    def find(self, name: str) -> Plugin | None:
+        """What this name stands for; None if nobody registered it.
+
+        Raises:
+            ConfigError: several packages registered it, one took a built-in's name, or it cannot be loaded.
+        """
+        offers = _offered(self.group, tuple(sys.path)).get(name, ())
+        if name in self.builtins:
+            if offers:
+                raise ConfigError(
+                    f"{self.kind} {name!r} is fledge's own, and {_named(offers[0])} registers the same name; "
+                    "uninstall that package, or have it choose another name"
+                )
+            return Plugin(made_by=self.builtins[name], told=f"{self.kind} {name!r}", builtin=True)
+        if not offers:
+            return None
+        told = f"{self.kind} {name!r} ({_named(offers[0])})"
+        if len(offers) > 1:
+            raise ConfigError(f"{told} is registered by {_named(offers[1])} too; uninstall one of the two")
+        try:
+            found = offers[0].load()
+        except Exception as error:
+            raise ConfigError(f"{told} cannot be loaded: {type(error).__name__}: {error}") from error
+        return Plugin(made_by=found, told=told, builtin=False)
+
+    def build(self, name: str, parameters: Mapping[str, object]) -> T:
+        """Make the one called `name` with `parameters`.
+
+        Raises:
+            ConfigError: nobody registered the name, or it does not take these parameters.
+        """
+        plugin = self.find(name)
+        if plugin is None:
+            raise ConfigError(f"there is no {self.kind} called {name!r}; known: {', '.join(self.names())}")
+        made: T = make(plugin, parameters)
+        return made
+
+
+def make(plugin: Plugin, parameters: Mapping[str, object]) -> Any:
+    """Call what was found with `parameters`, once its signature takes them.
 
     Raises:
-        ConfigError: nobody registered the name, or the rule does not take these parameters.
+        ConfigError: it does not take them, or what others brought failed.
     """
-    kind = group.rpartition(".")[2]
-    factory: Callable[..., T] | None = builtins.get(name)
-    if factory is None:
-        others = entry_points(group=group)
-        if name not in others.names:
-            known = ", ".join(sorted({*builtins, *others.names}))
-            raise ConfigError(f"there is no {kind} rule called {name!r}; known: {known}")
-        factory = others[name].load()
-    signature = inspect.signature(factory)
+    factory = plugin.made_by
+    if not callable(factory):
+        raise ConfigError(f"the {plugin.told} is a {type(factory).__name__}; it has to be a class or a function")
+    if lacking := sorted(getattr(factory, "__abstractmethods__", ())):
+        raise ConfigError(f"the {plugin.told} is not complete: it lacks {', '.join(lacking)}")
     try:
-        signature.bind(**parameters)
-    except TypeError as error:
-        said = f"the {kind} rule {name!r} cannot be set up"
-        raise ConfigError(f"{said}: {misfit(error, signature.parameters, parameters)}") from error
-    return factory(**parameters)
+        signature = inspect.signature(factory)
+    except ValueError:  # one that does not tell what it takes
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind(**parameters)
+        except TypeError as error:
+            said = misfit(error, signature.parameters, parameters)
+            raise ConfigError(f"the {plugin.told} cannot be set up: {said}") from error
+    try:
+        return factory(**parameters)
+    except FledgeError:
+        raise
+    except Exception as error:
+        if plugin.builtin:
+            raise
+        raise ConfigError(f"the {plugin.told} cannot be set up: {type(error).__name__}: {error}") from error
+
+
+def _named(entry: EntryPoint) -> str:
+    package = f" of the package {entry.dist.name}" if entry.dist is not None else ""
+    return f"entry point {entry.name} = {entry.value}{package}"
+
+
+# Reading every installed package's list takes tens of milliseconds, and a replay asks for its strategy often.
+@lru_cache(maxsize=64)
+def _offered(group: str, path: tuple[str, ...]) -> Mapping[str, tuple[EntryPoint, ...]]:
+    """The entry points of a group by name, as the packages on `path` (`sys.path`) have them."""
+    offers: dict[str, tuple[EntryPoint, ...]] = {}
+    for entry in entry_points(group=group):
+        offers[entry.name] = (*offers.get(entry.name, ()), entry)
+    return offers

@@ -2,9 +2,46 @@
 
 from __future__ import annotations
 
+from broker.net.schemes import Connection, Scheme, Schemes
 from broker.net.tls import Tls, check_plain
 from broker.transport.base import Transport
-from protocol.errors import ConfigError
+
+
+class _Memory(Scheme[Transport]):
+    """This process only."""
+
+    example = "memory:"
+
+    def open(self, url: str, connection: Connection) -> Transport:
+        from broker.transport.memory import MemoryTransport
+
+        return MemoryTransport.named(url)
+
+
+class _Amqp(Scheme[Transport]):
+    """RabbitMQ."""
+
+    def check(self, url: str, *, insecure: bool) -> None:
+        from broker.transport.rabbitmq.amqp import parse_amqp_url
+
+        parsed = parse_amqp_url(url)
+        check_plain(f"broker {parsed}", parsed.host, encrypted=parsed.tls, insecure=insecure)
+
+    def open(self, url: str, connection: Connection) -> Transport:
+        from broker.transport.rabbitmq.transport import RabbitTransport
+
+        return RabbitTransport(
+            url,
+            name=connection.name,
+            insecure=connection.insecure,
+            tls=connection.tls,
+            proxy=connection.proxy,
+        )
+
+
+TRANSPORTS = Schemes[Transport](
+    "fledge.transports", "broker", {"memory": _Memory, "amqp": _Amqp, "amqps": _Amqp}, Transport
+)
 
 
 def open_transport(
@@ -12,25 +49,12 @@ def open_transport(
 ) -> Transport:
     """Open the transport a URL names: `memory:` (this process only; `memory:NAME` shares one), `amqp(s)://…`.
 
-    Args:
-        name: shown on the broker's list of connections.
-        insecure: allow plain text to other machines than this one.
-        tls: the certificate files, where the URL names none; with a certificate and no user that is the login.
-        proxy: the proxy's URL; without it HTTPS_PROXY counts. NO_PROXY counts always.
+    Third parties register a `Scheme` in `fledge.transports`; the arguments are those of `Connection`.
 
     Raises:
         ConfigError: the scheme is unknown, a file unusable, or plain text not allowed.
     """
-    scheme = url.partition(":")[0].lower()
-    if scheme == "memory":
-        from broker.transport.memory import MemoryTransport
-
-        return MemoryTransport.named(url)
-    if scheme in ("amqp", "amqps"):
-        from broker.transport.rabbitmq.transport import RabbitTransport
-
-        return RabbitTransport(url, name=name, insecure=insecure, tls=tls, proxy=proxy)
-    raise _unknown(url)
+    return TRANSPORTS.open(url, Connection(name=name, insecure=insecure, tls=tls, proxy=proxy))
 
 
 def check_broker_url(url: str, *, insecure: bool = False) -> None:
@@ -39,16 +63,4 @@ def check_broker_url(url: str, *, insecure: bool = False) -> None:
     Raises:
         ConfigError: the scheme is unknown, the URL wrong, or plain text not allowed.
     """
-    scheme = url.partition(":")[0].lower()
-    if scheme in ("amqp", "amqps"):
-        from broker.transport.rabbitmq.amqp import parse_amqp_url
-
-        parsed = parse_amqp_url(url)
-        check_plain(f"broker {parsed}", parsed.host, encrypted=parsed.tls, insecure=insecure)
-    elif scheme != "memory":
-        raise _unknown(url)
-
-
-def _unknown(url: str) -> ConfigError:
-    # Everything before the last @ may be a password.
-    return ConfigError(f"broker URL {url.split('@')[-1]!r}: unknown scheme; known: memory:, amqp://, amqps://")
+    TRANSPORTS.check(url, insecure=insecure)

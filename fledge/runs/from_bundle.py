@@ -17,7 +17,7 @@ _TRAINER = '''\
 from pathlib import Path
 from typing import Any
 
-from worker.trainers.monai_bundle import BundleTrainer, site_trainer
+from fledge.trainers.monai_bundle import BundleTrainer, site_trainer
 
 
 def trainer(**options: Any) -> BundleTrainer:

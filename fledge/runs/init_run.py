@@ -11,13 +11,14 @@ from typing import Any
 
 from aggregator.config import RunConfig
 from aggregator.pipeline.genesis import Genesis
-from aggregator.strategy.strategies import Strategy, strategy
+from aggregator.strategy.base import Strategy
+from aggregator.strategy.strategies import strategy
 from broker.runtime.settings import read_toml
 from fledge.runs.code_archive import CODE, read_code
 from protocol import limits
 from protocol.errors import ConfigError, TooLarge, WireError
 from protocol.spec import ModelSpec
-from worker.config import load_trainer
+from worker.config import call_factory
 from worker.trainers.initial import spec_and_payload
 
 RUN_TOML = "run.toml"
@@ -73,7 +74,7 @@ def init_run(
     """
     config = configured(name, settings)
     files = {} if code is None else read_code(code)
-    return write_run(directory, config, load_trainer(factory, options or {}, code or Path.cwd()), files)
+    return write_run(directory, config, call_factory(factory, options or {}, code or Path.cwd()), files)
 
 
 def configured(name: str, settings: RunConfig | None = None) -> RunConfig:

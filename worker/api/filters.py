@@ -10,59 +10,61 @@ Third parties register a class in the entry-point group `fledge.filters`.
 
 from __future__ import annotations
 
-import inspect
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from broker.runtime.settings import misfit
+from broker.runtime.plugins import ExtensionPoint
 from protocol import limits
 from protocol.errors import ConfigError
 from protocol.messages import Named
 
 Slice = NDArray[np.float32]
 Dice = np.random.Generator
-GROUP = "fledge.filters"
 _log = structlog.get_logger(__name__)
 
 
-class PrivacyFilter(Protocol):
-    """One filter of a site; used for one update after the other, by one thread."""
+class PrivacyFilter(ABC):
+    """One filter of a site: `apply`, and whatever differs from the defaults below.
 
-    measures: ClassVar[bool]
+    Made once, with the parameters of its `[[filters]]` as keyword arguments; used for one update after the other, by
+    one thread.
+    """
+
+    measures: ClassVar[bool] = False
     """Whether it has to see the whole delta before it can change any of it."""
-    random: ClassVar[bool]
+    random: ClassVar[bool] = False
     """Whether it draws dice; nothing that measures may come after it."""
 
     def begin(self, bound: float | None, dice: Dice) -> float | None:
         """Begin an update whose delta has an L2 norm of at most `bound`; returns the bound of what comes out.
 
+        None is no bound, which is what is returned by default.
+
         Raises:
             ConfigError: the filter needs a bound and there is none.
         """
-        ...
+        return None
 
-    def measure(self, values: Slice) -> None:
+    def measure(self, values: Slice) -> None:  # noqa: B027 - most filters measure nothing
         """Look at a slice; all slices come in order. Called only if `measures`."""
-        ...
 
+    @abstractmethod
     def apply(self, values: Slice) -> None:
         """Change a slice in place. May be called for the whole delta several times if a later filter measures."""
-        ...
 
 
-class Clip:
+class Clip(PrivacyFilter):
     """Scales the delta down to an L2 norm of at most `norm` (McMahan et al. 2018, flat clipping)."""
 
     measures: ClassVar[bool] = True
-    random: ClassVar[bool] = False
 
     def __init__(self, norm: float) -> None:
         """`norm`: in the units of the weights."""
@@ -84,13 +86,12 @@ class Clip:
             values *= np.float32(self._limit / norm * (1 - 2**-21))
 
 
-class Gaussian:
+class Gaussian(PrivacyFilter):
     """Adds normal noise of standard deviation `noise_multiplier` × clip norm to every shared value.
 
     Noise is drawn in float32; attacks on the rounding of floating-point noise are not defended against.
     """
 
-    measures: ClassVar[bool] = False
     random: ClassVar[bool] = True
 
     def __init__(self, noise_multiplier: float) -> None:
@@ -108,9 +109,6 @@ class Gaussian:
         self._dice = dice
         return None
 
-    def measure(self, values: Slice) -> None:
-        """Nothing: noise does not depend on the delta."""
-
     def apply(self, values: Slice) -> None:
         if self._dice is None:
             raise ConfigError("the privacy filter `gaussian` was used before it was begun")
@@ -120,24 +118,20 @@ class Gaussian:
         values += noise
 
 
-class UnsafeNone:
+class UnsafeNone(PrivacyFilter):
     """Shares the delta as it is, and says so in the log each time; deltas can give training data away."""
-
-    measures: ClassVar[bool] = False
-    random: ClassVar[bool] = False
 
     def begin(self, bound: float | None, dice: Dice) -> float | None:
         _log.warning("privacy.off", filter="unsafe-none")
         return bound
 
-    def measure(self, values: Slice) -> None:
-        """Nothing."""
-
     def apply(self, values: Slice) -> None:
         """Nothing."""
 
 
-FILTERS: dict[str, Callable[..., PrivacyFilter]] = {"clip": Clip, "gaussian": Gaussian, "unsafe-none": UnsafeNone}
+FILTERS = ExtensionPoint[PrivacyFilter](
+    "fledge.filters", "privacy filter", {"clip": Clip, "gaussian": Gaussian, "unsafe-none": UnsafeNone}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,26 +181,37 @@ def build(chosen: Sequence[Named]) -> FilterChain:
     return chain
 
 
+def privacy_filters(*tables: Mapping[str, Any]) -> FilterChain:
+    """The filters of these tables in their order, each as a `[[filters]]` of `worker.toml`: its name, its parameters.
+
+    Raises:
+        ConfigError: as for a site's own.
+    """
+    try:
+        return build(
+            [
+                Named(name=each["name"], parameters={key: value for key, value in each.items() if key != "name"})
+                for each in tables
+            ]
+        )
+    except KeyError:
+        raise ConfigError('a privacy filter has no name; write {"name": "clip", "norm": 1.0}') from None
+
+
 def fresh_dice() -> Dice:
     """Dice that nobody can foresee: seeded with 256 bits from the operating system; for one update only."""
     return np.random.Generator(np.random.PCG64DXSM(secrets.randbits(256)))
 
 
 def _make(named: Named) -> PrivacyFilter:
-    factory = FILTERS.get(named.name)
-    if factory is None:
-        others = entry_points(group=GROUP)
-        if named.name not in others.names:
-            known = ", ".join(sorted({*FILTERS, *others.names}))
-            raise ConfigError(f"there is no privacy filter {named.name!r}; known: {known}")
-        factory = others[named.name].load()
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(**named.parameters)
-    except TypeError as error:
-        said = misfit(error, signature.parameters, named.parameters)
-        raise ConfigError(f"privacy filter {named.name!r}: {said}") from error
-    return factory(**named.parameters)
+    made = FILTERS.build(named.name, named.parameters)
+    missing = [each for each in ("measures", "random", "begin", "measure", "apply") if not hasattr(made, each)]
+    if missing:
+        raise ConfigError(
+            f"the privacy filter {named.name!r} is not complete: it lacks {', '.join(missing)}; "
+            "derive it from fledge.PrivacyFilter"
+        )
+    return made
 
 
 def _positive(name: str, parameter: str, value: object) -> float:

@@ -1,0 +1,118 @@
+"""Opens what a URL names by its scheme: ours, and those that installed packages bring."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from broker.net.tls import Tls
+from broker.runtime.plugins import ExtensionPoint
+from protocol.errors import ConfigError, FledgeError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """What a configuration says about its connections, besides the URL."""
+
+    name: str = "fledge"
+    """Who connects; for lists of connections."""
+    insecure: bool = False
+    """Whether plain text may go to other machines than this one."""
+    tls: Tls | None = None
+    """The certificate files, where the URL names none; with a certificate and no user that is the login."""
+    proxy: str | None = None
+    """The proxy's URL; without it HTTPS_PROXY counts. NO_PROXY counts always."""
+
+
+class Scheme(ABC, Generic[T]):
+    """A way to reach a broker or a store, by the URLs that begin with its name; made without arguments.
+
+    URLs may hold passwords: nothing before the last @ may stand in an error.
+    """
+
+    example: ClassVar[str] = ""
+    """How its URLs begin, where that is not `name://`."""
+
+    def check(self, url: str, *, insecure: bool) -> None:
+        """Object to a URL that `open` would not take, while federations and kits are made; nothing is opened.
+
+        Credentials may be missing from it.
+
+        Raises:
+            ConfigError: the URL is wrong, or plain text would go to another machine without `insecure`.
+        """
+
+    @abstractmethod
+    def open(self, url: str, connection: Connection) -> T:
+        """Open what the URL names; whoever asked closes it.
+
+        Raises:
+            ConfigError: the URL is wrong, a file unusable, or plain text not allowed.
+        """
+
+
+class Schemes(Generic[T]):
+    """All schemes of one kind: ours by name, and the entry points of a group."""
+
+    def __init__(self, group: str, kind: str, builtins: Mapping[str, type[Scheme[T]]], contract: type) -> None:
+        """`kind` is how errors call such a URL, `contract` the Protocol that is opened."""
+        self._kind = kind
+        self._builtins = builtins
+        self._contract = contract
+        self._point = ExtensionPoint[Scheme[T]](group, f"{kind} URL scheme", builtins)
+
+    def open(self, url: str, connection: Connection) -> T:
+        """Open what a URL names.
+
+        Raises:
+            ConfigError: the scheme is unknown, the URL wrong, a file unusable, or plain text not allowed.
+        """
+        name, scheme = self._named(url)
+        try:
+            opened = scheme.open(url, connection)
+        except FledgeError:
+            raise
+        except Exception as error:
+            if name in self._builtins:
+                raise
+            # Its text may repeat the URL and a password in it.
+            told = f"{self._kind} URL {_without_login(url)!r} cannot be opened: {type(error).__name__}"
+            raise ConfigError(f"{told} in {type(scheme).__module__}") from error
+        if missing := [each for each in _methods(self._contract) if not callable(getattr(opened, each, None))]:
+            told = f"{self._kind} URL scheme {name!r} opens a {type(opened).__name__}"
+            raise ConfigError(f"{told}, which is no fledge.{self._contract.__name__}: it lacks {', '.join(missing)}")
+        return opened
+
+    def check(self, url: str, *, insecure: bool) -> None:
+        """Object to a URL that `open` would not take; nothing is opened.
+
+        Raises:
+            ConfigError: the scheme is unknown, the URL wrong, or plain text not allowed.
+        """
+        _, scheme = self._named(url)
+        scheme.check(url, insecure=insecure)
+
+    def _named(self, url: str) -> tuple[str, Scheme[T]]:
+        name = url.partition(":")[0].lower() if ":" in url else ""
+        if name not in self._point.names():
+            shown = [made.example or f"{known}://" for known, made in self._builtins.items()]
+            shown += [f"{known}://" for known in self._point.names() if known not in self._builtins]
+            told = f"{self._kind} URL {_without_login(url)!r}: unknown scheme"
+            raise ConfigError(f"{told}; known: {', '.join(shown)}")
+        scheme = self._point.build(name, {})
+        if not isinstance(scheme, Scheme):
+            raise ConfigError(f"{self._kind} URL scheme {name!r} is no fledge.Scheme; derive it from that class")
+        return name, scheme
+
+
+def _without_login(url: str) -> str:
+    """Everything before the last @ may be a password."""
+    return url.rpartition("@")[2]
+
+
+def _methods(contract: type) -> list[str]:
+    return sorted(name for name, each in vars(contract).items() if callable(each) and not name.startswith("_"))
