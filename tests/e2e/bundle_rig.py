@@ -18,7 +18,7 @@ from tests.e2e.rig import FILTERS, ROOT, RUN, Rig
 from tests.support.rabbit import RabbitVhost
 from tests.support.s3 import S3Server
 
-TRAINER = "worker.trainers.monai_bundle:bundle_trainer"
+TRAINER = "fledge.trainers.monai_bundle:bundle_trainer"
 
 
 class BundleRig(Rig):

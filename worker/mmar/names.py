@@ -276,7 +276,7 @@ FEDERATED: Mapping[str, Entry] = {
     **dict.fromkeys(("FullModelShareableGenerator", "ConvertWeights"), LeftOut("updates are always differences")),
     **dict.fromkeys(("PTFileModelPersistor", "TFModelSaver", "IntimeModelSelectionHandler"), _SERVER),
     **dict.fromkeys(("PTModelReaderWriter", "TFModelReaderWriter"), _WEIGHTS),
-    **dict.fromkeys(("ClientTrainer", "FederatedLearner", "MONAITrainer"), LeftOut("trainer worker.trainers.mmar")),
+    **dict.fromkeys(("ClientTrainer", "FederatedLearner", "MONAITrainer"), LeftOut("trainer fledge.trainers.mmar")),
     **dict.fromkeys(
         ("ClientValidator", "TFModelValidator", "ValidateResultProcessor", "CrossSiteModelEval", "GlobalModelEval"),
         LeftOut("`evaluate` in the run's settings: sites evaluate every version"),

@@ -1,0 +1,75 @@
+"""What users import: every public name is there, typed and loaded late; former names give the same objects."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import fledge
+from protocol.errors import ConfigError
+from worker.config import trainer_digest, trainer_home
+
+ROOT = Path(__file__).resolve().parents[3]
+TRAINERS = sorted(path.stem for path in (ROOT / "fledge" / "trainers").glob("[a-z]*.py"))
+FORMER = ("trainer", "weights", "filters", "fingerprint")
+
+
+@pytest.mark.parametrize("name", fledge.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(fledge, name) is not None
+    assert name in dir(fledge)
+
+
+def test_type_checkers_see_the_same_names_as_programs() -> None:
+    (block,) = (
+        node for node in ast.parse((ROOT / "fledge" / "__init__.py").read_text()).body if isinstance(node, ast.If)
+    )
+    seen = {
+        (alias.name, node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == {(name, module) for module, names in fledge._NAMES.items() for name in names}
+
+
+def test_an_unknown_name_is_told_what_there_is() -> None:
+    with pytest.raises(AttributeError, match=r"fledge has no 'Stratgy'; it has .*Strategy"):
+        getattr(fledge, "Stratgy")  # noqa: B009 - a type checker would object to the name itself
+
+
+@pytest.mark.parametrize("name", ["Strategy", "Transport", "BlobStore", "PrivacyFilter", "Trainer", "open_aggregator"])
+def test_no_public_name_but_a_trainer_of_torch_loads_torch(name: str) -> None:
+    code = f"import fledge, sys; fledge.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_trainers_have_one_home_and_two_names(name: str, tmp_path: Path) -> None:
+    public, home = import_module(f"fledge.trainers.{name}"), import_module(f"worker.trainers.{name}")
+    assert public.__all__
+    assert all(getattr(public, each) is getattr(home, each) for each in public.__all__)
+    written = f"fledge.trainers.{name}:{public.__all__[0]}"
+    assert trainer_home(written) == written.replace("fledge", "worker", 1)
+    # A policy that lists the digest means the code, not the name it goes by.
+    assert trainer_digest(written, tmp_path) == trainer_digest(trainer_home(written), tmp_path)
+
+
+def test_a_trainer_of_the_sites_own_keeps_its_name(tmp_path: Path) -> None:
+    assert trainer_home("mytask:trainer") == "mytask:trainer"
+    with pytest.raises(ConfigError, match=r"fledge\.trainers\.nowhere"):
+        trainer_digest("fledge.trainers.nowhere:trainer", tmp_path)
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_former_modules_give_the_same_objects(name: str) -> None:
+    former, home = import_module(f"worker.{name}"), import_module(f"worker.api.{name}")
+    public = [each for each in vars(home) if not each.startswith("_")]
+    assert public
+    assert all(getattr(former, each) is getattr(home, each) for each in public)
+
+
+def test_the_demos_former_task_is_the_same() -> None:
+    assert import_module("fledge.demo_task").trainer is import_module("fledge.demo.task").trainer
