@@ -1,7 +1,7 @@
 # The commands of this project. `make demo` and `make test` set everything up themselves, also on a fresh machine.
 PYTHON := .venv/bin/python
 
-.PHONY: demo test test-long check benchmarks clean setup servers
+.PHONY: demo test test-long check benchmarks docs clean setup servers
 .NOTPARALLEL:
 
 demo: setup
@@ -29,6 +29,11 @@ benchmarks: setup
 	$(PYTHON) -m benchmarks.pipeline --overhead --json out/overhead.json
 	$(PYTHON) -m benchmarks.stages --json out/stages.json
 	$(PYTHON) -m benchmarks.bundle_memory --json out/bundle_memory.json
+
+# The documentation as a site in out/site, and the picture in it; dead links fail.
+docs: setup
+	$(PYTHON) docs/architecture_svg.py
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist out *.egg-info
