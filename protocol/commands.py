@@ -1,4 +1,4 @@
-"""What operators can order, in one table: who may, who obeys, and whether it has to be confirmed first.
+"""What operators can command, in one table: who may, who obeys, and whether it has to be confirmed first.
 
 Arguments and answers are plain values (`Command.arguments`, `Reply.values`). A table in an answer has one list for each
 column, all of the same length.
@@ -15,7 +15,7 @@ LONGEST_COMMAND = 24 * 3600.0
 TOLERANCE = 600.0
 """Seconds by which two clocks may differ."""
 COUNTER_AHEAD = "counter_ahead"
-"""The objection to an order whose number lies beyond every honest clock; it is not noted."""
+"""The objection to a command whose number lies beyond every honest clock; it is not noted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +47,8 @@ def _site(name: str, action: Action, summary: str, *, dangerous: bool = False, r
 
 
 COMMANDS: dict[str, CommandSpec] = {
-    order.name: order
-    for order in (
+    command.name: command
+    for command in (
         _hub("status", Action.VIEW, "A run, and every site: when last seen, what it does, how old its version is."),
         _hub("registry", Action.VIEW, "The signed list of members, for a kit that has an older one."),
         _hub("registry.put", Action.OPERATE, "Put a newer list of members, signed by the root, in force."),

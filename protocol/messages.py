@@ -237,7 +237,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """An operator's signed order; `counter` strictly rises per operator."""
+    """An operator's signed command; `counter` strictly rises per operator."""
 
     __pydantic_config__ = EXACT
     counter: Count

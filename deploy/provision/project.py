@@ -62,7 +62,7 @@ class Site(_Part):
 
 
 class Operator(_Part):
-    """Somebody who gives orders by `fledge ctl`."""
+    """Somebody who sends commands by `fledge ctl`."""
 
     name: str
     email: str

@@ -78,7 +78,7 @@ class Provisioned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Order:
+class _NewKit:
     """A kit to be made."""
 
     wanted: WantedParticipant
@@ -97,12 +97,12 @@ def provision(project: Project, directory: Path, now: datetime) -> Provisioned:
     with open_custody(directory, project, now) as custody:
         before = custody.state
         registry, fresh, notes = _joined(custody.registry(), project)
-        orders = []
+        new_kits = []
         for wanted in fresh:
-            registry, order = _with_new_keys(registry, wanted)
-            orders.append(order)
+            registry, new_kit = _with_new_keys(registry, wanted)
+            new_kits.append(new_kit)
         state = before.model_copy(update={"project": project})
-        return _carry_out(custody, state, registry, orders, now, notes=notes + _moved(before, project))
+        return _carry_out(custody, state, registry, new_kits, now, notes=notes + _moved(before, project))
 
 
 def accept(directory: Path, request: bytes, code: str, now: datetime) -> Provisioned:
@@ -123,7 +123,7 @@ def accept(directory: Path, request: bytes, code: str, now: datetime) -> Provisi
                 )
             registry = registry.with_entry(asked.participant, organisation=wanted.organisation, roles=wanted.roles)
             state = _without(state, asked.name)
-        return _carry_out(custody, state, registry, [_Order(wanted=wanted, tls=tls)], now)
+        return _carry_out(custody, state, registry, [_NewKit(wanted=wanted, tls=tls)], now)
 
 
 def reissue(directory: Path, name: str, now: datetime) -> Provisioned:
@@ -136,8 +136,8 @@ def reissue(directory: Path, name: str, now: datetime) -> Provisioned:
         wanted = _find(custody.state.project, name)
         if wanted.enrol:
             raise ConfigError(f"{name} makes its own keys: have it run `fledge enrol {name}` again, then --accept that")
-        registry, order = _with_new_keys(custody.registry(), wanted)
-        return _carry_out(custody, _without(custody.state, name), registry, [order], now)
+        registry, new_kit = _with_new_keys(custody.registry(), wanted)
+        return _carry_out(custody, _without(custody.state, name), registry, [new_kit], now)
 
 
 def revoke(directory: Path, name: str, now: datetime) -> Provisioned:
@@ -234,18 +234,18 @@ def _moved(state: CustodyState, project: Project) -> tuple[str, ...]:
     )
 
 
-def _with_new_keys(registry: Registry, wanted: WantedParticipant) -> tuple[Registry, _Order]:
+def _with_new_keys(registry: Registry, wanted: WantedParticipant) -> tuple[Registry, _NewKit]:
     identity, tls_key = Identity.generate(wanted.name, wanted.role), pki.new_key()
     registry = registry.with_entry(identity.public, organisation=wanted.organisation, roles=wanted.roles)
     secrets = {KEYS[wanted.role]: identity.to_bytes(), TLS_KEY: tls_key}
-    return registry, _Order(wanted=wanted, tls=pki.public_key(tls_key), secrets=secrets)
+    return registry, _NewKit(wanted=wanted, tls=pki.public_key(tls_key), secrets=secrets)
 
 
 def _carry_out(
     custody: Custody,
     state: CustodyState,
     registry: Registry,
-    orders: Sequence[_Order],
+    new_kits: Sequence[_NewKit],
     now: datetime,
     *,
     notes: tuple[str, ...] = (),
@@ -256,10 +256,10 @@ def _carry_out(
     record = custody.sign(registry) if changed else base64.b64decode(before.registry)
     issued: list[Issued] = []
     renewed: tuple[Renewed, ...] = ()
-    for order in orders:
-        state, kit = _issue(custody, state, order, record, now)
+    for new_kit in new_kits:
+        state, kit = _issue(custody, state, new_kit, record, now)
         issued.append(kit)
-    if state.servers and AGGREGATOR not in {order.wanted.name for order in orders}:
+    if state.servers and AGGREGATOR not in {new_kit.wanted.name for new_kit in new_kits}:
         state, renewed = _served_elsewhere(custody, state, now)
     state = state.model_copy(update={"registry": base64.b64encode(record).decode()})
     if changed:
@@ -279,12 +279,12 @@ def _carry_out(
 
 
 def _issue(
-    custody: Custody, state: CustodyState, order: _Order, record: bytes, now: datetime
+    custody: Custody, state: CustodyState, new_kit: _NewKit, record: bytes, now: datetime
 ) -> tuple[CustodyState, Issued]:
-    wanted, project, authority = order.wanted, state.project, custody.authority()
+    wanted, project, authority = new_kit.wanted, state.project, custody.authority()
     name, role = wanted.name, wanted.role
-    certificate = pki.issue_client(authority, name, order.tls, days=project.certificate_days, now=now)
-    files = kit_files.texts(project, role, name, bytes.fromhex(state.root)) | dict(order.secrets)
+    certificate = pki.issue_client(authority, name, new_kit.tls, days=project.certificate_days, now=now)
+    files = kit_files.texts(project, role, name, bytes.fromhex(state.root)) | dict(new_kit.secrets)
     files |= {kit_files.REGISTRY: record, AUTHORITY: authority.certificate, CERTIFICATE: certificate}
     update: dict[str, object] = {"certificates": state.certificates | {name: certificate.decode()}}
     if role != Role.AGGREGATOR and project.access == "credentials":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fledge.ctl.progress import moving
 from fledge.ctl.session import Session
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from broker.blobs.base import BlobStore
     from fledge.operator.console import Answer
     from fledge.runs.download import Model
+    from protocol.codec import Plain, Value
 
 
 def export(session: Session, out: Path, run: str | None, version: int | None, *, raw: bool) -> list[Answer]:
@@ -69,23 +70,24 @@ def _saved(answer: Answer, model: Model, store: BlobStore, out: Path) -> Answer:
 
     with moving(f"getting {model.run} version {model.version}", model.manifest.length) as progress:
         size = save(model, store, out, progress)
-    facts = {"run": model.run, "version": model.version, "released": model.card.released}
-    files = {"file": str(out), "card": f"{out}{CARD}", "bytes": size, "sha256": model.digest}
-    return replace(answer, text="", values={**facts, **files})
+    facts: dict[str, Value] = {"run": model.run, "version": model.version, "released": model.card.released}
+    files: dict[str, Value] = {"file": str(out), "card": f"{out}{CARD}", "bytes": size, "sha256": model.digest}
+    return replace(answer, text="", values=facts | files)
 
 
-def _values(model: Model) -> dict[str, Any]:
+def _values(model: Model) -> dict[str, Value]:
     """A card as an answer holds it: single values, and what sites measured as a table."""
-    facts = model.facts()
-    measured = facts.pop("measurements")
-    plain: dict[str, Any] = {key: _plain(value) for key, value in facts.items()}
-    rows = [(m["site"], m["examples"], name, value) for m in measured for name, value in m["metrics"].items()]
-    columns = zip(*rows, strict=True) if rows else [()] * 4
-    return plain | dict(zip(("site", "examples", "metric", "value"), map(tuple, columns), strict=True))
+    values: dict[str, Value] = {key: _plain(value) for key, value in model.facts().items() if key != "measurements"}
+    rows = [(m.site, m.examples, name, value) for m in model.card.measurements for name, value in m.metrics.items()]
+    for at, column in enumerate(("site", "examples", "metric", "value")):
+        values[column] = tuple(row[at] for row in rows)
+    return values
 
 
-def _plain(value: Any) -> Any:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+def _plain(value: object) -> Plain:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def _check_free(out: Path) -> None:

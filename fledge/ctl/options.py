@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,10 +16,10 @@ from protocol.errors import ConfigError
 
 def kit_of(context: typer.Context) -> Path:
     """The kit that the command line names, also while it is only being completed."""
-    at: Any = context
-    while at.parent is not None and "kit" not in at.params:
-        at = at.parent
-    return Path(at.params.get("kit") or ".")
+    given, above = context.params, context.parent
+    while above is not None and "kit" not in given:
+        given, above = above.params, above.parent
+    return Path(given.get("kit") or ".")
 
 
 def complete_site(context: typer.Context, incomplete: str) -> list[str]:
@@ -48,7 +48,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., int]], Calla
 
     def register(function: Callable[..., int]) -> Callable[..., None]:
         @wraps(function)
-        def wrapper(context: typer.Context, *args: Any, json: bool = False, **given: Any) -> None:
+        def wrapper(context: typer.Context, *args: object, json: bool = False, **given: object) -> None:
             session_of(context).as_json |= json
             if code := function(context, *args, **given):
                 raise typer.Exit(code)
@@ -83,7 +83,7 @@ def session_of(context: typer.Context, yes: bool = False) -> Session:
 
 
 def chosen(session: Session, sites: Sequence[str] | None, also: Sequence[str] | None, everywhere: bool) -> list[str]:
-    """The sites an order is for, each once.
+    """The sites a command is for, each once.
 
     Raises:
         ConfigError: none was named, or names and `--all` were mixed.

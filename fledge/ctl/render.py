@@ -6,19 +6,23 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.box import Box
     from rich.table import Table
+    from rich.text import Text
 
     from fledge.operator.console import Answer
+    from protocol.codec import Plain, Value
 
-from fledge.process.terminal import _CURSOR, clean, line
+from fledge.process.terminal import clean, line
 
 NO_ANSWER = "no_answer"
 OK, FAILED, SILENT = 0, 1, 4
 LINES = "lines"
+_CURSOR = "next"
+"""What a table of lines goes on from; for programs alone."""
 _SHORT = 12
 _SMALL = 100_000
 """Bytes that are shown one by one."""
@@ -28,19 +32,19 @@ _SMALL = 100_000
 class Parts:
     """What an answer holds: single values, the columns of its table, and lines of text."""
 
-    scalars: Mapping[str, Any]
-    columns: Mapping[str, Sequence[Any]]
+    scalars: Mapping[str, Plain]
+    columns: Mapping[str, Sequence[Plain]]
     lines: tuple[str, ...]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Plain]]:
         """The table, row by row."""
         return [dict(zip(self.columns, row, strict=True)) for row in zip(*self.columns.values(), strict=True)]
 
 
-def parts(values: Mapping[str, Any]) -> Parts:
+def parts(values: Mapping[str, Value]) -> Parts:
     """Take an answer apart; columns that are shorter than the longest are filled up with None."""
     lists = {name: value for name, value in values.items() if isinstance(value, list | tuple)}
-    scalars = {name: value for name, value in values.items() if name not in lists and name != _CURSOR}
+    scalars = {name: value for name, value in values.items() if not isinstance(value, list | tuple) and name != _CURSOR}
     lines = tuple(str(line) for line in lists.pop(LINES, ()))
     length = max(map(len, lists.values()), default=0)
     columns = {name: [*column, *[None] * (length - len(column))] for name, column in lists.items()}
@@ -64,11 +68,11 @@ def as_json(answers: Iterable[Answer]) -> str:
     return json.dumps({"answers": said}, default=_json_value)
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def shown(column: str, value: Any) -> str:
+def shown(column: str, value: object) -> str:
     """One value as people read it; what a number means follows from its column's name."""
     if value is None or value == "":
         return "-"
@@ -81,7 +85,7 @@ def shown(column: str, value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else clean(str(value))
 
 
-def ago(seconds: Any) -> str:
+def ago(seconds: object) -> str:
     """How long something is past, in the largest unit that fits."""
     if not isinstance(seconds, int | float):
         return clean(str(seconds))
@@ -93,7 +97,7 @@ def ago(seconds: Any) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def _when(seconds: Any) -> str:
+def _when(seconds: object) -> str:
     if not isinstance(seconds, int | float):
         return clean(str(seconds))
     try:
@@ -102,31 +106,31 @@ def _when(seconds: Any) -> str:
         return str(seconds)
 
 
-def _share(value: Any) -> str:
+def _share(value: object) -> str:
     return f"{value:.0%}" if isinstance(value, int | float) else clean(str(value))
 
 
-def _version(value: Any) -> str:
+def _version(value: object) -> str:
     return "-" if value == -1 else clean(str(value))
 
 
-def _size(value: Any) -> str:
+def _size(value: object) -> str:
     if not isinstance(value, int | float):
         return clean(str(value))
     return f"{value:.0f}" if value < _SMALL else f"{value / 1e6:.4g} MB"
 
 
-def _days(value: Any) -> str:
+def _days(value: object) -> str:
     if not isinstance(value, int | float):
         return clean(str(value))
     return "-" if value < 0 else f"{value:.5g}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return clean(str(value))[:_SHORT]
 
 
-_COLUMNS: Mapping[str, Callable[[Any], str]] = {
+_COLUMNS: Mapping[str, Callable[[object], str]] = {
     "seen": ago,
     "at": _when,
     "published": _when,
@@ -140,7 +144,9 @@ _COLUMNS: Mapping[str, Callable[[Any], str]] = {
 }
 
 
-def table(columns: Mapping[str, Sequence[Any]], box: Box | None = None, heading: Callable[[str], str] = clean) -> Table:
+def table(
+    columns: Mapping[str, Sequence[object]], box: Box | None = None, heading: Callable[[str], str] = clean
+) -> Table:
     """A table whose cells fold rather than vanish; numbers stand on the right."""
     from rich.table import Table
     from rich.text import Text
@@ -154,7 +160,7 @@ def table(columns: Mapping[str, Sequence[Any]], box: Box | None = None, heading:
     return drawn
 
 
-def pairs(scalars: Mapping[str, Any]) -> Table:
+def pairs(scalars: Mapping[str, object]) -> Table:
     """Single values, one a line."""
     from rich.table import Table
     from rich.text import Text
@@ -177,7 +183,7 @@ def narrowed(answer: Answer, width: int, dispensable: Sequence[str]) -> Answer:
     return replace(answer, values=values)
 
 
-def _width(columns: Mapping[str, Sequence[Any]]) -> int:
+def _width(columns: Mapping[str, Sequence[object]]) -> int:
     return sum(2 + max([len(name), *(len(shown(name, value)) for value in column)]) for name, column in columns.items())
 
 
@@ -186,7 +192,7 @@ def aside(answer: Answer) -> str:
     return clean(answer.text) if answer.ok and answer.values.get(LINES) else ""
 
 
-def people(answer: Answer, *, headed: bool) -> list[Any]:
+def people(answer: Answer, *, headed: bool) -> list[Table | Text | str]:
     """What to print of one answer: tables and styled lines, and plain strings that nothing may break up.
 
     With `headed` the sender stands above, for there are several.
@@ -198,7 +204,7 @@ def people(answer: Answer, *, headed: bool) -> list[Any]:
         style = "yellow" if answer.reason == NO_ANSWER else "red"
         return [Text(f"{name}: {clean(answer.text) or 'refused'} ({clean(answer.reason)})", style=style)]
     found = parts(answer.values)
-    body: list[Any] = [Text(clean(answer.text))] if answer.text and not found.lines else []
+    body: list[Table | Text | str] = [Text(clean(answer.text))] if answer.text and not found.lines else []
     if found.scalars:
         body.append(pairs(found.scalars))
     if found.columns:
@@ -206,6 +212,6 @@ def people(answer: Answer, *, headed: bool) -> list[Any]:
     body += [line(each) for each in found.lines]
     if not headed:
         return body or [Text("done")]
-    if len(body) == 1 and answer.text:
+    if len(body) == 1 and answer.text and isinstance(body[0], Text | str):
         return [Text(f"{name}: ", style="bold") + body[0]]
     return [Text(name, style="bold"), *(body or [Text("done")])]

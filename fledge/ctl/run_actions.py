@@ -46,7 +46,7 @@ def upload(session: Session, packed: Packed) -> str:
     from protocol.keys import Role
 
     (listed,) = session.ask("run.list")[:1]  # before gigabytes are sent in vain; a newer registry comes with it
-    if listed.ok and packed.name in listed.values.get("run", ()):
+    if listed.ok and packed.name in listed.column("run"):
         raise ConfigError(
             f"there is a run {packed.name!r} already; give this one another name (--name), nothing was sent"
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -19,7 +19,7 @@ from protocol.topology import AGGREGATOR
 if TYPE_CHECKING:
     from rich.console import Console as Screen
 
-    from fledge.operator.console import Answer, Console
+    from fledge.operator.console import Answer, Arguments, Console
 
 WIDE = 200
 """Columns of what is not shown on a terminal, so that tables in files and pipes are not broken up."""
@@ -27,7 +27,7 @@ FOLLOW_S = 5.0
 """Seconds between two questions of `--follow`: each is a signed command that stands in the ledger."""
 WAITS = {"run.create": 600.0, "run.clone": 600.0, "model.export": 600.0, "model.publish": 600.0}
 WAITS |= {"run.offer": 60.0, "run.deploy": 60.0}
-"""Seconds for answers to orders that take a while: a model is read and written, or code is fetched by a site."""
+"""Seconds for answers to commands that take a while: a model is read and written, or code is fetched by a site."""
 Opener = Callable[[Path], AbstractContextManager["Console"]]
 
 
@@ -72,45 +72,45 @@ class Session:
                 self._console = self._stack.enter_context(self._opener(self.kit))
         return self._console
 
-    def ask(self, order: str, arguments: Mapping[str, Any] | None = None, targets: Sequence[str] = ()) -> list[Answer]:
-        """Send an order and return what came back in time; arguments that are None are left out."""
+    def ask(self, command: str, arguments: Arguments | None = None, targets: Sequence[str] = ()) -> list[Answer]:
+        """Send a command and return what came back in time; arguments that are None are left out."""
         given = {name: value for name, value in (arguments or {}).items() if value is not None}
         console = self.console
-        wait = max(self.timeout, WAITS.get(order, 0.0))
-        with self._busy(f"{order} (up to {wait / 60:.0f} min for a large model)" if wait >= 60 else order):
-            return list(console.ask(order, given, tuple(targets), wait))
+        wait = max(self.timeout, WAITS.get(command, 0.0))
+        with self._busy(f"{command} (up to {wait / 60:.0f} min for a large model)" if wait >= 60 else command):
+            return list(console.ask(command, given, tuple(targets), wait))
 
-    def order(self, order: str, arguments: Mapping[str, Any] | None = None, targets: Sequence[str] = ()) -> int:
-        """Have an order confirmed if it is dangerous, send it, show the answers, and return the exit code."""
-        self.confirm(order, arguments or {}, targets)
-        return self.told(self.ask(order, arguments, targets))
+    def send(self, command: str, arguments: Arguments | None = None, targets: Sequence[str] = ()) -> int:
+        """Have a command confirmed if it is dangerous, send it, show the answers, and return the exit code."""
+        self.confirm(command, arguments or {}, targets)
+        return self.told(self.ask(command, arguments, targets))
 
     def told(self, answers: Sequence[Answer]) -> int:
         """Show answers and return the exit code."""
         self.show(answers)
         return render.exit_code(answers)
 
-    def follow(self, order: str, arguments: Mapping[str, Any], targets: Sequence[str] = ()) -> Iterator[list[Answer]]:
+    def follow(self, command: str, arguments: Arguments, targets: Sequence[str] = ()) -> Iterator[list[Answer]]:
         """Ask again and again, a while apart, until Ctrl-C; the arguments are read anew each time."""
         try:
             while True:
-                yield self.ask(order, arguments, targets)
+                yield self.ask(command, arguments, targets)
                 time.sleep(FOLLOW_S)
         except KeyboardInterrupt:
             return
 
-    def confirm(self, order: str, arguments: Mapping[str, Any], targets: Sequence[str] = ()) -> None:
-        """Let a dangerous order pass once its target's name was typed again.
+    def confirm(self, command: str, arguments: Arguments, targets: Sequence[str] = ()) -> None:
+        """Let a dangerous command pass once its target's name was typed again.
 
         Raises:
             ConfigError: something else was typed, or nobody was there.
         """
         from protocol.commands import COMMANDS
 
-        if COMMANDS[order].dangerous:
-            self.confirm_word(order, f"{order}: {COMMANDS[order].summary}", target_word(arguments, targets))
+        if COMMANDS[command].dangerous:
+            self.confirm_word(command, f"{command}: {COMMANDS[command].summary}", target_word(arguments, targets))
 
-    def confirm_word(self, order: str, text: str, word: str) -> None:
+    def confirm_word(self, command: str, text: str, word: str) -> None:
         """Go on once `word` was typed, or if nobody is to be asked.
 
         Raises:
@@ -120,7 +120,7 @@ class Session:
             return
         typed = self.ask_person(f"{text} Type {word} to confirm: ")
         if typed is None or typed.strip() != word:
-            raise ConfigError(f"{order} was not sent: nobody confirmed it; type {word!r} when asked, or give --yes")
+            raise ConfigError(f"{command} was not sent: nobody confirmed it; type {word!r} when asked, or give --yes")
 
     def sites(self) -> list[str]:
         """Every site that is a member now, as the aggregator knows them.
@@ -166,7 +166,7 @@ class Session:
         return Screen(stderr=True).status(f"{what} …")
 
 
-def target_word(arguments: Mapping[str, Any], targets: Sequence[str]) -> str:
+def target_word(arguments: Arguments, targets: Sequence[str]) -> str:
     """What has to be typed again: the one target's name, or how many sites there are."""
     if targets:
         return targets[0] if len(targets) == 1 else f"{len(targets)} sites"

@@ -29,7 +29,7 @@ from protocol.registry import Registry
 from worker.config import WorkerConfig
 
 _WHY = {
-    "broker": "messages of the federated training (notices, receipts, orders; no patient data)",
+    "broker": "messages of the federated training (notices, receipts, commands; no patient data)",
     "store": "models and updates of the federated training, encrypted before they leave",
 }
 

@@ -1,6 +1,6 @@
-"""An operator's end of the line: orders signed here, answers checked here; nothing but the broker is needed.
+"""An operator's end of the line: commands signed here, answers checked here; nothing but the broker is needed.
 
-An order goes to the aggregator, which hands it on to the sites it is for. Every answer is signed by who gives it and
+A command goes to the aggregator, which hands it on to the sites it is for. Every answer is signed by who gives it and
 sealed for the operator; a kit whose registry is older than the federation's asks for the newest one by itself.
 """
 
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import nacl.utils
 import structlog
@@ -20,16 +19,19 @@ import structlog
 from broker.blobs.base import BlobStore
 from broker.transport.base import Delivery, Transport
 from protocol import topology
+from protocol.codec import Plain, Value
 from protocol.commands import COMMANDS, CommandSpec
 from protocol.envelope import body, seal, unlock, verify
-from protocol.errors import ConfigError, TransportError, Untrusted, WireError
+from protocol.errors import ConfigError, Malformed, TransportError, Untrusted, WireError
 from protocol.keys import Identity, Participant, Role
 from protocol.messages import Command, Kind, Reply
 from protocol.registry import Registry, open_registry
 
+Arguments = Mapping[str, Value]
+"""What is said with a command, by name."""
 log = structlog.get_logger("operator")
 GOOD_FOR_S = 600
-"""Seconds until an order that has not arrived is refused."""
+"""Seconds until a command that has not arrived is refused."""
 _LATELY_S = 60.0
 """Seconds below which nothing is said of when a site was last heard of: it may be busy, or the hub has just begun."""
 _ANSWERS = frozenset({Kind.ANSWER, Kind.REPLY})
@@ -37,7 +39,7 @@ _ANSWERS = frozenset({Kind.ANSWER, Kind.REPLY})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer to an order."""
+    """One answer to a command."""
 
     sender: str
     """`aggregator`, or a site."""
@@ -46,8 +48,13 @@ class Answer:
     """`ok`, or the fixed word that says why not."""
     text: str
     """A sentence for people; escape control characters when it is shown."""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
     """Plain values; a table is a tuple for each column, all of one length."""
+
+    def column(self, name: str) -> tuple[Plain, ...]:
+        """One column of the table; empty if the answer has no such column."""
+        found = self.values.get(name)
+        return found if isinstance(found, tuple) else ()
 
     @property
     def why(self) -> str:
@@ -57,14 +64,14 @@ class Answer:
 
 @dataclass(slots=True)
 class _Asked:
-    """An order that is on its way."""
+    """A command that is on its way."""
 
     id: bytes
     said: dict[str, Answer] = field(default_factory=dict)
 
 
 class Console:
-    """Gives orders in one operator's name and collects the answers; one order at a time."""
+    """Sends commands in one operator's name and collects the answers; one command at a time."""
 
     def __init__(
         self,
@@ -83,7 +90,7 @@ class Console:
         Args:
             opened: opens the store for this console, when it is needed.
             keep_registry: is given newer signed registries.
-            alone: held while an order is asked, for at most so many seconds' wait: an operator has one inbox, and
+            alone: held while a command is answered, for at most so many seconds' wait: an operator has one inbox, and
                 two readers would take each other's answers. By default nobody else reads it.
         """
         self.name = identity.name
@@ -112,56 +119,54 @@ class Console:
         return self._opened(self)
 
     def ask(
-        self, command: str, arguments: Mapping[str, Any], targets: Sequence[str] = (), timeout: float = 10.0
+        self, command: str, arguments: Arguments, targets: Sequence[str] = (), timeout: float = 10.0
     ) -> list[Answer]:
-        """Give an order and return what was answered within `timeout` seconds, the aggregator's word first.
+        """Send a command and return what was answered within `timeout` seconds, the aggregator's word first.
 
-        An order for sites is answered by each of them; for one that was not heard of in time, the answer
-        `no_answer` says since when, and the order waits for it in its queue.
+        A command for sites is answered by each of them; for one that was not heard of in time, the answer
+        `no_answer` says since when, and the command waits for it in its queue.
 
         Raises:
-            ConfigError: there is no such order, or it needs sites, or one of them is unknown.
+            ConfigError: there is no such command, or it needs sites, or one of them is unknown.
             TransportError: the broker does not take it.
         """
-        order = COMMANDS.get(command)
-        if order is None:
-            raise ConfigError(f"there is no order {command!r}; `fledge ctl --help` lists what there is")
-        if bool(targets) != order.at_sites:
-            raise ConfigError(f"{command}: {'name at least one site' if order.at_sites else 'this is not for sites'}")
+        spec = COMMANDS.get(command)
+        if spec is None:
+            raise ConfigError(f"there is no command {command!r}; `fledge ctl --help` lists what there is")
+        if bool(targets) != spec.at_sites:
+            raise ConfigError(f"{command}: {'name at least one site' if spec.at_sites else 'this is not for sites'}")
         deadline = time.monotonic() + timeout
         with self._alone(timeout):
             inbox = self._transport.consume(topology.inbox_queue(self.name), self._take)
             try:
-                return self._converse(order, arguments, targets, deadline)
+                return self._converse(spec, arguments, targets, deadline)
             finally:
                 inbox.cancel()
 
     def _converse(
-        self, order: CommandSpec, arguments: Mapping[str, Any], targets: Sequence[str], deadline: float
+        self, spec: CommandSpec, arguments: Arguments, targets: Sequence[str], deadline: float
     ) -> list[Answer]:
         """Ask, and ask again if the list of members turned out to be too old."""
-        command = order.name
+        command = spec.name
         if not self._sites().issuperset(targets):
             self._refresh(deadline)
         said = self._ask(command, arguments, targets, deadline)
         hub = said.get(topology.AGGREGATOR)
         if hub is not None and hub.reason == "replayed":  # given elsewhere in this name, by a clock that is ahead
-            self._counter = max(self._counter, int(hub.values.get("counter", 0)))
+            self._counter = max(self._counter, _number(hub.values.get("counter")))
             said = self._ask(command, arguments, targets, deadline)
         if self._strangers and time.monotonic() < deadline:
             self._refresh(deadline)
-            said = self._ask(command, arguments, targets, deadline) if order.repeatable else said
+            said = self._ask(command, arguments, targets, deadline) if spec.repeatable else said
         return self._complete(said, targets)
 
-    def _ask(
-        self, command: str, arguments: Mapping[str, Any], targets: Sequence[str], deadline: float
-    ) -> dict[str, Answer]:
+    def _ask(self, command: str, arguments: Arguments, targets: Sequence[str], deadline: float) -> dict[str, Answer]:
         asked = _Asked(nacl.utils.random(16))
         with self._changed:
             self._asked, self._strangers = asked, False
-        # Orders made at two places in one operator's name are told apart by the clock, not by a file.
+        # Commands made at two places in one operator's name are told apart by the clock, not by a file.
         self._counter = max(self._counter + 1, time.time_ns() // 1_000_000)
-        order = Command(
+        message = Command(
             counter=self._counter,
             expires=int(time.time()) + GOOD_FOR_S,
             command=command,
@@ -171,7 +176,7 @@ class Console:
         raw = seal(
             self.identity,
             Kind.COMMAND,
-            order,
+            message,
             [*self.registry.members(Role.AGGREGATOR), *self._keys_of(targets)],
             federation=self.federation,
             message_id=asked.id,
@@ -189,7 +194,7 @@ class Console:
             handed.result(max(0.1, deadline - time.monotonic()))
         except TimeoutError:
             raise TransportError(
-                f"the broker has not taken {self.name}'s order in time: it is away, or does not let {self.name} in "
+                f"the broker has not taken {self.name}'s command in time: it is away, or does not let {self.name} in "
                 "(the hub runs `fledge deploy broker`); `fledge doctor --kit …` names what is in the way"
             ) from None
 
@@ -203,13 +208,13 @@ class Console:
         hub = said.get(topology.AGGREGATOR)
         if hub is None:
             text = (
-                "the aggregator has not answered; the order waits in its queue and will be carried out "
+                "the aggregator has not answered; the command waits in its queue and will be carried out "
                 f"within {GOOD_FOR_S // 60} minutes, or never"
             )
             return [Answer(sender=topology.AGGREGATOR, ok=False, reason="no_answer", text=text), *said.values()]
         if not targets or not hub.ok:
             return [hub]
-        seen = dict(zip(hub.values.get("site", ()), hub.values.get("seen", ()), strict=False))
+        seen = dict(zip(hub.column("site"), hub.column("seen"), strict=False))
         return [said.get(site) or _silent(site, seen.get(site)) for site in targets]
 
     def _sites(self) -> set[str]:
@@ -226,7 +231,10 @@ class Console:
         said = self._ask("registry", {}, (), deadline).get(topology.AGGREGATOR)
         if said is None or not said.ok:
             return
-        record = base64.b64decode("".join(said.values["record"]))
+        try:
+            record = base64.b64decode("".join(map(str, said.column("record"))))
+        except ValueError as error:
+            raise Malformed("the aggregator's registry is not base64; upgrade whichever of the two is older") from error
         newest = open_registry(record, self._root, self.federation)
         if newest.version > self.registry.version:
             self.registry = newest
@@ -257,7 +265,13 @@ class Console:
                 self._changed.notify_all()
 
 
-def _silent(site: str, seconds: float | None) -> Answer:
+def _number(value: Value) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _silent(site: str, seen: Plain) -> Answer:
+    """The answer in place of a site's own; `seen`: how many seconds ago it was, None for never."""
+    seconds = float(seen) if isinstance(seen, int | float) else None
     since = "since the aggregator started" if seconds is None else f"for {_time(seconds)}"
     text = f"site {site} has not been seen {since}; the command is queued and will run when it returns"
     if seconds is not None and seconds < _LATELY_S:

@@ -1,4 +1,4 @@
-"""An operator's way to the store: with an identity of their own, or by URLs that the aggregator signs on order."""
+"""An operator's way to the store: with an identity of their own, or by URLs that the aggregator signs on demand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from broker.blobs.base import BlobStore
@@ -17,7 +17,7 @@ from protocol.messages import Grant, Request
 
 if TYPE_CHECKING:
     from fledge.operator.config import OperatorConfig
-    from fledge.operator.console import Console
+    from fledge.operator.console import Arguments, Console
 
 STORE = "FLEDGE_STORE"
 _WAIT_S = 30.0
@@ -52,7 +52,7 @@ def open_store(
 
 
 def ask_by(console: Console) -> Ask:
-    """Ask for URLs by orders; as with every order, one thread at a time."""
+    """Ask for URLs by commands; as with every command, one thread at a time."""
 
     def ask(request: Request) -> Grant:
         urls: list[str] = []
@@ -65,10 +65,10 @@ def ask_by(console: Console) -> Ask:
     return ask
 
 
-def _urls(console: Console, order: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    (answer,) = console.ask(order, arguments, timeout=_WAIT_S)
+def _urls(console: Console, command: str, arguments: Arguments) -> tuple[str, ...]:
+    (answer,) = console.ask(command, arguments, timeout=_WAIT_S)
     if answer.ok:
-        return tuple(str(url) for url in answer.values.get("urls", ()))
+        return tuple(map(str, answer.column("urls")))
     if answer.reason == "no_answer":
         raise StoreError(f"no URLs for the store: {answer.text}")
     if answer.reason == "not_possible":

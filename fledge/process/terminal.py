@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
-_CURSOR = "next"
-
 
 def clean(text: str, *, keep: str = "") -> str:
     """The text with everything escaped that could steer a terminal: control and format characters, surrogates."""

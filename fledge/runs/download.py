@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from aggregator.audit.export import write_file
 from broker.blobs.base import BlobStore
@@ -41,7 +40,7 @@ class Model:
         """SHA-256 of the file that is written, in hex."""
         return self.manifest.digest.hex()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The card in plain values, with what is signed beside it."""
         plain = asdict(self.card)
         measured = plain.pop("measurements")
@@ -93,5 +92,5 @@ def _records(model: Model, store: BlobStore) -> Iterator[bytes]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _text(facts: Mapping[str, Any]) -> bytes:
+def _text(facts: Mapping[str, object]) -> bytes:
     return json.dumps(facts, indent=2, ensure_ascii=False).encode() + b"\n"

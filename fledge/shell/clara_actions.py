@@ -1,11 +1,11 @@
-"""What each of Clara's commands does here, with our orders; the shapes of the answers are Clara's where that helps."""
+"""What each of Clara's commands does here, with ours; the shapes of the answers are Clara's where that helps."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fledge.ctl import render
 from fledge.shell import clara_runs
@@ -13,7 +13,9 @@ from fledge.shell.clara_usage import ALL, CLIENT, SERVER, Misused, exactly, one_
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fledge.operator.console import Arguments
     from fledge.shell.context import ShellContext
+    from protocol.codec import Plain, Value
 
 _WHERE_IT_RUNS = "where it runs (`systemctl` or `docker compose`)"
 _ENDED = ("run_stopped", "run_aborted")
@@ -116,10 +118,11 @@ def validate(shell: ShellContext, words: Sequence[str]) -> None:
     answer = shell.hub("metrics", {"run": shell.run})
     if answer is None:
         return
-    results: dict[str, dict[str, dict[str, Any]]] = {}
+    results: dict[str, dict[str, dict[str, Plain]]] = {}
     for row in render.parts(answer.values).rows():
         if site in (ALL, row["site"]) and version in (SERVER, str(row["version"])):
-            results.setdefault(str(row["site"]), {}).setdefault(str(row["version"]), {})[row["metric"]] = row["value"]
+            of_version = results.setdefault(str(row["site"]), {}).setdefault(str(row["version"]), {})
+            of_version[str(row["metric"])] = row["value"]
     shell.say(*json.dumps(results, indent=2).splitlines())
 
 
@@ -269,30 +272,30 @@ def abort_job(shell: ShellContext, words: Sequence[str]) -> None:
 # ---- what they share
 
 
-def _end(shell: ShellContext, order: str, run: str | None) -> bool:
+def _end(shell: ShellContext, command: str, run: str | None) -> bool:
     """Have the run ended; one that has ended already is no failure."""
-    shell.session.confirm(order, {"run": run})
-    (answer,) = shell.session.ask(order, {"run": run})[:1]
+    shell.session.confirm(command, {"run": run})
+    (answer,) = shell.session.ask(command, {"run": run})[:1]
     if answer.ok or answer.reason in _ENDED:
-        shell.say(answer.text or (_DONE[order] if answer.ok else "The run has ended already."))
+        shell.say(answer.text or (_DONE[command] if answer.ok else "The run has ended already."))
         return True
     shell.refused([answer])
     return False
 
 
-def _look(shell: ShellContext, order: str, words: Sequence[str], arguments: Mapping[str, Any] | None = None) -> None:
+def _look(shell: ShellContext, command: str, words: Sequence[str], arguments: Arguments | None = None) -> None:
     (site,) = _one_site(words, 0, 0)
     if site == SERVER:
         _not_the_hub(shell)
     else:
-        shell.at_sites(order, [site], arguments)
+        shell.at_sites(command, [site], arguments)
 
 
-def _some_lines(shell: ShellContext, order: str, words: Sequence[str]) -> None:
+def _some_lines(shell: ShellContext, command: str, words: Sequence[str]) -> None:
     _, numbers, rest = options(words, "", "nc")
     site, path = _one_site(rest, 1, 1)
-    arguments = {"path": path, "lines": numbers.get("n", 10), "bytes": numbers.get("c")}
-    _look(shell, order, [site], arguments)
+    arguments: dict[str, Value] = {"path": path, "lines": numbers.get("n", 10), "bytes": numbers.get("c")}
+    _look(shell, command, [site], arguments)
 
 
 def _one_site(words: Sequence[str], at_least: int, at_most: int) -> list[str]:
@@ -305,16 +308,16 @@ def _not_the_hub(shell: ShellContext) -> None:
     shell.fail("Error: the aggregator's machine is not looked at from afar; `status` and `run show` tell how it is.")
 
 
-def _of(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+def _of(rows: list[dict[str, Plain]], names: Sequence[str]) -> list[dict[str, Plain]]:
     for name in names:
         one_of(name, "client", [str(row["site"]) for row in rows])
     return [row for row in rows if not names or row["site"] in names]
 
 
-def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+def _column(rows: Sequence[Mapping[str, Plain]], name: str) -> list[Plain]:
     return [row.get(name) for row in rows]
 
 
-def _heard(row: Mapping[str, Any]) -> bool:
+def _heard(row: Mapping[str, Plain]) -> bool:
     seen = row.get("seen", -1)
     return isinstance(seen, int | float) and seen >= 0

@@ -35,7 +35,7 @@ def set_run_number(shell: ShellContext, words: Sequence[str]) -> None:
         return
     shell.run = name
     number = name.partition("-")[2]
-    if name in answer.values.get("run", ()):
+    if name in answer.column("run"):
         shell.say(f"run number already exist. Set the FL run number to {number}.")
     else:
         shell.say(f"Create a new run number: {number}. `deploy FOLDER server` makes it at the server.")
@@ -147,7 +147,7 @@ def clone_job(shell: ShellContext, words: Sequence[str]) -> None:
     listed = shell.hub("run.list")
     if listed is None:
         return
-    held = set(map(str, listed.values.get("run", ())))
+    held = set(map(str, listed.column("run")))
     name = new[0] if new else next(each for at in range(2, len(held) + 3) if (each := f"{run}-{at}") not in held)
     (answer,) = run_actions.clone(shell.session, run, name)
     if answer.ok:
@@ -206,7 +206,7 @@ def _take_over(shell: ShellContext, folder: str, run: str) -> bool:
 def _hand_out(shell: ShellContext, run: str, names: Sequence[str]) -> bool:
     """Have clients (none named: all) take over the run's code; whether any of them did."""
     answers = run_actions.deploy(shell.session, run, names)
-    if answers[0].sender == AGGREGATOR:  # which did not offer it, or did not hand the order on
+    if answers[0].sender == AGGREGATOR:  # which did not offer it, or did not hand the command on
         shell.refused(answers)
         return False
     shell.instances(answers, done="MMAR deployed.")

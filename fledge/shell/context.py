@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
-from typer.main import get_command
+from typer.core import TyperGroup
+from typer.main import get_command, get_group
 
 from fledge.ctl import render
 from fledge.ctl.session import Session
@@ -16,7 +17,7 @@ from fledge.operator.members import KnownMembers, read_members
 from fledge.process import terminal
 
 if TYPE_CHECKING:
-    from fledge.operator.console import Answer
+    from fledge.operator.console import Answer, Arguments
     from fledge.runs.upload import Packed
 
 
@@ -50,7 +51,7 @@ class ShellContext:
             self.note(done.code if isinstance(done.code, int) else render.FAILED)
 
     @cached_property
-    def _app(self) -> Any:
+    def _app(self) -> typer.Typer:
         from fledge.ctl.app import app
 
         return app
@@ -85,34 +86,34 @@ class ShellContext:
         """Keep the first exit code that is not 0."""
         self.code = self.code or code
 
-    def table(self, columns: Mapping[str, Sequence[Any]]) -> None:
+    def table(self, columns: Mapping[str, Sequence[object]]) -> None:
         """Print a table in a frame."""
         from rich import box
 
         self.session.screen().print(render.table(columns, box.ASCII2, heading=str.upper))
 
-    def hub(self, order: str, arguments: Mapping[str, Any] | None = None) -> Answer | None:
+    def hub(self, command: str, arguments: Arguments | None = None) -> Answer | None:
         """Have the aggregator obey; a refusal is printed and None."""
-        self.session.confirm(order, arguments or {})
-        answer = self.session.ask(order, arguments)[0]
+        self.session.confirm(command, arguments or {})
+        answer = self.session.ask(command, arguments)[0]
         if answer.ok:
-            named = answer.values.get("run", ())
-            self.runs.update([named] if isinstance(named, str) else map(str, named))
+            named = answer.values.get("run")
+            self.runs.update([named] if isinstance(named, str) else map(str, answer.column("run")))
             return answer
         self.refused([answer])
         return None
 
     def at_sites(
         self,
-        order: str,
+        command: str,
         sites: Sequence[str],
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Arguments | None = None,
         titles: Mapping[str, str] | None = None,
         done: str = "",
     ) -> None:
         """Have sites obey and print what each says; `titles` and `done` are Clara's words for columns and for a yes."""
-        self.session.confirm(order, arguments or {}, sites)
-        self.instances(self.session.ask(order, arguments, sites), titles, done)
+        self.session.confirm(command, arguments or {}, sites)
+        self.instances(self.session.ask(command, arguments, sites), titles, done)
 
     def instances(self, answers: Sequence[Answer], titles: Mapping[str, str] | None = None, done: str = "") -> None:
         """Print what each site says."""
@@ -139,15 +140,14 @@ def own_commands() -> dict[str, dict[str, str]]:
     """Every command of `fledge ctl`: first word to second word to what it does; `""` for commands of one word."""
     from fledge.ctl.app import app
 
-    top: Any = get_command(app)
     return {
-        name: {second: _summary(about) for second, about in each.commands.items()}
-        if hasattr(each, "commands")
-        else {"": _summary(each)}
-        for name, each in top.commands.items()
+        name: {second: _summary(about.help) for second, about in each.commands.items()}
+        if isinstance(each, TyperGroup)
+        else {"": _summary(each.help)}
+        for name, each in get_group(app).commands.items()
     }
 
 
-def _summary(command: Any) -> str:
+def _summary(about: str | None) -> str:
     """The first paragraph of a command's help."""
-    return str(command.help).partition("\n\n")[0]
+    return str(about).partition("\n\n")[0]

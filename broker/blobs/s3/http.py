@@ -9,10 +9,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -21,9 +21,6 @@ from urllib3.exceptions import NewConnectionError, ProtocolError
 from broker.net.proxy import HopError, Proxy, connect_through
 from broker.net.tls import Tls
 from protocol.errors import ConfigError, TooLarge
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, SupportsRead
 
 # It logs whole addresses, and whoever has a signed one may use it.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -155,7 +152,7 @@ class _Connection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         return _through(self, self.proxy_hop) or super()._new_conn()
 
-    def send(self, data: SupportsRead[bytes] | Iterable[ReadableBuffer] | ReadableBuffer | str) -> None:
+    def send(self, data: Any) -> None:  # as http.client has it: the type of what can be sent has no public name
         try:
             super().send(data)
         except _HUNG_UP as error:

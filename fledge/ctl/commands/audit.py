@@ -19,4 +19,4 @@ def log(
     kind: Annotated[str | None, typer.Option(help="Only such: command, refused, version, update, run, …")] = None,
 ) -> int:
     """The newest entries of the hash-chained ledger."""
-    return session_of(context).order("audit.log", {"limit": limit, "since": since, "kind": kind})
+    return session_of(context).send("audit.log", {"limit": limit, "since": since, "kind": kind})

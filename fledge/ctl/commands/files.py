@@ -18,13 +18,13 @@ Bytes = Annotated[int | None, typer.Option("-c", min=1, help="How many bytes, in
 @command(app, "pwd")
 def pwd(context: typer.Context, site: OneSite) -> int:
     """The folder that file commands start from."""
-    return session_of(context).order("file.pwd", targets=[site])
+    return session_of(context).send("file.pwd", targets=[site])
 
 
 @command(app, "env")
 def env(context: typer.Context, site: OneSite) -> int:
     """Names of the worker's settings in its environment."""
-    return session_of(context).order("file.env", targets=[site])
+    return session_of(context).send("file.env", targets=[site])
 
 
 @command(app, "ls")
@@ -41,7 +41,7 @@ def ls(
 ) -> int:
     """A listing of the worker's own folder."""
     options = letters(a=everything, l=long, t=by_time, S=by_size, R=recursive, u=one_by_one)
-    return session_of(context).order("file.ls", {"path": path, "options": options}, [site])
+    return session_of(context).send("file.ls", {"path": path, "options": options}, [site])
 
 
 @command(app, "cat")
@@ -56,19 +56,19 @@ def cat(
 ) -> int:
     """A text file of the worker's own folder."""
     options = letters(n=numbers, b=numbers_of_text, s=squeeze, T=tabs)
-    return session_of(context).order("file.cat", {"path": file, "options": options}, [site])
+    return session_of(context).send("file.cat", {"path": file, "options": options}, [site])
 
 
 @command(app, "head")
 def head(context: typer.Context, site: OneSite, file: Name, lines: Lines = 10, size: Bytes = None) -> int:
     """The first lines of a text file."""
-    return session_of(context).order("file.head", {"path": file, "lines": lines, "bytes": size}, [site])
+    return session_of(context).send("file.head", {"path": file, "lines": lines, "bytes": size}, [site])
 
 
 @command(app, "tail")
 def tail(context: typer.Context, site: OneSite, file: Name, lines: Lines = 10, size: Bytes = None) -> int:
     """The last lines of a text file."""
-    return session_of(context).order("file.tail", {"path": file, "lines": lines, "bytes": size}, [site])
+    return session_of(context).send("file.tail", {"path": file, "lines": lines, "bytes": size}, [site])
 
 
 @command(app, "grep")
@@ -83,7 +83,7 @@ def grep(
 ) -> int:
     """Lines of a text file that have a text in them."""
     arguments = {"pattern": pattern, "path": file, "options": letters(n=numbers, i=any_case, b=offsets)}
-    return session_of(context).order("file.grep", arguments, [site])
+    return session_of(context).send("file.grep", arguments, [site])
 
 
 def letters(**options: bool) -> str:

@@ -21,7 +21,7 @@ Published = Annotated[str, typer.Argument(metavar="NAME", help="A published mode
 @command(app, "list")
 def list_models(context: typer.Context, run: OneRun = None) -> int:
     """Every version: members, staleness, digest."""
-    return session_of(context).order("model.list", {"run": run})
+    return session_of(context).send("model.list", {"run": run})
 
 
 @command(app, "show")
@@ -31,7 +31,7 @@ def show(
     run: Annotated[str | None, typer.Option(help="Of this run; default: the one that goes on.")] = None,
 ) -> int:
     """One version: who is in it, with which weight."""
-    return session_of(context).order("model.show", {"version": version, "run": run})
+    return session_of(context).send("model.show", {"version": version, "run": run})
 
 
 @command(app, "export")
@@ -60,19 +60,19 @@ def publish(
     """Put a version into the catalogue, with a signed card."""
     said = {"application": application, "description": description, "framework": framework, "licence": licence}
     arguments = {"run": run, "version": version, "raw": raw, "name": name, "precision": precision, **said}
-    return session_of(context).order("model.publish", {**arguments, "labels": tuple(label or ())})
+    return session_of(context).send("model.publish", {**arguments, "labels": tuple(label or ())})
 
 
 @command(app, "promote")
 def promote(context: typer.Context, name: Annotated[str, typer.Argument(metavar="NAME")], channel: Channel) -> int:
     """Let a channel, such as production, name a published model."""
-    return session_of(context).order("model.promote", {"name": name, "channel": channel})
+    return session_of(context).send("model.promote", {"name": name, "channel": channel})
 
 
 @command(app, "rollback")
 def rollback(context: typer.Context, channel: Channel, yes: Yes = False) -> int:
     """Let a channel name the model again that it named before."""
-    return session_of(context, yes).order("model.rollback", {"channel": channel})
+    return session_of(context, yes).send("model.rollback", {"channel": channel})
 
 
 @command(app, "search")
@@ -83,7 +83,7 @@ def search(
     channel: Annotated[str | None, typer.Option(help="What this channel names.")] = None,
 ) -> int:
     """Published models: name, run, version, labels, channels."""
-    return session_of(context).order("model.search", {"text": text, "label": label, "channel": channel})
+    return session_of(context).send("model.search", {"text": text, "label": label, "channel": channel})
 
 
 @command(app, "pull")

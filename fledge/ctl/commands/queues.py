@@ -17,19 +17,19 @@ Letter = Annotated[int, typer.Argument(min=0, metavar="ID", help="Its number in 
 @command(dead, "list")
 def list_letters(context: typer.Context) -> int:
     """Messages that were refused, with the reason."""
-    return session_of(context).order("dead.list")
+    return session_of(context).send("dead.list")
 
 
 @command(dead, "show")
 def show(context: typer.Context, letter: Letter) -> int:
     """One refused message: from which queue, why, how large."""
-    return session_of(context).order("dead.show", {"id": letter})
+    return session_of(context).send("dead.show", {"id": letter})
 
 
 @command(dead, "replay")
 def replay(context: typer.Context, letter: Letter) -> int:
     """Hand a refused message to intake again."""
-    return session_of(context).order("dead.replay", {"id": letter})
+    return session_of(context).send("dead.replay", {"id": letter})
 
 
 @command(dead, "purge")
@@ -39,10 +39,10 @@ def purge(
     yes: Yes = False,
 ) -> int:
     """Forget refused messages."""
-    return session_of(context, yes).order("dead.purge", {"id": letter})
+    return session_of(context, yes).send("dead.purge", {"id": letter})
 
 
 @command(queue, "list")
 def list_queues(context: typer.Context) -> int:
     """How many messages wait in each queue."""
-    return session_of(context).order("queue.list")
+    return session_of(context).send("queue.list")

@@ -15,9 +15,9 @@ from protocol.limits import BODY
 app = group("The list of members, signed by the root.")
 
 _LINE = 1000
-"""Characters of base64 in one line of an order."""
+"""Characters of base64 in one line of a command."""
 _LARGEST = BODY * 3 // 4 - 4096
-"""Bytes of a registry that fit into an order."""
+"""Bytes of a registry that fit into a command."""
 
 
 @command(app, "put")
@@ -34,4 +34,4 @@ def put(context: typer.Context, file: Annotated[Path, typer.Argument(help="The n
         )
     text = base64.b64encode(record).decode("ascii")
     lines = tuple(text[at : at + _LINE] for at in range(0, len(text), _LINE))
-    return session_of(context).order("registry.put", {"record": lines})
+    return session_of(context).send("registry.put", {"record": lines})

@@ -73,37 +73,37 @@ def start(
     """Begin a run, or go on with one that was paused, stopped or aborted; with sites: as `run join`."""
     session = session_of(context)
     targets = some_sites(session, sites, site, everywhere)
-    return session.order("run.join" if targets else "run.start", {"run": run}, targets)
+    return session.send("run.join" if targets else "run.start", {"run": run}, targets)
 
 
 @command(app, "list")
 def list_runs(context: typer.Context) -> int:
     """Every run with its state and version."""
-    return session_of(context).order("run.list")
+    return session_of(context).send("run.list")
 
 
 @command(app, "show")
 def show(context: typer.Context, run: OneRun = None) -> int:
     """The run's settings, state and reason."""
-    return session_of(context).order("run.show", {"run": run})
+    return session_of(context).send("run.show", {"run": run})
 
 
 @command(app, "pause")
 def pause(context: typer.Context, run: OneRun = None) -> int:
     """Merge nothing until the run is resumed; updates are still taken."""
-    return session_of(context).order("run.pause", {"run": run})
+    return session_of(context).send("run.pause", {"run": run})
 
 
 @command(app, "resume")
 def resume(context: typer.Context, run: OneRun = None) -> int:
     """Go on after a pause."""
-    return session_of(context).order("run.resume", {"run": run})
+    return session_of(context).send("run.resume", {"run": run})
 
 
 @command(app, "stop")
 def stop(context: typer.Context, run: OneRun = None, yes: Yes = False) -> int:
     """End the run in order; what waits gets its receipt."""
-    return session_of(context, yes).order("run.stop", {"run": run})
+    return session_of(context, yes).send("run.stop", {"run": run})
 
 
 @command(app, "abort")
@@ -118,7 +118,7 @@ def abort(
     """End the run at once, workers drop what they train; with sites: as `run leave`."""
     session = session_of(context, yes)
     targets = some_sites(session, sites, site, everywhere)
-    return session.order("run.leave" if targets else "run.abort", {"run": run}, targets)
+    return session.send("run.leave" if targets else "run.abort", {"run": run}, targets)
 
 
 @command(app, "clone")
@@ -149,7 +149,7 @@ def delete(
 @command(app, "offer")
 def offer(context: typer.Context, run: ThisRun) -> int:
     """Hold a run's code ready for the sites there are now, and show its digest; `run deploy` does so by itself."""
-    return session_of(context).order("run.offer", {"run": run})
+    return session_of(context).send("run.offer", {"run": run})
 
 
 @command(app, "join")
@@ -158,7 +158,7 @@ def join(
 ) -> int:
     """Train a run at sites, also after they left it."""
     session = session_of(context)
-    return session.order("run.join", {"run": run}, chosen(session, sites, site, everywhere))
+    return session.send("run.join", {"run": run}, chosen(session, sites, site, everywhere))
 
 
 @command(app, "leave")
@@ -172,7 +172,7 @@ def leave(
 ) -> int:
     """Drop what sites train of a run, and train it there no more until `run join`."""
     session = session_of(context, yes)
-    return session.order("run.leave", {"run": run}, chosen(session, sites, site, everywhere))
+    return session.send("run.leave", {"run": run}, chosen(session, sites, site, everywhere))
 
 
 @command(app, "withdraw")
@@ -186,4 +186,4 @@ def withdraw(
 ) -> int:
     """Forget a run's code at sites and what they keep of the run."""
     session = session_of(context, yes)
-    return session.order("run.withdraw", {"run": run}, chosen(session, sites, site, everywhere))
+    return session.send("run.withdraw", {"run": run}, chosen(session, sites, site, everywhere))

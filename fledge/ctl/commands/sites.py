@@ -27,7 +27,7 @@ def status(context: typer.Context, run: OneRun = None) -> int:
 @command(app, "list")
 def list_sites(context: typer.Context) -> int:
     """Every member with its organisation, and whether its keys hold."""
-    return session_of(context).order("site.list")
+    return session_of(context).send("site.list")
 
 
 @command(app, "show")
@@ -37,40 +37,40 @@ def show(
     limit: Annotated[int, typer.Option(min=1, max=1024, help="How many of its newest updates.")] = 20,
 ) -> int:
     """One site: what it does now and what became of its updates."""
-    return session_of(context).order("site.show", {"site": site, "limit": limit})
+    return session_of(context).send("site.show", {"site": site, "limit": limit})
 
 
 @command(app, "quarantine")
 def quarantine(context: typer.Context, site: OneSite, yes: Yes = False) -> int:
     """Take a site's updates no longer, but leave it connected."""
-    return session_of(context, yes).order("site.quarantine", {"site": site})
+    return session_of(context, yes).send("site.quarantine", {"site": site})
 
 
 @command(app, "readmit")
 def readmit(context: typer.Context, site: OneSite) -> int:
     """Take a quarantined site's updates again."""
-    return session_of(context).order("site.readmit", {"site": site})
+    return session_of(context).send("site.readmit", {"site": site})
 
 
 @command(app, "revoke")
 def revoke(context: typer.Context, site: OneSite, yes: Yes = False) -> int:
     """Cut a site off at once; the root's signature follows."""
-    return session_of(context, yes).order("site.revoke", {"site": site})
+    return session_of(context, yes).send("site.revoke", {"site": site})
 
 
 def _at_sites(name: str, about: str) -> Callable[..., int]:
-    """A command that gives one order to the sites that are named."""
+    """A command that is sent to the sites that are named."""
 
     def act(context: typer.Context, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False) -> int:
         session = session_of(context)
-        return session.order(f"site.{name}", targets=chosen(session, sites, site, everywhere))
+        return session.send(f"site.{name}", targets=chosen(session, sites, site, everywhere))
 
     act.__doc__ = about
     return act
 
 
 def _asking_first(name: str, about: str) -> Callable[..., int]:
-    """The same, for an order that has to be confirmed."""
+    """The same, for a command that has to be confirmed."""
 
     def act(
         context: typer.Context,
@@ -80,7 +80,7 @@ def _asking_first(name: str, about: str) -> Callable[..., int]:
         yes: Yes = False,
     ) -> int:
         session = session_of(context, yes)
-        return session.order(f"site.{name}", targets=chosen(session, sites, site, everywhere))
+        return session.send(f"site.{name}", targets=chosen(session, sites, site, everywhere))
 
     act.__doc__ = about
     return act

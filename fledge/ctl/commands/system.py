@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from fledge.ctl.options import AlsoSites, Everywhere, Follow, Sites, chosen, com
 from fledge.ctl.session import Session
 from protocol.errors import ConfigError
 
+if TYPE_CHECKING:
+    from protocol.codec import Value
+
 app = group("The machines of the sites.")
 
 
@@ -18,7 +21,7 @@ app = group("The machines of the sites.")
 def info(context: typer.Context, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False) -> int:
     """Memory, processors, disk and accelerators of the site's machine."""
     session = session_of(context)
-    return session.order("sys.info", targets=chosen(session, sites, site, everywhere))
+    return session.send("sys.info", targets=chosen(session, sites, site, everywhere))
 
 
 def logs(
@@ -34,9 +37,9 @@ def logs(
     """The newest lines of the worker's log, without anything private."""
     session = session_of(context)
     targets = chosen(session, sites, site, everywhere)
-    arguments = {"lines": lines, "grep": grep, "since": since}
+    arguments: dict[str, Value] = {"lines": lines, "grep": grep, "since": since}
     if not follow:
-        return session.order("logs", arguments, targets)
+        return session.send("logs", arguments, targets)
     if len(targets) > 1:
         raise ConfigError("--follow shows one site's log; name one")
     return _follow(session, arguments, targets)
@@ -54,7 +57,7 @@ def stats(context: typer.Context, sites: Sites = None, site: AlsoSites = None, e
     return session.told(answers)
 
 
-def _follow(session: Session, arguments: dict[str, Any], targets: list[str]) -> int:
+def _follow(session: Session, arguments: dict[str, Value], targets: list[str]) -> int:
     """Show what is new since the last answer; a site that is away for a while is waited for."""
     for answers in session.follow("logs", arguments, targets):
         session.show([answer for answer in answers if not answer.ok or render.parts(answer.values).lines])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from fledge.ctl.session import Session
 
 if TYPE_CHECKING:
     from fledge.operator.console import Answer
+    from protocol.codec import Plain, Value
 
 app = group("Updates of sites.")
 NOTHING = "no site has measured a version yet; sites measure only where run.toml says `evaluate = true`"
@@ -27,7 +28,7 @@ def list_updates(
     limit: Annotated[int, typer.Option(min=1, max=1024, help="How many at most.")] = 50,
 ) -> int:
     """The newest updates and what became of them."""
-    return session_of(context).order("update.list", {"site": site, "state": state, "run": run, "limit": limit})
+    return session_of(context).send("update.list", {"site": site, "state": state, "run": run, "limit": limit})
 
 
 @command(app, "show")
@@ -35,7 +36,7 @@ def show(
     context: typer.Context, update: Annotated[str, typer.Argument(help="The update, as `update list` names it.")]
 ) -> int:
     """One update."""
-    return session_of(context).order("update.show", {"update": update})
+    return session_of(context).send("update.show", {"update": update})
 
 
 def metrics(context: typer.Context, run: OneRun = None, follow: Follow = False) -> int:
@@ -52,20 +53,21 @@ def _explained(answer: Answer) -> Answer:
     return replace(answer, text=NOTHING, values={}) if empty else answer
 
 
-def _follow(session: Session, arguments: dict[str, Any]) -> int:
+def _follow(session: Session, arguments: dict[str, Value]) -> int:
     """Show what is new since the last answer, as long as the aggregator does not refuse."""
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[tuple[Plain, ...]] = set()
     for answers in session.follow("metrics", arguments):
         fresh = [unseen(answer, seen) for answer in answers]
         session.show([answer for answer in fresh if not answer.ok or render.parts(answer.values).rows()])
         for answer in answers:
-            arguments["since"] = max(answer.values.get("version", ()), default=arguments.get("since"))
+            numbers = [number for number in answer.column("version") if isinstance(number, int)]
+            arguments["since"] = max(numbers, default=arguments.get("since"))
         if render.exit_code(answers) == render.FAILED:
             return render.FAILED
     return render.OK
 
 
-def unseen(answer: Answer, seen: set[tuple[Any, ...]]) -> Answer:
+def unseen(answer: Answer, seen: set[tuple[Plain, ...]]) -> Answer:
     """The answer with only the rows of its table that are not in `seen`, which learns them."""
     columns = render.parts(answer.values).columns
     rows = [row for row in zip(*columns.values(), strict=True) if row not in seen]

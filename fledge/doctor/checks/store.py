@@ -66,7 +66,7 @@ def check_clock(date: str, now: float) -> Finding:
         return skipped(check, "no_date", "the store tells no time")
     words = f"this clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the store's"
     if abs(skew) > SKEW_S:
-        advice = "set the clock (timedatectl set-ntp true): signatures, orders and certificates depend on it"
+        advice = "set the clock (timedatectl set-ntp true): signatures, commands and certificates depend on it"
         return replace(bad(check, "skew", words, advice), number=round(skew, 1))
     if abs(skew) > _NOTABLE_SKEW_S:
         return warning(check, "skew", words, "let this machine keep time by NTP", number=round(skew, 1))

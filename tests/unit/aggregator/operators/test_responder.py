@@ -273,5 +273,5 @@ def test_an_order_that_no_broker_takes_ends_with_what_to_do(hub: Hub) -> None:
         hub.federation.registry,
         Deaf.named(hub.network),
     )
-    with pytest.raises(TransportError, match=r"has not taken .*'s order in time.*fledge doctor"):
+    with pytest.raises(TransportError, match=r"has not taken .*'s command in time.*fledge doctor"):
         console.ask("status", {}, timeout=0.2)
