@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from aggregator.domain import events
-from aggregator.domain.events import Unacked
 from aggregator.domain.state import SiteStatus, UpdateNotice
 from aggregator.pipeline.envelope_cache import EnvelopeCache, OpenEnvelope
+from broker.transport.base import Unacked
 from protocol import topology
 from protocol.commands import COMMANDS, COUNTER_AHEAD, LONGEST_COMMAND, TOLERANCE
 from protocol.envelope import ContentKey, Verified, body, unlock, verify

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
+from broker.transport.base import Unacked
 from protocol import limits
 from protocol.blob import Manifest
 from protocol.envelope import ContentKey, Verified, body, unlock, verify
@@ -73,7 +73,7 @@ class Reader:
         """Whom updates and evaluations are sealed for."""
         return self.registry.members(Role.AGGREGATOR)
 
-    def announcement(self, raw: bytes, delivery: Any, wall: float) -> HeadSeen | VersionSeen:
+    def announcement(self, raw: bytes, delivery: Unacked, wall: float) -> HeadSeen | VersionSeen:
         """What came on the announcement queue.
 
         Raises:
@@ -126,7 +126,7 @@ class Reader:
             raise TooLarge(f"code of {manifest.length} bytes; at most {limits.CODE} are allowed")
         return CodeRecord(manifest=manifest, key=unlock(verified, self.identity))
 
-    def receipt(self, raw: bytes, delivery: Any) -> ReceiptSeen:
+    def receipt(self, raw: bytes, delivery: Unacked) -> ReceiptSeen:
         """What came on the site's own queue."""
         verified = verify(raw, self.registry, federation=self.federation, kinds=(Kind.RECEIPT,))
         key = unlock(verified, self.identity) if verified.recipients else None
@@ -137,7 +137,7 @@ class Reader:
     def _stored(self, raw: bytes, kind: Kind) -> Verified:
         return verify(raw, self.registry, federation=self.federation, kinds=(kind,), limit=limits.STORED_RECORD)
 
-    def _version_seen(self, verified: Verified, delivery: Any) -> VersionSeen:
+    def _version_seen(self, verified: Verified, delivery: Unacked | None) -> VersionSeen:
         if self.identity.box_kid not in verified.recipients:
             raise NotForUs(verified.core.run, verified.core.version, self.identity.name)
         says = body(verified, Version, unlock(verified, self.identity))

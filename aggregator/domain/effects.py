@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from aggregator.domain.events import CommandArrived, RequestArrived, Unacked
+from aggregator.domain.events import CommandArrived, RequestArrived
 from aggregator.domain.state import RunPlace
 from aggregator.strategy.plan import MergePlan
+from broker.transport.base import Unacked
 from protocol.codec import Value
 from protocol.registry import Registry
 

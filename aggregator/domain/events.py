@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from aggregator.domain.state import CodeOffered, NewModel, NewRun, UpdateNotice, UpdateState
 from aggregator.strategy.plan import MergePlan, Product
+from broker.transport.base import Unacked
 from protocol.codec import Value
 from protocol.messages import Evaluation, Request
 from protocol.registry import Registry
-
-
-class Unacked(Protocol):
-    """What the broker delivered: the rules pass it on, the shell acks it once it may be forgotten."""
-
-    def ack(self) -> None:
-        """Let the broker forget it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from aggregator.domain.events import Unacked
 from aggregator.domain.state import CodeOffered, NewModel, NewRun, Sanction, UpdateNotice, UpdateState
 from aggregator.strategy.plan import MergePlan, Product
+from broker.transport.base import Unacked
 from protocol.messages import Evaluation, Kind, Receipt, RunState
 
 

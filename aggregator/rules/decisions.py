@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import OUTCOME, UpdateNotice, UpdateRow, UpdateState
 from broker.runtime.actor import Step
+from broker.transport.base import Unacked
 from protocol import limits, topology
 from protocol.codec import Value, encode
 from protocol.messages import Kind, Outcome, Receipt
@@ -44,7 +45,7 @@ class Decisions:
         """After the commit."""
         self._effects += decided
 
-    def settle(self, delivery: events.Unacked) -> None:
+    def settle(self, delivery: Unacked) -> None:
         """Ack a delivery after the commit."""
         self._effects.append(effects.Settle(delivery=delivery))
 

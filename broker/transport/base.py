@@ -49,6 +49,14 @@ class Delivery:
         self.settle("dead_letter")
 
 
+class Unacked(Protocol):
+    """A delivery as rules see it: they pass it on, the shell acks it once it may be forgotten."""
+
+    def ack(self) -> None:
+        """Let the broker forget it."""
+        ...
+
+
 class Subscription(Protocol):
     """A running consumer."""
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from broker.transport.base import Unacked
 from protocol.messages import Outcome
 from protocol.registry import Registry
 from worker.domain.events import CommandSeen
 from worker.domain.state import Leaving, UpdateRow
-
-# ---- effects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settle:
     """Ack a delivery."""
 
-    delivery: Any
+    delivery: Unacked
     what: Literal["version", "head", "receipt", "command"]
 
 
@@ -137,7 +136,7 @@ class Alarm:
     """Something a person should look at."""
 
     event: str
-    details: Mapping[str, Any]
+    details: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,3 +201,29 @@ class ForgetOwn:
     """Delete the site's own tensors of a run, once no training writes them."""
 
     run: str
+
+
+Fetch = PullHead | FetchRegistry | FetchVersion
+"""What is read from the store."""
+Sending = Upload | Reseal | Publish | Settled | DropSpool
+"""What updates need on their way."""
+Effect = (
+    Fetch
+    | Sending
+    | Settle
+    | UseRegistry
+    | Train
+    | AbortTraining
+    | ReportStatus
+    | Alarm
+    | LookAtClock
+    | ForgetAnswer
+    | Judged
+    | Obey
+    | Leave
+    | KeepLast
+    | SendReply
+    | ForgetCode
+    | ForgetOwn
+)
+"""All that the shell does for the rules; after a crash some may be done again."""

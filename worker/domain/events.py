@@ -1,27 +1,23 @@
-"""What the worker's rules hear, what they want written, and what they want done: values only.
-
-Events come from the shell; writes go into one transaction; effects follow the commit and may be repeated.
-"""
+"""What the worker's rules hear; events come from the shell."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
+from broker.transport.base import Unacked
+from protocol.codec import Value
 from protocol.messages import Head, Receipt
 from protocol.registry import Registry
 from worker.domain.state import Leaving, Sealed
-
-# ---- events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionSeen:
     """A verified version record that is sealed for this site, announced (`delivery`) or fetched (None)."""
 
-    delivery: Any
+    delivery: Unacked | None
     run: str
     version: int
     record: bytes
@@ -36,7 +32,7 @@ class VersionSeen:
 class HeadSeen:
     """A verified head, announced (`delivery`) or pulled (None), and the wall clock when it came, in seconds."""
 
-    delivery: Any
+    delivery: Unacked | None
     head: Head
     wall: float
     known: int = 0
@@ -68,7 +64,7 @@ class RegistrySeen:
 class ReceiptSeen:
     """A verified receipt; `version` is the version it was merged into, if it was."""
 
-    delivery: Any
+    delivery: Unacked
     receipt: Receipt
     version: int
     raw: bytes
@@ -175,14 +171,14 @@ class HubAnswered:
 class CommandSeen:
     """An operator's genuine order for this site; `objection` says why it is refused all the same."""
 
-    delivery: Any
+    delivery: Unacked
     operator: str
     signer: bytes
     """Id of the key it is signed with; counters are the key's, so that a stolen one cannot lock its successor out."""
     counter: int
     id: bytes
     command: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Value] = field(default_factory=dict)
     objection: str = "ok"
     text: str = ""
 
@@ -212,3 +208,28 @@ class RunOrdered:
     command: CommandSeen
     run: str
     code: bytes = b""
+
+
+SaidAtSite = RunAnswered | ClockSeen | Drain | Undrain | RunOrdered
+"""What is said at the site, or to it, about what may be trained."""
+Progress = Uploaded | SendingFailed | Resealed | Published
+"""What becomes of what is being sent."""
+Event = (
+    VersionSeen
+    | HeadSeen
+    | HeadWanted
+    | FetchFailed
+    | RegistrySeen
+    | ReceiptSeen
+    | Evaluated
+    | Trained
+    | TrainingFailed
+    | SiteLeftOut
+    | HubAnswered
+    | CommandSeen
+    | Obeyed
+    | NotKept
+    | SaidAtSite
+    | Progress
+)
+"""All that the rules hear, besides the passing of time."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from worker.domain.state import Deployment, RunRow, Sealed, UpdateRow
 
-# ---- writes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoteVersion:
@@ -135,3 +133,24 @@ class NoteLeft:
 
     run: str
     left: bool
+
+
+Write = (
+    NoteVersion
+    | NoteRun
+    | NoteHead
+    | NoteRegistry
+    | Reserve
+    | AddUpdate
+    | ReplaceUpdate
+    | AddMessage
+    | RemoveMessage
+    | SettleUpdate
+    | NoteAnswer
+    | NoteDrained
+    | NoteCounter
+    | NoteDeployment
+    | DropDeployment
+    | NoteLeft
+)
+"""All that the journal can write."""

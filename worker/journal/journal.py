@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import singledispatchmethod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -43,6 +44,7 @@ from worker.domain.writes import (
     ReplaceUpdate,
     Reserve,
     SettleUpdate,
+    Write,
 )
 from worker.journal import tables
 
@@ -139,14 +141,14 @@ class Journal:
         """The newest registry's signed record, read beside the worker; errors as with `beside`."""
         return _read_beside(path, _registry_record)
 
-    def _begin(self) -> Any:
+    def _begin(self) -> AbstractContextManager[Connection]:
         return self._engine.begin()
 
     def close(self) -> None:
         """Release the file."""
         self._engine.dispose()
 
-    def commit(self, writes: Sequence[Any]) -> Sequence[Any]:
+    def commit(self, writes: Sequence[Write]) -> tuple[()]:
         """Carry out `writes` in one transaction, durable on return; there is never anything to answer.
 
         Raises:
@@ -163,7 +165,7 @@ class Journal:
             self._remember(write)
         return ()
 
-    def _remember(self, write: Any) -> None:
+    def _remember(self, write: Write) -> None:
         match write:
             case NoteVersion(row=row, record=record):
                 self._records[row.run] = record
@@ -178,7 +180,7 @@ class Journal:
         return OutboxRow(id=row, exchange=up_exchange(self._site), key="", body=body)
 
     @singledispatchmethod
-    def _write(self, write: Any, connection: Connection) -> None:
+    def _write(self, write: Write, connection: Connection) -> None:
         raise StateError(f"the worker's journal knows no write {type(write).__name__}")
 
     @_write.register
@@ -332,7 +334,7 @@ class Journal:
             found = connection.execute(_message_of, {"of": row}).first()
         return None if found is None else OutboxRow(**found._mapping)
 
-    def receipts(self) -> list[dict[str, Any]]:
+    def receipts(self) -> list[dict[str, object]]:
         """Every settled update with its outcome, oldest first."""
         with self._begin() as connection:
             rows = connection.execute(
@@ -395,7 +397,7 @@ def _load(connection: Connection) -> Snapshot:
     )
 
 
-def _run_values(row: RunRow) -> dict[str, Any]:
+def _run_values(row: RunRow) -> dict[str, object]:
     return {
         "run": row.run,
         "state": row.state.value,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import assert_never
+
+from structlog.typing import FilteringBoundLogger
 
 from broker.blobs.base import BlobStore
 from protocol import limits
 from protocol.errors import FledgeError, WireError
 from protocol.topology import record_key
-from worker.domain.effects import FetchRegistry, FetchVersion, PullHead
-from worker.domain.events import FetchFailed, SiteLeftOut
+from worker.domain.effects import Fetch, FetchRegistry, FetchVersion, PullHead
+from worker.domain.events import Event, FetchFailed, SiteLeftOut
 from worker.intake import NotForUs, Reader, read_registry
 
 
@@ -23,9 +25,9 @@ class Fetcher:
         store: BlobStore,
         reader: Callable[[], Reader],
         root: bytes,
-        tell: Callable[[Any], None],
+        tell: Callable[[Event], None],
         clock: Callable[[], float],
-        log: Any,
+        log: FilteringBoundLogger,
     ) -> None:
         """`reader` gives the one of the registry in force; `clock` is the wall clock, `log` a bound logger."""
         self._store = store
@@ -35,9 +37,9 @@ class Fetcher:
         self._clock = clock
         self._log = log
 
-    def fetch(self, effect: PullHead | FetchRegistry | FetchVersion) -> None:
+    def fetch(self, effect: Fetch) -> None:
         """Read what `effect` names; tells what was read, or `FetchFailed`."""
-        event: Any
+        event: Event | None
         try:
             event = self._read(effect)
         except WireError as error:
@@ -51,7 +53,7 @@ class Fetcher:
         if event is not None:
             self._tell(event)
 
-    def _read(self, effect: PullHead | FetchRegistry | FetchVersion) -> Any:
+    def _read(self, effect: Fetch) -> Event | None:
         reader = self._reader()
         match effect:
             case PullHead(known=known):
@@ -64,6 +66,8 @@ class Fetcher:
                 return read_registry(self._record(effect.digest), self._root, reader.federation)
             case FetchVersion():
                 return reader.version(self._record(effect.digest), effect.run, effect.version)
+            case _:
+                assert_never(effect)
 
     def _record(self, digest: bytes) -> bytes:
         return self._store.get(record_key(digest.hex()), limits.STORED_RECORD)

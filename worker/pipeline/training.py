@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+
+from structlog.typing import FilteringBoundLogger
 
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
@@ -46,7 +47,7 @@ from protocol.topology import model_chunk, record_key
 from worker.api.filters import FilterChain
 from worker.api.trainer import Control, Progress, Trainer, training_seed
 from worker.domain.effects import Train
-from worker.domain.events import Evaluated, NotKept, Trained, TrainingFailed
+from worker.domain.events import Evaluated, Event, NotKept, Trained, TrainingFailed
 from worker.domain.state import CODE_LOST, Sealed
 from worker.intake import ModelRecord, Reader
 from worker.pipeline.code_loader import CodeLoader
@@ -117,9 +118,9 @@ class Training:
         store: BlobStore,
         spool: Spool,
         reader: Callable[[], Reader],
-        tell: Callable[[Any], None],
+        tell: Callable[[Event], None],
         progress: Progress,
-        log: Any,
+        log: FilteringBoundLogger,
         cases: Incidents,
         kept: KeptVersions,
         policy: SitePolicy = OPEN,
@@ -197,7 +198,7 @@ class Training:
             sealed = self._train(job)
         except Aborted:
             told.info("training.aborted")
-            answer: Any = TrainingFailed(id=training.id, code="aborted")
+            answer: Event = TrainingFailed(id=training.id, code="aborted")
         except (Exception, SystemExit) as error:
             # A trainer is foreign code at a thread's edge. What it says may name a patient, so it goes into a case, and
             # neither into the log, whose lines operators may ask for, nor into any message.

@@ -6,14 +6,15 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+
+from structlog.typing import FilteringBoundLogger
 
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import upload
 from broker.runtime.crash_points import crash_point
 from protocol.errors import DiskFull, FledgeError, StateError, StoreError, WireError
 from protocol.topology import update_chunk
-from worker.domain.events import Resealed, SendingFailed, Uploaded
+from worker.domain.events import Event, Resealed, SendingFailed, Uploaded
 from worker.domain.state import Sealed, UpdateRow
 from worker.intake import Reader
 from worker.pipeline.sealing import reseal
@@ -76,8 +77,8 @@ class Uploader:
         spool: Spool,
         site: str,
         reader: Callable[[], Reader],
-        tell: Callable[[Any], None],
-        log: Any,
+        tell: Callable[[Event], None],
+        log: FilteringBoundLogger,
         throttle: Throttle | None = None,
     ) -> None:
         """`reader` gives the one of the registry in force; `log` is a bound logger."""
@@ -145,7 +146,7 @@ class Uploader:
         self._log.info("update.resealed", update=row.id.hex()[:8], epoch=epoch, sequence=sequence)
         return Resealed(row=row.row, epoch=epoch, sequence=sequence, sealed=again)
 
-    def _guard(self, row: UpdateRow, work: Callable[[], Any]) -> None:
+    def _guard(self, row: UpdateRow, work: Callable[[], Event]) -> None:
         try:
             answer = work()
         except FledgeError as error:

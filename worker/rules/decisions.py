@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
+
+from worker.domain.effects import Effect
+from worker.domain.writes import Write
 
 
 @dataclass(slots=True)
 class Decisions:
     """What the step under way has come to so far."""
 
-    writes: list[Any] = field(default_factory=list)
-    effects: list[Any] = field(default_factory=list)
+    writes: list[Write] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
 
 
 def pause(dice: random.Random, attempts: int, *, longest: float) -> float:

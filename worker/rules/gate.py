@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from worker.domain.effects import AbortTraining, ForgetAnswer, LookAtClock, Train
-from worker.domain.events import ClockSeen, Drain, RunAnswered, RunOrdered, Undrain
+from worker.domain.events import ClockSeen, Drain, RunAnswered, RunOrdered, SaidAtSite
 from worker.domain.state import RunRow, Snapshot
 from worker.domain.writes import NoteAnswer, NoteDrained
 from worker.policy import SitePolicy
@@ -19,10 +19,6 @@ from worker.rules.deployments import Deployments, outlook
 
 LOOK_AGAIN = 3600.0
 """Seconds after which the time of day is asked for again at the latest, since clocks are set and machines sleep."""
-
-
-Said = RunAnswered | ClockSeen | Drain | Undrain | RunOrdered
-"""What is said at the site, or to it, about what may be trained."""
 
 
 class Gate:
@@ -69,7 +65,7 @@ class Gate:
         return None
 
     def on_said(
-        self, event: Said, runs: dict[str, RunRow], training: Train | None, now: float, decided: Decisions
+        self, event: SaidAtSite, runs: dict[str, RunRow], training: Train | None, now: float, decided: Decisions
     ) -> None:
         """Note what was said; `training` is what is trained now."""
         match event:

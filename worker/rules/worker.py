@@ -26,50 +26,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import assert_never
 
 from broker.runtime.actor import Step, Tick
 from protocol.messages import Head, RunState
 from protocol.registry import Registry
-from worker.domain.effects import (
-    AbortTraining,
-    Alarm,
-    DropSpool,
-    FetchRegistry,
-    FetchVersion,
-    PullHead,
-    Settle,
-    Train,
-    UseRegistry,
-)
-from worker.domain.events import (
-    CommandSeen,
-    Evaluated,
-    FetchFailed,
-    HeadSeen,
-    HeadWanted,
-    HubAnswered,
-    NotKept,
-    Obeyed,
-    Published,
-    ReceiptSeen,
-    RegistrySeen,
-    Resealed,
-    SendingFailed,
-    SiteLeftOut,
-    Trained,
-    TrainingFailed,
-    Uploaded,
-    VersionSeen,
-)
+from worker.domain import effects, events, writes
 from worker.domain.state import CODE_LOST, ENDED, WITH_ITS_RUN, RunRow, Snapshot, UpdateRow
-from worker.domain.writes import NoteHead, NoteRegistry, NoteRun, NoteVersion
 from worker.policy import OPEN, SitePolicy
 from worker.rules import outgoing
 from worker.rules.commands import CommandCounter
 from worker.rules.decisions import Decisions, pause
 from worker.rules.fetching import HeadPolling, LastVersions
-from worker.rules.gate import Gate, Said
+from worker.rules.gate import Gate
 from worker.rules.membership import Membership
 from worker.rules.outgoing import Outgoing
 from worker.rules.reporting import Reports, Shown
@@ -116,7 +85,7 @@ class WorkerRules:
         self._registry = snapshot.registry
         self._registry_digest = snapshot.registry_digest
         self._runs = {row.run: row for row in snapshot.runs}
-        self._training: Train | None = None
+        self._training: effects.Train | None = None
         self._failures = 0
         self._blocked = False
         self._failed = NOT_FAILED
@@ -134,33 +103,33 @@ class WorkerRules:
             due.append(max(self._train_at, self._gate.deadline()))
         return min(due)
 
-    def step(self, event: Any, now: float) -> Step:
+    def step(self, event: events.Event | Tick, now: float) -> Step[writes.Write, effects.Effect]:
         """What `event` leads to at `now`."""
         decided = self._decided = Decisions()
         match event:
             case Tick():
                 self._tick(now)
-            case VersionSeen():
+            case events.VersionSeen():
                 self._on_version(event)
                 self._hold(now)
-            case HeadSeen():
+            case events.HeadSeen():
                 self._on_head(event)
-            case HeadWanted(connected=connected):
+            case events.HeadWanted(connected=connected):
                 self._pulls.wanted(now, connected=connected)
                 if connected:
                     self._sending.connected(now)
-            case FetchFailed():
+            case events.FetchFailed():
                 self._pulls.failed(now)
-            case HubAnswered():
+            case events.HubAnswered():
                 self._standing.welcome()
-            case SiteLeftOut(run=run):
+            case events.SiteLeftOut(run=run):
                 self._standing.on_left_out(event, self._runs.get(run, RunRow(run=run)))
                 if not self._standing.why:  # it may be that the hub has yet to seal it for this site
                     self._pulls.failed(now)
-            case RegistrySeen():
+            case events.RegistrySeen():
                 self._on_registry(event)
-            case ReceiptSeen():
-                decided.effects.append(Settle(delivery=event.delivery, what="receipt"))
+            case events.ReceiptSeen():
+                decided.effects.append(effects.Settle(delivery=event.delivery, what="receipt"))
                 self._standing.on_receipt(event.receipt)
                 settled = self._sending.on_receipt(event, now, decided)
                 if settled is not None and event.receipt.outcome in WITH_ITS_RUN:
@@ -168,28 +137,28 @@ class WorkerRules:
                     self._pulls.doubt(settled.run, now)
                 if settled is not None or not decided.writes:
                     self._hold(now)
-            case Evaluated():
+            case events.Evaluated():
                 self._on_evaluated(event)
-            case Trained():
+            case events.Trained():
                 self._on_trained(event, now)
-            case TrainingFailed():
+            case events.TrainingFailed():
                 self._on_training_failed(event, now)
-            case NotKept(run=run):
+            case events.NotKept(run=run):
                 self._keeping.failed(run, now)
-            case CommandSeen():
+            case events.CommandSeen():
                 self._obeying.on_command(event, decided)
-            case Obeyed(envelope=envelope):
+            case events.Obeyed(envelope=envelope):
                 self._obeying.on_obeyed(event, self._sending.add_message(envelope, decided))
-            case Uploaded() | SendingFailed() | Resealed() | Published():
-                if isinstance(event, Published):
+            case events.Uploaded() | events.SendingFailed() | events.Resealed() | events.Published():
+                if isinstance(event, events.Published):
                     self._obeying.on_published(event.row, decided)
                 lost = self._sending.on_progress(event, now, decided)
                 if lost is not None:
                     self._count(lost, -1)
-            case _ if isinstance(event, Said):
+            case events.RunAnswered() | events.ClockSeen() | events.Drain() | events.Undrain() | events.RunOrdered():
                 self._gate.on_said(event, self._runs, self._training, now, decided)
             case _:
-                raise TypeError(f"the worker's rules know no event {type(event).__name__}")
+                assert_never(event)
         if self._decided.writes or now >= self._held_until:
             self._release()
         return Step(tuple(self._decided.writes), tuple(self._decided.effects))
@@ -214,9 +183,9 @@ class WorkerRules:
 
     # ---- what is announced
 
-    def _on_version(self, event: VersionSeen) -> None:
+    def _on_version(self, event: events.VersionSeen) -> None:
         if event.delivery is not None:
-            self._decided.effects.append(Settle(delivery=event.delivery, what="version"))
+            self._decided.effects.append(effects.Settle(delivery=event.delivery, what="version"))
         self._pulls.worked()
         known = self._runs.get(event.run, RunRow(run=event.run))
         if event.version < known.version or event.digest == known.digest:
@@ -235,11 +204,11 @@ class WorkerRules:
         # The run with the latest news goes last, which is where `_candidate` looks first.
         self._runs.pop(event.run, None)
         self._runs[event.run] = news
-        self._decided.writes.append(NoteVersion(row=news, record=event.record))
+        self._decided.writes.append(writes.NoteVersion(row=news, record=event.record))
 
-    def _on_head(self, event: HeadSeen) -> None:
+    def _on_head(self, event: events.HeadSeen) -> None:
         if event.delivery is not None:
-            self._decided.effects.append(Settle(delivery=event.delivery, what="head"))
+            self._decided.effects.append(effects.Settle(delivery=event.delivery, what="head"))
         head = event.head
         if head.number < self._head:
             # A message may come again, and a newer head may be announced while an older one is being pulled; but what
@@ -250,18 +219,18 @@ class WorkerRules:
         if event.wall > head.not_after + HEAD_TOLERANCE:
             self._alarm("head.stale", number=head.number, overdue_s=round(event.wall - head.not_after))
         self._pulls.told()
-        wanted: list[Any] = []
+        wanted: list[effects.Effect] = []
         if head.registry != self._registry_digest:
-            wanted.append(FetchRegistry(digest=head.registry))
+            wanted.append(effects.FetchRegistry(digest=head.registry))
         if head.number > self._head:
             self._head = head.number
-            self._decided.writes.append(NoteHead(number=head.number))
+            self._decided.writes.append(writes.NoteHead(number=head.number))
             self._apply(head)
         for run in head.runs:
             known = self._runs.get(run.run, RunRow(run=run.run))
             reissued = run.version == known.version and run.record != known.digest
             if run.state not in ENDED and (run.version > known.version or reissued):
-                wanted.append(FetchVersion(run=run.run, version=run.version, digest=run.record))
+                wanted.append(effects.FetchVersion(run=run.run, version=run.version, digest=run.record))
         self._decided.effects += wanted
         if not wanted:
             self._pulls.worked()
@@ -276,12 +245,12 @@ class WorkerRules:
                 news = replace(known, state=RunState.STOPPED) if known.listed else known
             if news != known:
                 self._runs[name] = news
-                self._decided.writes.append(NoteRun(row=news))
+                self._decided.writes.append(writes.NoteRun(row=news))
         training = self._training
         if training is not None and self._runs[training.run].state in ENDED:
-            self._decided.effects.append(AbortTraining())
+            self._decided.effects.append(effects.AbortTraining())
 
-    def _on_registry(self, event: RegistrySeen) -> None:
+    def _on_registry(self, event: events.RegistrySeen) -> None:
         if event.registry.version < self._registry:
             self._alarm("registry.went_back", version=event.registry.version, known=self._registry)
             return
@@ -291,9 +260,9 @@ class WorkerRules:
         self._registry = event.registry.version
         self._standing.on_registry(event.registry)
         self._decided.writes.append(
-            NoteRegistry(version=event.registry.version, digest=event.digest, record=event.record)
+            writes.NoteRegistry(version=event.registry.version, digest=event.digest, record=event.record)
         )
-        self._decided.effects += [UseRegistry(registry=event.registry), PullHead(known=self._head)]
+        self._decided.effects += [effects.UseRegistry(registry=event.registry), effects.PullHead(known=self._head)]
 
     # ---- training
 
@@ -310,10 +279,10 @@ class WorkerRules:
     def _candidate(self) -> RunRow | None:
         return next((run for run in self._wanting() if self._gate.lets(run)), None)
 
-    def _unwanted(self, training: Train) -> bool:
+    def _unwanted(self, training: effects.Train) -> bool:
         return self._runs[training.run].state in ENDED or self._gate.forbids(training.run, training.bundle)
 
-    def _decide(self, now: float) -> Train | None:
+    def _decide(self, now: float) -> effects.Train | None:
         run = self._candidate()
         if run is None or self._training is not None or now < self._train_at:
             return None
@@ -321,7 +290,7 @@ class WorkerRules:
             return None
         evaluation = self._new_id() if run.evaluate and not run.evaluated else b""
         sequence = self._sending.reserve(2 if evaluation else 1, self._decided)
-        self._training = Train(
+        self._training = effects.Train(
             run=run.run,
             version=run.version,
             epoch=self._sending.epoch,
@@ -333,7 +302,7 @@ class WorkerRules:
         )
         return self._training
 
-    def _on_evaluated(self, event: Evaluated) -> None:
+    def _on_evaluated(self, event: events.Evaluated) -> None:
         training = self._training
         if training is None or training.id != event.id:
             return
@@ -343,10 +312,10 @@ class WorkerRules:
             self._note(replace(run, evaluated=True))
         self._sending.add_message(event.envelope, self._decided)
 
-    def _on_trained(self, event: Trained, now: float) -> None:
+    def _on_trained(self, event: events.Trained, now: float) -> None:
         training = self._training
         if training is None or training.id != event.id or self._unwanted(training):
-            self._decided.effects.append(DropSpool(chunks=event.sealed.chunks))
+            self._decided.effects.append(effects.DropSpool(chunks=event.sealed.chunks))
         if training is None or training.id != event.id:
             return
         self._training, self._failures, self._blocked, self._failed = None, 0, False, NOT_FAILED
@@ -364,7 +333,7 @@ class WorkerRules:
         self._sending.add_update(update, event.sealed, now, self._decided)
         self._count(update, 1)
 
-    def _on_training_failed(self, event: TrainingFailed, now: float) -> None:
+    def _on_training_failed(self, event: events.TrainingFailed, now: float) -> None:
         training = self._training
         if training is None or training.id != event.id:
             return
@@ -391,13 +360,13 @@ class WorkerRules:
 
     def _note(self, run: RunRow) -> None:
         self._runs[run.run] = run
-        self._decided.writes.append(NoteRun(row=run))
+        self._decided.writes.append(writes.NoteRun(row=run))
 
     # ---- time
 
     def _tick(self, now: float) -> None:
         if self._pulls.due(now):
-            self._decided.effects.append(PullHead(known=self._head))
+            self._decided.effects.append(effects.PullHead(known=self._head))
         self._standing.tick(self._decided)
         begun = self._decide(now)
         self._gate.turned()
@@ -438,5 +407,5 @@ class WorkerRules:
             return Shown("waiting", run.run, run.version, lacks or "-")
         return Shown("idle", last.run, last.version)
 
-    def _alarm(self, event: str, **details: Any) -> None:
-        self._decided.effects.append(Alarm(event=event, details=details))
+    def _alarm(self, event: str, **details: object) -> None:
+        self._decided.effects.append(effects.Alarm(event=event, details=details))

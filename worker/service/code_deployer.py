@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+
+from structlog.typing import FilteringBoundLogger
 
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import read_blob
@@ -31,7 +32,12 @@ class CodeDeployer:
     """Does what an order about a run takes before the rules can decide it; on the thread that obeys."""
 
     def __init__(
-        self, codes: CodeStore, store: BlobStore, reader: Callable[[], Reader], policy: SitePolicy, log: Any
+        self,
+        codes: CodeStore,
+        store: BlobStore,
+        reader: Callable[[], Reader],
+        policy: SitePolicy,
+        log: FilteringBoundLogger,
     ) -> None:
         self._codes = codes
         self._store = store

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import nacl.utils
+from structlog.typing import FilteringBoundLogger
 
+from broker.transport.base import Unacked
+from protocol.codec import Value
 from protocol.commands import COMMANDS, COUNTER_AHEAD, LONGEST_COMMAND, TOLERANCE
 from protocol.envelope import body, seal, unlock, verify
 from protocol.errors import ConfigError, FledgeError, Unauthorized, Untrusted, WireError
 from protocol.messages import Command, Kind, Reply
 from protocol.registry import Registry
-from worker.domain.events import CommandSeen, Drain, Obeyed, Undrain
+from worker.domain.events import CommandSeen, Drain, Event, Obeyed, Undrain
 from worker.domain.state import Leaving
 from worker.intake import Reader
 from worker.policy import SitePolicy
@@ -25,7 +28,7 @@ _LEAVING: Mapping[str, Leaving] = {"site.restart": "restart", "site.shutdown": "
 class Inspection(Protocol):
     """Whoever answers questions about this machine; `worker.inspection.inspector` has the real one."""
 
-    def answer(self, order: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    def answer(self, command: str, arguments: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
         """A sentence and values.
 
         Raises:
@@ -37,20 +40,20 @@ class Inspection(Protocol):
 class NoInspection:
     """A worker that answers no questions about its machine."""
 
-    def answer(self, order: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    def answer(self, command: str, arguments: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
         """Refuse.
 
         Raises:
             ConfigError: always.
         """
-        raise ConfigError(f"this worker answers no {order}; it was started without a folder to look at")
+        raise ConfigError(f"this worker answers no {command}; it was started without a folder to look at")
 
 
-Checks = Callable[[], Mapping[str, Any]]
+Checks = Callable[[], Mapping[str, Value]]
 """The site's own checks, as a table that may leave the site."""
 
 
-def no_checks() -> Mapping[str, Any]:
+def no_checks() -> Mapping[str, Value]:
     """The checks of a worker that has none."""
     return {}
 
@@ -65,8 +68,8 @@ class CommandHandler:
         policy: SitePolicy,
         looking: Inspection,
         runs: CodeDeployer,
-        tell: Callable[[Any], None],
-        log: Any,
+        tell: Callable[[Event], None],
+        log: FilteringBoundLogger,
         *,
         checks: Checks = no_checks,
     ) -> None:
@@ -82,7 +85,7 @@ class CommandHandler:
 
     # ---- reading
 
-    def read(self, raw: bytes, delivery: Any, wall: float) -> CommandSeen:
+    def read(self, raw: bytes, delivery: Unacked, wall: float) -> CommandSeen:
         """What an operator ordered, and whether it may be.
 
         Raises:
@@ -135,7 +138,7 @@ class CommandHandler:
         if not self._still_known(seen):
             return
         reason, text = seen.objection, seen.text
-        values: dict[str, Any] = {}
+        values: dict[str, Value] = {}
         if reason == "ok":
             try:
                 if seen.command in RUN_COMMANDS:
@@ -148,7 +151,7 @@ class CommandHandler:
                 reason, text = "not_possible", str(error)
         self.answer(seen, reason, text, values)
 
-    def answer(self, seen: CommandSeen, reason: str, text: str, values: Mapping[str, Any]) -> None:
+    def answer(self, seen: CommandSeen, reason: str, text: str, values: Mapping[str, Value]) -> None:
         """Sign the answer to an order and tell it to the rules."""
         leaving = _LEAVING.get(seen.command, "") if reason == "ok" else ""
         self._log.info("order.obeyed", operator=seen.operator, command=seen.command, outcome=reason)
@@ -167,7 +170,7 @@ class CommandHandler:
             return False
         return True
 
-    def _carry_out(self, seen: CommandSeen) -> tuple[str, dict[str, Any]]:
+    def _carry_out(self, seen: CommandSeen) -> tuple[str, dict[str, Value]]:
         match seen.command:
             case "site.drain":
                 self._tell(Drain())
@@ -184,7 +187,7 @@ class CommandHandler:
             case _:
                 return self._looking.answer(seen.command, seen.arguments)
 
-    def _reply(self, seen: CommandSeen, reason: str, text: str, values: Mapping[str, Any]) -> bytes:
+    def _reply(self, seen: CommandSeen, reason: str, text: str, values: Mapping[str, Value]) -> bytes:
         reader = self._reader()
         reply = Reply(message=seen.id, ok=reason == "ok", reason=reason, text=text[:_TEXT], values=dict(values))
         return seal(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import nacl.utils
+from structlog.typing import FilteringBoundLogger
 
 from broker.transport.base import Transport
 from protocol.envelope import body, seal, unlock, verify
@@ -32,7 +32,7 @@ class GrantClient:
         site: str,
         reader: Callable[[], Reader],
         transport: Transport,
-        log: Any,
+        log: FilteringBoundLogger,
         *,
         accepted: Callable[[bytes], None],
     ) -> None:

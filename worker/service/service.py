@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import assert_never
 
 import nacl.utils
 import structlog
@@ -28,23 +28,11 @@ from broker.transport.base import Delivery, Subscription, Transport
 from broker.transport.outbox import Relay
 from protocol import topology
 from protocol.envelope import kind_of
-from protocol.errors import ConfigError, DiskFull, StateError, WireError
+from protocol.errors import ConfigError, DiskFull, WireError
 from protocol.keys import Role
 from protocol.messages import Kind
 from protocol.registry import Registry
 from worker.domain import effects, events, writes
-from worker.domain.effects import (
-    ForgetAnswer,
-    ForgetCode,
-    ForgetOwn,
-    Judged,
-    KeepLast,
-    Leave,
-    LookAtClock,
-    Obey,
-    SendReply,
-)
-from worker.domain.events import ClockSeen, HubAnswered, RunAnswered, SiteLeftOut
 from worker.domain.state import Leaving
 from worker.intake import NotForUs, Reader, read_registry
 from worker.journal.approvals import Approvals
@@ -190,7 +178,7 @@ class WorkerService:
             self.site, self._reading, settings.policy, settings.looking, runs, tell, self._log, checks=settings.checks
         )
         self._obey = Lane[Callable[[], None]](f"{self.site} obey", lambda work: work())
-        self._fetch = Lane[Any](f"{self.site} fetch", fetcher.fetch)
+        self._fetch = Lane[effects.Fetch](f"{self.site} fetch", fetcher.fetch)
         self._send = Lane[Callable[[], None]](f"{self.site} send", lambda work: work())
         self._train = Lane[Callable[[], None]](f"{self.site} train", lambda work: work())
 
@@ -277,7 +265,7 @@ class WorkerService:
     def _take_announcement(self, delivery: Delivery) -> None:
         self._take(delivery, lambda: self._announced(delivery))
 
-    def _announced(self, delivery: Delivery) -> Any:
+    def _announced(self, delivery: Delivery) -> events.Event:
         event = self._reader.announcement(delivery.body, delivery, time.time())
         if isinstance(event, events.VersionSeen):
             self._log.info("version.received", run=event.run, version=event.version)
@@ -286,7 +274,7 @@ class WorkerService:
     def _take_inbox(self, delivery: Delivery) -> None:
         self._take(delivery, lambda: self._read_inbox(delivery))
 
-    def _read_inbox(self, delivery: Delivery) -> Any:
+    def _read_inbox(self, delivery: Delivery) -> events.Event | None:
         match kind_of(delivery.body):
             case Kind.COMMAND:
                 return self._orders.read(delivery.body, delivery, time.time())
@@ -304,14 +292,14 @@ class WorkerService:
     def _accepted(self, head: bytes) -> None:
         """The hub has answered: it knows this site now."""
         self.health.accepted()
-        self._actor.mailbox.put(HubAnswered())
+        self._actor.mailbox.put(events.HubAnswered())
         if not self.accepted.is_set():
             self.accepted.set()
             self._log.info("worker.accepted")
         if head:
             self._actor.mailbox.put(self._reader.head(head, time.time()))
 
-    def _take(self, delivery: Delivery, read: Callable[[], Any]) -> None:
+    def _take(self, delivery: Delivery, read: Callable[[], events.Event | None]) -> None:
         try:
             event = read()
         except WireError as error:
@@ -321,7 +309,7 @@ class WorkerService:
                 return
             event = events.HeadWanted(connected=False)
             if isinstance(error, NotForUs):
-                event = SiteLeftOut(run=error.run, version=error.version)
+                event = events.SiteLeftOut(run=error.run, version=error.version)
         if event is not None:
             self._actor.mailbox.put(event)
 
@@ -334,18 +322,18 @@ class WorkerService:
 
     # ---- commits and effects
 
-    def _commit(self, writes: Sequence[Any]) -> Sequence[Any]:
+    def _commit(self, written: Sequence[writes.Write]) -> tuple[()]:
         """Commit as soon as the disk has room: everything waits until then, and nothing is lost."""
         while True:
             try:
-                return self.journal.commit(writes)
+                return self.journal.commit(written)
             except DiskFull as error:
                 self._log.error("journal.blocked", error=str(error), seconds=_AGAIN)
                 self._signs.blocked()
                 if self._stopping.wait(_AGAIN):
                     raise
 
-    def _perform(self, effect: Any) -> None:
+    def _perform(self, effect: effects.Effect) -> None:
         match effect:
             case effects.Settle(delivery=delivery, what=what):
                 if what == "version":
@@ -362,33 +350,35 @@ class WorkerService:
                 self._begin_training(effect, self.journal.version_record(run))
             case effects.AbortTraining():
                 self._abort.set()
-            case LookAtClock():
-                self._actor.mailbox.put(ClockSeen(local=datetime.now()))  # the hospital's own time of day
-            case ForgetAnswer(run=run):
+            case effects.LookAtClock():
+                self._actor.mailbox.put(events.ClockSeen(local=datetime.now()))  # the hospital's own time of day
+            case effects.ForgetAnswer(run=run):
                 self._answers.noted(run)
-            case Obey(command=command):
+            case effects.Obey(command=command):
                 self._obey.put(lambda: self._orders.obey(command))
-            case SendReply(command=command, reason=reason, text=text, values=values):
+            case effects.SendReply(command=command, reason=reason, text=text, values=values):
                 self._obey.put(lambda: self._orders.answer(command, reason, text, dict(values)))
-            case ForgetCode(code=code):
+            case effects.ForgetCode(code=code):
                 self._obey.put(lambda: self._runs.forget(code))
-            case ForgetOwn(run=run):
+            case effects.ForgetOwn(run=run):
                 self._train.put(lambda: self._training.forget_own(run))
-            case KeepLast(run=run):
+            case effects.KeepLast(run=run):
                 record = self.journal.version_record(run)
                 self._train.put(lambda: self._training.keep_last(run, record, self._stopping))
-            case Leave(leaving=leaving):
+            case effects.Leave(leaving=leaving):
                 self.leaving = leaving
                 threading.Thread(target=self.stop, name=f"{self.site} leave", daemon=True).start()
             case effects.ReportStatus():
                 self._report(effect)
-            case Judged(why=why):
+            case effects.Judged(why=why):
                 self.health.revoked(bool(why))
                 self._signs.judged(why)
             case effects.Alarm(event=event, details=details):
                 self._log.error(event, **details)
-            case _:
+            case effects.Upload() | effects.Reseal() | effects.Publish() | effects.Settled() | effects.DropSpool():
                 self._perform_sending(effect)
+            case _:
+                assert_never(effect)
 
     def _begin_training(self, training: effects.Train, record: bytes) -> None:
         abort = self._abort = threading.Event()
@@ -396,7 +386,7 @@ class WorkerService:
             abort.set()
         self._train.put(lambda: self._training.run(Job(training, record, abort)))
 
-    def _perform_sending(self, effect: Any) -> None:
+    def _perform_sending(self, effect: effects.Sending) -> None:
         match effect:
             case effects.Upload(row=row, anew=anew):
                 self._log.info("update.spooled", update=row.id.hex()[:8], sequence=row.sequence)
@@ -424,7 +414,7 @@ class WorkerService:
             case effects.DropSpool(chunks=chunks):
                 self._spool.drop(chunks)
             case _:
-                raise StateError(f"the worker knows no effect {type(effect).__name__}")
+                assert_never(effect)
 
     # ---- signs of life
 
@@ -433,4 +423,4 @@ class WorkerService:
         self.health.stuck(self._signs.stuck)
         if report.publish:
             for run, approved in self._answers.take().items():
-                self._actor.mailbox.put(RunAnswered(run=run, approved=approved))
+                self._actor.mailbox.put(events.RunAnswered(run=run, approved=approved))

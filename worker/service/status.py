@@ -6,9 +6,9 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import nacl.utils
+from structlog.typing import FilteringBoundLogger
 
 from broker.transport.base import Transport
 from protocol import topology
@@ -59,7 +59,7 @@ class StatusReporter:
         on_event: Observer,
         transport: Transport,
         reader: Callable[[], Reader],
-        log: Any,
+        log: FilteringBoundLogger,
         certificate_days: Callable[[], float | None],
     ) -> None:
         """`reader` gives the one of the registry in force, `certificate_days` how long the site's certificate lasts."""
