@@ -11,7 +11,6 @@ from typing import Annotated, TypeGuard, TypeVar, get_args, get_origin, get_type
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from protocol.errors import ConfigError
 
@@ -122,7 +121,9 @@ def explain(error: ValidationError, kind: type[BaseModel], table: object, *, sho
     where = _words(real, table)
     if place[len(real) :] == ("[key]",):  # the name is wrong, not what stands there
         return f"{where}: this name will not do; {_HINTS['string_pattern_mismatch']}"
-    hint = _hint(first, real, kind) if len(real) == len(place) else _ANY  # else: none of several kinds fitted
+    hint = _ANY  # if none of several kinds fitted
+    if len(real) == len(place):
+        hint = _hint(first["type"], first.get("ctx", {}), real, kind)
     if not shown or len(real) < len(place):
         return f"{where}: {hint}"
     value = repr(first["input"]) if isinstance(first["input"], bool | int | float | str) else "what stands there"
@@ -147,11 +148,11 @@ def misfit(error: TypeError, taken: Iterable[str], given: Iterable[str]) -> str:
     )
 
 
-def _hint(error: ErrorDetails, place: Place, kind: type[BaseModel]) -> str:
-    if error["type"] not in ("extra_forbidden", "missing") and (example := _example(place, kind, "write it as {}")):
+def _hint(wrong: str, context: Mapping[str, object], place: Place, kind: type[BaseModel]) -> str:
+    if wrong not in ("extra_forbidden", "missing") and (example := _example(place, kind, "write it as {}")):
         return example
-    hint = _HINTS.get(error["type"])
-    return hint.format(**error.get("ctx", {})) if hint else "this will not do"
+    hint = _HINTS.get(wrong)
+    return hint.format(**context) if hint else "this will not do"
 
 
 def _example(place: Place, kind: type[BaseModel], words: str) -> str:
