@@ -6,38 +6,43 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.runtime.settings import TlsConfig, given_urls, read_toml
-from protocol.codec import Word
+from protocol.codec import Value, Word
 from protocol.errors import ConfigError, FledgeError
+from worker.api.trainer import Trainer
 from worker.policy import SitePolicy, read_policy
 
 _PUBLIC, _HOME = "fledge.trainers.", "worker.trainers."
 """How people name our trainers, and where they are."""
+
+Options = dict[str, Any]  # TOML of the site's own: the factory that it is for looks at every value
 
 
 class FilterConfig(BaseModel):
     """A privacy filter by name; every other key is one of its parameters."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Value]
     name: Word
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """The filter's own parameters."""
-        return dict(self.model_extra or {})
+    def parameters(self) -> dict[str, Value]:
+        """The filter's own parameters; every update tells them, so they are what a message can say."""
+        return dict(self.__pydantic_extra__ or {})
 
 
 class RunOptions(BaseModel):
     """What this site gives the trainer of one run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    options: dict[str, Any] = {}
+    options: Options = {}
     """Arguments of the factory in the run's code, instead of `options` of the whole file."""
 
 
@@ -57,7 +62,7 @@ class WorkerConfig(BaseModel):
     state: Path = Path("state")
     trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$", examples=["module:factory"])] | None = None
     """`module:factory`; the module is looked for beside the file too. Without it only runs that bring code train."""
-    options: dict[str, Any] = {}
+    options: Options = {}
     """Arguments of the trainer's factory."""
     runs: dict[Word, RunOptions] = {}
     """For runs that bring code."""
@@ -80,7 +85,7 @@ class WorkerConfig(BaseModel):
     policy: Path = Path("policy.toml")
     """What the hospital allows; without this file everything that the registry allows."""
 
-    def options_of(self, run: str) -> dict[str, Any]:
+    def options_of(self, run: str) -> Options:
         """The arguments of the factory in a run's code."""
         return self.runs[run].options if run in self.runs else self.options
 
@@ -138,18 +143,28 @@ def _look_beside(directory: Path) -> None:
         sys.path.insert(0, resolved)
 
 
-def load_trainer(name: str, options: Mapping[str, Any], beside: Path) -> Any:
-    """Call the trainer factory `module:factory` with `options`; modules in the directory `beside` come first.
+def load_trainer(name: str, options: Mapping[str, object], beside: Path) -> Trainer:
+    """What the factory `module:factory` makes of `options`; modules in the directory `beside` come first.
 
     Raises:
-        ConfigError: there is no such module or factory, or it does not take these options.
+        ConfigError: there is no such module or factory, it does not take these options, or it makes no trainer.
     """
+    made = call_factory(name, options, beside)
+    if not _is_trainer(made):
+        raise ConfigError(f"trainer {name!r} makes a {type(made).__name__}; return what has train and evaluate")
+    return made
+
+
+def _is_trainer(made: object) -> TypeGuard[Trainer]:
+    return all(callable(getattr(made, name, None)) for name in ("train", "evaluate"))
+
+
+def call_factory(name: str, options: Mapping[str, object], beside: Path) -> object:
+    """Likewise, whatever it makes: a trainer, or the model that a run begins with."""
     module_name, _, factory_name = name.partition(":")
     _look_beside(beside)
     try:
-        factory: Any = importlib.import_module(module_name)
-        for part in factory_name.split("."):
-            factory = getattr(factory, part)
+        factory: Callable[..., object] = attrgetter(factory_name)(importlib.import_module(module_name))
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"trainer {name!r}: {error}; it has to be module:factory, and importable here") from error
     try:

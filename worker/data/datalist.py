@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePosixPath
-from typing import Any
 
 from protocol.errors import ConfigError
 from worker.data.sources import shown
@@ -86,7 +85,7 @@ def parse(text: str, name: str) -> Datalist:
         entries = [_entry(split, item, known) for split, item in listed]
         labels = {int(number): str(label) for number, label in (document.get("labels") or {}).items()}
         modality = str((document.get("modality") or {}).get("0", ""))
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise ConfigError(
             f"{shown(name)} is no datalist ({type(error).__name__}); it has lists of image and label under "
             "training, validation and test, as `fledge data prepare` writes them"
@@ -109,7 +108,7 @@ def _owners(patients: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {image: patient for patient, images in patients.items() for image in images}
 
 
-def _entry(split: str, item: Mapping[str, Any], known: Mapping[str, str]) -> DatalistEntry:
+def _entry(split: str, item: Mapping[str, object], known: Mapping[str, str]) -> DatalistEntry:
     image, label = item["image"], item.get("label")
     if isinstance(image, list):  # a file for each channel
         image = image[0]

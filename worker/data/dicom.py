@@ -6,10 +6,10 @@ import logging
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import highdicom
 import numpy as np
@@ -97,7 +97,7 @@ def read_series(source: ImageSource) -> Volume:
 def _header(path: Path) -> Dataset:
     try:
         _check_plain(path)
-        header = _read(path, stop_before_pixels=True, specific_tags=_TAGS)
+        header = _read(path, header=True)
         if "SOPClassUID" not in header or ("Rows" not in header and "Image Storage" in header.SOPClassUID.name):
             raise InvalidDicomError  # a file that ends early has no tags behind its end
         return header
@@ -136,9 +136,9 @@ def _check_plain(path: Path) -> None:
         raise ConfigError(f"{shown(path)} is compressed as a whole (deflated); export it uncompressed, or leave it out")
 
 
-def _read(path: Path, **how: Any) -> Dataset:
+def _read(path: Path, *, header: bool = False) -> Dataset:
     with _quiet():
-        return dcmread(path, force=True, **how)
+        return dcmread(path, force=True, stop_before_pixels=header, specific_tags=_TAGS if header else None)
 
 
 @contextmanager
@@ -239,14 +239,20 @@ def _patient(found: FoundFiles, files: Sequence[Header], patients: re.Pattern[st
 
 
 def _volume(images: Sequence[Dataset]) -> Volume:
-    kind = np.float32 if int(images[0].BitsAllocated) <= 16 else np.float64  # exact for whole numbers of 16 bits
-    # Neither windows nor colours nor units of somebody's own: what the scanner measured.
-    plain: dict[str, Any] = {"apply_real_world_transform": False, "apply_voi_transform": False, "dtype": kind}
-    plain |= {"apply_presentation_lut": False, "apply_palette_color_lut": False, "apply_icc_profile": False}
+    make: Callable[..., highdicom.Volume]
     if len(images) > 1:
-        volume = highdicom.get_volume_from_series(images, **plain)
+        make = partial(highdicom.get_volume_from_series, images)
     else:
-        volume = highdicom.Image.from_dataset(images[0], copy=False).get_volume(**plain)
+        make = highdicom.Image.from_dataset(images[0], copy=False).get_volume
+    volume = make(
+        dtype=np.float32 if int(images[0].BitsAllocated) <= 16 else np.float64,  # exact for whole numbers of 16 bits
+        # Neither windows nor colours nor units of somebody's own: what the scanner measured.
+        apply_real_world_transform=False,
+        apply_voi_transform=False,
+        apply_presentation_lut=False,
+        apply_palette_color_lut=False,
+        apply_icc_profile=False,
+    )
     values = volume.array.transpose(2, 1, 0)
     return Volume(values, _TO_RAS @ volume.affine[:, [2, 1, 0, 3]])
 

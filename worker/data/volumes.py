@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -32,7 +31,7 @@ TOLERANCE_MM = 0.01
 class Volume:
     """Values, and for volumes the matrix from indices to millimetres (right, anterior, superior)."""
 
-    values: NDArray[Any]
+    values: NDArray[np.number]
     affine: NDArray[np.float64] | None
 
     @property
@@ -86,7 +85,7 @@ def check_extensions(path: Path) -> None:
         )
 
 
-def in_space(affine: NDArray[Any]) -> NDArray[Any]:
+def in_space(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """The matrix of an image that lies somewhere: its axes are finite, and none follows from the others.
 
     Raises:
@@ -111,7 +110,7 @@ def check_size(name: object, shape: Sequence[int]) -> None:
         )
 
 
-def check_values(name: str, values: NDArray[Any]) -> None:
+def check_values(name: str, values: NDArray[np.number]) -> None:
     """Let an image pass whose values are finite numbers.
 
     Raises:
@@ -151,7 +150,7 @@ def on_grid(label: Volume, image: Volume, name: str) -> Volume:
     return turned
 
 
-def check_classes(name: str, values: NDArray[Any]) -> tuple[int, ...]:
+def check_classes(name: str, values: NDArray[np.number]) -> tuple[int, ...]:
     """The classes in a label, smallest first.
 
     Raises:
@@ -168,7 +167,7 @@ def save_nifti(volume: Volume, path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(_smallest(volume.values), volume.affine), path)
 
 
-def _smallest(values: NDArray[Any]) -> NDArray[Any]:
+def _smallest(values: NDArray[np.number]) -> NDArray[np.number]:
     """The same values as 8 or 16 bits where they are whole and fit, else as float32."""
     low, high = float(values.min()), float(values.max())
     whole = values.dtype.kind in "biu" or all((plane == np.round(plane)).all() for plane in np.moveaxis(values, -1, 0))

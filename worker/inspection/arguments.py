@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from protocol.errors import ConfigError
 
@@ -13,7 +12,7 @@ _TEXT = 256
 class Arguments:
     """What an operator wrote; `done` refuses what was not asked for."""
 
-    def __init__(self, order: str, given: Mapping[str, Any]) -> None:
+    def __init__(self, order: str, given: Mapping[str, object]) -> None:
         self._order = order
         self._given = given
         self._known: list[str] = []
@@ -70,7 +69,7 @@ class Arguments:
         if self._given.keys() - set(known):
             raise ConfigError(f"{self._order} takes {', '.join(known) or 'no arguments'} and nothing else")
 
-    def _take(self, name: str, default: Any) -> Any:
+    def _take(self, name: str, default: object) -> object:
         self._known.append(name)
         value = self._given.get(name)
         return default if value is None else value

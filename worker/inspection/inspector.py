@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
+from protocol.codec import Value
 from protocol.errors import ConfigError, StateError, Unauthorized
 from worker.inspection import files
 from worker.inspection.arguments import Arguments
@@ -17,7 +17,7 @@ from worker.inspection.system import machine
 from worker.inspection.view import FileView
 from worker.statistics import document
 
-Answer = tuple[str, dict[str, Any]]
+Answer = tuple[str, dict[str, Value]]
 _PWD = "the worker's own folder: its log, health.json, settings.json and runs; where that lies stays at the site"
 
 
@@ -54,7 +54,7 @@ class Inspector:
         """The names of the orders that are answered here."""
         return frozenset(self._orders)
 
-    def answer(self, order: str, arguments: Mapping[str, Any]) -> Answer:
+    def answer(self, order: str, arguments: Mapping[str, Value]) -> Answer:
         """A text, and values that fit into a reply; reads files, and may take a few seconds.
 
         Raises:
@@ -90,7 +90,7 @@ class Inspector:
             raise StateError(
                 "no figures are shared here; somebody there would say `fledge data stats --share`"
             ) from error
-        return "figures of the site's data", document.columns(document.load(raw))
+        return "figures of the site's data", {**document.columns(document.load(raw))}
 
     def _machine(self, arguments: Arguments) -> Answer:
         arguments.done()
@@ -117,7 +117,7 @@ def _count(lines: tuple[str, ...]) -> str:
     return f"{len(lines)} line{'' if len(lines) == 1 else 's'}"
 
 
-def _table(first: str, rows: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def _table(first: str, rows: Iterable[tuple[str, str]]) -> dict[str, Value]:
     pairs = list(rows)
     pairs = pairs[: len(fitting([name + value for name, value in pairs]))]
     return {first: tuple(name for name, _ in pairs), "value": tuple(shortened(value) for _, value in pairs)}

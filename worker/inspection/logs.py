@@ -7,7 +7,6 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from protocol import limits
 from worker.inspection.arguments import Arguments
@@ -54,11 +53,11 @@ def newest(log_file: Path, arguments: Arguments) -> LogLines:
     return LogLines(lines=lines, next=last, missed=max(0, missed))
 
 
-def _told(entry: dict[str, Any] | None) -> str:
+def _told(entry: dict[str, object] | None) -> str:
     return TEXT if entry is None else log_entry(entry)
 
 
-def _entries(log_file: Path) -> list[tuple[int, dict[str, Any] | None]]:
+def _entries(log_file: Path) -> list[tuple[int, dict[str, object] | None]]:
     """Number and entry of every line within reach, oldest first; a line that is none has the number before it."""
     now = _numbered(_end(log_file, _WINDOW))
     used = _size(log_file)
@@ -70,16 +69,16 @@ def _entries(log_file: Path) -> list[tuple[int, dict[str, Any] | None]]:
     return [each for each in before if each[0] < first] + now
 
 
-def _numbered(raw: list[bytes]) -> list[tuple[int, dict[str, Any] | None]]:
+def _numbered(raw: list[bytes]) -> list[tuple[int, dict[str, object] | None]]:
     numbered = []
     number = 0
-    for line in raw:
+    for text in raw:
         entry = None
         with suppress(ValueError, RecursionError):
-            parsed = json.loads(line)
+            parsed = json.loads(text)
             entry = parsed if isinstance(parsed, dict) else None
-        if entry is not None and isinstance(entry.get("line"), int):
-            number = entry["line"]
+        if entry is not None and isinstance(line := entry.get("line"), int):
+            number = line
         numbered.append((number, entry))
     return numbered
 

@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from protocol import limits
 from worker.inspection.vocabulary import EVENTS, KINDS, LEVELS, NUMBERS, WORDS
@@ -67,7 +66,7 @@ def log_line(raw: str) -> str:
     return log_entry(entry)
 
 
-def log_entry(entry: Mapping[str, Any]) -> str:
+def log_entry(entry: Mapping[str, object]) -> str:
     """An entry of the worker's log in one line; of an event that is not one of ours, only when it happened."""
     when, level, event = (entry.get(key) for key in ("timestamp", "level", "event"))
     words = [when if isinstance(when, str) and _TIME.fullmatch(when) else "-"]
@@ -82,7 +81,7 @@ def log_entry(entry: Mapping[str, Any]) -> str:
     return shortened(" ".join(words))
 
 
-def fields(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def fields(entry: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Name and value, as text, of everything in `entry` that may be told."""
     for key, value in entry.items():
         if key in NUMBERS and isinstance(value, int | float):
@@ -104,7 +103,7 @@ def shortened(line: str) -> str:
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """The kind of an error, or of the traceback structlog makes of one."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = value[0].get("exc_type")

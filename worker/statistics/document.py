@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeGuard
 
 from protocol.errors import ConfigError
 from worker.policy import private_name
@@ -20,7 +19,7 @@ _LARGEST = 1e15
 _FEW = re.compile(r"(?:all but )?<[1-9][0-9]{1,5}", re.ASCII)
 
 
-def document(figures: Mapping[str, Value]) -> dict[str, Any]:
+def document(figures: Mapping[str, Value]) -> dict[str, object]:
     """A document of these figures, to be written as JSON.
 
     Raises:
@@ -49,12 +48,12 @@ def load(raw: bytes) -> dict[str, Value]:
         raise ConfigError("the figures are damaged; have `fledge data stats --share` write them again") from error
 
 
-def columns(figures: Mapping[str, Value]) -> dict[str, Any]:
+def columns(figures: Mapping[str, Value]) -> dict[str, tuple[Value, ...]]:
     """The figures as a table of an answer."""
     return {"figure": tuple(figures), "value": tuple(figures.values())}
 
 
-def from_columns(values: Mapping[str, Any]) -> dict[str, Value]:
+def from_columns(values: Mapping[str, object]) -> dict[str, Value]:
     """The figures in an answer.
 
     Raises:
@@ -68,7 +67,7 @@ def from_columns(values: Mapping[str, Any]) -> dict[str, Value]:
     return check(dict(zip(names, found, strict=True)))
 
 
-def check(figures: Mapping[Any, Any]) -> dict[str, Value]:
+def check(figures: Mapping[str, object]) -> dict[str, Value]:
     """The same figures, if every name is a word and every value a number or says that there are too few.
 
     Raises:
@@ -79,12 +78,14 @@ def check(figures: Mapping[Any, Any]) -> dict[str, Value]:
         raise ConfigError(
             f"figures need a min_cell of at least {MIN_CELL}, and are at most {FIGURES}; share them again"
         )
+    fit: dict[str, Value] = {}
     for name, value in figures.items():
         if not isinstance(name, str) or private_name(name) or not _is_value(value) or _is_few(name, value, least):
             raise ConfigError(
                 "a figure is not what may leave a site; have `fledge data stats --share` write them again"
             )
-    return dict(figures)
+        fit[name] = value
+    return fit
 
 
 def check_names(figures: Mapping[str, Value]) -> None:
@@ -129,12 +130,7 @@ def _is_few(name: str, value: object, least: int) -> bool:
     return f"{name}.".startswith(f"{PATIENTS}.") and isinstance(value, int | float) and value < least
 
 
-def _is_value(value: object) -> bool:
+def _is_value(value: object) -> TypeGuard[Value]:
     if isinstance(value, str):
         return value == WITHHELD or _FEW.fullmatch(value) is not None
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and abs(value) < _LARGEST
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST

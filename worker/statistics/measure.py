@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +80,7 @@ def _measured(entry: DatalistEntry, folder: Path, labels: Mapping[int, str]) -> 
         voxels = {_named(entry.label, each, labels): int((drawn == each).sum()) for each in classes}
         if drawn.shape != image.values.shape[: drawn.ndim]:
             raise ConfigError(f"label {shown(entry.label)} has another shape than its image; prepare the data again")
-        foreground: NDArray[Any] | None = drawn > 0
+        foreground: NDArray[np.bool_] | None = drawn > 0
     else:
         foreground = None
         voxels = {} if entry.label is None else {_named(entry.image, entry.label, labels): 1}
@@ -107,7 +106,7 @@ def _named(where: str, number: int, labels: Mapping[int, str]) -> str:
     return name
 
 
-def _figures(image: Volume, foreground: NDArray[Any] | None) -> dict[str, float]:
+def _figures(image: Volume, foreground: NDArray[np.bool_] | None) -> dict[str, float]:
     shape = image.values.shape[:3] if image.affine is not None else image.values.shape[:2]
     found = {f"shape.{axis}": float(size) for axis, size in zip(_AXES, shape, strict=False)}
     found |= {f"spacing.{axis}": size for axis, size in zip(_AXES, image.spacing[: len(shape)], strict=False)}
@@ -120,7 +119,7 @@ def _figures(image: Volume, foreground: NDArray[Any] | None) -> dict[str, float]
     return found
 
 
-def _intensity(name: str, values: NDArray[Any]) -> dict[str, float]:
+def _intensity(name: str, values: NDArray[np.number]) -> dict[str, float]:
     found = {f"{name}.mean": float(values.mean(dtype=np.float64)), f"{name}.std": float(values.std(dtype=np.float64))}
     percentiles = np.percentile(values, _PERCENTILES)
     return found | {f"{name}.p{q}": float(value) for q, value in zip(_PERCENTILES, percentiles, strict=True)}

@@ -13,9 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
-
-from numpy.typing import NDArray
+from typing import IO
 
 from protocol import limits
 from protocol.blob import Manifest, split_chunks
@@ -24,7 +22,7 @@ from protocol.errors import DiskFull, StateError, TrainingError, Untrusted, Wire
 from protocol.keys import Identity, Participant, Role
 from protocol.messages import Kind
 from protocol.spec import OTHERS, ModelSpec, TensorKind, TensorSpec
-from worker.api.weights import OwnValues, write_records
+from worker.api.weights import Array, OwnValues, write_records
 
 _UNSENT = bytes(16)
 """The message id of what is never sent."""
@@ -59,7 +57,7 @@ class LocalTensors:
         usable = frozenset(t.name for t in spec.tensors if t.name in names and shapes.get(t.name) == t.shape)
         return OwnValues(spec=stored, names=usable, records=lambda: self._records(path, run))
 
-    def save(self, run: str, spec: ModelSpec, names: frozenset[str], arrays: Mapping[str, NDArray[Any]]) -> None:
+    def save(self, run: str, spec: ModelSpec, names: frozenset[str], arrays: Mapping[str, Array]) -> None:
         """Keep the values of these tensors, of those that `arrays` has; replaces what was kept before.
 
         Raises:
@@ -92,7 +90,7 @@ class LocalTensors:
         """Delete what is kept for a run."""
         self._path(run).unlink(missing_ok=True)
 
-    def _write(self, file: IO[bytes], run: str, spec: ModelSpec, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def _write(self, file: IO[bytes], run: str, spec: ModelSpec, arrays: Mapping[str, Array]) -> None:
         sealer = Sealer(
             self._identity,
             Kind.STATE,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ConfigError
-from worker.config import load_trainer, read_config, site_policy, trainer_digest
+from worker.config import call_factory, load_trainer, read_config, site_policy, trainer_digest
 from worker.policy import OPEN
 
 ROOT = "ab" * 32
@@ -153,8 +153,20 @@ def test_passwords_are_never_shown(tmp_path: Path) -> None:
     assert "heart" in repr(config)
 
 
-def test_a_trainer_is_found_beside_the_configuration_and_given_its_options(module: Path) -> None:
-    assert load_trainer("hospital_task:trainer", {"data": "x", "steps": 3}, module) == ("x", 3)
+def test_a_factory_is_found_beside_the_configuration_and_given_its_options(module: Path) -> None:
+    assert call_factory("hospital_task:trainer", {"data": "x", "steps": 3}, module) == ("x", 3)
+
+
+def test_what_cannot_train_is_no_trainer(module: Path) -> None:
+    with pytest.raises(ConfigError, match="makes a tuple; return what has train and evaluate"):
+        load_trainer("hospital_task:trainer", {"data": "x", "steps": 3}, module)
+
+
+@pytest.mark.parametrize("value", ["1979-05-27", "{ a = 1 }", "[[1]]", "nan"])
+def test_a_filter_takes_only_what_an_update_can_tell(tmp_path: Path, value: str) -> None:
+    text = GOOD.replace("noise_multiplier = 0.1", f"noise_multiplier = {value}")
+    with pytest.raises(ConfigError, match=r"filters\[gaussian\]\.noise_multiplier: write a text, a number"):
+        read_config(written(tmp_path, text), {})
 
 
 @pytest.mark.parametrize(

@@ -545,6 +545,7 @@ def test_sharing_needs_a_site_and_is_never_unsuppressed(dataset: Path, tmp_path:
         ("[]", "is no datalist"),
         ("{}", "lists no image"),
         ('{"training": [{"image": 3}]}', "is no datalist"),
+        ('{"training": [{"image": []}]}', "is no datalist"),
         ('{"training": [{"image": "../x.nii"}]}', "which lies elsewhere"),
         ('{"training": [{"image": "/x.nii"}]}', "which lies elsewhere"),
         ('{"training": [{"image": "no.nii"}]}', "no.nii"),

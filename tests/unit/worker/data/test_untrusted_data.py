@@ -28,7 +28,7 @@ from worker.data.dicom import read_series, series
 from worker.data.discovery import find, kind_of
 from worker.data.sources import ImageKind
 from worker.data.volumes import Volume, check_values, on_grid, read_volume, save_nifti
-from worker.statistics.document import check_change, check_names
+from worker.statistics.document import check_change, check_names, load
 from worker.statistics.figures import CaseFigures, DataSummary
 from worker.statistics.measure import measure
 
@@ -198,3 +198,9 @@ def test_no_two_sets_of_figures_tell_of_a_few_patients(before: dict[str, Any], n
 )
 def test_other_figures_may_be_shared(now: dict[str, Any]) -> None:
     check_change(BEFORE, {**BEFORE, **now})
+
+
+@pytest.mark.parametrize("figure", [10**400, float("nan"), float("-inf"), True, [1]])
+def test_figures_that_are_no_numbers_are_not_told(figure: object) -> None:
+    with pytest.raises(ConfigError, match="a figure is not what may leave a site"):
+        load(json.dumps({"version": 1, "figures": {"min_cell": 10, "shape.x": figure}}).encode())
