@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
+from monai.bundle.config_parser import ConfigParser
 from torch import nn
 
 from protocol.errors import FledgeError
@@ -60,7 +60,7 @@ class BundleReport:
 
 
 def check_bundle(
-    root: Path, data: Path | None = None, *, overrides: Mapping[str, Any] | None = None, quick: bool = False
+    root: Path, data: Path | None = None, *, overrides: Mapping[str, object] | None = None, quick: bool = False
 ) -> BundleReport:
     """Check a bundle, and with `data` the images and labels in that folder.
 
@@ -106,9 +106,9 @@ def network_size(network: nn.Module) -> NetworkSize:
     return NetworkSize(type(network).__name__, parameters, len(spec.names), spec.update_length)
 
 
-def list_findings(parser: Any, data: Path) -> Iterator[Problem]:
+def list_findings(parser: ConfigParser, data: Path) -> Iterator[Problem]:
     """What is wrong with the lists of data that the configuration names, as files."""
-    texts = {name: value for name, value in parser.config.items() if isinstance(value, str) and "json" in value}
+    texts = {name: value for name, value in parser.get().items() if isinstance(value, str) and "json" in value}
     for name in texts:
         try:
             path = parser.get_parsed_content(name)
@@ -147,7 +147,7 @@ def datalist_findings(file: Path, data: Path) -> Iterator[Problem]:
             yield Problem(where, told, "keep data below dataset_dir, if that was not intended", Severity.WARNING)
 
 
-def _listed(parser: Any, name: str, found: list[Problem]) -> Sequence[Item] | None:
+def _listed(parser: ConfigParser, name: str, found: list[Problem]) -> Sequence[Item] | None:
     """The examples that the bundle trains on or validates on; None where it does not list them."""
     if name not in parser:
         return None
@@ -167,7 +167,7 @@ def _listed(parser: Any, name: str, found: list[Problem]) -> Sequence[Item] | No
 
 
 def _example_findings(
-    parser: Any, lists: Sequence[Sequence[Item] | None], metadata: Mapping[str, Any], quick: bool
+    parser: ConfigParser, lists: Sequence[Sequence[Item] | None], metadata: Mapping[str, object], quick: bool
 ) -> Iterator[Problem]:
     try:
         wanted = expected(parser, metadata)
@@ -179,9 +179,9 @@ def _example_findings(
     yield from duplicates(lists[0] or (), lists[1] or (), wanted.loaded)
 
 
-def _lazily(parser: Any) -> dict[str, Any]:
+def _lazily(parser: ConfigParser) -> dict[str, object]:
     """Overrides that keep a check from preparing all the data for the sake of one batch."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for part in ("train", "validate"):
         dataset = parser.get(f"{part}#dataset")
         if isinstance(dataset, dict) and str(dataset.get("_target_")).rpartition(".")[2] == _CACHING:
@@ -191,7 +191,7 @@ def _lazily(parser: Any) -> dict[str, Any]:
     return found
 
 
-def _paths(items: Any) -> Iterator[str]:
+def _paths(items: object) -> Iterator[str]:
     """The texts under `image` and `label` in a list of data, which are meant to be paths."""
     for item in items if isinstance(items, list) else ():
         fields = [item.get(key) for key in ("image", "label")] if isinstance(item, dict) else [item]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from monai.bundle.config_item import ComponentLocator
 from monai.bundle.config_parser import ConfigParser
@@ -33,7 +32,7 @@ _LARGEST = 16 * 1024 * 1024
 _AGAIN = "correct the file and check again"
 
 
-def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Problem]:
+def config_findings(root: Path, overrides: Mapping[str, object]) -> list[Problem]:
     """What is wrong with the configurations and the metadata of the bundle at `root`; nothing of it is made.
 
     The bundle's modules are imported, to see whether what the configurations name is there.
@@ -59,17 +58,17 @@ def config_findings(root: Path, overrides: Mapping[str, Any]) -> list[Problem]:
         if files == [train]:
             found += misspelt(files, overrides)
         known = {each.what for each in found}  # what evaluate.json is added to was looked at before
-        more = [*check(parser, where), *targets(parser.config, root, where), *references(parser, where)]
+        more = [*check(parser, where), *targets(parser.get(), root, where), *references(parser, where)]
         found += [each for each in dict.fromkeys(more) if each.what not in known]
     return [*found, *metadata_findings(root / "configs" / "metadata.json")]
 
 
-def misspelt(files: Sequence[Path], overrides: Mapping[str, Any]) -> Iterator[Problem]:
+def misspelt(files: Sequence[Path], overrides: Mapping[str, object]) -> Iterator[Problem]:
     """Overrides that add something whose name is nearly that of what is there: MONAI would take both."""
     parser = _parsed(files, {})
     for name in overrides:
         above, _, last = name.replace("::", "#").rpartition("#")
-        beside = parser.get(above, parser.config)
+        beside = parser.get(above, parser.get())
         if name in parser or not isinstance(beside, Mapping):
             continue
         for near in difflib.get_close_matches(last, [each for each in beside if each != last], 1, 0.8):
@@ -79,7 +78,7 @@ def misspelt(files: Sequence[Path], overrides: Mapping[str, Any]) -> Iterator[Pr
             )
 
 
-def metadata_of(root: Path) -> dict[str, Any]:
+def metadata_of(root: Path) -> dict[str, object]:
     """A bundle's metadata; empty if there are none that can be read, which `metadata_findings` says."""
     try:
         return _document(root / "configs" / "metadata.json")
@@ -108,7 +107,7 @@ def metadata_findings(file: Path) -> Iterator[Problem]:
     yield from packages(found, where, _installed)
 
 
-def packages(found: Mapping[str, Any], where: str, installed: Callable[[str], str | None]) -> Iterator[Problem]:
+def packages(found: Mapping[str, object], where: str, installed: Callable[[str], str | None]) -> Iterator[Problem]:
     """Packages that metadata ask for and that are missing or older; `installed` tells a package's version."""
     wanted = {package: found[name] for name, package in _FRAMEWORKS.items() if name in found}
     wanted |= _below(found, "required_packages_version") | _below(found, "optional_packages_version")
@@ -122,7 +121,7 @@ def packages(found: Mapping[str, Any], where: str, installed: Callable[[str], st
             yield Problem(where, told, "upgrade it if training fails", Severity.WARNING)
 
 
-def targets(config: Any, root: Path, where: str) -> Iterator[Problem]:
+def targets(config: object, root: Path, where: str) -> Iterator[Problem]:
     """Names after `_target_` that nothing answers to; those that fledge replaces anyway are not asked for."""
     locator = ComponentLocator()
     asked = [part["_target_"] for part in parts(config) if not _disabled(part) and "_target_" in part]
@@ -134,7 +133,7 @@ def targets(config: Any, root: Path, where: str) -> Iterator[Problem]:
             yield Problem(where, f"names {target}: {what}", advice)
 
 
-def references(parser: Any, where: str) -> Iterator[Problem]:
+def references(parser: ConfigParser, where: str) -> Iterator[Problem]:
     """References (`@id`) to what the configuration does not have."""
     items = parser.ref_resolver.items
     texts = {at: item.config for at, item in items.items() if isinstance(item.config, str)}
@@ -145,7 +144,7 @@ def references(parser: Any, where: str) -> Iterator[Problem]:
             yield Problem(f"{where}#{place}", f"refers to @{said}, which is not there", "correct the name")
 
 
-def _train_ids(parser: Any, where: str) -> Iterator[Problem]:
+def _train_ids(parser: ConfigParser, where: str) -> Iterator[Problem]:
     yield from _ids(parser, where, REQUIRED, "a bundle that trains has them")
     if not any(name in parser for name in NETWORKS):
         yield from _ids(parser, where, NETWORKS[:1], "version 0 of a run is made of it")
@@ -153,21 +152,21 @@ def _train_ids(parser: Any, where: str) -> Iterator[Problem]:
         yield Problem(where, "lacks validate#evaluator", "add one, or the site evaluates no version", Severity.WARNING)
 
 
-def _inference_ids(parser: Any, where: str) -> Iterator[Problem]:
+def _inference_ids(parser: ConfigParser, where: str) -> Iterator[Problem]:
     yield from _ids(parser, where, INFERENCE, "MONAI's inference needs them")
 
 
-def _ids(parser: Any, where: str, wanted: Sequence[str], why: str) -> Iterator[Problem]:
+def _ids(parser: ConfigParser, where: str, wanted: Sequence[str], why: str) -> Iterator[Problem]:
     if missing := [name for name in wanted if name not in parser]:
         yield Problem(where, f"lacks the required {', '.join(missing)}", f"add what is missing: {why}")
 
 
-def _parsed(files: Sequence[Path], overrides: Mapping[str, Any]) -> Any:
+def _parsed(files: Sequence[Path], overrides: Mapping[str, object]) -> ConfigParser:
     """A parser of the merged files with what is overridden; none of their expressions is evaluated."""
     for file in files:
         if (size := file.stat().st_size) > _LARGEST:
             raise ConfigError(f"has {size / 1e6:.0f} MB, which is no configuration")
-    parser: Any = ConfigParser()
+    parser = ConfigParser()
     try:
         parser.read_config([str(file) for file in files])
         parser.update({name: value for name, value in overrides.items() if has_place(parser, name)})
@@ -178,7 +177,7 @@ def _parsed(files: Sequence[Path], overrides: Mapping[str, Any]) -> Any:
     return parser
 
 
-def _document(file: Path) -> dict[str, Any]:
+def _document(file: Path) -> dict[str, object]:
     try:
         if (size := file.stat().st_size) > _LARGEST:
             raise ConfigError(f"has {size / 1e6:.0f} MB, which is too much for metadata")
@@ -205,7 +204,7 @@ def _problem(target: str, root: Path) -> tuple[str, str] | None:
         return "MONAI has nothing of this name", "correct the name, or write it with its module"
     if first == "scripts" and not (root / first).is_dir():
         return "the bundle has no folder scripts", "copy the bundle as a whole"
-    if find_spec(first) is None:
+    if not _is_module(first):
         return f"{first} is not installed", "install it where the worker runs, or correct the name"
     return f"{first} is there, and has nothing of this name", "correct the name, or install the version that has it"
 
@@ -214,16 +213,23 @@ def _installed(package: str) -> str | None:
     """A package's version here, empty if only its module is found; names are those of packages or modules."""
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
+    except (metadata.PackageNotFoundError, ValueError):  # the latter for no name at all
         module = package.replace("-", "_")
-        return "" if module.isidentifier() and find_spec(module) is not None else None
+        return "" if module.isidentifier() and _is_module(module) else None
 
 
-def _disabled(part: Mapping[str, Any]) -> bool:
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # a name such as `__main__`, which stands for no file
+        return False
+
+
+def _disabled(part: Mapping[str, object]) -> bool:
     return str(part.get("_disabled_", False)).lower() == "true"
 
 
-def _below(document: Any, *names: str) -> dict[str, Any]:
+def _below(document: object, *names: str) -> dict[str, object]:
     for name in names:
         document = document.get(name) if isinstance(document, dict) else None
     return document if isinstance(document, dict) else {}

@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 from monai.transforms.io.array import LoadImage
+from nibabel.dataobj_images import DataobjImage
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,7 +20,7 @@ from protocol.errors import ConfigError
 from worker.bundles.findings import Problem
 from worker.data.volumes import check_extensions
 
-Item = Mapping[str, Any]
+Item = Mapping[str, object]
 ANSWER = "label"
 """Under which key MONAI's trainers find a class or a list of zeros and ones."""
 LABELS = ("label", "mask", "seg")
@@ -113,7 +113,7 @@ def judged(facts: Mapping[str, tuple[str, Facts]], expected: Expected) -> Iterat
             yield from _outside(where, label.values, expected.classes)
 
 
-def judged_answer(where: str, answer: Any, expected: Expected) -> Iterator[Problem]:
+def judged_answer(where: str, answer: object, expected: Expected) -> Iterator[Problem]:
     """What is wrong with a label that is no file: a class, or a list of zeros and ones."""
     if isinstance(answer, str | Path):
         yield Problem(where, f"is the text {str(answer)!r}", "write the number of the class")
@@ -124,7 +124,7 @@ def judged_answer(where: str, answer: Any, expected: Expected) -> Iterator[Probl
         if any(each not in (0, 1) for each in answer):
             yield Problem(where, "has entries other than zero and one", "write a zero or a one for each")
     elif isinstance(answer, int | float):
-        if not math.isfinite(answer) or answer != int(answer):
+        if isinstance(answer, float) and not answer.is_integer():
             yield Problem(where, f"is {answer}, which is no class", "write the number of the class")
         elif expected.classes is not None:
             yield from _outside(where, frozenset({int(answer)}), expected.classes)
@@ -175,7 +175,7 @@ def labels(key: str) -> bool:
     return any(word in key.lower() for word in LABELS)
 
 
-def files_of(value: Any) -> list[Path]:
+def files_of(value: object) -> list[Path]:
     """The files that stand under a key: one, several that are one image, or none if it is a class or a number."""
     if isinstance(value, str | Path):
         return [Path(value)]
@@ -207,7 +207,9 @@ class Unreadable(ConfigError):
 
 def _volume(path: Path, *, label: bool, quick: bool) -> Facts:
     check_extensions(path)
-    volume: Any = nibabel.load(path)
+    volume = nibabel.load(path)
+    if not isinstance(volume, DataobjImage):
+        raise TypeError("it holds no image")
     shape = tuple(map(int, volume.shape))
     _bounded(path, shape)
     channels = math.prod(shape[3:]) if len(shape) > 3 else 1
@@ -235,7 +237,7 @@ def _bounded(path: Path, shape: Sequence[int]) -> None:
         raise Unreadable(path, f"says it has the shape {tuple(shape)}", "copy it anew: no scanner makes such images")
 
 
-def _valued(array: NDArray[Any], facts: Facts, label: bool) -> Facts:
+def _valued(array: NDArray[np.generic], facts: Facts, label: bool) -> Facts:
     finite = bool(np.isfinite(array).all())
     if not label or not finite:
         return Facts(facts.shape, facts.channels, finite, whole=finite)

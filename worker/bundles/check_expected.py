@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
+from monai.bundle.config_parser import ConfigParser
 from monai.transforms.compose import Compose
 from monai.transforms.io.dictionary import LoadImaged
 from monai.transforms.utility.dictionary import ConvertToMultiChannelBasedOnBratsClassesd
@@ -21,9 +21,11 @@ _KEEPING_TOO = frozenset(
 )
 """Others that do, or that only add something beside them."""
 _BRATS = frozenset({0, 1, 2, 4})
+_MOST_CHANNELS = 2**16
+"""A number beyond it is a slip of the pen; as classes it would fill the memory."""
 
 
-def expected(parser: Any, metadata: Mapping[str, Any]) -> Expected:
+def expected(parser: ConfigParser, metadata: Mapping[str, object]) -> Expected:
     """What the bundle's first transforms and its network take.
 
     Evaluates the bundle's transforms; where one of them may change channels or labels, these are not judged.
@@ -44,7 +46,7 @@ def expected(parser: Any, metadata: Mapping[str, Any]) -> Expected:
     return Expected(takes if kept else None, classes, gives if not changing else None, loaded)
 
 
-def _flat(transforms: Iterable[Any]) -> Iterator[Any]:
+def _flat(transforms: Iterable[object]) -> Iterator[object]:
     for each in transforms:
         if isinstance(each, Compose):
             yield from _flat(each.transforms)
@@ -52,35 +54,35 @@ def _flat(transforms: Iterable[Any]) -> Iterator[Any]:
             yield each
 
 
-def _keeps(transform: Any) -> bool:
+def _keeps(transform: object) -> bool:
     kind = type(transform)
     return kind.__module__.startswith(_KEEPING) or (
         kind.__module__.startswith("monai.") and kind.__name__ in _KEEPING_TOO
     )
 
 
-def _touched(keys: Iterable[str], changing: Iterable[Any]) -> bool:
+def _touched(keys: Iterable[str], changing: Iterable[object]) -> bool:
     """Whether one of the transforms works on one of the keys; one without keys may work on any."""
     wanted = set(keys)
     return any(not (found := getattr(each, "keys", None)) or wanted & set(map(str, found)) for each in changing)
 
 
-def _converts(loader: Any) -> bool:
+def _converts(loader: LoadImaged) -> bool:
     """Whether pictures are made grey, or the like, while they are read."""
     return any(getattr(reader, "converter", None) is not None for reader in loader._loader.readers)
 
 
-def _number(parser: Any, name: str, formats: Any, *below: str) -> int | None:
+def _number(parser: ConfigParser, name: str, formats: object, *below: str) -> int | None:
     """A number of channels, from the network's arguments or else from the metadata."""
     found = parser.get(name)
     if not isinstance(found, int):
         for each in (*below, "num_channels"):
             formats = formats.get(each) if isinstance(formats, dict) else None
         found = formats
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and 0 < found <= _MOST_CHANNELS else None
 
 
-def _classes(told: Any) -> frozenset[int] | None:
+def _classes(told: object) -> frozenset[int] | None:
     """The values of labels, if the metadata say them as a mapping from values to names."""
     if not isinstance(told, Mapping) or not told:
         return None

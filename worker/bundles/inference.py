@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ignite.engine import Events
 from monai.engines.evaluator import SupervisedEvaluator
@@ -31,7 +30,7 @@ class BundleInference:
         *,
         images: Path,
         output: Path,
-        overrides: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, object] | None = None,
         device: str = "",
     ) -> None:
         """Read the configuration and make its objects.
@@ -44,7 +43,7 @@ class BundleInference:
             ConfigError: the bundle has no such configuration, or there are no images.
             TrainingError: its objects cannot be made.
         """
-        more: dict[str, Any] = {"dataset_dir": str(images.resolve()), "output_dir": str(output.resolve())}
+        more = {"dataset_dir": str(images.resolve()), "output_dir": str(output.resolve())}
         if device:
             more["device"] = f"$torch.device({device!r})"
         configs = Inference(bundle_root, overrides=overrides or {}, places=more)
@@ -59,7 +58,7 @@ class BundleInference:
                 raise ConfigError(
                     f"the bundle's evaluator is a {type(evaluator).__name__}; it has to be a SupervisedEvaluator"
                 )
-            self._engine: Any = evaluator
+            self._engine = evaluator
             self.network: nn.Module = unwrapped(self._engine.network)
             self.count = len(parser.get_parsed_content("dataset"))
         except FledgeError:

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from monai.bundle.config_parser import ConfigParser
 
@@ -47,6 +47,7 @@ NETWORKS = ("network_def", "network", "train#trainer#network")
 """Where a bundle's network is looked for, in order."""
 _REFERRING = re.compile(r"#|[@%]\w*::")
 _NAMES = ("json", "yaml", "yml")
+_T = TypeVar("_T")
 _LOADS = frozenset({"LoadImaged", "LoadImageD", "LoadImageDict"})
 # Where pydicom is installed, MONAI says at every reader it makes that a decoder for GPUs is not: nobody has to act.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
@@ -58,10 +59,10 @@ warnings.filterwarnings("ignore", message=r"monai\.[\w.]+ .*[Dd]efault value of 
 class LeftOutComponent:
     """Stands where a handler or transform was left out: it attaches to nothing and changes nothing."""
 
-    def attach(self, engine: Any) -> None:
+    def attach(self, engine: object) -> None:
         """Do nothing, as a handler."""
 
-    def __call__(self, data: Any, *rest: Any, **more: Any) -> Any:
+    def __call__(self, data: _T, *rest: object, **more: object) -> _T:
         """Give the data back, as a transform."""
         return data
 
@@ -69,7 +70,7 @@ class LeftOutComponent:
 class Configs:
     """A bundle's training and evaluation configuration, with what the site puts in their place."""
 
-    def __init__(self, root: Path, *, overrides: Mapping[str, Any], required: Iterable[str] = REQUIRED) -> None:
+    def __init__(self, root: Path, *, overrides: Mapping[str, object], required: Iterable[str] = REQUIRED) -> None:
         """
         Args:
             overrides: values by id (`train#dataloader#batch_size`); `@`, `$` and `%` mean what they mean in a bundle.
@@ -97,14 +98,14 @@ class Configs:
         if unknown:
             raise ConfigError(f"the bundle has no {unknown[0]!r}, which overrides in the site's options names")
 
-    def train(self, more: Mapping[str, Any], scratch: str) -> Any:
+    def train(self, more: Mapping[str, object], scratch: str) -> ConfigParser:
         """A parser of the training configuration, ready to be asked for objects.
 
         `more` goes before all else; what the bundle writes by itself goes into the folder `scratch`.
         """
         return self._parsed(self._files[0], more, scratch)
 
-    def evaluate(self, more: Mapping[str, Any], scratch: str, shared: Any) -> Any:
+    def evaluate(self, more: Mapping[str, object], scratch: str, shared: ConfigParser) -> ConfigParser:
         """Likewise of the evaluation's; the network is the one that the parser `shared` has made."""
         parser = self._parsed(self._files[1], more, scratch)
         made, here = shared.ref_resolver.resolved_content, parser.ref_resolver
@@ -113,7 +114,7 @@ class Configs:
                 here.resolved_content[name] = made[name]
         return parser
 
-    def _parsed(self, files: list[Path], more: Mapping[str, Any], scratch: str) -> Any:
+    def _parsed(self, files: list[Path], more: Mapping[str, object], scratch: str) -> ConfigParser:
         parser = _read(files)
         places = {name: scratch for name in SCRATCH if name in parser}
         parser.update({"bundle_root": str(self.root), **places, **self._overrides, **more})
@@ -127,7 +128,7 @@ class Configs:
 class Inference:
     """A bundle's `inference` configuration, with the site's places and weights that come from elsewhere."""
 
-    def __init__(self, root: Path, *, overrides: Mapping[str, Any], places: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, *, overrides: Mapping[str, object], places: Mapping[str, object]) -> None:
         """`overrides` as for a training, those whose ids are here; `places` go before all else, likewise.
 
         Raises:
@@ -147,7 +148,7 @@ class Inference:
         wanted = {**overrides, **places}
         self._overrides = {name: value for name, value in wanted.items() if has_place(found, name)}
 
-    def parser(self, images: Sequence[str] | None = None) -> Any:
+    def parser(self, images: Sequence[str] | None = None) -> ConfigParser:
         """A parser that is ready to be asked for objects; `images` go in the place of the bundle's own data."""
         # Names of files are handed over as they are: in a configuration some would be taken for expressions.
         parser = _read([self._file], {} if images is None else {"fledge_images": list(images)})
@@ -162,7 +163,7 @@ class Inference:
         return parser
 
     @staticmethod
-    def _image_key(parser: Any) -> str | None:
+    def _image_key(parser: ConfigParser) -> str | None:
         """The name by which the first transform that loads images knows them; None if it is given the file alone."""
         for part in parts(parser.config):
             target, keys = str(part.get("_target_")).rpartition(".")[2], part.get("keys")
@@ -171,7 +172,7 @@ class Inference:
             if target in _LOADS and keys:
                 if isinstance(keys, str) and keys.startswith("@"):
                     keys = parser.get_parsed_content(keys[1:])
-                return str(keys if isinstance(keys, str) else keys[0])
+                return str(keys[0] if isinstance(keys, list | tuple) else keys)
         return "image"
 
 
@@ -190,7 +191,7 @@ def importable(root: Path) -> None:
         sys.path.insert(0, str(root))
 
 
-def _check_places(*places: Any) -> None:
+def _check_places(*places: object) -> None:
     """Refuse paths that MONAI would change, taking a part of them for a reference."""
     for place in places:
         text = str(place)
@@ -198,13 +199,13 @@ def _check_places(*places: Any) -> None:
             raise ConfigError(f"MONAI takes a part of {text!r} for a reference; use a path without #, @ and % in it")
 
 
-def has_place(parser: Any, name: str) -> bool:
+def has_place(parser: ConfigParser, name: str) -> bool:
     """Whether an id is there, or may be added: an argument that a component leaves to its default."""
     above = name.replace("::", "#").rpartition("#")[0]
     return name in parser or (bool(above) and above in parser)
 
 
-def _read(files: list[Path], names: Mapping[str, Any] | None = None) -> Any:
+def _read(files: list[Path], names: Mapping[str, object] | None = None) -> ConfigParser:
     """A parser of these files; `names` are what its expressions may use besides."""
     parser = ConfigParser(globals=dict(names or {}))
     try:
@@ -214,7 +215,7 @@ def _read(files: list[Path], names: Mapping[str, Any] | None = None) -> Any:
     return parser
 
 
-def _leave_out(config: Any, names: frozenset[str] = LEFT_OUT) -> None:
+def _leave_out(config: object, names: frozenset[str] = LEFT_OUT) -> None:
     for part in parts(config):
         target = part.get("_target_")
         if isinstance(target, str) and target.rpartition(".")[2] in names:
@@ -222,7 +223,7 @@ def _leave_out(config: Any, names: frozenset[str] = LEFT_OUT) -> None:
             part["_target_"] = f"{__name__}.{LeftOutComponent.__name__}"
 
 
-def parts(config: Any) -> Iterator[dict[str, Any]]:
+def parts(config: object) -> Iterator[dict[str, object]]:
     """Every mapping of a configuration, outermost first."""
     if isinstance(config, dict):
         yield config

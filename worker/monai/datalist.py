@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from protocol.errors import ConfigError, DataError
 
 
-def listed(dataset: Any) -> Iterator[Any]:
+def listed(dataset: object) -> Iterator[object]:
     """The examples that a MONAI dataset was given, with the SHA-256 of each file in the place of its path.
 
     So a data set that was moved is the same, and one whose images were changed is not. Transforms, which throw dice,
@@ -29,7 +28,7 @@ def listed(dataset: Any) -> Iterator[Any]:
     return map(_contents, examples)
 
 
-def _contents(value: Any) -> Any:
+def _contents(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(name): _contents(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

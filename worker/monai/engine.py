@@ -6,15 +6,18 @@ import copy
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, SupportsFloat, TypeVar
 
 import torch
 from ignite.engine import Events
 from monai.data.utils import set_rnd
+from monai.engines.workflow import Workflow
 from monai.utils.misc import set_determinism
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
 from protocol.errors import Diverged
 from worker.api.trainer import Control
@@ -23,6 +26,7 @@ from worker.monai.configs import LEFT_OUT
 _REPORTS = 100
 """How often a training looks at its loss, at most: on a GPU every look waits for the iterations before it."""
 _SEEDS = 2**32
+_E = TypeVar("_E", bound=Workflow)
 _UNSAID = re.compile(r"[^A-Za-z0-9._:+-]")
 _quiet = logging.getLogger(f"{__name__}.quiet")
 _quiet.addHandler(logging.NullHandler())
@@ -43,10 +47,10 @@ class _Run:
     error: BaseException | None = None
 
 
-class Engine:
+class Engine(Generic[_E]):
     """A trainer or evaluator of a bundle, run under a `Control`."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: _E) -> None:
         self.engine = engine
         self._run: _Run | None = None
         self.loss: float | None = None
@@ -110,14 +114,14 @@ class Engine:
         state.max_epochs = epochs
         state.batch = state.output = None
         loader = engine.data_loader
-        if getattr(loader, "_iterator", None) is not None:  # workers that outlive an epoch keep their dice
+        if isinstance(loader, DataLoader):  # workers that outlive an epoch keep their dice
             loader._iterator = None
 
-    def _before(self, engine: Any) -> None:
+    def _before(self, engine: Workflow) -> None:
         if self._run is not None:
             self._guarded(self._run, self._run.control.check)
 
-    def _after(self, engine: Any) -> None:
+    def _after(self, engine: Workflow) -> None:
         run = self._run
         if run is None:
             return
@@ -145,7 +149,7 @@ class Engine:
         run.control.progress(fraction, loss=value)
 
     @staticmethod
-    def _guarded(run: _Run, step: Any) -> None:
+    def _guarded(run: _Run, step: Callable[[], None]) -> None:
         try:
             step()
         except BaseException as error:
@@ -156,7 +160,7 @@ class Engine:
 class Beginning:
     """Optimizers and schedules as the bundle made them, and the way back there."""
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], schedulers: Sequence[Any]) -> None:
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], schedulers: Sequence[LRScheduler]) -> None:
         self._optimizers = [(each, _settings(each), copy.deepcopy(dict(each.state))) for each in optimizers]
         self._schedulers = [(each, copy.deepcopy(each.state_dict())) for each in schedulers]
 
@@ -182,7 +186,7 @@ class Beginning:
                 scheduler.base_lrs = [lr] * len(scheduler.base_lrs)
 
 
-def seed(number: int, loaders: Iterable[Any], datasets: Iterable[Any]) -> None:
+def seed(number: int, loaders: Iterable[object], datasets: Iterable[object]) -> None:
     """Let everything that throws dice begin from one number: torch, numpy, Python, loaders and random transforms.
 
     The random transforms keep dice of their own, which `set_determinism` does not reach.
@@ -196,13 +200,15 @@ def seed(number: int, loaders: Iterable[Any], datasets: Iterable[Any]) -> None:
         set_rnd(dataset, seed=number % _SEEDS)
 
 
-def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+def numbers(metrics: Mapping[str, object]) -> dict[str, float]:
     """The entries that are single finite numbers; names are made such that an update can say them."""
     found = {}
     for name, value in metrics.items():
+        if not isinstance(value, SupportsFloat | str):
+            continue
         try:
             number = float(value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             continue
         if math.isfinite(number):
             found[_said(str(name))] = number
@@ -213,14 +219,14 @@ def _said(name: str) -> str:
     return _UNSAID.sub("_", name)[:64]
 
 
-def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
     return [
         {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
 
 
-def _loss(output: Any) -> Tensor | float | None:
+def _loss(output: object) -> Tensor | float | None:
     """The loss among an iteration's outputs, whether or not they were taken apart into examples."""
     if isinstance(output, list | tuple) and output:
         output = output[0]
@@ -231,14 +237,14 @@ def _loss(output: Any) -> Tensor | float | None:
     return float(output) if isinstance(output, int | float) else None
 
 
-def _drop_handlers(engine: Any) -> None:
+def _drop_handlers(engine: Workflow) -> None:
     """Take handlers out that the configuration did not show, such as a bundle's own kind of checkpoint saver."""
     for event, handlers in engine._event_handlers.items():
         kept = [entry for entry in handlers if not _left_out(entry[0])]
         engine._event_handlers[event] = kept
 
 
-def _left_out(handler: Any) -> bool:
+def _left_out(handler: object) -> bool:
     handler = getattr(handler, "__wrapped__", handler)  # ignite wraps those of every n-th iteration
     handler = getattr(handler, "__self__", handler)
     return any(kind.__name__ in LEFT_OUT for kind in type(handler).__mro__)

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from protocol.errors import ConfigError
 from protocol.spec import ModelSpec, TensorKind
 from worker.api.weights import tensor_spec, write_records
 
 
-def spec_and_payload(source: Any, *, buffers: Collection[str] = ()) -> tuple[ModelSpec, Iterator[bytes]]:
+@runtime_checkable
+class HasModel(Protocol):
+    """What our trainers offer beside training: the model that a run begins with."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Which tensors the model has."""
+        ...
+
+    def initial(self) -> Iterator[bytes]:
+        """The payload of the model as it stands."""
+        ...
+
+
+def spec_and_payload(source: object, *, buffers: Collection[str] = ()) -> tuple[ModelSpec, Iterator[bytes]]:
     """The specification of a model and the payload of its present values, record by record.
 
     `source` is one of our trainers (anything with `spec` and `initial()`), a torch module, or numpy arrays by name; of
@@ -25,14 +39,17 @@ def spec_and_payload(source: Any, *, buffers: Collection[str] = ()) -> tuple[Mod
         kinds = {name: TensorKind.BUFFER if name in buffers else TensorKind.PARAMETER for name in source}
         spec = ModelSpec(tuple(tensor_spec(name, array, kinds[name]) for name, array in source.items()))
         return spec, write_records(spec, source.__getitem__)
-    if isinstance(getattr(source, "spec", None), ModelSpec) and hasattr(source, "initial"):
-        return source.spec, source.initial()
+    if isinstance(source, HasModel) and isinstance(spec := source.spec, ModelSpec):
+        return spec, source.initial()
     # A module can only have been made by whoever has imported torch already.
-    if "torch" in sys.modules and hasattr(source, "state_dict"):
+    if "torch" in sys.modules:
+        from torch import nn
+
         from worker.trainers.torch import model_payload, model_spec
 
-        spec = model_spec(source)
-        return spec, model_payload(source, spec)
+        if isinstance(source, nn.Module):
+            spec = model_spec(source)
+            return spec, model_payload(source, spec)
     raise ConfigError(
         f"a {type(source).__name__} is no model; give a trainer, a torch module, or a mapping of names to numpy arrays"
     )

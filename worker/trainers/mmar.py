@@ -70,7 +70,7 @@ def mmar_trainer(
     *,
     dataset_dir: str | Path,
     config: str = TRAIN,
-    **options: Any,
+    **options: Any,  # BundleOptions looks at each
 ) -> BundleTrainer:
     """A trainer of a Clara MMAR, on the site's own data, which it translates into a folder that goes with the trainer.
 

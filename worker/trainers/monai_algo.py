@@ -8,18 +8,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from monai.fl.client.client_algo import ClientAlgo
 from monai.fl.utils.constants import FlStatistics, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
-from numpy.typing import NDArray
 
 from protocol.errors import ConfigError, TrainingError
 from worker.api.trainer import Control, EvaluationResult, TrainResult
-from worker.api.weights import Weights
+from worker.api.weights import Array, Weights
 from worker.monai.engine import numbers, seed
 
 _LOOK = 0.2
@@ -39,7 +37,7 @@ class ClientAlgoTrainer:
         *,
         examples: int,
         evaluated: int = 0,
-        extra: Mapping[str, Any] | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
         """
         Args:
@@ -70,11 +68,11 @@ class ClientAlgoTrainer:
             self._algo.train(_exchange(base), dict(self._extra))
         control.check()
         trained = self._algo.get_weights(dict(self._extra))
-        statistics: Mapping[str, Any] = trained.statistics or {}
+        done = numbers(trained.statistics or {}).get(FlStatistics.NUM_EXECUTED_ITERATIONS)
         return TrainResult(
             weights=_weights(trained, base),
             examples=self._examples,
-            steps=int(statistics.get(FlStatistics.NUM_EXECUTED_ITERATIONS) or 1),
+            steps=int(done or 1),
             metrics=numbers(trained.metrics or {}),
         )
 
@@ -113,7 +111,7 @@ def _exchange(weights: Weights) -> ExchangeObject:
     )
 
 
-def _weights(trained: ExchangeObject, base: Weights) -> Mapping[str, NDArray[Any]]:
+def _weights(trained: ExchangeObject, base: Weights) -> Mapping[str, Array]:
     """Full weights by the specification's names; differences are added to the base."""
     if not isinstance(trained.weights, Mapping):
         raise TrainingError("the algorithm's get_weights gave no weights")
@@ -130,9 +128,9 @@ def _weights(trained: ExchangeObject, base: Weights) -> Mapping[str, NDArray[Any
     return found
 
 
-def _array(value: Any) -> NDArray[Any]:
+def _array(value: object) -> Array:
     if isinstance(value, torch.Tensor):
         value = value.detach()
         value = (value.float() if value.dtype == torch.bfloat16 else value).cpu().as_subclass(torch.Tensor).numpy()
-    array: NDArray[Any] = np.asarray(value)
+    array: Array = np.asarray(value)
     return array

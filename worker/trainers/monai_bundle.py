@@ -9,18 +9,19 @@ from __future__ import annotations
 import gc
 import inspect
 import math
-import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle.config_parser import ConfigParser
 from monai.engines.evaluator import SupervisedEvaluator
 from monai.engines.trainer import SupervisedTrainer
+from monai.engines.workflow import Workflow
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -34,23 +35,21 @@ from worker.monai.configs import NETWORKS, REQUIRED, Configs
 from worker.monai.datalist import listed
 from worker.monai.engine import Beginning, Engine, seed
 from worker.monai.errors import explained
+from worker.trainers.bundle_options import BundleOptions
 from worker.trainers.torch import Live, distinct, load, model_payload, model_spec
 
-MOMENTUM = ("restart", "keep")
-KEEP_LOCAL = (None, "batchnorm")
 _BATCH = "train#dataloader#batch_size"
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
 
 
 @dataclass
 class _Built:
     """The bundle's objects, which refer to each other and to one network."""
 
-    trainer: Engine
-    evaluator: Engine | None
+    trainer: Engine[SupervisedTrainer]
+    evaluator: Engine[SupervisedEvaluator] | None
     network: nn.Module
-    dataset: Any
-    held_out: Any
+    dataset: object
+    held_out: object
     beginning: Beginning
     printed: Fingerprint | None = None
     """Of the training data, once it was made."""
@@ -59,25 +58,10 @@ class _Built:
 class BundleTrainer:
     """Trains a MONAI bundle's network in place, with the bundle's own trainer."""
 
-    def __init__(
-        self,
-        configs: Configs,
-        *,
-        epochs: int = 1,
-        steps: int | None = None,
-        keep_momentum: bool = False,
-        keep_batchnorm: bool = False,
-        device: str = "",
-        gpus: Sequence[int] = (),
-        amp: bool | None = None,
-        fingerprint: bool = False,
-    ) -> None:
-        """For `bundle_trainer`, which says what these are."""
-        self._configs = configs
-        self._epochs, self._steps = epochs, steps
-        self._keep_momentum, self._keep_batchnorm = keep_momentum, keep_batchnorm
-        self._device, self._gpus, self._amp = device, tuple(gpus), amp
-        self._fingerprint = fingerprint
+    def __init__(self, configs: Configs, options: BundleOptions) -> None:
+        """For `bundle_trainer`, which says what the options are."""
+        self._configs, self._options = configs, options
+        self._keep_momentum = options.momentum == "keep"
         self._scratch = tempfile.mkdtemp(prefix="fledge-bundle-")
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._batch: int | None = None
@@ -97,7 +81,7 @@ class BundleTrainer:
     @property
     def keeps(self) -> frozenset[str]:
         """Floating tensors that stay at the site, as with `exclude`: those of BatchNorm, if that was asked for."""
-        return batchnorm(self.model) if self._keep_batchnorm else frozenset()
+        return batchnorm(self.model) if self._options.keep_local == "batchnorm" else frozenset()
 
     @property
     def key_metric(self) -> str:
@@ -112,7 +96,7 @@ class BundleTrainer:
     def train(self, base: Weights, control: Control) -> TrainResult:
         wanted = overrides(control.task)
         epochs = positive_whole(control.task, "local_epochs")
-        steps = wanted.local_steps or (None if epochs else self._steps)
+        steps = wanted.local_steps or (None if epochs else self._options.local_steps)
         built = self._ready(wanted.batch_size)
         tensors = load(built.network, base)
         if not self._keep_momentum:
@@ -121,7 +105,7 @@ class BundleTrainer:
             built.beginning.set_rate(wanted.lr)
         seed(control.seed, [built.trainer.engine.data_loader], [built.dataset])
         try:
-            done = built.trainer.run(control, epochs=epochs or self._epochs, steps=steps)
+            done = built.trainer.run(control, epochs=epochs or self._options.local_epochs or 1, steps=steps)
         except BaseException as error:
             built.beginning.restore()  # moments of a training that came to nothing
             if not isinstance(error, Aborted):
@@ -193,7 +177,7 @@ class BundleTrainer:
 
     def _print(self, built: _Built, control: Control) -> Fingerprint | None:
         key = control.fingerprint_key
-        if self._fingerprint and key is not None and built.printed is None:
+        if self._options.fingerprint and key is not None and built.printed is None:
             built.printed = fingerprint_of(_watched(listed(built.dataset), control), key)
         return built.printed
 
@@ -212,9 +196,10 @@ class BundleTrainer:
         return self._built
 
     def _make(self, batch: int | None) -> _Built:
-        more: dict[str, Any] = {} if batch is None else {_BATCH: batch}
-        if self._device:
-            more["device"] = f"$torch.device({self._device!r})"
+        more: dict[str, object] = {} if batch is None else {_BATCH: batch}
+        gpus, amp = list(self._options.gpus), self._options.amp
+        if device := self._options.device or (f"cuda:{gpus[0]}" if gpus else ""):
+            more["device"] = f"$torch.device({device!r})"
         parser = self._configs.train(more, self._scratch)
         if "initialize" in parser:
             parser.get_parsed_content("initialize")
@@ -222,20 +207,22 @@ class BundleTrainer:
         if not isinstance(trainer, SupervisedTrainer):
             raise ConfigError(f"train#trainer is a {type(trainer).__name__}; fledge trains with a SupervisedTrainer")
         network = unwrapped(trainer.network)
-        _set_amp(trainer, self._amp)
+        _set_amp(trainer, amp)
         made = list(parser.ref_resolver.resolved_content.values())
         optimizers = {id(each): each for each in [*made, trainer.optimizer] if isinstance(each, torch.optim.Optimizer)}
         schedulers = {id(each): each for each in made if isinstance(each, torch.optim.lr_scheduler.LRScheduler)}
         beginning = Beginning(list(optimizers.values()), list(schedulers.values()))
         evaluator, held_out = self._make_evaluator(more, parser, network)
-        if len(self._gpus) > 1:
-            trainer.network = nn.DataParallel(network, list(self._gpus))
+        if len(gpus) > 1:
+            trainer.network = nn.DataParallel(network, gpus)
             if evaluator is not None:
                 evaluator.engine.network = trainer.network
         dataset = parser.get_parsed_content("train#dataset")
         return _Built(Engine(trainer), evaluator, network, dataset, held_out, beginning)
 
-    def _make_evaluator(self, more: Mapping[str, Any], shared: Any, network: nn.Module) -> tuple[Engine | None, Any]:
+    def _make_evaluator(
+        self, more: Mapping[str, object], shared: ConfigParser, network: nn.Module
+    ) -> tuple[Engine[SupervisedEvaluator] | None, object]:
         parser = self._configs.evaluate(more, self._scratch, shared)
         if "validate#evaluator" not in parser:
             return None, None
@@ -243,7 +230,7 @@ class BundleTrainer:
         if not isinstance(evaluator, SupervisedEvaluator):
             raise ConfigError(f"validate#evaluator is a {type(evaluator).__name__}; it has to be a SupervisedEvaluator")
         evaluator.network = network
-        _set_amp(evaluator, self._amp)
+        _set_amp(evaluator, self._options.amp)
         return Engine(evaluator), getattr(evaluator.data_loader, "dataset", None)
 
 
@@ -251,7 +238,7 @@ def bundle_trainer(
     bundle_root: str | Path,
     *,
     dataset_dir: str | Path,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     local_epochs: int | None = None,
     local_steps: int | None = None,
     momentum: str = "restart",
@@ -281,26 +268,29 @@ def bundle_trainer(
         ConfigError: an option or the bundle cannot be used.
         TrainingError: the bundle's objects cannot be made of the data here.
     """
-    _check(momentum=momentum, keep_local=keep_local, device=device, local_epochs=local_epochs, local_steps=local_steps)
-    if gpus and not device:
-        device = f"cuda:{gpus[0]}"
-    place = Path(dataset_dir)
-    if not place.is_dir():
-        raise ConfigError(f"dataset_dir: {place} is not a folder here; correct it in the site's options")
-    return BundleTrainer(
-        Configs(Path(bundle_root), overrides={**(overrides or {}), "dataset_dir": str(place.resolve())}),
-        epochs=local_epochs or 1,
-        steps=local_steps,
-        keep_momentum=momentum == "keep",
-        keep_batchnorm=keep_local == "batchnorm",
+    options = BundleOptions(
+        dataset_dir=dataset_dir,
+        overrides=overrides,
+        local_epochs=local_epochs,
+        local_steps=local_steps,
+        momentum=momentum,
+        keep_local=keep_local,
         device=device,
         gpus=gpus,
         amp=amp,
         fingerprint=fingerprint,
     )
+    place = Path(dataset_dir)
+    if not place.is_dir():
+        raise ConfigError(f"dataset_dir: {place} is not a folder here; correct it in the site's options")
+    configs = Configs(Path(bundle_root), overrides={**(overrides or {}), "dataset_dir": str(place.resolve())})
+    return BundleTrainer(configs, options)
 
 
-def site_trainer(bundle_root: Path, options: Mapping[str, Any]) -> BundleTrainer:
+def site_trainer(
+    bundle_root: Path,
+    options: Mapping[str, Any],  # values of a TOML file, each of which BundleOptions looks at
+) -> BundleTrainer:
     """`bundle_trainer` of options as they stand in a site's `worker.toml`, where a slip of the pen is to be told.
 
     Raises:
@@ -317,7 +307,7 @@ def site_trainer(bundle_root: Path, options: Mapping[str, Any]) -> BundleTrainer
 
 
 def bundle_network(
-    bundle_root: Path, *, weights: Path | None = None, seed: int = 0, overrides: Mapping[str, Any] | None = None
+    bundle_root: Path, *, weights: Path | None = None, seed: int = 0, overrides: Mapping[str, object] | None = None
 ) -> nn.Module:
     """The network that a bundle defines, with random weights that follow from `seed`, or those of a file.
 
@@ -383,44 +373,28 @@ def _load_file(network: nn.Module, file: Path) -> None:
         raise ConfigError(f"{file} does not hold the weights of the bundle's network: {told}") from error
 
 
-def _check(
-    *, momentum: str, keep_local: str | None, device: str, local_epochs: int | None, local_steps: int | None
-) -> None:
-    if momentum not in MOMENTUM:
-        raise ConfigError(f'momentum is {momentum!r}; write "restart" or "keep"')
-    if keep_local not in KEEP_LOCAL:
-        raise ConfigError(f'keep_local is {keep_local!r}; write "batchnorm" or leave it out')
-    if device and not _DEVICE.fullmatch(device):
-        raise ConfigError(f'device is {device!r}; write "cpu", "cuda" or "cuda:N"')
-    if local_epochs is not None and local_steps is not None:
-        raise ConfigError("give local_epochs or local_steps, not both")
-    for name, value in (("local_epochs", local_epochs), ("local_steps", local_steps)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"{name} is {value!r}; it has to be a positive whole number")
-
-
-def _set_amp(engine: Any, wanted: bool | None) -> None:
+def _set_amp(engine: Workflow, wanted: bool | None) -> None:
     """MONAI's mixed precision is made for CUDA; elsewhere it would warn in every iteration and do nothing."""
     device = engine.state.device
     engine.amp = (engine.amp if wanted is None else wanted) and device is not None and device.type == "cuda"
 
 
-def _watched(examples: Iterator[Any], control: Control) -> Iterator[Any]:
+def _watched(examples: Iterator[object], control: Control) -> Iterator[object]:
     """The same examples, unless the training is aborted while they are read."""
     for example in examples:
         control.check()
         yield example
 
 
-def _size(dataset: Any) -> int | None:
+def _size(dataset: object) -> int | None:
     """How many examples a dataset has; None if it cannot tell."""
     try:
-        return len(dataset)
-    except TypeError:
+        return len(dataset) if isinstance(dataset, Sized) else None
+    except TypeError:  # torch's datasets without a length raise it
         return None
 
 
-def _examples(dataset: Any, engine: Engine, done: int) -> int:
+def _examples(dataset: object, engine: Engine[SupervisedTrainer] | Engine[SupervisedEvaluator], done: int) -> int:
     size = _size(dataset)
     if size is not None:
         return size

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocol.errors import ConfigError, TrainingError
+from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec
 from worker.api.fingerprint import fingerprint
 from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides
-from worker.api.weights import Weights
+from worker.api.weights import Array, Weights
 from worker.trainers.initial import spec_and_payload
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays = Mapping[str, Array]
 
 
 class NumpyTrainer:
@@ -66,6 +66,20 @@ class NumpyTrainer:
         return self._evaluate(control)
 
 
+class Estimator(Protocol):
+    """What scikit-learn's estimators have that learn from one part of the data after another."""
+
+    @property
+    def partial_fit(self) -> Callable[..., object]:
+        """Takes features and labels, and `classes` if it classifies."""
+        ...
+
+    @property
+    def score(self) -> Callable[..., float]:
+        """Takes features and labels."""
+        ...
+
+
 class EstimatorTrainer:
     """Trains an estimator that has `partial_fit`, such as scikit-learn's SGDClassifier or MLPClassifier.
 
@@ -75,14 +89,14 @@ class EstimatorTrainer:
 
     def __init__(
         self,
-        estimator: Any,
-        features: NDArray[Any],
-        labels: NDArray[Any],
+        estimator: Estimator,
+        features: Array,
+        labels: Array,
         *,
-        classes: Sequence[Any] | NDArray[Any] | None = None,
+        classes: Sequence[object] | Array | None = None,
         epochs: int = 1,
         batch_size: int = 32,
-        evaluate_on: tuple[NDArray[Any], NDArray[Any]] | None = None,
+        evaluate_on: tuple[Array, Array] | None = None,
         fingerprint: bool = False,
     ) -> None:
         """
@@ -127,9 +141,9 @@ class EstimatorTrainer:
                 f"{type(self._estimator).__name__} learns neither coef_ nor coefs_; write a NumpyTrainer for it"
             )
 
-    def _arrays(self) -> dict[str, NDArray[Any]]:
+    def _arrays(self) -> dict[str, Array]:
         """The learned arrays as they are now: some estimators replace them when they learn."""
-        found: dict[str, NDArray[Any]] = {}
+        found: dict[str, Array] = {}
         for name in ("coef_", "intercept_", "coefs_", "intercepts_"):
             value = getattr(self._estimator, name, None)
             if isinstance(value, np.ndarray):
@@ -177,7 +191,7 @@ class EstimatorTrainer:
                 return
         raise TrainingError(f"the run's task sets lr, which {type(self._estimator).__name__} does not know")
 
-    def _print(self, key: bytes | None) -> Any:
+    def _print(self, key: bytes | None) -> Fingerprint | None:
         if not self._fingerprint or key is None:
             return None
         return fingerprint(zip(self._features, self._labels, strict=True), key)

@@ -8,7 +8,6 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,11 +16,13 @@ from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec, TensorKind, TensorSpec
 from worker.api.fingerprint import fingerprint as fingerprint_of
 from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides
-from worker.api.weights import Piece, Weights, check_names, store, write_records
+from worker.api.weights import Array, Piece, Weights, check_names, store, write_records
 
-Loss = Callable[[Any, Any], Tensor]
+Batch = Any  # whatever the site's own dataset gives
+"""Examples or targets, one or many: a tensor, or tuples, lists and mappings of them."""
+Loss = Callable[[Batch, Batch], Tensor]
 """Of the model's outputs and a batch's targets: one number, the mean over the batch."""
-Metric = Callable[[Any, Any], Tensor | float]
+Metric = Callable[[Batch, Batch], Tensor | float]
 """Likewise, without gradients."""
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 """Called with the parameters and `lr=`, as every class in `torch.optim` can be."""
@@ -47,7 +48,7 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Any: ...
+    def __getitem__(self, index: int, /) -> Batch: ...
 
 
 class TorchTrainer:
@@ -163,11 +164,11 @@ class TorchTrainer:
                 control.progress(total / len(self._evaluate_on))
         return EvaluationResult(examples=total, metrics={name: value / total for name, value in sums.items()})
 
-    def _batches(self, examples: Examples, size: int, *, seed: int | None = None) -> DataLoader[Any]:
+    def _batches(self, examples: Examples, size: int, *, seed: int | None = None) -> DataLoader[Batch]:
         """Shuffled by `seed`, or all in order without one."""
         leftover = len(examples) % size
         return DataLoader(
-            cast(Dataset[Any], examples),
+            cast(Dataset[Batch], examples),
             batch_size=size,
             shuffle=seed is not None,
             generator=None if seed is None else torch.Generator().manual_seed(seed),
@@ -225,7 +226,7 @@ def load(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
                 f"{tensor.dtype} in the run's"
             )
     arrays = {name: tensor.numpy() for name, tensor in tensors.items() if _is_array(tensor)}
-    whole: NDArray[Any] = np.empty(0)
+    whole: Array = np.empty(0)
     for piece in weights.pieces():
         name = piece.tensor.name
         if name in arrays:
@@ -235,7 +236,7 @@ def load(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
     return tensors
 
 
-def _store_elsewhere(piece: Piece, target: Tensor, whole: NDArray[Any]) -> NDArray[Any]:
+def _store_elsewhere(piece: Piece, target: Tensor, whole: Array) -> Array:
     """Write a piece of a tensor that numpy cannot see: on a GPU, or bfloat16."""
     if target.is_contiguous():
         stop = piece.offset + piece.values.size
@@ -249,15 +250,15 @@ def _store_elsewhere(piece: Piece, target: Tensor, whole: NDArray[Any]) -> NDArr
     return whole
 
 
-class Live(Mapping[str, NDArray[Any]]):
+class Live(Mapping[str, Array]):
     """Tensors as arrays: views where numpy can see them, else copies made when asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
 
-    def __getitem__(self, name: str) -> NDArray[Any]:
+    def __getitem__(self, name: str) -> Array:
         tensor = self._tensors[name]
-        array: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+        array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
         return array
 
     def __iter__(self) -> Iterator[str]:
@@ -269,7 +270,7 @@ class Live(Mapping[str, NDArray[Any]]):
 
 def distinct(model: nn.Module) -> list[tuple[list[str], Tensor]]:
     """Every tensor once with all its names: networks that share weights list them several times."""
-    found: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}
+    found: dict[tuple[object, ...], tuple[list[str], Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         place = (
             tensor.untyped_storage().data_ptr(),
@@ -307,7 +308,7 @@ def _is_array(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16
 
 
-def _endless(batches: DataLoader[Any], steps: int) -> Iterator[Any]:
+def _endless(batches: DataLoader[Batch], steps: int) -> Iterator[Batch]:
     done = 0
     while True:
         for batch in batches:
@@ -324,7 +325,7 @@ def _finite(loss: Tensor, step: int) -> float:
     return value
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _moved(value: Batch, device: torch.device) -> Batch:
     """Tensors in tuples, lists and mappings, on the device."""
     if isinstance(value, Tensor):
         return value.to(device)
@@ -336,7 +337,7 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _size(inputs: Any) -> int:
+def _size(inputs: Batch) -> int:
     """How many examples a batch's inputs are."""
     while not isinstance(inputs, Tensor):
         inputs = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]

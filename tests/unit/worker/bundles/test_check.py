@@ -209,6 +209,12 @@ def test_a_target_that_nothing_answers_to_is_named(bundle: Path, target: str, to
     assert not report.good
 
 
+def test_a_target_in_what_runs_just_now_is_no_package(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    changed(bundle, "train.json", lambda config: config["network_def"].update(_target_="__main__.Net"))
+    assert {each.what for each in check_bundle(bundle).findings} == {"names __main__.Net: __main__ is not installed"}
+
+
 def test_code_of_the_bundle_is_found_and_what_it_misses_is_told(tmp_path: Path) -> None:
     bundle = bundles.scripted(tmp_path / "bundle")
     assert check_bundle(bundle).good
@@ -292,6 +298,13 @@ def test_a_package_is_found_by_its_own_name_or_its_modules(bundle: Path) -> None
     wanted = {"nibabel": "1", "pytorch-ignite": "0.1", "PIL": "1", "nobody-has-this": "1"}
     changed(bundle, "metadata.json", lambda found: found.update(required_packages_version=wanted))
     assert only(check_bundle(bundle)).what == "asks for nobody-has-this, which is not installed"
+
+
+@pytest.mark.parametrize("name", ["", "__main__", "a\0b"])
+def test_a_package_without_a_proper_name_is_missed(bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as where a script runs
+    changed(bundle, "metadata.json", lambda found: found.update(required_packages_version={name: "1"}))
+    assert only(check_bundle(bundle)).what == f"asks for {name}, which is not installed"
 
 
 # ---- the list of data
@@ -527,6 +540,8 @@ def test_channels_and_classes_follow_from_the_network_or_the_metadata() -> None:
     assert takes(LOAD, label_classes={"0": "a", "7": "b"}).classes == {0, 7}
     assert takes(LOAD, label_classes="one channel").classes == {0, 1}
     assert takes(LOAD, network={}) == Expected()
+    formats["outputs"]["pred"]["num_channels"] = 10**12
+    assert takes(LOAD, network={}, network_data_format=formats) == Expected(4)
 
 
 def test_what_transforms_change_is_not_judged() -> None:
@@ -579,6 +594,7 @@ def test_classes_and_lists_of_zeros_and_ones_are_answers(answer: Any) -> None:
         (0.5, "is 0.5, which is no class"),
         (float("nan"), "is nan"),
         ("spleen", "is the text 'spleen'"),
+        (10**400, "has the value 1000"),
         ([0, 1], "has 2 entries, and the bundle's network gives 3"),
         ([0, 2, 0], "entries other than zero and one"),
     ],

@@ -64,7 +64,9 @@ class Adds(ClientAlgo):
 
     def evaluate(self, data: ExchangeObject, extra: dict[str, Any] | None = None) -> ExchangeObject:
         """One number and one that is none."""
-        return ExchangeObject(metrics={"sum": float(data.weights["weight"].sum()), "all": torch.zeros(3)})
+        return ExchangeObject(
+            metrics={"sum": float(data.weights["weight"].sum()), "all": torch.zeros(3), "huge": 10**400}
+        )
 
 
 @pytest.mark.parametrize("kind", [WeightType.WEIGHTS, WeightType.WEIGHT_DIFF])

@@ -313,7 +313,6 @@ def test_version_0_follows_from_the_seed_or_from_trained_weights(spleen: Place, 
         ({"gpus": "01"}, "gpus is '01'"),
         ({"device": 0}, "device is 0"),
         ({"overrides": ["amp"]}, "overrides is"),
-        ({"dataset_dir": 7}, "dataset_dir is 7"),
         ({"overrides": {"train#dataloadr#batch_size": 2}}, "has no 'train#dataloadr#batch_size'"),
         ({"overrides": {"train#inferer#_target_": "NoSuchInferer"}}, "NoSuchInferer"),
     ],
@@ -414,3 +413,5 @@ def test_what_stands_in_a_sites_options_is_checked_before_anything_is_made(splee
         site_trainer(spleen.bundle, {"dataset_dir": str(spleen.data), "bundle_root": "elsewhere"})
     with pytest.raises(ConfigError, match="add dataset_dir"):
         site_trainer(spleen.bundle, {})
+    with pytest.raises(ConfigError, match="dataset_dir is 7; it has to be the path of a folder"):
+        site_trainer(spleen.bundle, {"dataset_dir": 7})
