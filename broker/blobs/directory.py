@@ -106,7 +106,7 @@ class FileBlobs:
             yield ObjectInfo(key, entry.st_size, entry.st_mtime)
 
     def delete(self, key: str) -> None:
-        """Remove the object if it is there; after a power failure it may be back, which harms nobody."""
+        """Remove the object if it is there; after a power failure it may be back, which does no harm."""
         check_key(key)
         try:
             (self._root / key).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ class MemoryBlobs:
 
     @classmethod
     def named(cls, url: str) -> MemoryBlobs:
-        """`memory:` is a new store each time, `memory:NAME` the same one for as long as somebody holds it."""
+        """`memory:` is a new store each time, `memory:NAME` the same one for as long as a caller holds it."""
         name = url.partition(":")[2]
         if not name:
             return cls()
@@ -81,7 +81,7 @@ class MemoryBlobs:
         return None if data is None else _bounded(f"head of {name}", data, limit)
 
     def close(self) -> None:
-        """Nothing to release; a shared store stays usable by whoever else holds it."""
+        """Nothing to release; a shared store stays usable by its other holders."""
 
 
 def _bounded(what: str, data: bytes, limit: int) -> bytes:

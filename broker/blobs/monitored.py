@@ -1,4 +1,4 @@
-"""A store that tells when it begins and ceases to fail, for whoever looks after the service."""
+"""A store that tells when it begins and ceases to fail, for the operator of the service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MonitoredBlobs:
     """Another store, with an eye on how its operations end: each has a deadline of its own within that store."""
 
     def __init__(self, inner: BlobStore) -> None:
-        """Nobody is told yet."""
+        """No listener is told yet."""
         self._inner = inner
         self._listener: Callable[[float | None], None] | None = None
         self._lock = threading.Lock()

@@ -48,7 +48,7 @@ class Scheme(ABC, Generic[T]):
 
     @abstractmethod
     def open(self, url: str, connection: Connection) -> T:
-        """Open what the URL names; whoever asked closes it.
+        """Open what the URL names; the caller closes it.
 
         Raises:
             ConfigError: the URL is wrong, a file unusable, or plain text not allowed.

@@ -1,6 +1,6 @@
 """Labelled crash points: with `FLEDGE_CRASH_AT=label[:n]` set, the process kills itself at the n-th pass of `label`.
 
-They exist so that anybody can check the promise that a process may die anywhere; without the variable they cost a
+They exist so that anyone can check the promise that a process may die anywhere; without the variable they cost a
 comparison. The label is written to standard error first, so that a log proves where the process died.
 """
 

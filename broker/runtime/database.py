@@ -76,7 +76,7 @@ def open_readonly(path: Path) -> Engine:
 
 
 def commit_error(path: Path | None, error: OperationalError) -> StateError:
-    """What a failed commit means to whoever runs this process."""
+    """What a failed commit means to the operator of this process."""
     if "full" in str(error.orig):
         return DiskFull(f"{path}: the disk is full; free some space, nothing that was acknowledged is lost")
     return StateError(f"{path}: {error.orig}")

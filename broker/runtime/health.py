@@ -1,4 +1,4 @@
-"""Signs of health that a service leaves for whoever looks after it: when the other side last accepted it."""
+"""Signs of health that a service leaves for its supervisor: when the other side last accepted it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Holder:
 
 
 def last_holder(path: Path) -> Holder | None:
-    """Who noted its health at `path` last, unless it ended in order or there was nobody.
+    """Who noted its health at `path` last, unless it ended in order or there was no one.
 
     Raises:
         StateError: the file cannot be read.
@@ -165,7 +165,7 @@ def _at(seconds: float) -> str:
 
 
 def lives(pid: int) -> bool:
-    """Whether there is such a process, whoever owns it, that has not ended."""
+    """Whether there is such a process, of any user, that has not ended."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,4 +1,4 @@
-"""What installed packages may add to fledge: built-ins are a dict, everybody else's are entry points."""
+"""What installed packages may add to fledge: built-ins are a dict, those of other packages are entry points."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class ExtensionPoint(Generic[T]):
     kind: str
     """How errors call one of them."""
     builtins: Mapping[str, Callable[..., T]]
-    """Ours; nobody else may use these names."""
+    """Ours; no other package may use these names."""
 
     def names(self) -> list[str]:
         """All there are on this machine."""
         return sorted({*self.builtins, *_offered(self.group, tuple(sys.path))})
 
     def find(self, name: str) -> Plugin | None:
-        """What this name stands for; None if nobody registered it.
+        """What this name stands for; None if it is not registered.
 
         Raises:
             ConfigError: several packages registered it, one took a built-in's name, or it cannot be loaded.
@@ -91,7 +91,7 @@ class ExtensionPoint(Generic[T]):
         """Make the one called `name` with `parameters`.
 
         Raises:
-            ConfigError: nobody registered the name, or it does not take these parameters.
+            ConfigError: the name is not registered, or it does not take these parameters.
         """
         plugin = self.find(name)
         if plugin is None:

@@ -24,7 +24,7 @@ class Here(Executor):
         future: Future[Result] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # whoever asks for the result gets it, as from any executor
+        except Exception as error:  # the caller that asks for the result gets it, as from any executor
             future.set_exception(error)
         return future
 

@@ -250,7 +250,7 @@ class MemoryTransport:
         self._callbacks.put(callback)
 
     def on_refused(self, callback: Callable[[], None]) -> None:
-        pass  # everybody is let in
+        pass  # every participant is let in
 
     def close(self) -> None:
         with self._lock:

@@ -22,7 +22,7 @@ from broker.net.proxy import HopError, Proxy, connect_through
 from broker.net.tls import Tls
 from protocol.errors import ConfigError, TooLarge
 
-# It logs whole addresses, and whoever has a signed one may use it.
+# It logs whole addresses, and any holder of a signed one may use it.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 CONNECT_S = 5.0

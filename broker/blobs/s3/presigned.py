@@ -2,7 +2,7 @@
 
 What it may have is the same as with credentials: put what is its own, get models, records and (a site) the head.
 A URL is asked for when it is needed and used at once; one that the store refuses (it expired on the way, or clocks
-differ) is asked for anew. Whoever sees such a URL may use it, so no error and no log repeats one.
+differ) is asked for anew. Any reader of such a URL may use it, so no error and no log repeats one.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from protocol.errors import Forbidden, Missing, StoreError
 
 _LASTING = frozenset({301, 302, 307, 308, 400, 405, 411, 413, 501})
 _LONGEST_PAUSE_S = 5.0
-_WARN_AT = frozenset({2, 4, 8, 16, 32, 64})  # one hiccup is nobody's business, an outage is, but not at every try
+_WARN_AT = frozenset({2, 4, 8, 16, 32, 64})  # one hiccup is no one's business, an outage is, but not at every try
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)

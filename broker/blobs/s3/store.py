@@ -144,7 +144,7 @@ class S3Blobs:
             return None
 
     def presign_put(self, key: str, seconds: int, *, at: float | None = None) -> str:
-        """A URL with which anybody may put this one object, for `seconds` from `at` (by default from now).
+        """A URL with which any holder may put this one object, for `seconds` from `at` (by default from now).
 
         Nothing is sent: a signature is computed, and it is worth what this identity may do. It neither bounds the size
         nor, on servers that read `x-amz-copy-source` from requests that did not sign it, what is put: sign with an
@@ -153,7 +153,7 @@ class S3Blobs:
         return self._presign("PUT", key, seconds, at)
 
     def presign_get(self, key: str, seconds: int, *, at: float | None = None) -> str:
-        """A URL with which anybody may get this one object, or a federation's head; see `presign_put`."""
+        """A URL with which any holder may get this one object, or a federation's head; see `presign_put`."""
         return self._presign("GET", key, seconds, at)
 
     def close(self) -> None:

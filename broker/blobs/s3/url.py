@@ -29,7 +29,7 @@ class S3Url:
     deadline: float
     """Seconds."""
     access_key: str = field(repr=False)
-    """Empty where the URLs are signed by somebody else."""
+    """Empty where the URLs are signed by another party."""
     secret_key: str = field(repr=False)
 
     @property

@@ -61,7 +61,7 @@ class Outlet:
             return
         while self._channel.is_open and self.pending.waiting and len(self.pending.in_flight) < _WINDOW:
             tag, message = self.pending.send_next()
-            # By the message id a returned message is told from its neighbours; nobody else reads it.
+            # By the message id a returned message is told from its neighbours; nothing else reads it.
             properties = persistent(message_id=str(tag))
             self._channel.basic_publish(self._exchange, message.key, message.body, properties, mandatory=True)
 

@@ -63,7 +63,7 @@ class Pending:
                 message.future.set_result(None)
 
     def connection_lost(self) -> None:
-        """Put what was in flight back in front, in order: nobody knows whether it arrived, so it is sent again."""
+        """Put what was in flight back in front, in order: it is not known whether it arrived, so it is sent again."""
         self.waiting.extendleft(reversed(self.in_flight.values()))
         self._start_over()
 

@@ -271,7 +271,7 @@ class Link:
                 self._on_closed(connection, result)
 
         def too_long() -> None:
-            if linking.cancel():  # False once it was done, or cancelled by somebody else
+            if linking.cancel():  # False once it was done, or cancelled by another caller
                 self._on_closed(connection, TimeoutError(f"TLS was not there after {_STACK_S} s"))
             elif connection == self._attempt and not (connection.is_open or connection.is_closing):
                 connection.close()

@@ -86,7 +86,7 @@ def find_queue(name: str) -> Operation:
 
 
 def delete_queue(name: str) -> Operation:
-    """Delete a queue if nobody uses it and nothing is in it."""
+    """Delete a queue if it has no consumer and nothing is in it."""
     return Operation(
         what=f"delete queue {name}",
         ask=lambda channel, done: channel.queue_delete(name, if_unused=True, if_empty=True, callback=done),

@@ -79,7 +79,7 @@ class RabbitTransport:
             proxy=way,
             on_up=self._publishing_up,
             on_down=self._publishing_down,
-            on_refused=lambda _: None,  # what was published waits in its future, and in somebody's outbox
+            on_refused=lambda _: None,  # what was published waits in its future, and in the sender's outbox
         )
         self._consuming = Link(
             self._url,
