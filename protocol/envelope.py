@@ -6,7 +6,7 @@ The signature covers everything before it under the purpose `fledge/v1/envelope`
 before the first byte of a blob) and, outside it, recipients, wrapped keys, chunk hashes, the plaintext hash and one
 inline body. The hash of the core is the associated data of every record and stands inside every wrapped key:
 
-- who re-encrypts somebody's text for a third party cannot keep the sender's signature (recipients are signed);
+- who re-encrypts another's text for a third party cannot keep the sender's signature (recipients are signed);
 - who strips a signature and signs the same ciphertext cannot keep it readable (the sender's kid is in the core).
 """
 
@@ -377,7 +377,7 @@ def reissue(verified: Verified, key: ContentKey, signer: Identity, new_body: byt
     Raises:
         Untrusted: `signer` is not who signed the message, or a recipient's encryption key cannot be used.
         TooLarge: the body, the number of recipients or the whole is over its limit.
-        Malformed: nobody is to read it.
+        Malformed: it has no recipient.
     """
     if signer.kid != verified.core.sender:
         raise Untrusted("only the sender can wrap a message for new recipients")

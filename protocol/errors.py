@@ -41,7 +41,7 @@ class ConfigError(FledgeError):
 
 
 class WireError(FledgeError):
-    """Received bytes were refused; `reason` is a fixed word that is safe to send to anybody."""
+    """Received bytes were refused; `reason` is a fixed word that is safe to send to anyone."""
 
     reason = "malformed"
 
@@ -118,7 +118,7 @@ class Missing(StoreError):
 
 
 class Forbidden(StoreError):
-    """The store refused this identity; trying again does not help before somebody changes its rights."""
+    """The store refused this identity; trying again does not help before an administrator changes its rights."""
 
     retryable = False
 

@@ -121,7 +121,7 @@ CERTIFICATE_DAYS = "certificate.days"
 EXAMINED = "examined"
 """The state of a sign that a site's doctor gives, in which `code` is the first thing in the way."""
 DOCTOR = "doctor."
-"""How the metrics of such a sign begin, before the check's name: 1 is good, 0.5 for somebody to look at, 0 bad."""
+"""How the metrics of such a sign begin, before the check's name: 1 is good, 0.5 to be looked at, 0 bad."""
 DOCTOR_AT = "doctor.at"
 """The metric that tells when it looked, by its own clock, in seconds since 1970-01-01 UTC."""
 
@@ -229,7 +229,7 @@ class Head:
     """Only rises; a worker refuses to go back."""
     issued: Count
     not_after: Count
-    """Seconds since the epoch; after this a worker raises an alarm (nobody re-signs the head any more)."""
+    """Seconds since the epoch; after this a worker raises an alarm (no aggregator signs the head again)."""
     registry: Digest
     """SHA-256 of the stored registry record."""
     runs: Annotated[tuple[RunHead, ...], many(64)]

@@ -3,7 +3,7 @@
 1. The role `super` has every right at every site.
 2. A right that ends in `_self` is never had at a site of another organisation.
 3. Else every group of the site's organisation is asked for every role of the operator: one yes is enough; without any
-   yes one no forbids; where nobody says anything the right's default holds.
+   yes one no forbids; where none says anything the right's default holds.
 4. An action passes if at every target site one of its rights is had. Code and data lists of an operator's own
    (`byoc`, `custom_datalist`) are answered by the rules of the site's groups in the same way.
 """
