@@ -35,7 +35,7 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def replace_private(path: Path, data: bytes) -> None:
-    """Put `data` into a file of mode 0600 in one step, durably: whoever looks finds the old bytes or the new ones.
+    """Put `data` into a file of mode 0600 in one step, durably: a reader finds the old bytes or the new ones.
 
     Raises:
         ConfigError: it cannot be written.

@@ -55,7 +55,7 @@ def _policy(bucket: str, name: str) -> Definition:
 
 
 def _with_bucket(bucket: str, policy: Definition) -> Definition:
-    """Also make the bucket, which nobody else is there to do before the first object."""
+    """Also make the bucket, which nothing else does before the first object."""
     made = {"Sid": "Bucket", "Effect": "Allow", "Action": ["s3:CreateBucket"], "Resource": [f"arn:aws:s3:::{bucket}"]}
     return policy | {"Statement": [*policy["Statement"], made]}
 

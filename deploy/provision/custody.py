@@ -71,7 +71,7 @@ class CustodyState(BaseModel):
 
 @dataclass(slots=True)
 class Custody:
-    """An open provisioner's folder; nobody else has it open."""
+    """An open provisioner's folder; no other process has it open."""
 
     directory: Path
     state: CustodyState
@@ -113,7 +113,7 @@ class Custody:
         """The record of a registry, signed by the root."""
         name = self.state.project.name
         record = sign_registry(registry, self.root(), name, nacl.utils.random(16))
-        open_registry(record, bytes.fromhex(self.state.root), name)  # a record that nobody takes is not given out
+        open_registry(record, bytes.fromhex(self.state.root), name)  # a record that no member takes is not given out
         return record
 
     def save(self, state: CustodyState) -> None:

@@ -84,7 +84,7 @@ def make_request(identity: Identity, federation: str, tls_key: bytes, code: str)
 
 
 def open_request(raw: bytes, code: str, federation: str) -> EnrolmentRequest:
-    """The request that a text holds, if whoever made it knew the code; nothing is parsed before.
+    """The request that a text holds, if its maker knew the code; nothing is parsed before.
 
     Raises:
         ConfigError: it is no request, the code does not fit, or it is for another federation.
@@ -125,7 +125,7 @@ def _mac(code: str, salt: bytes, body: bytes) -> bytes:
 
 
 def typed_code(text: str) -> str:
-    """A one-time code as somebody typed it, without hyphens and spaces.
+    """A one-time code as it was typed, without hyphens and spaces.
 
     Raises:
         ConfigError: it cannot be one; says why without showing it.

@@ -51,7 +51,7 @@ ALLOWED = frozenset(
 
 
 class StoreIdentity(BaseModel):
-    """Who somebody is at the object store."""
+    """The identity of a member at the object store."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     access_key: str

@@ -44,7 +44,7 @@ class Authority:
     """Who issues a federation's certificates."""
 
     certificate: bytes
-    """PEM; everybody has it."""
+    """PEM; every member has it."""
     key: bytes = field(repr=False)
     """PEM; it never leaves the provisioner."""
 

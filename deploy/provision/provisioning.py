@@ -1,7 +1,7 @@
-"""What a provisioner does: make kits for whoever is new, answer requests, renew certificates, revoke.
+"""What a provisioner does: make kits for new members, answer requests, renew certificates, revoke.
 
-Nobody else's kit changes when somebody joins or leaves: members learn of it from the root-signed registry, which the
-hub publishes, and certificates are judged by the authority that everybody has.
+No other member's kit changes when one joins or leaves: members learn of it from the root-signed registry, which the
+hub publishes, and certificates are judged by the authority that every member has.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Issued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewed:
-    """Certificates to be put over somebody's old ones; they hold no secret."""
+    """Certificates to be put over a member's old ones; they hold no secret."""
 
     name: str
     folder: Path
@@ -74,7 +74,7 @@ class Provisioned:
     kits: tuple[Issued, ...] = ()
     renewed: tuple[Renewed, ...] = ()
     notes: tuple[str, ...] = ()
-    """What somebody still has to do."""
+    """What the provisioner still has to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class _NewKit:
 
 
 def provision(project: Project, directory: Path, now: datetime) -> Provisioned:
-    """Bring a federation to what its project says: everybody's kit the first time, later only what is new.
+    """Bring a federation to what its project says: every member's kit the first time, later only what is new.
 
     Raises:
         ConfigError: the folder is another federation's, or a participant changed its role.
@@ -109,7 +109,7 @@ def accept(directory: Path, request: bytes, code: str, now: datetime) -> Provisi
     """Answer a request for enrolment with a kit without private keys; the same request gets the same answer again.
 
     Raises:
-        ConfigError: the request is not genuine, for another federation, or from nobody whom the project expects.
+        ConfigError: the request is not genuine, for another federation, or from no one whom the project expects.
     """
     with open_custody(directory, None, now) as custody:
         asked = open_request(request, code, custody.state.project.name)
@@ -127,7 +127,7 @@ def accept(directory: Path, request: bytes, code: str, now: datetime) -> Provisi
 
 
 def reissue(directory: Path, name: str, now: datetime) -> Provisioned:
-    """Make a kit with new keys for somebody who lost theirs or was revoked; the old keys hold no longer.
+    """Make a kit with new keys for a member who lost theirs or was revoked; the old keys hold no longer.
 
     Raises:
         ConfigError: the project does not know the name, or they make their own keys.
@@ -141,7 +141,7 @@ def reissue(directory: Path, name: str, now: datetime) -> Provisioned:
 
 
 def revoke(directory: Path, name: str, now: datetime) -> Provisioned:
-    """Sign a registry in which somebody's keys hold no longer.
+    """Sign a registry in which a member's keys hold no longer.
 
     Raises:
         ConfigError: there is no such member, or it is the aggregator, which can only be replaced.
@@ -157,7 +157,7 @@ def revoke(directory: Path, name: str, now: datetime) -> Provisioned:
 
 
 def renew(directory: Path, names: Sequence[str], now: datetime) -> Provisioned:
-    """Certify the same keys for another term; without names everybody's, and the servers' with the aggregator's.
+    """Certify the same keys for another term; without names every member's, and the servers' with the aggregator's.
 
     Raises:
         ConfigError: nothing was ever issued to one of the names.
@@ -356,7 +356,7 @@ def _write_renewed(directory: Path, name: str, pem: str, servers: Mapping[str, s
 
 
 def _without(state: CustodyState, name: str) -> CustodyState:
-    """The state without what was issued to somebody."""
+    """The state without what was issued to one member."""
     certificates, sites, operators = dict(state.certificates), dict(state.sites), dict(state.operators)
     certificates.pop(name, None)
     sites.pop(name, None)

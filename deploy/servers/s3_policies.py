@@ -1,6 +1,6 @@
 """What each identity of the object store may do, as policies in the words of AWS, which S3 servers read.
 
-Nobody but the aggregator may list, delete or overwrite anything. No identity that signs URLs may both read and write:
+Only the aggregator may list, delete or overwrite anything. No identity that signs URLs may both read and write:
 some servers let an upload URL copy whatever its signer can read (an unsigned `x-amz-copy-source` header is enough).
 """
 
