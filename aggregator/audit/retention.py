@@ -30,7 +30,7 @@ class References:
         self._signers[aggregator.kid] = aggregator
 
     def signer(self, kid: bytes) -> Participant:
-        """Whoever holds or held the key: what was accepted once stays accepted."""
+        """The participant that holds or held the key: what was accepted once stays accepted."""
         return self._signers[kid]
 
     def keys(self) -> set[str]:

@@ -52,7 +52,7 @@ class PutHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnounceHead:
-    """Publish the head itself to all sites (a run state or the registry changed; nobody relies on its arrival)."""
+    """Publish the head itself to all sites (a run state or the registry changed; nothing relies on its arrival)."""
 
     number: int
 
@@ -68,7 +68,7 @@ class Reissue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """The run is over; the shell may tell whoever waits."""
+    """The run is over; the shell may tell its waiting callers."""
 
     run: str
     reason: str

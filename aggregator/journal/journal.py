@@ -81,7 +81,7 @@ class _Batch:
 class Journal(History):
     """Executes the rules' writes and answers what the unique keys say. One thread uses it.
 
-    Opening it takes over: the epoch rises, and whoever held the database before is fenced at its next commit.
+    Opening it takes over: the epoch rises, and the process that held the database before is fenced at its next commit.
     """
 
     def __init__(self, path: Path | None, seal: Seal, *, engine: Engine | None = None) -> None:

@@ -21,7 +21,7 @@ SCHEMA = 3
 metadata = MetaData()
 
 lease = Table("lease", metadata, Column("id", Integer, primary_key=True), Column("epoch", Integer, nullable=False))
-"""The fence: whoever raised the epoch last may write."""
+"""The fence: the process that raised the epoch last may write."""
 
 federation = Table(
     "federation",

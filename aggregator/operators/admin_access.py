@@ -10,7 +10,7 @@ from broker.blobs.s3.grants import Granter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminAccess:
-    """Each is None where the aggregator cannot do it; whoever asks is told so."""
+    """Each is None where the aggregator cannot do it; the operator who asks is told so."""
 
     cut_off: Callable[[str], None] | None = None
     """Take a site's login at the broker away, its open connections included."""

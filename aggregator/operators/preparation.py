@@ -163,7 +163,7 @@ class Preparation:
         return decode(Card, raw_body(opened.verified, opened.key), limits.BODY)
 
     def _seal(self, command: CommandArrived, source: VersionSource) -> Prepared:
-        """Seal a version once more, with a card: for one operator, or (published) for everybody."""
+        """Seal a version once more, with a card: for one operator, or (published) for all."""
         serving, registry, arguments = source.serving, self._registry(), command.arguments
         records, spec = serving.records, serving.spec
         released = not arguments.get("raw", False) and RELEASED in source.states
@@ -261,7 +261,7 @@ def _fitting(card: Card) -> Card:
         told = replace(told, measurements=told.measurements[: len(told.measurements) // 2])
     if told is not card:
         log.warning("card.shortened", name=card.name, told=len(told.measurements), measured=len(card.measurements))
-    decode(Card, encode(told), limits.BODY)  # what it says was somebody's words a moment ago
+    decode(Card, encode(told), limits.BODY)  # what it says was an operator's words a moment ago
     return told
 
 

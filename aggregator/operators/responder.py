@@ -42,7 +42,7 @@ _STORE_STAYS = "the site is cut off; an identity of its own at the store stays u
 
 
 class NoDelivery:
-    """A delivery that nobody waits for: of bytes handed to intake once more."""
+    """A delivery without a broker that waits for its ack: of bytes handed to intake once more."""
 
     def ack(self) -> None:
         """Nothing to do."""
@@ -220,7 +220,7 @@ class Responder:
         try:
             self._doors.cut_off(site)
             log.info("site.cut_off", site=site)
-        except Exception as error:  # whatever it is, somebody has to hear of it
+        except Exception as error:  # whatever it is, the operator has to hear of it
             log.error("site.not_cut_off", site=site, kind=type(error).__name__, error=str(error))
 
     def _send(self, name: str, kind: Kind, body: Reply | Grant) -> None:

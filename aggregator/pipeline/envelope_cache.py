@@ -40,7 +40,7 @@ class EnvelopeCache:
                 self._drop(next(iter(self._blobs)))
 
     def get(self, raw: bytes) -> OpenEnvelope | None:
-        """What the envelope was found to hold; None if nobody remembers."""
+        """What the envelope was found to hold; None if it is not remembered."""
         with self._lock:
             return self._blobs.get(raw)
 

@@ -44,7 +44,7 @@ def registry_in_force(journal: Journal, given: bytes, root: bytes, federation: s
     registry = open_registry(given, root, federation)
     stored = journal.registry_record()
     if stored is not None and (newer := open_registry(stored, root, federation)).version > registry.version:
-        # A file somebody forgot to replace must not bring back whom a newer registry has revoked.
+        # A file that was not replaced must not bring back whom a newer registry has revoked.
         log.warning("registry.older_given", given=registry.version, in_force=newer.version)
         return newer, stored
     journal.store_registry(registry.version, given)

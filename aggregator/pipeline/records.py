@@ -96,7 +96,7 @@ class Records:
         """The blob of a journalled update, which arrived too long ago to be remembered, or under an older registry.
 
         Raises:
-            WireError: it is nobody's that `trust` knows, or not for us.
+            WireError: it is of no signer that `trust` knows, or not for us.
         """
         verified = verify(raw, trust, federation=self.federation, kinds={Kind.UPDATE})
         return Opened(verified, unlock(verified, self.identity)).blob
@@ -115,13 +115,13 @@ class Records:
         return digest
 
     def write_spec(self, spec: ModelSpec, registry: Registry, message_id: bytes) -> bytes:
-        """Seal the specification for everybody and store it; returns the record."""
+        """Seal the specification for all sites and store it; returns the record."""
         raw = spec.to_bytes()
         sealer = self.sealer(Kind.SPEC, message_id, spec, len(raw), version=0)
         return self._publish(sealer, raw, registry)
 
     def write_code(self, code: bytes, registry: Registry, message_id: bytes) -> bytes:
-        """Seal a run's code for everybody and store it; returns the record."""
+        """Seal a run's code for all sites and store it; returns the record."""
         return self._publish(self.sealer(Kind.CODE, message_id, None, len(code), version=0), code, registry)
 
     def _publish(self, sealer: Sealer, raw: bytes, registry: Registry) -> bytes:
@@ -190,5 +190,5 @@ class _Ours:
         self._identity = identity
 
     def signer(self, kid: bytes) -> Participant:
-        """Ourselves, or whoever the registry names (an aggregator that ran before us)."""
+        """Ourselves, or the participant that the registry names (an aggregator that ran before us)."""
         return self._identity.public if kid == self._identity.kid else self._registry.signer(kid)

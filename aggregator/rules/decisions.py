@@ -93,7 +93,7 @@ class Decisions:
             del self._awaited[next(iter(self._awaited))]
 
     def hand_on(self, event: events.ReplyArrived, now: float) -> None:
-        """A site's answer, for the operators it is sealed for; what nobody waits for is noted at most."""
+        """A site's answer, for the operators it is sealed for; what no operator waits for is noted at most."""
         self.settle(event.delivery)
         entry = {"site": event.site, "command": event.command, "ok": event.ok, "reason": event.reason}
         if self._awaited.pop((event.command, event.site), self) is self:

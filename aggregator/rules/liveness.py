@@ -12,7 +12,7 @@ class Liveness:
     """When each site was last heard of, on the monotonic clock of this process.
 
     A site that is expected but was never heard of counts from the moment it was expected, so that a restart of the
-    aggregator does not declare everybody gone.
+    aggregator does not declare every site gone.
     """
 
     def __init__(self, heartbeat: float, sites: Iterable[str], now: float) -> None:

@@ -42,7 +42,7 @@ class Run:
         """`registry` is the one in force, without whom operators revoked."""
         self.rules = rules
         self.operator = snapshot.operator
-        """Who brought it; empty: nobody from afar."""
+        """The operator who brought it; empty: it was begun at the hub."""
         self.version = snapshot.version
         self.state = snapshot.state
         self.reason = snapshot.reason
@@ -277,7 +277,7 @@ class Run:
     def _announce(self, record: bytes) -> None:
         """Tell all sites of the record just written, inline if it fits into a message."""
         if self.state == RunState.CREATED:
-            self._heading.renew(self._now, announce=True)  # of the registry; nobody is to hear of the run yet
+            self._heading.renew(self._now, announce=True)  # of the registry; no site is to hear of the run yet
             return
         self._heading.renew(self._now, announce=len(record) > limits.MESSAGE)
         if len(record) <= limits.MESSAGE:

@@ -1,4 +1,4 @@
-"""What the aggregator logs, and shows to whoever watches it, of what was committed."""
+"""What the aggregator logs, and shows to its observer, of what was committed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Observer = Callable[[str, Mapping[str, object]], None]
 
 
 def nobody(event: str, fields: Mapping[str, object]) -> None:
-    """The observer of a service that nobody watches."""
+    """The observer of a service that is not watched."""
 
 
 class EventLog:

@@ -51,7 +51,7 @@ class HeadWriter:
             self._changed.notify()
 
     def close(self, *, put: bool) -> None:
-        """Stop; with `put` what waits is put first (whoever was fenced must not cover a newer head)."""
+        """Stop; with `put` what waits is put first (a fenced aggregator must not cover a newer head)."""
         with self._changed:
             self._closed = True
             self._waiting = self._waiting and put

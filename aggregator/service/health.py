@@ -37,7 +37,7 @@ class HealthWriter:
         self._thread.start()
 
     def stop(self, *, fenced: bool) -> None:
-        """Beat no more; whoever was fenced leaves the note to its successor."""
+        """Beat no more; a fenced aggregator leaves the note to its successor."""
         self._stopped.set()
         if not fenced:
             self.health.ended()

@@ -195,7 +195,7 @@ class AggregatorService:
             self._error = error
             log.error("aggregator.failed", error=str(error), kind=type(error).__name__)
         finally:
-            # Whatever ended it: what was delivered and not acked goes back, for whoever comes next.
+            # Whatever ended it: what was delivered and not acked goes back, for the next consumer.
             self._stopping.set()
             for subscription in self._subscriptions:
                 subscription.cancel()
@@ -234,7 +234,7 @@ class AggregatorService:
             self._transport.declare(topology.topology(members[Role.SITE], members[Role.OPERATOR]))
         except LoginRefused as error:  # which the transport goes on trying
             log.warning("topology.login_refused", registry=registry.version, error=str(error))
-        except NotAllowed:  # as it should be: whoever runs the broker declares, by `fledge deploy broker`
+        except NotAllowed:  # as it should be: the broker's administrator declares, by `fledge deploy broker`
             log.info("topology.declared_by_others", registry=registry.version)
 
     def _tell(self, event: events.Event) -> None:
@@ -412,10 +412,10 @@ def _new_id() -> bytes:
 def addressee(registry: Registry, site: str) -> Participant:
     """Whom a receipt is sealed for: the keys of this name, the newest ones also when they are revoked.
 
-    Whoever was revoked is still told so; a receipt holds nothing that its site does not know.
+    A site that was revoked is still told so; a receipt holds nothing that its site does not know.
 
     Raises:
-        Untrusted: nobody ever had the name.
+        Untrusted: no participant ever had the name.
     """
     for entry in reversed(registry.entries):
         if entry.name == site:

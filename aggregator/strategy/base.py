@@ -32,7 +32,7 @@ Wide = NDArray[np.float64]
 MAX_BUFFER = 128
 MAX_QUOTA = 64
 """Updates from one base that a version's record can allow."""
-_NO_WEIGHT = 1e-30  # a total below this counts as zero: nobody means it, and dividing by it overflows
+_NO_WEIGHT = 1e-30  # a total below this counts as zero: it is never meant, and dividing by it overflows
 _BLOCK = 32_768  # elements; two float64 blocks and the float32 ones then stay in a 2 MiB cache
 
 
@@ -158,7 +158,7 @@ def directions(
 ) -> Iterator[tuple[slice, Wide]]:
     """The direction (rule 3) block by block, each valid until the next: what most strategies scale and add.
 
-    Where nobody has the tensor, or nobody's update counts, it is zero.
+    Where no member has the tensor, or no member's update counts, it is zero.
     """
     members = present(deltas, step.weights)
     factor = direction_factor(members, step)

@@ -1,4 +1,4 @@
-"""A strategy that somebody else wrote is looked at, and tried on four values, before a run may depend on it."""
+"""A strategy from another package is looked at, and tried on four values, before a run may depend on it."""
 
 from __future__ import annotations
 
