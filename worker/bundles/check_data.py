@@ -55,7 +55,7 @@ class Facts:
     finite: bool = True
     whole: bool = True
     values: frozenset[int] | None = None
-    """The distinct values of a label, if they are whole numbers and somebody looked."""
+    """The distinct values of a label, if they are whole numbers and they were looked at."""
 
 
 def item_findings(items: Sequence[Item], expected: Expected, *, quick: bool = False) -> Iterator[Problem]:

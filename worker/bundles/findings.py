@@ -9,7 +9,7 @@ from protocol.errors import FledgeError
 
 
 class Severity(StrEnum):
-    """Whether training is going to fail or go wrong by it, or somebody should merely know."""
+    """Whether training is going to fail or go wrong by it, or it should merely be known."""
 
     ERROR = "error"
     WARNING = "warning"

@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareRequest:
-    """What somebody asked for."""
+    """What was asked for."""
 
     images: Path
     out: Path

@@ -1,4 +1,4 @@
-"""Names of cases that say nothing to whoever lacks the key, and that are the same whenever the key is."""
+"""Names of cases that say nothing without the key, and that are the same whenever the key is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Pseudonyms:
-    """Made from patients and images by HMAC-SHA256; without the key nobody can try out a patient's number.
+    """Made from patients and images by HMAC-SHA256; without the key a patient's number cannot be tried out.
 
     Raises:
         ConfigError: the key has another length.

@@ -1,4 +1,4 @@
-"""Who trains and who tests: each patient's own hash decides, so nobody's arrival moves anybody else."""
+"""Who trains and who tests: each patient's own hash decides, so no patient's arrival moves another."""
 
 from __future__ import annotations
 

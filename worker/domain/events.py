@@ -92,7 +92,7 @@ class TrainingFailed:
 
     id: bytes
     code: str
-    """`aborted`, `disk_full`, `store`, or another fixed word that says what was wrong; safe to tell anybody."""
+    """`aborted`, `disk_full`, `store`, or another fixed word that says what was wrong; safe to tell anyone."""
     case: str = "-"
     """Under which number the full text is kept at the site."""
 

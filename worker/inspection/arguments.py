@@ -1,4 +1,4 @@
-"""The arguments of an order, read one by one: of the right type, within bounds, and none that nobody asked for."""
+"""The arguments of an order, read one by one: of the right type, within bounds, and none that is not known."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Arguments:
         return self._take(name, None) is not None
 
     def done(self) -> None:
-        """Refuse what nobody asked for.
+        """Refuse what is not known.
 
         Raises:
             ConfigError: there is such an argument.

@@ -82,7 +82,7 @@ def _open(base: Path, place: Place) -> int:
     for name in place:
         above = file
         try:
-            # Not blocking: a pipe that somebody put there would wait for its other end.
+            # Not blocking: a pipe that was put there would wait for its other end.
             file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
         finally:
             os.close(above)

@@ -26,7 +26,7 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]+://.*")
 _MAIL = re.compile(r"(?<![^\s@])[^\s@/\\]+@[^\s@/\\]+")  # a slash stays, for it makes a path of what stands before
 _DICOM = re.compile(
-    # Group and element, and unique identifiers; then everything whose name says that it is about somebody.
+    # Group and element, and unique identifiers; then everything whose name says that it is about a person.
     r"\(?(?<![0-9a-f])[0-9a-f]{4}\s?[,:|_]\s?[0-9a-f]{4}(?![0-9a-f]).*"
     r"|(?<![0-9.])[0-9]+(?:\.[0-9]+){3,}.*"
     r"|(?:patient|study|series|accession|institution|physician|referring|operators?|station|sop|birth|mrn)"
@@ -45,7 +45,7 @@ def free_text(line: str) -> str:
     if len(line) > _CUT:
         return TEXT
     shown = _printable(line)
-    if DATA_FILE.search(shown):  # where its name begins, nobody can tell; before anything below takes its end away
+    if DATA_FILE.search(shown):  # where its name begins, cannot be told; before anything below takes its end away
         return FILE
     for private, mark in ((_URL, URL), (_MAIL, MAIL), (_DICOM, TAG)):
         shown = private.sub(mark, shown)

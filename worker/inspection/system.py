@@ -53,7 +53,7 @@ def accelerators(environment: Mapping[str, str], timeout: float = _TIMEOUT_S) ->
 def _said(program: str, environment: Mapping[str, str], timeout: float) -> str | None:
     """What the program prints; None if it fails or takes too long.
 
-    A broken driver can hold a process so that not even a kill ends it: nobody waits for that.
+    A broken driver can hold a process so that not even a kill ends it: it is not waited for.
     """
     surroundings = {"PATH": environment.get("PATH", os.defpath), "LC_ALL": "C"}
     try:

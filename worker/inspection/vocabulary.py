@@ -1,6 +1,6 @@
 """What may be said of a site: the events its log may name, and for each field the shape its value must have.
 
-Lists of what may pass, never of what may not: an event or a field that nobody wrote down here stays at the site.
+Lists of what may pass, never of what may not: an event or a field that is not written down here stays at the site.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Approvals:
             # What was taken before and is not noted yet comes first: a newer note waits, so that it cannot be removed
             # together with the older one.
             if self._read(run, _TAKEN) is None:
-                with suppress(OSError):  # somebody else's file, or gone already
+                with suppress(OSError):  # another user's file, or gone already
                     os.replace(self._path(run, _SAID), self._path(run, _TAKEN))
             approved = self._read(run, _TAKEN)
             if approved is not None:
@@ -85,7 +85,7 @@ class Approvals:
             with os.scandir(self._directory) as entries:
                 names = [Path(entry.name) for entry in islice(entries, _MOST)]
         except OSError:
-            return set()  # nobody has said anything yet
+            return set()  # nothing has been said yet
         return {name.stem for name in names if name.suffix in (_SAID, _TAKEN) and is_word(name.stem)}
 
     def _read(self, run: str, kind: str) -> bool | None:

@@ -85,7 +85,7 @@ class Components:
         """The component for the bundle; None if there is none, it is disabled, left out, or refused.
 
         Args:
-            where: the place in the MMAR, for whoever reads an error.
+            where: the place in the MMAR, for the reader of an error.
             also: keys beside name and arguments that the caller has read.
         """
         if raw is None:

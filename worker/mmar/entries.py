@@ -33,7 +33,7 @@ class Mapped:
     """Has an equal here."""
 
     target: str
-    """What it becomes: a bare name of MONAI's, or the full name of somebody else's class."""
+    """What it becomes: a bare name of MONAI's, or the full name of another library's class."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Arguments that are called otherwise today."""
     dropped: Mapping[str, str] = field(default_factory=dict)

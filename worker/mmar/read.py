@@ -85,7 +85,7 @@ def pretrained(root: Path, mmar: Mmar) -> tuple[Path | None, Sequence[Note]]:
     for name in names:
         text = variables.put_in(mmar.environment.get(name) or "")
         path = root / str(text)
-        # Whoever made the MMAR does not choose among the files of whoever makes a run of it.
+        # The author of the MMAR does not choose among the files of the researcher who makes a run of it.
         usable = text and path.suffix in _WEIGHTS and os.path.isfile(path)
         if usable and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
             return path, notes
@@ -135,7 +135,7 @@ def _shallow(value: object) -> bool:
 def _files(folder: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """A folder's files by their path in it, without what Python compiled; only some `endings`, if there are any."""
     left, count = limits.CODE_UNPACKED, 0
-    if folder.is_symlink():  # it might lead to what is nobody else's business, and would travel
+    if folder.is_symlink():  # it might lead to what is private, and would travel
         raise ConfigError(f"{folder} is a link; put the folder itself there")
     for above, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))

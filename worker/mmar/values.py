@@ -6,7 +6,7 @@ from typing import Any
 
 from protocol.errors import ConfigError
 
-Config = dict[str, Any]  # JSON of anybody's: only a look at a value says what it is
+Config = dict[str, Any]  # JSON from anywhere: only a look at a value says what it is
 """A mapping of an MMAR's or a bundle's configuration, or a component's arguments."""
 
 

@@ -60,7 +60,7 @@ def contribute(
         emit: takes encrypted chunks, one call at a time, on a thread of its own; on an error the caller drops them.
         exclude: patterns (`*`, `?`, `[…]`) of tensor names that the site keeps to itself.
         own: where its own values of those live; without it every training begins with the version's.
-        dice: for noise, used for this update alone; by default nobody can foresee them.
+        dice: for noise, used for this update alone; by default they cannot be foreseen.
         bundle: the digest of the deployed code that the trainer is of; None: the site's own.
 
     Raises:

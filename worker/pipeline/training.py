@@ -337,7 +337,7 @@ class Training:
             self._log.warning("model.not_kept", run=model.run, version=model.version, kind=type(error).__name__)
             return
         if found is not None and isinstance(self._store, CachedBlobs):
-            with suppress(WireError):  # whoever signed it is no aggregator any more
+            with suppress(WireError):  # its signer is no aggregator any more
                 manifest = reader.model(found.record).manifest
                 self._store.touch([*self._spec_keys, *(model_chunk(chunk.hex()) for chunk in manifest.chunks)])
 
@@ -374,7 +374,7 @@ def _fingerprint_key(reader: Reader) -> bytes:
 
 
 def _code(error: BaseException) -> str:
-    """The fixed word for an error, safe to tell anybody."""
+    """The fixed word for an error, safe to tell anyone."""
     if isinstance(error, DiskFull):
         return "disk_full"
     if isinstance(error, CodeLost):

@@ -1,6 +1,6 @@
 """The rules about operators' orders at a site: each counter counts once, every order that is taken is answered once.
 
-An order is noted before it is carried out, so a crash in between drops it: whoever gave it hears nothing and asks
+An order is noted before it is carried out, so a crash in between drops it: the operator hears nothing and asks
 again. The answer goes up like everything else, until the broker has it; only then a worker that was told to end ends.
 """
 

@@ -125,7 +125,7 @@ class Deployments:
 
 
 def outlook(row: RunRow | None, lacks: str, *, refused: bool, awaits: bool, drained: bool) -> str:
-    """What comes next for a run at this site, as a sentence for whoever ordered something about it."""
+    """What comes next for a run at this site, as a sentence for the operator who ordered something about it."""
     if lacks == LEFT:
         return "this site has left the run; it trains after `run join`"
     if refused:

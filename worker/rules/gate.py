@@ -2,7 +2,7 @@
 left (`deployments.py`), and the hours of the day.
 
 Part of the worker's rules: nothing here does I/O. The time of day is asked for when it matters and comes as an event;
-it counts for that one turn, so a clock that is set, or a machine that slept, misleads nobody for long.
+it counts for that one turn, so a clock that is set, or a machine that slept, does not mislead for long.
 """
 
 from __future__ import annotations

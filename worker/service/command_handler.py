@@ -26,7 +26,7 @@ _LEAVING: Mapping[str, Leaving] = {"site.restart": "restart", "site.shutdown": "
 
 
 class Inspection(Protocol):
-    """Whoever answers questions about this machine; `worker.inspection.inspector` has the real one."""
+    """What answers questions about this machine; `worker.inspection.inspector` has the real one."""
 
     def answer(self, command: str, arguments: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
         """A sentence and values.

@@ -59,7 +59,7 @@ class GrantClient:
         """Ask and wait for the answer; from a thread that may wait.
 
         Raises:
-            StoreError: nobody has answered in time, or the broker is away; asking again may help.
+            StoreError: the aggregator has not answered in time, or the broker is away; asking again may help.
         """
         id = nacl.utils.random(16)
         with self._changed:

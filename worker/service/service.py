@@ -64,7 +64,7 @@ _AGAIN = 5.0
 
 
 def _nobody(event: WorkerEvent) -> None:
-    """The observer of a worker that nobody watches."""
+    """The observer of a worker that is not watched."""
 
 
 class WorkerService:

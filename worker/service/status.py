@@ -1,4 +1,4 @@
-"""Signs of life: what a worker does now, shown to whoever watches beside it and told to the aggregator."""
+"""Signs of life: what a worker does now, shown to its observer and told to the aggregator."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class StatusReporter:
         self._show(replace(self._shown, progress=min(1.0, max(0.0, share)), metrics=dict(metrics)))
 
     def tell(self, state: str) -> None:
-        """Tell the aggregator; nobody waits for the confirm and a failure is dropped."""
+        """Tell the aggregator; the confirm is not waited for and a failure is dropped."""
         shown, reader, days = self._shown, self._reader(), self._certificate_days()
         try:
             event = Event(
@@ -150,7 +150,7 @@ class StatusReporter:
         self._shown = event
         try:
             self._on_event(event)
-        except Exception:  # whoever watches must not be able to stop the worker
+        except Exception:  # an observer must not be able to stop the worker
             self._log.exception("observer.failed")
 
 

@@ -92,7 +92,7 @@ def check_names(figures: Mapping[str, Value]) -> None:
     """Let names of classes leave a site that at least one number goes with.
 
     Raises:
-        ConfigError: every class is suppressed; whoever keeps a folder for each patient has made classes of patients.
+        ConfigError: every class is suppressed; a folder for each patient has made classes of patients.
     """
     counts = [value for name, value in figures.items() if f"{name}.".startswith(f"{PATIENTS}.")]
     if len(counts) > 1 and not any(isinstance(value, int) for value in counts):

@@ -36,7 +36,7 @@ class CaseFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSummary:
-    """How a data set is summed up: `suppressed` for whoever it is none of their business."""
+    """How a data set is summed up: `suppressed` for readers outside the hospital."""
 
     task: Task
     classes: Sequence[str]
@@ -92,10 +92,10 @@ class DataSummary:
     def spread(self, name: str, values: Sequence[float], known: int) -> dict[str, Value]:
         """How one figure varies over patients; a percentile needs `min_cell` of them on either side.
 
-        `known` is how many patients everybody knows there are at least: which figures are told says no more than that.
+        `known` is how many patients are known to be there at least: which figures are told says no more than that.
         """
         if self.suppressed and known < self.min_cell:
-            return {}  # not even its name: nobody can tell few from none
+            return {}  # not even its name: few cannot be told from none
         found = {f"{name}.mean": fmean(values), f"{name}.std": pstdev(values)}
         for label, share in (("p25", 0.25), ("median", 0.5), ("p75", 0.75)):
             if not self.suppressed or known * min(share, 1 - share) >= self.min_cell:

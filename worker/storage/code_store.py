@@ -38,7 +38,7 @@ class CodeStore:
         self._lock = threading.Lock()
 
     def keep(self, code: bytes, raw: bytes) -> None:
-        """Take an archive into keeping; once more is no harm. `code` is the SHA-256 that somebody may be trusted with.
+        """Take an archive into keeping; once more is no harm. `code` is the SHA-256 that a signed order names.
 
         Raises:
             Tampered: the archive is another one.

@@ -1,4 +1,4 @@
-"""Cases: the full text of what went wrong, kept at the site under a number that may be told to anybody."""
+"""Cases: the full text of what went wrong, kept at the site under a number that may be told to anyone."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def spec_and_payload(source: object, *, buffers: Collection[str] = ()) -> tuple[
         return spec, write_records(spec, source.__getitem__)
     if isinstance(source, HasModel) and isinstance(spec := source.spec, ModelSpec):
         return spec, source.initial()
-    # A module can only have been made by whoever has imported torch already.
+    # A module can only have been made by code that has imported torch already.
     if "torch" in sys.modules:
         from torch import nn
 
