@@ -261,8 +261,8 @@ def open_kept(centre: AggregatorFiles, run: str | None = None) -> Iterator[Aggre
 
 
 def _nobody(event: str, fields: object) -> None:
-    """The observer of an aggregator that nobody watches."""
+    """The observer of an aggregator that is not watched."""
 
 
 def _nobody_watches(event: WorkerEvent) -> None:
-    """The observer of a worker that nobody watches."""
+    """The observer of a worker that is not watched."""

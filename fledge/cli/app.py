@@ -38,7 +38,7 @@ RunDirectory = Annotated[
 ]
 
 RESTART = 75
-"""Exit code of a worker that wants to be started again (a temporary failure, to whoever supervises it)."""
+"""Exit code of a worker that wants to be started again (a temporary failure, to its supervisor)."""
 LOGGING = "fledge.logging"
 """Where a command finds how logging was set up."""
 TRAIN_EXTRA = ("torch", "monai", "sklearn", "safetensors", "nibabel", "PIL")

@@ -45,7 +45,7 @@ def provision(
     reissue: Annotated[str, typer.Option(metavar="NAME", help="A kit with new keys, for one that was lost.")] = "",
     example: Annotated[bool, typer.Option("--example", help="Show a project.yml to start from.")] = False,
 ) -> None:
-    """Make everybody's startup kit from a project file; run again, only what is new.
+    """Make every member's startup kit from a project file; run again, only what is new.
 
     Passwords of kits are shown once and kept nowhere: send each kit one way and its password another.
     """

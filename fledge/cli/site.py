@@ -29,7 +29,7 @@ WORKER_TOML = Path("worker.toml")
 
 @app.command()
 def waiting(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
-    """List the runs that wait for somebody here to say yes."""
+    """List the runs that wait for a yes of this hospital."""
     from worker.config import read_config, site_policy
 
     config = at(config, kit)
@@ -151,7 +151,7 @@ def state_of(config: Path) -> Path:
     """The state directory of a site with this configuration, which belongs to the user that its worker runs as.
 
     Raises:
-        StateError: it is not there, or is somebody else's.
+        StateError: it is not there, or is another user's.
     """
     from worker.config import read_config
 

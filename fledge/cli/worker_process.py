@@ -10,7 +10,7 @@ def _end_with_the_parent() -> None:
     """Read what is never written: it ends when the last process that could write, the one that started us, is gone."""
     while os.read(0, 1):
         pass
-    os._exit(1)  # at once, as if killed, too: a worker is made for it, and nobody is left to read its last words
+    os._exit(1)  # at once, as if killed, too: a worker is made for it, and there is no one left to read its last words
 
 
 def main() -> None:

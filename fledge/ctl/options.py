@@ -23,7 +23,7 @@ def kit_of(context: typer.Context) -> Path:
 
 
 def complete_site(context: typer.Context, incomplete: str) -> list[str]:
-    """Sites for the shell's completion, from the kit's own list of members: nobody is asked."""
+    """Sites for the shell's completion, from the kit's own list of members: no server is asked."""
     from fledge.operator.members import site_names
 
     return [name for name in site_names(kit_of(context)) if name.startswith(incomplete)]
@@ -71,7 +71,7 @@ def group(about: str) -> typer.Typer:
 
 
 def session_of(context: typer.Context, yes: bool = False) -> Session:
-    """The sitting that a command belongs to; with `yes` nobody is asked for a name again.
+    """The sitting that a command belongs to; with `yes` no name is asked for again.
 
     Raises:
         ConfigError: the command was called outside of one.

@@ -52,7 +52,7 @@ def parts(values: Mapping[str, Value]) -> Parts:
 
 
 def exit_code(answers: Iterable[Answer]) -> int:
-    """0 if everybody said yes, 1 if anybody refused or failed, else 4: somebody has not answered yet."""
+    """0 if all said yes, 1 if any refused or failed, else 4: one has not answered yet."""
     reasons = [answer.reason for answer in answers if not answer.ok]
     if not reasons:
         return OK

@@ -91,7 +91,7 @@ def deploy(session: Session, run: str, sites: Sequence[str], code: str = "") -> 
         code: the SHA-256 it has to have, in hex; otherwise what this kit created counts, otherwise a person's word.
 
     Raises:
-        ConfigError: it is other code, or nobody confirmed it.
+        ConfigError: it is other code, or it was not confirmed.
     """
     if code and not _is_digest(code):
         raise ConfigError(f"--code {code!r} is not a SHA-256 in hex; `fledge init-run` and `run create` print it")
@@ -118,7 +118,7 @@ def delete(session: Session, run: str, *, sites: bool) -> list[Answer]:
     """Forget a run at the aggregator, and before that what all sites keep of it.
 
     Raises:
-        ConfigError: nobody confirmed it.
+        ConfigError: it was not confirmed.
     """
     session.confirm("run.delete", {"run": run})
     said: list[Answer] = []

@@ -54,7 +54,7 @@ class Session:
         self.as_json = False
         self.yes = False
         self.ask_person: Callable[[str], str | None] = prompt
-        """Shows a text and returns the line somebody types, or None if there is nobody."""
+        """Shows a text and returns the line that is typed, or None if there is no one to ask."""
         self._opener = opener
         self._stack = ExitStack()
         self._console: Console | None = None
@@ -103,7 +103,7 @@ class Session:
         """Let a dangerous command pass once its target's name was typed again.
 
         Raises:
-            ConfigError: something else was typed, or nobody was there.
+            ConfigError: something else was typed, or there was no one to ask.
         """
         from protocol.commands import COMMANDS
 
@@ -111,10 +111,10 @@ class Session:
             self.confirm_word(command, f"{command}: {COMMANDS[command].summary}", target_word(arguments, targets))
 
     def confirm_word(self, command: str, text: str, word: str) -> None:
-        """Go on once `word` was typed, or if nobody is to be asked.
+        """Go on once `word` was typed, or if there is no need to ask.
 
         Raises:
-            ConfigError: something else was typed, or nobody was there.
+            ConfigError: something else was typed, or there was no one to ask.
         """
         if self.yes:
             return
@@ -178,6 +178,6 @@ def target_word(arguments: Arguments, targets: Sequence[str]) -> str:
 
 def prompt(text: str) -> str | None:
     """Ask on standard error, beside what programs read; None if the input ends."""
-    sys.stderr.write(terminal.clean(text))  # it may repeat what somebody else said
+    sys.stderr.write(terminal.clean(text))  # it may repeat what another participant said
     sys.stderr.flush()
     return sys.stdin.readline() or None

@@ -53,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoSummary:
-    """What came of the demo; accuracies on the images nobody trained on."""
+    """What came of the demo; accuracies on the images no hospital trained on."""
 
     alone: dict[str, float]
     """Each hospital by itself, with as many steps as went into the federated model."""
@@ -85,7 +85,7 @@ def run_demo(options: Options) -> bool:
     screen = Console(highlight=False)
     if not screen.is_terminal:
         screen = Console(highlight=False, width=110)  # a pipe has no width, and 80 breaks lines
-    # Being told to stop means to stop everybody, as with Ctrl-C.
+    # Being told to stop means to stop all of them, as with Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return demonstrate(options, screen).good

@@ -41,7 +41,7 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """How the released model of one version did on the images nobody trains on."""
+    """How the released model of one version did on the images no hospital trains on."""
 
     seconds: float
     version: int

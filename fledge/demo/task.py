@@ -43,14 +43,14 @@ class DemoImages:
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """The data: what each hospital has, and a fifth of all that nobody trains on."""
+    """The data: what each hospital has, and a fifth of all that no hospital trains on."""
 
     hospitals: tuple[DemoImages, ...]
     held_out: DemoImages
 
     @property
     def pooled(self) -> DemoImages:
-        """All hospitals' data in one place, which is what nobody may do."""
+        """All hospitals' data in one place, which is what no one may do."""
         return DemoImages(
             np.concatenate([own.images for own in self.hospitals]),
             np.concatenate([own.labels for own in self.hospitals]),

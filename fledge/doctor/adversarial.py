@@ -108,7 +108,7 @@ def _store(place: Place, way: Way, url: S3Url, identity: Identity, registry: Reg
 
 
 def _like_rclone(pool: BoundedPool, url: S3Url) -> bool:
-    """Whether the store answers what nobody signed as `rclone serve s3` does, which has keys but no rights."""
+    """Whether the store answers unsigned requests as `rclone serve s3` does, which has keys but no rights."""
     with pool.until(time.monotonic() + CALL_S):
         pool.urlopen("GET", url.http)
         return pool.answer is not None and pool.answer.code == "UnsupportedAlgorithm"

@@ -11,7 +11,7 @@ class Verdict(StrEnum):
 
     GOOD = "good"
     WARNING = "warning"
-    """It works, but somebody should look at it."""
+    """It works, but should be looked at."""
     BAD = "bad"
     SKIPPED = "skipped"
     """Not tried, for the reason given."""
@@ -40,7 +40,7 @@ class Finding:
     """A fixed word, such as `broker.tcp`."""
     verdict: Verdict
     code: str = "ok"
-    """A fixed word for the cause: what may be sent to anybody."""
+    """A fixed word for the cause: what may be sent to anyone."""
     cause: str = ""
     """What was found, in words; may name files and addresses of this machine."""
     advice: str = ""
@@ -61,7 +61,7 @@ def bad(check: str, code: str, cause: str, advice: str, *, server: Server | None
 
 
 def warning(check: str, code: str, cause: str, advice: str, *, number: float | None = None) -> Finding:
-    """A check that somebody should look at."""
+    """A check that should be looked at."""
     return Finding(check=check, verdict=Verdict.WARNING, code=code, cause=cause, advice=advice, number=number)
 
 

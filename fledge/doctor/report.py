@@ -30,7 +30,7 @@ class DoctorReport:
 
     @property
     def letter(self) -> str:
-        """The paragraph for whoever looks after the firewall; empty unless a connection is blocked on the way."""
+        """The paragraph for the firewall's administrator; empty unless a connection is blocked on the way."""
         blocked = [finding for finding in self.findings if on_the_way(finding)]
         return firewall_letter(self.servers, blocked) if blocked else ""
 

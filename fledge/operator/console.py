@@ -91,7 +91,7 @@ class Console:
             opened: opens the store for this console, when it is needed.
             keep_registry: is given newer signed registries.
             alone: held while a command is answered, for at most so many seconds' wait: an operator has one inbox, and
-                two readers would take each other's answers. By default nobody else reads it.
+                two readers would take each other's answers. By default no other process reads it.
         """
         self.name = identity.name
         self.registry = registry

@@ -1,4 +1,4 @@
-"""The kit's own copy of the signed registry: who is a member and who may do what, without asking anybody."""
+"""The kit's own copy of the signed registry: who is a member and who may do what, without asking a server."""
 
 from __future__ import annotations
 

@@ -13,5 +13,5 @@ def _escape(character: str) -> str:
 
 
 def line(text: str) -> str:
-    """A line of somebody's file or log: tabs stay, everything else that is not printable is escaped."""
+    """A line of another machine's file or log: tabs stay, everything else that is not printable is escaped."""
     return clean(text, keep="\t")

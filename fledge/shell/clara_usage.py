@@ -10,7 +10,7 @@ SERVER, CLIENT, ALL = "server", "client", "all"
 
 
 class Misused(ConfigError):
-    """The words are not as the command's usage has them, which whoever called the command puts before this hint."""
+    """The words are not as the command's usage has them, which the caller puts before this hint."""
 
 
 def exactly(words: Sequence[str], at_least: int = 0, at_most: int | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""What could stand next in a line of the shell: commands, sites, runs. Nobody is asked for it."""
+"""What could stand next in a line of the shell: commands, sites, runs. No server is asked for it."""
 
 from __future__ import annotations
 

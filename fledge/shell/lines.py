@@ -94,12 +94,12 @@ class Lines(Protocol):
         ...
 
     def confirm(self, text: str) -> str | None:
-        """What is typed when asked; None if there is nobody to ask."""
+        """What is typed when asked; None if there is no one to ask."""
         ...
 
 
 class Given:
-    """Lines of the command line (`-c`); nobody is there to confirm anything."""
+    """Lines of the command line (`-c`); there is no one to confirm anything."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)

@@ -72,7 +72,7 @@ def walk(way: Way, found: list[Finding]) -> socket.socket:
 def last_words(way: Way) -> Exception | None:
     """Why a server that hung up right after TLS did so, if it says: connect once more, say nothing and listen.
 
-    Whoever speaks at once may lose what the server said before it closed.
+    A client that speaks at once may lose what the server said before it closed.
     """
     try:
         with walk(way, []) as sock:

@@ -1,6 +1,6 @@
 """Forbidden things tried on the object store, each with the credentials or the URL that must not be good for it.
 
-Whatever should work after all touches nothing of anybody's: objects with names that nobody has, and they are removed
+Whatever should work after all touches no one's objects: it uses names that do not exist, and they are removed
 again if that is possible, too.
 """
 
@@ -49,7 +49,7 @@ class Attack:
 
 
 def without_signature(pool: BoundedPool, url: S3Url, site: str) -> Iterator[Attack]:
-    """As somebody who has no credentials at all; some servers let everybody in until keys are set."""
+    """As a client without credentials; some servers let every client in until keys are set."""
     yield _sent(pool, "list the bucket without a signature", "GET", f"{url.http}?list-type=2")
     yield _sent(pool, "get a model without a signature", "GET", f"{url.http}/{model_chunk(_nobodys())}")
     yield _sent(pool, "put an update without a signature", "PUT", f"{url.http}/{update_chunk(site, _NAME)}", body=_BODY)
@@ -94,7 +94,7 @@ def with_urls(
 
 
 def copies(pool: BoundedPool, up: Signer, *, bucket: str, site: str, federation: str) -> Iterator[Attack]:
-    """Have an upload URL copy something else: a header that nobody signed is enough on some servers."""
+    """Have an upload URL copy something else: a header that is not signed is enough on some servers."""
     for source in (state_chunk(_nobodys()), model_chunk(_nobodys()), head_key(federation)):
         yield _copied(pool, up, f"read {source.partition('/')[0]}/… by an upload URL that copies", bucket, site, source)
 
@@ -128,7 +128,7 @@ def _sent(
     headers: dict[str, str] | None = None,
     copy: bool = False,
 ) -> Attack:
-    """Send one request; its URL, by which anybody could do the same, is not repeated in what is returned."""
+    """Send one request; its URL, by which any reader could do the same, is not repeated in what is returned."""
     length = {} if body is None else {"Content-Length": str(len(body))}
     try:
         with pool.until(time.monotonic() + CALL_S):
@@ -140,7 +140,7 @@ def _sent(
 
 
 def _judge(status: int, copied: bool) -> AttackOutcome:
-    """Whoever is told that there is no such object was allowed to ask; an ignored copy header is no copy."""
+    """A client that is told that there is no such object was allowed to ask; an ignored copy header is no copy."""
     if status in _REFUSALS:
         return AttackOutcome.REFUSED
     if status == 404:
