@@ -50,7 +50,7 @@ class Registry:
     version: Count
     entries: Annotated[tuple[Entry, ...], many(4 * limits.RECIPIENTS)]
     policy: Policy = NO_POLICY
-    """What operators may do where; without one nobody may more than the defaults say."""
+    """What operators may do where; without one no operator may more than the defaults say."""
 
     @cached_property
     def rights(self) -> Rights:
@@ -66,7 +66,7 @@ class Registry:
         """Who signs with this key.
 
         Raises:
-            Untrusted: nobody does, or the key is revoked.
+            Untrusted: no participant does, or the key is revoked.
         """
         entry = self._by_kid.get(kid)
         if entry is None:
@@ -101,10 +101,10 @@ class Registry:
         raise Untrusted(f"{name} is not a member of registry version {self.version}", "revoked")
 
     def former(self, name: str) -> Participant:
-        """Whoever holds or last held this name, also if revoked: for the last words to a site that was cut off.
+        """Who holds or last held this name, also if revoked: for the last words to a site that was cut off.
 
         Raises:
-            Untrusted: nobody ever did.
+            Untrusted: none ever did.
         """
         for entry in reversed(self.entries):
             if entry.name == name:
@@ -117,7 +117,7 @@ class Registry:
         """The next version, with one more participant; an earlier entry of that name is revoked.
 
         Raises:
-            ConfigError: one of the keys is or was somebody's already, or cannot be used.
+            ConfigError: one of the keys is or was a participant's already, or cannot be used.
         """
         if any(e.verify_key == participant.verify_key or e.box_key == participant.box_key for e in self.entries):
             raise ConfigError(f"a key of {participant.name} is in the registry already; entries never share keys")
