@@ -1,4 +1,4 @@
-"""What the shell keeps of one run beside the rules: its settings, its newest records, and whoever works on it."""
+"""What the shell keeps of one run beside the rules: its settings, its newest records, and its threads."""
 
 from __future__ import annotations
 
