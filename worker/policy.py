@@ -1,4 +1,4 @@
-"""What a hospital allows on its own machine, whoever orders it: `policy.toml`. Every key narrows; none widens anything.
+"""What a hospital allows on its own machine, by any order: `policy.toml`. Every key narrows; none widens anything.
 
 Pure decisions: the file is read once, when the worker starts.
 """
@@ -74,11 +74,11 @@ class Compulsory(BaseModel):
 
 
 class SitePolicy(BaseModel):
-    """What this site allows; what a key does not mention is left to everybody's rights in the registry."""
+    """What this site allows; what a key does not mention is left to the rights in the registry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     operators: tuple[Word, ...] | None = None
-    """Who may order anything here; empty: nobody."""
+    """Who may order anything here; empty: no operator."""
     code: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=["64 hexadecimal digits"])], ...] | None = None
     """SHA-256 digests, in hex, of training code that has been looked at; other code is not run."""
     filters: tuple[Compulsory, ...] = ()
@@ -90,9 +90,9 @@ class SitePolicy(BaseModel):
     bandwidth_kbit: Annotated[int, Field(ge=8)] | None = None
     """Kilobits per second for what is uploaded to the store."""
     ask_first: bool = False
-    """A run waits until somebody at the hospital says `fledge site approve RUN`."""
+    """A run waits until a person at the hospital says `fledge site approve RUN`."""
     statistics: bool = False
-    """Operators may ask for the figures that somebody at the hospital shared with `fledge data stats --share`."""
+    """Operators may ask for the figures that the hospital shared with `fledge data stats --share`."""
 
     def opens_in(self, local: datetime) -> float:
         """Seconds until a training may begin; 0 if it may now."""
@@ -193,7 +193,7 @@ def read_policy(path: Path, *, needed: bool = False) -> SitePolicy:
     """Read and check `policy.toml`; without the file everything is allowed, unless it is `needed`.
 
     Raises:
-        ConfigError: it cannot be read, anybody may change it, it is not TOML, or a value is wrong; says which.
+        ConfigError: it cannot be read, other users may change it, it is not TOML, or a value is wrong; says which.
     """
     try:
         with path.open("rb") as file:

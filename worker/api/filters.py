@@ -1,6 +1,6 @@
-"""Privacy filters: what a site does to its delta before anybody else sees it, in the order the site wrote down.
+"""Privacy filters: what a site does to its delta before any other party sees it, in the order the site wrote down.
 
-Filters see the delta as a stream of slices, twice: first whoever has to know the whole delta measures it, then every
+Filters see the delta as a stream of slices, twice: first what has to know the whole delta measures it, then every
 filter changes each slice in place. Noise is added in the second pass only. All shared tensors count as one vector:
 BatchNorm's running statistics are clipped and noised together with the parameters. (Noise may turn a small running
 variance negative; sites that add noise exclude such statistics or train models with GroupNorm.)
@@ -199,7 +199,7 @@ def privacy_filters(*tables: Mapping[str, Any]) -> FilterChain:
 
 
 def fresh_dice() -> Dice:
-    """Dice that nobody can foresee: seeded with 256 bits from the operating system; for one update only."""
+    """Dice that cannot be foreseen: seeded with 256 bits from the operating system; for one update only."""
     return np.random.Generator(np.random.PCG64DXSM(secrets.randbits(256)))
 
 

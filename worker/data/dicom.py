@@ -143,7 +143,7 @@ def _read(path: Path, *, header: bool = False) -> Dataset:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What a parser thinks of values that nobody here needs is not said for every slice; pydicom warns and logs it."""
+    """What a parser thinks of values not needed here is not said for every slice; pydicom warns and logs it."""
     log = logging.getLogger("pydicom")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -246,7 +246,7 @@ def _volume(images: Sequence[Dataset]) -> Volume:
         make = highdicom.Image.from_dataset(images[0], copy=False).get_volume
     volume = make(
         dtype=np.float32 if int(images[0].BitsAllocated) <= 16 else np.float64,  # exact for whole numbers of 16 bits
-        # Neither windows nor colours nor units of somebody's own: what the scanner measured.
+        # Neither windows nor colours nor units of a vendor's own: what the scanner measured.
         apply_real_world_transform=False,
         apply_voi_transform=False,
         apply_presentation_lut=False,

@@ -1,6 +1,6 @@
 """The configuration of a MONAI bundle: found, merged as MONAI does, and rid of everything that writes files.
 
-Evaluating a bundle's configuration runs code of the bundle, so nothing but a trainer at a site, and whoever makes a run
+Evaluating a bundle's configuration runs code of the bundle, so nothing but a trainer at a site, and who makes a run
 of a bundle of their own, reads it through here.
 """
 
@@ -49,10 +49,10 @@ _REFERRING = re.compile(r"#|[@%]\w*::")
 _NAMES = ("json", "yaml", "yml")
 _T = TypeVar("_T")
 _LOADS = frozenset({"LoadImaged", "LoadImageD", "LoadImageDict"})
-# Where pydicom is installed, MONAI says at every reader it makes that a decoder for GPUs is not: nobody has to act.
+# Where pydicom is installed, MONAI says at every reader it makes that a decoder for GPUs is not; no matter here.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader", category=UserWarning)
-# Nor has anybody at a hospital to act on defaults that MONAI has changed since a bundle was written.
+# Nor has a hospital to act on defaults that MONAI has changed since a bundle was written.
 warnings.filterwarnings("ignore", message=r"monai\.[\w.]+ .*[Dd]efault value of argument", category=FutureWarning)
 
 

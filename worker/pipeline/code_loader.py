@@ -39,7 +39,7 @@ _NAME = r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*"
 _ENTRY = re.compile(f"{_NAME}:{_NAME}", re.ASCII)
 _MODULES = (".py",)
 _loading = threading.RLock()
-"""Held by whoever changes what this process imports from where."""
+"""Held by the thread that changes what this process imports from where."""
 _bases: set[Path] = set()
 """The directories of deployed code of all workers in this process."""
 
@@ -68,7 +68,7 @@ def may_bring_code(reader: Reader, run: str) -> None:
 
 
 class CodeLoader:
-    """The trainer of the deployed code in use; belongs to the training thread, and at the end to whoever closes."""
+    """The trainer of the deployed code in use; belongs to the training thread, and at the end to its closer."""
 
     def __init__(self, codes: CodeStore, reader: Callable[[], Reader], policy: SitePolicy, options: Options) -> None:
         self._codes = codes

@@ -24,7 +24,7 @@ from worker.storage.spool import Spool
 class Throttle:
     """Lets as many bytes pass a second as the site's policy says, averaged over a chunk.
 
-    Whoever has sent more than was due waits *before* taking the next chunk into its hands, without lock or data.
+    A thread that has sent more than was due waits *before* taking the next chunk into its hands, without lock or data.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Throttle:
             self._due = max(self._due, self._clock()) + size / self._rate
 
     def close(self) -> None:
-        """Let nobody wait any longer."""
+        """Let no upload wait any longer."""
         self._closed.set()
 
 
