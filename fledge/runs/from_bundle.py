@@ -39,7 +39,7 @@ def init_bundle_run(
 ) -> ModelSpec:
     """Make a run of a MONAI bundle: version 0 has the network's random weights, or those of the file `weights`.
 
-    The network's part of the bundle's configuration is evaluated here, so this is for whoever brings the bundle. A
+    The network's part of the bundle's configuration is evaluated here, so this is for its owner's machine. A
     Clara MMAR is translated first, and then `tell` is called with what people have to know about it. Without `settings`
     or an MMAR's own, sites evaluate each version, as bundles do in training, so that the best one is known.
 
