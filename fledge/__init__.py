@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     from broker.blobs.base import check_head as check_head
     from broker.blobs.base import check_key as check_key
     from broker.blobs.base import check_prefix as check_prefix
+    from broker.blobs.open import open_blobs as open_blobs
     from broker.net.schemes import Connection as Connection
     from broker.net.schemes import Scheme as Scheme
     from broker.net.tls import Tls as Tls
     from broker.transport.base import Delivery as Delivery
     from broker.transport.base import Handler as Handler
+    from broker.transport.base import Settlement as Settlement
     from broker.transport.base import Subscription as Subscription
     from broker.transport.base import Transport as Transport
     from broker.transport.base import check_size as check_size
+    from broker.transport.open import open_transport as open_transport
     from fledge.bootstrap import open_aggregator as open_aggregator
     from fledge.bootstrap import open_worker as open_worker
     from fledge.federation import new_federation as new_federation
@@ -81,9 +84,11 @@ _NAMES = {
     "aggregator.strategy.base": ("Scalars", "Scratch", "Span", "Strategy", "directions"),
     "aggregator.strategy.staleness": ("StalenessPolicy", "staleness_policy"),
     "broker.blobs.base": ("BlobStore", "ObjectInfo", "check_bytes", "check_head", "check_key", "check_prefix"),
+    "broker.blobs.open": ("open_blobs",),
     "broker.net.schemes": ("Connection", "Scheme"),
     "broker.net.tls": ("Tls",),
-    "broker.transport.base": ("Delivery", "Handler", "Subscription", "Transport", "check_size"),
+    "broker.transport.base": ("Delivery", "Handler", "Settlement", "Subscription", "Transport", "check_size"),
+    "broker.transport.open": ("open_transport",),
     "fledge.bootstrap": ("open_aggregator", "open_worker"),
     "fledge.federation": ("new_federation",),
     "protocol.errors": (

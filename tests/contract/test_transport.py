@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
@@ -10,7 +11,7 @@ from typing import Protocol
 import pytest
 
 from broker.transport.base import Delivery, Transport
-from broker.transport.memory import MemoryTransport
+from broker.transport.open import open_transport
 from protocol import limits
 from protocol.errors import QueueFull, TooLarge, TransportError, Unroutable
 from protocol.topology import DEAD, DEAD_LETTERS, Binding, Exchange, Queue, Topology
@@ -28,12 +29,15 @@ class Broker(Protocol):
         ...
 
 
-class MemoryBroker:
-    def __init__(self) -> None:
-        self.handles: list[MemoryTransport] = []
+class BrokerByUrl:
+    """Somebody else's transport; nothing may be left on its broker once all handles are closed."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.handles: list[Transport] = []
 
     def open(self) -> Transport:
-        self.handles.append(MemoryTransport.named("memory:contract"))
+        self.handles.append(open_transport(self.url))
         return self.handles[-1]
 
     def apply(self, topology: Topology) -> None:
@@ -44,14 +48,18 @@ class MemoryBroker:
             handle.close()
 
 
-@pytest.fixture(params=["memory", pytest.param("rabbit", marks=pytest.mark.servers)])
+GIVEN = os.environ.get("FLEDGE_CONTRACT_TRANSPORT", "")
+"""The URL of a transport from outside the repository; then this suite is about that one alone."""
+
+
+@pytest.fixture(params=[GIVEN] if GIVEN else ["memory:contract", pytest.param("rabbit", marks=pytest.mark.servers)])
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     if request.param == "rabbit":
         yield request.getfixturevalue("rabbit_broker")
         return
-    memory = MemoryBroker()
-    yield memory
-    memory.close()
+    found = BrokerByUrl(request.param)
+    yield found
+    found.close()
 
 
 @pytest.fixture
