@@ -65,8 +65,8 @@ def prepare(
 ) -> None:
     """Make OUT with imagesTr, labelsTr and dataset.json from images and their labels, split by patient.
 
-    Files are known by their content. Cases get names that say nothing; OUT/.patients.key (mode 0600) makes them. None
-    is in two lists, and those who come later move no other. OUT is made completely or not at all, never over another.
+    Files are known by their content. Cases get names that say nothing; OUT/.patients.key (mode 0600) makes them. No
+    patient is in two lists, and later ones move no other. OUT is made completely or not at all, never over another.
     """
     from worker.data.datalist import Task
     from worker.data.prepare import PrepareRequest
