@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from aggregator.operators.admin_access import AdminAccess
@@ -155,10 +155,10 @@ def broker_url(line: ConnectionConfig, base: Path) -> str:
     parts = urlsplit(line.broker)
     if parts.scheme in _LOCAL or parts.username or "broker" not in (table := _credentials(base)):
         return line.broker
-    try:
-        return _with_login(line.broker, table["broker"]["user"], table["broker"]["password"])
-    except (KeyError, TypeError):
-        raise ConfigError(f"{base / CREDENTIALS_TOML}: [broker] has to hold user and password") from None
+    login = _pair(table["broker"], "user", "password")
+    if login is None:
+        raise ConfigError(f"{base / CREDENTIALS_TOML}: [broker] has to hold user and password")
+    return _with_login(line.broker, *login)
 
 
 def store_url(line: StoreConfig, base: Path, environment: Mapping[str, str] = os.environ) -> str:
@@ -192,7 +192,7 @@ def doors_of(line: StoreConfig, base: Path, environment: Mapping[str, str] = os.
 
     def depths() -> list[tuple[str, int, int]]:
         with interface() as broker:
-            queues = broker.call("GET", "queues", vhost)
+            queues = broker.rows("queues", vhost)
         return [(queue["name"], queue.get("messages_ready", 0), queue.get("consumers", 0)) for queue in queues]
 
     return AdminAccess(cut_off=cut_off, granter=granter, depths=depths)
@@ -211,11 +211,20 @@ def signers_of(line: StoreConfig, base: Path) -> tuple[S3Blobs, S3Blobs] | None:
     return up, down
 
 
-def _signed_in(store: str, identity: Mapping[str, Any], base: Path) -> str:
-    try:
-        return _with_login(store, identity["access_key"], identity["secret_key"])
-    except (KeyError, TypeError):
-        raise ConfigError(f"{base / CREDENTIALS_TOML} has to hold access_key and secret_key, as the kit had") from None
+def _signed_in(store: str, identity: object, base: Path) -> str:
+    login = _pair(identity, "access_key", "secret_key")
+    if login is None:
+        raise ConfigError(f"{base / CREDENTIALS_TOML} has to hold access_key and secret_key, as the kit had")
+    return _with_login(store, *login)
+
+
+def _pair(table: object, name: str, secret: str) -> tuple[str, str] | None:
+    """Two texts of a table that a person may have edited; None if one is missing or no text."""
+    found = [table.get(key) for key in (name, secret)] if isinstance(table, Mapping) else []
+    match found:
+        case [str() as user, str() as password]:
+            return user, password
+    return None
 
 
 def _with_login(url: str, user: str, password: str) -> str:
@@ -223,7 +232,7 @@ def _with_login(url: str, user: str, password: str) -> str:
     return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest.rpartition('@')[2]}"
 
 
-def _credentials(base: Path) -> Mapping[str, Any]:
+def _credentials(base: Path) -> Mapping[str, object]:
     """The logins that lie beside the configuration; nothing if there is no such file."""
     path = base / CREDENTIALS_TOML
     if not path.exists():

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import quote, urlsplit
 
 import yaml
@@ -273,13 +273,13 @@ def _known(what: str, word: str, words: Iterable[str]) -> None:
         raise ConfigError(f"{what} {word!r}{nearest(word, listed)}")
 
 
-def _with_flags(value: Any) -> Any:
+def _with_flags(value: object) -> object:
     """The same values with `true` and `false` as what they mean."""
     if isinstance(value, dict):
         return {key: _with_flags(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_with_flags(item) for item in value]
-    return {"true": True, "false": False}.get(value, value)
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
 def _refuse_repeated_keys(node: yaml.Node | None) -> None:

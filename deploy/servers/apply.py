@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import urllib3
@@ -11,6 +10,7 @@ import urllib3
 from broker.net.tls import Tls, is_local
 from deploy.servers.changes import BrokerState, Plan, plan
 from deploy.servers.members import BrokerMembers
+from deploy.servers.rabbitmq import Definition
 from protocol.errors import ConfigError, NotAllowed, TransportError
 from protocol.topology import Topology, check_site, up_exchange
 
@@ -62,7 +62,7 @@ class Management:
     def __exit__(self, *_: object) -> None:
         self._pool.clear()
 
-    def call(self, method: str, *path: str, body: Any = None, missing_ok: bool = False) -> Any:
+    def call(self, method: str, *path: str, body: Definition | None = None, missing_ok: bool = False) -> object:
         """Send one request (path parts are quoted here) and return the decoded answer, None when it is empty.
 
         Args:
@@ -86,7 +86,36 @@ class Management:
             return None
         if answer.status >= 400:
             raise TransportError(f"{what}: {answer.status} {answer.data[:300].decode(errors='replace')}")
-        return json.loads(answer.data) if answer.data else None
+        try:
+            return json.loads(answer.data) if answer.data else None
+        except (ValueError, RecursionError) as error:
+            raise _stranger(what) from error
+
+    def table(self, *path: str) -> Definition:
+        """What a GET tells of one thing.
+
+        Raises:
+            TransportError: as `call`, or the answer is not that of RabbitMQ.
+        """
+        found = self.call("GET", *path)
+        if not isinstance(found, dict):
+            raise _stranger(f"GET {self._base}{'/'.join(path)}")
+        return found
+
+    def rows(self, *path: str) -> tuple[Definition, ...]:
+        """What a GET lists.
+
+        Raises:
+            TransportError: as `call`, or the answer is not that of RabbitMQ.
+        """
+        found = self.call("GET", *path)
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise _stranger(f"GET {self._base}{'/'.join(path)}")
+        return tuple(found)
+
+
+def _stranger(what: str) -> TransportError:
+    return TransportError(f"{what}: the answer is not that of RabbitMQ's management; does the URL lead to it?")
 
 
 def apply_topology(management_url: str, vhost: str, topology: Topology) -> None:
@@ -149,11 +178,11 @@ def _bring(
 def _found(management: Management, vhost: str, *, users: bool) -> BrokerState:
     there = management.call("GET", "vhosts", vhost, missing_ok=True)
     # The definitions come straight from the broker's database; the lists of the other calls are cached for a while.
-    held = None if there is None else management.call("GET", "definitions", vhost)
+    held = None if there is None else management.table("definitions", vhost)
     if not users:
         return BrokerState(vhost=held)
     return BrokerState(
         vhost=held,
-        users=tuple(management.call("GET", "users")),
-        permissions=tuple(management.call("GET", "permissions")),
+        users=management.rows("users"),
+        permissions=management.rows("permissions"),
     )

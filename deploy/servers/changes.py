@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from deploy.servers.members import BrokerMembers, Login
 from deploy.servers.rabbitmq import Definition, definitions
@@ -149,7 +149,7 @@ def _changed(login: Login, what: str) -> Change:
     return Change(verb="change", what=f"{login.name}'s {what}")
 
 
-def _rights(vhost: str, name: str, found: BrokerState) -> dict[str, Any] | None:
+def _rights(vhost: str, name: str, found: BrokerState) -> Definition | None:
     for entry in found.permissions:
         if entry["user"] == name and entry["vhost"] == vhost:
             return {kind: entry[kind] for kind in ("configure", "write", "read")}

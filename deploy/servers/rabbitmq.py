@@ -14,6 +14,7 @@ from protocol import topology as names
 from protocol.errors import ConfigError
 from protocol.topology import Queue, Topology
 
+# A JSON object in the words of somebody else: RabbitMQ's management, S3's policies, SeaweedFS's identities.
 Definition = dict[str, Any]
 
 

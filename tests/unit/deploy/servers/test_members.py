@@ -219,14 +219,35 @@ def test_the_management_interface_is_believed_by_its_certificate_alone(tmp_path:
         thread.join(10)
 
 
+@pytest.mark.parametrize("said", [b"<html>Sign in</html>", b"[1]", b"{}", b"null", b"[" * 100_000])
+def test_what_answers_at_the_url_of_the_management_and_is_none_is_named(said: bytes) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Other", (Empty,), {"said": said}))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        with Management(f"http://admin:secret@127.0.0.1:{server.server_port}") as management:
+            with pytest.raises(TransportError, match="not that of RabbitMQ's management") as refused:
+                management.rows("users")
+            assert "secret" not in str(refused.value)
+            if said != b"{}":
+                with pytest.raises(TransportError, match="not that of RabbitMQ's management"):
+                    management.table("definitions", "fl")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
 class Empty(BaseHTTPRequestHandler):
-    """Answers everything with an empty list."""
+    """Answers everything with an empty list, or with what a class derived from it says."""
+
+    said = b"[]"
 
     def do_GET(self) -> None:
         self.send_response(200)
-        self.send_header("Content-Length", "2")
+        self.send_header("Content-Length", str(len(self.said)))
         self.end_headers()
-        self.wfile.write(b"[]")
+        self.wfile.write(self.said)
 
     def log_message(self, *_: object) -> None:
         pass
