@@ -93,5 +93,11 @@ def test_the_page_on_architecture_names_every_room() -> None:
             assert re.search(rf"`(?:{package}/)?{room}(?:\.py)?`", text), f"{package}/{room}"
 
 
+def test_every_page_has_its_place_in_the_site() -> None:
+    listed = set(re.findall(r"^ +- (?:\w+: )?([\w/-]+\.md)$", read("mkdocs.yml"), re.MULTILINE))
+    pages = {name.removeprefix("docs/") for name in PAGES if name.startswith("docs/")}
+    assert pages - {name.removeprefix("docs/") for name in DECISIONS} <= listed
+
+
 def test_the_picture_is_the_one_that_its_script_draws() -> None:
     assert runpy.run_path(str(ROOT / "docs/architecture_svg.py"))["picture"]() == read("docs/architecture.svg")
