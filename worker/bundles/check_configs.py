@@ -65,7 +65,10 @@ def config_findings(root: Path, overrides: Mapping[str, object]) -> list[Problem
 
 def misspelt(files: Sequence[Path], overrides: Mapping[str, object]) -> Iterator[Problem]:
     """Overrides that add something whose name is nearly that of what is there: MONAI would take both."""
-    parser = _parsed(files, {})
+    try:
+        parser = _parsed(files, {})
+    except ConfigError:  # an override stands in the place of what cannot be read
+        return
     for name in overrides:
         above, _, last = name.replace("::", "#").rpartition("#")
         beside = parser.get(above, parser.get())

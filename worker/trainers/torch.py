@@ -168,7 +168,7 @@ class TorchTrainer:
         """Shuffled by `seed`, or all in order without one."""
         leftover = len(examples) % size
         return DataLoader(
-            cast(Dataset[Batch], examples),
+            cast(Dataset[Batch], examples),  # torch's stub wants a class of its own; a length and items are enough
             batch_size=size,
             shuffle=seed is not None,
             generator=None if seed is None else torch.Generator().manual_seed(seed),

@@ -139,6 +139,12 @@ def test_overrides_are_those_of_a_site(bundle: Path, data: Path) -> None:
     assert "has no 'nothing#here'" in only(check_bundle(bundle, data, overrides={"nothing#here": 1})).what
 
 
+def test_an_override_may_stand_in_the_place_of_what_cannot_be_read(bundle: Path, data: Path) -> None:
+    changed(bundle, "train.json", lambda config: config.update(dataset_dir="%nowhere"))
+    assert not check_bundle(bundle).good
+    assert check_bundle(bundle, data, quick=True).good
+
+
 def test_an_override_that_is_nearly_an_id_is_told(bundle: Path) -> None:
     said = {
         each.where: each.advice
