@@ -10,9 +10,9 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from broker.runtime.code_archive import read_archive
 from protocol import limits
 from protocol.errors import ConfigError, WireError
-from worker.storage.code_archive import read_archive
 
 CODE = "code"
 """The folder of a run that holds its training code."""

@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from broker.runtime.code_archive import read_archive
 from protocol import limits
 from protocol.errors import DiskFull, StateError, Tampered, WireError
-from worker.storage.code_archive import read_archive
 
 _KEPT = re.compile(r"([0-9a-f]{64})(?:\.zip)?")
 _UNFINISHED = ".unfinished."

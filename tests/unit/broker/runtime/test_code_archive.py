@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from broker.runtime.code_archive import read_archive
 from protocol import limits
 from protocol.errors import Malformed, StateError, Tampered, TooLarge, WireError
 from tests.support.fake_aggregator import archive
-from worker.storage.code_archive import read_archive
 from worker.storage.code_store import CodeLost, CodeStore
 
 GOOD = archive(
