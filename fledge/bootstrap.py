@@ -16,8 +16,10 @@ from aggregator.config import AggregatorConfig
 from aggregator.journal.history import History
 from aggregator.journal.run_history import RunHistory
 from aggregator.pipeline.records import Records
+from aggregator.service.assembly import assemble_aggregator
 from aggregator.service.event_log import Observer
 from aggregator.service.service import DATABASE, AggregatorService
+from aggregator.service.settings import AggregatorSettings, FirstRun
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.monitored import MonitoredBlobs
@@ -117,21 +119,19 @@ def open_aggregator(
     line = centre.config
     with broker_of(line, centre.base, "aggregator") as transport, store_of(line, centre.base) as store:
         watched = MonitoredBlobs(store)
-        service = AggregatorService(
-            None if run is None else load_run(run),
+        settings = AggregatorSettings(
             federation=centre.config.federation,
             identity=centre.identity,
             registry_record=centre.registry_record,
             root=centre.root,
-            transport=transport,
-            store=watched,
-            state=centre.state,
-            genesis=None if run is None else load_genesis(run),
-            code=b"" if run is None else load_code(run),
+            access=doors_of(line, centre.base),
             cache_bytes=centre.config.cache_mb * 1024**2,
             observer=observer or _nobody,
-            doors=doors_of(line, centre.base),
         )
+        first = None
+        if run is not None:
+            first = FirstRun(config=load_run(run), genesis=load_genesis(run), code=load_code(run))
+        service = assemble_aggregator(settings, transport=transport, store=watched, state=centre.state, first=first)
         if service.pulse is not None:
             watched.tell(service.pulse.health.store)
         with _taken_apart(service):

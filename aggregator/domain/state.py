@@ -173,7 +173,7 @@ SanctionKind = Literal["revoked", "quarantined", "none"]
 class Sanction:
     """What operators did to a site, and the version of the root's registry at that time."""
 
-    measure: SanctionKind
+    kind: SanctionKind
     registry: int
 
 
@@ -239,7 +239,7 @@ class Snapshot:
     outbox: list[int]
     highest: dict[tuple[str, int], int]
     counters: dict[str, int]
-    measures: dict[str, Sanction]
+    sanctions: dict[str, Sanction]
     awaited: list[tuple[bytes, str]]
     """Commands that sites were given lately and have not replied to."""
     runs: dict[str, RunSnapshot]

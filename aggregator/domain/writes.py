@@ -182,7 +182,7 @@ class SetSanction:
     """An operator took rights of a site away, or gave them back."""
 
     site: str
-    measured: Sanction
+    sanction: Sanction
     operator: str
 
 

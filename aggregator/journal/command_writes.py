@@ -94,7 +94,7 @@ def _(write: writes.Promote, db: Connection) -> None:
 
 @write_command.register
 def _(write: writes.SetSanction, db: Connection) -> None:
-    values = {"measure": write.measured.measure, "registry": write.measured.registry, "operator": write.operator}
+    values = {"measure": write.sanction.kind, "registry": write.sanction.registry, "operator": write.operator}
     db.execute(
         upsert(measures).values(site=write.site, **values).on_conflict_do_update(index_elements=["site"], set_=values)
     )

@@ -91,7 +91,7 @@ class History:
                 outbox=list(self.fresh),
                 highest={(site, epoch): sequence for site, epoch, sequence in highest},
                 counters={row.operator: row.counter for row in db.execute(select(counters))},
-                measures={row.site: Sanction(row.measure, row.registry) for row in db.execute(select(measures))},
+                sanctions={row.site: Sanction(row.measure, row.registry) for row in db.execute(select(measures))},
                 awaited=_awaited(db),
                 runs={name: _run(db, name, pending.get(name, [])) for name in there},
                 strays=[row for name, rows in pending.items() if name not in there for row in rows],

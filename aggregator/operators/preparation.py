@@ -23,6 +23,7 @@ from aggregator.pipeline.genesis import Genesis, take_over
 from aggregator.pipeline.merge import RELEASED
 from aggregator.pipeline.records import Records
 from aggregator.pipeline.run_context import RunContext, VersionSource
+from aggregator.pipeline.strategy_code import NO_CODE, StrategyCode
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import ChunkUploads, read_blob
 from protocol import limits, topology
@@ -42,12 +43,17 @@ class Preparation:
     """Answers `Prepare` with `Prepared`, on a thread of its own."""
 
     def __init__(
-        self, records_of: Callable[[str], Records], store: BlobStore, registry: Callable[[], Registry]
+        self,
+        records_of: Callable[[str], Records],
+        store: BlobStore,
+        registry: Callable[[], Registry],
+        strategies: StrategyCode = NO_CODE,
     ) -> None:
         """`registry` gives the one in force; `store` is read without a cache, for uploads are read once."""
         self._records_of = records_of
         self._store = store
         self._registry = registry
+        self._strategies = strategies
         self._card = lru_cache(maxsize=4096)(self._read_card)
 
     def work(self, order: Prepare, source: VersionSource | None, card: tuple[str, bytes] | None) -> Prepared:
@@ -103,8 +109,14 @@ class Preparation:
         spec = _spec(parts.take(says.spec))
         if spec.model_length != manifest.length - says.code - says.spec or spec.digest != verified.core.spec:
             raise Malformed("the model is not what its specification describes", "wrong_length")
-        new = take_over(config, Genesis(spec, parts.rest), records, registry, code=code, operator=command.operator)
+        genesis = Genesis(spec, parts.rest)
+        new = self._taken_over(config, genesis, records, registry, code, command.operator)
         return Prepared(command=command, made=new, values=_told(config, spec, code))
+
+    def _taken_over(
+        self, config: RunConfig, genesis: Genesis, records: Records, registry: Registry, code: bytes, operator: str
+    ) -> NewRun:
+        return take_over(config, genesis, records, registry, code=code, operator=operator, strategies=self._strategies)
 
     def _uploaded(self, command: CommandArrived) -> bytes:
         digest = str(command.arguments.get("record", ""))
@@ -121,9 +133,8 @@ class Preparation:
         name = str(command.arguments["as"])
         config = old.config.model_copy(update={"name": name})
         code = self._code(old, registry)
-        new = take_over(
-            config, _genesis(source, registry), self._records_of(name), registry, code=code, operator=command.operator
-        )
+        records = self._records_of(name)
+        new = self._taken_over(config, _genesis(source, registry), records, registry, code, command.operator)
         return Prepared(command=command, made=new, values=_told(config, old.spec, code))
 
     def _code(self, serving: RunContext, registry: Registry) -> bytes:

@@ -40,7 +40,7 @@ _REGISTRY = 128 * 1024
 """Bytes of a signed registry that an answer holds."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueryContext:
     """What there is to look at."""
 
@@ -48,7 +48,7 @@ class QueryContext:
     rules: AggregatorRules
     serving: Mapping[str, RunContext]
     registry: Registry
-    signs: Mapping[str, SiteStatus]
+    signs: Mapping[str, SiteStatus] = field(default_factory=dict)
     card: Callable[[str, bytes], Card | None]
     """Reads a published model's card: its run's name and the signed record; None if it cannot be read any more."""
     seen: Mapping[str, float] = field(default_factory=dict)
@@ -142,7 +142,7 @@ def _status(view: QueryContext, arguments: Arguments) -> Values:
 
 def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: int) -> tuple[Plain, ...]:
     if sign is None:
-        return (site, -1.0, "never seen", "-", 0, 0.0, 0, waiting, view.rules.orders.held(site), -1.0, "")
+        return (site, -1.0, "never seen", "-", 0, 0.0, 0, waiting, view.rules.commands.held(site), -1.0, "")
     newest = view.rules.runs[sign.run].version if sign.run in view.rules.runs else sign.version
     return (
         site,
@@ -153,7 +153,7 @@ def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: i
         sign.event.progress,
         max(0, newest - sign.version),
         waiting,
-        view.rules.orders.held(site),
+        view.rules.commands.held(site),
         sign.event.metrics.get(CERTIFICATE_DAYS, -1.0),
         f"{sign.event.code} {sign.event.case}" if sign.event.code != "-" else "",
     )
@@ -193,7 +193,7 @@ def _site_show(view: QueryContext, arguments: Arguments) -> Values:
     sign = view.signs.get(site)
     told: Values = {
         "site_name": site,
-        "held": view.rules.orders.held(site),
+        "held": view.rules.commands.held(site),
         "seen": round(view.seen.get(site, -1.0), 1),
     }
     if sign is not None:

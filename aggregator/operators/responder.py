@@ -1,11 +1,12 @@
-"""The desk: where operators are answered and sites that ask for something are served. Nothing here changes a run."""
+"""The responder: operators are answered, sites that ask for something are served. Nothing here changes a run."""
 
 from __future__ import annotations
 
 import base64
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import assert_never
 
@@ -14,11 +15,8 @@ import structlog
 
 from aggregator.domain import effects, events
 from aggregator.domain.state import SiteStatus
-from aggregator.journal.history import History
 from aggregator.operators.admin_access import AdminAccess
 from aggregator.operators.queries import QueryContext, letter, look_up, whole_number
-from aggregator.pipeline.run_context import RunContext
-from aggregator.rules.federation import AggregatorRules
 from broker.blobs.s3.grants import Granted
 from broker.transport.base import Transport
 from protocol import limits, topology
@@ -26,13 +24,12 @@ from protocol.codec import Value, encode
 from protocol.envelope import seal
 from protocol.errors import ConfigError, FledgeError
 from protocol.keys import Identity
-from protocol.messages import Card, Grant, Kind, Reply, Request
-from protocol.registry import Registry
+from protocol.messages import Grant, Kind, Reply, Request
 
 log = structlog.get_logger("aggregator")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _LATER = frozenset({"queue.list", "registry.put", "upload.urls", "download.urls"})
-"""Orders that wait for others than the journal."""
+"""Commands that wait for others than the journal."""
 _TEXT = 1024
 _LOGIN_STAYS = (
     "the site is revoked, but its login at the broker stays, since this aggregator has no FLEDGE_MANAGEMENT: delete the"
@@ -51,49 +48,41 @@ class NoDelivery:
 NOBODY = NoDelivery()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubActions:
+    """What the responder has others do."""
+
+    head: Callable[[], bytes]
+    """Gives the newest signed head."""
+    again: Callable[[str, bytes], None]
+    """Hands a site's refused bytes to intake once more."""
+    put_registry: Callable[[bytes], None]
+    """Puts a newer signed registry in force."""
+    later: Callable[[Callable[[], None]], object]
+    """Runs what has to wait for others on a thread of its own."""
+
+
 class Responder:
-    """Serves what the rules want told, on the thread that owns the journal; publishing never waits."""
+    """Answers operators and serves sites, on the thread that owns the journal; publishing never waits."""
 
     def __init__(
         self,
         federation: str,
         identity: Identity,
-        registry: Registry,
         transport: Transport,
-        history: History,
         *,
-        rules: AggregatorRules,
-        serving: Mapping[str, RunContext],
-        head: Callable[[], bytes],
-        again: Callable[[str, bytes], None],
-        put_registry: Callable[[bytes], None],
-        later: Callable[[Callable[[], None]], object],
-        card: Callable[[str, bytes], Card | None],
-        doors: AdminAccess,
+        queries: QueryContext,
+        access: AdminAccess,
+        actions: HubActions,
     ) -> None:
-        """Open the desk.
-
-        Args:
-            serving: the runs, by name.
-            head: gives the newest signed head.
-            again: hands a site's refused bytes to intake once more.
-            put_registry: puts a newer signed registry in force.
-            card: reads a published model's card: its run's name and the signed record.
-            later: runs what has to wait for others on a thread of its own.
-        """
-        self.registry = registry
+        """`queries`: what there is to look at, as it was when the aggregator began."""
+        self.registry = queries.registry
         self._federation = federation
         self._identity = identity
         self._transport = transport
-        self._history = history
-        self._rules = rules
-        self._serving = serving
-        self._head = head
-        self._again = again
-        self._put_registry = put_registry
-        self._later = later
-        self._doors = doors
-        self._card = card
+        self._queries = queries
+        self._access = access
+        self._actions = actions
         self._signs: dict[str, SiteStatus] = {}
 
     def seen(self, site: str, sign: SiteStatus) -> None:
@@ -101,18 +90,18 @@ class Responder:
         self._signs[site] = sign.after(self._signs.get(site))
 
     def serve(self, effect: effects.Answering) -> None:
-        """Carry out one of the desk's effects."""
+        """Carry out an effect that answers somebody."""
         match effect:
             case effects.AnswerCommand():
                 self._tell(effect)
             case effects.LookUp(command=command) if command.command in _LATER:
-                self._later(partial(self._obey, effect))
+                self._actions.later(partial(self._obey, effect))
             case effects.LookUp():
                 self._obey(effect)
             case effects.GrantUrls(request=request):
-                self._later(partial(self._grant, request))  # signing hundreds of URLs takes a while
+                self._actions.later(partial(self._grant, request))  # signing hundreds of URLs takes a while
             case effects.CutOff(site=site):
-                self._later(partial(self._cut_off, site))
+                self._actions.later(partial(self._cut_off, site))
             case _:
                 assert_never(effect)
 
@@ -127,7 +116,7 @@ class Responder:
             values["counter"] = told.counter
         text = told.text
         if told.cut_off:
-            text = _STORE_STAYS if self._doors.cut_off is not None else _LOGIN_STAYS
+            text = _STORE_STAYS if self._access.cut_off is not None else _LOGIN_STAYS
         self._answer(told.operator, told.command, told.reason, text, {**values, **told.values})
 
     def _obey(self, asked: effects.LookUp) -> None:
@@ -153,20 +142,11 @@ class Responder:
 
     def _look_up(self, asked: effects.LookUp) -> dict[str, Value]:
         command = asked.command
-        view = QueryContext(
-            history=self._history,
-            rules=self._rules,
-            serving=self._serving,
-            card=self._card,
-            registry=self.registry,
-            signs=dict(self._signs),
-            seen=asked.seen,
-            depths=self._doors.depths,
-        )
+        view = replace(self._queries, registry=self.registry, signs=dict(self._signs), seen=asked.seen)
         values = look_up(command.command, command.arguments, view)
         if command.command == "dead.replay":
-            row = letter(self._history, whole_number(command.arguments, "id"))
-            self._again(row.queue.partition(".")[2], row.message)
+            row = letter(self._queries.history, whole_number(command.arguments, "id"))
+            self._actions.again(row.queue.partition(".")[2], row.message)
         return values
 
     def _take_registry(self, command: events.CommandArrived) -> dict[str, Value]:
@@ -179,7 +159,7 @@ class Responder:
             record = base64.b64decode("".join(texts), validate=True)
         except ValueError as error:
             raise ConfigError(f"record: {error}; the signed registry in base64 is needed") from error
-        self._put_registry(record)
+        self._actions.put_registry(record)
         return {}
 
     def _answer(self, operator: str, command: bytes, reason: str, text: str, values: dict[str, Value]) -> None:
@@ -190,7 +170,7 @@ class Responder:
         self._send(operator, Kind.ANSWER, reply)
 
     def _grant(self, asked: events.RequestArrived) -> None:
-        request, granter, now = asked.request, self._doors.granter, time.time()
+        request, granter, now = asked.request, self._access.granter, time.time()
         if not (request.puts or request.gets):
             granted = Granted(urls=(), expires=int(now))
         elif granter is None:
@@ -200,25 +180,25 @@ class Responder:
             granted = granter.grant(asked.site, request, now)
         if granted.refused:
             log.warning("grant.refused", site=asked.site, why=granted.refused)
-        self._send(asked.site, Kind.GRANT, granted.answer(asked.id, self._head()))
+        self._send(asked.site, Kind.GRANT, granted.answer(asked.id, self._actions.head()))
 
     def _sign(self, command: events.CommandArrived) -> dict[str, Value]:
         """URLs for an operator without credentials for the store."""
-        if self._doors.granter is None:
+        if self._access.granter is None:
             raise ConfigError("this aggregator signs no URLs; operators need credentials for the store here")
         request = Request(puts=_digests(command.arguments.get("puts")), gets=_texts(command.arguments.get("gets")))
-        granted = self._doors.granter.grant_operator(command.operator, request, time.time())
+        granted = self._access.granter.grant_operator(command.operator, request, time.time())
         if granted.refused:
             raise ConfigError(granted.refused)
         return {"urls": granted.urls, "expires": granted.expires}
 
     def _cut_off(self, site: str) -> None:
         """A broker that cannot be told now is told at the next start; the site's signatures count no more anyway."""
-        if self._doors.cut_off is None:
+        if self._access.cut_off is None:
             log.warning("site.login_kept", site=site, todo="delete the site's user at the broker")
             return
         try:
-            self._doors.cut_off(site)
+            self._access.cut_off(site)
             log.info("site.cut_off", site=site)
         except Exception as error:  # whatever it is, the operator has to hear of it
             log.error("site.not_cut_off", site=site, kind=type(error).__name__, error=str(error))

@@ -32,7 +32,6 @@ class RunJobs:
 
     def __init__(
         self,
-        run: str,
         records: Records,
         spec: ModelSpec,
         production: Production,
@@ -41,7 +40,7 @@ class RunJobs:
         registry: Callable[[], Registry],
     ) -> None:
         """`registry` gives the one in force; `io` fetches chunks ahead."""
-        self._run = run
+        self._run = records.run
         self.records = records
         self.spec = spec
         self._production = production

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from aggregator.config import RunConfig
@@ -61,6 +62,15 @@ class VersionSource:
     measurements: tuple[Measurement, ...] = ()
 
 
+class RunExecutors(Protocol):
+    """The executors that a run's slow work is done on."""
+
+    io: ThreadPoolExecutor
+    """Fetches and puts chunks."""
+    cipher: ThreadPoolExecutor
+    """Decrypts and encrypts streams beside each other."""
+
+
 class RunContexts:
     """Opens what is needed to serve a run that the journal holds."""
 
@@ -69,16 +79,14 @@ class RunContexts:
         history: History,
         records_of: Callable[[str], Records],
         store: BlobStore,
-        io: ThreadPoolExecutor,
-        cipher: ThreadPoolExecutor,
+        executors: RunExecutors,
         registry: Callable[[], Registry],
     ) -> None:
         """`registry` gives the one in force; `records_of` the records of a run by its name."""
         self._history = history
         self._records_of = records_of
         self._store = store
-        self._io = io
-        self._cipher = cipher
+        self._executors = executors
         self._registry = registry
         self._specs: WeakValueDictionary[bytes, ModelSpec] = WeakValueDictionary()
 
@@ -119,13 +127,13 @@ class RunContexts:
         config = RunConfig.model_validate_json(kept.config)
         spec = self._spec(kept.spec)
         rules = rules_of(config, spec, kept.bundle)
-        production = Production(records, spec, rules.strategy, self._cipher, average=config.release_decay > 0)
+        production = Production(records, spec, rules.strategy, self._executors.cipher, average=config.release_decay > 0)
         return RunContext(
             config=config,
             rules=rules,
             spec=spec,
             records=records,
-            work=RunJobs(name, records, spec, production, self._store, self._io, self._registry),
+            work=RunJobs(records, spec, production, self._store, self._executors.io, self._registry),
             record=history.version_record(history.newest()),
             spec_record=kept.spec_record,
             code_record=kept.code_record,

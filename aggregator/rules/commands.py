@@ -1,4 +1,4 @@
-"""The rules about operators' orders: who is obeyed, once each, and what becomes of sites that were sent away.
+"""The rules about operators' commands: who is obeyed, once each, and what becomes of sites that were sent away.
 
 1. A counter counts once: lower or equal ones are noted in the ledger and answered no more.
 2. Everything else that is genuine is noted, with the reason if it is refused, and answered.
@@ -24,7 +24,7 @@ from protocol.messages import GOING_ON, RunState
 from protocol.registry import Registry
 
 REPLAYED = "replayed"
-_MEASURES: Mapping[str, SanctionKind] = {
+_SANCTIONS: Mapping[str, SanctionKind] = {
     "site.revoke": "revoked",
     "site.quarantine": "quarantined",
     "site.readmit": "none",
@@ -32,18 +32,18 @@ _MEASURES: Mapping[str, SanctionKind] = {
 
 
 class Commands:
-    """What operators ordered so far, as far as it matters from now on."""
+    """What operators commanded so far, as far as it matters from now on."""
 
-    def __init__(self, counters: Mapping[str, int], measures: Mapping[str, Sanction]) -> None:
+    def __init__(self, counters: Mapping[str, int], sanctions: Mapping[str, Sanction]) -> None:
         self._counters = dict(counters)
-        self._measures = dict(measures)
+        self._sanctions = dict(sanctions)
 
     # ---- sites
 
     @property
     def revoked(self) -> frozenset[str]:
         """Sites that operators revoked."""
-        return frozenset(site for site, it in list(self._measures.items()) if it.measure == "revoked")
+        return frozenset(site for site, it in list(self._sanctions.items()) if it.kind == "revoked")
 
     def quarantined(self, site: str) -> bool:
         """Whether a site's updates are refused."""
@@ -51,8 +51,8 @@ class Commands:
 
     def held(self, site: str) -> str:
         """`revoked`, `quarantined` or `ok`."""
-        noted = self._measures.get(site)
-        return "ok" if noted is None or noted.measure == "none" else noted.measure
+        noted = self._sanctions.get(site)
+        return "ok" if noted is None or noted.kind == "none" else noted.kind
 
     def narrowed(self, registry: Registry) -> Registry:
         """The root's registry without whom operators revoked; it keeps its version, which is the root's to count."""
@@ -62,24 +62,24 @@ class Commands:
         return registry
 
     def follow(self, registry: Registry) -> None:
-        """Drop measures that the root has settled: it revoked the site too, or listed it anew with other keys since."""
+        """Drop sanctions that the root has settled: it revoked the site too, or has listed it with other keys since."""
         held = {entry.name: entry.since for entry in registry.entries if entry.revoked is None}
         settled = [
-            site for site in sorted(self.revoked) if held.get(site, registry.version) > self._measures[site].registry
+            site for site in sorted(self.revoked) if held.get(site, registry.version) > self._sanctions[site].registry
         ]
         for site in settled:
-            del self._measures[site]
+            del self._sanctions[site]
 
-    def measure(self, event: CommandArrived, registry: int) -> tuple[str, Sanction] | None:
+    def sanction(self, event: CommandArrived, registry: int) -> tuple[str, Sanction] | None:
         """The site and what a command does to it, if it is of that sort; noted from here on."""
-        measure = _MEASURES.get(event.command)
-        if measure is None:
+        kind = _SANCTIONS.get(event.command)
+        if kind is None:
             return None
         site = str(event.arguments.get("site", ""))
-        self._measures[site] = Sanction(measure, registry)
-        return site, self._measures[site]
+        self._sanctions[site] = Sanction(kind, registry)
+        return site, self._sanctions[site]
 
-    # ---- orders
+    # ---- commands
 
     def judge(self, event: CommandArrived, out: Decisions, present: Present) -> CommandVerdict:
         """Whether a command is carried out; noted, counted and acked either way."""
@@ -98,7 +98,7 @@ class Commands:
         return verdict
 
     def count(self, event: CommandArrived, out: Decisions) -> None:
-        """Let an order that found a defect count as given, so that it is not given again."""
+        """Let a command that found a defect count as given, so that it is not given again."""
         out.settle(event.delivery)
         self._counters[_key(event)] = max(self.counter(event), event.counter)
         out.write(SetCounter(key=_key(event), counter=self._counters[_key(event)]))
@@ -116,16 +116,16 @@ class Commands:
         return CommandVerdict(about_models(event, present.catalogue) if why == "ok" else why)
 
     def _refusal(self, event: CommandArrived, sites: Collection[str]) -> str:
-        order = COMMANDS.get(event.command)
-        if order is None:
+        known = COMMANDS.get(event.command)
+        if known is None:
             return "unknown_command"
         if event.objection != "ok":
             return event.objection
-        if order.at_sites and not event.targets:
+        if known.at_sites and not event.targets:
             return "no_site"
-        if event.targets and not order.at_sites:
+        if event.targets and not known.at_sites:
             return "bad_argument"
-        named = [*event.targets, *([str(event.arguments.get("site", ""))] if event.command in _MEASURES else [])]
+        named = [*event.targets, *([str(event.arguments.get("site", ""))] if event.command in _SANCTIONS else [])]
         if any(site not in sites for site in named):
             return "unknown_site"
         if event.command == "site.readmit" and not self.quarantined(named[-1]):
@@ -143,7 +143,7 @@ ABOUT_RUNS = frozenset(
     {*TRANSITIONS, "run.create", "run.clone", "run.offer", "run.delete", "model.export", "model.publish"}
 )
 PREPARED = frozenset({"run.create", "run.clone", "run.offer", "model.export", "model.publish", "model.card"})
-"""Orders that take a while: what they make is made ready first, and stands only once the rules have taken it."""
+"""Commands that take a while: what they make is made ready first, and stands only once the rules have taken it."""
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,63}")
 MOST_RUNS = 256
 """Runs there may be at a time; each takes some memory for as long as it is there."""
@@ -173,7 +173,7 @@ TEXTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Present:
-    """What orders are judged by."""
+    """What commands are judged by."""
 
     sites: Collection[str]
     runs: Mapping[str, RunState] = field(default_factory=dict)
@@ -182,7 +182,7 @@ class Present:
     by: Mapping[str, str] = field(default_factory=dict)
     """Who brought each run; empty: nobody from afar."""
     busy: Collection[str] = ()
-    """Operators whose last order that takes time is still being worked on."""
+    """Operators whose last command that takes time is still being worked on."""
     complete: Collection[str] = ()
     """Runs that have reached one of the ends in their settings."""
     catalogue: Catalogue
@@ -190,7 +190,7 @@ class Present:
 
 @dataclass(frozen=True, slots=True)
 class CommandVerdict:
-    """`ok` or the fixed word that says why not, and the run an order is for."""
+    """`ok` or the fixed word that says why not, and the run a command is for."""
 
     why: str
     run: str = ""
@@ -202,7 +202,7 @@ class CommandVerdict:
 
 
 def about_run(event: CommandArrived, present: Present) -> CommandVerdict:
-    """What speaks against an order about a run."""
+    """What speaks against a command about a run."""
     arguments = event.arguments
     if event.command in PREPARED and event.operator in present.busy:
         return CommandVerdict("busy")
@@ -233,7 +233,7 @@ def about_run(event: CommandArrived, present: Present) -> CommandVerdict:
 
 
 def about_models(event: CommandArrived, catalogue: Catalogue) -> str:
-    """What speaks against an order about published models, in a word."""
+    """What speaks against a command about published models, in a word."""
     name, channel = event.arguments.get("name"), event.arguments.get("channel")
     needed = {"model.promote": (name, channel), "model.rollback": (channel,), "model.card": (name,)}
     if not all(map(is_word, needed.get(event.command, ()))):

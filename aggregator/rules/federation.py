@@ -60,9 +60,9 @@ class AggregatorRules:
         self._taken = set(snapshot.taken)
         self._busy: set[str] = set()
         self.catalogue = Catalogue(snapshot.models, snapshot.channels)
-        self.orders = Commands(snapshot.counters, snapshot.measures)
-        self.orders.follow(snapshot.registry)
-        self.registry = self.orders.narrowed(snapshot.registry)
+        self.commands = Commands(snapshot.counters, snapshot.sanctions)
+        self.commands.follow(snapshot.registry)
+        self.registry = self.commands.narrowed(snapshot.registry)
         self._root_registry = snapshot.registry
         self._liveness = Liveness(_HEARTBEAT, self._sites(), now)
         self._now = now
@@ -179,7 +179,7 @@ class AggregatorRules:
 
     def _started(self) -> None:
         self._use_registry(self._root_registry)
-        self._out.do(*(effects.CutOff(site=site) for site in sorted(self.orders.revoked)))
+        self._out.do(*(effects.CutOff(site=site) for site in sorted(self.commands.revoked)))
         self._out.do(*(effects.Publish(row=row) for row in self._outbox))
         for row in self._strays:
             self._out.finish(row, UpdateState.REJECTED, "wrong_run")
@@ -201,7 +201,7 @@ class AggregatorRules:
         objection = "wrong_run" if run is None else run.rules.reason_against(notice, run.version, run.max_staleness)
         if notice.sequence <= high - limits.SEQUENCE_WINDOW:
             objection = "too_old"
-        if self.orders.quarantined(notice.site):
+        if self.commands.quarantined(notice.site):
             objection = "quarantined"
         self._out.write(writes.JournalUpdate(delivery=event.delivery, notice=notice, objection=objection or "ok"))
 
@@ -237,15 +237,15 @@ class AggregatorRules:
             self._judge(event)
         except Exception as error:  # a defect of ours must not come again with every start, and end it each time
             self._out.step()
-            self.orders.count(event, self._out)
+            self.commands.count(event, self._out)
             text = f"the aggregator could not carry this out ({type(error).__name__}); tell those who run it"
             self._out.tell(event, "defect", {}, text=text)
 
     def _judge(self, event: events.CommandArrived) -> None:
-        verdict = self.orders.judge(event, self._out, self._present())
+        verdict = self.commands.judge(event, self._out, self._present())
         seen = self._liveness.ages(self._now)
         if verdict.why != "ok":
-            counter = self.orders.counter(event) if verdict.why == REPLAYED else 0
+            counter = self.commands.counter(event) if verdict.why == REPLAYED else 0
             self._out.tell(event, verdict.why, seen, text=verdict.text, counter=counter)
         elif self._obey(event, verdict.run, seen):
             self._out.tell(event, "ok", seen)
@@ -270,8 +270,8 @@ class AggregatorRules:
         elif (wanted := TRANSITIONS.get(event.command)) is not None:
             reason = f"{event.command.removeprefix('run.')}-by-{event.operator}"[:64]
             self.runs[run].at(self._now).change(wanted[0], reason)
-        elif (measured := self.orders.measure(event, self._root_registry.version)) is not None:
-            self._measure(*measured, event.operator)
+        elif (sanction := self.commands.sanction(event, self._root_registry.version)) is not None:
+            self._sanction(*sanction, event.operator)
         elif event.command in PREPARED:
             self._busy.add(event.operator)
             model = self.catalogue.resolve(str(event.arguments.get("name", "")))
@@ -331,12 +331,12 @@ class AggregatorRules:
         now = name if name is not None else self.catalogue.roll_back(channel)
         self._out.audit("channel", {"channel": channel, "name": now, "by": event.command})
 
-    def _measure(self, site: str, measured: Sanction, operator: str) -> None:
-        self._out.write(writes.SetSanction(site=site, measured=measured, operator=operator))
-        if measured.measure != "none":
+    def _sanction(self, site: str, sanction: Sanction, operator: str) -> None:
+        self._out.write(writes.SetSanction(site=site, sanction=sanction, operator=operator))
+        if sanction.kind != "none":
             for run in self._all():
-                run.refuse_all_of(site, measured.measure)
-        if measured.measure == "revoked":
+                run.refuse_all_of(site, sanction.kind)
+        if sanction.kind == "revoked":
             self._out.do(effects.CutOff(site=site))
             self._use_registry(self._root_registry)
             for run in self._all():
@@ -347,7 +347,7 @@ class AggregatorRules:
     def _registry_changed(self, registry: Registry, record: bytes) -> None:
         if registry.version <= self._root_registry.version:
             return
-        self.orders.follow(registry)
+        self.commands.follow(registry)
         self._use_registry(registry)
         self._liveness.expect(self._sites(), self._now)
         self._out.write(writes.StoreRegistry(version=registry.version, record=record))
@@ -358,7 +358,7 @@ class AggregatorRules:
             self._heading.renew(self._now, announce=True)
 
     def _use_registry(self, registry: Registry) -> None:
-        self._root_registry, self.registry = registry, self.orders.narrowed(registry)
+        self._root_registry, self.registry = registry, self.commands.narrowed(registry)
         for run in self.runs.values():
             run.use(self.registry)
         self._out.do(effects.UseRegistry(registry=self.registry))

@@ -89,13 +89,16 @@ class Actor(Generic[Event, Write, Effect]):
         commit: Callable[[Sequence[Write]], Sequence[Event]],
         perform: Callable[[Effect], None],
         *,
+        mailbox: Mailbox[Event] | None = None,
         may_wait: Callable[[Write], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`may_wait` tells the writes whose loss only means to do something again: alone they make no commit, but
+        """`mailbox`: one that others write to already.
+
+        `may_wait` tells the writes whose loss only means to do something again: alone they make no commit, but
         share the next one, which comes soon.
         """
-        self.mailbox: Mailbox[Event] = Mailbox()
+        self.mailbox: Mailbox[Event] = Mailbox() if mailbox is None else mailbox
         self._rules = rules
         self._commit = commit
         self._perform = perform

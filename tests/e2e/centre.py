@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.pipeline.genesis import Genesis
+from aggregator.service.assembly import assemble_aggregator
 from aggregator.service.service import AggregatorService
+from aggregator.service.settings import FirstRun
 from broker.blobs.base import BlobStore
 from broker.transport.base import Transport
 from protocol import limits, topology
@@ -157,16 +159,12 @@ def running(
     letters: bool = True,
 ) -> Iterator[Centre]:
     """An aggregator that serves until the end of the block."""
-    service = AggregatorService(
-        config or run_config(),
-        federation=FEDERATION,
-        identity=federation.aggregator,
-        registry_record=federation.registry_record,
-        root=federation.root_key,
+    service = assemble_aggregator(
+        federation.aggregator_settings(),
         transport=transport,
         store=store,
         state=state,
-        genesis=genesis(spec),
+        first=FirstRun(config=config or run_config(), genesis=genesis(spec)),
     )
     service.start()
     centre = Centre(federation, service, transport, store, spec)

@@ -13,7 +13,9 @@ import pytest
 from aggregator.audit.replay import audit
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.pipeline.genesis import Genesis
+from aggregator.service.assembly import assemble_aggregator
 from aggregator.service.service import AggregatorService
+from aggregator.service.settings import FirstRun
 from broker.blobs.memory import MemoryBlobs
 from broker.transport.memory import MemoryTransport
 from protocol.errors import TrainingError
@@ -54,23 +56,19 @@ class House:
     def aggregator(self, **stop: Any) -> AggregatorService:
         """Start an aggregator on the same state."""
         model = trainer(elements=ELEMENTS)
-        service = AggregatorService(
-            RunConfig(
-                name=RUN,
-                strategy=StrategyConfig.model_validate({"name": "fedbuff", "buffer": 2}),
-                evaluate=True,
-                max_wait=2.0,
-                stop=StopConfig(**stop),
-            ),
-            federation=FEDERATION,
-            identity=self.federation.aggregator,
-            registry_record=self.federation.registry_record,
-            root=self.federation.root_key,
+        config = RunConfig(
+            name=RUN,
+            strategy=StrategyConfig.model_validate({"name": "fedbuff", "buffer": 2}),
+            evaluate=True,
+            max_wait=2.0,
+            stop=StopConfig(**stop),
+        )
+        service = assemble_aggregator(
+            self.federation.aggregator_settings(observer=self.note),
             transport=MemoryTransport.named(self.network),
             store=self.store,
             state=self.directory / "aggregator",
-            genesis=Genesis(model.spec, model.initial),
-            observer=self.note,
+            first=FirstRun(config=config, genesis=Genesis(model.spec, model.initial)),
         )
         service.start()
         self.stack.callback(service.join, WAIT_S)

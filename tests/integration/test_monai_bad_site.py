@@ -69,7 +69,7 @@ def test_the_others_go_on_and_the_site_joins_again_when_its_data_are_right(tmp_p
         aggregator.start()
         for site in data:
             stack.enter_context(open_worker(federation / "sites" / site / WORKER_TOML)).start()
-        signs = aggregator._desk._signs
+        signs = aggregator._parts.responder._signs
         seen.wait(lambda: "north" in signs and signs["north"].event.code == "data")
         case = signs["north"].event.case
         before = len(seen.versions)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import NewRun, RunRules, UpdateNotice
-from aggregator.service.service import addressee, may_wait
+from aggregator.service.receipts import addressee
+from aggregator.service.service import may_wait
 from aggregator.strategy.plan import MergePlan, Product
 from protocol import topology
 from protocol.keys import Role

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator.service.settings import AggregatorSettings
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import ChunkUploads
 from protocol import limits, topology
@@ -82,6 +83,16 @@ class Federation:
     def registry_record(self) -> bytes:
         """The signed registry."""
         return sign_registry(self.registry, self.root, FEDERATION, os.urandom(16))
+
+    def aggregator_settings(self, **more: Any) -> AggregatorSettings:
+        """Those of this federation's aggregator."""
+        return AggregatorSettings(
+            federation=FEDERATION,
+            identity=self.aggregator,
+            registry_record=self.registry_record,
+            root=self.root_key,
+            **more,
+        )
 
 
 def payload(spec: ModelSpec, values: Mapping[str, NDArray[Any]], *, update: bool) -> bytes:

@@ -16,7 +16,9 @@ from aggregator.config import RunConfig
 from aggregator.journal.history import History
 from aggregator.operators.admin_access import AdminAccess
 from aggregator.pipeline.genesis import Genesis
+from aggregator.service.assembly import assemble_aggregator
 from aggregator.service.service import AggregatorService
+from aggregator.service.settings import FirstRun
 from broker.blobs.base import BlobStore
 from broker.blobs.memory import MemoryBlobs
 from broker.transport.base import Delivery
@@ -49,23 +51,18 @@ class Bench:
         self.inbox: dict[str, list[bytes]] = {}
         self.happened: list[str] = []
         self.services: list[AggregatorService] = []
-        self.doors = AdminAccess()
+        self.access = AdminAccess()
         self.sites = {name: Site(self.federation, name, self.store) for name in self.federation.members}
 
     def start(self, **config: Any) -> AggregatorService:
         config.setdefault("strategy", {"name": "fedbuff", "buffer": 2, "rate": 1.0})
-        service = AggregatorService(
-            RunConfig(name=RUN, **config),
-            federation=FEDERATION,
-            identity=self.federation.aggregator,
-            registry_record=self.federation.registry_record,
-            root=self.federation.root_key,
+        genesis = Genesis(SMALL, lambda: cut(payload(SMALL, ZERO, update=False)))
+        service = assemble_aggregator(
+            self.federation.aggregator_settings(observer=self._happened, access=self.access),
             transport=MemoryTransport.named(self.network),
             store=self.store,
             state=self.state,
-            genesis=Genesis(SMALL, lambda: cut(payload(SMALL, ZERO, update=False))),
-            observer=self._happened,
-            doors=self.doors,
+            first=FirstRun(config=RunConfig(name=RUN, **config), genesis=genesis),
         )
         service.start()
         if not self.services:
@@ -156,7 +153,7 @@ class Hub(Bench):
         super().__init__(state)
         self.cut: list[str] = []
         self.handlers: dict[str, Callable[[bytes], None]] = {}
-        self.doors = AdminAccess(cut_off=self.cut.append, depths=lambda: [("in.site-0", 3, 1)])
+        self.access = AdminAccess(cut_off=self.cut.append, depths=lambda: [("in.site-0", 3, 1)])
 
     def console(self, identity: Identity | None = None, registry: Registry | None = None) -> Console:
         return Console(

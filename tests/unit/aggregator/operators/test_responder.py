@@ -192,7 +192,7 @@ def test_a_revoked_site_is_cut_off_at_the_broker_and_its_next_update_is_refused(
 def test_the_answer_to_a_revocation_says_what_is_left_to_do_where_the_hub_cannot_reach_the_broker(hub: Hub) -> None:
     console = hub.console()
     assert "store stays" in one(console.ask("site.revoke", {"site": "site-1"})).text
-    hub.services[-1]._desk._doors = AdminAccess()
+    hub.services[-1]._parts.responder._access = AdminAccess()
     said = one(console.ask("site.revoke", {"site": "site-2"}))
     assert said.ok
     assert "delete the site's user there by hand" in said.text

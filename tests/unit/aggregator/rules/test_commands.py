@@ -179,7 +179,7 @@ def test_the_roots_signature_follows_and_new_keys_bring_the_name_back() -> None:
     assert [member.name for member in desk.rules.registry.members(Role.SITE)] == ["beta"]
     signed = same.revoke("alpha")
     desk.turn(events.RegistryChanged(registry=signed, record=b"the root says so too"))
-    assert desk.rules.orders.held("alpha") == "ok"
+    assert desk.rules.commands.held("alpha") == "ok"
     assert [member.name for member in desk.rules.registry.members(Role.SITE)] == ["beta"]
     back = signed.with_entry(Identity.generate("alpha", Role.SITE).public)
     desk.turn(events.RegistryChanged(registry=back, record=b"new keys"))

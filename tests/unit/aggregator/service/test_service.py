@@ -18,7 +18,9 @@ from aggregator.audit.retention import References, collect_garbage
 from aggregator.config import RunConfig
 from aggregator.journal.history import History
 from aggregator.pipeline.records import Records
+from aggregator.service.assembly import assemble_aggregator
 from aggregator.service.service import AggregatorService
+from aggregator.service.settings import FirstRun
 from aggregator.strategy.strategies import strategy
 from broker.blobs.memory import MemoryBlobs
 from broker.runtime.health import HEALTH, last_holder
@@ -309,16 +311,12 @@ def test_garbage_is_what_no_journal_refers_to_and_a_replay_still_works_after_its
 def test_a_run_without_version_0_says_how_to_make_one(tmp_path: Path) -> None:
     federation = Federation()
     with pytest.raises(ConfigError, match="init-run"):
-        AggregatorService(
-            RunConfig(name=RUN),
-            federation=FEDERATION,
-            identity=federation.aggregator,
-            registry_record=federation.registry_record,
-            root=federation.root_key,
+        assemble_aggregator(
+            federation.aggregator_settings(),
             transport=MemoryTransport.named("memory:"),
             store=MemoryBlobs(),
             state=tmp_path,
-            genesis=None,
+            first=FirstRun(config=RunConfig(name=RUN)),
         )
 
 

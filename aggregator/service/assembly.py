@@ -1,0 +1,195 @@
+"""Where an aggregator's parts are made and put together; everything else receives what it needs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from aggregator.domain.events import Event
+from aggregator.domain.state import NewRun
+from aggregator.intake import Intake
+from aggregator.journal.journal import Journal
+from aggregator.operators.preparation import Preparation
+from aggregator.operators.queries import QueryContext
+from aggregator.operators.responder import NOBODY, HubActions, Responder
+from aggregator.pipeline.envelope_cache import EnvelopeCache
+from aggregator.pipeline.genesis import registry_in_force, take_over
+from aggregator.pipeline.records import Records, record_digest
+from aggregator.pipeline.run_context import RunContexts
+from aggregator.rules.federation import AggregatorRules
+from aggregator.service.executors import Executors
+from aggregator.service.head_writer import HeadWriter
+from aggregator.service.health import HealthWriter
+from aggregator.service.receipts import ReceiptSealer
+from aggregator.service.registry_updates import RegistryUpdates
+from aggregator.service.service import DATABASE, AggregatorParts, AggregatorService, new_id
+from aggregator.service.settings import AggregatorSettings, FirstRun
+from broker.blobs.base import BlobStore
+from broker.blobs.cache import SMALL, CachedBlobs
+from broker.runtime.actor import Mailbox
+from broker.transport.base import Transport
+from protocol import topology
+from protocol.errors import ConfigError
+from protocol.messages import RunState
+from protocol.registry import Registry, open_registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What stands before any run is opened."""
+
+    settings: AggregatorSettings
+    transport: Transport
+    store: BlobStore
+    cached: BlobStore
+    """The store behind the local ciphertext cache."""
+    mailbox: Mailbox[Event]
+    stopping: threading.Event
+    executors: Executors
+    envelopes: EnvelopeCache
+    intake: Intake
+    journal: Journal
+    registry: Registry
+    record: bytes
+    """The registry in force, as the root signed it."""
+
+    def records_of(self, run: str) -> Records:
+        """The records of one run."""
+        settings = self.settings
+        return Records(settings.federation, run, settings.identity, self.cached, self.executors.io, self.envelopes)
+
+    def in_force(self) -> Registry:
+        """The registry that what arrives is read by."""
+        return self.intake.registry
+
+
+def assemble_aggregator(
+    settings: AggregatorSettings,
+    *,
+    transport: Transport,
+    store: BlobStore,
+    state: Path | None,
+    first: FirstRun | None = None,
+) -> AggregatorService:
+    """An aggregator that is not started yet; transport and store stay the caller's to close.
+
+    `state` None keeps the database in memory.
+
+    Raises:
+        ConfigError, StateError, WireError, StoreError: a run cannot be opened.
+    """
+    ground = _ground(settings, transport, store, state)
+    journal, intake, executors = ground.journal, ground.intake, ground.executors
+    if first is not None:
+        _begin(journal, first, ground.records_of(first.config.name), ground.registry)
+    contexts = RunContexts(journal, ground.records_of, ground.cached, executors, ground.in_force)
+    serving = {name: contexts.open(name) for name in journal.names()}
+    fixed = {name: context.rules for name, context in serving.items()}
+    rules = AggregatorRules(fixed, journal.load(ground.registry), new_id=new_id, now=time.monotonic())
+    intake.registry = rules.registry
+    heads = HeadWriter(store, settings.federation, partial(transport.publish, topology.GLOBAL, ""), ground.record)
+    registries = _registry_updates(ground, rules)
+    preparation = Preparation(ground.records_of, store, ground.in_force)
+    queries = QueryContext(
+        history=journal,
+        rules=rules,
+        serving=serving,
+        card=preparation.card,
+        registry=ground.registry,
+        depths=settings.access.depths,
+    )
+    return AggregatorService(
+        AggregatorParts(
+            settings=settings,
+            transport=transport,
+            mailbox=ground.mailbox,
+            stopping=ground.stopping,
+            journal=journal,
+            rules=rules,
+            intake=intake,
+            envelopes=ground.envelopes,
+            contexts=contexts,
+            serving=serving,
+            records_of=ground.records_of,
+            registry=ground.registry,
+            registry_digest=record_digest(ground.record),
+            registries=registries,
+            responder=_responder(ground, queries, heads, registries),
+            preparation=preparation,
+            executors=executors,
+            heads=heads,
+            health=None if state is None else HealthWriter(transport, state),
+        )
+    )
+
+
+def _ground(settings: AggregatorSettings, transport: Transport, store: BlobStore, state: Path | None) -> _Ground:
+    mailbox, stopping, envelopes = Mailbox[Event](), threading.Event(), EnvelopeCache()
+    cached = store
+    if state is not None:
+        cached = CachedBlobs(store, state / "cache", settings.cache_bytes, keep_puts=True, small=SMALL)
+    given = open_registry(settings.registry_record, settings.root, settings.federation)
+    intake = Intake(settings.federation, settings.identity, given, envelopes)
+    sealer = ReceiptSealer(settings.federation, settings.identity, intake)
+    journal = Journal(None if state is None else state / DATABASE, sealer)
+    registry, record = registry_in_force(journal, settings.registry_record, settings.root, settings.federation)
+    return _Ground(
+        settings=settings,
+        transport=transport,
+        store=store,
+        cached=cached,
+        mailbox=mailbox,
+        stopping=stopping,
+        executors=Executors(mailbox.put, stopping),
+        envelopes=envelopes,
+        intake=intake,
+        journal=journal,
+        registry=registry,
+        record=record,
+    )
+
+
+def _registry_updates(ground: _Ground, rules: AggregatorRules) -> RegistryUpdates:
+    return RegistryUpdates(
+        federation=ground.settings.federation,
+        root=ground.settings.root,
+        transport=ground.transport,
+        intake=ground.intake,
+        rules=rules,
+        records_of=ground.records_of,
+        forget=ground.envelopes.clear,
+        tell=ground.mailbox.put,
+    )
+
+
+def _responder(ground: _Ground, queries: QueryContext, heads: HeadWriter, registries: RegistryUpdates) -> Responder:
+    settings = ground.settings
+    actions = HubActions(
+        head=lambda: heads.newest,
+        again=lambda site, raw: ground.mailbox.put(ground.intake.update(site, NOBODY, raw)),
+        put_registry=registries.update,
+        later=ground.executors.io.submit,
+    )
+    return Responder(
+        settings.federation,
+        settings.identity,
+        ground.transport,
+        queries=queries,
+        access=settings.access,
+        actions=actions,
+    )
+
+
+def _begin(journal: Journal, first: FirstRun, records: Records, registry: Registry) -> None:
+    """Take over a run that lies beside the aggregator, or its settings as they are now."""
+    config = first.config
+    if config.name in journal.names():
+        journal.set_config(config.name, config.model_dump_json())
+        return
+    if first.genesis is None:
+        raise ConfigError(f"run {config.name} has no version 0 yet; make one with `fledge init-run`")
+    new: NewRun = take_over(config, first.genesis, records, registry, code=first.code, state=RunState.RUNNING)
+    journal.begin(new)
