@@ -19,8 +19,9 @@ from aggregator.pipeline.merge import RELEASED
 from aggregator.pipeline.production import Inputs, Production
 from aggregator.pipeline.records import Records
 from aggregator.rules.planning import members
+from aggregator.strategy.base import Strategy
 from aggregator.strategy.plan import Member, MergePlan
-from aggregator.strategy.strategies import Strategy, strategy
+from aggregator.strategy.strategies import strategy
 from aggregator.strategy.weighting import SiteStatistics
 from broker.blobs.base import BlobStore, ObjectInfo
 from broker.blobs.directory import FileBlobs

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator.strategy.base import Scalars, Scratch, Strategy, ema_release, float32_range, merge_buffers
 from aggregator.strategy.plan import MergePlan
-from aggregator.strategy.strategies import Scalars, Scratch, Strategy, ema_release, merge_buffers
 from broker.runtime.threads import Here
 from protocol import limits
 from protocol.errors import Tampered
@@ -154,15 +154,16 @@ class _Combiner:
                 None if position in stretch.lacking else _view(delta, stretch) for position, delta in enumerate(deltas)
             ]
             if stretch.kind == TensorKind.PARAMETER:
-                self._strategy.merge(
-                    _view(old, stretch),
-                    spans,
-                    self._step,
-                    [_view(state, stretch) for state in states],
-                    _view(out, stretch),
-                    [_view(state, stretch) for state in out_states],
-                    self._scratch,
-                )
+                with float32_range():
+                    self._strategy.merge(
+                        _view(old, stretch),
+                        spans,
+                        self._step,
+                        [_view(state, stretch) for state in states],
+                        _view(out, stretch),
+                        [_view(state, stretch) for state in out_states],
+                        self._scratch,
+                    )
             else:
                 merge_buffers(_view(old, stretch), spans, self._step.weights, _view(out, stretch), self._scratch)
         return bytes(out), [bytes(state) for state in out_states]

@@ -10,8 +10,8 @@ from functools import partial
 from aggregator.pipeline.envelope_cache import OpenEnvelope
 from aggregator.pipeline.merge import RELEASED, Sinks, Sources, blank, merge
 from aggregator.pipeline.records import Records
+from aggregator.strategy.base import Strategy
 from aggregator.strategy.plan import MergePlan, Product
-from aggregator.strategy.strategies import Strategy
 from broker.blobs.transfer import ChunkUploads, read_blob
 from broker.runtime.crash_points import crash_point
 from protocol import topology

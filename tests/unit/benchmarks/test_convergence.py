@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.strategy.strategies import FedAvg, FedBuff, Span, Strategy
+from aggregator.strategy.base import Span, Strategy
+from aggregator.strategy.strategies import FedAvg, FedBuff
 from benchmarks.convergence import HORIZON, RULES, speed_up
 from benchmarks.convergence_sim import Federation, History, Point, Silence
 from benchmarks.convergence_tasks import Digits, Heart, dirichlet_split
