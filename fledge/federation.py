@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import nacl.utils
@@ -68,7 +67,7 @@ def new_federation(
     broker: str,
     store: str,
     trainer: str = "mytask:trainer",
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    options: Mapping[str, Mapping[str, object]] | None = None,
     filters: str = "",
     insecure: bool = False,
 ) -> None:
@@ -152,7 +151,7 @@ def _write_some(path: Path, text: str) -> None:
         write_private(path, text.encode())
 
 
-def _table(name: str, values: Mapping[str, Any]) -> str:
+def _table(name: str, values: Mapping[str, object]) -> str:
     if not values:
         return ""
     return f"\n[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

@@ -6,7 +6,7 @@ import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -122,7 +122,7 @@ def convert(
         )
 
 
-def _document(report: BundleReport) -> dict[str, Any]:
+def _document(report: BundleReport) -> dict[str, object]:
     return {"good": report.good, **asdict(report)}
 
 

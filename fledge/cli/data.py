@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from protocol.errors import ConfigError
 if TYPE_CHECKING:
     from worker.data.prepare import PreparedData
     from worker.policy import SitePolicy
+    from worker.statistics.figures import Value
 
 app = typer.Typer(
     name="data", help="At a hospital: make images ready for training, and look at their figures.", no_args_is_help=True
@@ -147,12 +148,12 @@ def stats(
         _share(state, figures)
 
 
-def _draw(figures: Mapping[str, Any]) -> None:
+def _draw(figures: Mapping[str, Value]) -> None:
     """Numbers of patients line by line, then a row for each figure with how it varies over patients."""
     from fledge.process.terminal import clean
 
     columns = ("mean", "std", "min", "p25", "median", "p75", "max")
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Value]] = {}
     for name, value in figures.items():
         what, _, how = name.rpartition(".")
         if how in columns and not name.startswith("patients"):
@@ -166,7 +167,7 @@ def _draw(figures: Mapping[str, Any]) -> None:
         typer.echo(clean(f"{what:34}") + "".join(f"{row.get(each, ''):>12}" for each in shown))
 
 
-def _share(state: Path, figures: Mapping[str, Any]) -> None:
+def _share(state: Path, figures: Mapping[str, Value]) -> None:
     from broker.runtime.json_files import write_note
     from worker.statistics.document import LIMIT, STATISTICS, check_change, check_names, document, load
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from protocol.errors import ConfigError
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
 
 
-def named_value(text: str, option: str) -> tuple[str, Any]:
+def named_value(text: str, option: str) -> tuple[str, object]:
     """A name and a value as TOML would read it; text that TOML cannot read is a string.
 
     Raises:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from aggregator.config import RunConfig
 from aggregator.service.service import AggregatorService
@@ -183,19 +183,19 @@ class Stage:
 
     # ---- watching
 
-    def _on_aggregator(self, event: str, fields: Mapping[str, Any]) -> None:
-        match event:
-            case "version":
-                self._view.merged(fields["version"], fields["sites"], fields["staleness"])
+    def _on_aggregator(self, event: str, fields: Mapping[str, object]) -> None:
+        match event, fields:
+            case "version", {"version": int(version), "sites": list(sites), "staleness": list(staleness)}:
+                self._view.merged(version, sites, staleness)
                 with self._changed:
-                    self.course.staleness += fields["staleness"]
-                    self._newest = fields["version"]
+                    self.course.staleness += staleness
+                    self._newest = version
                     self._changed.notify_all()
-            case "update":
-                self.course.rejected += fields["state"] == "rejected"
-                self.course.superseded += fields["state"] == "superseded"
-            case "site" if self._cast.processes:
-                self._view.site(fields["site"], fields["state"], fields["progress"])
+            case "update", {"state": state}:
+                self.course.rejected += state == "rejected"
+                self.course.superseded += state == "superseded"
+            case "site", {"site": str(site), "state": str(state), "progress": float(progress)} if self._cast.processes:
+                self._view.site(site, state, progress)
 
     def _watch(self, kept: AggregatorState) -> None:
         """Measure the newest released model whenever there is a new one; versions may be skipped."""

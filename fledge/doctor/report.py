@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fledge.doctor.findings import Finding, Server, Verdict
+from protocol.codec import Plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class DoctorReport:
         looks = sum(finding.verdict == Verdict.WARNING for finding in self.findings)
         return f"{self.participant}: nothing is in the way" + (f"; {looks} to look at" if looks else "")
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """The whole report for `--json`: for this machine's own people, it holds paths."""
         return {
             "participant": self.participant,
@@ -74,7 +74,7 @@ class DoctorReport:
             "letter": self.letter,
         }
 
-    def shareable(self) -> dict[str, tuple[Any, ...]]:
+    def shareable(self) -> dict[str, tuple[Plain, ...]]:
         """The columns of a table that may leave the hospital: fixed words, numbers, the federation's own servers."""
         return {
             "check": self._column(lambda finding: finding.check),
@@ -84,7 +84,7 @@ class DoctorReport:
             "server": self._column(lambda finding: "" if finding.server is None else str(finding.server)),
         }
 
-    def _column(self, value: Callable[[Finding], Any]) -> tuple[Any, ...]:
+    def _column(self, value: Callable[[Finding], Plain]) -> tuple[Plain, ...]:
         return tuple(map(value, self.findings))
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from fledge.process.log_file import TRACEBACKS, LogFile, to_json
 
@@ -48,7 +48,7 @@ def configure(
     target = file or sys.stderr
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     as_json = not target.isatty() if json_lines is None else json_lines
-    renderer: Any = (
+    renderer: Processor = (
         structlog.processors.JSONRenderer(serializer=to_json)
         if as_json
         else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
@@ -81,10 +81,10 @@ def _close_local() -> None:
         handler.close()
 
 
-def _copying(file: LogFile) -> structlog.typing.Processor:
+def _copying(file: LogFile) -> Processor:
     """A processor that copies every entry into `file`."""
 
-    def copy(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def copy(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         entry = TRACEBACKS(logger, method, dict(event))
         file.keep({**entry, "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")})
         return event
@@ -110,7 +110,7 @@ class Steady:
             self._stream.flush()
 
 
-def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Replace credentials in URLs, and whatever a field of a telling name holds."""
     for name, value in event.items():
         if _is_secret(name):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import structlog
 
@@ -28,7 +28,7 @@ _ENCODER = json.JSONEncoder(default=repr)
 """Made once: `json.dumps` makes one for every line when it is given a default."""
 
 
-def to_json(event: Any, **_options: Any) -> str:
+def to_json(event: object, **_options: object) -> str:
     """One line of JSON; what JSON cannot say is shown as Python would."""
     return _ENCODER.encode(event)
 
@@ -56,14 +56,14 @@ class LogFile(RotatingFileHandler):
         if self.stream is not None and not _ends_well(path):
             self.stream.write("\n")
 
-    def keep(self, entry: Mapping[str, Any]) -> None:
+    def keep(self, entry: Mapping[str, object]) -> None:
         """Append an entry of structlog's."""
         self.handle(logging.LogRecord("", logging.INFO, "", 0, entry, None, None))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append a record: an entry of ours, or what a library said."""
         try:
-            entry: Any = record.msg
+            entry: object = record.msg
             if not isinstance(entry, Mapping):
                 entry = self._from_library(record)
             self._lines += 1
@@ -75,8 +75,8 @@ class LogFile(RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the library's name
         """Drop the record."""
 
-    def _from_library(self, record: logging.LogRecord) -> dict[str, Any]:
-        said = {
+    def _from_library(self, record: logging.LogRecord) -> dict[str, object]:
+        said: dict[str, object] = {
             "event": "library.said",
             "level": record.levelname.lower(),
             "timestamp": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
@@ -105,12 +105,12 @@ def _numbered(default: str) -> str:
     return f"{stem}.{number}{suffix}"
 
 
-def _bounded(entry: dict[str, Any]) -> str:
+def _bounded(entry: dict[str, object]) -> str:
     text = to_json(entry)
     if len(text) <= _LONGEST:
         return text
-    short = {key: entry[key] for key in ("line", "timestamp", "level") if key in entry}
-    return to_json({**short, "event": str(entry.get("event"))[:1024], "cut": text[:_KEPT_OF_LONG]})
+    short: dict[str, object] = {key: entry[key] for key in ("line", "timestamp", "level") if key in entry}
+    return to_json(short | {"event": str(entry.get("event"))[:1024], "cut": text[:_KEPT_OF_LONG]})
 
 
 def _last_number(path: Path) -> int:

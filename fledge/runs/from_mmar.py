@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -65,7 +64,7 @@ def translated(mmar: Path, run: str, settings: RunConfig | None, tell: Callable[
             forget_code(above)
 
 
-def run_config(settings: Mapping[str, Any], run: str) -> RunConfig:
+def run_config(settings: Mapping[str, object], run: str) -> RunConfig:
     """A run's settings from those of an MMAR.
 
     Raises:

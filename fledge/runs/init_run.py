@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 from aggregator.config import RunConfig
 from aggregator.pipeline.genesis import Genesis
+from aggregator.pipeline.strategy_code import is_brought, strategy_in
 from aggregator.strategy.base import Strategy
 from aggregator.strategy.strategies import strategy
 from broker.runtime.settings import read_toml
-from fledge.runs.code_archive import CODE, read_code
+from fledge.runs.code_archive import CODE, archive, read_code
 from protocol import limits
 from protocol.errors import ConfigError, TooLarge, WireError
 from protocol.spec import ModelSpec
@@ -56,7 +56,7 @@ def init_run(
     directory: Path,
     *,
     name: str,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     settings: RunConfig | None = None,
     code: Path | None = None,
 ) -> ModelSpec:
@@ -78,23 +78,33 @@ def init_run(
 
 
 def configured(name: str, settings: RunConfig | None = None) -> RunConfig:
-    """The settings of a run of this name.
+    """The settings of a run of this name; a strategy in the run's code is looked at when the run is written.
 
     Raises:
         ConfigError: there is no such strategy, or it does not take its parameters.
     """
     config = RunConfig.model_validate({**(settings.model_dump() if settings else {}), "name": name})
-    strategy(config.strategy.name, **config.strategy.parameters)
+    if not is_brought(config.strategy.name):
+        strategy(config.strategy.name, **config.strategy.parameters)
     return config
 
 
-def write_run(directory: Path, config: RunConfig, source: Any, files: Mapping[str, bytes]) -> ModelSpec:
+def _strategy(config: RunConfig, files: Mapping[str, bytes]) -> Strategy:
+    """The run's strategy; if it is in the run's code, this executes it, which is for whoever makes the run."""
+    name, parameters = config.strategy.name, config.strategy.parameters
+    if is_brought(name) and not files:
+        raise ConfigError(f"strategy {name!r} names a class in the run's code; give its folder with --code")
+    return strategy_in(archive(files), name, parameters) if is_brought(name) else strategy(name, **parameters)
+
+
+def write_run(directory: Path, config: RunConfig, source: object, files: Mapping[str, bytes]) -> ModelSpec:
     """Write a run's directory; `source` is what `spec_and_payload` takes, `files` are the run's code by name.
 
     Raises:
-        ConfigError: the directory is in use or cannot be written, or `source` is no model.
+        ConfigError: the directory is in use or cannot be written, `source` is no model, or the strategy in the run's
+            code cannot be used.
     """
-    text = render(config)
+    text = render(config, _strategy(config, files))
     spec, payload = spec_and_payload(source)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -149,10 +159,9 @@ def _records(path: Path) -> Iterator[bytes]:
             yield record
 
 
-def render(config: RunConfig) -> str:
-    """`run.toml` for these settings, commented, with every default visible."""
+def render(config: RunConfig, chosen: Strategy) -> str:
+    """`run.toml` for these settings and the strategy they name, commented, with every default visible."""
     values = config.model_dump()
-    chosen = strategy(config.strategy.name, **config.strategy.parameters)
     stops = [("metric", '"accuracy"'), ("direction", '"max"'), ("target_metric", "0.95"), ("patience", "20")]
     stops += [("max_versions", "100"), ("max_wall_time", "86400.0")]
     set_here = config.stop.model_dump(exclude_defaults=True)
@@ -165,11 +174,11 @@ def render(config: RunConfig) -> str:
     )
 
 
-def _line(key: str, value: Any, example: str = "") -> str:
+def _line(key: str, value: object, example: str = "") -> str:
     return f"# {key} = {example}\n" if value is None else f"{key} = {_toml(value)}\n"
 
 
-def _parameters(chosen: Strategy, given: Mapping[str, Any]) -> str:
+def _parameters(chosen: Strategy, given: Mapping[str, object]) -> str:
     """What was given, then the defaults of a built-in strategy as comments."""
     lines = [_line(key, value) for key, value in given.items()]
     names: list[str] = [each.name for each in fields(chosen)] if is_dataclass(chosen) else []
@@ -186,7 +195,7 @@ def _parameters(chosen: Strategy, given: Mapping[str, Any]) -> str:
     return "".join(lines)
 
 
-def _toml(value: Any) -> str:
+def _toml(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
