@@ -57,7 +57,10 @@ def interface() -> str:
     [named] = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     homes = {name.name: node.module for node in named.body if isinstance(node, ast.ImportFrom) for name in node.names}
     head = "# Python interface\n\n*For those who extend fledge: what `from fledge import …` offers.*"
-    names = [f"## {name}\n\n::: {homes[name]}.{name}\n    options: {{heading_level: 3, skip_local_inventory: true}}" for name in sorted(homes)]
+    names = [
+        f"::: {homes[name]}.{name}\n    options: {{show_root_full_path: false, skip_local_inventory: true}}"
+        for name in sorted(homes)
+    ]
     return "\n\n".join([head, *names])
 
 
