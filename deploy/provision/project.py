@@ -62,7 +62,7 @@ class Site(_Part):
 
 
 class Operator(_Part):
-    """Somebody who sends commands by `fledge ctl`."""
+    """A person who sends commands by `fledge ctl`."""
 
     name: str
     email: str

@@ -48,7 +48,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What differs, the calls that put it right, in order, and what somebody should know."""
+    """What differs, the calls that put it right, in order, and what the administrator should know."""
 
     changes: tuple[Change, ...]
     requests: tuple[ApiCall, ...]
