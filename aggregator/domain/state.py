@@ -270,7 +270,7 @@ class NewRun:
     """Empty where sites train with code of their own."""
     registry: int
     operator: str = ""
-    """Who brought it; empty: nobody from afar."""
+    """The operator who brought it; empty: it was begun at the hub."""
     state: RunState = RunState.CREATED
 
     @property

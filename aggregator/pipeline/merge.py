@@ -189,7 +189,7 @@ class _Combiner:
 
 
 def _lacking(plan: MergePlan) -> dict[str, frozenset[int]]:
-    """Which members lack which tensor; tensors everybody has are left out."""
+    """Which members lack which tensor; tensors that all have are left out."""
     names = {name for member in plan.members for name in member.absent}
     return {name: frozenset(i for i, m in enumerate(plan.members) if name in m.absent) for name in names}
 

@@ -180,7 +180,7 @@ class Present:
     taken: Collection[str] = ()
     """Names that no new run may have."""
     by: Mapping[str, str] = field(default_factory=dict)
-    """Who brought each run; empty: nobody from afar."""
+    """The operator who brought each run; empty: it was begun at the hub."""
     busy: Collection[str] = ()
     """Operators whose last command that takes time is still being worked on."""
     complete: Collection[str] = ()

@@ -290,7 +290,7 @@ class AggregatorRules:
         return True
 
     def _prepared(self, event: events.Prepared) -> None:
-        """What an order asked for is ready: it counts from here on, unless somebody was faster."""
+        """What an order asked for is ready: it counts from here on, unless another order was faster."""
         self._busy.discard(event.command.operator)
         made, reason, text = event.made, event.reason, event.text
         match made:
