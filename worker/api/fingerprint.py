@@ -1,4 +1,4 @@
-"""A keyed fingerprint of a data set: the site can later prove which data it trained on, nobody else learns anything."""
+"""A keyed fingerprint of a data set: the site can later prove which data it trained on; others learn nothing from it."""
 
 from __future__ import annotations
 
