@@ -1,4 +1,4 @@
-"""A keyed fingerprint of a data set: the site can later prove which data it trained on; others learn nothing from it."""
+"""A keyed fingerprint of a data set: the site can later prove which data it trained on; others learn nothing."""
 
 from __future__ import annotations
 
