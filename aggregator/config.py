@@ -16,6 +16,7 @@ from protocol.errors import ConfigError
 Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 _MANY = 2**31
 _LONGEST = 256 * 1024
+_DIGEST = "64 hexadecimal digits"
 
 
 class StrategyConfig(BaseModel):
@@ -100,7 +101,7 @@ class AggregatorConfig(BaseModel):
     store: str
     keys: Path = Path("aggregator.keys")
     registry: Path = Path("registry.bin")
-    root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=["64 hexadecimal digits"])]
+    root: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=[_DIGEST])]
     """The federation root's verify key, in hex."""
     state: Path = Path("state")
     cache_mb: Annotated[int, Field(ge=0)] = 4096
@@ -108,6 +109,8 @@ class AggregatorConfig(BaseModel):
     """Lets `amqp:` and `s3:` be used without TLS to other machines; for tests on a closed network only."""
     tls: TlsConfig | None = None
     proxy: str | None = None
+    allow_strategy_code: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=[_DIGEST])], ...] = ()
+    """SHA-256 digests of the code of runs whose own strategies this hub executes, once somebody has looked at it."""
 
     def __repr__(self) -> str:
         return f"AggregatorConfig(federation={self.federation!r})"

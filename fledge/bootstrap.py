@@ -16,6 +16,7 @@ from aggregator.config import AggregatorConfig
 from aggregator.journal.history import History
 from aggregator.journal.run_history import RunHistory
 from aggregator.pipeline.records import Records
+from aggregator.pipeline.strategy_code import StrategyCode
 from aggregator.service.assembly import assemble_aggregator
 from aggregator.service.event_log import Observer
 from aggregator.service.service import DATABASE, AggregatorService
@@ -39,6 +40,7 @@ from worker.api.filters import build
 from worker.config import load_trainer, read_config, site_policy, trainer_digest
 from worker.inspection.inspector import Inspector
 from worker.inspection.settings import write_settings
+from worker.service.assembly import assemble_worker
 from worker.service.service import WorkerService
 from worker.service.settings import WorkerSettings
 from worker.service.status import Observer as WorkerObserver
@@ -46,6 +48,8 @@ from worker.service.status import WorkerEvent
 
 _JOIN_S = 30.0
 LOG = "worker.log"
+STRATEGIES = "strategies"
+"""In an aggregator's state: the code of runs that bring their strategy."""
 CACHE = "cache"
 """In a worker's state: published models, encrypted."""
 
@@ -66,6 +70,11 @@ class AggregatorFiles:
         """Where the aggregator keeps what it knows."""
         return self.base / self.config.state
 
+    @property
+    def strategies(self) -> StrategyCode:
+        """The strategies that runs have brought, as far as they are allowed."""
+        return StrategyCode(self.state / STRATEGIES, self.config.allow_strategy_code)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregatorState:
@@ -75,6 +84,7 @@ class AggregatorState:
     run: RunHistory
     records: Records
     registry: Registry
+    strategies: StrategyCode
 
 
 def read_centre(path: Path) -> AggregatorFiles:
@@ -127,6 +137,7 @@ def open_aggregator(
             access=doors_of(line, centre.base),
             cache_bytes=centre.config.cache_mb * 1024**2,
             observer=observer or _nobody,
+            strategies=centre.strategies,
         )
         first = None
         if run is not None:
@@ -180,7 +191,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
         if settings.cache_mb and urlsplit(settings.store).scheme not in ("memory", "file"):
             # Everything on the disk, small things too: `fledge infer` reads it without the hub.
             store = CachedBlobs(store, state / CACHE, settings.cache_mb * 1024**2)
-        service = WorkerService(
+        service = assemble_worker(
             WorkerSettings(
                 federation=settings.federation,
                 identity=identity,
@@ -193,7 +204,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
                 spool_quota=settings.spool_mb * 1024**2,
                 heartbeat=settings.heartbeat,
                 policy=policy,
-                looking=Inspector(state, log_file=state / LOG, environment=os.environ, statistics=policy.statistics),
+                inspection=Inspector(state, log_file=state / LOG, environment=os.environ, statistics=policy.statistics),
                 certificate_days=partial(days_left, line, base),
                 checks=partial(_checks, config),
             ),
@@ -257,7 +268,13 @@ def open_kept(centre: AggregatorFiles, run: str | None = None) -> Iterator[Aggre
         newest = history.registry_record()
         registry = open_registry(newest, centre.root, centre.config.federation) if newest else centre.registry
         records = Records(centre.config.federation, run or NO_RUN, centre.identity, store, pool)
-        yield AggregatorState(history=history, run=history.run(run or NO_RUN), records=records, registry=registry)
+        yield AggregatorState(
+            history=history,
+            run=history.run(run or NO_RUN),
+            records=records,
+            registry=registry,
+            strategies=centre.strategies,
+        )
 
 
 def _nobody(event: str, fields: object) -> None:

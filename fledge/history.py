@@ -74,7 +74,7 @@ def replay_run(
 def audit_run(config: Path, run: str) -> Iterator[ReportLine]:
     """Check the ledger's chain and compute every stored weight again from journal values."""
     with open_kept(read_centre(config), run_name(run)) as kept:
-        findings = audit(kept.history, kept.records.run)
+        findings = audit(kept.history, kept.records.run, kept.strategies)
         yield from (ReportLine(finding, False) for finding in findings)
         if not findings:
             yield ReportLine(f"{kept.run.newest()} versions: the ledger and every weight add up")
@@ -123,6 +123,7 @@ def _replay(kept: AggregatorState) -> Replay:
         registry=kept.registry,
         history=kept.history,
         store=records.store,
+        strategies=kept.strategies,
     )
 
 

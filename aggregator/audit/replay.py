@@ -18,10 +18,10 @@ from aggregator.journal.run_history import RunHistory
 from aggregator.pipeline.merge import RELEASED
 from aggregator.pipeline.production import Inputs, Production
 from aggregator.pipeline.records import Records
+from aggregator.pipeline.strategy_code import NO_CODE, StrategyCode
 from aggregator.rules.planning import members
 from aggregator.strategy.base import Strategy
 from aggregator.strategy.plan import Member, MergePlan
-from aggregator.strategy.strategies import strategy
 from aggregator.strategy.weighting import SiteStatistics
 from broker.blobs.base import BlobStore, ObjectInfo
 from broker.blobs.directory import FileBlobs
@@ -69,6 +69,8 @@ class Replay:
     registry: Registry
     history: History
     store: BlobStore
+    strategies: StrategyCode = NO_CODE
+    """Makes the strategies that runs bring in their code."""
 
     @property
     def _run(self) -> RunHistory:
@@ -78,7 +80,8 @@ class Replay:
         """Rebuild version 1, 2, … in order; one at a time lies encrypted in a temporary directory.
 
         Raises:
-            StateError: there is no such version.
+            StateError: there is no such version, or the run's own strategy is not here any more.
+            ConfigError: the run's own strategy is not allowed any more.
             StoreError: an update's chunk is gone (pruned).
             WireError: a record or blob is not what was signed.
         """
@@ -120,12 +123,13 @@ class Replay:
         cipher: ThreadPoolExecutor,
         over: _Overlay,
     ) -> Iterator[tuple[Replayed, Records, Inputs]]:
-        spec = ModelSpec.from_bytes(self._run.record().spec)
+        kept = self._run.record()
+        spec, bundle = ModelSpec.from_bytes(kept.spec), kept.bundle
         parent, states, digest = self._run.version_record(0), dict[str, bytes](), b""
         opened = records.open(parent, self.registry, Kind.VERSION)
         body = decode(Version, raw_body(opened.verified, opened.key), limits.BODY)
         for plan, stored in plans:
-            chosen = what_if.strategy or strategy(plan.strategy, **plan.parameters)
+            chosen = what_if.strategy or self.strategies.strategy(plan.strategy, plan.parameters, bundle)
             average = RELEASED in self._run.state_records(plan.version)
             changed = _changed(plan, what_if, chosen)
             if changed.members:
@@ -154,15 +158,19 @@ def read_version(
     return records.read(records.open(record, registry, Kind.VERSION).blob, topology.model_chunk, digest=True)
 
 
-def audit(history: History, run: str) -> list[str]:
-    """What does not add up in a run: the ledger's chain, and every scalar computed again from journal values."""
+def audit(history: History, run: str, strategies: StrategyCode = NO_CODE) -> list[str]:
+    """What does not add up in a run: the ledger's chain, and every scalar computed again from journal values.
+
+    Raises:
+        ConfigError, StateError: the run's own strategy is not allowed any more, or its code is not here.
+    """
     findings = []
     if (number := history.broken_link()) is not None:
         findings.append(f"ledger entry {number} does not follow from the one before")
-    standing = SiteStatistics()
+    standing, bundle = SiteStatistics(), history.run(run).record().bundle
     for plan, _ in history.run(run).plans():
         rows = history.update_rows([member.id for member in plan.members])
-        chosen = strategy(plan.strategy, **plan.parameters)
+        chosen = strategies.strategy(plan.strategy, plan.parameters, bundle)
         expected = members(rows, plan.version - 1, chosen, standing, plan.population)
         if expected != plan.members:
             findings.append(f"version {plan.version}: the stored weights do not follow from the journal")

@@ -18,7 +18,7 @@ from aggregator.audit.replay import read_version
 from aggregator.config import RunConfig, parse_run
 from aggregator.domain.effects import Prepare
 from aggregator.domain.events import CommandArrived, Prepared
-from aggregator.domain.state import CodeOffered, NewModel
+from aggregator.domain.state import CodeOffered, NewModel, NewRun
 from aggregator.pipeline.genesis import Genesis, take_over
 from aggregator.pipeline.merge import RELEASED
 from aggregator.pipeline.records import Records

@@ -14,7 +14,7 @@ from aggregator.config import RunConfig, kept
 from aggregator.domain.state import NewRun, RunRules
 from aggregator.journal.journal import Journal
 from aggregator.pipeline.records import Records
-from aggregator.strategy.strategies import strategy
+from aggregator.pipeline.strategy_code import NO_CODE, StrategyCode
 from broker.blobs.transfer import ChunkUploads
 from protocol import topology
 from protocol.codec import encode
@@ -51,18 +51,23 @@ def registry_in_force(journal: Journal, given: bytes, root: bytes, federation: s
     return registry, given
 
 
-def rules_of(config: RunConfig, spec: ModelSpec, bundle: bytes | None) -> RunRules:
+def rules_of(config: RunConfig, spec: ModelSpec, bundle: bytes | None, strategies: StrategyCode = NO_CODE) -> RunRules:
     """What is fixed about a run while the aggregator runs.
 
+    Args:
+        bundle: SHA-256 of the run's code.
+        strategies: makes the run's strategy, of its own code if that is allowed.
+
     Raises:
-        ConfigError: there is no such strategy, or it does not take these parameters.
+        ConfigError: there is no such strategy, it does not take these parameters, or its code is not allowed.
+        StateError: its code is not here.
     """
     return RunRules(
         run=config.name,
         spec=spec.digest,
         update_length=spec.update_length,
         names=spec.names,
-        strategy=strategy(config.strategy.name, **config.strategy.parameters),
+        strategy=strategies.strategy(config.strategy.name, config.strategy.parameters, bundle),
         parameters=config.strategy.parameters,
         stopping=config.stop.rules(),
         min_sites=config.min_sites,
@@ -97,21 +102,25 @@ def take_over(
     code: bytes = b"",
     operator: str = "",
     state: RunState = RunState.CREATED,
+    strategies: StrategyCode = NO_CODE,
 ) -> NewRun:
     """Publish version 0 like any version: chunks and records first, so that one transaction can make it count.
 
     Args:
         code: the zip archive that sites train with; empty: code of their own.
         operator: who brought it.
+        strategies: keeps the run's strategy, if it is in its code, and makes it.
 
     Raises:
-        ConfigError: there is no such strategy, it does not take these parameters, or a setting cannot be kept.
+        ConfigError: there is no such strategy, it does not take these parameters, its code is not allowed here, or a
+            setting cannot be kept.
         Tampered: version 0 is not what its specification says, or not finite.
         StoreError: the store cannot be written.
     """
     bundle = hashlib.sha256(code).digest() if code else None
     settings = kept(config)
-    rules = rules_of(config, genesis.spec, bundle)
+    strategies.keep(config.strategy.name, code)
+    rules = rules_of(config, genesis.spec, bundle, strategies)
     spec_record = records.write_spec(genesis.spec, registry, nacl.utils.random(16))
     spec_digest = records.put_record(spec_record)
     code_record = records.write_code(code, registry, nacl.utils.random(16)) if code else b""

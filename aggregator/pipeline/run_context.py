@@ -17,6 +17,7 @@ from aggregator.pipeline.genesis import first_body, rules_of
 from aggregator.pipeline.jobs import RunJobs
 from aggregator.pipeline.production import Inputs, Production
 from aggregator.pipeline.records import Records, record_digest
+from aggregator.pipeline.strategy_code import NO_CODE, StrategyCode
 from aggregator.strategy.plan import MergePlan
 from broker.blobs.base import BlobStore
 from protocol.messages import Measurement
@@ -81,6 +82,7 @@ class RunContexts:
         store: BlobStore,
         executors: RunExecutors,
         registry: Callable[[], Registry],
+        strategies: StrategyCode = NO_CODE,
     ) -> None:
         """`registry` gives the one in force; `records_of` the records of a run by its name."""
         self._history = history
@@ -88,6 +90,7 @@ class RunContexts:
         self._store = store
         self._executors = executors
         self._registry = registry
+        self._strategies = strategies
         self._specs: WeakValueDictionary[bytes, ModelSpec] = WeakValueDictionary()
 
     def source(self, serving: RunContext, command: CommandArrived) -> VersionSource:
@@ -120,13 +123,14 @@ class RunContexts:
         """Begin to serve a run.
 
         Raises:
-            ConfigError: its strategy is unknown here.
+            ConfigError: its strategy is unknown here, or its code no longer allowed.
+            StateError: its strategy's code is not here any more.
         """
         history = self._history.run(name)
         kept, records = history.record(), self._records_of(name)
         config = RunConfig.model_validate_json(kept.config)
         spec = self._spec(kept.spec)
-        rules = rules_of(config, spec, kept.bundle)
+        rules = rules_of(config, spec, kept.bundle, self._strategies)
         production = Production(records, spec, rules.strategy, self._executors.cipher, average=config.release_decay > 0)
         return RunContext(
             config=config,

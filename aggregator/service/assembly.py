@@ -84,15 +84,15 @@ def assemble_aggregator(
     ground = _ground(settings, transport, store, state)
     journal, intake, executors = ground.journal, ground.intake, ground.executors
     if first is not None:
-        _begin(journal, first, ground.records_of(first.config.name), ground.registry)
-    contexts = RunContexts(journal, ground.records_of, ground.cached, executors, ground.in_force)
+        _begin(ground, first)
+    contexts = RunContexts(journal, ground.records_of, ground.cached, executors, ground.in_force, settings.strategies)
     serving = {name: contexts.open(name) for name in journal.names()}
     fixed = {name: context.rules for name, context in serving.items()}
     rules = AggregatorRules(fixed, journal.load(ground.registry), new_id=new_id, now=time.monotonic())
     intake.registry = rules.registry
     heads = HeadWriter(store, settings.federation, partial(transport.publish, topology.GLOBAL, ""), ground.record)
     registries = _registry_updates(ground, rules)
-    preparation = Preparation(ground.records_of, store, ground.in_force)
+    preparation = Preparation(ground.records_of, store, ground.in_force, settings.strategies)
     queries = QueryContext(
         history=journal,
         rules=rules,
@@ -183,13 +183,22 @@ def _responder(ground: _Ground, queries: QueryContext, heads: HeadWriter, regist
     )
 
 
-def _begin(journal: Journal, first: FirstRun, records: Records, registry: Registry) -> None:
+def _begin(ground: _Ground, first: FirstRun) -> None:
     """Take over a run that lies beside the aggregator, or its settings as they are now."""
-    config = first.config
+    config, journal = first.config, ground.journal
     if config.name in journal.names():
+        ground.settings.strategies.keep(config.strategy.name, first.code)
         journal.set_config(config.name, config.model_dump_json())
         return
     if first.genesis is None:
         raise ConfigError(f"run {config.name} has no version 0 yet; make one with `fledge init-run`")
-    new: NewRun = take_over(config, first.genesis, records, registry, code=first.code, state=RunState.RUNNING)
+    new: NewRun = take_over(
+        config,
+        first.genesis,
+        ground.records_of(config.name),
+        ground.registry,
+        code=first.code,
+        state=RunState.RUNNING,
+        strategies=ground.settings.strategies,
+    )
     journal.begin(new)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from aggregator.config import RunConfig
 from aggregator.operators.admin_access import AdminAccess
 from aggregator.pipeline.genesis import Genesis
+from aggregator.pipeline.strategy_code import NO_CODE, StrategyCode
 from aggregator.service.event_log import Observer, nobody
 from protocol.keys import Identity
 
@@ -25,6 +26,8 @@ class AggregatorSettings:
     cache_bytes: int = 4 << 30
     """Bound of the local ciphertext cache: best a little more than K + 3 times the model."""
     observer: Observer = nobody
+    strategies: StrategyCode = NO_CODE
+    """Makes strategies, also those that runs bring, as far as they are allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from aggregator.strategy.base import (
 )
 from aggregator.strategy.staleness import Constant, Polynomial, StalenessPolicy, staleness_policy
 from aggregator.strategy.trial import check_strategy
-from broker.runtime.plugins import ExtensionPoint, real, whole
+from broker.runtime.plugins import ExtensionPoint, Plugin, make, real, whole
 from protocol.errors import ConfigError
 
 
@@ -193,14 +193,31 @@ def strategy(name: str, **parameters: object) -> Strategy:
     Raises:
         ConfigError: the name is unknown, a parameter is wrong, or what a package registered is no complete strategy.
     """
-    chosen = parameters.get("staleness")
-    if isinstance(chosen, str):
-        parameters["staleness"] = staleness_policy(chosen)
-    elif isinstance(chosen, Mapping):
-        if "name" not in chosen:
-            raise ConfigError('the strategy\'s staleness table has no name; write staleness = {name = "polynomial"}')
-        parameters["staleness"] = staleness_policy(**chosen)
-    made = STRATEGIES.build(name, parameters)
+    made = STRATEGIES.build(name, _with_policy(parameters))
     if name not in STRATEGIES.builtins:
         check_strategy(made, name)
     return made
+
+
+def strategy_from(kind: type[Strategy], name: str, parameters: Mapping[str, object]) -> Strategy:
+    """Make a strategy that a run brings as code, of a class that nobody else uses; `name` becomes the class's.
+
+    Raises:
+        ConfigError: a parameter is wrong, or it is no complete strategy.
+    """
+    kind.name = name
+    plugin = Plugin(made_by=kind, told=f"strategy {name!r} in the run's code", builtin=False)
+    made: Strategy = make(plugin, _with_policy(parameters))
+    check_strategy(made, name)
+    return made
+
+
+def _with_policy(parameters: Mapping[str, object]) -> dict[str, object]:
+    chosen = parameters.get("staleness")
+    if isinstance(chosen, str):
+        return {**parameters, "staleness": staleness_policy(chosen)}
+    if isinstance(chosen, Mapping):
+        if "name" not in chosen:
+            raise ConfigError('the strategy\'s staleness table has no name; write staleness = {name = "polynomial"}')
+        return {**parameters, "staleness": staleness_policy(**chosen)}
+    return dict(parameters)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from aggregator.config import RunConfig
 from aggregator.pipeline.genesis import Genesis
@@ -104,7 +105,7 @@ def write_run(directory: Path, config: RunConfig, source: object, files: Mapping
         ConfigError: the directory is in use or cannot be written, `source` is no model, or the strategy in the run's
             code cannot be used.
     """
-    text = render(config, _strategy(config, files))
+    text = render(config, files)
     spec, payload = spec_and_payload(source)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -159,9 +160,10 @@ def _records(path: Path) -> Iterator[bytes]:
             yield record
 
 
-def render(config: RunConfig, chosen: Strategy) -> str:
-    """`run.toml` for these settings and the strategy they name, commented, with every default visible."""
+def render(config: RunConfig, files: Mapping[str, bytes] = MappingProxyType({})) -> str:
+    """`run.toml` for these settings and the run's code, commented, with every default visible."""
     values = config.model_dump()
+    chosen = _strategy(config, files)
     stops = [("metric", '"accuracy"'), ("direction", '"max"'), ("target_metric", "0.95"), ("patience", "20")]
     stops += [("max_versions", "100"), ("max_wall_time", "86400.0")]
     set_here = config.stop.model_dump(exclude_defaults=True)
