@@ -17,6 +17,7 @@ from broker.blobs.open import open_blobs
 from broker.blobs.s3.grants import Granter
 from broker.blobs.s3.presigned import Ask, PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
+from broker.net.schemes import Connection
 from broker.net.tls import Tls
 from broker.runtime.settings import parse_table
 from broker.transport.base import Transport
@@ -142,9 +143,8 @@ def granted_store(line: StoreConfig, base: Path, name: str, ask: Ask, *, below: 
     `below` is where the member's own prefix is: `up` for sites, `bundles` for operators.
     """
     tls = _tls_to(line.store, line, base)
-    return PresignedBlobs.from_url(
-        line.store, ask, name, below=below, insecure=line.insecure, tls=tls, proxy=line.proxy
-    )
+    connection = Connection(name=name, insecure=line.insecure, tls=tls, proxy=line.proxy)
+    return PresignedBlobs.from_url(line.store, ask, name, below=below, connection=connection)
 
 
 def broker_url(line: ConnectionConfig, base: Path) -> str:

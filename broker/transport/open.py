@@ -30,13 +30,7 @@ class _Amqp(Scheme[Transport]):
     def open(self, url: str, connection: Connection) -> Transport:
         from broker.transport.rabbitmq.transport import RabbitTransport
 
-        return RabbitTransport(
-            url,
-            name=connection.name,
-            insecure=connection.insecure,
-            tls=connection.tls,
-            proxy=connection.proxy,
-        )
+        return RabbitTransport(url, connection)
 
 
 TRANSPORTS = Schemes[Transport](

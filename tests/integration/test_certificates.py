@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker.blobs.open import open_blobs
+from broker.net.schemes import Connection
 from broker.net.tls import Tls
 from broker.transport.open import open_transport
 from broker.transport.rabbitmq.transport import RabbitTransport
@@ -63,7 +64,7 @@ def test_a_renewed_certificate_is_used_at_the_next_connection_to_rabbitmq(
     pki: Pki, tls_node: RabbitNode, tmp_path: Path
 ) -> None:
     files = issue(pki, tmp_path, LIFE)
-    transport = RabbitTransport(f"amqps://127.0.0.1:{tls_node.amqps_port}/", tls=files, dice=Brisk())
+    transport = RabbitTransport(f"amqps://127.0.0.1:{tls_node.amqps_port}/", Connection(tls=files), dice=Brisk())
     try:
         got = Collector()
         transport.declare(FLOW)
@@ -91,7 +92,7 @@ def test_a_pair_that_is_half_replaced_is_tried_again_until_it_fits(
     pki: Pki, tls_node: RabbitNode, tmp_path: Path
 ) -> None:
     files = issue(pki, tmp_path, 3600)
-    transport = RabbitTransport(f"amqps://127.0.0.1:{tls_node.amqps_port}/", tls=files, dice=Brisk())
+    transport = RabbitTransport(f"amqps://127.0.0.1:{tls_node.amqps_port}/", Connection(tls=files), dice=Brisk())
     try:
         key = Path(str(files.key))
         old = key.read_bytes()

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from broker.blobs.base import BlobStore
 from broker.blobs.open import open_blobs
 from broker.net.proxy import HopError, connect_through, parse_proxy
+from broker.net.schemes import Connection
 from broker.transport.base import Transport
 from broker.transport.open import open_transport
 from broker.transport.rabbitmq.transport import RabbitTransport
@@ -79,7 +80,7 @@ def test_messages_and_chunks_go_through_the_proxy_and_a_cut_loses_nothing(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     connect, url = proxy
-    transport = RabbitTransport(f"amqps://{BROKER}/", tls=pki.tls(), proxy=url, dice=Brisk())
+    transport = RabbitTransport(f"amqps://{BROKER}/", Connection(tls=pki.tls(), proxy=url), dice=Brisk())
     store = open_blobs(store_url(), tls=pki.tls(), proxy=url)
     chunks = [os.urandom(CHUNK) for _ in range(3)]
     got = Collector()

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from broker.net.schemes import Connection
 from broker.transport.base import Transport
 from broker.transport.rabbitmq.transport import RabbitTransport
 from deploy.servers.apply import Management, apply_topology
@@ -228,7 +229,7 @@ class RabbitVhost:
 
     def open(self, url: str | None = None, *, dice: random.Random | None = None) -> Transport:
         """Open a handle; it is closed with the vhost."""
-        self.handles.append(RabbitTransport(url or self.url(), name="test", dice=dice))
+        self.handles.append(RabbitTransport(url or self.url(), Connection(name="test"), dice=dice))
         return self.handles[-1]
 
     def apply(self, topology: Topology) -> None:

@@ -23,7 +23,7 @@ from broker.blobs.base import ObjectInfo, check_bytes, check_head, check_key, ch
 from broker.blobs.s3.grants import READABLE
 from broker.blobs.s3.retry import open_http
 from broker.blobs.s3.url import S3Url, parse_s3_url
-from broker.net.tls import Tls
+from broker.net.schemes import Connection
 from protocol import limits
 from protocol.errors import Forbidden, Missing, StoreError, TooLarge, TransportError
 from protocol.messages import Grant, Request
@@ -51,8 +51,7 @@ class PresignedBlobs:
         site: str,
         *,
         below: str = "up",
-        insecure: bool = False,
-        proxy: str | None = None,
+        connection: Connection | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         """Prepare; credentials in `url` are not used, and neither are URLs that lead anywhere else.
@@ -69,22 +68,16 @@ class PresignedBlobs:
         self._own = f"{below}/{check_site(site)}/"
         self._deadline = url.deadline
         self._desk = _Desk(ask)
-        self._http, self._patience = open_http(url, insecure=insecure, proxy=proxy, environ=environ)
+        said = connection or Connection()
+        self._http, self._patience = open_http(url, insecure=said.insecure, proxy=said.proxy, environ=environ)
 
     @classmethod
     def from_url(
-        cls,
-        url: str,
-        ask: Ask,
-        site: str,
-        *,
-        below: str = "up",
-        insecure: bool = False,
-        tls: Tls | None = None,
-        proxy: str | None = None,
+        cls, url: str, ask: Ask, site: str, *, below: str = "up", connection: Connection | None = None
     ) -> PresignedBlobs:
-        """Open `s3(s)://host:port/bucket`; the arguments are those of `broker.blobs.open.open_blobs`."""
-        return cls(parse_s3_url(url, tls, environ={}), ask, site, below=below, insecure=insecure, proxy=proxy)
+        """Open `s3(s)://host:port/bucket`."""
+        tls = None if connection is None else connection.tls
+        return cls(parse_s3_url(url, tls, environ={}), ask, site, below=below, connection=connection)
 
     def __repr__(self) -> str:
         return f"PresignedBlobs({self._where!r})"

@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import pika
@@ -34,7 +35,17 @@ from broker.net.proxy import HopError, Proxy, connect_through
 from broker.transport.rabbitmq.amqp import AmqpUrl
 from protocol.errors import ConfigError, LoginRefused, NotAllowed, TransportError, Unroutable
 
-__all__ = ["Basic", "BasicProperties", "Channel", "Link", "Method", "channel_alone_closed", "persistent", "refusal"]
+__all__ = [
+    "Basic",
+    "BasicProperties",
+    "Channel",
+    "Link",
+    "LinkEvents",
+    "Method",
+    "channel_alone_closed",
+    "persistent",
+    "refusal",
+]
 
 log = structlog.get_logger()
 
@@ -120,6 +131,18 @@ def persistent(message_id: str) -> BasicProperties:
     return BasicProperties(delivery_mode=PERSISTENT_DELIVERY_MODE, message_id=message_id)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkEvents:
+    """What is called of a link's life, on its thread."""
+
+    up: Callable[[], None]
+    """The connection is open."""
+    down: Callable[[], None]
+    """It was lost, or could not be opened."""
+    refused: Callable[[LoginRefused], None]
+    """That was because the login or the vhost is refused, which time alone does not cure; the link goes on trying."""
+
+
 class Link:
     """One connection, owned by one thread; a lost one is replaced until `close`.
 
@@ -132,16 +155,10 @@ class Link:
         name: str,
         dice: random.Random,
         *,
+        events: LinkEvents,
         proxy: Proxy | None = None,
-        on_up: Callable[[], None],
-        on_down: Callable[[], None],
-        on_refused: Callable[[LoginRefused], None],
     ) -> None:
-        """Prepare; all callbacks run on the link's thread.
-
-        `on_up` comes when the connection is open, `on_down` when it is lost or could not be opened, `on_refused` when
-        that was because the login or the vhost is refused, which time alone does not cure; the link goes on trying.
-        """
+        """Prepare; nothing is connected before `start`."""
         self.closing = False
         """`close` was called; what goes down now is meant to."""
         self.trouble: str | None = None
@@ -149,9 +166,7 @@ class Link:
         self._url = url
         self._name = name
         self._proxy = proxy
-        self._on_up = on_up
-        self._on_down = on_down
-        self._on_refused = on_refused
+        self._events = events
         self._dice = dice
         self._waits = full_jitter(self._dice)
         self._loop = IOLoop()
@@ -296,7 +311,7 @@ class Link:
         connection.add_on_connection_blocked_callback(lambda *_: self._on_blocked(True))
         connection.add_on_connection_unblocked_callback(lambda *_: self._on_blocked(False))
         log.info("broker.connected", link=self._name, broker=str(self._url))
-        self._on_up()
+        self._events.up()
 
     def _on_blocked(self, blocked: bool) -> None:
         # Nothing to do: what was sent stays unconfirmed, the window ends the sending, and after the timeout of
@@ -314,9 +329,9 @@ class Link:
     def _lost(self, cause: BaseException) -> None:
         self.trouble = trouble = _describe(cause, self._url, self._proxy)
         was_up, self._connection = self._connection is not None, None
-        self._on_down()
+        self._events.down()
         if isinstance(cause, ProbableAuthenticationError | ProbableAccessDeniedError):
-            self._on_refused(LoginRefused(f"broker {self._url}: {trouble}"))
+            self._events.refused(LoginRefused(f"broker {self._url}: {trouble}"))
         if self.closing:
             self._loop.stop()
             return

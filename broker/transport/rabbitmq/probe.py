@@ -17,7 +17,7 @@ from types import TracebackType
 
 from broker.net.proxy import Proxy
 from broker.transport.rabbitmq.amqp import AmqpUrl
-from broker.transport.rabbitmq.connection import Basic, BasicProperties, Channel, Link
+from broker.transport.rabbitmq.connection import Basic, BasicProperties, Channel, Link, LinkEvents
 from protocol.errors import Malformed, TransportError
 
 DONE = 200
@@ -164,10 +164,8 @@ class Probe:
             url,
             "fledge probe",
             random.Random(),
+            events=LinkEvents(up=self._on_up, down=self._on_down, refused=self._fail),
             proxy=proxy,
-            on_up=self._on_up,
-            on_down=self._on_down,
-            on_refused=self._fail,
         )
         self._link.start()
         try:

@@ -16,13 +16,14 @@ from concurrent.futures import Future, wait
 import structlog
 
 from broker.net.proxy import proxy_for
-from broker.net.tls import Tls, check_plain
+from broker.net.schemes import Connection
+from broker.net.tls import check_plain
 from broker.transport.base import Handler, check_size
 from broker.transport.dispatch import CallbackLane, HandlerLane
 from broker.transport.rabbitmq.amqp import parse_amqp_url, queue_arguments
 from broker.transport.rabbitmq.channels import Ask, Inlet, Outlet, Question
 from broker.transport.rabbitmq.confirms import Message
-from broker.transport.rabbitmq.connection import Channel, Link, Method
+from broker.transport.rabbitmq.connection import Channel, Link, LinkEvents, Method
 from protocol.errors import LoginRefused, TransportError
 from protocol.topology import Topology
 
@@ -42,25 +43,22 @@ class RabbitTransport:
     def __init__(
         self,
         url: str,
+        connection: Connection | None = None,
         *,
-        name: str = "fledge",
         dice: random.Random | None = None,
-        insecure: bool = False,
-        tls: Tls | None = None,
-        proxy: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         """Take the broker's URL (see `parse_amqp_url`); `dice` draws the waits between attempts.
 
-        `insecure`, `tls` and `proxy` are as in `open_transport`.
-
         Raises:
             ConfigError: the URL or a certificate file is wrong, or plain text is not allowed.
         """
-        self._url = parse_amqp_url(url, tls)
-        check_plain(f"broker {self._url}", self._url.host, encrypted=self._url.tls, insecure=insecure)
+        connection = connection or Connection()
+        self._url = parse_amqp_url(url, connection.tls)
+        check_plain(f"broker {self._url}", self._url.host, encrypted=self._url.tls, insecure=connection.insecure)
         self._url.tls_context()  # a wrong certificate file is told now, not in a log hours later
-        way = proxy_for(self._url.host, self._url.port, encrypted=self._url.tls, explicit=proxy, environ=environ)
+        host, port, encrypted = self._url.host, self._url.port, self._url.tls
+        way = proxy_for(host, port, encrypted=encrypted, explicit=connection.proxy, environ=environ)
         self._dice = dice or random.Random()
         self._lock = threading.Lock()
         self._closed = False
@@ -74,21 +72,21 @@ class RabbitTransport:
         self._callbacks = CallbackLane()
         self._publishing = Link(
             self._url,
-            f"{name} publish",
+            f"{connection.name} publish",
             self._dice,
+            events=LinkEvents(
+                up=self._publishing_up,
+                down=self._publishing_down,
+                refused=lambda _: None,  # what was published waits in its future, and in the sender's outbox
+            ),
             proxy=way,
-            on_up=self._publishing_up,
-            on_down=self._publishing_down,
-            on_refused=lambda _: None,  # what was published waits in its future, and in the sender's outbox
         )
         self._consuming = Link(
             self._url,
-            f"{name} consume",
+            f"{connection.name} consume",
             self._dice,
+            events=LinkEvents(up=self._consuming_up, down=self._consuming_down, refused=self._consuming_refused),
             proxy=way,
-            on_up=self._consuming_up,
-            on_down=self._consuming_down,
-            on_refused=self._consuming_refused,
         )
 
     def __repr__(self) -> str:
