@@ -21,14 +21,18 @@ from aggregator.audit.replay import Replay, audit
 from aggregator.config import RunConfig
 from aggregator.journal.history import History
 from aggregator.pipeline.genesis import Genesis
-from aggregator.service.service import DATABASE, AggregatorService
+from aggregator.pipeline.strategy_code import strategy_in
+from aggregator.service.assembly import assemble_aggregator
+from aggregator.service.service import DATABASE
+from aggregator.service.settings import FirstRun
 from broker.blobs.open import open_blobs
 from broker.transport.open import open_transport
+from fledge.runs.code_archive import archive
 from tests.support.federation import FEDERATION, RUN, Federation
 from tests.support.packages import install
 from worker.api.filters import privacy_filters
 from worker.config import load_trainer
-from worker.service.service import WorkerService
+from worker.service.assembly import assemble_worker
 from worker.service.settings import WorkerSettings
 from worker.trainers.initial import spec_and_payload
 
@@ -47,7 +51,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the installed examples."""
-    project, _ = map(tomllib.loads, blocks("toml"))
+    project = tomllib.loads(blocks("toml")[0])
     groups = project["project"]["entry-points"]
     install(tmp_path, monkeypatch, MODULE, {MODULE: "\n\n".join(blocks("python"))}, groups)
     return tmp_path / MODULE
@@ -87,20 +91,17 @@ class Ward:
             self.reached.set()
 
     def serve(self, config: RunConfig) -> None:
+        def payload() -> Iterator[bytes]:
+            return spec_and_payload({"mean": np.zeros(1, np.float32)})[1]
+
         spec, _ = spec_and_payload({"mean": np.zeros(1, np.float32)})
-        payload = lambda: spec_and_payload({"mean": np.zeros(1, np.float32)})[1]  # noqa: E731
         self.start(
-            AggregatorService(
-                config,
-                federation=FEDERATION,
-                identity=self.federation.aggregator,
-                registry_record=self.federation.registry_record,
-                root=self.federation.root_key,
+            assemble_aggregator(
+                self.federation.aggregator_settings(observer=self.note),
                 transport=self.transport(),
                 store=self.store,
                 state=self.folder / "hub",
-                genesis=Genesis(spec, payload),
-                observer=self.note,
+                first=FirstRun(config=config, genesis=Genesis(spec, payload)),
             )
         )
 
@@ -113,7 +114,7 @@ class Ward:
             trainer=load_trainer(f"{MODULE}:Mean", {"values": values}, self.folder),
             filters=privacy_filters({"name": "rounded", "step": 0.25}, {"name": "clip", "norm": 9}),
         )
-        self.start(WorkerService(settings, transport=self.transport(), store=self.store, state=self.folder / site))
+        self.start(assemble_worker(settings, transport=self.transport(), store=self.store, state=self.folder / site))
 
     def start(self, service: Any) -> None:
         service.start()
@@ -129,8 +130,8 @@ def ward(package: Path, tmp_path: Path) -> Iterator[Ward]:
 
 
 def test_a_run_is_made_of_the_examples_alone_and_can_be_audited(ward: Ward) -> None:
-    _, strategy = map(tomllib.loads, blocks("toml"))
-    ward.serve(RunConfig.model_validate({"name": RUN, "max_wait": 0.5, **strategy}))
+    (settings,) = (tomllib.loads(each) for each in blocks("toml") if "halving" in each and "project" not in each)
+    ward.serve(RunConfig.model_validate({"name": RUN, "max_wait": 0.5, **settings}))
     ward.train("site-0", [1.0, 3.0])
     ward.train("site-1", [5.0, 7.0])
     assert ward.reached.wait(WAIT_S)
@@ -159,6 +160,14 @@ def check_history(ward: Ward) -> None:
         assert {plan.strategy for plan, _ in history.run(RUN).plans()} == {"momentum"}
     finally:
         history.close()
+
+
+def test_the_example_of_a_strategy_also_comes_with_a_run() -> None:
+    (example,) = (code for code in blocks("python") if "class Momentum" in code)
+    code = archive({"trainer.py": b"", "momentum.py": example.encode()})
+    (config,) = (tomllib.loads(each) for each in blocks("toml") if '"momentum:' in each)
+    made = strategy_in(code, config["strategy"]["name"], {"beta": 0.5})
+    assert (made.name, made.state) == ("momentum:Momentum", ("velocity",))
 
 
 def test_the_rounding_filter_rounds(package: Path) -> None:
