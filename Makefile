@@ -3,6 +3,8 @@ PYTHON := .venv/bin/python
 
 .PHONY: demo test test-long check benchmarks docs clean setup servers
 .NOTPARALLEL:
+# Tests and benchmarks start hundreds of processes, each of which would compile all of fledge anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 demo: setup
 	@.venv/bin/fledge demo

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from collections.abc import Iterator
 
 import pytest
 
 pytest_plugins = ["tests.support.server_fixtures", "tests.support.worker_fixtures"]
+
+# One thread for each process, also for those that tests start: several at once would only spin while they wait for each
+# other's processors (the example with torch takes twice the processor time), and sums would depend on their number.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +25,12 @@ def log_configuration() -> Iterator[None]:
         sys.modules["structlog"].configure(**before)
     elif loaded := sys.modules.get("structlog"):
         loaded.reset_defaults()
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage go through what the tests' modules brought: with torch that takes half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from aggregator.config import RunConfig, StrategyConfig
 from fledge.bootstrap import open_aggregator, open_worker
 from fledge.federation import AGGREGATOR_TOML, WORKER_TOML, new_federation
@@ -20,7 +18,6 @@ from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
 from worker.storage.incidents import Incidents
 
-torch.set_num_threads(1)
 pytestmark = MONAI
 WAIT_S = 60.0
 

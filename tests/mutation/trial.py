@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 """The tests of each room that is tried, the fastest first."""
 _LIBRARIES = ("hypothesis", "msgpack", "nacl.bindings", "numpy", "pydantic", "sqlalchemy", "structlog", "yaml")
+_OPTIONS = ("-q", "-x", "-p", "no:xdist", "--hypothesis-seed=0", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 _PATIENCE = 10
 
 
@@ -125,7 +126,7 @@ def _child(tests: Sequence[str], mutant: Mutant | None, limit: float) -> int:
     try:
         if mutant is not None:
             sys.meta_path.insert(0, _Hook(mutant))
-        return int(pytest.main(["-q", "-x", "-p", "no:xdist", "--hypothesis-seed=0", *tests]))
+        return int(pytest.main([*_OPTIONS, *tests]))
     except BaseException:
         return 1
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from benchmarks.bundle_memory import Row, main, show
@@ -15,7 +14,6 @@ from benchmarks.wide_bundle import hidden, write_bundle, write_images
 from tests.support.monai_marks import MONAI
 from worker.trainers.monai_bundle import bundle_network
 
-torch.set_num_threads(1)
 pytestmark = MONAI
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.hippocampus_bundle import split
 from benchmarks.transfer import Curve, Effort, main, show
 from tests.support.monai_marks import MONAI
 
-torch.set_num_threads(1)
 pytestmark = MONAI
 
 

@@ -49,7 +49,6 @@ from worker.storage.kept_versions import NEWEST, KeptVersion, KeptVersions, best
 from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
 
-torch.set_num_threads(1)
 pytestmark = MONAI
 
 

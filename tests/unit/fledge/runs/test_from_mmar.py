@@ -19,7 +19,6 @@ from tests.support import mmars
 from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import bundle_network
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -37,7 +37,6 @@ SIDES = (("inputs", "image"), ("outputs", "pred"))
 DECKS = 840e6
 """Bytes of HeaortaNet's update, in talks about Clara."""
 
-torch.set_num_threads(1)
 pytestmark = MONAI
 
 

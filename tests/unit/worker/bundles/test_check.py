@@ -30,7 +30,6 @@ from worker.bundles.check_expected import expected
 from worker.bundles.findings import Problem, Severity
 from worker.trainers.monai_bundle import bundle_trainer
 
-torch.set_num_threads(1)
 pytestmark = MONAI
 LISTED = "$monai.data.load_decathlon_datalist(@data_list, data_list_key='{}', base_dir=@dataset_dir)"
 FILMS = "$[{{'image': i, 'label': int(os.path.basename(os.path.dirname(i)))}} for i in @images[{}]]"

@@ -29,7 +29,6 @@ from worker.trainers.initial import spec_and_payload
 from worker.trainers.mmar import Installed, convert_mmar, mmar_trainer
 from worker.trainers.monai_bundle import bundle_network
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
 Change = Callable[[dict[str, Any]], None]
 

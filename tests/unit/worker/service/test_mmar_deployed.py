@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fledge.runs.from_bundle import init_bundle_run
 from tests.support import mmars
@@ -16,7 +15,6 @@ from tests.support.bundle_run import Federation
 from tests.support.running_worker import start, stop
 from worker.service.service import WorkerService
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
 OWN = {"custom", "net", "parts", "trainer"}
 

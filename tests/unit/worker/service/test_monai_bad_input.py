@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from structlog.testing import capture_logs
 
 from fledge.runs.code_archive import archive
@@ -28,7 +27,6 @@ from worker.policy import OPEN
 from worker.service.service import WorkerService
 from worker.storage.incidents import Incidents
 
-torch.set_num_threads(1)
 pytestmark = MONAI
 
 PATIENT = "patient-4711"

@@ -29,7 +29,6 @@ from worker.service.service import WorkerService
 from worker.storage.incidents import Incidents
 from worker.trainers.monai_bundle import bundle_network
 
-torch.set_num_threads(1)
 pytestmark = MONAI
 
 

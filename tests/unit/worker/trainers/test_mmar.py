@@ -26,7 +26,6 @@ from worker.trainers.initial import spec_and_payload
 from worker.trainers.mmar import convert_mmar, mmar_trainer
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
 
-torch.set_num_threads(1)
 pytestmark = [*MONAI, pytest.mark.filterwarnings("ignore:single channel prediction:UserWarning")]
 
 

@@ -22,7 +22,6 @@ from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_algo import ClientAlgoTrainer
 from worker.trainers.monai_bundle import bundle_network
 
-torch.set_num_threads(1)
 pytestmark = [*MONAI, pytest.mark.filterwarnings("ignore::UserWarning")]
 ARRAYS = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "count": np.array(3, np.int64)}
 

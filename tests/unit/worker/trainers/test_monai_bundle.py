@@ -26,7 +26,6 @@ from worker.storage.local_tensors import LocalTensors
 from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import BundleTrainer, batchnorm, bundle_network, bundle_trainer, site_trainer
 
-torch.set_num_threads(1)
 pytestmark = MONAI
 
 Arrays = dict[str, np.ndarray]

@@ -22,8 +22,6 @@ from worker.storage.local_tensors import LocalTensors
 from worker.trainers.initial import spec_and_payload
 from worker.trainers.torch import TorchTrainer, accuracy, load
 
-torch.set_num_threads(1)
-
 
 def points(count: int = 65, *, seed: int = 3) -> TensorDataset:
     """Points in four dimensions; the class is the sign of the first."""
