@@ -31,7 +31,7 @@ from worker.intake import ModelRecord, Reader, read_registry
 from worker.journal.journal import Journal
 from worker.pipeline.code_loader import CodeLoader
 from worker.pipeline.contribute import as_here
-from worker.service.service import MODELS
+from worker.service.assembly import MODELS
 from worker.storage.code_store import CodeStore
 from worker.storage.kept_versions import KeptVersion, KeptVersions, chosen
 from worker.storage.local_tensors import LocalTensors
@@ -154,42 +154,49 @@ class SiteModels:
         return read_blob(self._store, manifest, key, model_chunk)
 
 
-def infer(
-    config: Path,
-    run: str,
-    wanted: str,
-    images: Path,
-    output: Path,
-    *,
-    bundle: Path | None = None,
-    device: str = "",
-    progress: Progress | None = None,
-) -> Inferred:
-    """Infer what is in `images` with a version of a run; the results appear in `output` once they are complete.
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """What is to be inferred, by which version of a run."""
+
+    run: str
+    version: str
+    """`best` on the site's own data, `global` for the newest here, or a number."""
+    images: Path
+    output: Path
+    """A folder that is made."""
+    bundle: Path | None = None
+    """Taken instead of the run's own."""
+    device: str = ""
+    """Empty: the site's, or else the bundle's."""
+
+
+def infer(config: Path, request: InferenceRequest, progress: Progress | None = None) -> Inferred:
+    """Infer at the site whose `worker.toml` this is; the results appear once they are complete.
 
     Raises:
-        ConfigError: the version, its bundle or the images are not there, or `output` is.
-        TrainingError: the bundle's inference failed; nothing is left in `output`.
+        ConfigError: the version, its bundle or the images are not there, or the output is.
+        TrainingError: the bundle's inference failed; nothing is left in the output.
     """
     from worker.bundles.inference import BundleInference
 
+    images, output = request.images, request.output
     if not images.is_dir():
         raise ConfigError(f"{images} is no folder; name the one that holds the images")
     if output.resolve().is_relative_to(images.resolve()):
         raise ConfigError(f"{output} would lie among the images, and be taken for some later; choose another place")
     models = SiteModels(config)
-    kept = models.version(run, wanted)
-    options = models.settings.options_of(run)
+    kept = models.version(request.run, request.version)
+    options = models.settings.options_of(request.run)
     with _whole(kept), ExitStack() as stack:
         model, spec = models.opened(kept)
-        root = bundle or stack.enter_context(models.bundle(model))
+        root = request.bundle or stack.enter_context(models.bundle(model))
         folder = stack.enter_context(new_folder(output))
         inference = BundleInference(
             root,
             images=images,
             output=folder,
             overrides=options.get("overrides"),
-            device=device or options.get("device", ""),
+            device=request.device or options.get("device", ""),
         )
         weights = models.weights(kept, model, spec, inference.keeps(options.get("keep_local")))
         inference.run(weights, progress)

@@ -87,7 +87,7 @@ def case(
 @app.command()
 def models(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
     """List the versions of each run that `fledge infer` can use here, and how they did on this site's data."""
-    from worker.service.service import MODELS
+    from worker.service.assembly import MODELS
     from worker.storage.kept_versions import KeptVersions, best
 
     known = KeptVersions(state_of(at(config, kit)) / MODELS)

@@ -25,6 +25,7 @@ from tests.support.federation import FEDERATION, RUN, Federation
 from worker.api.filters import build
 from worker.api.trainer import Control, EvaluationResult, TrainResult
 from worker.api.weights import Weights
+from worker.service.assembly import assemble_worker
 from worker.service.service import WorkerService
 from worker.service.settings import WorkerSettings
 from worker.trainers.numpy import NumpyTrainer
@@ -86,7 +87,7 @@ class House:
             filters=build([Named(name="unsafe-none", parameters={})]),
         )
         transport = MemoryTransport.named(self.network)
-        service = WorkerService(settings, transport=transport, store=self.store, state=self.directory / site)
+        service = assemble_worker(settings, transport=transport, store=self.store, state=self.directory / site)
         service.start()
         self.stack.callback(service.join, WAIT_S)
         self.stack.callback(service.stop)

@@ -19,7 +19,7 @@ from worker.domain.events import ClockSeen, CommandSeen, Drain, RunAnswered, Run
 from worker.domain.state import CODE_LOST, Sealed, UpdateRow
 from worker.journal.journal import Journal
 from worker.policy import OPEN, SitePolicy
-from worker.rules.worker import WorkerRules
+from worker.rules.worker import WorkerRules, WorkerTerms
 
 FINAL = [Outcome.MERGED, Outcome.REJECTED, Outcome.SUPERSEDED, Outcome.RUN_ABORTED, Outcome.RUN_ENDED]
 QUOTA = 2
@@ -70,12 +70,10 @@ class WorkerUnderFire(RuleBasedStateMachine):
         """What a new process does: rules from the journal, nothing else survives."""
         self.machine = WorkerRules(
             self.journal.load(),
+            WorkerTerms(heartbeat=20.0, policy=self.policy, own_trainer=self.own_trainer),
             site="alpha",
-            heartbeat=20.0,
             new_id=lambda: next(self.ids),
             dice=random.Random(1),
-            policy=self.policy,
-            own_trainer=self.own_trainer,
         )
         self.pending: list[Any] = []
 

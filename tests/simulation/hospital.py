@@ -29,6 +29,7 @@ from worker.domain import effects, events
 from worker.domain.effects import ForgetAnswer, KeepLast, LookAtClock
 from worker.domain.events import ClockSeen
 from worker.domain.state import Sealed, UpdateRow
+from worker.rules.worker import WorkerTerms
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -56,8 +57,8 @@ class Hospital(Process):
         world.witness.worker_started(self.site, snapshot)
         self.rules = parts.worker_rules(
             snapshot,
+            WorkerTerms(heartbeat=world.rules.heartbeat),
             site=self.site,
-            heartbeat=world.rules.heartbeat,
             new_id=world.new_id,
             dice=random.Random(world.dice.random()),
         )

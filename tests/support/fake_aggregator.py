@@ -45,6 +45,7 @@ from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
 from worker.api.filters import build
 from worker.api.trainer import Control, EvaluationResult, TrainResult
 from worker.api.weights import Weights
+from worker.service.assembly import assemble_worker
 from worker.service.service import WorkerService
 from worker.service.settings import WorkerSettings
 
@@ -265,7 +266,7 @@ class Centre:
             filters=build([Named(name="unsafe-none", parameters={})]),
             **chosen,
         )
-        return WorkerService(
+        return assemble_worker(
             settings, transport=transport or MemoryTransport(self.name), store=self.store, state=state, **extra
         )
 

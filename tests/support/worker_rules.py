@@ -11,7 +11,7 @@ from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
 from worker.domain import effects, events, writes
 from worker.domain.state import Sealed, Snapshot, UpdateRow
 from worker.policy import OPEN, SitePolicy
-from worker.rules.worker import WorkerRules
+from worker.rules.worker import WorkerRules, WorkerTerms
 
 T = TypeVar("T")
 
@@ -26,12 +26,10 @@ def rules(snapshot: Snapshot | None = None, policy: SitePolicy = OPEN, *, own_tr
     ids = itertools.count(1)
     return WorkerRules(
         snapshot or Snapshot(registry=1, registry_digest=KNOWN_REGISTRY),
+        WorkerTerms(heartbeat=20.0, policy=policy, own_trainer=own_trainer),
         site="alpha",
-        heartbeat=20.0,
         new_id=lambda: next(ids).to_bytes(16, "big"),
         dice=random.Random(1),
-        policy=policy,
-        own_trainer=own_trainer,
     )
 
 

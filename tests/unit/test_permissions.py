@@ -20,6 +20,7 @@ from protocol.messages import Command, Kind
 from protocol.registry import Registry
 from protocol.rights import ROLES, STOCK, Organisation, Policy
 from worker.intake import Reader
+from worker.pipeline.context import SiteContext
 from worker.policy import OPEN, SitePolicy
 from worker.service.code_deployer import CodeDeployer
 from worker.service.command_handler import CommandHandler, NoInspection
@@ -84,8 +85,9 @@ def at_a_site(identity: Identity, raw: bytes) -> str:
 def orders_of(identity: Identity, policy: SitePolicy) -> CommandHandler:
     """A site's end of the line; nothing is carried out, so that there is neither code nor a store."""
     reader, log = Reader(identity, FEDERATION, REGISTRY), structlog.get_logger()
-    runs = CodeDeployer(CodeStore(Path("nowhere")), MemoryBlobs(), lambda: reader, policy, log)
-    return CommandHandler(identity.name, lambda: reader, policy, NoInspection(), runs, lambda event: None, log)
+    context = SiteContext(site=identity.name, reader=lambda: reader, tell=lambda event: None, log=log)
+    runs = CodeDeployer(CodeStore(Path("nowhere")), MemoryBlobs(), policy, context)
+    return CommandHandler(context, policy, NoInspection(), runs)
 
 
 def verdict(allowed: bool) -> str:

@@ -6,36 +6,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
 
-from structlog.typing import FilteringBoundLogger
-
 from broker.blobs.base import BlobStore
 from protocol import limits
 from protocol.errors import FledgeError, WireError
 from protocol.topology import record_key
 from worker.domain.effects import Fetch, FetchRegistry, FetchVersion, PullHead
 from worker.domain.events import Event, FetchFailed, SiteLeftOut
-from worker.intake import NotForUs, Reader, read_registry
+from worker.intake import NotForUs, read_registry
+from worker.pipeline.context import SiteContext
 
 
 class Fetcher:
     """Answers `PullHead`, `FetchRegistry` and `FetchVersion`."""
 
-    def __init__(
-        self,
-        store: BlobStore,
-        reader: Callable[[], Reader],
-        root: bytes,
-        tell: Callable[[Event], None],
-        clock: Callable[[], float],
-        log: FilteringBoundLogger,
-    ) -> None:
-        """`reader` gives the one of the registry in force; `clock` is the wall clock, `log` a bound logger."""
+    def __init__(self, store: BlobStore, root: bytes, clock: Callable[[], float], context: SiteContext) -> None:
+        """`root` is the federation root's verify key, `clock` the wall clock."""
         self._store = store
-        self._reader = reader
         self._root = root
-        self._tell = tell
         self._clock = clock
-        self._log = log
+        self._reader = context.reader
+        self._tell = context.tell
+        self._log = context.log
 
     def fetch(self, effect: Fetch) -> None:
         """Read what `effect` names; tells what was read, or `FetchFailed`."""

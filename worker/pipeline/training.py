@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from structlog.typing import FilteringBoundLogger
-
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.transfer import read_blob
@@ -51,6 +49,7 @@ from worker.domain.events import Evaluated, Event, NotKept, Trained, TrainingFai
 from worker.domain.state import CODE_LOST, Sealed
 from worker.intake import ModelRecord, Reader
 from worker.pipeline.code_loader import CodeLoader
+from worker.pipeline.context import SiteContext
 from worker.pipeline.contribute import contribute, evaluate
 from worker.pipeline.sealing import finish
 from worker.policy import OPEN, SitePolicy
@@ -103,49 +102,53 @@ class _Base:
         return payload
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingTerms:
+    """How this site trains, and what may leave it."""
+
+    trainer: Trainer | None
+    """The site's own; None: it has none."""
+    deployed: CodeLoader
+    """Makes the trainers of runs that bring code."""
+    filters: FilterChain
+    exclude: Sequence[str]
+    seed: bytes
+    """What all of the site's trainings are seeded from."""
+    policy: SitePolicy = OPEN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlaces:
+    """What a training reads from and writes to."""
+
+    store: BlobStore
+    spool: Spool
+    own: LocalTensors
+    cases: Incidents
+    kept: KeptVersions
+
+
 class Training:
     """Answers `Train`."""
 
-    def __init__(
-        self,
-        *,
-        trainer: Trainer | None,
-        deployed: CodeLoader,
-        filters: FilterChain,
-        exclude: Sequence[str],
-        own: LocalTensors,
-        seed: bytes,
-        store: BlobStore,
-        spool: Spool,
-        reader: Callable[[], Reader],
-        tell: Callable[[Event], None],
-        progress: Progress,
-        log: FilteringBoundLogger,
-        cases: Incidents,
-        kept: KeptVersions,
-        policy: SitePolicy = OPEN,
-    ) -> None:
-        """`seed`: what all of the site's trainings are seeded from; `reader` gives the one of the registry in force.
-
-        `trainer` is the site's own, None if it has none.
-        """
-        self._own_trainer = trainer
-        self._deployed = deployed
-        self._filters = filters
-        self._exclude = exclude
-        self._own = own
-        self._seed = seed
-        self._store = store
-        self._spool = spool
-        self._reader = reader
-        self._tell = tell
+    def __init__(self, terms: TrainingTerms, places: TrainingPlaces, context: SiteContext, progress: Progress) -> None:
+        self._own_trainer = terms.trainer
+        self._deployed = terms.deployed
+        self._filters = terms.filters
+        self._exclude = terms.exclude
+        self._seed = terms.seed
+        self._policy = terms.policy
+        self._own = places.own
+        self._store = places.store
+        self._spool = places.spool
+        self._cases = places.cases
+        self._kept = places.kept
+        self._reader = context.reader
+        self._tell = context.tell
+        self._log = context.log
         self._progress = progress
-        self._cases = cases
-        self._kept = kept
-        self._policy = policy
         self._harmless: set[str] = set()
         """Names of metrics that may leave the site."""
-        self._log = log
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="worker fetch")
         self._spec: ModelSpec | None = None
         self._spec_keys: tuple[str, ...] = ()

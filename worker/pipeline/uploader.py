@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from structlog.typing import FilteringBoundLogger
-
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import upload
 from broker.runtime.crash_points import crash_point
@@ -16,7 +14,7 @@ from protocol.errors import DiskFull, FledgeError, StateError, StoreError, WireE
 from protocol.topology import update_chunk
 from worker.domain.events import Event, Resealed, SendingFailed, Uploaded
 from worker.domain.state import Sealed, UpdateRow
-from worker.intake import Reader
+from worker.pipeline.context import SiteContext
 from worker.pipeline.sealing import reseal
 from worker.storage.spool import Spool
 
@@ -75,19 +73,15 @@ class Uploader:
         self,
         store: BlobStore,
         spool: Spool,
-        site: str,
-        reader: Callable[[], Reader],
-        tell: Callable[[Event], None],
-        log: FilteringBoundLogger,
+        context: SiteContext,
         throttle: Throttle | None = None,
     ) -> None:
-        """`reader` gives the one of the registry in force; `log` is a bound logger."""
         self._store = store
         self._spool = spool
-        self._site = site
-        self._reader = reader
-        self._tell = tell
-        self._log = log
+        self._site = context.site
+        self._reader = context.reader
+        self._tell = context.tell
+        self._log = context.log
         self._throttle = throttle or Throttle(None)
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from broker.runtime.actor import Step, Tick
@@ -52,35 +52,41 @@ ON_THEIR_WAY = 2
 NOT_FAILED = ("-", "-")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTerms:
+    """What is fixed about a worker while it runs."""
+
+    heartbeat: float
+    """Seconds between signs of life."""
+    policy: SitePolicy = OPEN
+    own_trainer: bool = True
+    """Whether the site has a trainer for runs that bring no code."""
+
+
 class WorkerRules:
     """What the worker does next. Rebuilt from the journal's snapshot, it takes up everything that was pending."""
 
     def __init__(
         self,
         snapshot: Snapshot,
+        terms: WorkerTerms,
         *,
         site: str,
-        heartbeat: float,
         new_id: Callable[[], bytes],
         dice: random.Random,
-        policy: SitePolicy = OPEN,
-        own_trainer: bool = True,
-        standing: Membership | None = None,
+        membership: Membership | None = None,
     ) -> None:
-        """`heartbeat`: seconds between signs of life; `new_id` gives message ids of 16 random bytes.
-
-        `own_trainer`: whether the site has a trainer for runs that bring no code; `standing`: None judges nothing.
-        """
-        self._heartbeat = heartbeat
+        """`new_id` gives message ids of 16 random bytes; `membership`: None judges nothing."""
+        self._heartbeat = terms.heartbeat
         self._new_id = new_id
         self._dice = dice
         self._sending = Outgoing(snapshot, site, dice)
-        self._gate = Gate(snapshot, policy, own_trainer)
+        self._gate = Gate(snapshot, terms.policy, terms.own_trainer)
         self._obeying = CommandCounter(snapshot.orders)
-        self._standing = standing or Membership(None, Registry(version=0, entries=()))
+        self._membership = membership or Membership(None, Registry(version=0, entries=()))
         self._pulls = HeadPolling(dice)
         self._keeping = LastVersions(dice)
-        self._reporting = Reports(heartbeat)
+        self._reporting = Reports(terms.heartbeat)
         self._head = snapshot.head
         self._registry = snapshot.registry
         self._registry_digest = snapshot.registry_digest
@@ -97,7 +103,7 @@ class WorkerRules:
     def deadline(self) -> float | None:
         """When `Tick` should come at the latest."""
         due = [self._pulls.at, self._reporting.at, self._held_until, self._keeping.at]
-        if not self._standing.why:
+        if not self._membership.why:
             due.append(self._sending.deadline())
         if self._training is None and self._candidate() is not None:
             due.append(max(self._train_at, self._gate.deadline()))
@@ -121,16 +127,16 @@ class WorkerRules:
             case events.FetchFailed():
                 self._pulls.failed(now)
             case events.HubAnswered():
-                self._standing.welcome()
+                self._membership.welcome()
             case events.SiteLeftOut(run=run):
-                self._standing.on_left_out(event, self._runs.get(run, RunRow(run=run)))
-                if not self._standing.why:  # it may be that the hub has yet to seal it for this site
+                self._membership.on_left_out(event, self._runs.get(run, RunRow(run=run)))
+                if not self._membership.why:  # it may be that the hub has yet to seal it for this site
                     self._pulls.failed(now)
             case events.RegistrySeen():
                 self._on_registry(event)
             case events.ReceiptSeen():
                 decided.effects.append(effects.Settle(delivery=event.delivery, what="receipt"))
-                self._standing.on_receipt(event.receipt)
+                self._membership.on_receipt(event.receipt)
                 settled = self._sending.on_receipt(event, now, decided)
                 if settled is not None and event.receipt.outcome in WITH_ITS_RUN:
                     self._count(settled, -1)  # it may go on from the same version
@@ -190,7 +196,7 @@ class WorkerRules:
         known = self._runs.get(event.run, RunRow(run=event.run))
         if event.version < known.version or event.digest == known.digest:
             return
-        self._standing.welcome()
+        self._membership.welcome()
         news = replace(
             known,
             version=event.version,
@@ -258,7 +264,7 @@ class WorkerRules:
         if event.registry.version == self._registry:
             return  # signed twice; the list in force stays
         self._registry = event.registry.version
-        self._standing.on_registry(event.registry)
+        self._membership.on_registry(event.registry)
         self._decided.writes.append(
             writes.NoteRegistry(version=event.registry.version, digest=event.digest, record=event.record)
         )
@@ -268,7 +274,7 @@ class WorkerRules:
 
     def _wanting(self) -> Iterator[RunRow]:
         """Runs that could do with an update of this site, those with the latest news first."""
-        for run in () if self._standing.why else reversed(self._runs.values()):
+        for run in () if self._membership.why else reversed(self._runs.values()):
             if run.state != RunState.RUNNING or run.version < 0 or run.run in self._pulls.doubted:
                 continue
             if run.sent < run.updates_per_base and self._sending.on_their_way(run.run) < max(
@@ -367,13 +373,13 @@ class WorkerRules:
     def _tick(self, now: float) -> None:
         if self._pulls.due(now):
             self._decided.effects.append(effects.PullHead(known=self._head))
-        self._standing.tick(self._decided)
+        self._membership.tick(self._decided)
         begun = self._decide(now)
         self._gate.turned()
-        if not self._standing.why:
+        if not self._membership.why:
             self._sending.tick(now, self._decided)
-        self._reporting.tick(self._shown(), now, self._decided, member=not self._standing.why)
-        if not self._standing.why:
+        self._reporting.tick(self._shown(), now, self._decided, member=not self._membership.why)
+        if not self._membership.why:
             self._keeping.tick(self._runs.values(), now, self._decided)
         if begun is not None:  # after the report, which would hide what a quick trainer has said already
             self._decided.effects.append(begun)
@@ -392,7 +398,7 @@ class WorkerRules:
         if training is not None:
             return Shown("evaluating" if training.evaluation else "training", training.run, training.version)
         last = next(reversed(self._runs.values()), RunRow(run=""))
-        if self._standing.why:
+        if self._membership.why:
             return Shown("revoked", last.run, last.version)
         candidate = self._candidate()
         if self._blocked and candidate is not None:

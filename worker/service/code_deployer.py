@@ -7,9 +7,6 @@ this run. The hub holds and wraps the archive, and can neither replace it nor de
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-
-from structlog.typing import FilteringBoundLogger
 
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import read_blob
@@ -18,8 +15,8 @@ from protocol.errors import ConfigError, DiskFull, StateError, StoreError, Unaut
 from protocol.topology import model_chunk, record_key
 from worker.domain.events import CommandSeen, RunOrdered
 from worker.inspection.arguments import Arguments
-from worker.intake import Reader
 from worker.pipeline.code_loader import may_bring_code
+from worker.pipeline.context import SiteContext
 from worker.policy import SitePolicy
 from worker.storage.code_store import CodeStore
 
@@ -29,30 +26,29 @@ _DIGEST = re.compile(r"[0-9a-f]{64}|")
 
 
 class CodeDeployer:
-    """Does what an order about a run takes before the rules can decide it; on the thread that obeys."""
+    """Does what a command about a run takes before the rules can decide it; on the thread that obeys."""
 
     def __init__(
         self,
         codes: CodeStore,
         store: BlobStore,
-        reader: Callable[[], Reader],
         policy: SitePolicy,
-        log: FilteringBoundLogger,
+        context: SiteContext,
     ) -> None:
         self._codes = codes
         self._store = store
-        self._reader = reader
         self._policy = policy
-        self._log = log
+        self._reader = context.reader
+        self._log = context.log
 
     def prepare(self, seen: CommandSeen) -> RunOrdered:
-        """Read an order; a deployment's code is in the site's keeping afterwards.
+        """Read a command; a deployment's code is in the site's keeping afterwards.
 
         Raises:
             ConfigError: an argument is wrong.
             Unauthorized: code may not be brought here, or not this one.
-            WireError: the record or the code is not what the order names.
-            StoreError, StateError: it cannot be fetched or kept now; the order may be repeated.
+            WireError: the record or the code is not what the command names.
+            StoreError, StateError: it cannot be fetched or kept now; the command may be repeated.
         """
         given = Arguments(seen.command, seen.arguments)
         run = given.text("run")

@@ -1,4 +1,4 @@
-"""Orders from operators, as they reach a site: checked here again, whatever the aggregator thinks, and carried out."""
+"""Operators' commands, as they reach a site: checked here again, whatever the aggregator thinks, and carried out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import nacl.utils
-from structlog.typing import FilteringBoundLogger
 
 from broker.transport.base import Unacked
 from protocol.codec import Value
@@ -15,9 +14,9 @@ from protocol.envelope import body, seal, unlock, verify
 from protocol.errors import ConfigError, FledgeError, Unauthorized, Untrusted, WireError
 from protocol.messages import Command, Kind, Reply
 from protocol.registry import Registry
-from worker.domain.events import CommandSeen, Drain, Event, Obeyed, Undrain
+from worker.domain.events import CommandSeen, Drain, Obeyed, Undrain
 from worker.domain.state import Leaving
-from worker.intake import Reader
+from worker.pipeline.context import SiteContext
 from worker.policy import SitePolicy
 from worker.service.code_deployer import RUN_COMMANDS, CodeDeployer
 
@@ -59,71 +58,67 @@ def no_checks() -> Mapping[str, Value]:
 
 
 class CommandHandler:
-    """One site's obedience."""
+    """Carries out what operators command one site."""
 
     def __init__(
         self,
-        site: str,
-        reader: Callable[[], Reader],
+        context: SiteContext,
         policy: SitePolicy,
-        looking: Inspection,
+        inspection: Inspection,
         runs: CodeDeployer,
-        tell: Callable[[Event], None],
-        log: FilteringBoundLogger,
         *,
         checks: Checks = no_checks,
     ) -> None:
-        """`reader` gives the one of the registry in force; `tell` takes events for the rules."""
-        self._site = site
-        self._reader = reader
+        self._site = context.site
+        self._reader = context.reader
+        self._tell = context.tell
+        self._log = context.log
         self._policy = policy
-        self._looking = looking
+        self._inspection = inspection
         self._runs = runs
-        self._tell = tell
-        self._log = log
         self._checks = checks
 
     # ---- reading
 
     def read(self, raw: bytes, delivery: Unacked, wall: float) -> CommandSeen:
-        """What an operator ordered, and whether it may be.
+        """What an operator commands, and whether it may be.
 
         Raises:
             WireError: it is not a genuine command for this site.
         """
         reader = self._reader()
         verified = verify(raw, reader.registry, federation=reader.federation, kinds=(Kind.COMMAND,))
-        order = body(verified, Command, unlock(verified, reader.identity))
+        command = body(verified, Command, unlock(verified, reader.identity))
         operator = verified.sender.name
-        objection, text = self._objection(operator, order, reader.registry, wall)
+        objection, text = self._objection(operator, command, reader.registry, wall)
         return CommandSeen(
             delivery=delivery,
             operator=operator,
             signer=verified.core.sender,
-            counter=order.counter,
+            counter=command.counter,
             id=verified.core.id,
-            command=order.command,
-            arguments=order.arguments,
+            command=command.command,
+            arguments=command.arguments,
             objection=objection,
             text=text,
         )
 
-    def _objection(self, operator: str, order: Command, registry: Registry, wall: float) -> tuple[str, str]:
-        if self._site not in order.targets:
-            return "wrong_site", f"the command is for {', '.join(order.targets)[:200] or 'the aggregator'}"
-        if not wall - TOLERANCE < order.expires <= wall + LONGEST_COMMAND + TOLERANCE:
+    def _objection(self, operator: str, command: Command, registry: Registry, wall: float) -> tuple[str, str]:
+        if self._site not in command.targets:
+            return "wrong_site", f"the command is for {', '.join(command.targets)[:200] or 'the aggregator'}"
+        if not wall - TOLERANCE < command.expires <= wall + LONGEST_COMMAND + TOLERANCE:
             return "expired", "the command is too old or from the future; compare the clocks and send it again"
-        if order.counter > (wall + TOLERANCE) * 1000:
+        if command.counter > (wall + TOLERANCE) * 1000:
             return (
                 COUNTER_AHEAD,
                 "the order's number is from the future; set the clock where it was given, and send it again",
             )
-        known = COMMANDS.get(order.command)
+        known = COMMANDS.get(command.command)
         if known is None or not known.at_sites:
-            return "unknown_command", f"a worker knows no command {order.command}; its software may be older"
+            return "unknown_command", f"a worker knows no command {command.command}; its software may be older"
         try:
             registry.rights.check(operator, known.action, (self._site,))
-            self._policy.may_order(operator, order.command)
+            self._policy.may_order(operator, command.command)
         except Unauthorized as error:
             return error.reason, str(error)
         return "ok", ""
@@ -131,9 +126,9 @@ class CommandHandler:
     # ---- obeying
 
     def obey(self, seen: CommandSeen) -> None:
-        """Carry out an order and tell the rules the signed answer; on a thread that may take its time.
+        """Carry out a command and tell the rules the signed answer; on a thread that may take its time.
 
-        What is ordered about runs the rules decide, once everything is at hand; they have it answered.
+        What is commanded about runs the rules decide, once everything is at hand; they have it answered.
         """
         if not self._still_known(seen):
             return
@@ -152,7 +147,7 @@ class CommandHandler:
         self.answer(seen, reason, text, values)
 
     def answer(self, seen: CommandSeen, reason: str, text: str, values: Mapping[str, Value]) -> None:
-        """Sign the answer to an order and tell it to the rules."""
+        """Sign the answer to a command and tell it to the rules."""
         leaving = _LEAVING.get(seen.command, "") if reason == "ok" else ""
         self._log.info("order.obeyed", operator=seen.operator, command=seen.command, outcome=reason)
         try:
@@ -162,7 +157,7 @@ class CommandHandler:
         self._tell(Obeyed(envelope=envelope, leaving=leaving))
 
     def _still_known(self, seen: CommandSeen) -> bool:
-        """Whether the operator's keys still hold: an order may have waited here while they were revoked."""
+        """Whether the operator's keys still hold: a command may have waited here while they were revoked."""
         try:
             self._reader().registry.signer(seen.signer)
         except Untrusted as error:
@@ -185,7 +180,7 @@ class CommandHandler:
             case "site.doctor":
                 return "", dict(self._checks())
             case _:
-                return self._looking.answer(seen.command, seen.arguments)
+                return self._inspection.answer(seen.command, seen.arguments)
 
     def _reply(self, seen: CommandSeen, reason: str, text: str, values: Mapping[str, Value]) -> bytes:
         reader = self._reader()

@@ -6,18 +6,19 @@ A grant is the proof that the hub knows this site now: its signature, sealed for
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
 
 import nacl.utils
-from structlog.typing import FilteringBoundLogger
 
+from broker.runtime.health import Health
 from broker.transport.base import Transport
 from protocol.envelope import body, seal, unlock, verify
 from protocol.errors import FledgeError, StoreError
 from protocol.messages import Grant, Kind, Request
 from protocol.topology import up_exchange
-from worker.intake import Reader
+from worker.domain.events import HubAnswered
+from worker.pipeline.context import SiteContext
 
 _WAIT_S = 30.0
 """Seconds in which the hub answers, or is taken to be away."""
@@ -29,19 +30,18 @@ class GrantClient:
 
     def __init__(
         self,
-        site: str,
-        reader: Callable[[], Reader],
+        context: SiteContext,
         transport: Transport,
-        log: FilteringBoundLogger,
-        *,
-        accepted: Callable[[bytes], None],
+        health: Health,
     ) -> None:
-        """`accepted` is called with the grant's signed head (maybe empty), on the transport's thread."""
-        self._site = site
-        self._reader = reader
+        self._context = context
+        self._site = context.site
+        self._reader = context.reader
+        self._log = context.log
         self._transport = transport
-        self._log = log
-        self._accepted = accepted
+        self._health = health
+        self.accepted = threading.Event()
+        """Set when the hub has answered this process for the first time."""
         self._changed = threading.Condition()
         self._waiting: dict[bytes, Grant | None] = {}
         self._hellos: deque[bytes] = deque(maxlen=8)
@@ -96,6 +96,16 @@ class GrantClient:
                 self._log.debug("grant.not_asked_for")
                 return
         self._accepted(grant.head)
+
+    def _accepted(self, head: bytes) -> None:
+        """The hub has answered: it knows this site now; `head` is the signed head it sent along, maybe empty."""
+        self._health.accepted()
+        self._context.tell(HubAnswered())
+        if not self.accepted.is_set():
+            self.accepted.set()
+            self._log.info("worker.accepted")
+        if head:
+            self._context.tell(self._reader().head(head, time.time()))
 
     def _publish(self, id: bytes, request: Request) -> None:
         reader = self._reader()

@@ -11,106 +11,88 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import assert_never
 
-import nacl.utils
-import structlog
-
-from broker.blobs.base import BlobStore
-from broker.runtime.actor import Actor
+from broker.runtime.actor import Actor, Mailbox
 from broker.runtime.crash_points import crash_point
-from broker.runtime.health import HEALTH, Health
+from broker.runtime.health import Health
 from broker.runtime.threads import Lane
 from broker.transport.base import Delivery, Subscription, Transport
 from broker.transport.outbox import Relay
 from protocol import topology
 from protocol.envelope import kind_of
-from protocol.errors import ConfigError, DiskFull, WireError
-from protocol.keys import Role
+from protocol.errors import DiskFull, WireError
 from protocol.messages import Kind
-from protocol.registry import Registry
 from worker.domain import effects, events, writes
 from worker.domain.state import Leaving
-from worker.intake import NotForUs, Reader, read_registry
+from worker.intake import NotForUs
 from worker.journal.approvals import Approvals
 from worker.journal.journal import Journal
-from worker.journal.lock import hold
-from worker.pipeline.code_loader import CodeLoader
+from worker.pipeline.context import ReaderInForce, SiteContext
 from worker.pipeline.fetcher import Fetcher
 from worker.pipeline.training import Job, Training
-from worker.pipeline.uploader import Throttle, Uploader
-from worker.rules.membership import Membership
+from worker.pipeline.uploader import Uploader
 from worker.rules.worker import WorkerRules
 from worker.service.code_deployer import CodeDeployer
 from worker.service.command_handler import CommandHandler
 from worker.service.grant_client import GrantClient
-from worker.service.settings import WorkerSettings
-from worker.service.status import Observer, StatusReporter, WorkerEvent
-from worker.storage.code_store import CodeStore
-from worker.storage.incidents import Incidents
-from worker.storage.kept_versions import KeptVersions
-from worker.storage.local_tensors import LocalTensors
+from worker.service.status import StatusReporter
 from worker.storage.spool import Spool
 
-CASES, ANSWERS, MODELS = "cases", "approvals", "models"
-"""Directories below the state directory that people at the site look at and write to."""
 DOUBTS = ("untrusted", "revoked", "not_for_us")
 """Reasons that a newer registry may explain."""
 _GRACE = 30.0
 _AGAIN = 5.0
 
 
-def _nobody(event: WorkerEvent) -> None:
-    """The observer of a worker that is not watched."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerParts:
+    """What a worker is made of; `assembly` makes them, and nothing here makes its own."""
+
+    context: SiteContext
+    federation: str
+    lock: int
+    """Holds the state directory for this process; closed when the worker ends."""
+    mailbox: Mailbox[events.Event]
+    journal: Journal
+    rules: WorkerRules
+    reader: ReaderInForce
+    transport: Transport
+    relay_dice: random.Random
+    fetcher: Fetcher
+    training: Training
+    uploader: Uploader
+    spool: Spool
+    approvals: Approvals
+    grants: GrantClient
+    deployer: CodeDeployer
+    commands: CommandHandler
+    status: StatusReporter
+    health: Health
 
 
 class WorkerService:
     """One site's worker. `start` returns at once; `join` waits; errors surface in `join`."""
 
-    def __init__(
-        self,
-        settings: WorkerSettings,
-        *,
-        transport: Transport,
-        store: BlobStore,
-        state: Path,
-        on_event: Observer = _nobody,
-        new_id: Callable[[], bytes] = lambda: nacl.utils.random(16),
-        dice: random.Random | None = None,
-    ) -> None:
-        """Open the state directory and take up what an earlier process left.
-
-        Transport and store stay the caller's to close. `on_event` may be called from several threads.
-
-        Raises:
-            ConfigError: the identity is not a site's.
-            WireError: the registry is not signed by the federation's root.
-            StateError: the state directory cannot be used, or another worker uses it.
-        """
-        identity = settings.identity
-        if identity.role != Role.SITE:
-            raise ConfigError(f"{identity.name} is a key of the role {identity.role.value}; a worker needs a site's")
-        self.site = topology.check_site(identity.name)
-        self._settings = settings
-        self._state = state
-        self._transport = transport
-        self._log = structlog.get_logger("worker").bind(site=self.site)
-        self._signs = StatusReporter(
-            self.site, on_event, transport, self._reading, self._log, settings.certificate_days
-        )
-        self._dice = dice or random.Random()
-        self._lock_file = hold(state)
-        try:
-            rules = self._open(new_id)
-        except BaseException:
-            os.close(self._lock_file)
-            raise
-        self._actor = Actor(rules, self._commit, self._perform)
-        self._relay = Relay(transport, self._confirmed, dice=self._dice)
-        self._build_lanes(store)
+    def __init__(self, parts: WorkerParts) -> None:
+        self._parts = parts
+        self.site = parts.context.site
+        self.journal = parts.journal
+        self.grants = parts.grants
+        self.accepted = parts.grants.accepted
+        """Set when the hub has answered this process for the first time."""
+        self.health = parts.health
+        self._log = parts.context.log
+        self._transport = parts.transport
+        self._reader = parts.reader
+        self._actor = Actor(parts.rules, self._commit, self._perform, mailbox=parts.mailbox)
+        self._relay = Relay(parts.transport, self._confirmed, dice=parts.relay_dice)
+        self._obey = Lane[Callable[[], None]](f"{self.site} obey", lambda work: work())
+        self._fetch = Lane[effects.Fetch](f"{self.site} fetch", parts.fetcher.fetch)
+        self._send = Lane[Callable[[], None]](f"{self.site} send", lambda work: work())
+        self._train = Lane[Callable[[], None]](f"{self.site} train", lambda work: work())
         self._publishing: dict[int, bytes] = {}
         self._abort = threading.Event()
         self._stopping = threading.Event()
@@ -118,82 +100,9 @@ class WorkerService:
         self._thread = threading.Thread(target=self._run, name=f"{self.site} worker", daemon=True)
         self._error: BaseException | None = None
         self.leaving: Leaving = ""
-        """What an operator ordered, if that is why the worker ends."""
-        self.accepted = threading.Event()
-        """Set when the hub has answered this process for the first time."""
-        self.health = Health(state / HEALTH)
+        """What an operator commanded, if that is why the worker ends."""
         self.ended = threading.Event()
         """Set when the worker has ended, by `stop` or by an error."""
-
-    def _open(self, new_id: Callable[[], bytes]) -> WorkerRules:
-        """Open journal and spool and build the rules from them."""
-        settings = self._settings
-        self.journal = Journal(self._state / "worker.db", self.site)
-        registry = self._registry(settings.registry_record, settings.root)
-        self._reader = Reader(settings.identity, settings.federation, registry)
-        snapshot = self.journal.load()
-        self._spool = Spool(self._state / "spool", settings.spool_quota)
-        swept = self._spool.sweep([name for update in snapshot.updates for name in update.chunks])
-        self._codes = CodeStore(self._state / "code")
-        swept += self._codes.sweep(each.code for each in snapshot.deployments.values())
-        self._log.info("worker.opened", updates=len(snapshot.updates), leftovers=swept, registry=registry.version)
-        return WorkerRules(
-            snapshot,
-            site=self.site,
-            heartbeat=settings.heartbeat,
-            new_id=new_id,
-            dice=self._dice,
-            policy=settings.policy,
-            own_trainer=settings.trainer is not None,
-            standing=Membership(settings.identity.public, registry),
-        )
-
-    def _build_lanes(self, store: BlobStore) -> None:
-        tell, settings = self._actor.mailbox.put, self._settings
-        fetcher = Fetcher(store, self._reading, settings.root, tell, time.time, self._log)
-        kbit = settings.policy.bandwidth_kbit
-        throttle = Throttle(None if kbit is None else kbit * 125.0)
-        self._uploader = Uploader(store, self._spool, self.site, self._reading, tell, self._log, throttle)
-        self._answers = Approvals(self._state / ANSWERS)
-        self._training = Training(
-            trainer=settings.trainer,
-            deployed=CodeLoader(self._codes, self._reading, settings.policy, settings.options),
-            filters=settings.filters,
-            exclude=settings.exclude,
-            own=LocalTensors(self._state / "own", settings.identity, settings.federation),
-            seed=settings.seed,
-            store=store,
-            spool=self._spool,
-            reader=self._reading,
-            tell=tell,
-            progress=self._signs.progress,
-            log=self._log,
-            cases=Incidents(self._state / CASES),
-            kept=KeptVersions(self._state / MODELS),
-            policy=settings.policy,
-        )
-        self.grants = GrantClient(self.site, self._reading, self._transport, self._log, accepted=self._accepted)
-        runs = self._runs = CodeDeployer(self._codes, store, self._reading, settings.policy, self._log)
-        self._orders = CommandHandler(
-            self.site, self._reading, settings.policy, settings.looking, runs, tell, self._log, checks=settings.checks
-        )
-        self._obey = Lane[Callable[[], None]](f"{self.site} obey", lambda work: work())
-        self._fetch = Lane[effects.Fetch](f"{self.site} fetch", fetcher.fetch)
-        self._send = Lane[Callable[[], None]](f"{self.site} send", lambda work: work())
-        self._train = Lane[Callable[[], None]](f"{self.site} train", lambda work: work())
-
-    def _registry(self, kit: bytes, root: bytes) -> Registry:
-        """The newer of the kit's registry and the one that was noted last."""
-        first = read_registry(kit, root, self._settings.federation)
-        noted = self.journal.registry_record()
-        if noted is not None:
-            last = read_registry(noted, root, self._settings.federation)
-            if last.registry.version >= first.registry.version:
-                return last.registry
-        self.journal.commit(
-            [writes.NoteRegistry(version=first.registry.version, digest=first.digest, record=first.record)]
-        )
-        return first.registry
 
     # ---- life
 
@@ -207,7 +116,7 @@ class WorkerService:
         ]
         self._transport.on_connected(self._connected)
         self._transport.on_refused(lambda: self.health.let_in(False))
-        self._log.info("worker.started", federation=self._settings.federation)
+        self._log.info("worker.started", federation=self._parts.federation)
 
     def stop(self) -> None:
         """End orderly: a training is aborted, what is journalled goes out at the next start. Idempotent."""
@@ -243,22 +152,19 @@ class WorkerService:
             self._abort.set()
             for subscription in self._subscriptions:
                 subscription.cancel()
-            self._signs.tell("stopped")
+            self._parts.status.tell("stopped")
             self._close()
             self._log.info("worker.stopped")
 
     def _close(self) -> None:
         self._relay.close()
-        self._uploader.close()
+        self._parts.uploader.close()
         for lane in (self._fetch, self._send, self._train, self._obey):
             lane.stop(0)
-        self._training.close()
+        self._parts.training.close()
         self.journal.close()
-        os.close(self._lock_file)
+        os.close(self._parts.lock)
         self.ended.set()
-
-    def _reading(self) -> Reader:
-        return self._reader
 
     # ---- deliveries
 
@@ -266,7 +172,7 @@ class WorkerService:
         self._take(delivery, lambda: self._announced(delivery))
 
     def _announced(self, delivery: Delivery) -> events.Event:
-        event = self._reader.announcement(delivery.body, delivery, time.time())
+        event = self._reader().announcement(delivery.body, delivery, time.time())
         if isinstance(event, events.VersionSeen):
             self._log.info("version.received", run=event.run, version=event.version)
         return event
@@ -277,27 +183,17 @@ class WorkerService:
     def _read_inbox(self, delivery: Delivery) -> events.Event | None:
         match kind_of(delivery.body):
             case Kind.COMMAND:
-                return self._orders.read(delivery.body, delivery, time.time())
+                return self._parts.commands.read(delivery.body, delivery, time.time())
             case Kind.GRANT:
                 self.grants.take(delivery.body)
                 delivery.ack()
                 return None
             case _:
-                return self._reader.receipt(delivery.body, delivery)
+                return self._reader().receipt(delivery.body, delivery)
 
     def _connected(self) -> None:
         self.health.let_in(True)
         self._actor.mailbox.put(events.HeadWanted(connected=True))
-
-    def _accepted(self, head: bytes) -> None:
-        """The hub has answered: it knows this site now."""
-        self.health.accepted()
-        self._actor.mailbox.put(events.HubAnswered())
-        if not self.accepted.is_set():
-            self.accepted.set()
-            self._log.info("worker.accepted")
-        if head:
-            self._actor.mailbox.put(self._reader.head(head, time.time()))
 
     def _take(self, delivery: Delivery, read: Callable[[], events.Event | None]) -> None:
         try:
@@ -329,7 +225,7 @@ class WorkerService:
                 return self.journal.commit(written)
             except DiskFull as error:
                 self._log.error("journal.blocked", error=str(error), seconds=_AGAIN)
-                self._signs.blocked()
+                self._parts.status.blocked()
                 if self._stopping.wait(_AGAIN):
                     raise
 
@@ -344,7 +240,7 @@ class WorkerService:
                 if isinstance(effect, effects.PullHead):  # at every connection, and every now and then
                     self.grants.hello()
             case effects.UseRegistry(registry=registry):
-                self._reader = replace(self._reader, registry=registry)
+                self._reader.follow(registry)
                 self._log.info("registry.changed", version=registry.version)
             case effects.Train(run=run):
                 self._begin_training(effect, self.journal.version_record(run))
@@ -353,18 +249,18 @@ class WorkerService:
             case effects.LookAtClock():
                 self._actor.mailbox.put(events.ClockSeen(local=datetime.now()))  # the hospital's own time of day
             case effects.ForgetAnswer(run=run):
-                self._answers.noted(run)
+                self._parts.approvals.noted(run)
             case effects.Obey(command=command):
-                self._obey.put(lambda: self._orders.obey(command))
+                self._obey.put(lambda: self._parts.commands.obey(command))
             case effects.SendReply(command=command, reason=reason, text=text, values=values):
-                self._obey.put(lambda: self._orders.answer(command, reason, text, dict(values)))
+                self._obey.put(lambda: self._parts.commands.answer(command, reason, text, dict(values)))
             case effects.ForgetCode(code=code):
-                self._obey.put(lambda: self._runs.forget(code))
+                self._obey.put(lambda: self._parts.deployer.forget(code))
             case effects.ForgetOwn(run=run):
-                self._train.put(lambda: self._training.forget_own(run))
+                self._train.put(lambda: self._parts.training.forget_own(run))
             case effects.KeepLast(run=run):
                 record = self.journal.version_record(run)
-                self._train.put(lambda: self._training.keep_last(run, record, self._stopping))
+                self._train.put(lambda: self._parts.training.keep_last(run, record, self._stopping))
             case effects.Leave(leaving=leaving):
                 self.leaving = leaving
                 threading.Thread(target=self.stop, name=f"{self.site} leave", daemon=True).start()
@@ -372,7 +268,7 @@ class WorkerService:
                 self._report(effect)
             case effects.Judged(why=why):
                 self.health.revoked(bool(why))
-                self._signs.judged(why)
+                self._parts.status.judged(why)
             case effects.Alarm(event=event, details=details):
                 self._log.error(event, **details)
             case effects.Upload() | effects.Reseal() | effects.Publish() | effects.Settled() | effects.DropSpool():
@@ -384,18 +280,18 @@ class WorkerService:
         abort = self._abort = threading.Event()
         if self._stopping.is_set():  # looked at after the event was put in place, so `stop` cannot miss it
             abort.set()
-        self._train.put(lambda: self._training.run(Job(training, record, abort)))
+        self._train.put(lambda: self._parts.training.run(Job(training, record, abort)))
 
     def _perform_sending(self, effect: effects.Sending) -> None:
         match effect:
             case effects.Upload(row=row, anew=anew):
                 self._log.info("update.spooled", update=row.id.hex()[:8], sequence=row.sequence)
                 crash_point("worker.spooled")
-                self._send.put(lambda: self._uploader.upload(row, anew=anew))
+                self._send.put(lambda: self._parts.uploader.upload(row, anew=anew))
             case effects.Reseal(row=row, epoch=epoch, sequence=sequence):
                 sealed = self.journal.sealed(row.row)
                 if sealed is not None:
-                    self._send.put(lambda: self._uploader.reseal(row, sealed, epoch, sequence))
+                    self._send.put(lambda: self._parts.uploader.reseal(row, sealed, epoch, sequence))
             case effects.Publish(row=number, update=id):
                 outgoing = self.journal.outgoing(number)
                 if outgoing is not None:
@@ -412,15 +308,15 @@ class WorkerService:
                 )
                 crash_point("worker.receipt")
             case effects.DropSpool(chunks=chunks):
-                self._spool.drop(chunks)
+                self._parts.spool.drop(chunks)
             case _:
                 assert_never(effect)
 
     # ---- signs of life
 
     def _report(self, report: effects.ReportStatus) -> None:
-        self._signs.report(report)
-        self.health.stuck(self._signs.stuck)
+        self._parts.status.report(report)
+        self.health.stuck(self._parts.status.stuck)
         if report.publish:
-            for run, approved in self._answers.take().items():
+            for run, approved in self._parts.approvals.take().items():
                 self._actor.mailbox.put(events.RunAnswered(run=run, approved=approved))

@@ -37,7 +37,7 @@ class WorkerSettings:
     """What the hospital allows."""
     options: Options = no_options
     """What the site gives the trainers of deployed code, by run."""
-    looking: Inspection = field(default_factory=NoInspection)
+    inspection: Inspection = field(default_factory=NoInspection)
     """Who answers operators' questions about this machine."""
     certificate_days: Callable[[], float | None] = lambda: None
     """Days until the site's certificate for the broker ends."""

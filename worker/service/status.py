@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import nacl.utils
-from structlog.typing import FilteringBoundLogger
 
 from broker.transport.base import Transport
 from protocol import topology
@@ -17,7 +16,7 @@ from protocol.errors import FledgeError
 from protocol.messages import CERTIFICATE_DAYS, Event, Kind
 from worker.domain.effects import ReportStatus
 from worker.domain.state import LEFT, NO_TRAINER, NOT_DEPLOYED
-from worker.intake import Reader
+from worker.pipeline.context import SiteContext
 
 _PROGRESS_EVERY = 0.1
 
@@ -55,19 +54,17 @@ class StatusReporter:
 
     def __init__(
         self,
-        site: str,
-        on_event: Observer,
+        context: SiteContext,
         transport: Transport,
-        reader: Callable[[], Reader],
-        log: FilteringBoundLogger,
+        on_event: Observer,
         certificate_days: Callable[[], float | None],
     ) -> None:
-        """`reader` gives the one of the registry in force, `certificate_days` how long the site's certificate lasts."""
-        self._site = site
+        """`certificate_days`: how long the site's certificate lasts."""
+        self._site = context.site
         self._on_event = on_event
         self._transport = transport
-        self._reader = reader
-        self._log = log
+        self._reader = context.reader
+        self._log = context.log
         self._certificate_days = certificate_days
         self._software = software()
         self._shown = self._fresh("idle", "", -1)

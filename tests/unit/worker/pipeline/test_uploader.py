@@ -12,6 +12,7 @@ from protocol.errors import StoreError
 from protocol.topology import update_chunk
 from worker.domain import events
 from worker.domain.state import UpdateRow
+from worker.pipeline.context import SiteContext
 from worker.pipeline.uploader import Throttle, Uploader
 from worker.storage.spool import Spool
 
@@ -50,7 +51,8 @@ def never() -> Any:
 
 def uploader(store: Store, spool: Spool, throttle: Throttle) -> tuple[Uploader, list[Any]]:
     told: list[Any] = []
-    return Uploader(store, spool, "alpha", never, told.append, structlog.get_logger(), throttle), told
+    context = SiteContext(site="alpha", reader=never, tell=told.append, log=structlog.get_logger())
+    return Uploader(store, spool, context, throttle), told
 
 
 def spooled(spool: Spool, *sizes: int) -> UpdateRow:

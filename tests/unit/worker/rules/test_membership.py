@@ -15,7 +15,7 @@ from worker.domain.effects import Judged
 from worker.domain.events import HubAnswered, SiteLeftOut
 from worker.domain.state import Snapshot
 from worker.rules.membership import Membership
-from worker.rules.worker import WorkerRules
+from worker.rules.worker import WorkerRules, WorkerTerms
 
 ME = Identity.generate("alpha", Role.SITE).public
 OTHER = Identity.generate("beta", Role.SITE).public
@@ -26,11 +26,11 @@ def rules(registry: Registry = MEMBER) -> WorkerRules:
     ids = itertools.count(1)
     return WorkerRules(
         Snapshot(registry=registry.version, registry_digest=b"r" * 32),
+        WorkerTerms(heartbeat=20.0),
         site="alpha",
-        heartbeat=20.0,
         new_id=lambda: next(ids).to_bytes(16, "big"),
         dice=random.Random(1),
-        standing=Membership(ME, registry),
+        membership=Membership(ME, registry),
     )
 
 

@@ -194,7 +194,7 @@ def test_a_run_is_left_joined_and_withdrawn_with_everything_that_was_kept_of_it(
     assert {hub.next_message().core.kind, hub.next_message().core.kind} == {Kind.REPLY, Kind.UPDATE}
     own = tmp_path / "own"
     own.mkdir()
-    kept = workers[0]._training._own._path(RUN)
+    kept = workers[0]._parts.training._own._path(RUN)
     kept.write_bytes(b"what the site keeps to itself")
     assert hub.run_order("run.withdraw", run=RUN).reason == "run_goes_on"
     assert hub.run_order("run.leave", run=RUN).ok
