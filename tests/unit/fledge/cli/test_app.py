@@ -19,22 +19,10 @@ from fledge.federation import new_federation
 from fledge.process import log
 from fledge.runs.init_run import init_run
 from protocol.errors import ConfigError, DiskFull, Fenced, FledgeError, Missing, Untrusted
+from tests.support.command_line import fledge
 from tests.support.kits import Kits
 
 TRAINER = "fledge.demo.task:trainer"
-
-
-def fledge(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "fledge.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **environment},
-        timeout=120,
-    )
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:

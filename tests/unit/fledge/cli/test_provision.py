@@ -16,6 +16,7 @@ from deploy.keyfiles import read_identity
 from fledge.cli.provision import _secret, register
 from protocol.errors import ConfigError
 from protocol.registry import Registry, open_registry
+from tests.support import command_line
 
 PASSWORD = re.compile(r"\b[2-9a-z]{5}(?:-[2-9a-z]{5}){4}\b")
 CODE = re.compile(r"shown only now: ([2-9a-z]{5}(?:-[2-9a-z]{5}){3})$", re.MULTILINE)
@@ -25,16 +26,7 @@ PROJECT = "name: clinics\naggregator: {org: centre, address: hub.example}\nsites
 
 def fledge(*arguments: str | Path, cwd: Path, rc: int = 0, **environment: str) -> str:
     """Run the command line as a user does: what it prints, or its one line of complaint."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fledge.cli", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4]), "NO_COLOR": "1", **environment},
-        timeout=60,
-    )
+    done = command_line.fledge(*arguments, cwd=cwd, **environment)
     assert done.returncode == rc, done.stderr
     if rc == 0:
         assert done.stderr == ""

@@ -1,0 +1,31 @@
+"""The command line `fledge`, run as its program runs it, but in this process, whose libraries are loaded already."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+from fledge.cli import main
+
+
+def fledge(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What a user gets to see, and the exit code; nobody sits at the keyboard."""
+    command = ["fledge", *map(str, arguments)]
+    surroundings = {"NO_COLOR": "1", "COLUMNS": "200", **environment}
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.chdir(cwd or Path.cwd()),
+        Path(os.devnull).open(encoding="utf-8") as nobody,
+        patch.dict(os.environ, surroundings),
+        patch.multiple(sys, argv=command, path=list(sys.path), stdin=nobody, stdout=out, stderr=err),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
