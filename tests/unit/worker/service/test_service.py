@@ -207,7 +207,7 @@ def test_a_newer_registry_is_taken_over_from_the_head(
         assert centre.next_message().core.version == 1
         stop(worker)
     assert [log["version"] for log in logs if log["event"] == "registry.changed"] == [centre.registry.version]
-    assert centre.worker(tmp_path, trainer)._reader.registry == centre.registry
+    assert centre.worker(tmp_path, trainer)._reader().registry == centre.registry
 
 
 def test_signs_of_life_reach_the_aggregator(
