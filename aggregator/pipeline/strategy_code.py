@@ -63,6 +63,11 @@ class StrategyCode:
                 file.write(code)
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except OSError as error:
             raise StateError(f"{path}: {error.strerror or error}; the run's strategy could not be kept") from error
 

@@ -14,10 +14,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.api.trainer import Control, EvaluationResult
-from worker.api.weights import Weights as StreamedWeights
+from fledge import Control, EvaluationResult
+from fledge import Weights as StreamedWeights
+from fledge.trainers.numpy import NumpyTrainer
 from worker.trainers.initial import spec_and_payload
-from worker.trainers.numpy import NumpyTrainer
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]

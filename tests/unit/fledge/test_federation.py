@@ -9,7 +9,7 @@ import pytest
 from aggregator.config import AggregatorConfig
 from broker.runtime.settings import read_toml
 from deploy.keyfiles import read_identity
-from fledge.bootstrap import open_worker
+from fledge.bootstrap import open_aggregator, open_worker
 from fledge.connections import broker_url, store_url
 from fledge.doctor.place import read_kit
 from fledge.federation import AGGREGATOR_TOML, ROOT_KEYS, WORKER_TOML, new_federation
@@ -17,6 +17,7 @@ from fledge.operator.config import OperatorConfig
 from protocol.errors import ConfigError, Untrusted
 from protocol.keys import Role
 from protocol.registry import open_registry
+from tests.support.packages import install
 from worker.config import read_config
 
 SITES = ["alpha", "beta-2"]
@@ -135,6 +136,38 @@ def test_a_federation_that_cannot_work_is_refused_before_anything_is_written(
         found(tmp_path / "f", **changes)
     assert "hunter2" not in str(refused.value)
     assert not (tmp_path / "f").exists()
+
+
+VAULT = """
+from fledge import ConfigError, Scheme
+
+class Vault(Scheme):
+    def check(self, url, *, insecure):
+        if "shelf" not in url:
+            raise ConfigError("a vault's URL names a shelf")
+
+    def open(self, url, connection):
+        raise ConfigError(f"{connection.name} brings {connection.tls and connection.tls.ca} to {url}")
+"""
+
+
+def test_brokers_and_stores_of_packages_are_checked_get_their_logins_and_the_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = {"fledge.transports": {"vault": "vaults:Vault"}, "fledge.stores": {"vault": "vaults:Vault"}}
+    install(tmp_path, monkeypatch, "vaults", {"vaults": VAULT}, groups)
+    with pytest.raises(ConfigError, match="names a shelf"):
+        found(tmp_path / "f", store="vault://me:hunter2@here")
+    broker, store = "vault://me:hunter2@shelf/1", "vault://us:hunter3@shelf/2"
+    directory = found(tmp_path / "f", broker=broker, store=store)
+    path = directory / AGGREGATOR_TOML
+    assert "hunter" not in path.read_text()
+    config = read_toml(path, AggregatorConfig)
+    assert (broker_url(config, directory), store_url(config, directory, {})) == (broker, store)
+    path.write_text(path.read_text() + '[tls]\nca = "ca.pem"\ncert = "own.pem"\nkey = "own.key"\n')
+    certificate = directory / "ca.pem"
+    with pytest.raises(ConfigError, match=f"aggregator brings {certificate} to {broker}"), open_aggregator(path):
+        pass
 
 
 def test_keys_are_never_overwritten(tmp_path: Path) -> None:

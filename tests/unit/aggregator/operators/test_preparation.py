@@ -150,6 +150,11 @@ def test_a_run_outlives_its_aggregator_with_everything_that_was_ordered(hub: Hub
         ({"config": b'name = "x"\ntask = ' + b"[" * 20_000 + b"]" * 20_000}, "not valid TOML"),
         ({"model": payload(SMALL, ZERO, update=False) + bytes(4)}, "not what its specification"),
         ({"model": payload(SMALL, ZERO | {"bias": np.full(3, np.nan, np.float32)}, update=False)}, "not finite"),
+        (
+            {"config": b'name = "x"\n[strategy]\nname = "median:Median"', "archive": code()},
+            f'adds "{hashlib.sha256(code()).hexdigest()}" to allow_strategy_code in aggregator.toml',
+        ),
+        ({"config": b'name = "x"\n[strategy]\nname = "median:Median"'}, "the run brings no code"),
         ({"spec": 3}, "specification"),
         ({"code": 7}, "specification"),
     ],
