@@ -80,6 +80,16 @@ def audit_run(config: Path, run: str) -> Iterator[ReportLine]:
             yield ReportLine(f"{kept.run.newest()} versions: the ledger and every weight add up")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Otherwise:
+    """How a version would have been made, had the run been another; as it is, unless one of the two is given."""
+
+    without: Collection[str] = ()
+    """Sites that are left out."""
+    strategy: str | None = None
+    """The strategy's name, instead of the run's."""
+
+
 def export_run(
     config: Path,
     run: str,
@@ -87,24 +97,25 @@ def export_run(
     *,
     version: int | None = None,
     released: bool = True,
-    without: Collection[str] = (),
-    strategy: str | None = None,
+    otherwise: Otherwise | None = None,
 ) -> Exported:
     """Write a version as a file that the safetensors library opens; the newest by default.
 
     Args:
         released: the average over versions where the run keeps one, not the raw version.
-        without: sites to leave out; with it, or with `strategy`, the version is rebuilt first.
+        otherwise: what is to be different; the version is rebuilt first.
 
     Raises:
         StateError: there is no such run or version, or the file exists already.
     """
     with open_kept(read_centre(config), run_name(run)) as kept:
         number = kept.run.newest() if version is None else version
-        if not without and strategy is None:
+        if otherwise is None or otherwise == Otherwise():
             model = released_records(kept, number, released=released)
         else:
-            model = _replay(kept).model(number, _what_if(kept, without, strategy), released=released)
+            model = _replay(kept).model(
+                number, _what_if(kept, otherwise.without, otherwise.strategy), released=released
+            )
         return Exported(number, write_file(out, model))
 
 

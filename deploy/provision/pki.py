@@ -72,7 +72,8 @@ def new_authority(federation: str, now: datetime) -> Authority:
 def issue_client(authority: Authority, name: str, public_key: bytes, *, days: int, now: datetime) -> bytes:
     """The certificate (PEM) by which a participant connects; RabbitMQ takes its common name as the user."""
     alternatives: list[x509.GeneralName] = [x509.DNSName(name)]
-    return _issue(authority, name, public_key, alternatives, ExtendedKeyUsageOID.CLIENT_AUTH, days, now)
+    subject = _Subject(name, public_key, alternatives, ExtendedKeyUsageOID.CLIENT_AUTH)
+    return _issue(authority, subject, days, now)
 
 
 def issue_server(
@@ -84,7 +85,8 @@ def issue_server(
         name: the common name; only shown. It must not be a participant's.
     """
     alternatives = list(dict.fromkeys(_host(host) for host in hosts))
-    return _issue(authority, name, public_key, alternatives, ExtendedKeyUsageOID.SERVER_AUTH, days, now)
+    subject = _Subject(name, public_key, alternatives, ExtendedKeyUsageOID.SERVER_AUTH)
+    return _issue(authority, subject, days, now)
 
 
 def renew(authority: Authority, certificate: bytes, *, days: int, now: datetime) -> bytes:
@@ -93,7 +95,8 @@ def renew(authority: Authority, certificate: bytes, *, days: int, now: datetime)
     name = common_name(certificate)
     use = old.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     alternatives = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return _issue(authority, name, _public(old.public_key()), list(alternatives), next(iter(use)), days, now)
+    subject = _Subject(name, _public(old.public_key()), list(alternatives), next(iter(use)))
+    return _issue(authority, subject, days, now)
 
 
 def signing_request(name: str, key: bytes) -> bytes:
@@ -168,28 +171,30 @@ def check_dates(certificate: bytes, now: datetime) -> None:
         )
 
 
-def _issue(
-    authority: Authority,
-    name: str,
-    public: bytes,
-    alternatives: Sequence[x509.GeneralName],
-    use: x509.ObjectIdentifier,
-    days: int,
-    now: datetime,
-) -> bytes:
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """Whom a certificate is for, and as what."""
+
+    name: str
+    public: bytes
+    alternatives: Sequence[x509.GeneralName]
+    use: x509.ObjectIdentifier
+
+
+def _issue(authority: Authority, subject: _Subject, days: int, now: datetime) -> bytes:
     issuer, key = _read(authority.certificate), _private(authority.key)
     usage = x509.KeyUsage(
         digital_signature=True,
         **dict.fromkeys(("key_cert_sign", "crl_sign", "content_commitment", "key_encipherment"), False),
         **dict.fromkeys(("data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False),
     )
-    builder = _builder(_named(name), issuer.subject, _load_public(public), now, days)
+    builder = _builder(_named(subject.name), issuer.subject, _load_public(subject.public), now, days)
     above = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage, critical=True)
-        .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([subject.use]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(subject.alternatives), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(above), critical=False)
         .sign(key, hashes.SHA256())
         .public_bytes(Encoding.PEM)

@@ -276,9 +276,8 @@ def export(
     """Write a version of the model, as it is or as it would have been, as a plain safetensors file."""
     from fledge import history
 
-    done = history.export_run(
-        config, run, out, version=number, released=not raw, without=without or (), strategy=strategy
-    )
+    otherwise = history.Otherwise(without=tuple(without or ()), strategy=strategy)
+    done = history.export_run(config, run, out, version=number, released=not raw, otherwise=otherwise)
     typer.echo(f"{out}: version {done.version}, {done.size} bytes")
 
 

@@ -37,12 +37,7 @@ def infer(
         task = bars.add_task("inferring", total=None)
         done = inference.infer(
             at(config, kit),
-            run,
-            model,
-            images,
-            output,
-            bundle=bundle,
-            device=device,
+            inference.InferenceRequest(run, model, images, output, bundle, device),
             progress=lambda count, total: bars.update(task, completed=count, total=total or None),
         )
     where = "the bundle's own list" if done.own_list else f"all images in {images}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from aggregator.config import RunConfig, StrategyConfig
 from fledge.demo import task
-from fledge.demo.stage import RUN, Cast, Course, Stage
+from fledge.demo.stage import RUN, Cast, Course, Stage, Until
 from fledge.demo.view import Watch
 from fledge.federation import AGGREGATOR_TOML
 from fledge.history import export_run
@@ -167,7 +167,7 @@ def _asynchronous(directory: Path, cast: Cast, console: Console) -> tuple[Course
 
     title = "asynchronous (fedbuff): every hospital trains at its own pace, nobody waits"
     limit = PATIENCE * fastest
-    course = _watched(directory / ASYNCHRONOUS, cast, RunConfig(name=RUN), title, console, over, limit)
+    course = _watched(directory / ASYNCHRONOUS, cast, RunConfig(name=RUN), title, console, Until(over, limit))
     reached = course.reached(GOAL)
     if reached is None:
         best = max((point.accuracy for point in course.points), default=0.0)
@@ -185,22 +185,14 @@ def _synchronous(directory: Path, cast: Cast, console: Console, asynchronous_s: 
     chosen = StrategyConfig(name="fedavg")
     settings = RunConfig(name=RUN, strategy=chosen, min_sites=len(cast.seconds), release_decay=0.0)
     title = f"synchronous (fedavg): every version waits for the slowest hospital; stopped after {limit:.0f} s"
-    return _watched(directory / "synchronous", cast, settings, title, console, over, limit).reached(GOAL)
+    return _watched(directory / "synchronous", cast, settings, title, console, Until(over, limit)).reached(GOAL)
 
 
-def _watched(
-    directory: Path,
-    cast: Cast,
-    settings: RunConfig,
-    title: str,
-    console: Console,
-    over: Callable[[Course, float], bool],
-    limit: float,
-) -> Course:
+def _watched(directory: Path, cast: Cast, settings: RunConfig, title: str, console: Console, until: Until) -> Course:
     data = task.digits(cast.seed, len(cast.seconds))
     sizes = [len(own.labels) for own in data.hospitals]
     view = Watch(console, title, GOAL, list(zip(cast.seconds, sizes, cast.seconds.values(), strict=True)))
-    stage = Stage(directory, cast, settings, view, over, limit)
+    stage = Stage(directory, cast, settings, view, until)
     console.print()
     stage.prepare()
     with view:

@@ -84,26 +84,26 @@ class Course:
         return next((point.seconds for point in self.points if point.accuracy >= goal), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Until:
+    """When a training ends."""
+
+    done: Callable[[Course, float], bool]
+    """Asked after every measurement, with the seconds so far."""
+    limit: float
+    """Seconds after which it ends in any case."""
+
+
 class Stage:
     """A federation in a directory of its own, from founding to stopping."""
 
-    def __init__(
-        self,
-        directory: Path,
-        cast: Cast,
-        settings: RunConfig,
-        view: StageView,
-        done: Callable[[Course, float], bool],
-        limit: float,
-    ) -> None:
-        """`done` is asked after every measurement, with the seconds so far; `limit` (seconds) ends it in any case."""
+    def __init__(self, directory: Path, cast: Cast, settings: RunConfig, view: StageView, until: Until) -> None:
         self.directory = directory
         self.course = Course()
         self._cast = cast
         self._settings = settings
         self._view = view
-        self._done = done
-        self._limit = limit
+        self._until = until
         self._changed = threading.Condition()
         self._newest = 0
         self._over = False
@@ -209,14 +209,14 @@ class Stage:
                 measured = version
                 self.course.points.append(point)
                 self._view.measured(point)
-                if self._done(self.course, seconds):
+                if self._until.done(self.course, seconds):
                     return
         except FledgeError as error:
             self._finish(f"the training could not be watched: {error}")
 
     def _next_version(self, measured: int) -> int | None:
         """Wait for a version that is newer; None when the training is over."""
-        left = self._limit - (time.monotonic() - self._began)
+        left = self._until.limit - (time.monotonic() - self._began)
         with self._changed:
             self._changed.wait_for(lambda: self._over or self._newest > measured, min(left, _NOTHING_FOR_S))
             if self._over or left <= 0:

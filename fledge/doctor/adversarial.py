@@ -120,9 +120,10 @@ def _as_site(place: Place, pool: BoundedPool, url: S3Url, site: str, other: str)
         return [skipped("attack.credentials", "presigned", safe)]
     config = place.config
     store = S3Blobs(replace(url, deadline=CALL_S), insecure=config.insecure, proxy=config.proxy)
+    targets = store_attacks.Targets(bucket=url.bucket, federation=config.federation, site=site, other=other)
     try:
         tried = list(store_attacks.with_credentials(store, site, other, config.federation))
-        copies = list(store_attacks.own_copies(pool, store, bucket=url.bucket, site=site, other=other))
+        copies = list(store_attacks.own_copies(pool, store, targets))
     finally:
         store.close()
     found = [_summed("attack.credentials", [*tried, *copies], _POLICIES)]
@@ -140,10 +141,10 @@ def _as_hub(place: Place, pool: BoundedPool, url: S3Url, site: str, other: str, 
         return [skipped("attack.credentials", "at_sites", "whose rights are tried at each site")]
     up, down = signers
     try:
-        names = {"bucket": url.bucket, "site": site, "other": other, "federation": config.federation}
+        targets = store_attacks.Targets(bucket=url.bucket, federation=config.federation, site=site, other=other)
         urls = _summed(
             "attack.urls",
-            store_attacks.with_urls(pool, up, down, **names),
+            store_attacks.with_urls(pool, up, down, targets),
             "do not use signed URLs on this store: update it, or take another",
         )
         return [urls, _signers(list(store_attacks.of_signers(pool, up, down, site)), safe=urls.code == "ok")]

@@ -79,7 +79,7 @@ def read_line(place: Place, environ: Mapping[str, str]) -> DoctorTargets:
     if urlsplit(config.broker).scheme in ("amqp", "amqps"):
         try:
             amqp = parse_amqp_url(broker_url(config, place.base), tls)
-            broker = _way("broker", amqp.host, amqp.port, amqp.tls, amqp.files, place, environ), amqp
+            broker = _way(_server("broker", amqp.host, amqp.port, amqp.tls), amqp.files, place, environ), amqp
         except ConfigError as error:
             findings.append(bad("files.broker", "url", str(error), "take the line from the kit again"))
     else:
@@ -87,7 +87,7 @@ def read_line(place: Place, environ: Mapping[str, str]) -> DoctorTargets:
     if urlsplit(place.store).scheme in ("s3", "s3s"):
         try:
             s3 = parse_s3_url(_signed_in(place, environ), tls, environ=environ)
-            store = _way("store", s3.host, s3.port, s3.encrypted, s3.files, place, environ), s3
+            store = _way(_server("store", s3.host, s3.port, s3.encrypted), s3.files, place, environ), s3
         except ConfigError as error:
             findings.append(bad("files.store", "url", str(error), "take it from the kit again"))
     elif place.store:
@@ -122,14 +122,15 @@ def _signed_in(place: Place, environ: Mapping[str, str]) -> str:
     return store_url(place.config, place.base, environ)
 
 
-def _way(name: str, host: str, port: int, encrypted: bool, tls: Tls, place: Place, environ: Mapping[str, str]) -> Way:
-    config = place.config
-    check_plain(f"{name} {host}", host, encrypted=encrypted, insecure=config.insecure)
-    return Way(
-        server=Server(name=name, host=host, port=port, encrypted=encrypted, purpose=_WHY[name]),
-        tls=tls,
-        proxy=proxy_for(host, port, encrypted=encrypted, explicit=config.proxy, environ=environ),
-    )
+def _server(name: str, host: str, port: int, encrypted: bool) -> Server:
+    return Server(name=name, host=host, port=port, encrypted=encrypted, purpose=_WHY[name])
+
+
+def _way(server: Server, tls: Tls, place: Place, environ: Mapping[str, str]) -> Way:
+    config, host, encrypted = place.config, server.host, server.encrypted
+    check_plain(f"{server.name} {host}", host, encrypted=encrypted, insecure=config.insecure)
+    proxy = proxy_for(host, server.port, encrypted=encrypted, explicit=config.proxy, environ=environ)
+    return Way(server=server, tls=tls, proxy=proxy)
 
 
 def _store(place: Place, way: Way, url: S3Url, identity: Identity | None) -> list[Finding]:
@@ -138,14 +139,4 @@ def _store(place: Place, way: Way, url: S3Url, identity: Identity | None) -> lis
         return found
     if presigned(place):
         return [*found, skipped("store.read", "presigned", "the aggregator signs each request when it is asked")]
-    config = place.config
-    rights = check_store_rights(
-        url,
-        way.server,
-        role=place.role,
-        name=identity.name,
-        federation=config.federation,
-        insecure=config.insecure,
-        proxy=config.proxy,
-    )
-    return [*found, *rights]
+    return [*found, *check_store_rights(url, way.server, place, identity.name)]

@@ -16,7 +16,7 @@ from broker.blobs.s3.http import BoundedPool
 from broker.blobs.s3.presigned import PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
 from broker.blobs.s3.url import parse_s3_url
-from fledge.doctor.checks.store_attacks import AttackOutcome, of_signers, with_urls, without_signature
+from fledge.doctor.checks.store_attacks import AttackOutcome, Targets, of_signers, with_urls, without_signature
 from protocol.errors import Missing
 from protocol.messages import Grant, Request
 from protocol.topology import head_key
@@ -176,11 +176,12 @@ def test_the_signers_can_do_nothing_but_what_they_sign(hub: Hub, anybody: Caller
 
 def test_every_attack_of_the_doctor_on_urls_is_refused(hub: Hub, seaweed: SeaweedServer) -> None:
     url = parse_s3_url(seaweed.federation.url("aggregator"), environ={})
+    targets = Targets(bucket=BUCKET, federation=FEDERATION, site=SITE, other=OTHER)
     pool = BoundedPool(tls=url.files, proxy=None)
     try:
         tried = [
             *without_signature(pool, url, SITE),
-            *with_urls(pool, hub.up, hub.down, bucket=BUCKET, site=SITE, other=OTHER, federation=FEDERATION),
+            *with_urls(pool, hub.up, hub.down, targets),
             *of_signers(pool, hub.up, hub.down, SITE),
         ]
     finally:

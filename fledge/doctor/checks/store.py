@@ -17,6 +17,7 @@ from broker.blobs.s3.url import S3Url
 from fledge.doctor.checks.broker import refused_certificate
 from fledge.doctor.checks.network import Blocked, Way, walk
 from fledge.doctor.findings import Finding, Server, bad, good, skipped, warning
+from fledge.doctor.place import Place
 from protocol import limits
 from protocol.errors import ConfigError, Forbidden, StoreError
 from protocol.keys import Role
@@ -73,27 +74,25 @@ def check_clock(date: str, now: float) -> Finding:
     return good(check, words, number=round(skew, 1))
 
 
-def check_store_rights(
-    url: S3Url, server: Server, *, role: Role, name: str, federation: str, insecure: bool, proxy: str | None
-) -> list[Finding]:
+def check_store_rights(url: S3Url, server: Server, place: Place, name: str) -> list[Finding]:
     """Get the head, and put one small object where what is our own goes; operators may not get heads."""
     try:
-        store = S3Blobs(replace(url, deadline=CALL_S), insecure=insecure, proxy=proxy)
+        store = S3Blobs(replace(url, deadline=CALL_S), insecure=place.config.insecure, proxy=place.config.proxy)
     except ConfigError as error:
         advice = "take credentials.toml from the kit again"
         return [bad("store.credentials", "missing", str(error), advice, server=server)]
     found: list[Finding] = []
     probe, check = hashlib.sha256(PROBE).hexdigest(), "store.read"
     try:
-        if role != Role.OPERATOR:
-            head = store.get_head(check_head(federation), limits.STORED_RECORD)
+        if place.role != Role.OPERATOR:
+            head = store.get_head(check_head(place.config.federation), limits.STORED_RECORD)
             words = "the federation's head can be read" if head else "allowed; the aggregator has published no head yet"
             found.append(good(check, words))
         check = "store.write"
-        if role == Role.SITE:
+        if place.role == Role.SITE:
             store.put(update_chunk(name, probe), PROBE)
             found.append(good(check, "objects can be put where our updates go"))
-        elif role == Role.OPERATOR:
+        elif place.role == Role.OPERATOR:
             store.put(bundle_key(name, probe), PROBE)
             found.append(good(check, "objects can be put where our runs go"))
     except StoreError as error:

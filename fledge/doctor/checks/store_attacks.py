@@ -48,6 +48,16 @@ class Attack:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What is attacked: a federation's bucket, as one of its sites, for another one's objects."""
+
+    bucket: str
+    federation: str
+    site: str
+    other: str
+
+
 def without_signature(pool: BoundedPool, url: S3Url, site: str) -> Iterator[Attack]:
     """As a client without credentials; some servers let every client in until keys are set."""
     yield _sent(pool, "list the bucket without a signature", "GET", f"{url.http}?list-type=2")
@@ -73,16 +83,15 @@ def with_credentials(store: S3Blobs, site: str, other: str, federation: str) -> 
         yield _called(f"delete {key.rpartition('/')[0]}/…", partial(store.delete, key))
 
 
-def with_urls(
-    pool: BoundedPool, up: Signer, down: Signer, *, bucket: str, site: str, other: str, federation: str
-) -> Iterator[Attack]:
+def with_urls(pool: BoundedPool, up: Signer, down: Signer, targets: Targets) -> Iterator[Attack]:
     """As a site that was granted URLs: each is good for one method, one object and a while, and reads nothing else."""
+    site = targets.site
     put, get = up.presign_put(update_chunk(site, _NAME), 300), down.presign_get(model_chunk(_nobodys()), 300)
     for method in ("GET", "DELETE", "POST"):
         yield _sent(pool, f"use an upload URL to {method}", method, put, body=b"" if method == "POST" else None)
     for method in ("PUT", "DELETE"):
         yield _sent(pool, f"use a download URL to {method}", method, get, body=_BODY if method == "PUT" else None)
-    elsewhere = put.replace(f"/up/{site}/", f"/up/{other}/", 1)
+    elsewhere = put.replace(f"/up/{site}/", f"/up/{targets.other}/", 1)
     yield _sent(pool, "use an upload URL for another site's prefix", "PUT", elsewhere, body=_BODY)
     elsewhere = get.replace("/models/", "/state/", 1)
     yield _sent(pool, "use a download URL for another object", "GET", elsewhere)
@@ -90,24 +99,24 @@ def with_urls(
     yield _sent(pool, "use an upload URL that has expired", "PUT", old, body=_BODY)
     old = down.presign_get(model_chunk(_nobodys()), 60, at=time.time() - _LONG_AGO_S)
     yield _sent(pool, "use a download URL that has expired", "GET", old)
-    yield from copies(pool, up, bucket=bucket, site=site, federation=federation)
+    yield from copies(pool, up, targets)
 
 
-def copies(pool: BoundedPool, up: Signer, *, bucket: str, site: str, federation: str) -> Iterator[Attack]:
+def copies(pool: BoundedPool, up: Signer, targets: Targets) -> Iterator[Attack]:
     """Have an upload URL copy something else: a header that is not signed is enough on some servers."""
-    for source in (state_chunk(_nobodys()), model_chunk(_nobodys()), head_key(federation)):
-        yield _copied(pool, up, f"read {source.partition('/')[0]}/… by an upload URL that copies", bucket, site, source)
+    for source in (state_chunk(_nobodys()), model_chunk(_nobodys()), head_key(targets.federation)):
+        yield _copied(pool, up, f"read {source.partition('/')[0]}/… by an upload URL that copies", targets, source)
 
 
-def own_copies(pool: BoundedPool, own: Signer, *, bucket: str, site: str, other: str) -> Iterator[Attack]:
+def own_copies(pool: BoundedPool, own: Signer, targets: Targets) -> Iterator[Attack]:
     """Have a site's own credentials copy what they may not read to where they may put."""
-    for source in (state_chunk(_nobodys()), update_chunk(other, _nobodys())):
-        yield _copied(pool, own, f"copy {source.rpartition('/')[0]}/… to up/{site}/…", bucket, site, source)
+    for source in (state_chunk(_nobodys()), update_chunk(targets.other, _nobodys())):
+        yield _copied(pool, own, f"copy {source.rpartition('/')[0]}/… to up/{targets.site}/…", targets, source)
 
 
-def _copied(pool: BoundedPool, signer: Signer, what: str, bucket: str, site: str, source: str) -> Attack:
-    url = signer.presign_put(update_chunk(site, _NAME), 300)
-    return _sent(pool, what, "PUT", url, body=b"", headers={"x-amz-copy-source": f"/{bucket}/{source}"}, copy=True)
+def _copied(pool: BoundedPool, signer: Signer, what: str, targets: Targets, source: str) -> Attack:
+    url = signer.presign_put(update_chunk(targets.site, _NAME), 300)
+    return _sent(pool, what, "PUT", url, body=b"", copied=f"/{targets.bucket}/{source}")
 
 
 def of_signers(pool: BoundedPool, up: Signer, down: Signer, site: str) -> Iterator[Attack]:
@@ -125,18 +134,21 @@ def _sent(
     url: str,
     *,
     body: bytes | None = None,
-    headers: dict[str, str] | None = None,
-    copy: bool = False,
+    copied: str | None = None,
 ) -> Attack:
-    """Send one request; its URL, by which any reader could do the same, is not repeated in what is returned."""
-    length = {} if body is None else {"Content-Length": str(len(body))}
+    """Send one request, or ask the store to copy the object `copied` there.
+
+    Its URL, by which any reader could do the same, is not repeated in what is returned.
+    """
+    headers = {} if body is None else {"Content-Length": str(len(body))}
+    headers |= {} if copied is None else {"x-amz-copy-source": copied}
     try:
         with pool.until(time.monotonic() + CALL_S):
-            answer = pool.urlopen(method, url, body=body, headers={**length, **(headers or {})})
-            copied = b"CopyObjectResult" in answer.data if copy else True
+            answer = pool.urlopen(method, url, body=body, headers=headers)
+            done = copied is None or b"CopyObjectResult" in answer.data
     except (HTTPError, OSError) as error:
         return Attack(what=what, outcome=AttackOutcome.UNCLEAR, detail=type(error).__name__)
-    return Attack(what=what, outcome=_judge(answer.status, copied), detail=str(answer.status))
+    return Attack(what=what, outcome=_judge(answer.status, done), detail=str(answer.status))
 
 
 def _judge(status: int, copied: bool) -> AttackOutcome:

@@ -36,6 +36,7 @@ from fledge.doctor.checks.store import SKEW_S, check_clock
 from fledge.doctor.checks.store_attacks import (
     Attack,
     AttackOutcome,
+    Targets,
     copies,
     own_copies,
     with_credentials,
@@ -298,6 +299,9 @@ def test_nothing_is_both_needed_and_forbidden(role: Role, name: str) -> None:
     assert {attempt.operation.what for attempt in needed(mine)} >= {f"queue {queue}" for queue in mine.reads}
 
 
+TARGETS = Targets(bucket="fl0", federation="fl", site="site-a", other="site-b")
+
+
 class Answers(BaseHTTPRequestHandler):
     """A store that answers every request as its server was told."""
 
@@ -348,8 +352,8 @@ def test_a_store_that_refuses_everything_passes() -> None:
     with store(refuse) as (pool, url, blobs):
         assert outcomes(without_signature(pool, url, "site-a")) == {AttackOutcome.REFUSED}
         assert outcomes(with_credentials(blobs, "site-a", "site-b", "fl")) == {AttackOutcome.REFUSED}
-        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {AttackOutcome.REFUSED}
-        assert outcomes(own_copies(pool, blobs, bucket="fl0", site="site-a", other="site-b")) == {AttackOutcome.REFUSED}
+        assert outcomes(copies(pool, blobs, TARGETS)) == {AttackOutcome.REFUSED}
+        assert outcomes(own_copies(pool, blobs, TARGETS)) == {AttackOutcome.REFUSED}
 
 
 def test_a_store_that_says_there_is_no_such_object_let_us_ask() -> None:
@@ -365,13 +369,13 @@ def test_a_store_that_copies_for_a_header_nobody_signed_is_found_out() -> None:
         return 200, b"<CopyObjectResult/>" if source else b""
 
     with store(copies_along) as (pool, _, blobs):
-        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {AttackOutcome.WORKED}
-        assert outcomes(own_copies(pool, blobs, bucket="fl0", site="site-a", other="site-b")) == {AttackOutcome.WORKED}
+        assert outcomes(copies(pool, blobs, TARGETS)) == {AttackOutcome.WORKED}
+        assert outcomes(own_copies(pool, blobs, TARGETS)) == {AttackOutcome.WORKED}
 
 
 def test_a_store_that_ignores_the_header_copies_nothing() -> None:
     with store(lambda *_: (200, b"")) as (pool, _, blobs):
-        assert outcomes(copies(pool, blobs, bucket="fl0", site="site-a", federation="fl")) == {AttackOutcome.REFUSED}
+        assert outcomes(copies(pool, blobs, TARGETS)) == {AttackOutcome.REFUSED}
 
 
 def test_an_answer_that_says_nothing_is_not_taken_for_a_refusal() -> None:
