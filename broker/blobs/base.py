@@ -1,4 +1,4 @@
-"""The blob-store contract: write-once objects and one mutable head per federation, and `open_blobs` by URL."""
+"""The blob-store contract: write-once objects and one mutable head per federation."""
 
 from __future__ import annotations
 

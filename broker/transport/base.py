@@ -1,4 +1,4 @@
-"""The transport contract: what every way of moving messages must keep, and `open_transport` by URL."""
+"""The transport contract: what every way of moving messages must keep."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from protocol.errors import TooLarge
 from protocol.topology import Topology
 
 Handler = Callable[["Delivery"], None]
+"""Takes a delivery, and settles it or passes it on."""
 Verb = Literal["ack", "retry", "dead_letter"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -33,6 +34,14 @@ def test_type_checkers_see_the_same_names_as_programs() -> None:
         (alias.name, node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert seen == {(name, module) for module, names in fledge._NAMES.items() for name in names}
+
+
+def test_every_public_name_is_documented_and_listed_in_the_document() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`(\w+)`", page[page.index("## All names") :])) - {"fledge"}
+    assert listed == set(fledge.__all__)
+    aliases = {"Handler", "Span"}
+    assert all(getattr(fledge, name).__doc__ for name in listed - aliases)
 
 
 def test_an_unknown_name_is_told_what_there_is() -> None:
