@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.checks import violations
-from tests.e2e.program import Program
 from tests.e2e.rig import Rig
 from tests.support.fault_proxy import FaultProxy
 from tests.support.rabbit import RabbitVhost
@@ -16,7 +15,7 @@ from tests.support.s3 import S3Server
 
 pytestmark = pytest.mark.servers
 
-AWAY_S = 8.0
+AWAY_S = 4.0
 LONG_AWAY_S = 60.0
 
 
@@ -29,14 +28,13 @@ def go_on_without(rig: Rig, proxy: FaultProxy, seconds: float, *, stalled: bool 
     else:
         proxy.refuse()
     back = time.monotonic() + seconds
-    # Training goes on: every site makes what it may make from the version it has.
-    rig.wait(lambda: time.monotonic() > back, "unreachable", seconds + 30)
-    more = {site: worker.count("training.done") - trained[site] for site, worker in rig.workers.items()}
-    if proxy is rig.s3_proxy:
-        # Who was told of a version that he has not read yet has to wait for the store.
-        assert any(more.values()), more
-    else:
-        assert all(more.values()), more
+    # Who was told of a version that he has not read yet has to wait for the store; else every site trains on.
+    enough = any if proxy is rig.s3_proxy else all
+
+    def trained_on() -> bool:
+        return enough(worker.count("training.done") > trained[site] for site, worker in rig.workers.items())
+
+    rig.wait(lambda: time.monotonic() > back and trained_on(), "nobody trains without the server", seconds + 30)
     version = rig.version
     if stalled:
         proxy.cut()
@@ -98,13 +96,8 @@ def test_a_training_of_three_heartbeat_timeouts_keeps_its_connection(
     """The broker closes a connection that is silent for a heartbeat timeout; here that is two seconds."""
     with Rig(tmp_path, rabbit_broker, s3_server, sites=("anna", "bert"), seconds=6.5, heartbeat=2) as rig:
         rig.start()
-        rig.wait(lambda: all(trained(worker) >= 2 for worker in rig.workers.values()), "two trainings each", 60)
+        rig.wait(lambda: all(worker.count("training.done") for worker in rig.workers.values()), "a training each", 60)
+        rig.wait_version(1)
         for worker in rig.workers.values():
             assert worker.count("broker.connected") == 2  # one to publish, one to consume, since the start
             assert worker.count("broker.lost") == 0
-        rig.wait_version(1)
-
-
-def trained(worker: Program) -> int:
-    """Trainings that are done."""
-    return worker.count("training.done")
