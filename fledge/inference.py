@@ -30,7 +30,7 @@ from worker.config import read_config, site_policy, trainer_home
 from worker.intake import ModelRecord, Reader, read_registry
 from worker.journal.journal import Journal
 from worker.pipeline.code_loader import CodeLoader
-from worker.pipeline.contribute import as_here
+from worker.pipeline.contribute import BaseVersion, as_here
 from worker.service.assembly import MODELS
 from worker.storage.code_store import CodeStore
 from worker.storage.kept_versions import KeptVersion, KeptVersions, chosen
@@ -119,8 +119,7 @@ class SiteModels:
         return as_here(
             keeps,
             kept.run,
-            spec,
-            lambda: self._blob(model.manifest, model.key),
+            BaseVersion(spec, lambda: self._blob(model.manifest, model.key)),
             self.settings.exclude,
             LocalTensors(self._state / "own", self._identity, self.settings.federation),
         )

@@ -70,6 +70,19 @@ class _Asked:
     said: dict[str, Answer] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KitAccess:
+    """What a console does with its kit's files."""
+
+    opened: Callable[[Console], AbstractContextManager[BlobStore]] | None = None
+    """Opens the store for a console, when it is needed."""
+    keep_registry: Callable[[bytes], None] = lambda record: None
+    """Is given newer signed registries."""
+    alone: Callable[[float], AbstractContextManager[object]] = nullcontext
+    """Held while a command is answered, for at most so many seconds' wait: an operator has one inbox, and two readers
+    would take each other's answers. By default nobody else reads it."""
+
+
 class Console:
     """Sends commands in one operator's name and collects the answers; one command at a time."""
 
@@ -80,29 +93,17 @@ class Console:
         root: bytes,
         registry: Registry,
         transport: Transport,
-        *,
-        opened: Callable[[Console], AbstractContextManager[BlobStore]] | None = None,
-        keep_registry: Callable[[bytes], None] = lambda record: None,
-        alone: Callable[[float], AbstractContextManager[object]] = nullcontext,
+        kit: KitAccess | None = None,
     ) -> None:
-        """Prepare; the transport stays the caller's to close.
-
-        Args:
-            opened: opens the store for this console, when it is needed.
-            keep_registry: is given newer signed registries.
-            alone: held while a command is answered, for at most so many seconds' wait: an operator has one inbox, and
-                two readers would take each other's answers. By default no other process reads it.
-        """
+        """Prepare; the transport stays the caller's to close."""
         self.name = identity.name
         self.registry = registry
         """The newest list of members known here."""
         self.identity = identity
         self.federation = federation
-        self._opened = opened
         self._root = root
         self._transport = transport
-        self._keep_registry = keep_registry
-        self._alone = alone
+        self._kit = kit or KitAccess()
         self._counter = 0
         self._changed = threading.Condition()
         self._asked: _Asked | None = None
@@ -114,9 +115,9 @@ class Console:
         Raises:
             ConfigError: this console has no way to it.
         """
-        if self._opened is None:
+        if self._kit.opened is None:
             raise ConfigError("this console has no way to the store; open it with a kit that names one")
-        return self._opened(self)
+        return self._kit.opened(self)
 
     def ask(
         self, command: str, arguments: Arguments, targets: Sequence[str] = (), timeout: float = 10.0
@@ -136,7 +137,7 @@ class Console:
         if bool(targets) != spec.at_sites:
             raise ConfigError(f"{command}: {'name at least one site' if spec.at_sites else 'this is not for sites'}")
         deadline = time.monotonic() + timeout
-        with self._alone(timeout):
+        with self._kit.alone(timeout):
             inbox = self._transport.consume(topology.inbox_queue(self.name), self._take)
             try:
                 return self._converse(spec, arguments, targets, deadline)
@@ -238,7 +239,7 @@ class Console:
         newest = open_registry(record, self._root, self.federation)
         if newest.version > self.registry.version:
             self.registry = newest
-            self._keep_registry(record)
+            self._kit.keep_registry(record)
 
     def _take(self, delivery: Delivery) -> None:
         """Keep an answer to what is being asked; everything else in the inbox is of the past."""

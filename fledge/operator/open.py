@@ -13,7 +13,7 @@ from broker.runtime.settings import given_urls, read_toml
 from deploy.keyfiles import read_bounded, read_identity, replace_private
 from fledge.connections import broker_of
 from fledge.operator.config import OPERATOR_TOML, OperatorConfig
-from fledge.operator.console import Console
+from fledge.operator.console import Console, KitAccess
 from fledge.operator.store import open_store
 from protocol.errors import ConfigError
 from protocol.keys import Role
@@ -62,13 +62,5 @@ def open_console(kit: Path) -> Iterator[Console]:
             replace_private(base / config.registry, newer)
 
     with broker_of(config, base, identity.name) as transport:
-        yield Console(
-            identity,
-            config.federation,
-            root,
-            registry,
-            transport,
-            opened=partial(open_store, config, base),
-            keep_registry=keep,
-            alone=alone,
-        )
+        access = KitAccess(opened=partial(open_store, config, base), keep_registry=keep, alone=alone)
+        yield Console(identity, config.federation, root, registry, transport, access)

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from broker.blobs.cache import CachedBlobs
 from deploy.keyfiles import write_identity
 from fledge.cli.app import app
-from fledge.inference import ABOUT, infer
+from fledge.inference import ABOUT, InferenceRequest, infer
 from fledge.runs.code_archive import load_code
 from fledge.runs.from_bundle import init_bundle_run
 from fledge.runs.init_run import load_genesis
@@ -219,7 +219,7 @@ def test_a_site_infers_with_its_runs_versions_as_the_bundle_does(
     assert {number: each.score for number, each in versions.items()} == {**scores, 2: None}
     winner = max(scores, key=lambda number: (scores[number], number))
     for model, version in (("best", winner), ("global", 2), ("0", 0)):
-        done = infer(hospital.kit / "worker.toml", RUN, model, hospital.data, tmp_path / model)
+        done = infer(hospital.kit / "worker.toml", InferenceRequest(RUN, model, hospital.data, tmp_path / model))
         assert (done.version, done.images, done.own_list) == (version, 3, True)
         alone(hospital, version, hospital.data, tmp_path / f"{model} alone")
         mine = written(tmp_path / model)
@@ -248,7 +248,7 @@ def test_what_the_site_keeps_to_itself_is_part_of_its_model(
     assert done.exit_code == 0, done.output
     assert "1 images (all images in" in done.output
     shutil.rmtree(hospital.state / "own")
-    infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "without")
+    infer(hospital.kit / "worker.toml", InferenceRequest(RUN, "global", loose, tmp_path / "without"))
     mine, without = written(tmp_path / "with own"), written(tmp_path / "without")
     assert mine.keys() == without.keys()
     assert len(mine) == 1
@@ -257,27 +257,27 @@ def test_what_the_site_keeps_to_itself_is_part_of_its_model(
     forged = KeptVersions(hospital.state / "models")
     forged.note(replace(forged.of(RUN)[0], version=5))
     with pytest.raises(Tampered, match="noted as version 5 of run run-1 is another one's record"):
-        infer(hospital.kit / "worker.toml", RUN, "5", loose, tmp_path / "out")
+        infer(hospital.kit / "worker.toml", InferenceRequest(RUN, "5", loose, tmp_path / "out"))
     (hospital.state / "models" / hashlib.sha256(RUN.encode()).hexdigest()[:32] / "0000000005.version").unlink()
     with pytest.raises(ConfigError, match="would lie among the images"):
-        infer(hospital.kit / "worker.toml", RUN, "0", loose, loose / "out")
+        infer(hospital.kit / "worker.toml", InferenceRequest(RUN, "0", loose, loose / "out"))
     with pytest.raises(ConfigError, match="there already"):
-        infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "without")
+        infer(hospital.kit / "worker.toml", InferenceRequest(RUN, "global", loose, tmp_path / "without"))
     with pytest.raises(ConfigError, match="does not hold version 7 of run run-1; it holds 0"):
-        infer(hospital.kit / "worker.toml", RUN, "7", loose, tmp_path / "out")
+        infer(hospital.kit / "worker.toml", InferenceRequest(RUN, "7", loose, tmp_path / "out"))
     (hospital.kit / "policy.toml").write_text(f'code = ["{"0" * 64}"]\n')
     with pytest.raises(ConfigError, match=hospital.digest.hex()):
-        infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "out")
+        infer(hospital.kit / "worker.toml", InferenceRequest(RUN, "global", loose, tmp_path / "out"))
     (hospital.kit / "policy.toml").unlink()
     for path in (chunks := list((hospital.state / "cache").iterdir())):
         path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises((StateError, WireError)):
-        infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "out")
+        infer(hospital.kit / "worker.toml", InferenceRequest(RUN, "global", loose, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     for path in chunks:
         path.unlink(missing_ok=True)
     with pytest.raises(StateError, match="no longer whole at this site"):
-        infer(hospital.kit / "worker.toml", RUN, "global", loose, tmp_path / "out")
+        infer(hospital.kit / "worker.toml", InferenceRequest(RUN, "global", loose, tmp_path / "out"))
     CodeStore(hospital.state / "code").forget(hospital.digest)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
