@@ -23,7 +23,7 @@ from broker.blobs.base import BlobStore
 from broker.blobs.memory import MemoryBlobs
 from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
-from fledge.operator.console import Answer, Console
+from fledge.operator.console import Answer, Console, KitAccess
 from protocol import limits, topology
 from protocol.codec import unpack
 from protocol.envelope import body, seal, typed_body, unlock, verify
@@ -155,13 +155,16 @@ class Hub(Bench):
         self.handlers: dict[str, Callable[[bytes], None]] = {}
         self.access = AdminAccess(cut_off=self.cut.append, depths=lambda: [("in.site-0", 3, 1)])
 
-    def console(self, identity: Identity | None = None, registry: Registry | None = None) -> Console:
+    def console(
+        self, identity: Identity | None = None, registry: Registry | None = None, kit: KitAccess | None = None
+    ) -> Console:
         return Console(
             identity or self.federation.operator,
             FEDERATION,
             self.federation.root_key,
             registry or self.federation.registry,
             MemoryTransport.named(self.network),
+            kit,
         )
 
     def obey(self, site: str, *, ok: bool = True) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from broker.blobs.base import BlobStore
 from fledge.cli.app import ctl as app
-from fledge.operator.console import Console
+from fledge.operator.console import Console, KitAccess
 from fledge.process import log
 from fledge.runs.init_run import init_run
 from fledge.runs.upload import pack
@@ -53,9 +53,7 @@ def ctl(hub: Hub, kit: Path, *words: object) -> list[dict[str, Any]]:
         def store(_: Console) -> Iterator[BlobStore]:
             yield hub.store
 
-        console = hub.console()
-        console._opened = store
-        yield console
+        yield hub.console(kit=KitAccess(opened=store))
 
     done = CliRunner().invoke(app, ["--kit", str(kit), *map(str, words), "--json"], obj=opened)
     assert done.exit_code == 0, (done.output, done.exception)
