@@ -8,12 +8,14 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import fledge
+from fledge.inference import SiteModels
 from protocol.errors import ConfigError
-from worker.config import trainer_digest, trainer_home
+from worker.config import WorkerConfig, trainer_digest, trainer_home
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAINERS = sorted(path.stem for path in (ROOT / "fledge" / "trainers").glob("[a-z]*.py"))
@@ -70,6 +72,20 @@ def test_a_trainer_of_the_sites_own_keeps_its_name(tmp_path: Path) -> None:
     assert trainer_home("mytask:trainer") == "mytask:trainer"
     with pytest.raises(ConfigError, match=r"fledge\.trainers\.nowhere"):
         trainer_digest("fledge.trainers.nowhere:trainer", tmp_path)
+
+
+@pytest.mark.parametrize("package", ["fledge", "worker"])
+def test_inference_finds_the_sites_own_bundle_by_either_name_of_its_trainer(package: str) -> None:
+    kit = {"federation": "f", "broker": "memory:", "store": "memory:", "root": "0" * 64}
+    trainer = f"{package}.trainers.monai_bundle:bundle_trainer"
+    models = object.__new__(SiteModels)  # what the site has fetched is of no concern here
+    models.settings = WorkerConfig.model_validate({**kit, "trainer": trainer, "options": {"bundle_root": "/srv/b"}})
+    version = SimpleNamespace(run="lungs", says=SimpleNamespace(bundle=None))
+    with models.bundle(version) as root:
+        assert root == Path("/srv/b")
+    models.settings = models.settings.model_copy(update={"trainer": "mytask:trainer"})
+    with pytest.raises(ConfigError, match="brings no bundle"), models.bundle(version):
+        pass
 
 
 @pytest.mark.parametrize("name", FORMER)
