@@ -42,7 +42,7 @@ def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, 
     from protocol.messages import Kind, Named
     from worker.api.filters import build
     from worker.api.trainer import Control
-    from worker.pipeline.contribute import contribute
+    from worker.pipeline.contribute import BaseVersion, Egress, UpdateOutput, contribute
     from worker.storage.spool import Spool
     from worker.trainers.monai_bundle import bundle_trainer
 
@@ -71,12 +71,10 @@ def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, 
     for _ in range(epochs):
         batch = spool.batch()
         contribute(
-            trainer=trainer,
-            spec=spec,
-            base=base,
-            filters=build([Named(name="clip", parameters={"norm": 1.0})]),
-            sealer=sealer(Kind.UPDATE, spec.update_length),
-            emit=batch.put,
+            trainer,
+            BaseVersion(spec, base),
+            Egress(filters=build([Named(name="clip", parameters={"norm": 1.0})])),
+            UpdateOutput(sealer(Kind.UPDATE, spec.update_length), batch.put),
             control=Control(run="r", version=0),
         )
         batch.sync()

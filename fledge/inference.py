@@ -150,7 +150,7 @@ class SiteModels:
                 deployed.put_away()
 
     def _blob(self, manifest: Manifest, key: ContentKey) -> Iterator[bytes]:
-        return read_blob(self._store, manifest, key, model_chunk)
+        return read_blob(self._store, key.reader(manifest), model_chunk)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from protocol.spec import ModelSpec
 from worker.api.filters import FilterChain
 from worker.api.trainer import Control, Trainer, training_seed
 from worker.api.weights import F32
-from worker.pipeline.contribute import contribute, evaluate
+from worker.pipeline.contribute import BaseVersion, Egress, UpdateOutput, contribute, evaluate
 from worker.trainers.initial import spec_and_payload
 
 _RUN = "rehearsal"
@@ -61,7 +61,8 @@ def _rehearse(
     trainer: Trainer, filters: FilterChain, exclude: Sequence[str], spec: ModelSpec, model: list[bytes], version: int
 ) -> Rehearsed:
     control = Control(run=_RUN, version=version, seed=training_seed(b"", _RUN, version, 1))
-    found = evaluate(trainer=trainer, spec=spec, base=lambda: iter(model), control=control, exclude=exclude)
+    base = BaseVersion(spec, lambda: iter(model))
+    found = evaluate(trainer, base, control=control, exclude=exclude)
     sealer = Sealer(
         Identity.generate("here", Role.SITE),
         Kind.UPDATE,
@@ -75,14 +76,11 @@ def _rehearse(
     chunks: list[bytes] = []
     began = time.monotonic()
     update, manifest = contribute(
-        trainer=trainer,
-        spec=spec,
-        base=lambda: iter(model),
-        filters=filters,
-        sealer=sealer,
-        emit=lambda _name, chunk: chunks.append(chunk),
+        trainer,
+        base,
+        Egress(filters=filters, exclude=exclude),
+        UpdateOutput(sealer, lambda _name, chunk: chunks.append(chunk)),
         control=control,
-        exclude=exclude,
     )
     sealing = max(0.0, time.monotonic() - began - update.seconds)
     squares = _add(spec, model, sealer.key.reader(manifest).read(split_chunks(manifest, chunks)))

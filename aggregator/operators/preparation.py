@@ -102,7 +102,7 @@ class Preparation:
             raise Malformed("the upload is shorter than it says", "truncated")
         config = parse_run(says.config).model_copy(update={"name": run})
         stream = read_blob(
-            self._store, manifest, key, partial(topology.bundle_key, command.operator), pool=records.pool
+            self._store, key.reader(manifest), partial(topology.bundle_key, command.operator), pool=records.pool
         )
         parts = _Parts(stream)
         code = parts.take(says.code)
@@ -116,7 +116,8 @@ class Preparation:
     def _taken_over(
         self, config: RunConfig, genesis: Genesis, records: Records, registry: Registry, code: bytes, operator: str
     ) -> NewRun:
-        return take_over(config, genesis, records, registry, code=code, operator=operator, strategies=self._strategies)
+        new = take_over(config, genesis, records, registry, code=code, strategies=self._strategies)
+        return replace(new, operator=operator)
 
     def _uploaded(self, command: CommandArrived) -> bytes:
         digest = str(command.arguments.get("record", ""))

@@ -20,7 +20,7 @@ from protocol import topology
 from protocol.codec import encode
 from protocol.errors import Tampered
 from protocol.keys import Role
-from protocol.messages import Kind, RunState, Version
+from protocol.messages import Kind, Version
 from protocol.registry import Registry, open_registry
 from protocol.spec import ModelSpec
 
@@ -100,15 +100,12 @@ def take_over(
     registry: Registry,
     *,
     code: bytes = b"",
-    operator: str = "",
-    state: RunState = RunState.CREATED,
     strategies: StrategyCode = NO_CODE,
 ) -> NewRun:
     """Publish version 0 like any version: chunks and records first, so that one transaction can make it count.
 
     Args:
         code: the zip archive that sites train with; empty: code of their own.
-        operator: who brought it.
         strategies: keeps the run's strategy, if it is in its code, and makes it.
 
     Raises:
@@ -143,8 +140,6 @@ def take_over(
         spec_record=spec_record,
         code_record=code_record,
         registry=registry.version,
-        operator=operator,
-        state=state,
     )
 
 

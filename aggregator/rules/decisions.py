@@ -25,7 +25,7 @@ class Decisions:
     ) -> None:
         """`awaited`: commands and sites whose replies are still to come."""
         self._row = last_row
-        self._new_id = new_id
+        self.new_id = new_id
         self._budget = LetterBudget(now)
         self._awaited: dict[tuple[bytes, str], None] = dict.fromkeys(awaited)
         self._writes: list[writes.Write] = []
@@ -113,9 +113,29 @@ class Decisions:
         version: int = 0,
         epoch: int = 0,
     ) -> None:
-        """The signed word on an update, for its site."""
-        row, id = self._next(), self._new_id()
-        self._writes.append(receipt(update, outcome, reason, row=row, id=id, version=version, epoch=epoch))
+        """The signed word on an update, for its site alone; `epoch` matters with `sequence_reused` only."""
+        row = self._next()
+        body = Receipt(
+            message=update.id,
+            epoch=update.epoch,
+            sequence=update.sequence,
+            outcome=outcome,
+            reason=reason,
+            highest_epoch=epoch,
+        )
+        self._writes.append(
+            writes.Send(
+                row=row,
+                id=self.new_id(),
+                exchange=topology.DIRECT,
+                key=update.site,
+                kind=Kind.RECEIPT,
+                body=body,
+                recipient=update.site,
+                run=update.run,
+                version=version,
+            )
+        )
         self._effects.append(effects.Publish(row=row))
 
     def finish(self, row: UpdateRow, state: UpdateState, reason: str, version: int = 0) -> None:
@@ -161,30 +181,6 @@ class LetterBudget:
             self._since = now
         self._counts[site] += 1
         return self._counts[site] <= _PER_SITE
-
-
-def receipt(
-    update: UpdateRow | UpdateNotice, outcome: Outcome, reason: str, *, row: int, id: bytes, version: int, epoch: int
-) -> writes.Send:
-    """The signed word on one update, for its site alone; `epoch` matters with `sequence_reused` only."""
-    return writes.Send(
-        row=row,
-        id=id,
-        exchange=topology.DIRECT,
-        key=update.site,
-        kind=Kind.RECEIPT,
-        body=Receipt(
-            message=update.id,
-            epoch=update.epoch,
-            sequence=update.sequence,
-            outcome=outcome,
-            reason=reason,
-            highest_epoch=epoch,
-        ),
-        recipient=update.site,
-        run=update.run,
-        version=version,
-    )
 
 
 def dead_letter(refused: events.DeliveryRefused, *, row: int) -> writes.SendRaw:

@@ -52,7 +52,6 @@ class AggregatorRules:
         self, runs: Mapping[str, RunRules], snapshot: Snapshot, *, new_id: Callable[[], bytes], now: float
     ) -> None:
         """`runs`: what is fixed about each run of the snapshot."""
-        self._new_id = new_id
         self._out = Decisions(snapshot.last_row, new_id, now, snapshot.awaited)
         self._outbox = list(snapshot.outbox)
         self._highest = snapshot.highest
@@ -68,15 +67,13 @@ class AggregatorRules:
         self._now = now
         self.runs: dict[str, Run] = {}
         """In the order they were made."""
-        self._heading = HeadNumbers(snapshot.head, self.runs, self._out, now)
+        self._heads = HeadNumbers(snapshot.head, self.runs, self._out, now)
         for name, remembered in snapshot.runs.items():
             self._add(runs[name], remembered)
 
     def _add(self, rules: RunRules, snapshot: RunSnapshot) -> None:
         self._taken.add(rules.run)
-        self.runs[rules.run] = self.machine(
-            rules, snapshot, self.registry, self._out, self._heading, new_id=self._new_id, now=self._now
-        )
+        self.runs[rules.run] = self.machine(rules, snapshot, self.registry, self._out, self._heads, self._now)
 
     # ---- the two calls of the loop
 
@@ -173,7 +170,7 @@ class AggregatorRules:
 
     def deadline(self) -> float | None:
         """When the next tick is due."""
-        return min([self._heading.due, *(run.deadline(self._now) for run in self.runs.values())])
+        return min([self._heads.due, *(run.deadline(self._now) for run in self.runs.values())])
 
     # ---- arriving updates
 
@@ -185,7 +182,7 @@ class AggregatorRules:
             self._out.finish(row, UpdateState.REJECTED, "wrong_run")
         for run in self._all():
             run.start()
-        self._heading.renew(self._now, announce=True)
+        self._heads.renew(self._now, announce=True)
 
     def _update_arrived(self, event: events.UpdateArrived) -> None:
         notice = event.notice
@@ -227,8 +224,8 @@ class AggregatorRules:
     def _tick(self) -> None:
         for run in self._all():
             run.tick()
-        if self._now >= self._heading.due:
-            self._heading.renew(self._now)
+        if self._now >= self._heads.due:
+            self._heads.renew(self._now)
 
     # ---- operators
 
@@ -320,7 +317,7 @@ class AggregatorRules:
         del self.runs[run]
         self._out.write(writes.DeleteRun(run=run))
         self._out.audit("run_deleted", {"run": run})
-        self._heading.renew(self._now, announce=True)
+        self._heads.renew(self._now, announce=True)
 
     def _promote(self, event: events.CommandArrived) -> None:
         channel = str(event.arguments["channel"])
@@ -355,7 +352,7 @@ class AggregatorRules:
         for run in self._all():
             run.follow(self.registry)
         if not self.runs:
-            self._heading.renew(self._now, announce=True)
+            self._heads.renew(self._now, announce=True)
 
     def _use_registry(self, registry: Registry) -> None:
         self._root_registry, self.registry = registry, self.commands.narrowed(registry)

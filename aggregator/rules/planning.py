@@ -7,6 +7,7 @@ same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from aggregator.domain.state import RunRules, UpdateRow
 from aggregator.strategy.base import Strategy, ema_decay
@@ -14,38 +15,44 @@ from aggregator.strategy.plan import Member, MergePlan
 from aggregator.strategy.weighting import SiteStatistics, clip_factor, example_weights
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanBase:
+    """What the next version rests on."""
+
+    version: int
+    digest: bytes
+    """Of the plaintext of that version."""
+    population: tuple[str, ...]
+    """The sites that are live."""
+    divisor: int
+    """What the weighted sum is divided by."""
+    registry: int
+    """Version of the registry that its record is wrapped for."""
+
+
 def next_plan(
     run: RunRules,
     rows: Sequence[UpdateRow],
+    base: PlanBase,
     *,
-    version: int,
-    parent: bytes,
-    population: tuple[str, ...],
-    divisor: int,
     standing: SiteStatistics,
     new_id: Callable[[], bytes],
-    registry: int,
 ) -> MergePlan:
-    """The plan of the version after `version` (whose plaintext digest is `parent`) from these updates, in their order.
-
-    Args:
-        population: the sites that are live.
-        registry: version of the registry its record is wrapped for.
-    """
-    chosen, number = run.strategy, version + 1
+    """The plan of the version after `base` from these updates, in their order."""
+    chosen, number = run.strategy, base.version + 1
     return MergePlan(
         run=run.run,
         version=number,
-        parent=parent,
+        parent=base.digest,
         strategy=chosen.name,
         parameters=run.parameters,
-        members=members(rows, version, chosen, standing, population),
-        population=population,
-        divisor=float(divisor),
+        members=members(rows, base.version, chosen, standing, base.population),
+        population=base.population,
+        divisor=float(base.divisor),
         rate=chosen.rate,
         release_decay=ema_decay(number, run.release_decay),
         ids=tuple(new_id() for _ in range(2 + len(chosen.state))),
-        registry=registry,
+        registry=base.registry,
     )
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 from aggregator.domain import effects, events, writes
@@ -34,9 +33,7 @@ class Run:
         snapshot: RunSnapshot,
         registry: Registry,
         out: Decisions,
-        heading: HeadNumbers,
-        *,
-        new_id: Callable[[], bytes],
+        heads: HeadNumbers,
         now: float,
     ) -> None:
         """`registry` is the one in force, without whom operators revoked."""
@@ -49,8 +46,7 @@ class Run:
         self._digest = snapshot.digest
         self._registry = registry
         self._out = out
-        self._heading = heading
-        self._new_id = new_id
+        self._heads = heads
         self._record_registry = snapshot.record_registry
         self._reissue_at = math.inf
         self._rows = {row.id: row for row in snapshot.rows}
@@ -227,13 +223,15 @@ class Run:
         self._merging = planning.next_plan(
             self.rules,
             [self._rows[member.id] for member in choice.members],
-            version=self.version,
-            parent=self._digest,
-            population=tuple(sorted(self._live())),
-            divisor=choice.divisor,
+            planning.PlanBase(
+                version=self.version,
+                digest=self._digest,
+                population=tuple(sorted(self._live())),
+                divisor=choice.divisor,
+                registry=self._record_registry,  # older than the one in force: the version is issued again
+            ),
             standing=self._standing,
-            new_id=self._new_id,
-            registry=self._record_registry,  # older than the one in force: the version is issued again
+            new_id=self._out.new_id,
         )
         self._out.do(effects.Merge(plan=self._merging))
 
@@ -277,9 +275,9 @@ class Run:
     def _announce(self, record: bytes) -> None:
         """Tell all sites of the record just written, inline if it fits into a message."""
         if self.state == RunState.CREATED:
-            self._heading.renew(self._now, announce=True)  # of the registry; no site is to hear of the run yet
+            self._heads.renew(self._now, announce=True)  # of the registry; no site is to hear of the run yet
             return
-        self._heading.renew(self._now, announce=len(record) > limits.MESSAGE)
+        self._heads.renew(self._now, announce=len(record) > limits.MESSAGE)
         if len(record) <= limits.MESSAGE:
             self._out.send(topology.GLOBAL, "", record)
 
@@ -300,7 +298,7 @@ class Run:
             for row in self._sorted():
                 self._finish(row, ended, reason)
             self._out.do(effects.Ended(run=self.name, reason=reason))
-        self._heading.renew(self._now, announce=True)
+        self._heads.renew(self._now, announce=True)
 
     def evaluated(self, event: events.EvaluationArrived) -> None:
         """A site measured one of the versions."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from aggregator.domain.events import Event
-from aggregator.domain.state import NewRun
 from aggregator.intake import Intake
 from aggregator.journal.journal import Journal
 from aggregator.operators.preparation import Preparation
@@ -192,13 +191,6 @@ def _begin(ground: _Ground, first: FirstRun) -> None:
         return
     if first.genesis is None:
         raise ConfigError(f"run {config.name} has no version 0 yet; make one with `fledge init-run`")
-    new: NewRun = take_over(
-        config,
-        first.genesis,
-        ground.records_of(config.name),
-        ground.registry,
-        code=first.code,
-        state=RunState.RUNNING,
-        strategies=ground.settings.strategies,
-    )
-    journal.begin(new)
+    records, strategies = ground.records_of(config.name), ground.settings.strategies
+    new = take_over(config, first.genesis, records, ground.registry, code=first.code, strategies=strategies)
+    journal.begin(replace(new, state=RunState.RUNNING))

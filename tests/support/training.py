@@ -18,7 +18,7 @@ from protocol.spec import ModelSpec, TensorKind
 from worker.api.filters import Dice, FilterChain, build
 from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
 from worker.api.weights import Records, Weights, read_pieces
-from worker.pipeline.contribute import contribute
+from worker.pipeline.contribute import BaseVersion, Egress, UpdateOutput, contribute
 from worker.storage.local_tensors import LocalTensors
 from worker.trainers.initial import spec_and_payload
 
@@ -98,16 +98,11 @@ def form(
     )
     chunks: list[bytes] = []
     update, manifest = contribute(
-        trainer=trainer,
-        spec=spec,
-        base=base,
-        filters=filters,
-        sealer=sealer,
-        emit=emit or (lambda _name, chunk: chunks.append(chunk)),
+        trainer,
+        BaseVersion(spec, base),
+        Egress(filters=filters, exclude=exclude, own=own, dice=dice),
+        UpdateOutput(sealer, emit or (lambda _name, chunk: chunks.append(chunk))),
         control=training or control(),
-        exclude=exclude,
-        own=own,
-        dice=dice,
     )
     payload = b"".join(sealer.key.reader(manifest).read(split_chunks(manifest, chunks)))
     return Formed(update, manifest, payload, delta_of(spec, payload))

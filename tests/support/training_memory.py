@@ -49,7 +49,7 @@ def worker(mib: int, directory: Path) -> dict[str, float]:
     from tests.support.training import FEDERATION, SITE, control
     from worker.api.filters import build
     from worker.api.trainer import Control
-    from worker.pipeline.contribute import contribute
+    from worker.pipeline.contribute import BaseVersion, Egress, UpdateOutput, contribute
     from worker.trainers.numpy import NumpyTrainer
 
     model = arrays(mib)
@@ -86,12 +86,10 @@ def worker(mib: int, directory: Path) -> dict[str, float]:
     gc.collect()
     began = time.monotonic()
     update, sent = contribute(
-        trainer=trainer,
-        spec=spec,
-        base=base,
-        filters=build([Named(name="clip", parameters={"norm": 1.0})]),
-        sealer=sealer(Kind.UPDATE, spec.update_length),
-        emit=put,
+        trainer,
+        BaseVersion(spec, base),
+        Egress(filters=build([Named(name="clip", parameters={"norm": 1.0})])),
+        UpdateOutput(sealer(Kind.UPDATE, spec.update_length), put),
         control=control(),
     )
     forming = time.monotonic() - began - update.seconds

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -37,31 +37,50 @@ _MAX_ABSENT = 8192
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class BaseVersion:
+    """The version that a training starts from."""
+
+    spec: ModelSpec
+    payload: Records
+    """Opens its payload, decrypted; called once for the trainer and once for each pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Egress:
+    """What may leave the site, and how; what stays here."""
+
+    filters: FilterChain
+    exclude: Sequence[str] = ()
+    """Patterns (`*`, `?`, `[…]`) of tensor names that the site keeps to itself."""
+    own: LocalTensors | None = None
+    """Where its own values of those live; without it every training begins with the version's."""
+    dice: Dice | None = None
+    """For noise, used for one update alone; by default they cannot be foreseen."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateOutput:
+    """Where an update goes."""
+
+    sealer: Sealer
+    """Of kind UPDATE, for `spec.update_length` bytes; its envelope is the caller's to finish."""
+    emit: Emit
+    """Takes encrypted chunks, one call at a time, on a thread of its own; on an error the caller drops them."""
+
+
 def contribute(
-    *,
     trainer: Trainer,
-    spec: ModelSpec,
-    base: Records,
-    filters: FilterChain,
-    sealer: Sealer,
-    emit: Emit,
+    base: BaseVersion,
+    egress: Egress,
+    output: UpdateOutput,
+    *,
     control: Control,
-    exclude: Sequence[str] = (),
-    own: LocalTensors | None = None,
-    dice: Dice | None = None,
-    clock: Callable[[], float] = time.monotonic,
     bundle: bytes | None = None,
 ) -> tuple[Update, Manifest]:
     """Train once and encrypt what was learned; returns the update's body and its blob's manifest.
 
-    Args:
-        base: opens the base version's payload, decrypted; called once for the trainer and once for each pass.
-        sealer: of kind UPDATE, for `spec.update_length` bytes; its envelope is the caller's to finish.
-        emit: takes encrypted chunks, one call at a time, on a thread of its own; on an error the caller drops them.
-        exclude: patterns (`*`, `?`, `[…]`) of tensor names that the site keeps to itself.
-        own: where its own values of those live; without it every training begins with the version's.
-        dice: for noise, used for this update alone; by default they cannot be foreseen.
-        bundle: the digest of the deployed code that the trainer is of; None: the site's own.
+    `bundle`: the digest of the deployed code that the trainer is of; None: the site's own.
 
     Raises:
         Aborted: `control` said so.
@@ -69,15 +88,17 @@ def contribute(
         ConfigError: a pattern matches nothing or everything, or a filter cannot work.
         WireError, StoreError, StateError: the base or the site's own values cannot be read, or chunks not written.
     """
-    absent = _kept(_keeps(trainer), spec, excluded(spec, exclude))
+    spec, own = base.spec, egress.own
+    absent = _kept(_keeps(trainer), spec, excluded(spec, egress.exclude))
     private = _private(spec, absent)
-    weights = Weights(spec, base, own.values(control.run, spec, private) if own and private else None)
-    began = clock()
+    weights = Weights(spec, base.payload, own.values(control.run, spec, private) if own and private else None)
+    began = time.monotonic()
     with _foreign(trainer, "train"):
         result = trainer.train(weights, control)
-    seconds = max(1e-6, clock() - began)
-    update = _describe(trainer, result, seconds, filters, absent, bundle)
-    manifest = _Delta(spec, base, result, absent, control).seal(filters, dice or fresh_dice(), sealer, emit)
+    seconds = max(1e-6, time.monotonic() - began)
+    update = _describe(trainer, result, seconds, egress.filters, absent, bundle)
+    delta = _Delta(spec, base.payload, result, absent, control)
+    manifest = delta.seal(egress.filters, egress.dice or fresh_dice(), output.sealer, output.emit)
     if own and private:
         # A crash after this repeats the training with own values that have been trained once more: no harm.
         own.save(control.run, spec, private, result.weights)
@@ -85,16 +106,15 @@ def contribute(
 
 
 def evaluate(
-    *,
     trainer: Trainer,
-    spec: ModelSpec,
-    base: Records,
+    base: BaseVersion,
+    *,
     control: Control,
     exclude: Sequence[str] = (),
     own: LocalTensors | None = None,
 ) -> Evaluation:
     """Evaluate a version, with the site's own values where it keeps tensors to itself; arguments as above."""
-    weights = as_here(_keeps(trainer), control.run, spec, base, exclude, own)
+    weights = as_here(_keeps(trainer), control.run, base, exclude, own)
     with _foreign(trainer, "evaluate"):
         result: EvaluationResult = trainer.evaluate(weights, control)
     if result.examples < 0:
@@ -103,11 +123,12 @@ def evaluate(
 
 
 def as_here(
-    keeps: frozenset[str], run: str, spec: ModelSpec, base: Records, exclude: Sequence[str], own: LocalTensors | None
+    keeps: frozenset[str], run: str, base: BaseVersion, exclude: Sequence[str], own: LocalTensors | None
 ) -> Weights:
     """A version as this site uses it: with its own values of the tensors that trainer (`keeps`) or site keep here."""
+    spec = base.spec
     private = _private(spec, _kept(keeps, spec, excluded(spec, exclude)))
-    return Weights(spec, base, own.values(run, spec, private) if own and private else None)
+    return Weights(spec, base.payload, own.values(run, spec, private) if own and private else None)
 
 
 def excluded(spec: ModelSpec, patterns: Sequence[str]) -> frozenset[str]:

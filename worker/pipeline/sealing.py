@@ -17,6 +17,7 @@ from protocol.errors import StateError, Untrusted
 from protocol.keys import Identity, Participant
 from protocol.messages import Kind
 from worker.domain.state import Sealed, UpdateRow
+from worker.intake import Reader
 
 _SECRET = 32
 
@@ -57,28 +58,26 @@ def unwrap(wrapped: bytes, identity: Identity) -> ContentKey:
 def reseal(
     row: UpdateRow,
     sealed: Sealed,
+    reader: Reader,
+    number: tuple[int, int],
     *,
-    epoch: int,
-    sequence: int,
-    identity: Identity,
-    federation: str,
-    recipients: Sequence[Participant],
     load: Callable[[bytes], bytes],
     emit: Emit,
 ) -> Sealed:
-    """The same update under another epoch and sequence; `load` reads old chunks, `emit` takes new ones.
+    """The same update under another epoch and sequence (`number`); `load` reads old chunks, `emit` takes new ones.
 
     Raises:
         StateError, Tampered: the old chunks are gone or damaged, or the site's key was replaced.
     """
-    old = verify(sealed.envelope, _SelfTrust(identity), federation=federation, kinds=(Kind.UPDATE,))
+    identity, (epoch, sequence) = reader.identity, number
+    old = verify(sealed.envelope, _SelfTrust(identity), federation=reader.federation, kinds=(Kind.UPDATE,))
     key = unwrap(sealed.key, identity)
     if old.manifest is None:
         raise StateError(f"update {row.id.hex()[:8]} in the journal has no tensors")
     sealer = Sealer(
         identity,
         Kind.UPDATE,
-        federation=federation,
+        federation=reader.federation,
         message_id=old.core.id,
         run=old.core.run,
         epoch=epoch,
@@ -91,7 +90,7 @@ def reseal(
     chunks = (load(name) for name in old.manifest.chunks)
     for record in key.reader(old.manifest).read(split_chunks(old.manifest, chunks, verify=False)):
         writer.write(record)
-    return finish(sealer, raw_body(old, key), recipients, writer.finish(), identity)
+    return finish(sealer, raw_body(old, key), reader.aggregators, writer.finish(), identity)
 
 
 def finish(

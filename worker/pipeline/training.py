@@ -50,7 +50,7 @@ from worker.domain.state import CODE_LOST, Sealed
 from worker.intake import ModelRecord, Reader
 from worker.pipeline.code_loader import CodeLoader
 from worker.pipeline.context import SiteContext
-from worker.pipeline.contribute import contribute, evaluate
+from worker.pipeline.contribute import BaseVersion, Egress, UpdateOutput, contribute, evaluate
 from worker.pipeline.sealing import finish
 from worker.policy import OPEN, SitePolicy
 from worker.storage.code_store import CodeLost
@@ -134,8 +134,7 @@ class Training:
     def __init__(self, terms: TrainingTerms, places: TrainingPlaces, context: SiteContext, progress: Progress) -> None:
         self._own_trainer = terms.trainer
         self._deployed = terms.deployed
-        self._filters = terms.filters
-        self._exclude = terms.exclude
+        self._egress = Egress(filters=terms.filters, exclude=terms.exclude, own=places.own)
         self._seed = terms.seed
         self._policy = terms.policy
         self._own = places.own
@@ -269,7 +268,7 @@ class Training:
         self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
     ) -> Mapping[str, float]:
         evaluation = evaluate(
-            trainer=trainer, spec=spec, base=base, control=control, exclude=self._exclude, own=self._own
+            trainer, BaseVersion(spec, base), control=control, exclude=self._egress.exclude, own=self._own
         )
         self._check_metrics(evaluation.metrics)
         envelope = seal(
@@ -306,16 +305,12 @@ class Training:
         batch = self._spool.batch()
         try:
             update, manifest = contribute(
-                trainer=trainer,
-                bundle=training.bundle or None,
-                spec=spec,
-                base=base,
-                filters=self._filters,
-                exclude=self._exclude,
-                sealer=sealer,
-                emit=batch.put,
+                trainer,
+                BaseVersion(spec, base),
+                self._egress,
+                UpdateOutput(sealer, batch.put),
                 control=control,
-                own=self._own,
+                bundle=training.bundle or None,
             )
             self._check_metrics(update.metrics)
             batch.sync()
@@ -368,7 +363,7 @@ class Training:
         if len(manifest.chunks) == 1:  # nothing to fetch ahead: a hop to another thread would cost more than it saves
             chunk = self._store.get(model_chunk(manifest.chunks[0].hex()), limits.CHUNK)
             return key.reader(manifest, digest=digest).read(split_chunks(manifest, [chunk], verify=False))
-        return read_blob(self._store, manifest, key, model_chunk, pool=self._pool, ahead=2, digest=digest)
+        return read_blob(self._store, key.reader(manifest, digest=digest), model_chunk, pool=self._pool, ahead=2)
 
 
 def _fingerprint_key(reader: Reader) -> bytes:

@@ -119,20 +119,9 @@ class Uploader:
         return update_chunk(self._site, name.hex())
 
     def _reseal(self, row: UpdateRow, sealed: Sealed, epoch: int, sequence: int) -> Resealed:
-        reader = self._reader()
         batch = self._spool.batch()
         try:
-            again = reseal(
-                row,
-                sealed,
-                epoch=epoch,
-                sequence=sequence,
-                identity=reader.identity,
-                federation=reader.federation,
-                recipients=reader.aggregators,
-                load=self._spool.get,
-                emit=batch.put,
-            )
+            again = reseal(row, sealed, self._reader(), (epoch, sequence), load=self._spool.get, emit=batch.put)
             batch.sync()
         except BaseException:
             batch.discard()

@@ -138,11 +138,8 @@ def test_an_update_can_be_sealed_again_only_by_its_own_site(centre: Centre) -> N
         reseal(
             row,
             Sealed(envelope=centre.version(0), chunks=(), key=b""),
-            epoch=1,
-            sequence=1,
-            identity=centre.site,
-            federation=FEDERATION,
-            recipients=[centre.identity.public],
+            Reader(centre.site, FEDERATION, centre.registry),
+            (1, 1),
             load=lambda name: b"",
             emit=lambda name, data: None,
         )

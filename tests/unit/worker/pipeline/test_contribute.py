@@ -20,7 +20,7 @@ from tests.support.training import FEDERATION, RAW, SITE, Adding, control, form,
 from worker.api.filters import build
 from worker.api.trainer import Control, TrainResult
 from worker.api.weights import Weights
-from worker.pipeline.contribute import evaluate, excluded
+from worker.pipeline.contribute import BaseVersion, evaluate, excluded
 from worker.storage.local_tensors import LocalTensors
 
 CLIP = build([Named(name="clip", parameters={"norm": 1.0})])
@@ -176,7 +176,7 @@ def test_whatever_a_trainer_raises_becomes_a_training_error() -> None:
     with pytest.raises(TrainingError, match=r"Broken.train failed: KeyError: 'patients'"):
         form(Broken(), spec, base)
     with pytest.raises(TrainingError, match=r"Broken.evaluate failed: ZeroDivisionError"):
-        evaluate(trainer=Broken(), spec=spec, base=base, control=control())
+        evaluate(Broken(), BaseVersion(spec, base), control=control())
 
 
 class OutOfMemoryError(RuntimeError):
@@ -286,7 +286,7 @@ def test_evaluation_uses_the_sites_own_values(tmp_path: Path) -> None:
     spec, base = model({"a": np.ones(1, np.float32), "b": np.ones(1, np.float32)})
     targets = {"a": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)}
     form(Adding(targets, step=10.0), spec, base, exclude=["b"], own=own(tmp_path))
-    found = evaluate(trainer=Adding(targets), spec=spec, base=base, control=control(), exclude=["b"], own=own(tmp_path))
+    found = evaluate(Adding(targets), BaseVersion(spec, base), control=control(), exclude=["b"], own=own(tmp_path))
     assert found.examples == 2
     assert found.metrics == {"sum": 12.0}
 
