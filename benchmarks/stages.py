@@ -173,7 +173,7 @@ class Bench:
         """The product's admission of one update, with an empty cache."""
         manifest, key = self._open(blob)
         start = time.perf_counter()
-        inspect(self.spec, read_blob(self.cached, manifest, key, blob.key_of, pool=self.io, ahead=2))
+        inspect(self.spec, read_blob(self.cached, key.reader(manifest), blob.key_of, pool=self.io, ahead=2))
         return time.perf_counter() - start
 
     def merge(self) -> float:

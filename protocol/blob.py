@@ -145,9 +145,11 @@ class BlobReader:
     """Decrypts records in order; nothing decrypted is complete before the last one has been accepted."""
 
     def __init__(self, key: bytes, associated: bytes, manifest: Manifest, *, digest: bool = True) -> None:
-        """`digest=False` leaves out the plaintext hash, for bytes whose hash was checked at admission."""
+        """`digest=False` leaves out the plaintext hash, for bytes whose hash was checked at admission; every record is
+        authenticated all the same."""
         manifest.check()
-        self._manifest = manifest
+        self.manifest = manifest
+        """Of the blob that is read."""
         self._associated = associated
         self._state = sodium.crypto_secretstream_xchacha20poly1305_state()
         sodium.crypto_secretstream_xchacha20poly1305_init_pull(self._state, manifest.stream, key)
@@ -161,7 +163,7 @@ class BlobReader:
         Raises:
             Tampered: wrong key, wrong place, changed bytes, an early or missing end, or a wrong plaintext hash.
         """
-        expected = min(limits.RECORD, self._manifest.length - self._index * limits.RECORD) + limits.OVERHEAD
+        expected = min(limits.RECORD, self.manifest.length - self._index * limits.RECORD) + limits.OVERHEAD
         if self._index > self._last or len(record) != expected:
             raise Tampered(f"record {self._index} has the wrong size", "truncated")
         associated = self._associated + self._index.to_bytes(8, "big")
@@ -173,7 +175,7 @@ class BlobReader:
             raise Tampered(f"record {self._index} ends the stream in the wrong place", "truncated")
         if self._digest is not None:
             self._digest.update(plain)
-            if self._index == self._last and self._digest.digest() != self._manifest.digest:
+            if self._index == self._last and self._digest.digest() != self.manifest.digest:
                 raise Tampered("the plaintext is not the one that was signed")
         self._index += 1
         return bytes(plain)

@@ -56,7 +56,7 @@ class RunJobs:
         try:
             blob = self.records.opened.get(envelope) or self.records.open_update(envelope, self._registry())
             key_of = partial(topology.update_chunk, blob.sender)
-            payload = read_blob(self._store, blob.manifest, blob.key, key_of, pool=self._io, ahead=2)
+            payload = read_blob(self._store, blob.key.reader(blob.manifest), key_of, pool=self._io, ahead=2)
             norm = inspect(self.spec, payload)
         except WireError as error:
             return events.NotAdmitted(id=id, reason=error.reason, retry=False)

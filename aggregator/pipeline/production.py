@@ -91,7 +91,8 @@ class Production:
         try:
             blob = records.opened.get(raw) or records.open_update(raw, _Known(registry))
             key_of = partial(topology.update_chunk, site)
-            yield from read_blob(records.trusted, blob.manifest, blob.key, key_of, pool=records.pool, digest=False)
+            reader = blob.key.reader(blob.manifest, digest=False)
+            yield from read_blob(records.trusted, reader, key_of, pool=records.pool)
         except (WireError, StoreError) as error:
             raise BadMember(id, error) from error
 

@@ -104,7 +104,7 @@ class Records:
     def read(self, blob: OpenEnvelope, key_of: Callable[[str], str], *, digest: bool = False) -> Iterator[bytes]:
         """The plaintext records of a record's blob."""
         source = self.store if digest else self.trusted
-        return read_blob(source, blob.manifest, blob.key, key_of, pool=self.pool, digest=digest)
+        return read_blob(source, blob.key.reader(blob.manifest, digest=digest), key_of, pool=self.pool)
 
     # ---- making
 

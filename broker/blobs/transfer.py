@@ -11,8 +11,7 @@ from typing import Protocol, TypeVar
 
 from broker.blobs.base import BlobStore
 from protocol import limits
-from protocol.blob import Manifest, Slices, split_chunks
-from protocol.envelope import ContentKey
+from protocol.blob import BlobReader, Slices, split_chunks
 from protocol.errors import Forbidden
 
 KeyOf = Callable[[str], str]
@@ -21,27 +20,22 @@ KeyOf = Callable[[str], str]
 
 def read_blob(
     store: Getter[Slices],
-    manifest: Manifest,
-    key: ContentKey,
+    reader: BlobReader,
     key_of: KeyOf,
     *,
     pool: ThreadPoolExecutor | None = None,
     ahead: int = 1,
-    digest: bool = True,
 ) -> Iterator[bytes]:
     """The plaintext records of a blob, in order; at most `ahead` + 1 chunks are in memory.
-
-    `digest=False` leaves out the hash over the whole plaintext, for blobs that passed it at admission; every record
-    is authenticated all the same.
 
     Raises:
         Tampered: the bytes are not what was signed.
         StoreError: a chunk is missing, corrupt or the store is away.
     """
-    keys = (key_of(name.hex()) for name in manifest.chunks)
+    keys = (key_of(name.hex()) for name in reader.manifest.chunks)
     chunks = fetch_ahead(store, keys, limits.CHUNK, ahead=ahead, pool=pool)
     # The store has compared each chunk with the hash in its name.
-    return key.reader(manifest, digest=digest).read(split_chunks(manifest, chunks, verify=False))
+    return reader.read(split_chunks(reader.manifest, chunks, verify=False))
 
 
 class ChunkUploads:

@@ -87,7 +87,7 @@ def _records(model: Model, store: BlobStore) -> Iterator[bytes]:
     pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="fetch")
     try:
         # The reader compares the whole plaintext with the digest that was signed before the last record is given out.
-        yield from read_blob(store, model.manifest, model.key, model_chunk, pool=pool, ahead=_PARALLEL)
+        yield from read_blob(store, model.key.reader(model.manifest), model_chunk, pool=pool, ahead=_PARALLEL)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

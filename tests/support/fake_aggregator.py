@@ -245,7 +245,7 @@ class Centre:
         from broker.blobs.transfer import read_blob
 
         key = unlock(update, self.identity)
-        payload = b"".join(read_blob(self.store, manifest, key, lambda name: topology.update_chunk("alpha", name)))
+        payload = b"".join(read_blob(self.store, key.reader(manifest), lambda name: topology.update_chunk("alpha", name)))
         assert payload.startswith(self.spec.header)
         return np.frombuffer(payload, np.float32, offset=len(self.spec.header))
 

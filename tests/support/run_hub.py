@@ -131,7 +131,7 @@ class RunHub(Hub):
         bundle = body(verified, Bundle, key)
         assert verified.core.run == name
         assert verified.manifest is not None
-        sent = b"".join(read_blob(self.blobs, verified.manifest, key, partial(bundle_key, "alice")))
+        sent = b"".join(read_blob(self.blobs, key.reader(verified.manifest), partial(bundle_key, "alice")))
         at = bundle.code + bundle.spec
         self.runs[name] = Run(sent[: bundle.code], sent[bundle.code : at], sent[at:], bundle.config)
         return self._made(name, len(sent))

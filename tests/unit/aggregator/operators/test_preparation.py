@@ -93,7 +93,7 @@ def opened(hub: Hub, digest: str, kind: Kind, reader: Identity) -> tuple[Verifie
 def plaintext(hub: Hub, verified: Verified, key: Any) -> bytes:
     assert verified.manifest is not None
     with ThreadPoolExecutor(1) as pool:
-        return b"".join(read_blob(hub.store, verified.manifest, key, topology.model_chunk, pool=pool))
+        return b"".join(read_blob(hub.store, key.reader(verified.manifest), topology.model_chunk, pool=pool))
 
 
 def runs(hub: Hub) -> dict[str, str]:
