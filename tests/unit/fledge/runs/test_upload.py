@@ -155,7 +155,7 @@ def test_what_was_sent_opens_for_the_aggregator_and_is_what_was_packed(run: Path
     assert (said.config, said.code, said.spec) == (packed.config, len(packed.code), len(packed.spec))
     assert verified.manifest is not None
     with ThreadPoolExecutor(2) as pool:
-        records = read_blob(store, verified.manifest, key, partial(bundle_key, operator.name), pool=pool)
+        records = read_blob(store, key.reader(verified.manifest), partial(bundle_key, operator.name), pool=pool)
         sent = b"".join(records)
     assert sent == packed.code + packed.spec + (run / "initial.safetensors").read_bytes()
     assert hashlib.sha256(sent[: said.code]).hexdigest() == packed.digest
