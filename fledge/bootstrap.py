@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from aggregator.config import AggregatorConfig
@@ -30,6 +29,7 @@ from deploy.keyfiles import read_bounded, read_identity
 from fledge.connections import broker_of, days_left, doors_of, granted_store, store_of
 from fledge.runs.code_archive import load_code
 from fledge.runs.init_run import load_genesis, load_run
+from protocol.codec import Value
 from protocol.envelope import NO_RUN
 from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
@@ -228,7 +228,7 @@ def _ask_by(service: Callable[[], WorkerService]) -> Ask:
     return ask
 
 
-def _checks(config: Path) -> Mapping[str, Any]:
+def _checks(config: Path) -> Mapping[str, Value]:
     """What `fledge doctor` finds at a site, as far as it may leave the site."""
     from fledge.doctor.examine import examine
     from fledge.doctor.place import read_place

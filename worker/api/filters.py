@@ -15,7 +15,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import structlog
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from broker.runtime.plugins import ExtensionPoint
 from protocol import limits
+from protocol.codec import Value
 from protocol.errors import ConfigError
 from protocol.messages import Named
 
@@ -181,7 +182,7 @@ def build(chosen: Sequence[Named]) -> FilterChain:
     return chain
 
 
-def privacy_filters(*tables: Mapping[str, Any]) -> FilterChain:
+def privacy_filters(*tables: Mapping[str, Value]) -> FilterChain:
     """The filters of these tables in their order, each as a `[[filters]]` of `worker.toml`: its name, its parameters.
 
     Raises:
@@ -190,7 +191,7 @@ def privacy_filters(*tables: Mapping[str, Any]) -> FilterChain:
     try:
         return build(
             [
-                Named(name=each["name"], parameters={key: value for key, value in each.items() if key != "name"})
+                Named(name=str(each["name"]), parameters={key: value for key, value in each.items() if key != "name"})
                 for each in tables
             ]
         )

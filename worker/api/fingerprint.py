@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from protocol.messages import Fingerprint
 _PURPOSE = b"fledge/v1/fingerprint\0"
 
 
-def fingerprint(examples: Iterable[Any], key: bytes) -> Fingerprint:
+def fingerprint(examples: Iterable[object], key: bytes) -> Fingerprint:
     """Count the examples and take HMAC-SHA-256 over their sorted digests, so that their order does not matter.
 
     Examples are arrays, tensors, numbers, text, bytes, None, and tuples, lists or mappings of these. `key`, at least
@@ -33,13 +32,13 @@ def fingerprint(examples: Iterable[Any], key: bytes) -> Fingerprint:
     return Fingerprint(count=len(digests), root=root.digest())
 
 
-def _digest(example: Any) -> bytes:
+def _digest(example: object) -> bytes:
     hasher = hashlib.sha256()
     _feed(hasher, example)
     return hasher.digest()
 
 
-def _feed(hasher: Any, value: Any) -> None:
+def _feed(hasher: hashlib._Hash, value: object) -> None:
     """Hash a value after its type and length, so that no two different ones look the same."""
     match value:
         case bytes():
@@ -64,6 +63,6 @@ def _feed(hasher: Any, value: Any) -> None:
             _tagged(hasher, f"{array.dtype.str} {array.shape}", np.ascontiguousarray(array).tobytes())
 
 
-def _tagged(hasher: Any, tag: str, data: bytes) -> None:
+def _tagged(hasher: hashlib._Hash, tag: str, data: bytes) -> None:
     hasher.update(f"{tag}:{len(data)}:".encode())
     hasher.update(data)

@@ -11,13 +11,12 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
-
+from protocol.codec import Value
 from protocol.errors import Aborted, TrainingError
 from protocol.messages import Fingerprint
-from worker.api.weights import Weights
+from worker.api.weights import Array, Weights
 
 Progress = Callable[[float, Mapping[str, float]], None]
 """Takes how much of a training is done, in [0, 1], and the metrics so far."""
@@ -27,7 +26,7 @@ Progress = Callable[[float, Mapping[str, float]], None]
 class TrainResult:
     """What a training came to."""
 
-    weights: Mapping[str, NDArray[Any]]
+    weights: Mapping[str, Array]
     """The trained values under the names of the specification: live arrays, read before the trainer is called again.
 
     A trainer whose arrays lie elsewhere (on a GPU) gives a mapping that fetches one when it is asked for.
@@ -58,7 +57,7 @@ class Control:
         *,
         run: str,
         version: int,
-        task: Mapping[str, Any] = MappingProxyType({}),
+        task: Mapping[str, Value] = MappingProxyType({}),
         seed: int = 0,
         on_progress: Progress | None = None,
         abort: threading.Event | None = None,
@@ -144,7 +143,7 @@ class Overrides:
     batch_size: int | None = None
 
 
-def overrides(task: Mapping[str, Any]) -> Overrides:
+def overrides(task: Mapping[str, Value]) -> Overrides:
     """Read the parameters a task may set in every trainer; others are for trainers that know them.
 
     Raises:
@@ -154,7 +153,7 @@ def overrides(task: Mapping[str, Any]) -> Overrides:
     return Overrides(lr=lr, local_steps=_whole("local_steps", steps), batch_size=_whole("batch_size", batch))
 
 
-def positive_whole(task: Mapping[str, Any], name: str) -> int | None:
+def positive_whole(task: Mapping[str, Value], name: str) -> int | None:
     """A parameter of a run's task that has to be a positive whole number; None if it is not set.
 
     Raises:
@@ -163,7 +162,7 @@ def positive_whole(task: Mapping[str, Any], name: str) -> int | None:
     return _whole(name, _positive(task, name))
 
 
-def _positive(task: Mapping[str, Any], name: str) -> float | None:
+def _positive(task: Mapping[str, Value], name: str) -> float | None:
     value = task.get(name)
     if value is None:
         return None

@@ -13,10 +13,10 @@ from protocol import limits
 from protocol.errors import Tampered, TrainingError
 from protocol.spec import ModelSpec, Placed, TensorKind, TensorSpec
 
-Array = NDArray[Any]
+Array = NDArray[Any]  # of whatever dtype a trainer's tensor has
 Records = Callable[[], Iterator[bytes]]
 """Opens a payload's plaintext records from the first one; may be called again."""
-DTYPES: Mapping[str, np.dtype[Any]] = {
+DTYPES: Mapping[str, np.dtype[np.generic]] = {
     **{f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
     **{f"U{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
     "BOOL": np.dtype(np.bool_),
@@ -127,7 +127,7 @@ def store(piece: Piece, target: Array) -> None:
         ) from None
 
 
-def check_names(spec: ModelSpec, arrays: Mapping[str, Any]) -> None:
+def check_names(spec: ModelSpec, arrays: Mapping[str, object]) -> None:
     """Compare a trainer's names with the run's.
 
     Raises:

@@ -14,10 +14,9 @@ import inspect
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from protocol.errors import ConfigError, FledgeError, TrainingError, Unauthorized
 from worker.api.trainer import Trainer
@@ -43,11 +42,11 @@ _loading = threading.RLock()
 _bases: set[Path] = set()
 """The directories of deployed code of all workers in this process."""
 
-Options = Callable[[str], Mapping[str, Any]]
+Options = Callable[[str], Mapping[str, object]]
 """The options that the site gives a run's trainer."""
 
 
-def no_options(run: str) -> Mapping[str, Any]:
+def no_options(run: str) -> Mapping[str, object]:
     """The options of a site that gives none."""
     return {}
 
@@ -82,7 +81,7 @@ class CodeLoader:
         self._entered = False
         self._aside: dict[str, ModuleType] = {}
 
-    def trainer(self, run: str, code: bytes, task: Mapping[str, Any]) -> Trainer:
+    def trainer(self, run: str, code: bytes, task: Mapping[str, object]) -> Trainer:
         """The trainer of a run, made by the code with this digest; kept until another one is wanted.
 
         Raises:
@@ -163,7 +162,7 @@ class CodeLoader:
         options = dict(self._options(run))
         try:
             module = importlib.import_module(module_name)
-            factory: Any = module
+            factory: object = module
             for part in factory_name.split("."):
                 factory = getattr(factory, part)
             home = sys.modules.get(str(getattr(factory, "__module__", "")))
@@ -186,14 +185,14 @@ class CodeLoader:
         return made
 
 
-def _entry(run: str, task: Mapping[str, Any]) -> str:
+def _entry(run: str, task: Mapping[str, object]) -> str:
     named = task.get("trainer", FACTORY)
     if not isinstance(named, str) or not _ENTRY.fullmatch(named):
         raise TrainingError(f"the task of run {run} sets trainer to something other than module:factory")
     return named
 
 
-def _check_options(run: str, factory: Any, options: Mapping[str, Any]) -> None:
+def _check_options(run: str, factory: Callable[..., Trainer], options: Mapping[str, object]) -> None:
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
@@ -212,16 +211,16 @@ def forget_code(directory: Path) -> None:
         del sys.modules[name]
 
 
-def _lies_in(module: Any, directory: Path) -> bool:
+def _lies_in(module: object, directory: Path) -> bool:
     """Whether a module was loaded from below `directory`."""
     names = getattr(module, "__dict__", {})  # not by attribute: some modules load others when they are asked
     places = [names.get("__file__"), *_listed(names.get("__path__"))]
     return any(isinstance(place, str) and _below(place, directory) for place in places)
 
 
-def _listed(paths: Any) -> list[Any]:
+def _listed(paths: object) -> list[object]:
     try:
-        return list(paths or ())
+        return list(paths) if isinstance(paths, Iterable) else []
     except Exception:  # foreign objects in `sys.modules`
         return []
 

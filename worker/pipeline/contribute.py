@@ -13,7 +13,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 import structlog
@@ -250,7 +249,7 @@ class _Delta:
         self._bytes = self._buffer.view(np.uint8)
         self._finite = np.empty(limits.RECORD // 4, np.bool_)
         self._name = ""
-        self._flat: Any = None
+        self._flat: Array | np.flatiter[Array] | None = None
         missing = sorted(spec.names - absent - set(result.weights))
         if missing:
             raise TrainingError(f"the trainer returned no tensor {missing[0]!r}; {len(missing)} are missing")
@@ -336,10 +335,10 @@ class _Delta:
                 "Did training diverge? Try a smaller learning rate"
             )
 
-    def _trained(self, span: Span) -> Any:
+    def _trained(self, span: Span) -> Array | np.flatiter[Array]:
         """The current tensor, flat; kept until the next one, because fetching it may mean copying from a GPU."""
-        if span.tensor.name != self._name:
-            self._flat = None
+        if self._flat is None or span.tensor.name != self._name:
+            self._flat = None  # before the next one is fetched
             array = np.asarray(self._result.weights[span.tensor.name])
             check_array(span.tensor, array)
             self._name = span.tensor.name
