@@ -23,7 +23,7 @@ _DONE = {"run.abort": "The run is ended at once.", "run.stop": "The run is ended
 
 
 def bye(shell: ShellContext, words: Sequence[str]) -> None:
-    """Leave; what was ordered goes on."""
+    """Leave; what was sent goes on."""
     exactly(words)
     shell.left = True
 
