@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import fledge.cli.app  # noqa: F401  # which adds the shell to the commands of `fledge ctl`
 from fledge.shell.clara import CLARA
 from fledge.shell.context import own_commands
 from protocol.commands import COMMANDS
