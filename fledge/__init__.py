@@ -128,7 +128,7 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [*_HOMES]  # noqa: PLE0604 - they are strings
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # PEP 562; type checkers read the imports above
     if name == "__version__":
         from importlib.metadata import version
 

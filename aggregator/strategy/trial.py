@@ -21,7 +21,10 @@ _RESERVED = "released"
 """The stream that holds the released average."""
 
 
-def check_strategy(made: Any, name: str) -> None:
+Stranger = Any  # what a plug-in's factory gave: whether it is what it should be is tried here
+
+
+def check_strategy(made: Stranger, name: str) -> None:
     """Refuse a strategy that is not complete, contradicts itself, or would not merge the same way twice.
 
     Args:
@@ -62,7 +65,7 @@ _NEEDED = (
 )
 
 
-def _check_state(said: str, state: Any) -> None:
+def _check_state(said: str, state: Stranger) -> None:
     if not isinstance(state, tuple) or not all(isinstance(each, str) and is_word(each) for each in state):
         raise ConfigError(f'{said}: state is {state!r}; it has to be a tuple of short names, such as ("m", "v")')
     if len({*state, _RESERVED}) <= len(state):
@@ -78,14 +81,14 @@ def _check_whole(said: str, what: str, value: object, least: int, most: int) -> 
         raise ConfigError(f"{said}: {what} is {value!r}; it has to be a whole number from {least} to {most}")
 
 
-def _called(said: str, made: Any, method: str, *arguments: object) -> Any:
+def _called(said: str, made: Stranger, method: str, *arguments: object) -> Stranger:
     try:
         return getattr(made, method)(*arguments)
     except Exception as error:
         raise ConfigError(f"{said}: {method} fails: {type(error).__name__}: {error}") from error
 
 
-def _check_merge(said: str, made: Any) -> None:
+def _check_merge(said: str, made: Stranger) -> None:
     """Merge four values at once and cut in two: the bytes have to be the same, and all of them written."""
     order = ("old", "deltas", "step", "state", "out", "out_state", "scratch")
     try:
@@ -104,7 +107,7 @@ def _check_merge(said: str, made: Any) -> None:
         )
 
 
-def _merged(said: str, made: Any, cuts: Sequence[slice], *, lacking: bool = False) -> list[Span]:
+def _merged(said: str, made: Stranger, cuts: Sequence[slice], *, lacking: bool = False) -> list[Span]:
     old = np.array([1.0, -2.0, 3.0, 0.5], np.float32)
     deltas = [np.array([0.5, -0.25, 0.0, 2.0], np.float32), np.array([-1.0, 0.125, 1.0, 0.5], np.float32)]
     state = [np.zeros(4, np.float32) for _ in made.state]

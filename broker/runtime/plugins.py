@@ -40,7 +40,7 @@ def real(rule: str, name: str, value: object, least: float, most: float) -> None
 class Plugin:
     """Something that was found by its name."""
 
-    made_by: Callable[..., Any]
+    made_by: Callable[..., Any]  # a stranger's factory; its signature is looked at before it is called
     """What the name stands for: a class, a function, or whatever else the kind of plug-in asks for."""
     told: str
     """The name as errors say it; for what others brought, with the entry point and its package."""
@@ -100,7 +100,7 @@ class ExtensionPoint(Generic[T]):
         return made
 
 
-def make(plugin: Plugin, parameters: Mapping[str, object]) -> Any:
+def make(plugin: Plugin, parameters: Mapping[str, object]) -> Any:  # whoever asked for it knows what it is
     """Call what was found with `parameters`, once its signature takes them.
 
     Raises:

@@ -254,6 +254,74 @@ def test_files_and_functions_are_short(path: Path) -> None:
             assert length <= MAX_FUNCTION, f"{path}:{node.lineno} {node.name} has {length} lines"
 
 
+MAX_PARAMETERS = 6
+LONG_SIGNATURES = {
+    # what is written on the wire
+    "protocol/envelope.py Sealer.__init__",
+    # the contract of strategies, and the walk over streams that calls it: buffers are handed in, not made
+    *("aggregator/strategy/base.py Strategy.merge", "aggregator/strategy/strategies.py FedBuff.merge"),
+    *("aggregator/strategy/strategies.py FedAdam.merge", "aggregator/pipeline/merge.py merge"),
+    # what users write, by keywords
+    *("fledge/federation.py new_federation", "worker/api/trainer.py Control.__init__"),
+    *("worker/trainers/monai_bundle.py bundle_trainer", "worker/trainers/torch.py TorchTrainer.__init__"),
+    "worker/trainers/numpy.py EstimatorTrainer.__init__",
+}
+"""Who takes more than six, and may."""
+
+
+@pytest.mark.parametrize("path", sources(*ALLOWED), ids=str)
+def test_a_function_takes_at_most_six_arguments(path: Path) -> None:
+    found = set()
+    for owner in ast.walk(tree(path)):
+        if not isinstance(owner, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        for node in owner.body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_command(node):
+                continue
+            taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            if len([each for each in taken if each.arg not in ("self", "cls")]) > MAX_PARAMETERS:
+                found.add(f"{path} {owner.name + '.' if isinstance(owner, ast.ClassDef) else ''}{node.name}")
+    assert found <= LONG_SIGNATURES, found - LONG_SIGNATURES
+
+
+def is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function's arguments are the options of a command line."""
+    return any("typer." in ast.unparse(each.annotation) for each in node.args.args if each.annotation is not None)
+
+
+MAX_ANY = 40
+
+
+def test_any_stands_only_where_a_foreign_library_has_no_type_and_says_so() -> None:
+    found = [
+        (path, node.lineno)
+        for path in sources(*ALLOWED)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Name) and node.id == "Any"
+    ]
+    assert len(found) <= MAX_ANY
+    for path, number in found:
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        assert "#" in lines[number - 1] or lines[number - 2].lstrip().startswith("#"), (
+            f"{path}:{number} gives no reason"
+        )
+
+
+BOTH_SIDES = frozenset(
+    {"Decisions", "Journal", "Publish", "Published", "Settle", "Snapshot", "UpdateRow", "UseRegistry"}
+)
+"""Names that aggregator and worker have for the same idea on their sides."""
+
+
+def test_a_class_name_means_one_thing() -> None:
+    owners: dict[str, list[Path]] = {}
+    for path in sources(*ALLOWED):
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name not in BOTH_SIDES:
+                owners.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in owners.items() if len(paths) > 1} == {}
+
+
 @pytest.mark.parametrize("path", sources(*SIZED), ids=str)
 def test_no_shipped_code_asserts(path: Path) -> None:
     found = [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Assert)]

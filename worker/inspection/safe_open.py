@@ -16,7 +16,7 @@ _MOST = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
+class OpenedFile:
     """What the disk says of a name."""
 
     name: str
@@ -28,7 +28,7 @@ class Opened:
     accessed: float = 0.0
 
 
-def look(base: Path, place: Place) -> Opened | None:
+def look(base: Path, place: Place) -> OpenedFile | None:
     """What is at `place` below `base`; None if nothing is, or the way there leads over a link."""
     try:
         file = _open(base, place)
@@ -40,9 +40,9 @@ def look(base: Path, place: Place) -> Opened | None:
         os.close(file)
 
 
-def scan(base: Path, place: Place) -> list[Opened]:
+def scan(base: Path, place: Place) -> list[OpenedFile]:
     """What a folder holds, by name, at most 1024 of them; nothing if it is none."""
-    found: list[Opened] = []
+    found: list[OpenedFile] = []
     with suppress(OSError), ExitStack() as stack:
         folder = _open(base, place)
         stack.callback(os.close, folder)
@@ -89,8 +89,8 @@ def _open(base: Path, place: Place) -> int:
     return file
 
 
-def _found(name: str, status: os.stat_result) -> Opened:
-    return Opened(
+def _found(name: str, status: os.stat_result) -> OpenedFile:
+    return OpenedFile(
         name=name,
         folder=stat.S_ISDIR(status.st_mode),
         regular=stat.S_ISREG(status.st_mode),

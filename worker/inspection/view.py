@@ -20,7 +20,7 @@ from pathlib import Path
 
 from broker.runtime.health import HEALTH
 from protocol.errors import Unauthorized
-from worker.inspection.safe_open import Opened, Place, look, open_file, read, scan
+from worker.inspection.safe_open import OpenedFile, Place, look, open_file, read, scan
 from worker.inspection.scrub import FILE, fields, free_text, is_private, log_line
 
 LOG = "worker.log"
@@ -48,7 +48,7 @@ class FileEntry:
     """Something in the view."""
 
     name: str
-    found: Opened
+    found: OpenedFile
     base: Path
     place: Place = ()
     """Where it is on the disk, below `base`."""
@@ -69,7 +69,7 @@ class FileView:
     def __init__(self, state: Path, log_file: Path) -> None:
         self._state = state
         self._log_file = log_file
-        self._top = FileEntry(name=".", found=Opened(name=".", folder=True, regular=False), base=state)
+        self._top = FileEntry(name=".", found=OpenedFile(name=".", folder=True, regular=False), base=state)
 
     def find(self, asked: str) -> FileEntry:
         """The file or folder of this name.
@@ -140,7 +140,7 @@ def _entry(name: str, base: Path, place: Place, holds: Content | None, digest: s
     return FileEntry(name=name, found=found, base=base, place=place, holds=holds, digest=digest)
 
 
-def _run(folder: FileEntry, found: Opened) -> FileEntry:
+def _run(folder: FileEntry, found: OpenedFile) -> FileEntry:
     place = (*folder.place, found.name)
     named = _NAME.fullmatch(found.name) and not is_private(found.name)
     return (_entry(found.name, folder.base, place, None) if named else None) or _nameless(folder, found)
@@ -163,7 +163,7 @@ def _of_run(folder: FileEntry) -> list[FileEntry]:
     return entries
 
 
-def _nameless(folder: FileEntry, found: Opened) -> FileEntry:
+def _nameless(folder: FileEntry, found: OpenedFile) -> FileEntry:
     mark = FOLDER if found.folder else FILE
     return FileEntry(name=mark, found=replace(found, name=mark), base=folder.base)
 
