@@ -80,7 +80,7 @@ class KitAccess:
     """Is given newer signed registries."""
     alone: Callable[[float], AbstractContextManager[object]] = nullcontext
     """Held while a command is answered, for at most so many seconds' wait: an operator has one inbox, and two readers
-    would take each other's answers. By default nobody else reads it."""
+    would take each other's answers. By default no other process reads it."""
 
 
 class Console:
