@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 from collections import Counter
@@ -41,10 +42,12 @@ def main() -> int:
     broken = [result for result in results if isinstance(result, str)]
     sys.stdout.writelines(f"{violation}\n\n" for violation in broken[:20])
     seconds = time.monotonic() - began
+    histories = hashlib.sha256(repr([(t.seed, t.actions, t.trace) for t in told]).encode()).hexdigest()
     sys.stdout.write(
         f"simulation: {len(seeds)} seeds from {options.first}, {len(broken)} violations, "
         f"{sum(t.actions for t in told)} actions, {sum(t.updates for t in told)} updates, "
         f"{sum(t.version for t in told)} versions, {sum(t.crashes for t in told)} crashes, "
+        f"histories {histories[:16]}, "  # the same before and after a change that is to change nothing
         f"{seconds:.0f} s ({len(seeds) / seconds:.1f} seeds/s)\n"
     )
     return 1 if broken else 0

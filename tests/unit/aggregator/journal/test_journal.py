@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import func, insert, select, update
@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from aggregator.domain import events, writes
 from aggregator.domain.state import UpdateNotice, UpdateState
+from aggregator.journal.command_writes import write_command
 from aggregator.journal.history import History
 from aggregator.journal.journal import Journal
 from aggregator.journal.tables import ledger, members, outbox, updates, versions
@@ -372,3 +373,9 @@ def test_a_reader_beside_the_writer_sees_what_is_committed(journal: Journal, tmp
     history.close()
     with pytest.raises(StateError, match="no such database"):
         History.open(tmp_path / "elsewhere.db")
+
+
+def test_the_journal_can_write_all_that_the_rules_may_want_written() -> None:
+    for kind in get_args(writes.Write):
+        by_itself = vars(Journal)["_write"].dispatcher.dispatch(kind) is not vars(Journal)["_write"].dispatcher.dispatch(object)
+        assert by_itself or write_command.dispatch(kind) is not write_command.dispatch(object), kind

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -242,3 +243,8 @@ def test_a_journal_in_memory_forgets_nothing_while_it_is_open() -> None:
     journal = Journal(None, "alpha")
     journal.commit([writes.AddUpdate(row=UPDATE, sealed=SEALED)])
     assert journal.load().updates == (UPDATE,)
+
+
+def test_the_journal_can_write_all_that_the_rules_may_want_written() -> None:
+    unknown = vars(Journal)["_write"].dispatcher.dispatch(object)
+    assert [kind for kind in get_args(writes.Write) if vars(Journal)["_write"].dispatcher.dispatch(kind) is unknown] == []
