@@ -41,12 +41,7 @@ def run_name(run: str) -> str:
 
 
 def replay_run(
-    config: Path,
-    run: str,
-    *,
-    upto: int | None = None,
-    without: Collection[str] = (),
-    strategy: str | None = None,
+    config: Path, run: str, *, upto: int | None = None, without: Collection[str] = (), strategy: str | None = None
 ) -> Iterator[ReportLine]:
     """Rebuild versions one after another and say of each whether its bytes are the journal's.
 

@@ -89,8 +89,7 @@ class _Header:
     core: Bytes
     to: Annotated[tuple[Id, ...], many(limits.RECIPIENTS)]
     wraps: Annotated[
-        tuple[Annotated[bytes, Field(strict=True, min_length=_WRAP, max_length=_WRAP)], ...],
-        many(limits.RECIPIENTS),
+        tuple[Annotated[bytes, Field(strict=True, min_length=_WRAP, max_length=_WRAP)], ...], many(limits.RECIPIENTS)
     ]
     chunks: Annotated[tuple[Digest, ...], many(limits.CHUNKS)]
     digest: Digest | _Empty

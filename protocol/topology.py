@@ -151,14 +151,8 @@ def topology(sites: Iterable[str], operators: Iterable[str] = ()) -> Topology:
         Exchange(name=COMMANDS, type="fanout"),
         Exchange(name=DEAD, type="fanout"),
     ]
-    queues = [
-        Queue(name=DEAD_LETTERS, max_length=10_000, overflow="reject-publish"),
-        inbox(AGGREGATOR),
-    ]
-    bindings = [
-        Binding(exchange=DEAD, queue=DEAD_LETTERS),
-        Binding(exchange=COMMANDS, queue=inbox_queue(AGGREGATOR)),
-    ]
+    queues = [Queue(name=DEAD_LETTERS, max_length=10_000, overflow="reject-publish"), inbox(AGGREGATOR)]
+    bindings = [Binding(exchange=DEAD, queue=DEAD_LETTERS), Binding(exchange=COMMANDS, queue=inbox_queue(AGGREGATOR))]
     for operator in operators:
         queues.append(inbox(check_site(operator)))
         bindings.append(Binding(exchange=DIRECT, queue=inbox_queue(operator), key=operator))

@@ -107,10 +107,7 @@ class Responder:
 
     def _tell(self, told: effects.AnswerCommand) -> None:
         sites = sorted(told.seen)
-        values: dict[str, Value] = {
-            "site": tuple(sites),
-            "seen": tuple(round(told.seen[site], 1) for site in sites),
-        }
+        values: dict[str, Value] = {"site": tuple(sites), "seen": tuple(round(told.seen[site], 1) for site in sites)}
         values = values if 0 < len(sites) <= limits.PLAINS else {}
         if told.counter:
             values["counter"] = told.counter

@@ -105,13 +105,7 @@ class Decisions:
             self.pass_on(operator, event.raw)
 
     def receipt(
-        self,
-        update: UpdateRow | UpdateNotice,
-        outcome: Outcome,
-        reason: str,
-        *,
-        version: int = 0,
-        epoch: int = 0,
+        self, update: UpdateRow | UpdateNotice, outcome: Outcome, reason: str, *, version: int = 0, epoch: int = 0
     ) -> None:
         """The signed word on an update, for its site alone; `epoch` matters with `sequence_reused` only."""
         row = self._next()

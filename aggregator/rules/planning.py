@@ -31,12 +31,7 @@ class PlanBase:
 
 
 def next_plan(
-    run: RunRules,
-    rows: Sequence[UpdateRow],
-    base: PlanBase,
-    *,
-    standing: SiteStatistics,
-    new_id: Callable[[], bytes],
+    run: RunRules, rows: Sequence[UpdateRow], base: PlanBase, *, standing: SiteStatistics, new_id: Callable[[], bytes]
 ) -> MergePlan:
     """The plan of the version after `base` from these updates, in their order."""
     chosen, number = run.strategy, base.version + 1

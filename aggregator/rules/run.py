@@ -28,13 +28,7 @@ class Run:
     """Rebuilt from a `RunSnapshot` at every start. Every call tells the time, in monotonic seconds."""
 
     def __init__(
-        self,
-        rules: RunRules,
-        snapshot: RunSnapshot,
-        registry: Registry,
-        out: Decisions,
-        heads: HeadNumbers,
-        now: float,
+        self, rules: RunRules, snapshot: RunSnapshot, registry: Registry, out: Decisions, heads: HeadNumbers, now: float
     ) -> None:
         """`registry` is the one in force, without whom operators revoked."""
         self.rules = rules
@@ -371,11 +365,7 @@ class Run:
         rows = [row for row in self._rows.values() if row.state == UpdateState.VALIDATED]
         return [
             buffer.Waiting(
-                id=row.id,
-                site=row.site,
-                base_version=row.base_version,
-                order=row.order,
-                since=self._since[row.id],
+                id=row.id, site=row.site, base_version=row.base_version, order=row.order, since=self._since[row.id]
             )
             for row in rows
         ]

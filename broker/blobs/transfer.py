@@ -19,12 +19,7 @@ KeyOf = Callable[[str], str]
 
 
 def read_blob(
-    store: Getter[Slices],
-    reader: BlobReader,
-    key_of: KeyOf,
-    *,
-    pool: ThreadPoolExecutor | None = None,
-    ahead: int = 1,
+    store: Getter[Slices], reader: BlobReader, key_of: KeyOf, *, pool: ThreadPoolExecutor | None = None, ahead: int = 1
 ) -> Iterator[bytes]:
     """The plaintext records of a blob, in order; at most `ahead` + 1 chunks are in memory.
 

@@ -124,10 +124,7 @@ class Custody:
 
     def publish(self) -> None:
         """Write what others read of the state, where it differs."""
-        for name, data in (
-            (REGISTRY, base64.b64decode(self.state.registry)),
-            (STORE, _store(self.state).encode()),
-        ):
+        for name, data in ((REGISTRY, base64.b64decode(self.state.registry)), (STORE, _store(self.state).encode())):
             path = self.directory / name
             if not path.exists() or path.read_bytes() != data:
                 replace_private(path, data)

@@ -150,8 +150,7 @@ def enrol(folder: Path, name: str, role: Role, federation: str) -> Enrolled:
     request = make_request(identity, federation, tls_key, code)
     with new_folder(folder) as fresh:
         write_files(
-            fresh,
-            {kit_files.KEYS[role]: identity.to_bytes(), kit_files.TLS_KEY: tls_key, f"{name}.request": request},
+            fresh, {kit_files.KEYS[role]: identity.to_bytes(), kit_files.TLS_KEY: tls_key, f"{name}.request": request}
         )
     return Enrolled(request=folder / f"{name}.request", code=code)
 

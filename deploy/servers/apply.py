@@ -181,8 +181,4 @@ def _found(management: Management, vhost: str, *, users: bool) -> BrokerState:
     held = None if there is None else management.table("definitions", vhost)
     if not users:
         return BrokerState(vhost=held)
-    return BrokerState(
-        vhost=held,
-        users=management.rows("users"),
-        permissions=management.rows("permissions"),
-    )
+    return BrokerState(vhost=held, users=management.rows("users"), permissions=management.rows("permissions"))

@@ -195,10 +195,7 @@ def init_run(
 
 
 @app.command()
-def aggregator(
-    run: RunDirectory = None,
-    config: Config = Path("aggregator.toml"),
-) -> None:
+def aggregator(run: RunDirectory = None, config: Config = Path("aggregator.toml")) -> None:
     """Serve a federation's runs: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
     from fledge.bootstrap import open_aggregator
     from fledge.process.memory import return_large_blocks
@@ -282,9 +279,7 @@ def export(
 
 
 @app.command()
-def collect(
-    config: Config = Path("aggregator.toml"),
-) -> None:
+def collect(config: Config = Path("aggregator.toml")) -> None:
     """Delete objects older than 14 days that no run refers to any more (left by crashes and refused updates)."""
     from fledge import history
 

@@ -74,9 +74,7 @@ def cases(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False
 
 @app.command()
 def case(
-    number: Annotated[str, typer.Argument(help="The case's number.")],
-    config: Config = WORKER_TOML,
-    kit: Kit = None,
+    number: Annotated[str, typer.Argument(help="The case's number.")], config: Config = WORKER_TOML, kit: Kit = None
 ) -> None:
     """Show the full text of a case. It may name patients: it is for people of this hospital."""
     from worker.storage.incidents import Incidents

@@ -108,12 +108,7 @@ CLARA = (
         "client: `site shutdown`; server: `run stop`, the aggregator goes on answering",
         acts.shutdown,
     ),
-    _command(
-        "sys",
-        "remove_client SITE ...",
-        "`site quarantine`, which `site readmit` takes back",
-        acts.remove_client,
-    ),
+    _command("sys", "remove_client SITE ...", "`site quarantine`, which `site readmit` takes back", acts.remove_client),
     _command("sys", "sys_info client [SITE ...]", "`sys info`", acts.sys_info),
     _command("shell", "pwd SITE", "`file pwd`", acts.pwd),
     _command("shell", "env SITE", "`file env`", acts.env),

@@ -137,10 +137,7 @@ def _loading(part: Mapping[str, object], notes: list[Note], *, training: bool) -
         notes.append(Note(NoteKind.LEFT_OUT, f"{where} image_pipeline {name}", _PIPELINE[name]))
     args = {_CACHES.get(name, name): value for name, value in args.items()}
     loader = {"batch_size": size if training else 1, "shuffle": training, "num_workers": workers}
-    return {
-        "dataset": {**pipeline, **lists, "args": args},
-        "dataloader": {"name": "DataLoader", "args": loader},
-    }
+    return {"dataset": {**pipeline, **lists, "args": args}, "dataloader": {"name": "DataLoader", "args": loader}}
 
 
 def _metrics(metrics: object) -> Config:

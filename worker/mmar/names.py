@@ -228,13 +228,7 @@ INFERERS: Mapping[str, Entry] = {
     **dict.fromkeys(("TFSimpleInferer", "TRTSimpleInferer"), _SIMPLE),
     **dict.fromkeys(("ScanWindowInferer", "TFScanWindowInferer", "TRTScanWindowInferer"), _WINDOWS),
 }
-_OLD_METRIC = {
-    "name": "",
-    "is_key_metric": "",
-    "field": "",
-    "label_field": "",
-    "stopping_metric": "",
-}
+_OLD_METRIC = {"name": "", "is_key_metric": "", "field": "", "label_field": "", "stopping_metric": ""}
 METRICS: Mapping[str, Entry] = {
     "MeanDice": Mapped(
         "MeanDice", dropped={"to_onehot_y": "post transforms do it", "sigmoid": "post transforms do it"}

@@ -41,10 +41,7 @@ _FILLED: Mapping[str, Config] = {
     },
 }
 """Arguments that Clara gave its components by itself."""
-_HEAD = (
-    *("imports", "bundle_root", "ckpt_dir", "output_dir"),
-    *("dataset_dir", "dataset_json", "data_list", "device"),
-)
+_HEAD = (*("imports", "bundle_root", "ckpt_dir", "output_dir"), *("dataset_dir", "dataset_json", "data_list", "device"))
 """What every configuration of the bundle begins with."""
 _TOP = {
     "multi_gpu": "the option `gpus` of the site",

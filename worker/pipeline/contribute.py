@@ -272,11 +272,7 @@ class _Delta:
         return writer.finish()
 
     def _write(
-        self,
-        walk: Iterator[tuple[int, list[Slice]]],
-        filters: FilterChain,
-        writer: BlobWriter,
-        pool: Executor,
+        self, walk: Iterator[tuple[int, list[Slice]]], filters: FilterChain, writer: BlobWriter, pool: Executor
     ) -> None:
         writing: Future[None] | None = None
         for size, slices in walk:

@@ -98,7 +98,5 @@ def finish(
 ) -> Sealed:
     """Sign an update and keep its content key in a way that only this site can open."""
     return Sealed(
-        envelope=sealer.finish(body, recipients, manifest),
-        chunks=manifest.chunks,
-        key=wrap(sealer.key, identity),
+        envelope=sealer.finish(body, recipients, manifest), chunks=manifest.chunks, key=wrap(sealer.key, identity)
     )

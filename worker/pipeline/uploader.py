@@ -69,13 +69,7 @@ class Throttle:
 class Uploader:
     """Answers `Upload` and `Reseal`."""
 
-    def __init__(
-        self,
-        store: BlobStore,
-        spool: Spool,
-        context: SiteContext,
-        throttle: Throttle | None = None,
-    ) -> None:
+    def __init__(self, store: BlobStore, spool: Spool, context: SiteContext, throttle: Throttle | None = None) -> None:
         self._store = store
         self._spool = spool
         self._site = context.site

@@ -28,13 +28,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}|")
 class CodeDeployer:
     """Does what a command about a run takes before the rules can decide it; on the thread that obeys."""
 
-    def __init__(
-        self,
-        codes: CodeStore,
-        store: BlobStore,
-        policy: SitePolicy,
-        context: SiteContext,
-    ) -> None:
+    def __init__(self, codes: CodeStore, store: BlobStore, policy: SitePolicy, context: SiteContext) -> None:
         self._codes = codes
         self._store = store
         self._policy = policy

@@ -28,12 +28,7 @@ _HELLO = Request(puts=(), gets=())
 class GrantClient:
     """One site's requests on their way; safe from any thread."""
 
-    def __init__(
-        self,
-        context: SiteContext,
-        transport: Transport,
-        health: Health,
-    ) -> None:
+    def __init__(self, context: SiteContext, transport: Transport, health: Health) -> None:
         self._context = context
         self._site = context.site
         self._reader = context.reader
@@ -110,11 +105,6 @@ class GrantClient:
     def _publish(self, id: bytes, request: Request) -> None:
         reader = self._reader()
         raw = seal(
-            reader.identity,
-            Kind.REQUEST,
-            request,
-            reader.aggregators,
-            federation=reader.federation,
-            message_id=id,
+            reader.identity, Kind.REQUEST, request, reader.aggregators, federation=reader.federation, message_id=id
         )
         self._transport.publish(up_exchange(self._site), "", raw)

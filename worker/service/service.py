@@ -300,11 +300,7 @@ class WorkerService:
                     crash_point("worker.published")
             case effects.Settled(row=row, outcome=outcome, reason=reason, version=version):
                 self._log.info(
-                    "update.settled",
-                    update=row.id.hex()[:8],
-                    outcome=outcome.value,
-                    reason=reason,
-                    version=version,
+                    "update.settled", update=row.id.hex()[:8], outcome=outcome.value, reason=reason, version=version
                 )
                 crash_point("worker.receipt")
             case effects.DropSpool(chunks=chunks):

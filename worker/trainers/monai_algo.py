@@ -32,12 +32,7 @@ class ClientAlgoTrainer:
     """
 
     def __init__(
-        self,
-        algo: ClientAlgo,
-        *,
-        examples: int,
-        evaluated: int = 0,
-        extra: Mapping[str, object] | None = None,
+        self, algo: ClientAlgo, *, examples: int, evaluated: int = 0, extra: Mapping[str, object] | None = None
     ) -> None:
         """
         Args:

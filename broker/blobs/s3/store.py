@@ -40,12 +40,7 @@ class S3Blobs:
     """
 
     def __init__(
-        self,
-        url: S3Url,
-        *,
-        insecure: bool = False,
-        proxy: str | None = None,
-        environ: Mapping[str, str] = os.environ,
+        self, url: S3Url, *, insecure: bool = False, proxy: str | None = None, environ: Mapping[str, str] = os.environ
     ) -> None:
         """Prepare; nothing is sent before the first call.
 

@@ -150,13 +150,7 @@ class Link:
     """
 
     def __init__(
-        self,
-        url: AmqpUrl,
-        name: str,
-        dice: random.Random,
-        *,
-        events: LinkEvents,
-        proxy: Proxy | None = None,
+        self, url: AmqpUrl, name: str, dice: random.Random, *, events: LinkEvents, proxy: Proxy | None = None
     ) -> None:
         """Prepare; nothing is connected before `start`."""
         self.closing = False

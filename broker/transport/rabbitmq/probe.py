@@ -80,8 +80,7 @@ def declare_queue(name: str) -> Operation:
 def find_queue(name: str) -> Operation:
     """Ask whether a queue is there."""
     return Operation(
-        what=f"find queue {name}",
-        ask=lambda channel, done: channel.queue_declare(name, passive=True, callback=done),
+        what=f"find queue {name}", ask=lambda channel, done: channel.queue_declare(name, passive=True, callback=done)
     )
 
 

@@ -64,11 +64,7 @@ def deploy(
 
 @command(app, "start")
 def start(
-    context: typer.Context,
-    run: ThisRun,
-    sites: Sites = None,
-    site: AlsoSites = None,
-    everywhere: Everywhere = False,
+    context: typer.Context, run: ThisRun, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False
 ) -> int:
     """Begin a run, or go on with one that was paused, stopped or aborted; with sites: as `run join`."""
     session = session_of(context)

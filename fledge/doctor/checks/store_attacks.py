@@ -128,13 +128,7 @@ def of_signers(pool: BoundedPool, up: Signer, down: Signer, site: str) -> Iterat
 
 
 def _sent(
-    pool: BoundedPool,
-    what: str,
-    method: str,
-    url: str,
-    *,
-    body: bytes | None = None,
-    copied: str | None = None,
+    pool: BoundedPool, what: str, method: str, url: str, *, body: bytes | None = None, copied: str | None = None
 ) -> Attack:
     """Send one request, or ask the store to copy the object `copied` there.
 
