@@ -51,7 +51,7 @@ from worker.intake import ModelRecord, Reader
 from worker.pipeline.code_loader import CodeLoader
 from worker.pipeline.context import SiteContext
 from worker.pipeline.contribute import BaseVersion, Egress, UpdateOutput, contribute, evaluate
-from worker.pipeline.sealing import finish
+from worker.pipeline.reseal import finish
 from worker.policy import OPEN, SitePolicy
 from worker.storage.code_store import CodeLost
 from worker.storage.incidents import Incidents

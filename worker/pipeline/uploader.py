@@ -15,7 +15,7 @@ from protocol.topology import update_chunk
 from worker.domain.events import Event, Resealed, SendingFailed, Uploaded
 from worker.domain.state import Sealed, UpdateRow
 from worker.pipeline.context import SiteContext
-from worker.pipeline.sealing import reseal
+from worker.pipeline.reseal import reseal
 from worker.storage.spool import Spool
 
 

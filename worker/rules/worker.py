@@ -34,7 +34,7 @@ from protocol.registry import Registry
 from worker.domain import effects, events, writes
 from worker.domain.state import CODE_LOST, ENDED, WITH_ITS_RUN, RunRow, Snapshot, UpdateRow
 from worker.policy import OPEN, SitePolicy
-from worker.rules import outgoing
+from worker.rules import duplicate_worker
 from worker.rules.commands import CommandCounter
 from worker.rules.decisions import Decisions, pause
 from worker.rules.fetching import HeadPolling, LastVersions
@@ -389,7 +389,7 @@ class WorkerRules:
         if shown.code != "-":
             return shown
         if self._failed == NOT_FAILED and self._sending.twins.seen:
-            return shown._replace(code=outgoing.CODE)
+            return shown._replace(code=duplicate_worker.CODE)
         code, case = self._failed
         return shown._replace(code=code, case=case)
 

@@ -16,7 +16,7 @@ from tests.support.fake_aggregator import FEDERATION, RUN, Centre, new_id
 from worker.domain.events import HeadSeen, VersionSeen
 from worker.domain.state import Sealed, UpdateRow
 from worker.intake import Reader, read_registry
-from worker.pipeline.sealing import unwrap, wrap
+from worker.pipeline.reseal import unwrap, wrap
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_content_key_in_the_journal_opens_for_its_own_site_only(centre: Centre
 
 
 def test_an_update_can_be_sealed_again_only_by_its_own_site(centre: Centre) -> None:
-    from worker.pipeline.sealing import reseal
+    from worker.pipeline.reseal import reseal
 
     row = UpdateRow(row=1, id=b"i" * 16, run=RUN, base_version=0, epoch=0, sequence=1, chunks=())
     with pytest.raises(Untrusted):

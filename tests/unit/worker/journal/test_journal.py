@@ -247,4 +247,6 @@ def test_a_journal_in_memory_forgets_nothing_while_it_is_open() -> None:
 
 def test_the_journal_can_write_all_that_the_rules_may_want_written() -> None:
     unknown = vars(Journal)["_write"].dispatcher.dispatch(object)
-    assert [kind for kind in get_args(writes.Write) if vars(Journal)["_write"].dispatcher.dispatch(kind) is unknown] == []
+    assert [
+        kind for kind in get_args(writes.Write) if vars(Journal)["_write"].dispatcher.dispatch(kind) is unknown
+    ] == []

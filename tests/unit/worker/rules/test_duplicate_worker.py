@@ -10,7 +10,7 @@ from protocol.messages import Outcome, Receipt
 from tests.support.worker_rules import SEALED, only, receipt, rules, sent, some, trained, turn, version
 from worker.domain import effects, events
 from worker.domain.state import Snapshot, UpdateRow
-from worker.rules.outgoing import CODE, QUIET, TIMES
+from worker.rules.duplicate_worker import CODE, QUIET, TIMES
 from worker.rules.worker import WorkerRules
 
 
