@@ -43,9 +43,10 @@ from broker.blobs.transfer import ChunkUploads, read_blob
 from protocol import limits, topology
 from protocol.blob import Manifest
 from protocol.codec import encode
+from protocol.encodings import DENSE_F32
 from protocol.envelope import ContentKey, Sealer, unlock, verify
 from protocol.keys import Identity, Participant, Role
-from protocol.messages import DENSE_F32, Kind, Named, Update, Version
+from protocol.messages import Kind, Named, Update, Version
 from protocol.registry import Registry
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
 

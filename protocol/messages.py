@@ -73,10 +73,6 @@ class Named:
     parameters: Parameters
 
 
-DENSE_F32 = Named(name="dense-f32", parameters={})
-"""The only payload encoding of this version; others are refused by name (`unknown_encoding`)."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
     """Which data an update was trained on, in a way only the site can check."""

@@ -11,7 +11,8 @@ from aggregator.strategy.base import Strategy
 from aggregator.strategy.evaluations import Evaluations
 from aggregator.strategy.stopping import Stopping
 from aggregator.strategy.weighting import SiteStatistics
-from protocol.messages import DENSE_F32, EXAMINED, GOING_ON, Event, Outcome, RunState
+from protocol.encodings import DENSE_F32
+from protocol.messages import EXAMINED, GOING_ON, Event, Outcome, RunState
 from protocol.registry import Registry
 
 

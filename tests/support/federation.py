@@ -17,9 +17,10 @@ from broker.blobs.base import BlobStore
 from broker.blobs.transfer import ChunkUploads
 from protocol import limits, topology
 from protocol.codec import encode
+from protocol.encodings import DENSE_F32
 from protocol.envelope import Sealer
 from protocol.keys import Identity, Role
-from protocol.messages import DENSE_F32, Kind, Named, Update
+from protocol.messages import Kind, Named, Update
 from protocol.registry import Registry, sign_registry
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
 

@@ -14,11 +14,11 @@ import nacl.signing
 from protocol import limits
 from protocol.blob import BlobWriter, split_chunks
 from protocol.codec import encode
+from protocol.encodings import DENSE_F32
 from protocol.envelope import Sealer, Trust, raw_body, typed_body, unlock, verify
 from protocol.keys import Identity, Participant, Role
 from protocol.messages import (
     BODY,
-    DENSE_F32,
     Bundle,
     Card,
     Command,

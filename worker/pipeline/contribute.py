@@ -22,9 +22,10 @@ from broker.runtime.threads import Here
 from protocol import limits
 from protocol.blob import BlobWriter, Emit, Manifest
 from protocol.codec import decode, encode, is_word
+from protocol.encodings import DENSE_F32
 from protocol.envelope import Sealer
 from protocol.errors import ConfigError, Diverged, FledgeError, Malformed, OutOfMemory, Tampered, TrainingError
-from protocol.messages import DENSE_F32, Evaluation, Update
+from protocol.messages import Evaluation, Update
 from protocol.spec import ModelSpec, Span, TensorKind, records
 from worker.api.filters import Dice, FilterChain, Slice, fresh_dice
 from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult

@@ -13,9 +13,10 @@ import pytest
 
 from protocol import errors, limits
 from protocol.codec import decode, encode
+from protocol.encodings import DENSE_F32
 from protocol.envelope import Core, _Header
 from protocol.errors import Malformed, WireError
-from protocol.messages import BODY, DENSE_F32, SIGNER, Fingerprint, Kind, Measurement, Named, Outcome, RunHead, RunState
+from protocol.messages import BODY, SIGNER, Fingerprint, Kind, Measurement, Named, Outcome, RunHead, RunState
 from protocol.registry import Entry, Registry
 from protocol.rights import Group, Organisation, Policy
 from protocol.spec import FLOATS, OTHERS, TensorKind, TensorSpec

@@ -13,9 +13,10 @@ from structlog.testing import capture_logs
 
 from aggregator.pipeline.admission import inspect
 from protocol import limits
+from protocol.encodings import DENSE_F32
 from protocol.errors import Aborted, ConfigError, DiskFull, Diverged, OutOfMemory, StateError, TrainingError
 from protocol.keys import Identity, Role
-from protocol.messages import DENSE_F32, Fingerprint, Named
+from protocol.messages import Fingerprint, Named
 from tests.support.training import FEDERATION, RAW, SITE, Adding, control, form, model
 from worker.api.filters import build
 from worker.api.trainer import Control, TrainResult
