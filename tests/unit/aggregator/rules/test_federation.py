@@ -106,8 +106,10 @@ def test_an_update_that_comes_again_while_it_is_looked_at_is_admitted_once() -> 
     desk.arrive(notice)
     assert desk.some(effects.Admit) == []
     desk.turn(events.NotAdmitted(id=notice.id, reason="store_away", retry=True))
-    desk.arrive(notice)
+    desk.arrive(notice)  # parked: tried again at once
     assert desk.only(effects.Admit).id == notice.id
+    desk.arrive(notice)
+    assert desk.some(effects.Admit) == []
 
 
 def test_a_duplicate_of_a_parked_update_is_a_reason_to_try_again_at_once() -> None:
