@@ -15,6 +15,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from broker.runtime.database import required
 from broker.transport.outbox import outbox_table
 
 SCHEMA = 3
@@ -24,11 +25,7 @@ lease = Table("lease", metadata, Column("id", Integer, primary_key=True), Column
 """The fence: the process that raised the epoch last may write."""
 
 federation = Table(
-    "federation",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("head", Integer, nullable=False),
-    Column("last_row", Integer, nullable=False),
+    "federation", metadata, Column("id", Integer, primary_key=True), *required(Integer, "head", "last_row")
 )
 """What is counted for all runs together: heads, and rows of the outbox."""
 
@@ -37,15 +34,10 @@ runs = Table(
     metadata,
     Column("number", Integer, primary_key=True),
     Column("name", String, nullable=False, unique=True),
-    Column("operator", String, nullable=False),
-    Column("state", String, nullable=False),
-    Column("reason", String, nullable=False),
-    Column("elapsed", Float, nullable=False),
-    Column("config", String, nullable=False),
-    Column("spec", LargeBinary, nullable=False),
-    Column("spec_record", LargeBinary, nullable=False),
-    Column("bundle", LargeBinary, nullable=False),
-    Column("code_record", LargeBinary, nullable=False),
+    *required(String, "operator", "state", "reason"),
+    *required(Float, "elapsed"),
+    *required(String, "config"),
+    *required(LargeBinary, "spec", "spec_record", "bundle", "code_record"),
     sqlite_autoincrement=True,
 )
 """Every run there ever was; of a deleted one the name stays. The specification is kept here as well as in the store,
@@ -56,20 +48,16 @@ updates = Table(
     "updates",
     metadata,
     Column("order", Integer, primary_key=True),
-    Column("id", LargeBinary, nullable=False),
-    Column("run", String, nullable=False),
-    Column("site", String, nullable=False),
-    Column("epoch", Integer, nullable=False),
-    Column("sequence", Integer, nullable=False),
-    Column("base_version", Integer, nullable=False),
-    Column("envelope", LargeBinary, nullable=False),
-    Column("state", String, nullable=False),
-    Column("reason", String, nullable=False),
-    Column("examples", Integer, nullable=False),
-    Column("seconds", Float, nullable=False),
-    Column("absent", LargeBinary, nullable=False),
-    Column("norm", Float, nullable=False),
-    Column("version", Integer, nullable=False),
+    *required(LargeBinary, "id"),
+    *required(String, "run", "site"),
+    *required(Integer, "epoch", "sequence", "base_version"),
+    *required(LargeBinary, "envelope"),
+    *required(String, "state", "reason"),
+    *required(Integer, "examples"),
+    *required(Float, "seconds"),
+    *required(LargeBinary, "absent"),
+    *required(Float, "norm"),
+    *required(Integer, "version"),
     UniqueConstraint("id"),
     UniqueConstraint("site", "epoch", "sequence"),
     Index("updates_by_state", "state"),
@@ -83,10 +71,8 @@ versions = Table(
     metadata,
     Column("run", String, primary_key=True),
     Column("version", Integer, primary_key=True),
-    Column("digest", LargeBinary, nullable=False),
-    Column("plan", LargeBinary, nullable=False),
-    Column("record", LargeBinary, nullable=False),
-    Column("registry", Integer, nullable=False),
+    *required(LargeBinary, "digest", "plan", "record"),
+    *required(Integer, "registry"),
 )
 
 states = Table(
@@ -95,7 +81,7 @@ states = Table(
     Column("run", String, primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("stream", String, primary_key=True),
-    Column("record", LargeBinary, nullable=False),
+    *required(LargeBinary, "record"),
     ForeignKeyConstraint(("run", "version"), ("versions.run", "versions.version")),
 )
 """Records of the aggregator's own streams: `released` (the average) and optimizer moments."""
@@ -107,10 +93,9 @@ members = Table(
     Column("version", Integer, primary_key=True),
     Column("position", Integer, primary_key=True),
     Column("id", LargeBinary, nullable=False, unique=True),
-    Column("site", String, nullable=False),
-    Column("examples", Integer, nullable=False),
-    Column("seconds", Float, nullable=False),
-    Column("norm", Float, nullable=False),
+    *required(String, "site"),
+    *required(Integer, "examples"),
+    *required(Float, "seconds", "norm"),
     ForeignKeyConstraint(("run", "version"), ("versions.run", "versions.version")),
 )
 """Who is in which version; an update can be in one only."""
@@ -121,7 +106,7 @@ evaluations = Table(
     Column("run", String, primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("site", String, primary_key=True),
-    Column("body", LargeBinary, nullable=False),
+    *required(LargeBinary, "body"),
 )
 
 counters = Table(
@@ -132,9 +117,9 @@ measures = Table(
     "measures",
     metadata,
     Column("site", String, primary_key=True),
-    Column("measure", String, nullable=False),
-    Column("registry", Integer, nullable=False),
-    Column("operator", String, nullable=False),
+    *required(String, "measure"),
+    *required(Integer, "registry"),
+    *required(String, "operator"),
 )
 """Sites that operators revoked or quarantined."""
 
@@ -143,10 +128,9 @@ models = Table(
     metadata,
     Column("number", Integer, primary_key=True),
     Column("name", String, nullable=False, unique=True),
-    Column("run", String, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("size", Integer, nullable=False),
-    Column("record", LargeBinary, nullable=False),
+    *required(String, "run"),
+    *required(Integer, "version", "size"),
+    *required(LargeBinary, "record"),
     sqlite_autoincrement=True,
 )
 """Published models; a run may be deleted, what was published from it stays."""
@@ -155,8 +139,7 @@ channels = Table(
     "channels",
     metadata,
     Column("number", Integer, primary_key=True),
-    Column("channel", String, nullable=False),
-    Column("name", String, nullable=False),
+    *required(String, "channel", "name"),
     sqlite_autoincrement=True,
 )
 """What each channel has named, the present model last."""
@@ -165,10 +148,9 @@ letters = Table(
     "letters",
     metadata,
     Column("number", Integer, primary_key=True),
-    Column("queue", String, nullable=False),
-    Column("reason", String, nullable=False),
-    Column("at", Float, nullable=False),
-    Column("message", LargeBinary, nullable=False),
+    *required(String, "queue", "reason"),
+    *required(Float, "at"),
+    *required(LargeBinary, "message"),
     Index("letters_by_queue", "queue"),
     sqlite_autoincrement=True,
 )
@@ -182,9 +164,8 @@ ledger = Table(
     "ledger",
     metadata,
     Column("number", Integer, primary_key=True),
-    Column("kind", String, nullable=False),
-    Column("entry", LargeBinary, nullable=False),
-    Column("hash", LargeBinary, nullable=False),
+    *required(String, "kind"),
+    *required(LargeBinary, "entry", "hash"),
 )
 """Hash-chained: hash = SHA-256(hash before, kind, NUL, entry)."""
 

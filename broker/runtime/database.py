@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import (
     ClauseElement,
@@ -28,8 +28,16 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import TypeEngine
 
 from protocol.errors import DiskFull, StateError
+
+Kept = TypeVar("Kept")
+
+
+def required(kind: type[TypeEngine[Kept]], *names: str) -> list[Column[Kept]]:
+    """Columns of one type that always hold a value."""
+    return [Column(name, kind, nullable=False) for name in names]
 
 
 def open_database(path: Path | None, metadata: MetaData, schema: int) -> Engine:
@@ -54,9 +62,8 @@ def open_database(path: Path | None, metadata: MetaData, schema: int) -> Engine:
             if found is None:
                 connection.execute(insert(marker).values(version=schema))
     except OperationalError as error:
-        raise StateError(
-            f"{path}: cannot be opened ({error.orig}); check the disk and the file's permissions"
-        ) from error
+        why = f"cannot be opened ({error.orig}); check the disk and the file's permissions"
+        raise StateError(f"{path}: {why}") from error
     if found not in (None, schema):
         raise StateError(
             f"{path} has schema {found}, this software writes {schema}; upgrade or use the matching version"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy import Column, Integer, LargeBinary, MetaData, String, Table
 
+from broker.runtime.database import required
 from broker.transport.base import Transport
 from protocol.errors import FledgeError, TooLarge
 
@@ -25,9 +26,8 @@ def outbox_table(metadata: MetaData) -> Table:
         "outbox",
         metadata,
         Column("id", Integer, primary_key=True),
-        Column("exchange", String, nullable=False),
-        Column("key", String, nullable=False),
-        Column("body", LargeBinary, nullable=False),
+        *required(String, "exchange", "key"),
+        *required(LargeBinary, "body"),
         sqlite_autoincrement=True,
     )
 
