@@ -202,28 +202,13 @@ class ForgetLetters:
     number: int | None
 
 
-Write = (
-    JournalUpdate
-    | SetState
-    | Send
-    | SendRaw
-    | CommitVersion
-    | ReplaceRecord
-    | StoreRegistry
-    | StoreEvaluation
-    | SetRun
-    | Look
-    | SetHead
-    | RemoveSent
-    | Audit
-    | CreateRun
-    | OfferCode
-    | DeleteRun
-    | AddModel
-    | Promote
-    | SetCounter
-    | SetSanction
-    | KeepLetter
-    | ForgetLetters
-)
+OfRuns = CommitVersion | ReplaceRecord | StoreEvaluation | SetRun | CreateRun | OfferCode | DeleteRun
+"""What becomes of a run."""
+OfModels = AddModel | Promote
+"""What becomes of published models."""
+OfMembers = SetCounter | SetSanction | KeepLetter | ForgetLetters | StoreRegistry
+"""What operators did, and what they may look at."""
+Outgoing = Send | SendRaw | RemoveSent | SetHead
+"""What is on its way to others."""
+Write = JournalUpdate | SetState | Look | Audit | OfRuns | OfModels | OfMembers | Outgoing
 """All that the journal can write."""

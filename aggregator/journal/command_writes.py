@@ -9,20 +9,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from aggregator.domain import writes
-from aggregator.journal.tables import (
-    DELETED,
-    channels,
-    counters,
-    letters,
-    measures,
-    members,
-    models,
-    runs,
-    states,
-    updates,
-    versions,
-)
-from aggregator.journal.tables import evaluations as evaluations_table
+from aggregator.journal import tables
 from protocol.errors import StateError
 
 LETTERS_KEPT = 256
@@ -43,7 +30,7 @@ def write_command(write: writes.Write, db: Connection) -> None:
 def _(write: writes.CreateRun, db: Connection) -> None:
     new, name = write.new, write.new.rules.run
     db.execute(
-        insert(runs).values(
+        insert(tables.runs).values(
             name=name,
             operator=new.operator,
             state=new.state.value,
@@ -57,67 +44,69 @@ def _(write: writes.CreateRun, db: Connection) -> None:
         )
     )
     first = {"version": 0, "digest": new.digest, "plan": b"", "record": new.record, "registry": new.registry}
-    db.execute(insert(versions).values(run=name, **first))
+    db.execute(insert(tables.versions).values(run=name, **first))
 
 
 @write_command.register
 def _(write: writes.OfferCode, db: Connection) -> None:
     offered = write.offered
-    db.execute(update(runs).where(runs.c.name == offered.run).values(code_record=offered.code_record))
+    db.execute(update(tables.runs).where(tables.runs.c.name == offered.run).values(code_record=offered.code_record))
 
 
 @write_command.register
 def _(write: writes.DeleteRun, db: Connection) -> None:
     """Keys of updates stay: they are the replay cache."""
-    for table in (members, states, evaluations_table, versions):
+    for table in (tables.members, tables.states, tables.evaluations, tables.versions):
         db.execute(delete(table).where(table.c.run == write.run))
-    db.execute(update(updates).where(updates.c.run == write.run).values(envelope=b""))
-    gone = {"state": DELETED, "config": "", "spec": b"", "spec_record": b"", "code_record": b""}
-    db.execute(update(runs).where(runs.c.name == write.run).values(**gone))
+    db.execute(update(tables.updates).where(tables.updates.c.run == write.run).values(envelope=b""))
+    gone = {"state": tables.DELETED, "config": "", "spec": b"", "spec_record": b"", "code_record": b""}
+    db.execute(update(tables.runs).where(tables.runs.c.name == write.run).values(**gone))
 
 
 @write_command.register
 def _(write: writes.AddModel, db: Connection) -> None:
     made = write.model
     values = {"name": made.name, "run": made.run, "version": made.version, "size": made.size}
-    db.execute(insert(models).values(**values, record=made.record))
+    db.execute(insert(tables.models).values(**values, record=made.record))
 
 
 @write_command.register
 def _(write: writes.Promote, db: Connection) -> None:
     if write.name is not None:
-        db.execute(insert(channels).values(channel=write.channel, name=write.name))
+        db.execute(insert(tables.channels).values(channel=write.channel, name=write.name))
         return
-    newest = select(func.max(channels.c.number)).where(channels.c.channel == write.channel)
-    db.execute(delete(channels).where(channels.c.number == newest.scalar_subquery()))
+    newest = select(func.max(tables.channels.c.number)).where(tables.channels.c.channel == write.channel)
+    db.execute(delete(tables.channels).where(tables.channels.c.number == newest.scalar_subquery()))
 
 
 @write_command.register
 def _(write: writes.SetSanction, db: Connection) -> None:
     values = {"measure": write.sanction.kind, "registry": write.sanction.registry, "operator": write.operator}
     db.execute(
-        upsert(measures).values(site=write.site, **values).on_conflict_do_update(index_elements=["site"], set_=values)
+        upsert(tables.measures)
+        .values(site=write.site, **values)
+        .on_conflict_do_update(index_elements=["site"], set_=values)
     )
 
 
 @write_command.register
 def _(write: writes.KeepLetter, db: Connection) -> None:
-    db.execute(insert(letters).values(queue=write.queue, reason=write.reason, at=time.time(), message=write.raw))
-    of_queue = select(letters.c.number).where(letters.c.queue == write.queue)
-    oldest = of_queue.order_by(letters.c.number.desc()).offset(LETTERS_KEPT)
-    db.execute(delete(letters).where(letters.c.number.in_(oldest)))
+    db.execute(insert(tables.letters).values(queue=write.queue, reason=write.reason, at=time.time(), message=write.raw))
+    of_queue = select(tables.letters.c.number).where(tables.letters.c.queue == write.queue)
+    oldest = of_queue.order_by(tables.letters.c.number.desc()).offset(LETTERS_KEPT)
+    db.execute(delete(tables.letters).where(tables.letters.c.number.in_(oldest)))
 
 
 @write_command.register
 def _(write: writes.ForgetLetters, db: Connection) -> None:
-    forget = delete(letters)
-    db.execute(forget if write.number is None else forget.where(letters.c.number == write.number))
+    forget = delete(tables.letters)
+    db.execute(forget if write.number is None else forget.where(tables.letters.c.number == write.number))
 
 
 @write_command.register
 def _(write: writes.SetCounter, db: Connection) -> None:
     db.execute(
-        upsert(counters)
+        upsert(tables.counters)
         .values(operator=write.key, counter=write.counter)
         .on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter})
     )

@@ -207,23 +207,9 @@ Fetch = PullHead | FetchRegistry | FetchVersion
 """What is read from the store."""
 Sending = Upload | Reseal | Publish | Settled | DropSpool
 """What updates need on their way."""
-Effect = (
-    Fetch
-    | Sending
-    | Settle
-    | UseRegistry
-    | Train
-    | AbortTraining
-    | ReportStatus
-    | Alarm
-    | LookAtClock
-    | ForgetAnswer
-    | Judged
-    | Obey
-    | Leave
-    | KeepLast
-    | SendReply
-    | ForgetCode
-    | ForgetOwn
-)
+Training = Train | AbortTraining | KeepLast | ForgetCode | ForgetOwn
+"""What a run's training needs, or leaves behind."""
+Telling = ReportStatus | Alarm | LookAtClock | ForgetAnswer | Judged | Obey | Leave | SendReply
+"""What the site says and is told."""
+Effect = Settle | UseRegistry | Fetch | Sending | Training | Telling
 """All that the shell does for the rules; after a crash some may be done again."""

@@ -214,22 +214,9 @@ SaidAtSite = RunAnswered | ClockSeen | Drain | Undrain | RunOrdered
 """What is said at the site, or to it, about what may be trained."""
 Progress = Uploaded | SendingFailed | Resealed | Published
 """What becomes of what is being sent."""
-Event = (
-    VersionSeen
-    | HeadSeen
-    | HeadWanted
-    | FetchFailed
-    | RegistrySeen
-    | ReceiptSeen
-    | Evaluated
-    | Trained
-    | TrainingFailed
-    | SiteLeftOut
-    | HubAnswered
-    | CommandSeen
-    | Obeyed
-    | NotKept
-    | SaidAtSite
-    | Progress
-)
+Heard = VersionSeen | HeadSeen | HeadWanted | FetchFailed | RegistrySeen | ReceiptSeen | HubAnswered | CommandSeen
+"""What comes from the hub and the store."""
+Done = Evaluated | Trained | TrainingFailed | SiteLeftOut | Obeyed | NotKept
+"""What comes of slow work."""
+Event = Heard | Done | SaidAtSite | Progress
 """All that the rules hear, besides the passing of time."""

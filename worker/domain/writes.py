@@ -135,22 +135,9 @@ class NoteLeft:
     left: bool
 
 
-Write = (
-    NoteVersion
-    | NoteRun
-    | NoteHead
-    | NoteRegistry
-    | Reserve
-    | AddUpdate
-    | ReplaceUpdate
-    | AddMessage
-    | RemoveMessage
-    | SettleUpdate
-    | NoteAnswer
-    | NoteDrained
-    | NoteCounter
-    | NoteDeployment
-    | DropDeployment
-    | NoteLeft
-)
+OfUpdates = Reserve | AddUpdate | ReplaceUpdate | AddMessage | RemoveMessage | SettleUpdate
+"""What becomes of what the site sends."""
+OfSite = NoteAnswer | NoteDrained | NoteCounter | NoteDeployment | DropDeployment | NoteLeft
+"""What was said at the site, or to it."""
+Write = NoteVersion | NoteRun | NoteHead | NoteRegistry | OfUpdates | OfSite
 """All that the journal can write."""
