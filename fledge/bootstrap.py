@@ -26,7 +26,7 @@ from broker.blobs.monitored import MonitoredBlobs
 from broker.blobs.s3.presigned import Ask
 from broker.runtime.settings import given_urls, read_toml
 from deploy.keyfiles import read_bounded, read_identity
-from fledge.connections import broker_of, days_left, doors_of, granted_store, store_of
+from fledge.connections import admin_access_of, broker_of, days_left, granted_store, store_of
 from fledge.runs.code_archive import load_code
 from fledge.runs.init_run import load_genesis, load_run
 from protocol.codec import Value
@@ -134,7 +134,7 @@ def open_aggregator(
             identity=centre.identity,
             registry_record=centre.registry_record,
             root=centre.root,
-            access=doors_of(line, centre.base),
+            access=admin_access_of(line, centre.base),
             cache_bytes=centre.config.cache_mb * 1024**2,
             observer=observer or _nobody,
             strategies=centre.strategies,

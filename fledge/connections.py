@@ -175,7 +175,7 @@ def store_url(line: StoreConfig, base: Path, environment: Mapping[str, str] = os
     return line.store
 
 
-def doors_of(line: StoreConfig, base: Path, environment: Mapping[str, str] = os.environ) -> AdminAccess:
+def admin_access_of(line: StoreConfig, base: Path, environment: Mapping[str, str] = os.environ) -> AdminAccess:
     """What the aggregator may do besides: FLEDGE_MANAGEMENT holds the URL of the broker's management, with a login."""
     management, vhost = environment.get("FLEDGE_MANAGEMENT", ""), unquote(urlsplit(line.broker).path[1:]) or "/"
     signers = signers_of(line, base)

@@ -102,12 +102,12 @@ class AnswerCommand:
     seen: Mapping[str, float] = field(default_factory=dict)
     """For a command that went to sites: seconds since each was heard of."""
     cut_off: bool = False
-    """The command also takes a login at the broker away, which is the desk's to do, or to say that it cannot."""
+    """The command also takes a login at the broker away, which is the responder's to do, or to say that it cannot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookUp:
-    """Have the desk answer: a question, or an order whose effect comes back as an event of its own."""
+    """Have the responder answer: a question, or a command whose effect comes back as an event of its own."""
 
     command: CommandArrived
     seen: Mapping[str, float]

@@ -204,7 +204,7 @@ def test_while_one_request_is_on_its_way_the_wants_of_other_threads_gather(hub: 
     with ThreadPoolExecutor(12) as pool:
         puts = [pool.submit(store.put, key_of(each, "up/site-a"), each) for each in data]
         assert first.wait(30)
-        while len(store._desk._waiting) < 11:
+        while len(store._requests._waiting) < 11:
             time.sleep(0.001)
         go.set()
         for each in puts:

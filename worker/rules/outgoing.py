@@ -50,7 +50,7 @@ class Outgoing:
         self._rows = {update.id: update.row for update in snapshot.updates}
         self._messages = set(snapshot.messages)
         self._unpublished = list(snapshot.messages)
-        self.twins = DuplicateWorker(snapshot.epoch, snapshot.sequence)
+        self.duplicate = DuplicateWorker(snapshot.epoch, snapshot.sequence)
         self._next_row = 1 + max([0, *self._outgoing, *self._messages])
 
     @property
@@ -104,7 +104,7 @@ class Outgoing:
         """Act on the aggregator's word and return the update that it settles; receipts may come twice."""
         row = self._rows.get(event.receipt.message)
         if row is None:
-            self._tell_of_twins(decided, self.twins.unknown(event.receipt))
+            self._tell_of_duplicate(decided, self.duplicate.unknown(event.receipt))
             return None
         out = self._outgoing[row]
         match event.receipt.outcome:
@@ -140,9 +140,9 @@ class Outgoing:
                 other.spent, other.at = True, now
         todo = "this folder is older than the site's newest, or a second worker uses its keys: run one alone"
         decided.effects.append(Alarm(event="epoch.renewed", details={"epoch": self.epoch, "todo": todo}))
-        self._tell_of_twins(decided, self.twins.foreign(update.id))
+        self._tell_of_duplicate(decided, self.duplicate.foreign(update.id))
 
-    def _tell_of_twins(self, decided: Decisions, news: bool) -> None:
+    def _tell_of_duplicate(self, decided: Decisions, news: bool) -> None:
         if news:
             todo = "stop the other worker that uses this site's keys, and restart this one; a kit is for one worker"
             decided.effects.append(Alarm(event="kit.used_twice", details={"epoch": self.epoch, "todo": todo}))
@@ -152,7 +152,7 @@ class Outgoing:
         reason = event.receipt.reason if event else "spool_lost"
         version = event.version if event and outcome == Outcome.MERGED else 0
         del self._outgoing[update.row], self._rows[update.id]
-        self.twins.settled(update.id)
+        self.duplicate.settled(update.id)
         receipt = event.raw if event else b""
         decided.writes.append(
             SettleUpdate(row=update, outcome=outcome.value, reason=reason, version=version, receipt=receipt)

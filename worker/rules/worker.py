@@ -388,7 +388,7 @@ class WorkerRules:
         shown = self._doing()
         if shown.code != "-":
             return shown
-        if self._failed == NOT_FAILED and self._sending.twins.seen:
+        if self._failed == NOT_FAILED and self._sending.duplicate.seen:
             return shown._replace(code=duplicate_worker.CODE)
         code, case = self._failed
         return shown._replace(code=code, case=case)

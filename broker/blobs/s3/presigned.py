@@ -67,7 +67,7 @@ class PresignedBlobs:
         self._url = url
         self._own = f"{below}/{check_site(site)}/"
         self._deadline = url.deadline
-        self._desk = _Desk(ask)
+        self._requests = _UrlRequests(ask)
         said = connection or Connection()
         self._http, self._patience = open_http(url, insecure=said.insecure, proxy=said.proxy, environ=environ)
 
@@ -125,7 +125,7 @@ class PresignedBlobs:
     def get_head(self, name: str, limit: int) -> bytes | None:
         """The current head as the aggregator sent it, got by URL if it is too large for that, or None."""
         key = head_key(check_head(name))
-        head = self._desk.ask(Request(puts=(), gets=())).head
+        head = self._requests.ask(Request(puts=(), gets=())).head
         if not head:
             try:
                 return self._fetch(key, limit)
@@ -150,7 +150,7 @@ class PresignedBlobs:
     def _with_url(self, what: str, want: _Want, use: Callable[[str], T]) -> T:
         until = time.monotonic() + self._deadline
         for left in reversed(range(_FRESH)):
-            url = self._checked(what, want.key, self._desk.url(want))
+            url = self._checked(what, want.key, self._requests.url(want))
             try:
                 return self._patience.call(what, partial(use, url), until=until)
             except Forbidden as error:
@@ -200,7 +200,7 @@ class _Ticket:
         return self.url is None and self.trouble is None
 
 
-class _Desk:
+class _UrlRequests:
     """Asks for URLs; what other threads want while one request is on its way goes into the next one together."""
 
     def __init__(self, ask: Ask) -> None:
