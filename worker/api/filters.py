@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from broker.runtime.plugins import ExtensionPoint
 from protocol import limits
 from protocol.codec import Value
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, TrainingError
 from protocol.messages import Named
 
 Slice = NDArray[np.float32]
@@ -150,7 +150,7 @@ class FilterChain:
         """
         bound: float | None = None
         for each in self.filters:
-            bound = each.begin(bound, dice)
+            bound = _sound(each, each.begin(bound, dice))
 
     def measuring(self) -> Iterator[tuple[PrivacyFilter, Sequence[PrivacyFilter]]]:
         """Each filter that has to see the whole delta, with those to be applied before it looks."""
@@ -161,7 +161,22 @@ class FilterChain:
     def apply(self, values: Slice) -> None:
         """Change a slice in place by every filter in turn."""
         for each in self.filters:
-            each.apply(values)
+            change(each, values)
+
+
+def change(by: PrivacyFilter, values: Slice) -> None:
+    """Change a slice in place by one filter.
+
+    Raises:
+        TrainingError: it gave other values back instead, and what it was to hide is there still.
+    """
+    apply: Callable[[Slice], object] = by.apply
+    given = apply(values)
+    if given is not None and given is not values:
+        raise TrainingError(
+            f"the privacy filter {type(by).__name__} returns values instead of changing those it is given; "
+            "nothing was sent. Let apply write into its argument, as in values[...] = other"
+        )
 
 
 def build(chosen: Sequence[Named]) -> FilterChain:
@@ -213,6 +228,18 @@ def _make(named: Named) -> PrivacyFilter:
             "derive it from fledge.PrivacyFilter"
         )
     return made
+
+
+def _sound(by: PrivacyFilter, bound: object) -> float | None:
+    """A bound as it was given, or an error: noise would be drawn by it, and by zero or a negative number none."""
+    if bound is None:
+        return None
+    if isinstance(bound, bool) or not isinstance(bound, int | float | np.floating) or not 0 < bound < math.inf:
+        raise ConfigError(
+            f"the privacy filter {type(by).__name__}: begin returns {bound!r} as the norm of what comes out; "
+            "it has to be a positive number, or None where nothing is known"
+        )
+    return float(bound)
 
 
 def _positive(name: str, parameter: str, value: object) -> float:

@@ -27,7 +27,7 @@ from protocol.envelope import Sealer
 from protocol.errors import ConfigError, Diverged, FledgeError, Malformed, OutOfMemory, Tampered, TrainingError
 from protocol.messages import Evaluation, Update
 from protocol.spec import ModelSpec, Span, TensorKind, records
-from worker.api.filters import Dice, FilterChain, Slice, fresh_dice
+from worker.api.filters import Dice, FilterChain, Slice, change, fresh_dice
 from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
 from worker.api.weights import F32, Array, Records, Weights, check_array
 from worker.storage.local_tensors import LocalTensors
@@ -266,7 +266,7 @@ class _Delta:
                     for _, slices in walk:
                         for values in slices:
                             for each in before:
-                                each.apply(values)
+                                change(each, values)
                             measuring.measure(values)
             with closing(self._walk(pool)) as walk:
                 self._write(walk, filters, writer, pool)

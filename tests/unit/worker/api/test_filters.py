@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, TrainingError
 from protocol.messages import Named
 from tests.support.packages import install
-from worker.api.filters import FILTERS, Clip, FilterChain, Gaussian, build, fresh_dice
+from worker.api.filters import FILTERS, Clip, FilterChain, Gaussian, PrivacyFilter, Slice, build, change, fresh_dice
 
 
 def chain(*chosen: tuple[str, dict[str, Any]]) -> FilterChain:
@@ -139,6 +139,52 @@ def test_an_empty_chain_is_refused_and_the_way_out_named() -> None:
 def test_filters_that_cannot_work_are_refused(chosen: list[tuple[str, dict[str, Any]]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         chain(*chosen)
+
+
+class _Elsewhere(PrivacyFilter):
+    """Takes the result of `apply` for what is sent."""
+
+    def apply(self, values: Slice) -> Any:
+        return values * 0
+
+
+class _InPlace(PrivacyFilter):
+    def apply(self, values: Slice) -> Any:
+        values *= 0
+        return values
+
+
+class _Claims(PrivacyFilter):
+    """Says what it likes of the norm that comes out."""
+
+    def __init__(self, bound: Any) -> None:
+        self.bound = bound
+
+    def begin(self, bound: float | None, dice: np.random.Generator) -> Any:
+        return self.bound
+
+    def apply(self, values: Slice) -> None:
+        """Nothing."""
+
+
+def test_a_filter_that_returns_other_values_instead_of_changing_them_sends_nothing() -> None:
+    for use in (FilterChain((), (_Elsewhere(),)).apply, lambda values: change(_Elsewhere(), values)):
+        with pytest.raises(TrainingError, match="_Elsewhere returns values instead of changing"):
+            use(np.ones(4, np.float32))
+    values = np.ones(4, np.float32)
+    FilterChain((), (_InPlace(),)).apply(values)
+    assert not values.any()
+
+
+@pytest.mark.parametrize("bound", [0, -1.0, float("nan"), float("inf"), "1", True])
+def test_a_norm_that_is_none_is_refused_before_noise_is_drawn_by_it(bound: object) -> None:
+    with pytest.raises(ConfigError, match=r"_Claims: begin returns .* has to be a positive number, or None"):
+        FilterChain((), (_Claims(bound), Gaussian(1.0))).begin(fresh_dice())
+
+
+@pytest.mark.parametrize("bound", [2, np.float32(2)])
+def test_a_norm_may_be_a_number_of_any_kind(bound: object) -> None:
+    FilterChain((), (_Claims(bound), Gaussian(1.0))).begin(fresh_dice())
 
 
 def test_a_chain_names_its_filters_as_they_were_configured() -> None:
