@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.program import Program, wait_for
+from tests.support import command_line
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.rabbit import RabbitNode, free_ports
 from tests.support.s3 import S3Server
@@ -67,15 +67,7 @@ class Walk:
 
     def fledge(self, *arguments: str, code: int = 0, **environment: str) -> str:
         """Run one command as a person would, and return what it printed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "fledge.cli", *arguments],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "250", **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = command_line.fledge(*arguments, cwd=self.folder, **{"COLUMNS": "250", **environment})
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
