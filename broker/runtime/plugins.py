@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import Any, Generic, TypeVar
 
 from broker.runtime.settings import misfit
 from protocol.errors import ConfigError, FledgeError
 
 T = TypeVar("T")
+FAILURES = (Exception, SystemExit)
+"""What others' code may raise: an exit, too, which must neither end a program nor end a thread's work in silence."""
 
 
 def whole(rule: str, name: str, value: object, least: int, most: int) -> None:
@@ -60,7 +62,7 @@ class ExtensionPoint(Generic[T]):
 
     def names(self) -> list[str]:
         """All there are on this machine."""
-        return sorted({*self.builtins, *_offered(self.group, tuple(sys.path))})
+        return sorted({*self.builtins, *_offered(self.group, tuple(sys.path)).by_name})
 
     def find(self, name: str) -> Plugin | None:
         """What this name stands for; None if it is not registered.
@@ -68,7 +70,7 @@ class ExtensionPoint(Generic[T]):
         Raises:
             ConfigError: several packages registered it, one took a built-in's name, or it cannot be loaded.
         """
-        offers = _offered(self.group, tuple(sys.path)).get(name, ())
+        offers = _offered(self.group, tuple(sys.path)).by_name.get(name, ())
         if name in self.builtins:
             if offers:
                 raise ConfigError(
@@ -83,7 +85,7 @@ class ExtensionPoint(Generic[T]):
             raise ConfigError(f"{told} is registered by {_named(offers[1])} too; uninstall one of the two")
         try:
             found = offers[0].load()
-        except Exception as error:
+        except FAILURES as error:
             raise ConfigError(f"{told} cannot be loaded: {type(error).__name__}: {error}") from error
         return Plugin(made_by=found, told=told, builtin=False)
 
@@ -95,7 +97,9 @@ class ExtensionPoint(Generic[T]):
         """
         plugin = self.find(name)
         if plugin is None:
-            raise ConfigError(f"there is no {self.kind} called {name!r}; known: {', '.join(self.names())}")
+            known = f"known: {', '.join(self.names())}"
+            unread = "".join(f"; {why}" for why in _offered(self.group, tuple(sys.path)).unread)
+            raise ConfigError(f"there is no {self.kind} called {name!r}; {known}{unread}")
         made: T = make(plugin, parameters)
         return made
 
@@ -113,7 +117,7 @@ def make(plugin: Plugin, parameters: Mapping[str, object]) -> Any:  # whoever as
         raise ConfigError(f"the {plugin.told} is not complete: it lacks {', '.join(lacking)}")
     try:
         signature = inspect.signature(factory)
-    except ValueError:  # one that does not tell what it takes
+    except (TypeError, ValueError):  # one that does not tell what it takes
         signature = None
     if signature is not None:
         try:
@@ -125,22 +129,55 @@ def make(plugin: Plugin, parameters: Mapping[str, object]) -> Any:  # whoever as
         return factory(**parameters)
     except FledgeError:
         raise
-    except Exception as error:
+    except FAILURES as error:
         if plugin.builtin:
             raise
         raise ConfigError(f"the {plugin.told} cannot be set up: {type(error).__name__}: {error}") from error
 
 
 def _named(entry: EntryPoint) -> str:
-    package = f" of the package {entry.dist.name}" if entry.dist is not None else ""
+    package = f" of {_package(entry.dist)}" if entry.dist is not None else ""
     return f"entry point {entry.name} = {entry.value}{package}"
+
+
+def _package(dist: Distribution) -> str:
+    name: str | None
+    try:
+        name = dist.name
+    except Exception:  # its metadata is not UTF-8, for example
+        name = None
+    return f"the package {name}" if name else f"a package without a name in {dist.locate_file('')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Offers:
+    """What the packages of this machine register in one group."""
+
+    by_name: Mapping[str, tuple[EntryPoint, ...]]
+    unread: tuple[str, ...]
+    """Whose lists cannot be read, and why."""
 
 
 # Reading every installed package's list takes tens of milliseconds, and a replay asks for its strategy often.
 @lru_cache(maxsize=64)
-def _offered(group: str, path: tuple[str, ...]) -> Mapping[str, tuple[EntryPoint, ...]]:
+def _offered(group: str, path: tuple[str, ...]) -> _Offers:
     """The entry points of a group by name, as the packages on `path` (`sys.path`) have them."""
+    unread: list[str] = []
+    try:
+        entries = list(entry_points(group=group))
+    except Exception:  # one package's broken list is no reason to do without those of all others
+        entries = list(_one_by_one(group, unread))
     offers: dict[str, tuple[EntryPoint, ...]] = {}
-    for entry in entry_points(group=group):
-        offers[entry.name] = (*offers.get(entry.name, ()), entry)
-    return offers
+    for entry in entries:
+        same = offers.get(entry.name, ())
+        if all(_named(each) != _named(entry) for each in same):
+            offers[entry.name] = (*same, entry)  # an editable installation can list one twice
+    return _Offers(by_name=offers, unread=tuple(unread))
+
+
+def _one_by_one(group: str, unread: list[str]) -> Iterator[EntryPoint]:
+    for dist in distributions():
+        try:
+            yield from dist.entry_points.select(group=group)
+        except Exception as error:
+            unread.append(f"the entry points of {_package(dist)} cannot be read ({type(error).__name__}: {error})")

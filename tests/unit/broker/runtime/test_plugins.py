@@ -94,3 +94,40 @@ def test_errors_of_the_tree_come_through_as_they_are(offer: Offer) -> None:
     offer("bells", source, ding="bells:ding")
     with pytest.raises(ConfigError, match=r"^oil the bell$"):
         SOUNDS.build("ding", {})
+
+
+@pytest.mark.parametrize("listed", [b"[console_scripts]\nnothing\n", b"[fledge.sounds]\nm\xf6p = bells:ding\n"])
+def test_a_package_whose_list_is_broken_takes_nothing_from_others(offer: Offer, tmp_path: Path, listed: bytes) -> None:
+    offer("broken", "")
+    offer("bells", "def ding():\n    return 'ding'\n", ding="bells:ding")
+    (tmp_path / "broken" / "broken-1.0.dist-info" / "entry_points.txt").write_bytes(listed)
+    assert SOUNDS.build("beep", {}) == "beep"
+    assert SOUNDS.build("ding", {}) == "ding"
+    assert SOUNDS.names() == ["beep", "ding"]
+    with pytest.raises(
+        ConfigError, match="called 'dong'; known: beep, ding; the entry points of the package broken ca"
+    ):
+        SOUNDS.build("dong", {})
+
+
+@pytest.mark.parametrize("about", [b"", b"Name: bells\nAuthor: M\xfcller\n"])
+def test_a_package_whose_metadata_are_broken_is_told_by_its_place(offer: Offer, tmp_path: Path, about: bytes) -> None:
+    offer("bells", "raise RuntimeError('rust')", ding="bells:ding")
+    (tmp_path / "bells" / "bells-1.0.dist-info" / "METADATA").write_bytes(about)
+    with pytest.raises(ConfigError, match=r"of a package without a name in .*/bells\) cannot be loaded: RuntimeError"):
+        SOUNDS.build("ding", {})
+
+
+def test_a_package_that_is_listed_twice_is_one_package(offer: Offer, tmp_path: Path) -> None:
+    offer("bells", "def ding():\n    return 'ding'\n", ding="bells:ding")
+    with (tmp_path / "bells" / "bells-1.0.dist-info" / "entry_points.txt").open("a") as listed:
+        listed.write("ding = bells:ding\n")
+    (tmp_path / "bells" / "bells.egg-info").mkdir()
+    assert SOUNDS.build("ding", {}) == "ding"
+
+
+@pytest.mark.parametrize("source", ["raise SystemExit(3)", "def ding():\n    raise SystemExit(0)\n"])
+def test_a_package_cannot_end_the_program(offer: Offer, source: str) -> None:
+    offer("bells", source, ding="bells:ding")
+    with pytest.raises(ConfigError, match=r"'ding' \(entry point .* cannot be (loaded|set up): SystemExit"):
+        SOUNDS.build("ding", {})
