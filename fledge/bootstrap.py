@@ -229,7 +229,6 @@ def _ask_by(service: Callable[[], WorkerService]) -> Ask:
 
 
 def _checks(config: Path) -> Mapping[str, Value]:
-    """What `fledge doctor` finds at a site, as far as it may leave the site."""
     from fledge.doctor.examine import examine
     from fledge.doctor.place import read_place
 

@@ -137,7 +137,6 @@ def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def _credentials(broker: tuple[str, str] | None, store: tuple[str, str] | None) -> str:
-    """`credentials.toml`; empty without any login."""
     text = ""
     if store is not None:
         text += f"access_key = {quoted(store[0])}\nsecret_key = {quoted(store[1])}\n"

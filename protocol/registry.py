@@ -180,7 +180,6 @@ class _Root:
         self._root = Participant(name="root", role=Role.ROOT, verify_key=verify_key, box_key=verify_key)
 
     def signer(self, kid: bytes) -> Participant:
-        """The root, or `Untrusted`."""
         if kid != self._root.kid:
             raise Untrusted("not signed by the federation's root: `root` in the configuration is that of another one")
         return self._root

@@ -96,7 +96,6 @@ def _rehearse(
 
 
 def _add(spec: ModelSpec, model: list[bytes], delta: Iterator[bytes]) -> float:
-    """Add a delta to the model; returns the sum of its squares."""
     squares = 0.0
     for index, record in enumerate(delta):
         changed = bytearray(model[index])

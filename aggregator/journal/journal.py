@@ -144,7 +144,6 @@ class Journal(History):
         return answers
 
     def _flush(self, db: Connection) -> None:
-        """Write what was collected."""
         batch = self._batch
         self._flush_rows(db)
         if batch.entries:
@@ -375,7 +374,6 @@ class Journal(History):
 
 @cache
 def _set_counted(columns: frozenset[str]) -> Statement:
-    """The statement that sets these columns of the federation."""
     return Statement(update(federation).values({name: bindparam(name) for name in columns}))
 
 

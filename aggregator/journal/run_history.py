@@ -141,5 +141,4 @@ class RunHistory:
         return tuple(Measurement(site=site, examples=it.examples, metrics=it.metrics) for site, it in said)
 
     def close(self) -> None:
-        """Release the file."""
         self.engine.dispose()

@@ -13,13 +13,14 @@ from aggregator.domain import events
 from aggregator.pipeline.admission import inspect
 from aggregator.pipeline.production import BadMember, Inputs, Production
 from aggregator.pipeline.records import Records
+from aggregator.rules.planning import FAILED
 from aggregator.strategy.plan import MergePlan
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import read_blob
 from broker.runtime.crash_points import crash_point
 from protocol import limits, topology
 from protocol.codec import decode, encode
-from protocol.errors import Corrupt, FledgeError, Missing, StoreError, TrainingError, WireError
+from protocol.errors import Corrupt, FledgeError, Missing, StoreError, StrategyFailed, TrainingError, WireError
 from protocol.messages import Kind, Version
 from protocol.registry import Registry
 from protocol.spec import ModelSpec
@@ -79,6 +80,9 @@ class RunJobs:
         except BadMember as error:
             log.warning("merge.bad_member", version=plan.version, update=error.id.hex()[:8], reason=error.reason)
             return events.MergeFailed(plan=plan, reason=error.reason, bad=error.id)
+        except StrategyFailed as error:
+            log.error("merge.strategy_failed", version=plan.version, error=str(error), exc_info=error.__cause__)
+            return events.MergeFailed(plan=plan, reason=FAILED, bad=None, pause=True)
         except TrainingError as error:
             worst = max(plan.members, key=lambda member: member.weight * member.norm)
             log.warning("merge.overflow", version=plan.version, update=worst.id.hex()[:8], error=str(error))
@@ -106,5 +110,4 @@ class RunJobs:
 
 
 def _rebind(spec_record: bytes, registry: int, body: bytes) -> bytes:
-    """A version record's body under a newer registry."""
     return encode(replace(decode(Version, body, limits.BODY), spec_record=spec_record, registry=registry))

@@ -181,7 +181,6 @@ class _Known:
         self._by_kid = {e.participant.kid: e.participant for e in registry.entries if e.role == Role.SITE}
 
     def signer(self, kid: bytes) -> Participant:
-        """The participant that holds or held the key."""
         if kid not in self._by_kid:
             raise Untrusted(f"no participant ever had the key {kid.hex()[:8]}")
         return self._by_kid[kid]

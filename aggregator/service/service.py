@@ -163,7 +163,6 @@ class AggregatorService:
         self._parts.registries.update(record)
 
     def _tell(self, event: events.Event) -> None:
-        """An event for the rules; safe from any thread."""
         self._actor.mailbox.put(event)
 
     # ---- deliveries

@@ -126,7 +126,6 @@ def next_deadline(
 
 
 def _first_since(ready: Sequence[Waiting]) -> float:
-    """Return when the first of these updates began to wait."""
     return min(w.since for w in ready)
 
 

@@ -114,24 +114,19 @@ class CachedBlobs:
             self._forget(name)
 
     def has(self, key: str) -> bool:
-        """Whether the store has the object."""
         return self._store.has(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """What the store lists."""
         return self._store.list(prefix)
 
     def delete(self, key: str) -> None:
-        """Remove the object from the store and from the cache."""
         self._forget(check_key(key))
         self._store.delete(key)
 
     def put_head(self, name: str, data: bytes) -> None:
-        """Overwrite the head in the store."""
         self._store.put_head(name, data)
 
     def get_head(self, name: str, limit: int) -> bytes | None:
-        """The head as the store has it now."""
         return self._store.get_head(name, limit)
 
     def close(self) -> None:

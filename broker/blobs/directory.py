@@ -57,12 +57,10 @@ class FileBlobs:
         return f"FileBlobs({str(self._root)!r})"
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Store `data` under `key`; on return file and name are on the disk."""
         check_key(key)
         self._write(key, data)
 
     def get(self, key: str, limit: int) -> bytes:
-        """The object's bytes, checked against its name; one read and one hash."""
         check_key(key)
         data = self._read(key, limit)
         if data is None:
@@ -81,7 +79,6 @@ class FileBlobs:
         return True
 
     def has(self, key: str) -> bool:
-        """Whether the object is there."""
         check_key(key)
         try:
             return (self._root / key).is_file()
@@ -89,7 +86,6 @@ class FileBlobs:
             raise self._failure("looking for", key, error) from error
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Objects below `prefix`, sorted by key; `modified` is the file system's."""
         check_prefix(prefix)
         top = self._root / prefix
         keys = []
@@ -114,11 +110,9 @@ class FileBlobs:
             raise self._failure("deleting", key, error) from error
 
     def put_head(self, name: str, data: bytes) -> None:
-        """Replace the head of federation `name`; readers see the old or the new one."""
         self._write(f"heads/{check_head(name)}", data)
 
     def get_head(self, name: str, limit: int) -> bytes | None:
-        """The current head, or None before the first."""
         return self._read(f"heads/{check_head(name)}", limit)
 
     def close(self) -> None:

@@ -33,14 +33,12 @@ class MemoryBlobs:
             return store
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Store `data` under `key`."""
         check_key(key)
         entry = (bytes(data), self._clock())
         with self._lock:
             self._objects[key] = entry
 
     def get(self, key: str, limit: int) -> bytes:
-        """The object's bytes, checked against its name."""
         check_key(key)
         with self._lock:
             entry = self._objects.get(key)
@@ -49,32 +47,27 @@ class MemoryBlobs:
         return check_bytes(key, _bounded(key, entry[0], limit))
 
     def has(self, key: str) -> bool:
-        """Whether the object is there."""
         check_key(key)
         with self._lock:
             return key in self._objects
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Objects below `prefix` as they are now, sorted by key."""
         check_prefix(prefix)
         with self._lock:
             found = [ObjectInfo(k, len(data), at) for k, (data, at) in self._objects.items() if k.startswith(prefix)]
         return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, key: str) -> None:
-        """Remove the object if it is there."""
         check_key(key)
         with self._lock:
             self._objects.pop(key, None)
 
     def put_head(self, name: str, data: bytes) -> None:
-        """Overwrite the head of federation `name`."""
         check_head(name)
         with self._lock:
             self._heads[name] = bytes(data)
 
     def get_head(self, name: str, limit: int) -> bytes | None:
-        """The current head, or None before the first."""
         check_head(name)
         with self._lock:
             data = self._heads.get(name)

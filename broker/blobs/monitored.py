@@ -32,42 +32,34 @@ class MonitoredBlobs:
                 listener(self._failing)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Store `data` under `key`."""
         with self._watch():
             self._inner.put(key, data)
 
     def get(self, key: str, limit: int) -> bytes:
-        """The object's bytes."""
         with self._watch():
             return self._inner.get(key, limit)
 
     def has(self, key: str) -> bool:
-        """Whether the object is there."""
         with self._watch():
             return self._inner.has(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Write-once objects below `prefix`."""
         with self._watch():
             yield from self._inner.list(prefix)
 
     def delete(self, key: str) -> None:
-        """Remove the object."""
         with self._watch():
             self._inner.delete(key)
 
     def put_head(self, name: str, data: bytes) -> None:
-        """Overwrite a head."""
         with self._watch():
             self._inner.put_head(name, data)
 
     def get_head(self, name: str, limit: int) -> bytes | None:
-        """The current head."""
         with self._watch():
             return self._inner.get_head(name, limit)
 
     def close(self) -> None:
-        """Release connections."""
         self._inner.close()
 
     @contextmanager

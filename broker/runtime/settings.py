@@ -225,7 +225,6 @@ def _annotated(annotation: object) -> FieldInfo | None:
 
 
 def _kind_of(annotation: object) -> object:
-    """Without notes."""
     return _without_none(get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation)
 
 

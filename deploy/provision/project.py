@@ -274,7 +274,6 @@ def _known(what: str, word: str, words: Iterable[str]) -> None:
 
 
 def _with_flags(value: object) -> object:
-    """The same values with `true` and `false` as what they mean."""
     if isinstance(value, dict):
         return {key: _with_flags(item) for key, item in value.items()}
     if isinstance(value, list):

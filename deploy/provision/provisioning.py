@@ -356,7 +356,6 @@ def _write_renewed(directory: Path, name: str, pem: str, servers: Mapping[str, s
 
 
 def _without(state: CustodyState, name: str) -> CustodyState:
-    """The state without what was issued to one member."""
     certificates, sites, operators = dict(state.certificates), dict(state.sites), dict(state.operators)
     certificates.pop(name, None)
     sites.pop(name, None)

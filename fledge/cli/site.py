@@ -164,7 +164,6 @@ def state_of(config: Path) -> Path:
 
 
 def _runs(config: Path) -> dict[str, tuple[RunRow, bool | None]]:
-    """The runs under way that the worker knows, and what was said to each so far."""
     from protocol.messages import RunState
     from worker.journal.approvals import Approvals
     from worker.journal.journal import Journal

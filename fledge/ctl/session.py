@@ -60,7 +60,6 @@ class Session:
         self._console: Console | None = None
 
     def close(self) -> None:
-        """Disconnect."""
         self._stack.close()
         self._console = None
 

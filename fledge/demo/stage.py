@@ -215,7 +215,6 @@ class Stage:
             self._finish(f"the training could not be watched: {error}")
 
     def _next_version(self, measured: int) -> int | None:
-        """Wait for a version that is newer; None when the training is over."""
         left = self._until.limit - (time.monotonic() - self._began)
         with self._changed:
             self._changed.wait_for(lambda: self._over or self._newest > measured, min(left, _NOTHING_FOR_S))

@@ -74,7 +74,6 @@ def configure(
 
 
 def _close_local() -> None:
-    """End the local file of an earlier configuration."""
     root = logging.getLogger()
     for handler in [each for each in root.handlers if isinstance(each, LogFile)]:
         root.removeHandler(handler)
@@ -82,8 +81,6 @@ def _close_local() -> None:
 
 
 def _copying(file: LogFile) -> Processor:
-    """A processor that copies every entry into `file`."""
-
     def copy(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         entry = TRACEBACKS(logger, method, dict(event))
         file.keep({**entry, "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")})

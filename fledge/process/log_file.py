@@ -114,7 +114,6 @@ def _bounded(entry: dict[str, object]) -> str:
 
 
 def _last_number(path: Path) -> int:
-    """The number of the last whole line of a file; 0 if there is none."""
     for line in reversed(_tail(path).split(b"\n")):
         with suppress(ValueError, RecursionError):
             entry = json.loads(line)

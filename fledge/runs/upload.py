@@ -51,7 +51,6 @@ class Packed:
 
     @cached_property
     def spec(self) -> bytes:
-        """The model's specification."""
         return self.genesis.spec.to_bytes()
 
     @property

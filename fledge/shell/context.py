@@ -149,5 +149,4 @@ def own_commands() -> dict[str, dict[str, str]]:
 
 
 def _summary(about: str | None) -> str:
-    """The first paragraph of a command's help."""
     return str(about).partition("\n\n")[0]

@@ -259,7 +259,6 @@ def _named(item: Item, number: int) -> str:
 
 
 def _files(items: Iterable[Item], keys: Iterable[str]) -> dict[Path, None]:
-    """The images of a list that are plain files, each once."""
     wanted = [key for key in keys if not labels(key)]
     found = (path for item in items for key in wanted for path in files_of(item.get(key)))
     return dict.fromkeys(path.resolve() for path in found if os.path.isfile(path))

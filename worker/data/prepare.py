@@ -191,7 +191,6 @@ def _labelled(
 
 
 def _read_classes(path: Path) -> Mapping[str, str]:
-    """Image and class from a CSV file with a first line `image,label`."""
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; the classes of a classification stand in a CSV file (image,label)")
     try:

@@ -84,7 +84,6 @@ def _numbered(raw: list[bytes]) -> list[tuple[int, dict[str, object] | None]]:
 
 
 def _end(path: Path, size: int) -> list[bytes]:
-    """The whole lines among the last bytes of a file."""
     try:
         with open_file(path.parent, (path.name,)) as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)

@@ -169,7 +169,6 @@ def _nameless(folder: FileEntry, found: OpenedFile) -> FileEntry:
 
 
 def _manifest(base: Path, run: Place) -> Mapping[Place, str]:
-    """Path and digest of every file that came with a run."""
     try:
         files = json.loads(read(base, (*run, MANIFEST), _MIB))["files"]
         listed = {tuple(name.split("/")): digest for name, digest in files.items()}

@@ -80,7 +80,6 @@ class Approvals:
         return self._directory / f"{run}{kind}"
 
     def _runs(self) -> set[str]:
-        """The runs that there are notes about."""
         try:
             with os.scandir(self._directory) as entries:
                 names = [Path(entry.name) for entry in islice(entries, _MOST)]

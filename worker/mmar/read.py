@@ -96,7 +96,6 @@ def pretrained(root: Path, mmar: Mmar) -> tuple[Path | None, Sequence[Note]]:
 
 
 def _json(path: Path) -> dict[str, object] | None:
-    """A file's mapping, or None if there is no such file."""
     try:
         with path.open("rb") as file:
             raw = file.read(_LARGEST + 1)

@@ -208,7 +208,6 @@ class _Translation:
         return section
 
     def _one(self, section: Mapping[str, object], part: str, role: ComponentRole, where: str) -> Config | None:
-        """A component that has to be there."""
         if not section.get(part):
             raise ConfigError(f"{where} {part} is missing from the training configuration; an MMAR that trains has it")
         return self.components.translate(section[part], role, f"{where} {part}")
@@ -283,7 +282,6 @@ class _Translation:
         }
 
     def _listed(self, raw: Config, where: str) -> str:
-        """The expression for a list of data."""
         key = raw.get("data_list_key", {"train": "training", "inference": "test"}.get(where, "validation"))
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise ConfigError(f"{where} dataset: data_list_key is {key!r}; it has to be a name such as 'training'")

@@ -206,7 +206,6 @@ def has_place(parser: ConfigParser, name: str) -> bool:
 
 
 def _read(files: list[Path], names: Mapping[str, object] | None = None) -> ConfigParser:
-    """A parser of these files; `names` are what its expressions may use besides."""
     parser = ConfigParser(globals=dict(names or {}))
     try:
         parser.read_config([str(file) for file in files])

@@ -121,7 +121,6 @@ def _given(chain: list[BaseException]) -> str:
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    """The error and its causes, the innermost last."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)

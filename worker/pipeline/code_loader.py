@@ -212,7 +212,6 @@ def forget_code(directory: Path) -> None:
 
 
 def _lies_in(module: object, directory: Path) -> bool:
-    """Whether a module was loaded from below `directory`."""
     names = getattr(module, "__dict__", {})  # not by attribute: some modules load others when they are asked
     places = [names.get("__file__"), *_listed(names.get("__path__"))]
     return any(isinstance(place, str) and _below(place, directory) for place in places)

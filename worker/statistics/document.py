@@ -126,7 +126,6 @@ def check_change(before: Mapping[str, Value], now: Mapping[str, Value]) -> None:
 
 
 def _is_few(name: str, value: object, least: int) -> bool:
-    """Whether a number of patients is told that is too small."""
     return f"{name}.".startswith(f"{PATIENTS}.") and isinstance(value, int | float) and value < least
 
 

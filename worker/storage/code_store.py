@@ -162,7 +162,6 @@ def _names(directory: Path) -> list[str]:
 
 
 def _delete(path: Path) -> None:
-    """Delete a file, link or whole folder, as far as that goes."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -102,7 +102,6 @@ def resolve(target: str) -> object:
 
 @cache
 def _arguments(target: str) -> frozenset[str] | None:
-    """The names of a class's arguments, or None if it takes any."""
     made = resolve(target)
     parameters = list(inspect.signature(made).parameters.values()) if callable(made) else []
     if not callable(made) or any(each.kind is each.VAR_KEYWORD for each in parameters):

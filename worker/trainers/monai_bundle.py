@@ -387,7 +387,6 @@ def _watched(examples: Iterator[object], control: Control) -> Iterator[object]:
 
 
 def _size(dataset: object) -> int | None:
-    """How many examples a dataset has; None if it cannot tell."""
     try:
         return len(dataset) if isinstance(dataset, Sized) else None
     except TypeError:  # torch's datasets without a length raise it

@@ -338,7 +338,6 @@ def _moved(value: Batch, device: torch.device) -> Batch:
 
 
 def _size(inputs: Batch) -> int:
-    """How many examples a batch's inputs are."""
     while not isinstance(inputs, Tensor):
         inputs = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]
     return len(inputs)

@@ -83,7 +83,6 @@ class PresignedBlobs:
         return f"PresignedBlobs({self._where!r})"
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Store an object below the prefix of its own."""
         check_key(key)
         if not key.startswith(self._own):
             self._refuse(f"put {key}: only what lies below {self._own} is put here")
@@ -96,7 +95,6 @@ class PresignedBlobs:
         self._with_url(f"put {key} ({len(body)} bytes)", _Want(put=True, key=key), send)
 
     def get(self, key: str, limit: int) -> bytes:
-        """The bytes of a model's chunk or a record, checked against their name."""
         check_key(key)
         if not key.startswith(READABLE):
             self._refuse(f"get {key}: members read only below {' and '.join(READABLE)}")

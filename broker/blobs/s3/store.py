@@ -83,7 +83,6 @@ class S3Blobs:
         self._put(key, bytes(data))
 
     def get(self, key: str, limit: int) -> bytes:
-        """The object's bytes, checked against its name."""
         check_key(key)
         return check_bytes(key, self._patience.call(f"get {key}", lambda: self._fetch(key, limit)))
 
@@ -115,7 +114,6 @@ class S3Blobs:
             yield from self.list(folder)
 
     def delete(self, key: str) -> None:
-        """Remove the object if it is there."""
         check_key(key)
         try:
             self._patience.call(f"delete {key}", lambda: self._client.remove_object(self._bucket, key))
@@ -131,7 +129,6 @@ class S3Blobs:
         self._put(head_key(check_head(name)), data)
 
     def get_head(self, name: str, limit: int) -> bytes | None:
-        """The current head, or None before the first."""
         key = head_key(check_head(name))
         try:
             return self._patience.call(f"get {key}", lambda: self._fetch(key, limit))
@@ -152,7 +149,6 @@ class S3Blobs:
         return self._presign("GET", key, seconds, at)
 
     def close(self) -> None:
-        """Release connections; calls that are waiting to try again give up."""
         self._patience.close()
 
     def _presign(self, method: str, key: str, seconds: int, at: float | None) -> str:

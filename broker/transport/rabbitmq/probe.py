@@ -205,7 +205,6 @@ class Probe:
             return ProbeReply(code=0, text="no answer")
 
     def close(self) -> None:
-        """Disconnect."""
         self._link.close()
 
     def _ask(self, operation: Operation, answer: Future[ProbeReply]) -> None:

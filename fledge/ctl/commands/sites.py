@@ -59,8 +59,6 @@ def revoke(context: typer.Context, site: OneSite, yes: Yes = False) -> int:
 
 
 def _at_sites(name: str, about: str) -> Callable[..., int]:
-    """A command that is sent to the sites that are named."""
-
     def act(context: typer.Context, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False) -> int:
         session = session_of(context)
         return session.send(f"site.{name}", targets=chosen(session, sites, site, everywhere))
@@ -70,8 +68,6 @@ def _at_sites(name: str, about: str) -> Callable[..., int]:
 
 
 def _asking_first(name: str, about: str) -> Callable[..., int]:
-    """The same, for a command that has to be confirmed."""
-
     def act(
         context: typer.Context,
         sites: Sites = None,

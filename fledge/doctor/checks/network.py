@@ -103,7 +103,6 @@ def _name(way: Way) -> Iterator[Finding]:
 
 
 def _tcp(way: Way) -> Iterator[Finding]:
-    """A connection to the server, or to the proxy before it is asked for anything."""
     server, proxy = way.server, way.proxy
     host, port = (server.host, server.port) if proxy is None else (proxy.host, proxy.port)
     check = f"{server.name}.{'tcp' if proxy is None else 'proxy'}"

@@ -173,5 +173,4 @@ def _first(store: S3Blobs, prefix: str) -> object:
 
 
 def _nobodys() -> str:
-    """A name that no object has."""
     return secrets.token_hex(32)
