@@ -61,35 +61,35 @@ class Intake:
         queue = topology.inbox_queue(topology.AGGREGATOR)
         try:
             verified, key = self._open(None, raw, COMMAND_KINDS)
-            order = body(verified, Command, key)
+            said = body(verified, Command, key)
         except WireError as error:
             return events.DeliveryRefused(delivery=delivery, site="", queue=queue, reason=error.reason, raw=raw)
         operator = verified.sender.name
-        objection, text = self._objection(operator, order, now)
+        objection, text = self._objection(operator, said, now)
         return events.CommandArrived(
             delivery=delivery,
             operator=operator,
-            counter=order.counter,
-            command=order.command,
+            counter=said.counter,
+            command=said.command,
             signer=verified.core.sender,
             id=verified.core.id,
-            arguments=order.arguments,
-            targets=order.targets,
+            arguments=said.arguments,
+            targets=said.targets,
             raw=raw,
             objection=objection,
             text=text,
         )
 
-    def _objection(self, operator: str, order: Command, now: float) -> tuple[str, str]:
+    def _objection(self, operator: str, said: Command, now: float) -> tuple[str, str]:
         """Why a genuine command is not to be carried out: a word and a sentence."""
-        if order.counter > (now + TOLERANCE) * 1000:
+        if said.counter > (now + TOLERANCE) * 1000:
             return COUNTER_AHEAD, "the order's number is from the future; set this machine's clock and send it again"
-        if len(set(order.targets)) != len(order.targets):
+        if len(set(said.targets)) != len(said.targets):
             return "bad_argument", "a site is named twice"
-        if not now < order.expires <= now + LONGEST_COMMAND + TOLERANCE:
+        if not now < said.expires <= now + LONGEST_COMMAND + TOLERANCE:
             return "expired", "the command is too old or from the future; compare the clocks and send it again"
-        known = COMMANDS.get(order.command)
-        sites = order.targets if known is not None and known.at_sites else (topology.AGGREGATOR,)
+        known = COMMANDS.get(said.command)
+        sites = said.targets if known is not None and known.at_sites else (topology.AGGREGATOR,)
         try:
             if known is not None:
                 self.registry.rights.check(operator, known.action, sites)

@@ -107,7 +107,7 @@ class Federation:
     _state: list[Span] = field(init=False)
     _sites: list[_Site] = field(init=False)
     _waiting: dict[bytes, tuple[Waiting, Span]] = field(default_factory=dict)
-    _standing: SiteStatistics = field(default_factory=SiteStatistics)
+    _site_statistics: SiteStatistics = field(default_factory=SiteStatistics)
     _ages: list[int] = field(default_factory=list)
     _lost: dict[str, int] = field(default_factory=lambda: {"superseded": 0, "too_stale": 0})
     _events: list[tuple[float, int, int | None]] = field(default_factory=list)
@@ -204,8 +204,8 @@ class Federation:
         deltas = [self._waiting.pop(member.id)[1] for member in choice.members]
         rows = [self._row(member, delta) for member, delta in zip(choice.members, deltas, strict=True)]
         everyone = [str(index) for index in range(len(self._sites))]
-        members = planning.members(rows, self.version, self.strategy, self._standing, everyone)
-        self._standing.merged(members)
+        members = planning.members(rows, self.version, self.strategy, self._site_statistics, everyone)
+        self._site_statistics.merged(members)
         self._ages.extend(member.staleness for member in members)
         weights = tuple(member.weight for member in members)
         step = Scalars(weights=weights, divisor=float(choice.divisor), rate=self.strategy.rate)

@@ -116,7 +116,7 @@ class LookUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
-    """Make ready what an order asks for; the answer is `Prepared`."""
+    """Make ready what a command asks for; the answer is `Prepared`."""
 
     command: CommandArrived
     run: str

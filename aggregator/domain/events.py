@@ -120,12 +120,16 @@ class Merged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeFailed:
-    """A merge could not be completed; `bad` names a member that no longer decrypts, or (`reject`) must never merge."""
+    """A merge could not be completed; `bad` names a member that no longer decrypts, or (`reject`) must never merge.
+
+    `pause`: the run's strategy failed, and would only fail again.
+    """
 
     plan: MergePlan
     reason: str
     bad: bytes | None
     reject: bool = False
+    pause: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +167,7 @@ class ReissueFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandArrived:
-    """An operator's genuine order; `objection` says why it is refused all the same, found when it arrived."""
+    """An operator's genuine command; `objection` says why it is refused all the same, found when it arrived."""
 
     delivery: Unacked
     operator: str
@@ -207,7 +211,7 @@ class RequestArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What an order asked for is ready, or cannot be made (`reason` is not `ok` then)."""
+    """What a command asked for is ready, or cannot be made (`reason` is not `ok` then)."""
 
     command: CommandArrived
     reason: str = "ok"

@@ -226,7 +226,7 @@ class RunSnapshot:
     record_registry: int
     """Registry version the current record is wrapped for."""
     rows: list[UpdateRow]
-    standing: SiteStatistics
+    site_statistics: SiteStatistics
     evaluations: Evaluations
 
 
@@ -286,7 +286,7 @@ class NewRun:
             elapsed=0.0,
             record_registry=self.registry,
             rows=[],
-            standing=SiteStatistics(),
+            site_statistics=SiteStatistics(),
             evaluations=Evaluations(),
         )
 

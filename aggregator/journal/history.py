@@ -150,7 +150,6 @@ class History:
         return None
 
     def close(self) -> None:
-        """Release the file."""
         self.engine.dispose()
 
 
@@ -167,12 +166,12 @@ def _run(db: Connection, name: str, rows: list[UpdateRow]) -> RunSnapshot:
     current = db.execute(select(runs).where(runs.c.name == name)).one()
     of_run = select(versions).where(versions.c.run == name)
     newest = db.execute(of_run.order_by(versions.c.version.desc()).limit(1)).one()
-    standing = SiteStatistics()
+    site_statistics = SiteStatistics()
     merged = select(members).where(members.c.run == name).order_by(members.c.version, members.c.position)
     for row in db.execute(merged):
-        standing.observe(row.site, row.examples, row.seconds)
-        standing.norms.append(row.norm)
-    standing.merged(())
+        site_statistics.observe(row.site, row.examples, row.seconds)
+        site_statistics.norms.append(row.norm)
+    site_statistics.merged(())
     kept = Evaluations()
     measured = select(evaluations_table).where(evaluations_table.c.run == name)
     for row in db.execute(measured.order_by(evaluations_table.c.version)):
@@ -186,7 +185,7 @@ def _run(db: Connection, name: str, rows: list[UpdateRow]) -> RunSnapshot:
         elapsed=current.elapsed,
         record_registry=newest.registry,
         rows=rows,
-        standing=standing,
+        site_statistics=site_statistics,
         evaluations=kept,
     )
 

@@ -1,4 +1,4 @@
-"""What orders about runs and models take time for: reading what an operator uploaded, sealing models and code anew.
+"""What commands about runs and models take time for: reading what an operator uploaded, sealing models and code anew.
 
 Everything here only writes objects that nothing refers to yet; they count once the rules have taken what was made.
 """
@@ -57,7 +57,7 @@ class Preparation:
         self._card = lru_cache(maxsize=4096)(self._read_card)
 
     def work(self, order: Prepare, source: VersionSource | None, card: tuple[str, bytes] | None) -> Prepared:
-        """Make ready what an order asks for; says so also if it cannot be done.
+        """Make ready what a command asks for; says so also if it cannot be done.
 
         Args:
             source: the version that the order is about, where there is one.
@@ -80,7 +80,7 @@ class Preparation:
         except FledgeError as error:
             reason = "not_possible"
             text = str(error)
-        except Exception as error:  # an order that finds a defect of ours is answered, too
+        except Exception as error:  # a command that finds a defect of ours is answered, too
             log.exception("order.failed", command=command.command)
             reason, text = "not_possible", f"the aggregator could not do it ({type(error).__name__}); see its log"
         return Prepared(command=command, reason=reason, text=text[:_TEXT])
@@ -206,7 +206,6 @@ class Preparation:
         return Prepared(command=command, made=model if publish else None, values=values)
 
     def _wrap_card(self, command: CommandArrived, name: str, run: str, raw: bytes) -> Prepared:
-        """Wrap a published model's card for the members there are now."""
         records, registry = self._records_of(run), self._registry()
         card = records.rewrap(raw, registry, Kind.CARD, lambda body: body, to=_everybody(records, registry))
         record = records.put_record(card).hex()

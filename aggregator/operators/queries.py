@@ -76,13 +76,13 @@ class QueryContext:
             return list(db.execute(statement))
 
 
-def look_up(order: str, arguments: Arguments, view: QueryContext) -> Values:
+def look_up(command: str, arguments: Arguments, view: QueryContext) -> Values:
     """The answer to a question.
 
     Raises:
         ConfigError: an argument is wrong, or there is no such thing.
     """
-    return _ANSWERS[order](view, arguments)
+    return _ANSWERS[command](view, arguments)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Plain]]) -> Values:

@@ -94,7 +94,7 @@ class RunContexts:
         self._specs: WeakValueDictionary[bytes, ModelSpec] = WeakValueDictionary()
 
     def source(self, serving: RunContext, command: CommandArrived) -> VersionSource:
-        """The version that an order is about: the one it names, or the newest (of a clone: version 0).
+        """The version that a command is about: the one it names, or the newest (of a clone: version 0).
 
         Raises:
             StateError: there is no such version.

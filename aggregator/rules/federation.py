@@ -259,7 +259,7 @@ class AggregatorRules:
         )
 
     def _obey(self, event: events.CommandArrived, run: str, seen: Mapping[str, float]) -> bool:
-        """Carry out an order; tells whether it is done, which otherwise means that its answer is being worked out."""
+        """Carry out a command; tells whether it is done, which otherwise means that its answer is being worked out."""
         if event.targets:
             for site in event.targets:
                 self._out.await_reply(event.id, site)
@@ -287,7 +287,7 @@ class AggregatorRules:
         return True
 
     def _prepared(self, event: events.Prepared) -> None:
-        """What an order asked for is ready: it counts from here on, unless another order was faster."""
+        """What a command asked for is ready: it counts from here on, unless another one was faster."""
         self._busy.discard(event.command.operator)
         made, reason, text = event.made, event.reason, event.text
         match made:

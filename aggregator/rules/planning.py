@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from aggregator.domain.state import RunRules, UpdateRow
 from aggregator.strategy.base import Strategy, ema_decay
 from aggregator.strategy.plan import Member, MergePlan
+from aggregator.strategy.staleness import weight_at
 from aggregator.strategy.weighting import SiteStatistics, clip_factor, example_weights
+
+FAILED = "strategy_failed"
+"""Why a run pauses whose strategy or staleness rule cannot be used as it behaves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +35,18 @@ class PlanBase:
 
 
 def next_plan(
-    run: RunRules, rows: Sequence[UpdateRow], base: PlanBase, *, standing: SiteStatistics, new_id: Callable[[], bytes]
+    run: RunRules,
+    rows: Sequence[UpdateRow],
+    base: PlanBase,
+    *,
+    site_statistics: SiteStatistics,
+    new_id: Callable[[], bytes],
 ) -> MergePlan:
-    """The plan of the version after `base` from these updates, in their order."""
+    """The plan of the version after `base` from these updates, in their order.
+
+    Raises:
+        StrategyFailed: the staleness rule gives no weight for an update's age.
+    """
     chosen, number = run.strategy, base.version + 1
     return MergePlan(
         run=run.run,
@@ -41,7 +54,7 @@ def next_plan(
         parent=base.digest,
         strategy=chosen.name,
         parameters=run.parameters,
-        members=members(rows, base.version, chosen, standing, base.population),
+        members=members(rows, base.version, chosen, site_statistics, base.population),
         population=base.population,
         divisor=float(base.divisor),
         rate=chosen.rate,
@@ -52,15 +65,22 @@ def next_plan(
 
 
 def members(
-    rows: Sequence[UpdateRow], version: int, strategy: Strategy, standing: SiteStatistics, population: Iterable[str]
+    rows: Sequence[UpdateRow],
+    version: int,
+    strategy: Strategy,
+    site_statistics: SiteStatistics,
+    population: Iterable[str],
 ) -> tuple[Member, ...]:
     """The members of the version after `version`, in merge order, with their scalars.
 
     Args:
-        standing: before this merge; not changed.
+        site_statistics: before this merge; not changed.
         population: the sites whose example weights average 1; sites never heard of are left out.
+
+    Raises:
+        StrategyFailed: the staleness rule gives no weight for an update's age.
     """
-    view = standing.copy()
+    view = site_statistics.copy()
     for row in rows:
         view.observe(row.site, row.examples, row.seconds)
     sites = {row.site for row in rows}
@@ -77,12 +97,12 @@ def members(
                 site=row.site,
                 base_version=row.base_version,
                 staleness=staleness,
-                staleness_weight=strategy.staleness.weight(staleness),
+                staleness_weight=weight_at(strategy.staleness, staleness),
                 examples=row.examples,
                 seconds=row.seconds,
                 example_weight=weights[row.site],
                 norm=row.norm,
-                clip=clip_factor(row.norm, standing.norms),
+                clip=clip_factor(row.norm, site_statistics.norms),
                 absent=row.absent,
             )
         )

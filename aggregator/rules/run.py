@@ -16,6 +16,7 @@ from aggregator.rules.liveness import Liveness
 from aggregator.strategy import buffer, plan
 from aggregator.strategy.stopping import reason_to_stop
 from protocol import limits, topology
+from protocol.errors import StrategyFailed
 from protocol.keys import Role
 from protocol.messages import Outcome, RunState
 from protocol.registry import Registry
@@ -45,7 +46,7 @@ class Run:
         self._reissue_at = math.inf
         self._rows = {row.id: row for row in snapshot.rows}
         self._since = {row.id: now for row in snapshot.rows}
-        self._standing = snapshot.standing
+        self._site_statistics = snapshot.site_statistics
         self._evaluations = snapshot.evaluations
         self._elapsed, self._resumed = snapshot.elapsed, now
         self.liveness = Liveness(rules.heartbeat, self._sites(), now)
@@ -214,19 +215,20 @@ class Run:
         choice = buffer.choose(waiting, self._policy(), version=self.version, live=self._live(), now=self._now)
         if choice is None:
             return
-        self._merging = planning.next_plan(
-            self.rules,
-            [self._rows[member.id] for member in choice.members],
-            planning.PlanBase(
-                version=self.version,
-                digest=self._digest,
-                population=tuple(sorted(self._live())),
-                divisor=choice.divisor,
-                registry=self._record_registry,  # older than the one in force: the version is issued again
-            ),
-            standing=self._standing,
-            new_id=self._out.new_id,
+        base = planning.PlanBase(
+            version=self.version,
+            digest=self._digest,
+            population=tuple(sorted(self._live())),
+            divisor=choice.divisor,
+            registry=self._record_registry,  # older than the one in force: the version is issued again
         )
+        rows, known = [self._rows[member.id] for member in choice.members], self._site_statistics
+        try:
+            wanted = planning.next_plan(self.rules, rows, base, site_statistics=known, new_id=self._out.new_id)
+        except StrategyFailed:  # others' code: it may stop its own run, but neither the hub nor other runs
+            self.change(RunState.PAUSED, planning.FAILED)
+            return
+        self._merging = wanted
         self._out.do(effects.Merge(plan=self._merging))
 
     def merged(self, made: plan.MergePlan, product: plan.Product) -> None:
@@ -241,7 +243,7 @@ class Run:
         self._out.write(writes.CommitVersion(plan=made, product=product, elapsed=self.elapsed(self._now)))
         self.version, self._digest = made.version, product.digest
         self._record_registry = made.registry
-        self._standing.merged(made.members)
+        self._site_statistics.merged(made.members)
         ids, entry = [row.id for row in valid], {"run": self.name, "version": made.version, "digest": product.digest}
         self._out.audit("version", {**entry, "parent": made.parent, "members": ids})
         self._announce(product.record)  # before the receipts: who waits for one trains from the new version then
@@ -255,6 +257,8 @@ class Run:
         """A merge could not be completed: look at the member that is to blame, or try again in a while."""
         if event.plan is self._merging:
             self._merging, self._merge_after = None, self._now + _MERGE_AGAIN
+            if event.pause and self.state == RunState.RUNNING:
+                self.change(RunState.PAUSED, event.reason)
         row = self._rows.get(event.bad) if event.bad is not None else None
         if row is None:
             return
@@ -377,7 +381,7 @@ class Run:
             quota=strategy.updates_per_base,
             min_sites=self.rules.min_sites,
             synchronous=strategy.synchronous,
-            max_wait=self.rules.max_wait or self._standing.max_wait(),
+            max_wait=self.rules.max_wait or self._site_statistics.max_wait(),
             grace=self.rules.grace,
             max_staleness=self.max_staleness,
         )

@@ -15,7 +15,7 @@ from broker.runtime.actor import Tick
 from protocol.messages import Head, Outcome, Receipt, RunHead, RunState
 from worker.domain import effects, events, writes
 from worker.domain.effects import LookAtClock
-from worker.domain.events import ClockSeen, CommandSeen, Drain, RunAnswered, RunOrdered, Undrain
+from worker.domain.events import ClockSeen, CommandSeen, Drain, RunAnswered, RunCommanded, Undrain
 from worker.domain.state import CODE_LOST, Sealed, UpdateRow
 from worker.journal.journal import Journal
 from worker.policy import OPEN, SitePolicy
@@ -228,11 +228,11 @@ class WorkerUnderFire(RuleBasedStateMachine):
     def an_operator_orders_something_about_the_run(self, command: str, code: bytes, dies: int) -> None:
         self.turn(self.ordered(command, code), dies=dies)
 
-    def ordered(self, command: str, code: bytes = b"") -> RunOrdered:
+    def ordered(self, command: str, code: bytes = b"") -> RunCommanded:
         seen = CommandSeen(
             delivery="d", operator="o", signer=b"k" * 16, counter=1, id=b"i" * 16, command=f"run.{command}"
         )
-        return RunOrdered(command=seen, run="r", code=code)
+        return RunCommanded(command=seen, run="r", code=code)
 
     @precondition(lambda self: self.policy.hours is not None)
     @rule()

@@ -160,7 +160,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Obey:
-    """Carry out an order, or answer why not."""
+    """Carry out a command, or answer why not."""
 
     command: CommandSeen
 
@@ -181,7 +181,7 @@ class KeepLast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendReply:
-    """Sign and send the answer to an order that the rules have decided."""
+    """Sign and send the answer to a command that the rules have decided."""
 
     command: CommandSeen
     reason: str

@@ -169,7 +169,7 @@ class HubAnswered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSeen:
-    """An operator's genuine order for this site; `objection` says why it is refused all the same."""
+    """An operator's genuine command for this site; `objection` says why it is refused all the same."""
 
     delivery: Unacked
     operator: str
@@ -185,7 +185,7 @@ class CommandSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Obeyed:
-    """An order was carried out or refused; `envelope` is the signed answer."""
+    """A command was carried out or refused; `envelope` is the signed answer."""
 
     envelope: bytes
     leaving: Leaving = ""
@@ -199,8 +199,8 @@ class NotKept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOrdered:
-    """An operator's order about a run, which may be obeyed; `code` is what a deployment named and the site now holds.
+class RunCommanded:
+    """An operator's command about a run, which may be obeyed; `code` is what a deployment named and the site now holds.
 
     Empty code: the site's own trainer trains the run.
     """
@@ -210,7 +210,7 @@ class RunOrdered:
     code: bytes = b""
 
 
-SaidAtSite = RunAnswered | ClockSeen | Drain | Undrain | RunOrdered
+SaidAtSite = RunAnswered | ClockSeen | Drain | Undrain | RunCommanded
 """What is said at the site, or to it, about what may be trained."""
 Progress = Uploaded | SendingFailed | Resealed | Published
 """What becomes of what is being sent."""

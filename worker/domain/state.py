@@ -79,12 +79,12 @@ class Snapshot:
     """What a person at the site said to each run."""
     drained: bool = False
     """Whether the site begins no training until it is undrained."""
-    orders: Mapping[str, int] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
     """The highest counter each operator used."""
     deployments: Mapping[str, Deployment] = field(default_factory=dict)
     """What was deployed for each run."""
     left: frozenset[str] = frozenset()
-    """Runs that the site has left at an operator's order."""
+    """Runs that the site has left at an operator's command."""
 
 
 Leaving = Literal["", "restart", "shutdown"]

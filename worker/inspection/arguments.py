@@ -1,4 +1,4 @@
-"""The arguments of an order, read one by one: of the right type, within bounds, and none that is not known."""
+"""The arguments of a command, read one by one: of the right type, within bounds, and none that is not known."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _TEXT = 256
 class Arguments:
     """What an operator wrote; `done` refuses what was not asked for."""
 
-    def __init__(self, order: str, given: Mapping[str, object]) -> None:
-        self._order = order
+    def __init__(self, command: str, given: Mapping[str, object]) -> None:
+        self._command = command
         self._given = given
         self._known: list[str] = []
 
@@ -25,7 +25,7 @@ class Arguments:
         """
         value = self._take(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise ConfigError(f"{self._order}: {name} has to be a whole number from {least} to {most}")
+            raise ConfigError(f"{self._command}: {name} has to be a whole number from {least} to {most}")
         return value
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -36,9 +36,9 @@ class Arguments:
         """
         value = self._take(name, default)
         if value is None:
-            raise ConfigError(f"{self._order} needs {name}; say which")
+            raise ConfigError(f"{self._command} needs {name}; say which")
         if not isinstance(value, str) or len(value) > _TEXT:
-            raise ConfigError(f"{self._order}: {name} has to be a text of at most {_TEXT} characters")
+            raise ConfigError(f"{self._command}: {name} has to be a text of at most {_TEXT} characters")
         return value
 
     def options(self, allowed: str) -> frozenset[str]:
@@ -51,7 +51,7 @@ class Arguments:
         letters = frozenset("".join(word.removeprefix("-") for word in given.split()))
         if not letters <= frozenset(allowed):
             raise ConfigError(
-                f"{self._order} takes the options {' '.join(f'-{each}' for each in allowed)} and no others"
+                f"{self._command} takes the options {' '.join(f'-{each}' for each in allowed)} and no others"
             )
         return letters
 
@@ -67,7 +67,7 @@ class Arguments:
         """
         known = list(dict.fromkeys(self._known))
         if self._given.keys() - set(known):
-            raise ConfigError(f"{self._order} takes {', '.join(known) or 'no arguments'} and nothing else")
+            raise ConfigError(f"{self._command} takes {', '.join(known) or 'no arguments'} and nothing else")
 
     def _take(self, name: str, default: object) -> object:
         self._known.append(name)

@@ -1,4 +1,4 @@
-"""What a site answers about itself: one function for each order, all of them reading and none of them private."""
+"""What a site answers about itself: one function for each command, all of them reading and none of them private."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Inspector:
         self._environment = environment
         self._statistics = statistics
         self._view = FileView(state, log_file)
-        self._orders: dict[str, Callable[[Arguments], Answer]] = {
+        self._commands: dict[str, Callable[[Arguments], Answer]] = {
             "logs": self._logs,
             "stats": self._stats,
             "sys.info": self._machine,
@@ -50,11 +50,11 @@ class Inspector:
         }
 
     @property
-    def orders(self) -> frozenset[str]:
-        """The names of the orders that are answered here."""
-        return frozenset(self._orders)
+    def commands(self) -> frozenset[str]:
+        """The names of the commands that are answered here."""
+        return frozenset(self._commands)
 
-    def answer(self, order: str, arguments: Mapping[str, Value]) -> Answer:
+    def answer(self, command: str, arguments: Mapping[str, Value]) -> Answer:
         """A text, and values that fit into a reply; reads files, and may take a few seconds.
 
         Raises:
@@ -62,14 +62,14 @@ class Inspector:
             Unauthorized: what was asked for may not be looked at from afar.
             StateError: the machine does not let itself be asked.
         """
-        answer = self._orders.get(order)
+        answer = self._commands.get(command)
         if answer is None:
-            raise ConfigError(f"{order} is not among what can be looked at: {', '.join(sorted(self._orders))}")
+            raise ConfigError(f"{command} is not among what can be looked at: {', '.join(sorted(self._commands))}")
         try:
-            return answer(Arguments(order, arguments))
+            return answer(Arguments(command, arguments))
         except OSError as error:  # its text names files
             kind = type(error).__name__
-            raise StateError(f"{order} cannot be answered at this site now ({kind}); ask somebody there") from error
+            raise StateError(f"{command} cannot be answered at this site now ({kind}); ask somebody there") from error
 
     def _logs(self, arguments: Arguments) -> Answer:
         found = newest(self._log_file, arguments)

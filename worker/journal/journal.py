@@ -137,7 +137,6 @@ class Journal:
         return self._engine.begin()
 
     def close(self) -> None:
-        """Release the file."""
         self._engine.dispose()
 
     def commit(self, writes: Sequence[Write]) -> tuple[()]:
@@ -383,7 +382,7 @@ def _load(connection: Connection) -> Snapshot:
         messages=tuple(messages),
         answers={row.run: row.approved for row in answers},
         drained=drained is not None,
-        orders={row.operator: row.counter for row in connection.execute(select(tables.orders))},
+        counters={row.operator: row.counter for row in connection.execute(select(tables.orders))},
         deployments={row.run: Deployment(code=row.code, operator=row.operator) for row in deployed},
         left=frozenset(connection.scalars(select(tables.left_runs.c.run))),
     )

@@ -1,6 +1,6 @@
 """The rules about operators' orders at a site: each counter counts once, every order that is taken is answered once.
 
-An order is noted before it is carried out, so a crash in between drops it: the operator hears nothing and asks
+A command is noted before it is carried out, so a crash in between drops it: the operator hears nothing and asks
 again. The answer goes up like everything else, until the broker has it; only then a worker that was told to end ends.
 """
 
@@ -24,7 +24,7 @@ class CommandCounter:
         self._last_words: dict[int, Leaving] = {}
 
     def on_command(self, event: CommandSeen, decided: Decisions) -> None:
-        """Take an order, unless its counter was used before."""
+        """Take a command, unless its counter was used before."""
         decided.effects.append(Settle(delivery=event.delivery, what="command"))
         key = event.signer.hex()
         if event.counter <= self._counters.get(key, 0):

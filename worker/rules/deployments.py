@@ -1,6 +1,6 @@
 """The rules about operators' word on runs: whose code trains which run here, and which runs the site has left.
 
-Part of the worker's rules: nothing here does I/O. An order comes here once everything that takes time is done (the code
+Nothing here does I/O. A command comes here once everything that takes time is done (the code
 lies in the site's keeping) and is decided, noted and answered in one step. So orders that came together meet each
 other's outcome, and an answer tells what the journal holds.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from protocol.messages import GOING_ON, RunState
 from worker.domain.effects import AbortTraining, ForgetCode, ForgetOwn, SendReply, Train
-from worker.domain.events import RunOrdered
+from worker.domain.events import RunCommanded
 from worker.domain.state import ENDED, LEFT, NO_TRAINER, NOT_DEPLOYED, Deployment, RunRow, Snapshot
 from worker.domain.writes import DropDeployment, NoteDeployment, NoteLeft
 from worker.rules.decisions import Decisions
@@ -40,13 +40,13 @@ class Deployments:
 
     def on_order(
         self,
-        event: RunOrdered,
+        event: RunCommanded,
         row: RunRow | None,
         training: Train | None,
         outlook: Callable[[RunRow | None], str],
         decided: Decisions,
     ) -> None:
-        """Decide an order; `row` is what is known of the run, `outlook` says in words what comes next for it."""
+        """Decide a command; `row` is what is known of the run, `outlook` says in words what comes next for it."""
         mine = training if training is not None and training.run == event.run else None
         match event.command.command:
             case "run.deploy":
@@ -68,7 +68,7 @@ class Deployments:
         if self._deployed.pop(run, None) is not None:
             decided.writes.append(DropDeployment(run=run))
 
-    def _deploy(self, event: RunOrdered, training: Train | None, decided: Decisions) -> tuple[str, str]:
+    def _deploy(self, event: RunCommanded, training: Train | None, decided: Decisions) -> tuple[str, str]:
         if not event.code and not self._own_trainer:
             return NO_TRAINER, (
                 f"run {event.run} brings no code and this site has no trainer of its own; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from worker.domain.effects import AbortTraining, ForgetAnswer, LookAtClock, Train
-from worker.domain.events import ClockSeen, Drain, RunAnswered, RunOrdered, SaidAtSite
+from worker.domain.events import ClockSeen, Drain, RunAnswered, RunCommanded, SaidAtSite
 from worker.domain.state import RunRow, Snapshot
 from worker.domain.writes import NoteAnswer, NoteDrained
 from worker.policy import SitePolicy
@@ -75,7 +75,7 @@ class Gate:
                 self.on_answer(event, decided)
                 if training is not None and training.run == run and not approved:
                     decided.effects.append(AbortTraining())
-            case RunOrdered(run=run):
+            case RunCommanded(run=run):
                 self.deployments.on_order(event, runs.get(run), training, self._outlook(run), decided)
             case _:
                 self.drain(isinstance(event, Drain), decided)

@@ -82,7 +82,7 @@ class WorkerRules:
         self._dice = dice
         self._sending = Outgoing(snapshot, site, dice)
         self._gate = Gate(snapshot, terms.policy, terms.own_trainer)
-        self._obeying = CommandCounter(snapshot.orders)
+        self._obeying = CommandCounter(snapshot.counters)
         self._membership = membership or Membership(None, Registry(version=0, entries=()))
         self._pulls = HeadPolling(dice)
         self._keeping = LastVersions(dice)
@@ -161,7 +161,7 @@ class WorkerRules:
                 lost = self._sending.on_progress(event, now, decided)
                 if lost is not None:
                     self._count(lost, -1)
-            case events.RunAnswered() | events.ClockSeen() | events.Drain() | events.Undrain() | events.RunOrdered():
+            case events.RunAnswered() | events.ClockSeen() | events.Drain() | events.Undrain() | events.RunCommanded():
                 self._gate.on_said(event, self._runs, self._training, now, decided)
             case _:
                 assert_never(event)

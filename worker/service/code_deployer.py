@@ -13,7 +13,7 @@ from broker.blobs.transfer import read_blob
 from protocol import limits
 from protocol.errors import ConfigError, DiskFull, StateError, StoreError, Unauthorized
 from protocol.topology import model_chunk, record_key
-from worker.domain.events import CommandSeen, RunOrdered
+from worker.domain.events import CommandSeen, RunCommanded
 from worker.inspection.arguments import Arguments
 from worker.pipeline.code_loader import may_bring_code
 from worker.pipeline.context import SiteContext
@@ -35,7 +35,7 @@ class CodeDeployer:
         self._reader = context.reader
         self._log = context.log
 
-    def prepare(self, seen: CommandSeen) -> RunOrdered:
+    def prepare(self, seen: CommandSeen) -> RunCommanded:
         """Read a command; a deployment's code is in the site's keeping afterwards.
 
         Raises:
@@ -58,7 +58,7 @@ class CodeDeployer:
         given.done()
         if code:
             self._fetch(run, bytes.fromhex(code), record)
-        return RunOrdered(command=seen, run=run, code=bytes.fromhex(code))
+        return RunCommanded(command=seen, run=run, code=bytes.fromhex(code))
 
     def forget(self, code: bytes) -> None:
         """Delete code that no run is deployed with."""

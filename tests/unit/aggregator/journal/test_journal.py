@@ -273,8 +273,8 @@ def test_everything_the_rules_need_comes_back(journal: Journal, tmp_path: Path) 
     assert (snapshot.head, snapshot.last_row, snapshot.outbox) == (4, 2, [1, 2])
     assert snapshot.highest == {("alpha", 0): 5, ("beta", 0): 3, ("beta", 2): 4}
     assert snapshot.counters == {"olga": 7}
-    assert run.standing.norms == [1.5]
-    assert run.standing.stats["alpha"].examples == 11
+    assert run.site_statistics.norms == [1.5]
+    assert run.site_statistics.stats["alpha"].examples == 11
     assert [e.value for e in run.evaluations.history("accuracy", 2)] == [0.5]
     assert [(row.order, row.state, row.norm, row.objection) for row in run.rows] == [
         (2, UpdateState.VALIDATED, 2.5, "ok"),

@@ -59,36 +59,36 @@ def test_a_slow_site_counts_for_the_updates_it_has_no_time_to_send() -> None:
 
 
 def test_live_sites_heard_of_before_share_the_weights_and_unheard_ones_do_not() -> None:
-    standing = SiteStatistics()
-    standing.observe("gamma", examples=20, seconds=1.0)
+    site_statistics = SiteStatistics()
+    site_statistics.observe("gamma", examples=20, seconds=1.0)
     rows = [row(1, "alpha", examples=10)]
-    [member] = members(rows, 0, FEDBUFF, standing, ("alpha", "gamma", "unheard"))
+    [member] = members(rows, 0, FEDBUFF, site_statistics, ("alpha", "gamma", "unheard"))
     assert member.example_weight == pytest.approx(2 * 10 / 30)
-    [alone] = members(rows, 0, FEDAVG, standing, ("alpha", "gamma"))
+    [alone] = members(rows, 0, FEDAVG, site_statistics, ("alpha", "gamma"))
     assert alone.example_weight == 1.0
 
 
 def test_a_norm_far_above_the_median_is_clipped_once_enough_are_known() -> None:
-    standing = SiteStatistics(norms=[1.0] * 5)
-    huge, plain = members([row(1, "alpha", norm=40.0), row(2, "beta", norm=9.0)], 0, FEDBUFF, standing, ())
+    site_statistics = SiteStatistics(norms=[1.0] * 5)
+    huge, plain = members([row(1, "alpha", norm=40.0), row(2, "beta", norm=9.0)], 0, FEDBUFF, site_statistics, ())
     assert (huge.clip, plain.clip) == (0.25, 1.0)
     [first] = members([row(1, "alpha", norm=40.0)], 0, FEDBUFF, SiteStatistics(norms=[1.0] * 4), ())
     assert first.clip == 1.0
 
 
 def test_the_weight_is_the_product_of_its_three_factors() -> None:
-    standing = SiteStatistics(norms=[1.0] * 5)
-    [member] = members([row(1, "alpha", norm=20.0)], 3, FEDBUFF, standing, ())
+    site_statistics = SiteStatistics(norms=[1.0] * 5)
+    [member] = members([row(1, "alpha", norm=20.0)], 3, FEDBUFF, site_statistics, ())
     assert member.weight == 0.5 * 1.0 * 0.5
 
 
 def test_planning_changes_nothing_and_gives_the_same_again() -> None:
-    standing = SiteStatistics(norms=[1.0, 2.0])
-    standing.observe("alpha", examples=10, seconds=1.0)
+    site_statistics = SiteStatistics(norms=[1.0, 2.0])
+    site_statistics.observe("alpha", examples=10, seconds=1.0)
     rows = [row(1, "alpha", examples=99), row(2, "beta")]
-    first = members(rows, 0, FEDBUFF, standing, ("alpha", "beta"))
-    assert standing.stats["alpha"].examples == 10
-    assert members(rows, 0, FEDBUFF, standing, ("beta", "alpha")) == first
+    first = members(rows, 0, FEDBUFF, site_statistics, ("alpha", "beta"))
+    assert site_statistics.stats["alpha"].examples == 10
+    assert members(rows, 0, FEDBUFF, site_statistics, ("beta", "alpha")) == first
 
 
 def test_a_members_tensors_that_are_absent_stay_named() -> None:
@@ -97,18 +97,18 @@ def test_a_members_tensors_that_are_absent_stay_named() -> None:
 
 
 def test_the_standing_of_merged_versions_is_folded_in_their_order_and_keeps_the_newest_norms() -> None:
-    standing = SiteStatistics()
+    site_statistics = SiteStatistics()
     for order in range(1, NORMS_KEPT + 6):
-        made = members([row(order, "alpha", norm=float(order), examples=order)], 0, FEDBUFF, standing, ())
-        standing.merged(made)
-    assert standing.stats["alpha"].updates == NORMS_KEPT + 5
-    assert standing.stats["alpha"].examples == NORMS_KEPT + 5
-    assert standing.norms == [float(n) for n in range(6, NORMS_KEPT + 6)]
+        made = members([row(order, "alpha", norm=float(order), examples=order)], 0, FEDBUFF, site_statistics, ())
+        site_statistics.merged(made)
+    assert site_statistics.stats["alpha"].updates == NORMS_KEPT + 5
+    assert site_statistics.stats["alpha"].examples == NORMS_KEPT + 5
+    assert site_statistics.norms == [float(n) for n in range(6, NORMS_KEPT + 6)]
 
 
 def test_the_default_wait_is_a_minute_or_twice_the_median_training_time() -> None:
-    standing = SiteStatistics()
-    assert standing.max_wait() == 60.0
+    site_statistics = SiteStatistics()
+    assert site_statistics.max_wait() == 60.0
     for site, seconds in (("alpha", 10.0), ("beta", 50.0), ("gamma", 900.0)):
-        standing.observe(site, examples=1, seconds=seconds)
-    assert standing.max_wait() == 100.0
+        site_statistics.observe(site, examples=1, seconds=seconds)
+    assert site_statistics.max_wait() == 100.0

@@ -64,7 +64,7 @@ def lines(looking: Inspector, order: str, **arguments: Any) -> tuple[str, ...]:
 
 def test_it_answers_exactly_the_orders_that_look(looking: Inspector) -> None:
     looks = {name for name in COMMANDS if name.startswith("file.")} | {"logs", "stats", "sys.info"}
-    assert looking.orders == looks
+    assert looking.commands == looks
     with pytest.raises(ConfigError, match="not among what can be looked at"):
         looking.answer("site.restart", {})
 

@@ -11,7 +11,7 @@ from protocol.messages import RunState
 from tests.support.worker_rules import SEALED, head, only, rules, some, turn, version
 from worker.domain import effects, events, writes
 from worker.domain.effects import ForgetCode, ForgetOwn, SendReply
-from worker.domain.events import CommandSeen, Drain, RunAnswered, RunOrdered
+from worker.domain.events import CommandSeen, Drain, RunAnswered, RunCommanded
 from worker.domain.state import CODE_LOST, Deployment, RunRow, Snapshot
 from worker.domain.writes import DropDeployment, NoteDeployment, NoteLeft
 from worker.policy import SitePolicy
@@ -22,11 +22,11 @@ DEPLOYED = Deployment(code=CODE, operator="olga")
 KNOWN = RunRow(run="r", version=1, digest=b"1" * 32, bundle=CODE)
 
 
-def order(command: str, run: str = "r", code: bytes = b"") -> RunOrdered:
+def order(command: str, run: str = "r", code: bytes = b"") -> RunCommanded:
     seen = CommandSeen(
         delivery="d", operator="olga", signer=b"k" * 16, counter=1, id=b"i" * 16, command=f"run.{command}"
     )
-    return RunOrdered(command=seen, run=run, code=code)
+    return RunCommanded(command=seen, run=run, code=code)
 
 
 def answered(step: Step) -> tuple[str, str]:
