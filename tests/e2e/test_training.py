@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.checks import tally, violations
-from tests.e2e.rig import ROOT, RUN, Rig
+from tests.e2e.rig import RUN, Rig
+from tests.support.command_line import fledge
 from tests.support.rabbit import RabbitVhost
 from tests.support.s3 import S3Server
 
@@ -26,20 +25,7 @@ def test_three_hospitals_train_one_model_to_its_end(
         assert rig.stop() == dict.fromkeys(("aggregator", *rig.sites), 0)
         assert violations(rig) == []
         assert tally(rig).merged >= 2 * 8
-        replayed = command(rig, "replay", "--run", str(rig.run_directory))
+        replayed = fledge("replay", "--run", rig.run_directory, cwd=rig.federation)
         assert replayed.returncode == 0
         assert "all the same bytes" in replayed.stdout
-        assert command(rig, "replay", "--run", RUN, "--audit").returncode == 0
-
-
-def command(rig: Rig, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run one of fledge's commands beside the federation's files."""
-    return subprocess.run(
-        [sys.executable, "-m", "fledge.cli", *arguments],
-        cwd=rig.federation,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+        assert fledge("replay", "--run", RUN, "--audit", cwd=rig.federation).returncode == 0

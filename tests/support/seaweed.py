@@ -246,9 +246,10 @@ def at(key: str) -> str:
 
 
 def empty(aggregator: Caller) -> None:
-    """Remove whatever is in the bucket."""
-    for key in keys(aggregator):
-        aggregator.send("DELETE", at(key))
+    """Remove whatever is in the bucket; a list names a thousand at most."""
+    while found := keys(aggregator):
+        for key in found:
+            aggregator.send("DELETE", at(key))
 
 
 def keys(aggregator: Caller) -> list[str]:
