@@ -28,7 +28,7 @@ BOXES = [
     ),
     (38, 310, 254, 104, GREEN, "Worker, hospital west", ["was away for a week: goes on", "from the newest version"]),
     (372, 78, 206, 116, PURPLE, "S3 object store", ["encrypted chunks of", "updates and versions"]),
-    (372, 262, 206, 116, AMBER, "RabbitMQ", ["signed notices, receipts,", "announcements, orders"]),
+    (372, 262, 206, 116, AMBER, "RabbitMQ", ["signed notices, receipts,", "announcements, commands"]),
     (
         *(664, 62, 272, 204, BLUE, "Aggregator"),
         [
@@ -38,7 +38,7 @@ BOXES = [
     ),
     (664, 318, 272, 96, BLUE, "Journal", ["each update, weight and receipt:", "any version rebuilt byte by byte"]),
     (20, 466, 290, 80, GREY, "Provisioner, kept offline", ["root keys sign the list of members"]),
-    (350, 466, 250, 80, GREY, "Operator's laptop", ["signed orders, runs, models"]),
+    (350, 466, 250, 80, GREY, "Operator's laptop", ["signed commands, runs, models"]),
 ]
 ARROWS = [
     # x, y of both ends, colour, heads at the start and at the end, dashed
