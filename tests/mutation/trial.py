@@ -28,7 +28,7 @@ from tests.mutation.mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS: dict[str, tuple[str, ...]] = {
-    "aggregator/rules": ("tests/unit/aggregator/rules",),
+    "aggregator/rules": ("tests/unit/aggregator/rules", "tests/unit/aggregator/operators"),
     "worker/rules": ("tests/unit/worker/rules", "tests/property/test_worker_rules.py"),
     "protocol": ("tests/unit/protocol", "tests/golden", "tests/property/test_protocol.py"),
 }

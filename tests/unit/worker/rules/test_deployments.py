@@ -70,6 +70,16 @@ def test_another_run_trains_while_one_waits_for_its_code() -> None:
     assert training(machine, version(0, run="r"), version(0, run="s", bundle=CODE)).run == "r"
 
 
+@pytest.mark.parametrize("command", ["deploy", "withdraw", "leave"])
+def test_a_command_about_one_run_leaves_the_training_of_another_alone(command: str) -> None:
+    ended = RunRow(run="s", state=RunState.STOPPED, version=1, digest=b"2" * 32, bundle=CODE)
+    machine = rules(Snapshot(runs=(KNOWN, ended), deployments={"r": DEPLOYED, "s": DEPLOYED}))
+    assert training(machine).run == "r"
+    step = turn(machine, order(command, "s", OTHER))
+    assert answered(step)[0] == "ok"
+    assert not some(effects.AbortTraining, step.effects)
+
+
 def test_a_version_that_names_other_code_waits_again() -> None:
     machine = rules(Snapshot(runs=(KNOWN,), deployments={"r": DEPLOYED}))
     begun = training(machine)

@@ -382,6 +382,15 @@ def test_a_reupload_asked_for_while_the_update_is_being_published_is_not_forgott
     assert only(effects.Upload, step.effects).anew
 
 
+def test_what_the_broker_has_is_not_sent_again_because_the_network_comes_back() -> None:
+    machine = rules()
+    update = trained(machine, version(0))
+    turn(machine, events.SendingFailed(row=update.row, lost=False), now=1.0)
+    assert some(effects.Upload, turn(machine, events.HeadWanted(connected=True), now=1.1).effects)
+    sent(machine, update, now=2.0)
+    assert not some(effects.Upload, turn(machine, events.HeadWanted(connected=True), now=3.0).effects)
+
+
 def test_an_update_without_a_receipt_for_five_minutes_is_sent_again() -> None:
     machine = rules()
     update = trained(machine, version(0))
