@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,14 @@ class Mutant:
     holder: Any
     field: Any
     fault: ast.AST
+    number: int
+    """Which it is of those in its scope that would be told in the same words."""
 
     @property
     def name(self) -> str:
         """What it is, without a line number, so that the name survives changes elsewhere in the file."""
-        return f"{self.path}:{self.scope}: {_short(self._here())} -> {_short(self.fault)}"
+        told = f"{self.path}:{self.scope}: {_short(self._here())} -> {_short(self.fault)}"
+        return told if self.number == 1 else f"{told} (number {self.number})"
 
     def code(self) -> CodeType:
         """The file with this fault."""
@@ -71,12 +75,14 @@ class Mutant:
 
 def mutants(path: Path, source: str) -> list[Mutant]:
     """Every fault we know for a file, in its order."""
-    tree = ast.parse(source)
-    return [
-        Mutant(path, getattr(node, "lineno", 0), scope or "module", tree, holder, field, fault)
-        for scope, holder, field, node in _places(tree, "")
-        for fault in _faults(node)
-    ]
+    tree, told, found = ast.parse(source), Counter[tuple[str, str, str]](), []
+    for scope, holder, field, node in _places(tree, ""):
+        for fault in _faults(node):
+            words = (scope, _short(node), _short(fault))
+            told[words] += 1
+            line = getattr(node, "lineno", 0)
+            found.append(Mutant(path, line, scope or "module", tree, holder, field, fault, told[words]))
+    return found
 
 
 def _places(parent: ast.AST, scope: str) -> Iterator[tuple[str, Any, Any, ast.AST]]:

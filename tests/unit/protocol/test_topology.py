@@ -106,3 +106,14 @@ def test_a_federation_without_sites_has_its_own_queues() -> None:
     made = topology.topology([])
     assert {queue.name for queue in made.queues} == {"dead.letters", "inbox.aggregator"}
     assert topology.topology(["a"]) == topology.topology(["a"])
+
+
+def test_queues_hold_as_much_as_is_documented_and_say_no_or_forget_the_oldest() -> None:
+    limits = {queue.name: (queue.max_length, queue.overflow) for queue in topology.topology(["a"], ["olga"]).queues}
+    assert limits == {
+        "dead.letters": (10_000, "reject-publish"),
+        "in.a": (256, "reject-publish"),
+        "events.a": (64, "drop-head"),
+        "down.a": (64, "drop-head"),
+        **dict.fromkeys(("inbox.aggregator", "inbox.olga", "inbox.a"), (1024, "reject-publish")),
+    }
