@@ -24,7 +24,8 @@ FledgeError
     ├── Aborted           training was told to stop
     ├── OutOfMemory       it needs more memory than there is
     ├── DataError         the site's data are not what the trainer can train on
-    └── Diverged          what it came to is not finite
+    ├── Diverged          what it came to is not finite
+    └── StrategyFailed    a run's strategy failed, or merged to what is not finite; its run is paused
 """
 
 from __future__ import annotations
@@ -157,3 +158,7 @@ class DataError(TrainingError):
 
 class Diverged(TrainingError):
     """A loss or a trained value is not finite."""
+
+
+class StrategyFailed(TrainingError):
+    """A strategy or its staleness rule raised an error or gave values that cannot be merged."""

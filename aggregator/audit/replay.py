@@ -22,6 +22,7 @@ from aggregator.pipeline.strategy_code import NO_CODE, StrategyCode
 from aggregator.rules.planning import members
 from aggregator.strategy.base import Strategy
 from aggregator.strategy.plan import Member, MergePlan
+from aggregator.strategy.staleness import weight_at
 from aggregator.strategy.weighting import SiteStatistics
 from broker.blobs.base import BlobStore, ObjectInfo
 from broker.blobs.directory import FileBlobs
@@ -167,16 +168,16 @@ def audit(history: History, run: str, strategies: StrategyCode = NO_CODE) -> lis
     findings = []
     if (number := history.broken_link()) is not None:
         findings.append(f"ledger entry {number} does not follow from the one before")
-    standing, bundle = SiteStatistics(), history.run(run).record().bundle
+    site_statistics, bundle = SiteStatistics(), history.run(run).record().bundle
     for plan, _ in history.run(run).plans():
         rows = history.update_rows([member.id for member in plan.members])
         chosen = strategies.strategy(plan.strategy, plan.parameters, bundle)
-        expected = members(rows, plan.version - 1, chosen, standing, plan.population)
+        expected = members(rows, plan.version - 1, chosen, site_statistics, plan.population)
         if expected != plan.members:
             findings.append(f"version {plan.version}: the stored weights do not follow from the journal")
         if plan.rate != chosen.rate:
             findings.append(f"version {plan.version}: the stored rate is not the strategy's")
-        standing.merged(plan.members)
+        site_statistics.merged(plan.members)
     return findings
 
 
@@ -186,7 +187,7 @@ def _changed(plan: MergePlan, what_if: WhatIf, chosen: Strategy) -> MergePlan:
         return replace(plan, members=kept)
 
     def weighed(member: Member) -> Member:
-        return replace(member, staleness_weight=chosen.staleness.weight(member.staleness))
+        return replace(member, staleness_weight=weight_at(chosen.staleness, member.staleness))
 
     return replace(
         plan,
@@ -205,23 +206,18 @@ class _Overlay:
         self._base = base
 
     def get(self, key: str, limit: int) -> bytes:
-        """From the temporary directory if it is there, otherwise from the real store."""
         return (self._top if self._top.has(key) else self._base).get(key, limit)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Into the temporary directory."""
         self._top.put(key, data)
 
     def has(self, key: str) -> bool:
-        """In either."""
         return self._top.has(key) or self._base.has(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """What was written."""
         return self._top.list(prefix)
 
     def delete(self, key: str) -> None:
-        """From the temporary directory only."""
         self._top.delete(key)
 
     def put_head(self, name: str, data: bytes) -> None:
@@ -229,11 +225,9 @@ class _Overlay:
         raise StateError(f"a replay of {name} does not publish")
 
     def get_head(self, name: str, limit: int) -> bytes | None:
-        """The real head."""
         return self._base.get_head(name, limit)
 
     def close(self) -> None:
-        """Release the temporary directory's store."""
         self._top.close()
 
     def written(self) -> set[str]:

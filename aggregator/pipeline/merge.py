@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from aggregator.strategy.base import Scalars, Scratch, Strategy, ema_release, float32_range, merge_buffers
 from aggregator.strategy.plan import MergePlan
+from aggregator.strategy.strategies import STRATEGIES
+from broker.runtime.plugins import FAILURES
 from broker.runtime.threads import Here
 from protocol import limits
-from protocol.errors import Tampered
+from protocol.errors import StrategyFailed, Tampered, TrainingError
 from protocol.spec import ModelSpec, TensorKind, records
 
 Source = Iterator[bytes]
@@ -81,7 +83,7 @@ def merge(
 
     Raises:
         Tampered, StoreError: a source failed; the sinks' chunks are orphans then.
-        TrainingError: the result does not fit float32.
+        TrainingError: the result does not fit float32; `StrategyFailed` if another package's strategy failed.
     """
     combiner = _Combiner(spec, plan, strategy, step)
     count, update_count = records(spec.model_length), records(spec.update_length)
@@ -141,6 +143,7 @@ class _Combiner:
             weights=tuple(member.weight for member in plan.members), divisor=plan.divisor, rate=plan.rate
         )
         self._scratch = Scratch()
+        self._others = strategy.name not in STRATEGIES.builtins
         self._lacking: Mapping[str, frozenset[int]] = _lacking(plan)
 
     def combine(
@@ -154,19 +157,29 @@ class _Combiner:
                 None if position in stretch.lacking else _view(delta, stretch) for position, delta in enumerate(deltas)
             ]
             if stretch.kind == TensorKind.PARAMETER:
-                with float32_range():
-                    self._strategy.merge(
-                        _view(old, stretch),
-                        spans,
-                        self._step,
-                        [_view(state, stretch) for state in states],
-                        _view(out, stretch),
-                        [_view(state, stretch) for state in out_states],
-                        self._scratch,
-                    )
+                given, made = [_view(each, stretch) for each in states], [_view(each, stretch) for each in out_states]
+                self._merge(_view(old, stretch), spans, given, _view(out, stretch), made)
             else:
                 merge_buffers(_view(old, stretch), spans, self._step.weights, _view(out, stretch), self._scratch)
         return bytes(out), [bytes(state) for state in out_states]
+
+    def _merge(
+        self, old: Array, deltas: Sequence[Array | None], state: Sequence[Array], out: Array, out_state: Sequence[Array]
+    ) -> None:
+        """One span by the strategy; what others' code does is looked at, for it may do anything."""
+        try:
+            with float32_range():
+                self._strategy.merge(old, deltas, self._step, state, out, out_state, self._scratch)
+        except TrainingError:
+            raise
+        except FAILURES as error:
+            if not self._others:
+                raise
+            name = self._strategy.name
+            raise StrategyFailed(f"strategy {name!r}: merge fails: {type(error).__name__}: {error}") from error
+        # The processor notes what ours cannot hold; a value that was written as infinite or no number it does not.
+        if self._others and not all(np.isfinite(each).all() for each in (out, *out_state)):
+            raise StrategyFailed(f"strategy {self._strategy.name!r}: merge leaves values that are no finite numbers")
 
     def release(self, index: int, before: bytes, raw: bytes) -> bytes:
         """Record `index` of the released average."""

@@ -119,8 +119,8 @@ class RunContexts:
             spec = self._specs[digest] = ModelSpec.from_bytes(raw)
         return spec
 
-    def open(self, name: str) -> RunContext:
-        """Begin to serve a run.
+    def open(self, name: str, rules: RunRules | None = None) -> RunContext:
+        """Begin to serve a run; `rules` are its own, where they were made already.
 
         Raises:
             ConfigError: its strategy is unknown here, or its code no longer allowed.
@@ -130,7 +130,7 @@ class RunContexts:
         kept, records = history.record(), self._records_of(name)
         config = RunConfig.model_validate_json(kept.config)
         spec = self._spec(kept.spec)
-        rules = rules_of(config, spec, kept.bundle, self._strategies)
+        rules = rules or rules_of(config, spec, kept.bundle, self._strategies)
         production = Production(records, spec, rules.strategy, self._executors.cipher, average=config.release_decay > 0)
         return RunContext(
             config=config,

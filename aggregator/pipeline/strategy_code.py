@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import decode_source, spec_from_loader
+from importlib.util import spec_from_loader
 from pathlib import Path
 from types import ModuleType
 from typing import TypeGuard
@@ -24,6 +24,7 @@ from typing import TypeGuard
 from aggregator.strategy.base import Strategy
 from aggregator.strategy.strategies import strategy, strategy_from
 from broker.runtime.code_archive import read_archive
+from broker.runtime.plugins import FAILURES
 from protocol import limits
 from protocol.errors import ConfigError, StateError, WireError
 
@@ -123,13 +124,13 @@ def strategy_in(code: bytes, name: str, parameters: Mapping[str, object]) -> Str
             module = _imported(package, entry[1], code)
         except WireError as error:
             raise ConfigError(f"strategy {name!r}: {error}") from error
-        except Exception as error:
+        except FAILURES as error:
             _forget(package)
             raise ConfigError(
                 f"strategy {name!r}: the run's code gives no {entry[1]}: {type(error).__name__}: {error}; its modules "
                 "find each other as `from .other import …`"
             ) from error
-    kind: object = getattr(module, entry[2], None)
+    kind: object = vars(module).get(entry[2])  # not by attribute: a module may answer for one with code
     if not _is_strategy(kind) or (kind.__module__, kind.__name__) != (module.__name__, entry[2]):
         raise ConfigError(f"strategy {name!r}: {entry[1]} defines no class {entry[2]} derived from fledge.Strategy")
     return strategy_from(kind, name, parameters)
@@ -142,6 +143,8 @@ def _is_strategy(kind: object) -> TypeGuard[type[Strategy]]:
 def _imported(package: str, module: str, code: bytes) -> ModuleType:
     if package not in sys.modules:
         sources = {parts: data for parts, data in read_archive(code) if parts[-1].endswith(".py")}
+        if not sources:
+            raise ImportError("it has no Python files")
         sys.meta_path.append(_Modules(package, sources))
     return importlib.import_module(f"{package}.{module}")
 
@@ -176,8 +179,8 @@ class _Modules(MetaPathFinder, InspectLoader):
 
     def get_source(self, fullname: str) -> str:
         """Its text; empty for a folder without `__init__.py`."""
-        parts = fullname.split(".")[1:]
-        return decode_source(self._sources.get(self._path(parts), b""))
+        # Always as UTF-8, which is how it was looked at: by a line about its encoding comments could turn into code.
+        return self._sources.get(self._path(fullname.split(".")[1:]), b"").decode("utf-8-sig")
 
     def _is_folder(self, parts: Sequence[str]) -> bool:
         depth = len(parts)

@@ -109,9 +109,8 @@ class AggregatorService:
         self._tell(events.Started())
         self._thread.start()
         self._consume_sites()
-        self._subscriptions.append(
-            self._transport.consume(topology.inbox_queue(topology.AGGREGATOR), self._take_command)
-        )
+        inbox = topology.inbox_queue(topology.AGGREGATOR)
+        self._subscriptions.append(self._transport.consume(inbox, self._take_command))
         if self.pulse is not None:
             self.pulse.start()
         log.info("aggregator.started", runs=list(self.rules.runs), sites=len(self._sites))
@@ -223,7 +222,8 @@ class AggregatorService:
             case writes.ReplaceRecord(run=run, record=record, spec_record=spec_record):
                 self.serving[run].record, self.serving[run].spec_record = record, spec_record
             case writes.CreateRun(new=new) if new.rules.run in self.rules.runs:
-                self.serving[new.rules.run] = self._parts.contexts.open(new.rules.run)
+                # With the strategy that was tried: one that cannot be made again must not end the hub here.
+                self.serving[new.rules.run] = self._parts.contexts.open(new.rules.run, new.rules)
             case writes.OfferCode(offered=offered):
                 self.serving[offered.run].code_record = offered.code_record
             case writes.DeleteRun(run=run):
@@ -278,8 +278,7 @@ class AggregatorService:
             if (it := self.serving.get(wanted.run)) is not None:
                 source = self._parts.contexts.source(it, wanted.command)
         except StateError as error:
-            told = events.Prepared(command=wanted.command, reason="not_possible", text=str(error))
-            self._tell(told)
+            self._tell(events.Prepared(command=wanted.command, reason="not_possible", text=str(error)))
             return
         card = self.journal.model(wanted.model) if wanted.model else None
         self._pools.submit(self._pools.preparations, self._parts.preparation.work, wanted, source, card)

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from broker.runtime.plugins import ExtensionPoint
-from protocol.errors import ConfigError
+from broker.runtime.plugins import FAILURES, ExtensionPoint
+from protocol.errors import ConfigError, StrategyFailed
 
 
 class StalenessPolicy(Protocol):
@@ -26,7 +26,6 @@ class Constant:
     """Every update counts fully, however old."""
 
     def weight(self, staleness: int) -> float:
-        """Return 1."""
         return 1.0
 
 
@@ -55,7 +54,8 @@ class Polynomial:
 STALENESS = ExtensionPoint[StalenessPolicy](
     "fledge.staleness", "staleness rule", {"constant": Constant, "polynomial": Polynomial}
 )
-_TRIED = (0, 1, 2, 100)
+_TRIED = (*range(1025), *(2**power for power in range(11, 32)))
+"""Ages: every one that a federation sees, and then as far as there can be any."""
 
 
 def staleness_policy(name: str, **parameters: object) -> StalenessPolicy:
@@ -70,19 +70,33 @@ def staleness_policy(name: str, **parameters: object) -> StalenessPolicy:
     return made
 
 
-def check_policy(policy: object, said: str) -> None:
+def check_policy(policy: StalenessPolicy, said: str) -> None:
     """Refuse a policy that does not give a weight in [0, 1] for every age; `said` is how errors call it.
 
     Raises:
         ConfigError: says what is wrong.
     """
-    weight = getattr(policy, "weight", None)
-    if not callable(weight):
+    if not callable(getattr(policy, "weight", None)):
         raise ConfigError(f"{said} has no method weight(staleness), which gives the factor for an update's age")
     for age in _TRIED:
         try:
-            value, again = weight(age), weight(age)
-        except Exception as error:
-            raise ConfigError(f"{said}: weight({age}) fails: {type(error).__name__}: {error}") from error
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1 or value != again:
-            raise ConfigError(f"{said}: weight({age}) is {value!r}; it has to be the same number from 0 to 1 each time")
+            value, again = weight_at(policy, age), weight_at(policy, age)
+        except StrategyFailed as error:
+            raise ConfigError(f"{said}: {error}") from error
+        if value != again:
+            raise ConfigError(f"{said}: weight({age}) is {value!r}, then {again!r}; it has to be the same each time")
+
+
+def weight_at(policy: StalenessPolicy, age: int) -> float:
+    """The factor of an update this many versions old.
+
+    Raises:
+        StrategyFailed: the policy gives none, or none from 0 to 1.
+    """
+    try:
+        value: object = policy.weight(age)
+    except FAILURES as error:
+        raise StrategyFailed(f"weight({age}) fails: {type(error).__name__}: {error}") from error
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise StrategyFailed(f"weight({age}) is {value!r}; it has to be a number from 0 to 1")
+    return float(value)

@@ -9,20 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from aggregator.strategy.base import (
-    MAX_BUFFER,
-    MAX_QUOTA,
-    Scalars,
-    Scratch,
-    Span,
-    Strategy,
-    add_scaled,
-    direction_factor,
-    float32_range,
-    parts,
-    present,
-    weighted_sum,
-)
+from aggregator.strategy import base
 from aggregator.strategy.staleness import Constant, Polynomial, StalenessPolicy, staleness_policy
 from aggregator.strategy.trial import check_strategy
 from broker.runtime.plugins import ExtensionPoint, Plugin, make, real, whole
@@ -30,7 +17,7 @@ from protocol.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FedBuff(Strategy):
+class FedBuff(base.Strategy):
     """Buffered asynchronous averaging (Nguyen 2022): w += rate / K * sum(s_i * c_i * delta_i).
 
     Args:
@@ -53,9 +40,9 @@ class FedBuff(Strategy):
 
     def __post_init__(self) -> None:
         real(self.name, "rate", self.rate, 0.0, 1e6)
-        whole(self.name, "updates_per_base", self.updates_per_base, 1, MAX_QUOTA)
+        whole(self.name, "updates_per_base", self.updates_per_base, 1, base.MAX_QUOTA)
         if self.buffer is not None:
-            whole(self.name, "buffer", self.buffer, 1, MAX_BUFFER)
+            whole(self.name, "buffer", self.buffer, 1, base.MAX_BUFFER)
         if self.stale_limit is not None:
             whole(self.name, "stale_limit", self.stale_limit, 0, 2**31)
         if not callable(getattr(self.staleness, "weight", None)):
@@ -63,7 +50,7 @@ class FedBuff(Strategy):
 
     def buffer_size(self, sites: int) -> int:
         """Return K: the configured one or max(2, round(sites / 4)), at most 128."""
-        return self.buffer if self.buffer is not None else min(MAX_BUFFER, max(2, round(sites / 4)))
+        return self.buffer if self.buffer is not None else min(base.MAX_BUFFER, max(2, round(sites / 4)))
 
     def max_staleness(self, sites: int) -> int:
         """Return the configured limit or 16 * sites / K, rounded up."""
@@ -71,21 +58,21 @@ class FedBuff(Strategy):
 
     def merge(
         self,
-        old: Span,
-        deltas: Sequence[Span | None],
-        step: Scalars,
-        state: Sequence[Span],
-        out: Span,
-        out_state: Sequence[Span],
-        scratch: Scratch,
+        old: base.Span,
+        deltas: Sequence[base.Span | None],
+        step: base.Scalars,
+        state: Sequence[base.Span],
+        out: base.Span,
+        out_state: Sequence[base.Span],
+        scratch: base.Scratch,
     ) -> None:
         """Write old + rate x direction; see `Strategy.merge`."""
-        members = present(deltas, step.weights)
-        factor = step.rate * direction_factor(members, step)
+        members = base.present(deltas, step.weights)
+        factor = step.rate * base.direction_factor(members, step)
         if factor == 0.0:
             np.copyto(out, old)
             return
-        add_scaled(old, members, factor, out, scratch)
+        base.add_scaled(old, members, factor, out, scratch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +103,7 @@ class FedAvg(FedBuff):
 
     def buffer_size(self, sites: int) -> int:
         """Return all live sites, at most 128."""
-        return min(MAX_BUFFER, max(1, sites))
+        return min(base.MAX_BUFFER, max(1, sites))
 
     def max_staleness(self, sites: int) -> int:
         """Return 0: only updates from the current version count."""
@@ -149,26 +136,26 @@ class FedAdam(FedBuff):
 
     def merge(
         self,
-        old: Span,
-        deltas: Sequence[Span | None],
-        step: Scalars,
-        state: Sequence[Span],
-        out: Span,
-        out_state: Sequence[Span],
-        scratch: Scratch,
+        old: base.Span,
+        deltas: Sequence[base.Span | None],
+        step: base.Scalars,
+        state: Sequence[base.Span],
+        out: base.Span,
+        out_state: Sequence[base.Span],
+        scratch: base.Scratch,
     ) -> None:
         """Write one optimizer step and its new m and v; see `Strategy.merge`."""
-        members = present(deltas, step.weights)
-        factor = direction_factor(members, step)
+        members = base.present(deltas, step.weights)
+        factor = base.direction_factor(members, step)
         if factor == 0.0:
             for target, source in zip((out, *out_state), (old, *state), strict=True):
                 np.copyto(target, source)
             return
         (old_m, old_v), (out_m, out_v) = state, out_state
         floor = self.tau * self.tau
-        with float32_range():
-            for part in parts(old.size, scratch.block):
-                direction = weighted_sum(members, part, scratch)
+        with base.float32_range():
+            for part in base.parts(old.size, scratch.block):
+                direction = base.weighted_sum(members, part, scratch)
                 np.multiply(direction, factor, out=direction)
                 m = self.beta1 * old_m[part].astype(np.float64) + (1.0 - self.beta1) * direction
                 v = self.beta2 * old_v[part].astype(np.float64) + (1.0 - self.beta2) * (direction * direction - floor)
@@ -179,12 +166,12 @@ class FedAdam(FedBuff):
                 out[part] = old[part] + step.rate * m / (root + self.tau)
 
 
-STRATEGIES = ExtensionPoint[Strategy](
+STRATEGIES = ExtensionPoint[base.Strategy](
     "fledge.strategies", "strategy", {kind.name: kind for kind in (FedBuff, FedAsync, FedAvg, FedAdam)}
 )
 
 
-def strategy(name: str, **parameters: object) -> Strategy:
+def strategy(name: str, **parameters: object) -> base.Strategy:
     """Make a strategy by its name in the configuration; third parties register in `fledge.strategies`.
 
     Args:
@@ -199,15 +186,18 @@ def strategy(name: str, **parameters: object) -> Strategy:
     return made
 
 
-def strategy_from(kind: type[Strategy], name: str, parameters: Mapping[str, object]) -> Strategy:
+def strategy_from(kind: type[base.Strategy], name: str, parameters: Mapping[str, object]) -> base.Strategy:
     """Make a strategy that a run brings as code, of a class that nobody else uses; `name` becomes the class's.
 
     Raises:
         ConfigError: a parameter is wrong, or it is no complete strategy.
     """
-    kind.name = name
+    try:
+        kind.name = name
+    except Exception as error:  # its class may be of a kind that decides about that
+        raise ConfigError(f"strategy {name!r} takes no name: {type(error).__name__}: {error}") from error
     plugin = Plugin(made_by=kind, told=f"strategy {name!r} in the run's code", builtin=False)
-    made: Strategy = make(plugin, _with_policy(parameters))
+    made: base.Strategy = make(plugin, _with_policy(parameters))
     check_strategy(made, name)
     return made
 

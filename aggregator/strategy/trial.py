@@ -11,10 +11,13 @@ import numpy as np
 
 from aggregator.strategy.base import MAX_BUFFER, MAX_QUOTA, Scalars, Scratch, Span
 from aggregator.strategy.staleness import check_policy
+from broker.runtime.plugins import FAILURES
+from protocol import limits
 from protocol.codec import is_word
 from protocol.errors import ConfigError
 
-_SITES = (1, 2, 5, 128)
+_SITES = range(1, limits.RECIPIENTS + 1)
+"""The rules ask for every number that there is, and have nothing to go by if they get no answer."""
 _OLDEST = 2**31
 _TRIAL = Scalars(weights=(1.0, 0.5), divisor=2.0, rate=0.5)
 _RESERVED = "released"
@@ -34,6 +37,16 @@ def check_strategy(made: Stranger, name: str) -> None:
         ConfigError: says what is missing or wrong.
     """
     said = f"strategy {name!r}"
+    try:
+        _look_at(said, made, name)
+    except ConfigError:
+        raise
+    except FAILURES as error:  # even an attribute may be code
+        raise ConfigError(f"{said} cannot be looked at: {type(error).__name__}: {error}") from error
+    _check_merge(said, made)
+
+
+def _look_at(said: str, made: Stranger, name: str) -> None:
     missing = [each for each in _NEEDED if not hasattr(made, each)]
     if missing:
         raise ConfigError(f"{said} is not complete: it lacks {', '.join(missing)}; derive it from fledge.Strategy")
@@ -56,7 +69,6 @@ def check_strategy(made: Stranger, name: str) -> None:
                 f"{said} is synchronous and would merge updates {oldest} versions old; a synchronous version takes "
                 "those from the current one alone: let max_staleness return 0"
             )
-    _check_merge(said, made)
 
 
 _NEEDED = (
@@ -84,7 +96,7 @@ def _check_whole(said: str, what: str, value: object, least: int, most: int) -> 
 def _called(said: str, made: Stranger, method: str, *arguments: object) -> Stranger:
     try:
         return getattr(made, method)(*arguments)
-    except Exception as error:
+    except FAILURES as error:
         raise ConfigError(f"{said}: {method} fails: {type(error).__name__}: {error}") from error
 
 

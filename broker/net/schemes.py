@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from broker.net.tls import Tls
-from broker.runtime.plugins import ExtensionPoint
+from broker.runtime.plugins import FAILURES, ExtensionPoint
 from protocol.errors import ConfigError, FledgeError
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Schemes(Generic[T]):
             opened = scheme.open(url, connection)
         except FledgeError:
             raise
-        except Exception as error:
+        except FAILURES as error:
             if name in self._builtins:
                 raise
             # Its text may repeat the URL and a password in it.

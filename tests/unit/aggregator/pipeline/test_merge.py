@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from aggregator.pipeline.merge import Sinks, Sources, blank, merge
+from aggregator.strategy.base import Strategy
 from aggregator.strategy.plan import Member, MergePlan
 from aggregator.strategy.strategies import strategy
-from protocol.errors import Tampered
+from protocol.errors import StoreError, StrategyFailed, Tampered, TrainingError
 from protocol.spec import ModelSpec
 from tests.support.federation import SMALL, cut, payload, tensors, wide
 
@@ -73,8 +74,9 @@ def run(
     deltas: Sequence[Mapping[str, NDArray[Any]]],
     pool: ThreadPoolExecutor,
     released: Mapping[str, NDArray[Any]] | None = None,
+    by: Strategy | None = None,
 ) -> tuple[bytes, bytes, list[bytes]]:
-    chosen = strategy(made.strategy)
+    chosen = by or strategy(made.strategy)
     model, average = bytearray(), bytearray()
     states = [bytearray() for _ in chosen.state]
     merge(
@@ -113,6 +115,55 @@ def test_parameters_move_by_the_strategy_buffers_by_the_mean_and_integers_not_at
         np.testing.assert_allclose(got[name], expected, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(got["batches"], old["batches"])
     assert model[: len(spec.header)] == spec.header
+
+
+class _Others(Strategy):
+    """Another package's, which does in `merge` what it is told."""
+
+    name = "others"
+    state = ("m",)
+
+    def __init__(self, does: Callable[..., object]) -> None:
+        self.does = does
+
+    def merge(self, old: Any, deltas: Any, step: Any, state: Any, out: Any, out_state: Any, scratch: Any) -> None:
+        self.does(old, out, out_state[0])
+
+
+def _fails(*given: Any) -> None:
+    raise given[0] if isinstance(given[0], BaseException) else ValueError("too late")
+
+
+def _write(target: int, value: float) -> Callable[..., None]:
+    return lambda *given: given[target].__setitem__(-1, value)
+
+
+@pytest.mark.parametrize(
+    ("does", "message"),
+    [
+        (_fails, "strategy 'others': merge fails: ValueError: too late"),
+        (lambda *given: _fails(SystemExit(0)), "merge fails: SystemExit"),
+        (lambda *given: _fails(StoreError("not its business")), "merge fails: StoreError"),
+        (lambda old, out, own: old.__setitem__(0, 1.0), "merge fails: ValueError: assignment destination is read-only"),
+        (_write(1, np.nan), "merge leaves values that are no finite numbers"),
+        (_write(1, np.inf), "merge leaves values that are no finite numbers"),
+        (_write(2, np.nan), "merge leaves values that are no finite numbers"),
+    ],
+)
+def test_what_another_packages_strategy_does_wrong_makes_no_version(
+    does: Callable[..., object], message: str, pool: ThreadPoolExecutor
+) -> None:
+    with pytest.raises(StrategyFailed, match=message):
+        run(SMALL, plan([member(1)]), some(SMALL, 1), [some(SMALL, 2)], pool, by=_Others(does))
+
+
+def test_what_does_not_fit_float32_is_the_members_fault_and_not_its_strategys(pool: ThreadPoolExecutor) -> None:
+    def overflows(old: Any, out: Any, own: Any) -> None:
+        out[...] = old * np.float64(1e300)
+
+    with pytest.raises(TrainingError, match="do not fit float32") as refused:
+        run(SMALL, plan([member(1)]), some(SMALL, 1), [some(SMALL, 2)], pool, by=_Others(overflows))
+    assert not isinstance(refused.value, StrategyFailed)
 
 
 def test_a_tensor_one_member_keeps_to_itself_is_moved_by_the_others_alone(pool: ThreadPoolExecutor) -> None:

@@ -43,6 +43,15 @@ class Median(Strategy):
 Alias = Median
 number = 3
 """
+SEALED = b"""
+from abc import ABCMeta
+
+class Sealed(ABCMeta):
+    def __setattr__(cls, name, value):
+        if name == "name":
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+"""
 MIDDLE = b"import numpy as np\n\ndef middle(deltas):\n    return np.median(np.stack(deltas), axis=0)\n"
 TRAINER = b"def trainer():\n    return None\n"
 CODE = archive({"trainer.py": TRAINER, "median.py": MEDIAN, "parts/middle.py": MIDDLE, "README.txt": b"\xff"})
@@ -79,12 +88,23 @@ def test_its_modules_hide_nobody_elses() -> None:
         (NAME, MEDIAN.replace(b"def merge", b"def marge"), "is not complete: it lacks merge"),
         (NAME, MEDIAN.replace(b"out[...]", b"out[:1]"), "merge"),
         (NAME, b"def x(:", "gives no median: SyntaxError"),
+        (NAME, b"raise SystemExit(0)", "gives no median: SystemExit"),
+        (NAME, b"def __getattr__(name): raise SystemExit", "median defines no class Median"),
+        (NAME, MEDIAN.replace(b"self.rate,", b"exit();"), "cannot be set up: SystemExit"),
+        (NAME, b"# -*- coding: utf-7 -*-\nhere = 1 #+AAo-raise KeyError", "median defines no class Median"),
+        (NAME, b"name = '\xff'", "gives no median: UnicodeDecodeError"),
+        (NAME, SEALED + MEDIAN.replace(b"Median(Strategy)", b"Median(Strategy, metaclass=Sealed)"), "takes no name"),
     ],
 )
 def test_what_is_wrong_with_the_code_is_said(name: str, source: bytes, message: str) -> None:
     code = archive({"trainer.py": TRAINER, "median.py": source, "parts/middle.py": MIDDLE})
     with pytest.raises(ConfigError, match=message):
         strategy_in(code, name, {})
+
+
+def test_code_without_a_python_file_gives_no_strategy() -> None:
+    with pytest.raises(ConfigError, match="gives no median: ImportError: it has no Python files"):
+        strategy_in(archive({"README.txt": b"median"}), NAME, {})
 
 
 def test_nothing_is_left_of_code_that_fails() -> None:

@@ -11,7 +11,7 @@ from aggregator.domain import effects, events, writes
 from aggregator.domain.state import RunPlace, UpdateState
 from aggregator.rules.head import HEAD_EVERY
 from aggregator.strategy.stopping import Stopping
-from aggregator.strategy.strategies import strategy
+from aggregator.strategy.strategies import FedBuff, strategy
 from protocol import limits, topology
 from protocol.messages import Outcome, RunState
 from tests.support.aggregator_rules import GENESIS, RUN, Desk, registry
@@ -392,6 +392,45 @@ def test_a_merge_that_failed_is_tried_again_soon() -> None:
     assert desk.now < due <= desk.now + 60.0
     desk.turn(seconds=due - desk.now)
     assert desk.only(effects.Merge).plan.members == plan.members
+
+
+def test_a_strategy_that_failed_pauses_its_run_until_an_operator_lets_it_try_again() -> None:
+    desk = Desk(chosen=strategy("fedbuff", buffer=1))
+    desk.validate()
+    plan = desk.only(effects.Merge).plan
+    desk.turn(events.MergeFailed(plan=plan, reason="strategy_failed", bad=None, pause=True))
+    assert (desk.state_of_run.state, desk.state_of_run.reason) == (RunState.PAUSED, "strategy_failed")
+    desk.turn(seconds=3600.0)
+    assert desk.some(effects.Merge) == []
+    desk.start()
+    assert desk.state_of_run.state == RunState.PAUSED
+    desk.command("run.resume", 1)
+    assert desk.only(effects.Merge).plan.members == plan.members
+
+
+class _Forgetful:
+    """A staleness rule that passes the trial and fails in use."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def weight(self, staleness: int) -> Any:
+        return self.answer() if callable(self.answer) else self.answer
+
+
+def _fails() -> float:
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize("answer", [_fails, 2.0, float("nan"), -1, "1", None, True])
+def test_a_staleness_rule_that_gives_no_weight_pauses_its_run_and_nothing_else(answer: Any) -> None:
+    desk = Desk(chosen=replace(FedBuff(buffer=1), staleness=_Forgetful(answer)))
+    desk.validate()
+    assert desk.some(effects.Merge) == []
+    assert (desk.state_of_run.state, desk.state_of_run.reason) == (RunState.PAUSED, "strategy_failed")
+    desk.start()
+    desk.validate("beta")
+    assert desk.state_of_run.state == RunState.PAUSED
 
 
 def test_a_member_that_no_longer_reads_is_admitted_again_and_the_merge_goes_on_without_it() -> None:

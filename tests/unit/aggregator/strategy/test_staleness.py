@@ -67,7 +67,7 @@ def test_an_installed_package_may_add_a_policy(tmp_path: Path, monkeypatch: pyte
     assert (policy.weight(5), policy.weight(6)) == (1.0, 0.0)
     with pytest.raises(ConfigError, match="known: cliff, constant, nothing, polynomial"):
         staleness_policy("clif")
-    with pytest.raises(ConfigError, match=r"'cliff': weight\(0\) is 2.0; it has to be the same number from 0 to 1"):
+    with pytest.raises(ConfigError, match=r"'cliff': weight\(0\) is 2.0; it has to be a number from 0 to 1"):
         staleness_policy("cliff", height=2.0)
     with pytest.raises(ConfigError, match=r"staleness rule 'nothing' has no method weight\(staleness\)"):
         staleness_policy("nothing")

@@ -94,6 +94,17 @@ def _forgets_none(old: Any, deltas: Any, step: Any, state: Any, out: Any, *rest:
     out[...] = old + sum(deltas)
 
 
+class _Edge:
+    """Has no answer for one age."""
+
+    def weight(self, staleness: int) -> float:
+        return 1 / (50 - staleness) ** 2
+
+
+def _leave(*given: Any) -> None:
+    raise SystemExit(0)
+
+
 def _into_old(old: Any, *rest: Any) -> None:
     old += 1
 
@@ -118,6 +129,11 @@ def _into_old(old: Any, *rest: Any) -> None:
         (_set(buffer_size=lambda self, sites: sites / 4), r"buffer_size\(1\) is 0.25"),
         (_set(buffer_size=lambda self, sites: 200), r"buffer_size\(1\) is 200; .* from 1 to 128"),
         (_set(buffer_size=lambda self: 2), "buffer_size fails: TypeError"),
+        (_set(buffer_size=lambda self, sites: {1: 2, 2: 2, 5: 2, 128: 9}[sites]), "buffer_size fails: KeyError: 3"),
+        (_set(buffer_size=_leave), "buffer_size fails: SystemExit"),
+        (_set(rate=property(lambda self: 1 / 0)), "cannot be looked at: ZeroDivisionError"),
+        (_set(staleness=_Edge()), r"its staleness: weight\(50\) fails: ZeroDivisionError"),
+        (_merge(_leave), "merge fails: SystemExit"),
         (_set(max_staleness=lambda self, sites: -1), r"max_staleness\(1\) is -1"),
         (
             _set(synchronous=True, max_staleness=lambda self, sites: 3),
