@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import importlib.util
 import os
@@ -128,7 +129,7 @@ def trainer_digest(name: str, beside: Path) -> str:
         ConfigError: there is no such file.
     """
     module = trainer_home(name).partition(":")[0]
-    _look_beside(beside)
+    _look_beside(beside, module)
     try:
         spec = importlib.util.find_spec(module)
         source = Path(spec.origin or "") if spec is not None else Path()
@@ -137,10 +138,20 @@ def trainer_digest(name: str, beside: Path) -> str:
         raise ConfigError(f"trainer {name!r}: there is no source file of {module} to check: {error}") from error
 
 
-def _look_beside(directory: Path) -> None:
+def _look_beside(directory: Path, module: str) -> None:
     resolved = str(directory.resolve())
     if resolved not in sys.path:
         sys.path.insert(0, resolved)
+    top = module.partition(".")[0]
+    meant = Path(resolved, f"{top}.py")
+    if top not in sys.modules or not meant.is_file():
+        return
+    loaded = getattr(sys.modules[top], "__file__", None)
+    if loaded is None or not filecmp.cmp(loaded, meant, shallow=False):  # sites of one process may share a module
+        raise ConfigError(
+            f"{meant} has the name of a module that is in use already ({loaded or 'of Python'}) and would never be "
+            "loaded; call it something else, in trainer too"
+        )
 
 
 def load_trainer(name: str, options: Mapping[str, object], beside: Path) -> Trainer:
@@ -162,11 +173,16 @@ def _is_trainer(made: object) -> TypeGuard[Trainer]:
 def call_factory(name: str, options: Mapping[str, object], beside: Path) -> object:
     """Likewise, whatever it makes: a trainer, or the model that a run begins with."""
     module_name, _, factory_name = name.partition(":")
-    _look_beside(beside)
+    _look_beside(beside, module_name)
     try:
         factory: Callable[..., object] = attrgetter(factory_name)(importlib.import_module(module_name))
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"trainer {name!r}: {error}; it has to be module:factory, and importable here") from error
+    except SystemExit as error:  # a script, which would end the worker without a word
+        raise ConfigError(
+            f"trainer {name!r}: its module ends the program when it is imported (exit code {error.code}); put what "
+            'only a script does below `if __name__ == "__main__":`'
+        ) from error
     try:
         return factory(**options)
     except FledgeError:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,3 +185,27 @@ def test_a_trainer_that_cannot_be_made_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         load_trainer(name, options, module)
+
+
+@pytest.mark.parametrize("name", ["worker", "protocol", "random", "time"])
+def test_a_file_that_a_module_in_use_hides_is_named(module: Path, name: str) -> None:
+    importlib.import_module(name)
+    (module / f"{name}.py").write_text("def trainer():\n    return 1\n")
+    trainer = f"{name}:trainer"
+    for look in (lambda: trainer_digest(trainer, module), lambda: load_trainer(trainer, {}, module)):
+        with pytest.raises(ConfigError, match=rf"{name}\.py has the name of a module that is in use already"):
+            look()
+
+
+def test_sites_of_one_process_may_have_the_same_module(module: Path, tmp_path: Path) -> None:
+    call_factory("hospital_task:trainer", {"data": "x", "steps": 3}, module)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "hospital_task.py").write_bytes((module / "hospital_task.py").read_bytes())
+    assert call_factory("hospital_task:trainer", {"data": "x", "steps": 3}, other) == ("x", 3)
+
+
+def test_a_script_without_a_guard_does_not_end_the_worker(module: Path) -> None:
+    (module / "hospital_script.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"ends the program when it is imported \(exit code 0\)"):
+        load_trainer("hospital_script:trainer", {}, module)
