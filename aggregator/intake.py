@@ -17,14 +17,6 @@ from protocol.registry import Registry
 FROM_SITES = frozenset({Kind.UPDATE, Kind.EVALUATION, Kind.REPLY, Kind.REQUEST})
 LIVE_EVENTS = frozenset({Kind.EVENT})
 COMMAND_KINDS = frozenset({Kind.COMMAND})
-FromSite = (
-    events.UpdateArrived
-    | events.EvaluationArrived
-    | events.ReplyArrived
-    | events.RequestArrived
-    | events.DeliveryRefused
-)
-"""What may have arrived from a site."""
 
 
 class Intake:
@@ -40,7 +32,7 @@ class Intake:
         self.registry = registry
         """Replaced as a whole when a newer one comes."""
 
-    def update(self, site: str, delivery: Unacked, raw: bytes) -> FromSite:
+    def update(self, site: str, delivery: Unacked, raw: bytes) -> events.FromSite:
         """What arrived in `in.<site>`: an update, evaluation, reply or request, or `DeliveryRefused`."""
         return self._read(site, topology.in_queue(site), delivery, raw, FROM_SITES)
 
@@ -97,7 +89,7 @@ class Intake:
             return error.reason, str(error)
         return "ok", ""
 
-    def _read(self, site: str, queue: str, delivery: Unacked, raw: bytes, kinds: frozenset[Kind]) -> FromSite:
+    def _read(self, site: str, queue: str, delivery: Unacked, raw: bytes, kinds: frozenset[Kind]) -> events.FromSite:
         try:
             verified, key = self._open(site, raw, kinds)
             if verified.kind == Kind.REPLY:

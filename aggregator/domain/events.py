@@ -221,9 +221,9 @@ class Prepared:
     made: NewRun | NewModel | CodeOffered | None = None
 
 
-Arrival = (
-    UpdateArrived | EvaluationArrived | SiteSeen | DeliveryRefused | CommandArrived | ReplyArrived | RequestArrived
-)
+FromSite = UpdateArrived | EvaluationArrived | ReplyArrived | RequestArrived | DeliveryRefused
+"""What may have arrived from a site."""
+Arrival = FromSite | SiteSeen | CommandArrived
 """What intake makes of a delivery."""
 Recorded = Journalled | Duplicate | Reused
 """What the journal answers to `JournalUpdate`."""

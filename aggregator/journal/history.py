@@ -76,11 +76,8 @@ class History:
             self.fresh = {r.id: OutboxRow(id=r.id, exchange=r.exchange, key=r.key, body=r.body) for r in waiting}
             pending = _pending(db)
             there = [row.name for row in every if row.state != DELETED]
-            highest = db.execute(
-                select(updates.c.site, updates.c.epoch, func.max(updates.c.sequence)).group_by(
-                    updates.c.site, updates.c.epoch
-                )
-            )
+            epoch = (updates.c.site, updates.c.epoch)
+            highest = db.execute(select(*epoch, func.max(updates.c.sequence)).group_by(*epoch))
             named: dict[str, tuple[str, ...]] = {}
             for row in db.execute(select(channels).order_by(channels.c.number)):
                 named[row.channel] = (*named.get(row.channel, ()), row.name)

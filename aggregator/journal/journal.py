@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, singledispatchmethod
 from pathlib import Path
-from types import TracebackType
 
 from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
@@ -106,12 +106,8 @@ class Journal(History):
 
     def begin(self, new: NewRun) -> None:
         """Store a run that was not ordered from afar, with its version 0."""
-        self.commit(
-            [
-                writes.CreateRun(new=new),
-                writes.Audit(kind="run", entry={"run": new.rules.run, "digest": new.digest, "registry": new.registry}),
-            ]
-        )
+        entry = {"run": new.rules.run, "digest": new.digest, "registry": new.registry}
+        self.commit([writes.CreateRun(new=new), writes.Audit(kind="run", entry=entry)])
 
     def set_config(self, run: str, config: str) -> None:
         """Note a run's settings as they are now."""
@@ -168,8 +164,13 @@ class Journal(History):
             _set_state.run_many(db, self._batch.states)
             self._batch.states = []
 
-    def _transaction(self) -> _Fence:
-        return _Fence(self.engine, self._epoch)
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """A transaction that begins with the fence."""
+        with self.engine.begin() as db:
+            if (found := _fence.run(db).scalar()) != self._epoch:
+                raise Fenced(f"another aggregator (epoch {found}) has taken over from this one (epoch {self._epoch})")
+            yield db
 
     @singledispatchmethod
     def _write(self, write: writes.Write, db: Connection) -> events.Recorded | None:
@@ -181,12 +182,10 @@ class Journal(History):
     def _(self, write: writes.JournalUpdate, db: Connection) -> events.Recorded:
         notice = write.notice
         kept = write.objection == "ok"  # of what is refused the keys are enough, or one site could fill the disk
+        who: dict[str, object] = {"id": notice.id, "run": notice.run, "site": notice.site}
+        who |= {"epoch": notice.epoch, "sequence": notice.sequence}
         values = {
-            "id": notice.id,
-            "run": notice.run,
-            "site": notice.site,
-            "epoch": notice.epoch,
-            "sequence": notice.sequence,
+            **who,
             "base_version": notice.base_version,
             "envelope": notice.envelope if kept else b"",
             "state": UpdateState.JOURNALLED.value,
@@ -204,19 +203,7 @@ class Journal(History):
         if kept:
             self._remember(notice.id, notice.envelope)
         sha256 = hashlib.sha256(notice.envelope).digest()
-        self._chain(
-            db,
-            "journalled",
-            {
-                "id": notice.id,
-                "run": notice.run,
-                "site": notice.site,
-                "epoch": notice.epoch,
-                "sequence": notice.sequence,
-                "base": notice.base_version,
-                "envelope": sha256,
-            },
-        )
+        self._chain(db, "journalled", {**who, "base": notice.base_version, "envelope": sha256})
         return events.Journalled(delivery=write.delivery, order=order, notice=notice, objection=write.objection)
 
     def _known(self, write: writes.JournalUpdate, db: Connection) -> events.Duplicate | events.Reused:
@@ -242,15 +229,8 @@ class Journal(History):
 
     @_write.register
     def _(self, write: writes.SetState, db: Connection) -> None:
-        self._batch.states.append(
-            {
-                "of": write.id,
-                "new_state": write.state.value,
-                "new_reason": write.reason,
-                "new_version": write.version,
-                "new_norm": write.norm,
-            }
-        )
+        state = {"of": write.id, "new_state": write.state.value, "new_reason": write.reason}
+        self._batch.states.append(state | {"new_version": write.version, "new_norm": write.norm})
         if write.state.final:
             self._forget(write.id)
 
@@ -273,30 +253,16 @@ class Journal(History):
     @_write.register
     def _(self, write: writes.CommitVersion, db: Connection) -> None:
         plan, product = write.plan, write.product
-        version = {
-            "run": plan.run,
-            "version": plan.version,
-            "digest": product.digest,
-            "plan": encode(plan),
-            "record": product.record,
-        }
-        _add_version.run(db, version | {"registry": plan.registry})
+        place: dict[str, object] = {"run": plan.run, "version": plan.version}
+        made = {"digest": product.digest, "plan": encode(plan), "record": product.record, "registry": plan.registry}
+        _add_version.run(db, place | made)
         for name, raw in product.states.items():
-            _add_state.run(db, {"run": plan.run, "version": plan.version, "stream": name, "record": raw})
-        rows = [
-            {
-                "run": plan.run,
-                "version": plan.version,
-                "position": i,
-                "id": m.id,
-                "site": m.site,
-                "examples": m.examples,
-                "seconds": m.seconds,
-                "norm": m.norm,
-            }
+            _add_state.run(db, place | {"stream": name, "record": raw})
+        rows: list[dict[str, object]] = [
+            {"position": i, "id": m.id, "site": m.site, "examples": m.examples, "seconds": m.seconds, "norm": m.norm}
             for i, m in enumerate(plan.members)
         ]
-        _add_member.run_many(db, rows)
+        _add_member.run_many(db, [place | row for row in rows])
         self._of_run(plan.run)["elapsed"] = write.elapsed
 
     @_write.register
@@ -382,24 +348,3 @@ def _set_run(columns: frozenset[str]) -> Statement:
     """The statement that sets these columns of the run called `of`."""
     new: dict[str, ColumnElement[object]] = {name: bindparam(f"{name}_") for name in columns}
     return Statement(update(runs).where(runs.c.name == bindparam("of")).values(new))
-
-
-class _Fence:
-    """A transaction that begins with the fence."""
-
-    def __init__(self, engine: Engine, epoch: int) -> None:
-        self._context = engine.begin()
-        self._epoch = epoch
-
-    def __enter__(self) -> Connection:
-        db: Connection = self._context.__enter__()
-        found = _fence.run(db).scalar()
-        if found != self._epoch:
-            self._context.__exit__(None, None, None)
-            raise Fenced(f"another aggregator (epoch {found}) has taken over from this one (epoch {self._epoch})")
-        return db
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._context.__exit__(kind, error, trace)

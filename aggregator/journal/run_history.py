@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Engine, bindparam, select
+from sqlalchemy import Engine, bindparam, func, select
 
 from aggregator.journal.tables import DELETED, evaluations, members, runs, states, versions
 from aggregator.strategy.plan import MergePlan
@@ -88,13 +88,7 @@ class RunHistory:
     def newest(self) -> int:
         """The newest version's number."""
         with self.engine.connect() as db:
-            found = db.scalar(
-                select(versions.c.version)
-                .where(versions.c.run == self.run)
-                .order_by(versions.c.version.desc())
-                .limit(1)
-            )
-        return int(found or 0)
+            return int(db.scalar(select(func.max(versions.c.version)).where(versions.c.run == self.run)) or 0)
 
     def version_record(self, version: int) -> bytes:
         """The signed record of a version.
@@ -102,10 +96,9 @@ class RunHistory:
         Raises:
             StateError: there is no such version.
         """
+        wanted = select(versions.c.record).where(versions.c.run == self.run, versions.c.version == version)
         with self.engine.connect() as db:
-            found: bytes | None = db.scalar(
-                select(versions.c.record).where(versions.c.run == self.run, versions.c.version == version)
-            )
+            found: bytes | None = db.scalar(wanted)
         if found is None:
             raise StateError(f"run {self.run} has no version {version}; the newest is {self.newest()}")
         return found

@@ -25,7 +25,7 @@ from aggregator.pipeline.records import Records
 from aggregator.pipeline.run_context import RunContext, VersionSource
 from aggregator.pipeline.strategy_code import NO_CODE, StrategyCode
 from broker.blobs.base import BlobStore
-from broker.blobs.transfer import ChunkUploads, read_blob
+from broker.blobs.transfer import read_blob
 from protocol import limits, topology
 from protocol.codec import Value, Word, decode, encode
 from protocol.envelope import body, raw_body, unlock, verify
@@ -54,7 +54,8 @@ class Preparation:
         self._store = store
         self._registry = registry
         self._strategies = strategies
-        self._card = lru_cache(maxsize=4096)(self._read_card)
+        self.card: Callable[[str, bytes], Card | None] = lru_cache(maxsize=4096)(self._read_card)
+        """What a card of ours (of this run, so signed) says; None if it cannot be read any more."""
 
     def work(self, order: Prepare, source: VersionSource | None, card: tuple[str, bytes] | None) -> Prepared:
         """Make ready what a command asks for; says so also if it cannot be done.
@@ -135,7 +136,9 @@ class Preparation:
         config = old.config.model_copy(update={"name": name})
         code = self._code(old, registry)
         records = self._records_of(name)
-        new = self._taken_over(config, _genesis(source, registry), records, registry, code, command.operator)
+        payload = partial(read_version, old.records, registry, source.record, source.states, released=False)
+        genesis = Genesis(old.spec, payload)
+        new = self._taken_over(config, genesis, records, registry, code, command.operator)
         return Prepared(command=command, made=new, values=_told(config, old.spec, code))
 
     def _code(self, serving: RunContext, registry: Registry) -> bytes:
@@ -159,20 +162,13 @@ class Preparation:
 
     # ---- models
 
-    def card(self, run: str, raw: bytes) -> Card | None:
-        """What a card of ours says, its model apart; None if it cannot be read any more."""
-        return self._card(run, raw)
-
     def _read_card(self, run: str, raw: bytes) -> Card | None:
         try:
-            return self._opened(run, raw)
+            opened = self._records_of(run).open(raw, self._registry(), Kind.CARD)
+            return decode(Card, raw_body(opened.verified, opened.key), limits.BODY)
         except WireError as error:
             log.warning("card.not_read", run=run, reason=error.reason)
             return None
-
-    def _opened(self, run: str, raw: bytes) -> Card:
-        opened = self._records_of(run).open(raw, self._registry(), Kind.CARD)
-        return decode(Card, raw_body(opened.verified, opened.key), limits.BODY)
 
     def _seal(self, command: CommandArrived, source: VersionSource) -> Prepared:
         """Seal a version once more, with a card: for one operator, or (published) for all."""
@@ -180,29 +176,15 @@ class Preparation:
         records, spec = serving.records, serving.spec
         released = not arguments.get("raw", False) and RELEASED in source.states
         publish = command.command == "model.publish"
-        card = _describe(command, source, spec, released=released)
-        card = _fitting(card)
+        card = _fitting(_describe(command, source, spec, released=released))
         sealer = records.sealer(Kind.CARD, nacl.utils.random(16), spec, spec.model_length, version=source.version)
-        uploads: ChunkUploads = records.output(topology.model_chunk)
-        writer = sealer.writer(uploads.emit)
-        for record in read_version(records, registry, source.record, source.states, released=released):
-            writer.write(record)
-        manifest = writer.finish()
-        uploads.finish()
-        readers = (
-            _everybody(records, registry) if publish else [registry.member(command.operator), records.identity.public]
-        )
-        raw = sealer.finish(encode(card), readers, manifest)
-        digest = records.put_record(raw).hex()
-        values: dict[str, Value] = {
-            "name": card.name,
-            "run": serving.config.name,
-            "version": source.version,
-            "record": digest,
-        }
-        model = NewModel(
-            name=card.name, run=serving.config.name, version=source.version, size=spec.model_length, record=raw
-        )
+        payload = read_version(records, registry, source.record, source.states, released=released)
+        manifest = records.upload(sealer, payload)
+        to = _everybody(records, registry) if publish else [registry.member(command.operator), records.identity.public]
+        raw = sealer.finish(encode(card), to, manifest)
+        digest, run = records.put_record(raw).hex(), serving.config.name
+        values: dict[str, Value] = {"name": card.name, "run": run, "version": source.version, "record": digest}
+        model = NewModel(name=card.name, run=run, version=source.version, size=spec.model_length, record=raw)
         return Prepared(command=command, made=model if publish else None, values=values)
 
     def _wrap_card(self, command: CommandArrived, name: str, run: str, raw: bytes) -> Prepared:
@@ -221,13 +203,6 @@ def _spec(raw: bytes) -> ModelSpec:
 
 def _everybody(records: Records, registry: Registry) -> list[Participant]:
     return [*records.entitled(registry), *registry.members(Role.OPERATOR)]
-
-
-def _genesis(source: VersionSource, registry: Registry) -> Genesis:
-    def payload() -> Iterator[bytes]:
-        return read_version(source.serving.records, registry, source.record, source.states, released=False)
-
-    return Genesis(source.serving.spec, payload)
 
 
 def _told(config: RunConfig, spec: ModelSpec, code: bytes) -> dict[str, Value]:

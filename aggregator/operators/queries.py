@@ -120,24 +120,12 @@ def _status(view: QueryContext, arguments: Arguments) -> Values:
     waiting = {row.site: row.number for row in view.rows(counted.where(updates.c.state.in_(pending)))}
     sites = sorted(p.name for p in view.registry.members(Role.SITE))
     rows = [_site_now(view, site, view.signs.get(site), waiting.get(site, 0)) for site in sites]
-    columns = (
-        "site",
-        "seen",
-        "doing",
-        "run_of",
-        "base",
-        "progress",
-        "staleness",
-        "waiting",
-        "held",
-        "certificate",
-        "trouble",
-    )
+    columns = ("site", "seen", "doing", "run_of", "base", "progress", "staleness", "waiting", "held")
     scalars: Values = {"run": "-", "state": "-", "version": -1}
     if view.rules.runs:
         run = view.run(arguments)
         scalars = {"run": run.name, "state": run.state.value, "version": run.version}
-    return scalars | {"registry": view.registry.version} | _table(columns, rows)
+    return scalars | {"registry": view.registry.version} | _table((*columns, "certificate", "trouble"), rows)
 
 
 def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: int) -> tuple[Plain, ...]:
@@ -171,13 +159,7 @@ def _registry(view: QueryContext, arguments: Arguments) -> Values:
 
 def _site_list(view: QueryContext, arguments: Arguments) -> Values:
     rows = [
-        (
-            entry.name,
-            entry.role.value,
-            entry.organisation,
-            "revoked" if entry.revoked is not None else "ok",
-            entry.since,
-        )
+        (entry.name, entry.role.value, entry.organisation, "ok" if entry.revoked is None else "revoked", entry.since)
         for entry in view.registry.entries
     ]
     return _table(("site", "role", "organisation", "held", "since"), rows)
@@ -187,15 +169,10 @@ def _site_show(view: QueryContext, arguments: Arguments) -> Values:
     site = str(arguments.get("site", ""))
     if all(entry.name != site for entry in view.registry.entries):
         raise ConfigError(f"there is no member {site!r}; `site list` shows who there is")
-    rows = view.rows(
-        select(updates).where(updates.c.site == site).order_by(updates.c.order.desc()).limit(_limit(arguments))
-    )
-    sign = view.signs.get(site)
-    told: Values = {
-        "site_name": site,
-        "held": view.rules.commands.held(site),
-        "seen": round(view.seen.get(site, -1.0), 1),
-    }
+    of_site = select(updates).where(updates.c.site == site)
+    rows = view.rows(of_site.order_by(updates.c.order.desc()).limit(_limit(arguments)))
+    sign, seen = view.signs.get(site), round(view.seen.get(site, -1.0), 1)
+    told: Values = {"site_name": site, "held": view.rules.commands.held(site), "seen": seen}
     if sign is not None:
         told |= {"doing": sign.event.state, "software": sign.event.software, "base_version": sign.version}
         told |= {} if sign.doctor is None else _examined(sign.doctor)
@@ -241,11 +218,10 @@ def _model_list(view: QueryContext, arguments: Arguments) -> Values:
     rows = []
     for row in found:
         plan = read_plan(row.plan)
-        sites = sorted({member.site for member in plan.members}) if plan else []
-        stalest = max((member.staleness for member in plan.members), default=0) if plan else 0
-        rows.append(
-            (row.version, _short(row.digest), len(plan.members) if plan else 0, ", ".join(sites)[:200], stalest)
-        )
+        merged = plan.members if plan else ()
+        sites = ", ".join(sorted({member.site for member in merged}))[:200]
+        stalest = max((member.staleness for member in merged), default=0)
+        rows.append((row.version, _short(row.digest), len(merged), sites, stalest))
     return {"run": run.name} | _table(("version", "digest", "members", "sites", "staleness"), rows)
 
 

@@ -15,8 +15,6 @@ from aggregator.domain.state import NewRun, RunRules
 from aggregator.journal.journal import Journal
 from aggregator.pipeline.records import Records
 from aggregator.pipeline.strategy_code import NO_CODE, StrategyCode
-from broker.blobs.transfer import ChunkUploads
-from protocol import topology
 from protocol.codec import encode
 from protocol.errors import Tampered
 from protocol.keys import Role
@@ -122,12 +120,7 @@ def take_over(
     spec_digest = records.put_record(spec_record)
     code_record = records.write_code(code, registry, nacl.utils.random(16)) if code else b""
     sealer = records.sealer(Kind.VERSION, nacl.utils.random(16), genesis.spec, genesis.spec.model_length, version=0)
-    uploads: ChunkUploads = records.output(topology.model_chunk)
-    writer = sealer.writer(uploads.emit)
-    for record in _sound(genesis.spec, genesis.payload()):
-        writer.write(record)
-    manifest = writer.finish()
-    uploads.finish()
+    manifest = records.upload(sealer, _sound(genesis.spec, genesis.payload()))
     body = first_body(config, rules, spec_digest, registry)
     record = sealer.finish(encode(body), records.entitled(registry), manifest)
     records.put_record(record)

@@ -55,8 +55,8 @@ class Production:
         self, records: Records, spec: ModelSpec, strategy: Strategy, cipher: ThreadPoolExecutor, *, average: bool
     ) -> None:
         """`average`: keep the released average beside the raw version."""
-        self._records = records
-        self._spec = spec
+        self.records = records
+        self.spec = spec
         self._strategy = strategy
         self._cipher = cipher
         self._average = average
@@ -67,7 +67,7 @@ class Production:
         Raises:
             WireError: a record does not open; `BadMember` for a member, also later while its stream is read.
         """
-        records = self._records
+        records = self.records
         parent = records.open_blob(inputs.parent, inputs.registry, Kind.VERSION)
         own = {
             name: records.read(records.open_blob(raw, inputs.registry, Kind.STATE), topology.state_chunk)
@@ -81,13 +81,13 @@ class Production:
                 self._delta(member.id, member.site, raw, inputs.registry)
                 for member, raw in zip(plan.members, inputs.envelopes, strict=True)
             ],
-            states=[own.get(name) or blank(self._spec) for name in self._strategy.state],
+            states=[own.get(name) or blank(self.spec) for name in self._strategy.state],
             # Before version 1 there is no average; its decay is 0 then, so what stands in does not matter.
             released=(own.get(RELEASED) or again) if self._average else None,
         )
 
     def _delta(self, id: bytes, site: str, raw: bytes, registry: Registry) -> Iterator[bytes]:
-        records = self._records
+        records = self.records
         try:
             blob = records.opened.get(raw) or records.open_update(raw, _Known(registry))
             key_of = partial(topology.update_chunk, site)
@@ -104,20 +104,20 @@ class Production:
             WireError, StoreError, TrainingError: the merge cannot be done now.
         """
         names = [*([RELEASED] if self._average else []), *self._strategy.state]
-        model = _Output(self, Kind.VERSION, plan, plan.ids[0], self._spec.model_length, topology.model_chunk)
+        model = _Output(self, Kind.VERSION, plan, plan.ids[0], self.spec.model_length, topology.model_chunk)
         own = {
             name: _Output(
                 self,
                 Kind.STATE,
                 plan,
                 plan.ids[1 + index],
-                self._spec.model_length if name == RELEASED else self._spec.update_length,
+                self.spec.model_length if name == RELEASED else self.spec.update_length,
                 topology.state_chunk,
             )
             for index, name in enumerate(names)
         }
         merge(
-            self._spec,
+            self.spec,
             plan,
             self._strategy,
             self.sources(plan, inputs),
@@ -128,22 +128,12 @@ class Production:
             ),
             self._cipher,
         )
-        ours = [self._records.identity.public]
+        ours = [self.records.identity.public]
         states = {name: output.finish(encode(State(stream=name, weight=1.0)), ours) for name, output in own.items()}
-        entitled = self._records.entitled(inputs.registry)
+        entitled = self.records.entitled(inputs.registry)
         record = model.finish(encode(replace(inputs.body, parent=plan.parent)), entitled)
-        self._records.put_record(record)
+        self.records.put_record(record)
         return Product(digest=model.digest, record=record, states=states)
-
-    @property
-    def records(self) -> Records:
-        """The records this production writes with."""
-        return self._records
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The run's model."""
-        return self._spec
 
 
 class _Output:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.transfer import ChunkUploads, Getter, read_blob
 from protocol import limits, topology
-from protocol.blob import Slices
+from protocol.blob import Manifest, Slices
 from protocol.envelope import ContentKey, Sealer, Trust, Verified, raw_body, reissue, seal, unlock, verify
 from protocol.errors import Malformed
 from protocol.keys import Identity, Participant, Role
@@ -125,12 +125,18 @@ class Records:
         return self._publish(self.sealer(Kind.CODE, message_id, None, len(code), version=0), code, registry)
 
     def _publish(self, sealer: Sealer, raw: bytes, registry: Registry) -> bytes:
-        uploads = ChunkUploads(self.store, topology.model_chunk, self.pool)
+        parts = (raw[index * limits.RECORD : (index + 1) * limits.RECORD] for index in range(records(len(raw))))
+        return sealer.finish(b"", self.entitled(registry), self.upload(sealer, parts))
+
+    def upload(self, sealer: Sealer, payload: Iterable[bytes]) -> Manifest:
+        """Encrypt a payload's records and put them as chunks of models; durable on return."""
+        uploads = self.output(topology.model_chunk)
         writer = sealer.writer(uploads.emit)
-        for index in range(records(len(raw))):
-            writer.write(raw[index * limits.RECORD : (index + 1) * limits.RECORD])
+        for record in payload:
+            writer.write(record)
+        manifest = writer.finish()
         uploads.finish()
-        return sealer.finish(b"", self.entitled(registry), writer.finish())
+        return manifest
 
     def sealer(self, kind: Kind, message_id: bytes, spec: ModelSpec | None, length: int, *, version: int) -> Sealer:
         """A sealer for one of our blobs."""

@@ -64,11 +64,9 @@ class Commands:
     def follow(self, registry: Registry) -> None:
         """Drop sanctions that the root has settled: it revoked the site too, or has listed it with other keys since."""
         held = {entry.name: entry.since for entry in registry.entries if entry.revoked is None}
-        settled = [
-            site for site in sorted(self.revoked) if held.get(site, registry.version) > self._sanctions[site].registry
-        ]
-        for site in settled:
-            del self._sanctions[site]
+        for site in self.revoked:
+            if held.get(site, registry.version) > self._sanctions[site].registry:
+                del self._sanctions[site]
 
     def sanction(self, event: CommandArrived, registry: int) -> tuple[str, Sanction] | None:
         """The site and what a command does to it, if it is of that sort; noted from here on."""

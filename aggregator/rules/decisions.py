@@ -136,9 +136,8 @@ class Decisions:
         """An update has come to its end; its site is told."""
         self.write(writes.SetState(id=row.id, state=state, reason=reason, norm=row.norm, version=version))
         if state != UpdateState.MERGED:
-            self.audit(
-                "update", {"id": row.id, "run": row.run, "site": row.site, "state": state.value, "reason": reason}
-            )
+            entry = {"id": row.id, "run": row.run, "site": row.site, "state": state.value, "reason": reason}
+            self.audit("update", entry)
         self.receipt(row, OUTCOME[state], reason, version=version)
 
     def refuse(self, event: events.DeliveryRefused, now: float) -> None:

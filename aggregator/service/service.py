@@ -121,6 +121,8 @@ class AggregatorService:
         for subscription in self._subscriptions:
             subscription.cancel()
         self._actor.mailbox.close()
+        if self._thread.ident is None and not self.ended.is_set():
+            self._close(in_force=False)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for the end.
@@ -129,7 +131,8 @@ class AggregatorService:
             Fenced: another aggregator took over.
             FledgeError: whatever else ended the service.
         """
-        self._thread.join(timeout)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
         if self._error is not None:
             raise self._error
 
@@ -144,14 +147,18 @@ class AggregatorService:
             self._parts.stopping.set()
             for subscription in self._subscriptions:
                 subscription.cancel()
-            self.ended.set()
-            if self.pulse is not None:
-                self.pulse.stop(fenced=isinstance(self._error, Fenced))
-            self._relay.close()
-            self._parts.heads.close(put=not isinstance(self._error, Fenced))
-            self._pools.close()
-            self.journal.close()
+            self._close(in_force=not isinstance(self._error, Fenced))
             log.info("aggregator.stopped")
+
+    def _close(self, *, in_force: bool) -> None:
+        """`in_force`: this is the aggregator that heads and the sign of health are of."""
+        self.ended.set()
+        if self.pulse is not None:
+            self.pulse.stop(fenced=not in_force)
+        self._relay.close()
+        self._parts.heads.close(put=in_force)
+        self._pools.close()
+        self.journal.close()
 
     def update_registry(self, record: bytes) -> None:
         """Put a newer registry in force: new sites get the current version, revoked ones are cut off.

@@ -141,11 +141,9 @@ def misfit(error: TypeError, taken: Iterable[str], given: Iterable[str]) -> str:
     """What to say where something that is set up by keywords was given others than it takes."""
     known = list(taken)
     unknown = next((name for name in given if name not in known), None)
-    return (
-        f"{error}; it takes {', '.join(known) or 'no parameters'}"
-        if unknown is None
-        else unknown + nearest(unknown, known)
-    )
+    if unknown is None:
+        return f"{error}; it takes {', '.join(known) or 'no parameters'}"
+    return unknown + nearest(unknown, known)
 
 
 def _hint(wrong: str, context: Mapping[str, object], place: Place, kind: type[BaseModel]) -> str:

@@ -18,26 +18,8 @@ from broker.transport.outbox import OutboxRow
 from protocol.errors import StateError
 from protocol.messages import RunState
 from protocol.topology import up_exchange
+from worker.domain import writes
 from worker.domain.state import Deployment, RunRow, Sealed, Snapshot, UpdateRow
-from worker.domain.writes import (
-    AddMessage,
-    AddUpdate,
-    DropDeployment,
-    NoteAnswer,
-    NoteCounter,
-    NoteDeployment,
-    NoteDrained,
-    NoteHead,
-    NoteLeft,
-    NoteRegistry,
-    NoteRun,
-    NoteVersion,
-    RemoveMessage,
-    ReplaceUpdate,
-    Reserve,
-    SettleUpdate,
-    Write,
-)
 from worker.journal import tables
 
 SCHEMA = 1
@@ -114,10 +96,8 @@ class Journal:
         self._fresh: dict[int, OutboxRow] = {}
         """Rows written by this process and not read yet: most are wanted once, right after their commit."""
         self._engine = engine if engine is not None else open_database(path, _metadata, SCHEMA)
-        with self._begin() as connection:
-            connection.execute(
-                upsert(tables.counters).values(id=1, epoch=0, sequence=0, head=0).on_conflict_do_nothing()
-            )
+        with self._begin() as db:
+            db.execute(upsert(tables.counters).values(id=1, epoch=0, sequence=0, head=0).on_conflict_do_nothing())
 
     @classmethod
     def beside(cls, path: Path) -> Snapshot:
@@ -139,176 +119,140 @@ class Journal:
     def close(self) -> None:
         self._engine.dispose()
 
-    def commit(self, writes: Sequence[Write]) -> tuple[()]:
-        """Carry out `writes` in one transaction, durable on return; there is never anything to answer.
+    def commit(self, decided: Sequence[writes.Write]) -> tuple[()]:
+        """Carry out all of them in one transaction, durable on return; there is never anything to answer.
 
         Raises:
             DiskFull: nothing was written.
             StateError: any other failure; it may have been written, so load again.
         """
         try:
-            with self._begin() as connection:
-                for write in writes:
-                    self._write(write, connection)
+            with self._begin() as db:
+                for write in decided:
+                    self._write(write, db)
         except OperationalError as error:
             raise commit_error(self._path, error) from error
-        for write in writes:
+        for write in decided:
             self._remember(write)
         return ()
 
-    def _remember(self, write: Write) -> None:
+    def _remember(self, write: writes.Write) -> None:
         match write:
-            case NoteVersion(row=row, record=record):
+            case writes.NoteVersion(row=row, record=record):
                 self._records[row.run] = record
-            case AddUpdate(row=row, sealed=sealed) | ReplaceUpdate(row=row, sealed=sealed):
+            case writes.AddUpdate(row=row, sealed=sealed) | writes.ReplaceUpdate(row=row, sealed=sealed):
                 self._fresh[row.row] = self._up(row.row, sealed.envelope)
-            case AddMessage(row=number, exchange=exchange, body=body):
+            case writes.AddMessage(row=number, exchange=exchange, body=body):
                 self._fresh[number] = OutboxRow(id=number, exchange=exchange, key="", body=body)
-            case SettleUpdate(row=row):
+            case writes.SettleUpdate(row=row):
                 self._fresh.pop(row.row, None)
 
     def _up(self, row: int, body: bytes) -> OutboxRow:
         return OutboxRow(id=row, exchange=up_exchange(self._site), key="", body=body)
 
     @singledispatchmethod
-    def _write(self, write: Write, connection: Connection) -> None:
+    def _write(self, write: writes.Write, db: Connection) -> None:
         raise StateError(f"the worker's journal knows no write {type(write).__name__}")
 
     @_write.register
-    def _(self, write: NoteVersion, connection: Connection) -> None:
-        _note_version.run(connection, _run_values(write.row) | {"record": write.record})
-        _note_bundle.run(connection, {"run": write.row.run, "bundle": write.row.bundle})
+    def _(self, write: writes.NoteVersion, db: Connection) -> None:
+        _note_version.run(db, _run_values(write.row) | {"record": write.record})
+        _note_bundle.run(db, {"run": write.row.run, "bundle": write.row.bundle})
 
     @_write.register
-    def _(self, write: NoteRun, connection: Connection) -> None:
-        _note_run.run(connection, _run_values(write.row) | {"record": b""})
+    def _(self, write: writes.NoteRun, db: Connection) -> None:
+        _note_run.run(db, _run_values(write.row) | {"record": b""})
 
     @_write.register
-    def _(self, write: NoteHead, connection: Connection) -> None:
-        _note_head.run(connection, {"number": write.number})
+    def _(self, write: writes.NoteHead, db: Connection) -> None:
+        _note_head.run(db, {"number": write.number})
 
     @_write.register
-    def _(self, write: NoteRegistry, connection: Connection) -> None:
-        connection.execute(_note_registry, {"version": write.version, "digest": write.digest, "record": write.record})
-        connection.execute(_forget_registries, {"below": write.version})
+    def _(self, write: writes.NoteRegistry, db: Connection) -> None:
+        db.execute(_note_registry, {"version": write.version, "digest": write.digest, "record": write.record})
+        db.execute(_forget_registries, {"below": write.version})
 
     @_write.register
-    def _(self, write: NoteAnswer, connection: Connection) -> None:
-        connection.execute(_note_answer, {"run": write.run, "approved": write.approved, "given": self._clock()})
+    def _(self, write: writes.NoteAnswer, db: Connection) -> None:
+        db.execute(_note_answer, {"run": write.run, "approved": write.approved, "given": self._clock()})
 
     @_write.register
-    def _(self, write: NoteDrained, connection: Connection) -> None:
-        connection.execute(delete(tables.drains))
+    def _(self, write: writes.NoteDrained, db: Connection) -> None:
+        db.execute(delete(tables.drains))
         if write.drained:
-            connection.execute(insert(tables.drains).values(since=self._clock()))
+            db.execute(insert(tables.drains).values(since=self._clock()))
 
     @_write.register
-    def _(self, write: Reserve, connection: Connection) -> None:
-        _reserve.run(connection, {"new_epoch": write.epoch, "new_sequence": write.sequence})
+    def _(self, write: writes.Reserve, db: Connection) -> None:
+        _reserve.run(db, {"new_epoch": write.epoch, "new_sequence": write.sequence})
 
     @_write.register
-    def _(self, write: AddUpdate, connection: Connection) -> None:
-        row = write.row
-        _add_update.run(
-            connection,
-            {
-                "row": row.row,
-                "id": row.id,
-                "run": row.run,
-                "base_version": row.base_version,
-                "epoch": row.epoch,
-                "sequence": row.sequence,
-                "chunks": b"".join(row.chunks),
-                "envelope": write.sealed.envelope,
-                "key": write.sealed.key,
-                "made": self._clock(),
-            },
-        )
+    def _(self, write: writes.AddUpdate, db: Connection) -> None:
+        made = {"row": write.row.row, "made": self._clock()}
+        _add_update.run(db, _numbers(write.row) | _sealed(write.row, write.sealed) | made)
 
     @_write.register
-    def _(self, write: ReplaceUpdate, connection: Connection) -> None:
-        values = {
-            "epoch": write.row.epoch,
-            "sequence": write.row.sequence,
-            "chunks": b"".join(write.row.chunks),
-            "envelope": write.sealed.envelope,
-            "key": write.sealed.key,
-        }
-        connection.execute(
-            _replace_update, {"of": write.row.row} | {f"new_{name}": value for name, value in values.items()}
-        )
+    def _(self, write: writes.ReplaceUpdate, db: Connection) -> None:
+        values = {"epoch": write.row.epoch, "sequence": write.row.sequence} | _sealed(write.row, write.sealed)
+        db.execute(_replace_update, {"of": write.row.row} | {f"new_{name}": value for name, value in values.items()})
 
     @_write.register
-    def _(self, write: SettleUpdate, connection: Connection) -> None:
-        row = write.row
-        _add_receipt.run(
-            connection,
-            {
-                "id": row.id,
-                "run": row.run,
-                "base_version": row.base_version,
-                "epoch": row.epoch,
-                "sequence": row.sequence,
-                "outcome": write.outcome,
-                "reason": write.reason,
-                "version": write.version,
-                "receipt": write.receipt,
-                "received": self._clock(),
-            },
-        )
-        _forget_update.run(connection, {"of": row.row})
+    def _(self, write: writes.SettleUpdate, db: Connection) -> None:
+        said = {"outcome": write.outcome, "reason": write.reason, "version": write.version, "receipt": write.receipt}
+        _add_receipt.run(db, _numbers(write.row) | said | {"received": self._clock()})
+        _forget_update.run(db, {"of": write.row.row})
 
     @_write.register
-    def _(self, write: AddMessage, connection: Connection) -> None:
-        connection.execute(_add_message, {"id": write.row, "exchange": write.exchange, "key": "", "body": write.body})
+    def _(self, write: writes.AddMessage, db: Connection) -> None:
+        db.execute(_add_message, {"id": write.row, "exchange": write.exchange, "key": "", "body": write.body})
 
     @_write.register
-    def _(self, write: RemoveMessage, connection: Connection) -> None:
-        connection.execute(_forget_message, {"of": write.row})
+    def _(self, write: writes.RemoveMessage, db: Connection) -> None:
+        db.execute(_forget_message, {"of": write.row})
 
     @_write.register
-    def _(self, write: NoteCounter, connection: Connection) -> None:
+    def _(self, write: writes.NoteCounter, db: Connection) -> None:
         row = upsert(tables.orders).values(operator=write.key, counter=write.counter)
-        connection.execute(row.on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter}))
+        db.execute(row.on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter}))
 
     @_write.register
-    def _(self, write: NoteDeployment, connection: Connection) -> None:
+    def _(self, write: writes.NoteDeployment, db: Connection) -> None:
         kept = write.deployment
         values = {"run": write.run, "code": kept.code, "operator": kept.operator, "since": self._clock()}
-        connection.execute(_note_deployment, values)
+        db.execute(_note_deployment, values)
 
     @_write.register
-    def _(self, write: DropDeployment, connection: Connection) -> None:
-        connection.execute(delete(tables.deployments).where(tables.deployments.c.run == write.run))
+    def _(self, write: writes.DropDeployment, db: Connection) -> None:
+        db.execute(delete(tables.deployments).where(tables.deployments.c.run == write.run))
 
     @_write.register
-    def _(self, write: NoteLeft, connection: Connection) -> None:
-        connection.execute(delete(tables.left_runs).where(tables.left_runs.c.run == write.run))
+    def _(self, write: writes.NoteLeft, db: Connection) -> None:
+        db.execute(delete(tables.left_runs).where(tables.left_runs.c.run == write.run))
         if write.left:
-            connection.execute(insert(tables.left_runs).values(run=write.run, since=self._clock()))
+            db.execute(insert(tables.left_runs).values(run=write.run, since=self._clock()))
 
     def load(self) -> Snapshot:
         """What the rules start from."""
-        with self._begin() as connection:
-            return _load(connection)
+        with self._begin() as db:
+            return _load(db)
 
     def registry_record(self) -> bytes | None:
         """The newest registry's signed record, if one was noted."""
-        with self._begin() as connection:
-            return _registry_record(connection)
+        with self._begin() as db:
+            return _registry_record(db)
 
     def version_record(self, run: str) -> bytes:
         """The signed record of the newest version of `run`; empty before the first."""
         if run not in self._records:
-            with self._begin() as connection:
-                found: bytes | None = _record_of.run(connection, {"name": run}).scalar()
+            with self._begin() as db:
+                found: bytes | None = _record_of.run(db, {"name": run}).scalar()
             self._records[run] = found or b""
         return self._records[run]
 
     def sealed(self, row: int) -> Sealed | None:
         """An update's signed bytes, chunks and wrapped key; None once it is settled."""
-        with self._begin() as connection:
-            found = connection.execute(_sealed_of, {"of": row}).first()
+        with self._begin() as db:
+            found = db.execute(_sealed_of, {"of": row}).first()
         if found is None:
             return None
         return Sealed(envelope=found.envelope, chunks=_names(found.chunks), key=found.key)
@@ -318,56 +262,49 @@ class Journal:
         fresh = self._fresh.pop(row, None)
         if fresh is not None:
             return fresh
-        with self._begin() as connection:
-            envelope: bytes | None = connection.scalar(_envelope_of, {"of": row})
+        with self._begin() as db:
+            envelope: bytes | None = db.scalar(_envelope_of, {"of": row})
             if envelope is not None:
                 return self._up(row, envelope)
-            found = connection.execute(_message_of, {"of": row}).first()
+            found = db.execute(_message_of, {"of": row}).first()
         return None if found is None else OutboxRow(**found._mapping)
 
     def receipts(self) -> list[dict[str, object]]:
         """Every settled update with its outcome, oldest first."""
-        with self._begin() as connection:
-            rows = connection.execute(
-                select(tables.receipts).order_by(tables.receipts.c.received, tables.receipts.c.id)
-            )
+        with self._begin() as db:
+            rows = db.execute(select(tables.receipts).order_by(tables.receipts.c.received, tables.receipts.c.id))
             return [dict(row._mapping) for row in rows]
 
 
 def _read_beside(path: Path, read: Callable[[Connection], T]) -> T:
     engine = open_readonly(path)
     try:
-        with engine.connect() as connection:
-            return read(connection)
+        with engine.connect() as db:
+            return read(db)
     except OperationalError as error:
         raise StateError(f"{path}: {error.orig}; has its worker been started with this version?") from error
     finally:
         engine.dispose()
 
 
-def _registry_record(connection: Connection) -> bytes | None:
-    found: bytes | None = connection.scalar(
+def _registry_record(db: Connection) -> bytes | None:
+    found: bytes | None = db.scalar(
         select(tables.registries.c.record).order_by(tables.registries.c.version.desc()).limit(1)
     )
     return found
 
 
-def _load(connection: Connection) -> Snapshot:
-    counters = connection.execute(select(tables.counters)).one()
-    registry = connection.execute(
-        select(tables.registries.c.version, tables.registries.c.digest).order_by(tables.registries.c.version.desc())
-    ).first()
-    runs = connection.execute(select(*(c for c in tables.runs.columns if c.name != "record")))
-    updates = connection.execute(
-        select(*(c for c in tables.updates.columns if c.name not in ("envelope", "key", "made"))).order_by(
-            tables.updates.c.row
-        )
-    )
-    messages = connection.scalars(select(tables.outbox.c.id).order_by(tables.outbox.c.id))
-    answers = connection.execute(select(tables.answers.c.run, tables.answers.c.approved))
-    drained = connection.scalar(select(tables.drains.c.since))
-    bundles = {row.run: row.bundle for row in connection.execute(select(tables.bundles))}
-    deployed = connection.execute(select(tables.deployments))
+def _load(db: Connection) -> Snapshot:
+    counters = db.execute(select(tables.counters)).one()
+    registry = db.execute(select(tables.registries).order_by(tables.registries.c.version.desc())).first()
+    runs = db.execute(select(*(c for c in tables.runs.columns if c.name != "record")))
+    of_update = [column for column in tables.updates.columns if column.name not in ("envelope", "key", "made")]
+    updates = db.execute(select(*of_update).order_by(tables.updates.c.row))
+    messages = db.scalars(select(tables.outbox.c.id).order_by(tables.outbox.c.id))
+    answers = db.execute(select(tables.answers.c.run, tables.answers.c.approved))
+    drained = db.scalar(select(tables.drains.c.since))
+    bundles = {row.run: row.bundle for row in db.execute(select(tables.bundles))}
+    deployed = db.execute(select(tables.deployments))
     return Snapshot(
         epoch=counters.epoch,
         sequence=counters.sequence,
@@ -382,9 +319,9 @@ def _load(connection: Connection) -> Snapshot:
         messages=tuple(messages),
         answers={row.run: row.approved for row in answers},
         drained=drained is not None,
-        counters={row.operator: row.counter for row in connection.execute(select(tables.orders))},
+        counters={row.operator: row.counter for row in db.execute(select(tables.orders))},
         deployments={row.run: Deployment(code=row.code, operator=row.operator) for row in deployed},
-        left=frozenset(connection.scalars(select(tables.left_runs.c.run))),
+        left=frozenset(db.scalars(select(tables.left_runs.c.run))),
     )
 
 
@@ -400,6 +337,15 @@ def _run_values(row: RunRow) -> dict[str, object]:
         "sent": row.sent,
         "evaluated": row.evaluated,
     }
+
+
+def _numbers(row: UpdateRow) -> dict[str, object]:
+    of_run = {"id": row.id, "run": row.run, "base_version": row.base_version}
+    return {**of_run, "epoch": row.epoch, "sequence": row.sequence}
+
+
+def _sealed(row: UpdateRow, sealed: Sealed) -> dict[str, object]:
+    return {"chunks": b"".join(row.chunks), "envelope": sealed.envelope, "key": sealed.key}
 
 
 def _names(joined: bytes) -> tuple[bytes, ...]:

@@ -16,29 +16,10 @@ from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.transfer import read_blob
 from broker.runtime.crash_points import crash_point
-from protocol import limits
+from protocol import errors, limits
 from protocol.blob import Manifest, split_chunks
 from protocol.codec import encode
 from protocol.envelope import ContentKey, Sealer, seal
-from protocol.errors import (
-    Aborted,
-    ConfigError,
-    DataError,
-    DiskFull,
-    Diverged,
-    FledgeError,
-    Malformed,
-    Missing,
-    OutOfMemory,
-    StateError,
-    StoreError,
-    Tampered,
-    TooLarge,
-    Unauthorized,
-    Untrusted,
-    WireError,
-    WrongContext,
-)
 from protocol.messages import Kind
 from protocol.spec import ModelSpec, records
 from protocol.topology import model_chunk, record_key
@@ -59,14 +40,14 @@ from worker.storage.kept_versions import KeptVersion, KeptVersions, best
 from worker.storage.local_tensors import LocalTensors
 from worker.storage.spool import Spool
 
-_REFUSALS: tuple[type[WireError], ...] = (
-    *(Malformed, TooLarge, Untrusted, WrongContext, Unauthorized, Tampered),
-    WireError,
+_REFUSALS: tuple[type[errors.WireError], ...] = (
+    *(errors.Malformed, errors.TooLarge, errors.Untrusted, errors.WrongContext, errors.Unauthorized, errors.Tampered),
+    errors.WireError,
 )
 _WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
-    ((OutOfMemory, MemoryError), "memory"),
-    (DataError, "data"),
-    (Diverged, "diverged"),
+    ((errors.OutOfMemory, MemoryError), "memory"),
+    (errors.DataError, "data"),
+    (errors.Diverged, "diverged"),
 )
 
 
@@ -181,9 +162,12 @@ class Training:
             for _ in self._read(model.manifest, model.key):
                 if stopping.is_set():
                     return
-        except (Missing, WireError) as error:  # deleted, or not what was signed: there is nothing to wait for
+        except (
+            errors.Missing,
+            errors.WireError,
+        ) as error:  # deleted, or not what was signed: there is nothing to wait for
             self._log.warning("model.not_kept", run=run, kind=type(error).__name__)
-        except FledgeError as error:
+        except errors.FledgeError as error:
             self._log.warning("model.not_kept", run=run, kind=type(error).__name__)
             self._tell(NotKept(run=run))
         else:
@@ -198,7 +182,7 @@ class Training:
         told.info("training.started")
         try:
             sealed = self._train(job)
-        except Aborted:
+        except errors.Aborted:
             told.info("training.aborted")
             answer: Event = TrainingFailed(id=training.id, code="aborted")
         except (Exception, SystemExit) as error:
@@ -206,7 +190,7 @@ class Training:
             # neither into the log, whose lines operators may ask for, nor into any message.
             code = _code(error)
             title = f"training of run {training.run} from version {training.version} failed ({code})"
-            sentence = [f"{error}\n\n"] if isinstance(error, FledgeError) else []
+            sentence = [f"{error}\n\n"] if isinstance(error, errors.FledgeError) else []
             case = self._cases.keep(title, "".join([*sentence, *traceback.format_exception(error)]))
             todo = f"`fledge site case {case}` with this kit shows what happened"
             told.error("training.failed", kind=type(error).__name__, code=code, case=case, todo=todo)
@@ -222,7 +206,7 @@ class Training:
         model = self._model_of(reader, job.record)
         spec = self._spec_of(reader, model)
         if model.manifest.length != spec.model_length:
-            raise Tampered(f"version {model.version} does not have the length that its specification gives")
+            raise errors.Tampered(f"version {model.version} does not have the length that its specification gives")
         self._spool.check_room(spec.update_length + limits.OVERHEAD * records(spec.update_length))
         base = _Base(partial(self._read, model.manifest, model.key), spec.model_length)
         control = Control(
@@ -247,12 +231,12 @@ class Training:
         """The trainer that the version names: the site's own, or that of the very code deployed for the run."""
         bundle = model.says.bundle or b""
         if bundle != training.bundle:
-            raise Tampered(f"version {model.version} of run {model.run} names other code than was decided on")
+            raise errors.Tampered(f"version {model.version} of run {model.run} names other code than was decided on")
         if bundle:
             return self._deployed.trainer(model.run, bundle, model.says.task)
         self._deployed.put_away()
         if self._own_trainer is None:
-            raise ConfigError(f"run {model.run} brings no code, and worker.toml names no `trainer`")
+            raise errors.ConfigError(f"run {model.run} brings no code, and worker.toml names no `trainer`")
         return self._own_trainer
 
     def _on_progress(self, share: float, metrics: Mapping[str, float]) -> None:
@@ -331,11 +315,11 @@ class Training:
         noted = KeptVersion(run=model.run, version=model.version, record=record, metrics=metrics or {}, key=key)
         try:
             found = best(self._kept.note(noted))
-        except StateError as error:  # only `fledge infer` will miss it
+        except errors.StateError as error:  # only `fledge infer` will miss it
             self._log.warning("model.not_kept", run=model.run, version=model.version, kind=type(error).__name__)
             return
         if found is not None and isinstance(self._store, CachedBlobs):
-            with suppress(WireError):  # its signer is no aggregator any more
+            with suppress(errors.WireError):  # its signer is no aggregator any more
                 manifest = reader.model(found.record).manifest
                 self._store.touch([*self._spec_keys, *(model_chunk(chunk.hex()) for chunk in manifest.chunks)])
 
@@ -351,10 +335,12 @@ class Training:
         if self._spec is None or (self._spec_keys[0], self._spec.digest) != (key, model.spec):
             record = reader.spec(self._store.get(key, limits.STORED_RECORD))
             if record.manifest.length > limits.SPEC:
-                raise TooLarge(f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed")
+                raise errors.TooLarge(
+                    f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed"
+                )
             spec = ModelSpec.from_bytes(b"".join(self._read(record.manifest, record.key)))
             if spec.digest != model.spec:
-                raise Tampered("the specification is not the one the version names")
+                raise errors.Tampered("the specification is not the one the version names")
             self._spec = spec
             self._spec_keys = (key, *(model_chunk(chunk.hex()) for chunk in record.manifest.chunks))
         return self._spec
@@ -373,17 +359,17 @@ def _fingerprint_key(reader: Reader) -> bytes:
 
 def _code(error: BaseException) -> str:
     """The fixed word for an error, safe to tell anyone."""
-    if isinstance(error, DiskFull):
+    if isinstance(error, errors.DiskFull):
         return "disk_full"
     if isinstance(error, CodeLost):
         return CODE_LOST
-    if isinstance(error, WireError):
+    if isinstance(error, errors.WireError):
         # Neither the error's own reason nor its class's, which foreign code might have made up.
         return next(kind.reason for kind in _REFUSALS if isinstance(error, kind))
-    if isinstance(error, StoreError):
+    if isinstance(error, errors.StoreError):
         return "store"
-    if isinstance(error, ConfigError):
+    if isinstance(error, errors.ConfigError):
         return "config"
-    if isinstance(error, StateError):
+    if isinstance(error, errors.StateError):
         return "state"
     return next((word for kinds, word in _WORDS if isinstance(error, kinds)), "trainer")
