@@ -143,9 +143,9 @@ def open_aggregator(
         if run is not None:
             first = FirstRun(config=load_run(run), genesis=load_genesis(run), code=load_code(run))
         service = assemble_aggregator(settings, transport=transport, store=watched, state=centre.state, first=first)
-        if service.pulse is not None:
-            watched.tell(service.pulse.health.store)
         with _taken_apart(service):
+            if service.pulse is not None:
+                watched.tell(service.pulse.health.store)
             yield service
 
 
@@ -213,9 +213,9 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
             state=state,
             on_event=on_event or _nobody_watches,
         )
-        watched.tell(service.health.store)
-        write_settings(state, settings)
         with _taken_apart(service):
+            watched.tell(service.health.store)
+            write_settings(state, settings)
             yield service
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -78,9 +79,16 @@ def assemble_aggregator(
     `state` None keeps the database in memory.
 
     Raises:
-        ConfigError, StateError, WireError, StoreError: a run cannot be opened.
+        ConfigError, StateError, WireError, StoreError: a run cannot be opened; nothing is left open then.
     """
-    ground = _ground(settings, transport, store, state)
+    with ExitStack() as undo:
+        service = _assembled(_ground(settings, transport, store, state, undo), state, first, undo)
+        undo.pop_all()  # from here on they are the service's to close
+    return service
+
+
+def _assembled(ground: _Ground, state: Path | None, first: FirstRun | None, undo: ExitStack) -> AggregatorService:
+    settings, transport, store = ground.settings, ground.transport, ground.store
     journal, intake, executors = ground.journal, ground.intake, ground.executors
     if first is not None:
         _begin(ground, first)
@@ -90,6 +98,7 @@ def assemble_aggregator(
     rules = AggregatorRules(fixed, journal.load(ground.registry), new_id=new_id, now=time.monotonic())
     intake.registry = rules.registry
     heads = HeadWriter(store, settings.federation, partial(transport.publish, topology.GLOBAL, ""), ground.record)
+    undo.callback(partial(heads.close, put=False))
     registries = _registry_updates(ground, rules)
     preparation = Preparation(ground.records_of, store, ground.in_force, settings.strategies)
     queries = QueryContext(
@@ -125,7 +134,9 @@ def assemble_aggregator(
     )
 
 
-def _ground(settings: AggregatorSettings, transport: Transport, store: BlobStore, state: Path | None) -> _Ground:
+def _ground(
+    settings: AggregatorSettings, transport: Transport, store: BlobStore, state: Path | None, undo: ExitStack
+) -> _Ground:
     mailbox, stopping, envelopes = Mailbox[Event](), threading.Event(), EnvelopeCache()
     cached = store
     if state is not None:
@@ -134,7 +145,11 @@ def _ground(settings: AggregatorSettings, transport: Transport, store: BlobStore
     intake = Intake(settings.federation, settings.identity, given, envelopes)
     sealer = ReceiptSealer(settings.federation, settings.identity, intake)
     journal = Journal(None if state is None else state / DATABASE, sealer)
+    undo.callback(journal.close)
     registry, record = registry_in_force(journal, settings.registry_record, settings.root, settings.federation)
+    intake.registry = registry
+    executors = Executors(mailbox.put, stopping)
+    undo.callback(executors.close)
     return _Ground(
         settings=settings,
         transport=transport,
@@ -142,7 +157,7 @@ def _ground(settings: AggregatorSettings, transport: Transport, store: BlobStore
         cached=cached,
         mailbox=mailbox,
         stopping=stopping,
-        executors=Executors(mailbox.put, stopping),
+        executors=executors,
         envelopes=envelopes,
         intake=intake,
         journal=journal,

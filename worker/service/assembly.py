@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,29 +86,38 @@ def assemble_worker(
         ConfigError: the identity is not a site's.
         WireError: the registry is not signed by the federation's root.
         StateError: the state directory cannot be used, or another worker uses it.
+
+        After any error nothing is left open, and the state directory is free again.
     """
     identity = settings.identity
     if identity.role != Role.SITE:
         raise ConfigError(f"{identity.name} is a key of the role {identity.role.value}; a worker needs a site's")
     topology.check_site(identity.name)
-    lock = hold(state)
-    try:
-        ground = _ground(settings, store, state, lock)
-        dice = dice or random.Random()
-        rules = _rules(ground, dice)
-    except BaseException:
-        os.close(lock)
-        raise
-    context, policy = ground.context, settings.policy
+    with ExitStack() as undo:
+        lock = hold(state)
+        undo.callback(os.close, lock)
+        ground = _ground(settings, store, state, lock, undo)
+        service = _assembled(ground, transport, on_event, dice or random.Random(), undo)
+        undo.pop_all()  # from here on they are the service's to close
+    return service
+
+
+def _assembled(
+    ground: _Ground, transport: Transport, on_event: Observer, dice: random.Random, undo: ExitStack
+) -> WorkerService:
+    settings, state, store, context = ground.settings, ground.state, ground.store, ground.context
+    policy, rules = settings.policy, _rules(ground, dice)
     status = StatusReporter(context, transport, on_event, settings.certificate_days)
     health = Health(state / HEALTH)
     deployer = CodeDeployer(ground.codes, store, policy, context)
     kbit = policy.bandwidth_kbit
+    training = _training(ground, status)
+    undo.callback(training.close)
     return WorkerService(
         WorkerParts(
             context=context,
             federation=settings.federation,
-            lock=lock,
+            lock=ground.lock,
             mailbox=ground.mailbox,
             journal=ground.journal,
             rules=rules,
@@ -115,7 +125,7 @@ def assemble_worker(
             transport=transport,
             relay_dice=dice,
             fetcher=Fetcher(store, settings.root, time.time, context),
-            training=_training(ground, status),
+            training=training,
             uploader=Uploader(store, ground.spool, context, Throttle(None if kbit is None else kbit * 125.0)),
             spool=ground.spool,
             approvals=Approvals(state / ANSWERS),
@@ -128,10 +138,11 @@ def assemble_worker(
     )
 
 
-def _ground(settings: WorkerSettings, store: BlobStore, state: Path, lock: int) -> _Ground:
+def _ground(settings: WorkerSettings, store: BlobStore, state: Path, lock: int, undo: ExitStack) -> _Ground:
     site = settings.identity.name
     log = structlog.get_logger("worker").bind(site=site)
     journal, mailbox = Journal(state / "worker.db", site), Mailbox[Event]()
+    undo.callback(journal.close)
     registry = _registry(journal, settings)
     reader = ReaderInForce(Reader(settings.identity, settings.federation, registry))
     return _Ground(

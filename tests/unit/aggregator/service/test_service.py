@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from aggregator.audit.retention import References, collect_garbage
 from aggregator.config import RunConfig
 from aggregator.journal.history import History
 from aggregator.pipeline.records import Records
+from aggregator.service import assembly
 from aggregator.service.assembly import assemble_aggregator
 from aggregator.service.service import AggregatorService
 from aggregator.service.settings import FirstRun
@@ -306,6 +308,43 @@ def test_garbage_is_what_no_journal_refers_to_and_a_replay_still_works_after_its
     assert (young.count, old.count) == (0, 3)
     assert {info.key for info in bench.store.list("")} == keys
     assert [r.same for r in replay.versions()] == [True]
+
+
+def open_files(directory: Path) -> list[str]:
+    """What this process has open below a directory."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return [path for link in links if os.path.lexists(link) and (path := os.readlink(link)).startswith(str(directory))]
+
+
+def test_nothing_is_left_open_of_an_aggregator_that_cannot_be_put_together(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object, **named: object) -> None:
+        raise StateError("no room")
+
+    monkeypatch.setattr(assembly, "Responder", fail)
+    before = set(threading.enumerate())
+    for _ in range(2):
+        with pytest.raises(StateError, match="no room"):
+            bench.start()
+    assert open_files(bench.state) == []
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "aggregator head"]
+
+
+def test_an_aggregator_that_was_never_started_is_closed_by_its_stop(bench: Bench) -> None:
+    bench.start()
+    bench.stop()
+    service = assemble_aggregator(
+        bench.federation.aggregator_settings(),
+        transport=MemoryTransport.named(bench.network),
+        store=bench.store,
+        state=bench.state,
+    )
+    assert open_files(bench.state)
+    service.stop()
+    service.stop()
+    service.join(10)
+    assert open_files(bench.state) == []
 
 
 def test_a_run_without_version_0_says_how_to_make_one(tmp_path: Path) -> None:

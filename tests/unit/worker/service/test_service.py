@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from worker.domain.state import RunRow
 from worker.journal.approvals import Approvals
 from worker.journal.journal import Journal
 from worker.policy import SitePolicy
+from worker.service import assembly
 from worker.service.service import WorkerService
 from worker.storage.incidents import Incidents
 
@@ -270,6 +272,21 @@ def test_two_workers_cannot_share_a_state_directory(
     start(centre, tmp_path, trainer, workers)
     with pytest.raises(StateError, match="another worker"):
         centre.worker(tmp_path, trainer)
+
+
+def test_nothing_is_left_open_of_a_worker_that_cannot_be_put_together(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object, **named: object) -> None:
+        raise StateError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(assembly, "CommandHandler", fail)
+        with pytest.raises(StateError, match="no room"):
+            centre.worker(tmp_path, trainer)
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    assert not [link for link in links if os.path.lexists(link) and os.readlink(link).startswith(str(tmp_path))]
+    start(centre, tmp_path, trainer, workers)
 
 
 def test_only_a_sites_keys_make_a_worker(centre: Centre, trainer: AddOne, tmp_path: Path) -> None:
