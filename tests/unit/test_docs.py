@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_house import ROOMS, repository_files
+from tests.support.house import ROOMS, repository_files
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 100

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.house import ROOMS, ROOT, repository_files
+
 HEAVY = {"torch", "monai", "ignite", "sklearn", "safetensors", "nibabel", "PIL", "highdicom", "pydicom"}
 ALLOWED = {
     "protocol": {"msgpack", "nacl", "numpy", "pydantic"},
@@ -34,25 +35,6 @@ ALLOWED = {
     },
 }
 """What each package may import besides the standard library and itself; HEAVY has rules of its own."""
-ROOMS = {
-    "broker": [{"transport", "blobs"}, {"net"}, {"runtime"}],
-    "aggregator": [
-        *({"service"}, {"operators"}, {"intake", "audit"}, {"pipeline"}),
-        *({"rules", "journal"}, {"domain", "config"}, {"strategy"}),
-    ],
-    "worker": [
-        {"service", "bundles", "rehearsal"},
-        {"trainers", "inspection", "pipeline"},
-        {"monai", "statistics", "rules", "journal", "storage", "config", "intake"},
-        *({"mmar", "data", "domain", "policy", "trainer", "weights", "filters", "fingerprint"}, {"api"}),
-    ],
-    "deploy": [{"provision", "docker"}, {"servers", "keyfiles"}],
-    "fledge": [
-        *({"cli", "demo_task"}, {"demo"}, {"inference", "history", "__init__"}, {"bootstrap", "shell"}),
-        *({"ctl", "doctor"}, {"operator", "runs", "health"}, {"process", "connections", "federation", "trainers"}),
-    ],
-}
-"""Rooms from the top; a room imports its own files and rooms of later rows, nothing beside or above it."""
 PURE = ("protocol", "aggregator/strategy", "aggregator/domain", "aggregator/rules", "worker/domain", "worker/rules")
 """No socket, file, thread, clock or dice of their own here: time and dice are arguments."""
 TRAINING = (
@@ -123,23 +105,6 @@ def top_level(path: Path) -> Iterator[ast.AST]:
             continue
         yield node
         pending += ast.iter_child_nodes(node)
-
-
-@cache
-def repository_files() -> tuple[str, ...]:
-    """Every file under version control; all files where there is no repository."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode == 0:
-        names = [name for name in listed.stdout.decode().split("\0") if name]
-    else:
-        hidden = {".venv", ".git", "__pycache__"}
-        names = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if not hidden & set(p.relative_to(ROOT).parts)]
-    return tuple(name for name in names if (ROOT / name).is_file())
 
 
 def texts() -> Iterator[tuple[str, str]]:
