@@ -382,6 +382,22 @@ def test_a_reupload_asked_for_while_the_update_is_being_published_is_not_forgott
     assert only(effects.Upload, step.effects).anew
 
 
+def test_how_many_updates_a_version_has_had_is_written_with_each_of_them() -> None:
+    machine = rules()
+    training = only(effects.Train, turn(machine, version(0, quota=2)).effects)
+    step = turn(machine, events.Trained(id=training.id, sealed=SEALED))
+    assert some(writes.AddUpdate, step.writes)
+    assert some(writes.NoteRun, step.writes)[-1].row.sent == 1
+
+
+def test_a_head_that_tells_of_nothing_new_writes_nothing_about_its_runs() -> None:
+    machine = rules()
+    turn(machine, version(1))
+    assert some(writes.NoteRun, turn(machine, head(1, ("r", RunState.RUNNING, 1))).writes)
+    assert not some(writes.NoteRun, turn(machine, head(2, ("r", RunState.RUNNING, 1))).writes)
+    assert some(writes.NoteRun, turn(machine, head(3, ("r", RunState.PAUSED, 1))).writes)
+
+
 def test_what_the_broker_has_is_not_sent_again_because_the_network_comes_back() -> None:
     machine = rules()
     update = trained(machine, version(0))
