@@ -20,6 +20,7 @@ from aggregator.pipeline.records import Records, record_digest
 from aggregator.pipeline.strategy_code import NO_CODE, StrategyCode
 from aggregator.strategy.plan import MergePlan
 from broker.blobs.base import BlobStore
+from protocol.errors import ConfigError
 from protocol.messages import Measurement
 from protocol.registry import Registry
 from protocol.spec import ModelSpec
@@ -130,7 +131,10 @@ class RunContexts:
         kept, records = history.record(), self._records_of(name)
         config = RunConfig.model_validate_json(kept.config)
         spec = self._spec(kept.spec)
-        rules = rules or rules_of(config, spec, kept.bundle, self._strategies)
+        try:
+            rules = rules or rules_of(config, spec, kept.bundle, self._strategies)
+        except ConfigError as error:
+            raise ConfigError(f"run {name} cannot be opened: {error}") from error
         production = Production(records, spec, rules.strategy, self._executors.cipher, average=config.release_decay > 0)
         return RunContext(
             config=config,

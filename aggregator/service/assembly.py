@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from aggregator.config import kept
 from aggregator.domain.events import Event
 from aggregator.intake import Intake
 from aggregator.journal.journal import Journal
@@ -201,8 +202,11 @@ def _begin(ground: _Ground, first: FirstRun) -> None:
     """Take over a run that lies beside the aggregator, or its settings as they are now."""
     config, journal = first.config, ground.journal
     if config.name in journal.names():
-        ground.settings.strategies.keep(config.strategy.name, first.code)
-        journal.set_config(config.name, config.model_dump_json())
+        settings, strategies = kept(config), ground.settings.strategies
+        strategies.keep(config.strategy.name, first.code)
+        # Before it is written: what cannot be made would be in the way of every later start, whatever it is given.
+        strategies.strategy(config.strategy.name, config.strategy.parameters, journal.run(config.name).record().bundle)
+        journal.set_config(config.name, settings)
         return
     if first.genesis is None:
         raise ConfigError(f"run {config.name} has no version 0 yet; make one with `fledge init-run`")

@@ -26,6 +26,7 @@ from protocol.envelope import Sealer, Verified, body, typed_body, unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Bundle, Card, Evaluation, Kind, Outcome, RunState, Version
 from tests.support.federation import FEDERATION, RUN, SMALL, payload, tensors
+from tests.support.packages import install
 from tests.support.running_aggregator import ONE, ZERO, Hub, one
 
 NEW = "brought"
@@ -38,6 +39,24 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     yield hub
     for service in hub.services:
         service.stop()
+
+
+ONCE = """
+from fledge import Strategy
+
+made = []
+
+class Once(Strategy):
+    name = "once"
+
+    def __init__(self):
+        made.append(self)
+        if len(made) > 1:
+            raise RuntimeError("once is enough")
+
+    def merge(self, old, deltas, step, state, out, out_state, scratch):
+        out[...] = old
+"""
 
 
 def code(text: str = "def trainer(**options): ...") -> bytes:
@@ -316,3 +335,14 @@ def test_a_damaged_object_of_one_run_does_not_keep_the_others_from_being_served(
     hub.wait(lambda: "validated" in hub.happened)
     said = one(hub.console().ask("model.export", {"run": NEW}))
     assert (said.ok, said.reason) == (False, "not_possible")
+
+
+def test_a_strategy_that_can_be_made_once_serves_its_run_and_ends_no_hub(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, "once", {"once": ONCE}, {"fledge.strategies": {"once": "once:Once"}})
+    config = b'name = "another"\n[strategy]\nname = "once"\n'
+    assert create(hub, config=config).reason == "ok"
+    refused = create(hub, "second", config=config)
+    assert (refused.reason, "once is enough" in refused.text) == ("not_possible", True)
+    assert hub.services[0].serving[NEW].rules.strategy.name == "once"

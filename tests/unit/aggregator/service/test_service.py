@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from protocol.keys import Identity, Role
 from protocol.messages import Evaluation, Head, Kind, Outcome, RunState
 from protocol.registry import sign_registry
 from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, cut, payload, tensors
+from tests.support.packages import install
 from tests.support.running_aggregator import ONE, Bench
 
 
@@ -194,6 +197,36 @@ def test_a_run_stops_at_its_target_and_says_why(bench: Bench) -> None:
     assert service.ended.wait(10)
 
 
+LATE = """
+from fledge import Strategy
+
+class Late(Strategy):
+    name = "late"
+    mended = False
+
+    def merge(self, old, deltas, step, state, out, out_state, scratch):
+        if old.size > 4 and not self.mended:
+            exit()  # after the trial, on a real model
+        out[...] = old + deltas[0]
+"""
+
+
+def test_a_strategy_that_fails_in_use_pauses_its_run_and_the_hub_goes_on(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, "late", {"late": LATE}, {"fledge.strategies": {"late": "late:Late"}})
+    service = bench.start(strategy={"name": "late"})
+    for site in ("site-0", "site-1"):
+        bench.send(site, bench.sites[site].update(ONE))
+    bench.wait(lambda: "paused" in bench.happened)
+    assert (bench.head().runs[0].state, bench.head().runs[0].reason) == (RunState.PAUSED, "strategy_failed")
+    importlib.import_module("late").Late.mended = True
+    bench.command("run.resume", 1)
+    bench.wait_outcome("site-0", Outcome.MERGED)
+    np.testing.assert_array_equal(model(bench, 1)["weight"], ONE["weight"])
+    assert service.rules.runs[RUN].state == RunState.RUNNING
+
+
 def test_a_restart_goes_on_where_it_was(bench: Bench) -> None:
     first = bench.start()
     bench.send("site-0", bench.sites["site-0"].update(ONE))
@@ -345,6 +378,26 @@ def test_an_aggregator_that_was_never_started_is_closed_by_its_stop(bench: Bench
     service.stop()
     service.join(10)
     assert open_files(bench.state) == []
+
+
+def test_settings_of_a_run_that_cannot_be_used_are_refused_and_not_kept(bench: Bench) -> None:
+    bench.start()
+    bench.stop()
+    for strategy in (
+        {"name": "fedbuff", "rate": -1},
+        {"name": "unheard-of"},
+        {"name": "fedbuff", "rate": date.today()},
+    ):
+        with pytest.raises(ConfigError):
+            bench.start(strategy=strategy)
+    alone = assemble_aggregator(
+        bench.federation.aggregator_settings(),
+        transport=MemoryTransport.named(bench.network),
+        store=bench.store,
+        state=bench.state,
+    )
+    assert [context.config.strategy.parameters for context in alone.serving.values()] == [{"buffer": 2, "rate": 1.0}]
+    alone.stop()
 
 
 def test_a_run_without_version_0_says_how_to_make_one(tmp_path: Path) -> None:
