@@ -219,7 +219,7 @@ def test_a_strategy_that_fails_in_use_pauses_its_run_and_the_hub_goes_on(
     for site in ("site-0", "site-1"):
         bench.send(site, bench.sites[site].update(ONE))
     bench.wait(lambda: "paused" in bench.happened)
-    assert (bench.head().runs[0].state, bench.head().runs[0].reason) == (RunState.PAUSED, "strategy_failed")
+    assert (service.rules.runs[RUN].state, service.rules.runs[RUN].reason) == (RunState.PAUSED, "strategy_failed")
     importlib.import_module("late").Late.mended = True
     bench.command("run.resume", 1)
     bench.wait_outcome("site-0", Outcome.MERGED)
@@ -383,13 +383,13 @@ def test_an_aggregator_that_was_never_started_is_closed_by_its_stop(bench: Bench
 def test_settings_of_a_run_that_cannot_be_used_are_refused_and_not_kept(bench: Bench) -> None:
     bench.start()
     bench.stop()
-    for strategy in (
+    for wrong in (
         {"name": "fedbuff", "rate": -1},
         {"name": "unheard-of"},
         {"name": "fedbuff", "rate": date.today()},
     ):
         with pytest.raises(ConfigError):
-            bench.start(strategy=strategy)
+            bench.start(strategy=wrong)
     alone = assemble_aggregator(
         bench.federation.aggregator_settings(),
         transport=MemoryTransport.named(bench.network),
