@@ -6,7 +6,10 @@ is loaded when it is first used, so `import fledge` costs nothing and needs no t
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -125,7 +128,7 @@ _NAMES = {
 """The public names by the module they live in; the same as above."""
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [*_HOMES]  # noqa: PLE0604 - they are strings
+__all__ = [name for name in _HOMES if name != "TorchTrainer" or find_spec("torch")]
 
 
 def __getattr__(name: str) -> Any:  # PEP 562; type checkers read the imports above
@@ -135,8 +138,28 @@ def __getattr__(name: str) -> Any:  # PEP 562; type checkers read the imports ab
         return version("fledge-fl")
     if name not in _HOMES:
         raise AttributeError(f"fledge has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        found = getattr(sys.modules.get(package), "__file__", None)
+        if package not in {home.partition(".")[0] for home in _NAMES} or not found or _is_ours(found):
+            raise
+        raise ImportError(
+            f"fledge needs its own package {package!r}, but Python finds {found} first; rename that file, "
+            "or uninstall what it belongs to",
+            name=error.name,
+            path=found,
+        ) from error
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, "__version__"})
+
+
+def _is_ours(file: str) -> bool:
+    return _beside(file) == _beside(__file__)
+
+
+def _beside(file: str) -> str:
+    return os.path.realpath(os.path.dirname(os.path.dirname(os.path.abspath(file))))

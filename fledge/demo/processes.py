@@ -28,7 +28,9 @@ class WorkerProcesses:
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._threads: list[threading.Thread] = []
         for site, kit in kits.items():
-            command = [sys.executable, "-m", "fledge.cli.worker_process", "--json-logs", "worker", "--config", str(kit)]
+            # Without -P it would import what lies where the demo was started, a protocol.py of the user's for example.
+            command = [sys.executable, "-P", "-m", "fledge.cli.worker_process"]
+            command += ["--json-logs", "worker", "--config", str(kit)]
             # A Ctrl-C at the terminal is for the demo alone; it stops its workers in order.
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -23,7 +23,7 @@ ROOMS = {
     ],
     "deploy": [{"provision", "docker"}, {"servers", "keyfiles"}],
     "fledge": [
-        *({"cli", "demo_task"}, {"demo"}, {"inference", "history", "__init__"}, {"bootstrap", "shell"}),
+        *({"__main__"}, {"cli", "demo_task"}, {"demo"}, {"inference", "history", "__init__"}, {"bootstrap", "shell"}),
         *({"ctl", "doctor"}, {"operator", "runs", "health"}, {"process", "connections", "federation", "trainers"}),
     ],
 }

@@ -57,6 +57,38 @@ def test_no_public_name_but_a_trainer_of_torch_loads_torch(name: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_everything_can_be_looked_at_where_there_is_no_torch() -> None:
+    code = """
+import importlib.util, inspect, pydoc, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else find(name, package)
+sys.modules["torch"] = None
+import fledge
+from fledge import *
+pydoc.render_doc(fledge)
+assert "Strategy" in dict(inspect.getmembers(fledge)) and "TorchTrainer" not in dir(fledge)
+try:
+    fledge.TorchTrainer
+except ModuleNotFoundError as error:
+    sys.exit(0 if error.name == "torch" else str(error))
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(("name", "package"), [("Trainer", "worker"), ("BlobStore", "broker"), ("Tls", "broker")])
+def test_a_file_of_the_users_that_hides_a_package_of_ours_is_named(tmp_path: Path, name: str, package: str) -> None:
+    (tmp_path / f"{package}.py").write_text("")
+    (tmp_path / "script.py").write_text(f"from fledge import {name}\n")
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
+    said = f"ImportError: fledge needs its own package '{package}', but Python finds {tmp_path / package}.py first"
+    assert said in done.stderr
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "fledge", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"fledge {fledge.__version__}\n"
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_trainers_have_one_home_and_two_names(name: str, tmp_path: Path) -> None:
     public, home = import_module(f"fledge.trainers.{name}"), import_module(f"worker.trainers.{name}")

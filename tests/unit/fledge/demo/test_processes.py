@@ -29,8 +29,11 @@ if sys.stdin.readline():
 
 def parent(place: Path) -> tuple[subprocess.Popen[str], list[int]]:
     """A process that has started two workers, and something to wait by for each worker's end."""
-    command = [sys.executable, "-c", PARENT, str(place)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-P", "-c", PARENT, str(place)]
+    folder = place.parent / "users"
+    folder.mkdir()
+    (folder / "protocol.py").write_text("raise RuntimeError('the folder of the demo is no place of ours')")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder)
     assert process.stdout is not None
     return process, [os.pidfd_open(int(pid)) for pid in process.stdout.readline().split()]
 

@@ -1,0 +1,5 @@
+"""`python -m fledge` is `fledge`."""
+
+from fledge.cli.app import main
+
+main()
