@@ -108,9 +108,8 @@ def export_run(
         if otherwise is None or otherwise == Otherwise():
             model = released_records(kept, number, released=released)
         else:
-            model = _replay(kept).model(
-                number, _what_if(kept, otherwise.without, otherwise.strategy), released=released
-            )
+            changed = _what_if(kept, otherwise.without, otherwise.strategy)
+            model = _replay(kept).model(number, changed, released=released)
         return Exported(number, write_file(out, model))
 
 

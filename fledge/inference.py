@@ -190,24 +190,14 @@ def infer(config: Path, request: InferenceRequest, progress: Progress | None = N
         model, spec = models.opened(kept)
         root = request.bundle or stack.enter_context(models.bundle(model))
         folder = stack.enter_context(new_folder(output))
-        inference = BundleInference(
-            root,
-            images=images,
-            output=folder,
-            overrides=options.get("overrides"),
-            device=request.device or options.get("device", ""),
-        )
+        device, overrides = request.device or options.get("device", ""), options.get("overrides")
+        inference = BundleInference(root, images=images, output=folder, overrides=overrides, device=device)
         weights = models.weights(kept, model, spec, inference.keeps(options.get("keep_local")))
         inference.run(weights, progress)
         about = {"run": kept.run, "version": kept.version, "sha256": model.manifest.digest.hex()}
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    return Inferred(
-        run=kept.run,
-        version=kept.version,
-        metrics=kept.metrics,
-        images=inference.count,
-        own_list=inference.found is None,
-    )
+    count, own = inference.count, inference.found is None
+    return Inferred(run=kept.run, version=kept.version, metrics=kept.metrics, images=count, own_list=own)
 
 
 @contextmanager

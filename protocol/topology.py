@@ -158,10 +158,7 @@ def topology(sites: Iterable[str], operators: Iterable[str] = ()) -> Topology:
         bindings.append(Binding(exchange=DIRECT, queue=inbox_queue(operator), key=operator))
     for site in sites:
         check_site(site)
-        exchanges += [
-            Exchange(name=up_exchange(site), type="fanout"),
-            Exchange(name=event_exchange(site), type="fanout"),
-        ]
+        exchanges += [Exchange(name=name, type="fanout") for name in (up_exchange(site), event_exchange(site))]
         queues += [
             Queue(
                 name=in_queue(site),

@@ -86,10 +86,7 @@ class Reader:
 
     def head(self, raw: bytes, wall: float) -> HeadSeen:
         """A head from the store."""
-        verified = verify(
-            raw, self.registry, federation=self.federation, kinds=(Kind.HEAD,), limit=limits.STORED_RECORD
-        )
-        return HeadSeen(delivery=None, head=body(verified, Head), wall=wall)
+        return HeadSeen(delivery=None, head=body(self._stored(raw, Kind.HEAD), Head), wall=wall)
 
     def version(self, raw: bytes, run: str, version: int) -> VersionSeen:
         """A version record from the store; it has to be the one that the head names."""
@@ -130,9 +127,8 @@ class Reader:
         """What came on the site's own queue."""
         verified = verify(raw, self.registry, federation=self.federation, kinds=(Kind.RECEIPT,))
         key = unlock(verified, self.identity) if verified.recipients else None
-        return ReceiptSeen(
-            delivery=delivery, receipt=body(verified, Receipt, key), version=verified.core.version, raw=raw
-        )
+        receipt = body(verified, Receipt, key)
+        return ReceiptSeen(delivery=delivery, receipt=receipt, version=verified.core.version, raw=raw)
 
     def _stored(self, raw: bytes, kind: Kind) -> Verified:
         return verify(raw, self.registry, federation=self.federation, kinds=(kind,), limit=limits.STORED_RECORD)

@@ -139,11 +139,9 @@ def _relay(inner: socket.socket, outer: ssl.SSLSocket) -> None:
                 continue  # decrypted already: the socket would not become readable for it
             with selectors.DefaultSelector() as ready:
                 for sock, hungry, waiting in ((inner, not up, down), (outer, not down, up)):
-                    events = (selectors.EVENT_READ if both and hungry else 0) | (
-                        selectors.EVENT_WRITE if waiting else 0
-                    )
-                    if events:
-                        ready.register(sock, events)
+                    mask = (selectors.EVENT_READ if both and hungry else 0) | (selectors.EVENT_WRITE if waiting else 0)
+                    if mask:
+                        ready.register(sock, mask)
                 if ready.get_map():
                     ready.select()
 

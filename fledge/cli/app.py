@@ -122,14 +122,9 @@ def new_federation(
     """Make keys, a signed registry and configuration files for an aggregator and its sites."""
     from fledge import federation
 
+    name = name or directory.resolve().name
     federation.new_federation(
-        directory,
-        name=name or directory.resolve().name,
-        sites=site,
-        broker=broker,
-        store=store,
-        trainer=trainer,
-        insecure=insecure,
+        directory, name=name, sites=site, broker=broker, store=store, trainer=trainer, insecure=insecure
     )
     typer.echo(f"{directory / federation.ROOT_KEYS}: the root of all trust; take it off this machine")
     typer.echo(f"{directory / federation.AGGREGATOR_TOML}: start with `fledge aggregator`")

@@ -60,9 +60,8 @@ def broker(
     from deploy.servers.apply import Management, apply_members
 
     wanted = _wanted(kit, registry, root, federation, vhost)
-    with Management(
-        _management(management), ca=str(ca) if ca is not None else wanted.ca, insecure=insecure
-    ) as interface:
+    trusted = str(ca) if ca is not None else wanted.ca
+    with Management(_management(management), ca=trusted, insecure=insecure) as interface:
         done = apply_members(interface, wanted.vhost, wanted.members, dry_run=dry_run)
     changes = [str(change) for change in done.changes]
     if as_json:

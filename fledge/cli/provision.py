@@ -100,10 +100,8 @@ def enrol(
     if finish is not None:
         if federation or out is not None or operator:
             raise ConfigError("--finish needs the kit and the folder that holds the keys, nothing else")
-        _unpacked(
-            enrolment.finish(finish, _secret(password_file, "Password of the kit"), Path(target), datetime.now(UTC)),
-            Path(target),
-        )
+        folder, password = Path(target), _secret(password_file, "Password of the kit")
+        _unpacked(enrolment.finish(finish, password, folder, datetime.now(UTC)), folder)
         return
     if not federation or out is None:
         raise ConfigError("say which federation and where to put the keys: --federation NAME -o FOLDER")

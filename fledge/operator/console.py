@@ -257,12 +257,11 @@ class Console:
     def _read(self, raw: bytes) -> None:
         verified = verify(raw, self.registry, federation=self.federation, kinds=_ANSWERS)
         reply = body(verified, Reply, unlock(verified, self.identity))
-        said = Answer(
-            sender=verified.sender.name, ok=reply.ok, reason=reply.reason, text=reply.text, values=reply.values
-        )
+        sender = verified.sender.name
+        said = Answer(sender=sender, ok=reply.ok, reason=reply.reason, text=reply.text, values=reply.values)
         with self._changed:
             if self._asked is not None and self._asked.id == reply.message:
-                self._asked.said.setdefault(said.sender, said)  # what comes again says nothing new
+                self._asked.said.setdefault(sender, said)  # what comes again says nothing new
                 self._changed.notify_all()
 
 

@@ -61,10 +61,8 @@ def read_card(store: BlobStore, record: str, identity: Identity, registry: Regis
     key = unlock(verified, identity)
     if verified.manifest is None:
         raise Malformed("the card names no model; have it published again")
-    core = verified.core
-    return Model(
-        card=body(verified, Card, key), run=core.run, version=core.version, manifest=verified.manifest, key=key
-    )
+    core, card = verified.core, body(verified, Card, key)
+    return Model(card=card, run=core.run, version=core.version, manifest=verified.manifest, key=key)
 
 
 def save(model: Model, store: BlobStore, path: Path, progress: Callable[[int], None] | None = None) -> int:

@@ -22,10 +22,8 @@ DTYPES: Mapping[str, np.dtype[np.generic]] = {
     "BOOL": np.dtype(np.bool_),
 }
 """The types of tensors that are not floating."""
-_NAMES = {
-    **{dtype: name for name, dtype in DTYPES.items()},
-    **{np.dtype(f"<f{size}"): f"F{8 * size}" for size in (2, 4, 8)},
-}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES |= {np.dtype(f"<f{size}"): f"F{8 * size}" for size in (2, 4, 8)}
 F32 = np.dtype("<f4")
 
 
@@ -136,11 +134,9 @@ def check_names(spec: ModelSpec, arrays: Mapping[str, object]) -> None:
     missing = sorted(name for name in spec.names if name not in arrays)
     unknown = sorted(set(arrays) - {tensor.name for tensor in spec.tensors})
     if missing or unknown:
-        what = (
-            f"has no tensor {_some(missing)}"
-            if missing
-            else f"has a tensor that the run does not know: {_some(unknown)}"
-        )
+        what = f"has no tensor {_some(missing)}"
+        if not missing:
+            what = f"has a tensor that the run does not know: {_some(unknown)}"
         raise TrainingError(f"the trainer's model {what}; train the very model the run was started with")
 
 

@@ -49,9 +49,7 @@ class Datalist:
 
     def text(self) -> str:
         """The list as JSON."""
-        splits = {
-            split: [{"image": e.image, "label": e.label} for e in self.entries if e.split == split] for split in SPLITS
-        }
+        splits = {s: [{"image": e.image, "label": e.label} for e in self.entries if e.split == s] for s in SPLITS}
         patients: dict[str, list[str]] = {}
         for entry in self.entries:
             patients.setdefault(entry.patient, []).append(entry.image)
@@ -81,7 +79,7 @@ def parse(text: str, name: str) -> Datalist:
             for split in SPLITS
             for item in document.get(split, ())
         ]
-        known = _owners(document.get("patients") or {})
+        known = {image: patient for patient, images in (document.get("patients") or {}).items() for image in images}
         entries = [_entry(split, item, known) for split, item in listed]
         labels = {int(number): str(label) for number, label in (document.get("labels") or {}).items()}
         modality = str((document.get("modality") or {}).get("0", ""))
@@ -102,10 +100,6 @@ def parse(text: str, name: str) -> Datalist:
         modality=modality,
         patients_known=all(entry.image in known for entry in entries),
     )
-
-
-def _owners(patients: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    return {image: patient for patient, images in patients.items() for image in images}
 
 
 def _entry(split: str, item: Mapping[str, object], known: Mapping[str, str]) -> DatalistEntry:

@@ -93,14 +93,8 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
             if placed is not None:
                 image, label, seen = placed
                 classes |= set(seen)
-                entries.append(
-                    DatalistEntry(
-                        image=image,
-                        label=label,
-                        patient=pseudonyms.patient(source.patient),
-                        split=splits[source.patient],
-                    )
-                )
+                patient, part = pseudonyms.patient(source.patient), splits[source.patient]
+                entries.append(DatalistEntry(image=image, label=label, patient=patient, split=part))
         progress(len(named), len(named))
         datalist = Datalist(
             entries=sorted(entries, key=lambda entry: entry.image),

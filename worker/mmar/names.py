@@ -46,6 +46,10 @@ def _old(
     return Mapped(target, {**_FIELDS, **also}, dropped, defaults, adapt)
 
 
+def _same(*names: str) -> dict[str, Entry]:
+    return {name: Mapped(name) for name in names}
+
+
 def _crop(args: Config) -> Config:
     return {"label_key": "label", **args}
 
@@ -70,38 +74,26 @@ _AHNET_31 = Mapped(
 _CACHE = Mapped("CacheDataset", dropped={"cache_dir": "caches are in memory"}, defaults={"progress": False})
 
 TRANSFORMS: Mapping[str, Entry] = {
-    "LoadImaged": Mapped("LoadImaged"),
+    **_same(
+        *("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "CastToTyped", "ScaleIntensityRanged"),
+        *("ScaleIntensityd", "NormalizeIntensityd", "CropForegroundd", "RandFlipd", "RandRotate90d"),
+        *("RandRotated", "RandZoomd", "RandShiftIntensityd", "RandScaleIntensityd", "RandGaussianNoised"),
+        *("Resized", "RepeatChanneld", "Activationsd"),
+    ),
     "LoadNiftid": Mapped("LoadImaged", dropped=_OLD_TENSORS, adapt=adapters.nifti),
     "LoadPNGd": Mapped("LoadImaged"),
     "LoadNumpyd": Mapped("LoadImaged"),
-    "EnsureChannelFirstd": Mapped("EnsureChannelFirstd"),
     "AddChanneld": Mapped("EnsureChannelFirstd", defaults={"channel_dim": "no_channel"}),
     "AsChannelFirstd": Mapped("EnsureChannelFirstd", defaults={"channel_dim": -1}),
     "ToTensord": Mapped("EnsureTyped"),
-    "EnsureTyped": Mapped("EnsureTyped"),
-    "CastToTyped": Mapped("CastToTyped"),
     "Spacingd": Mapped("Spacingd", dropped={"meta_key_postfix": "spacing is part of the image"}),
     "Orientationd": Mapped("Orientationd", dropped={"meta_key_postfix": "orientation is part of the image"}),
-    "ScaleIntensityRanged": Mapped("ScaleIntensityRanged"),
-    "ScaleIntensityd": Mapped("ScaleIntensityd"),
-    "NormalizeIntensityd": Mapped("NormalizeIntensityd"),
-    "CropForegroundd": Mapped("CropForegroundd"),
     "RandCropByPosNegLabeld": Mapped("RandCropByPosNegLabeld", renamed={"size": "spatial_size"}),
     "RandSpatialCropd": Mapped("RandSpatialCropd", defaults={"random_size": True}),
     "RandSpatialCropSamplesd": Mapped("RandSpatialCropSamplesd", defaults={"random_size": True}),
-    "RandFlipd": Mapped("RandFlipd"),
-    "RandRotate90d": Mapped("RandRotate90d"),
-    "RandRotated": Mapped("RandRotated"),
-    "RandZoomd": Mapped("RandZoomd"),
     "RandAffined": Mapped("RandAffined", dropped=_OLD_TENSORS),
     "Rand3DElasticd": Mapped("Rand3DElasticd", dropped=_OLD_TENSORS),
-    "RandShiftIntensityd": Mapped("RandShiftIntensityd"),
-    "RandScaleIntensityd": Mapped("RandScaleIntensityd"),
-    "RandGaussianNoised": Mapped("RandGaussianNoised"),
-    "Resized": Mapped("Resized"),
-    "RepeatChanneld": Mapped("RepeatChanneld"),
     "SplitChanneld": Mapped("SplitDimd", renamed={"channel_dim": "dim"}),
-    "Activationsd": Mapped("Activationsd"),
     "AsDiscreted": Mapped("AsDiscreted", adapt=adapters.discrete),
     "Invertd": Mapped("Invertd", renamed={"loader": "transform"}),
     "SaveImaged": Mapped("SaveImaged", dropped={"output_dir": "is output_dir of the bundle"}),
@@ -143,9 +135,8 @@ TRANSFORMS: Mapping[str, Entry] = {
     "AddExtremePointsChannel": Refused("AddExtremePointsChanneld"),
 }
 LOSSES: Mapping[str, Entry] = {
-    "DiceLoss": Mapped("DiceLoss"),
+    **_same("DiceLoss", "FocalLoss"),
     "DiceCELoss": Mapped("DiceCELoss", renamed={"ce_weight": "weight"}),
-    "FocalLoss": Mapped("FocalLoss"),
     "CrossEntropyLoss": Mapped("torch.nn.CrossEntropyLoss"),
     "BCEWithLogitsLoss": Mapped("torch.nn.BCEWithLogitsLoss"),
     "Dice": Mapped(
@@ -242,25 +233,21 @@ METRICS: Mapping[str, Entry] = {
 }
 _SAVED = "models are kept by the federation; the bundle saves the network alone"
 HANDLERS: Mapping[str, Entry] = {
+    **_same("LrScheduleHandler", "StatsHandler"),
     "CheckpointLoader": Mapped("CheckpointLoader", dropped={"load_path": "models/model.pt", "load_dict": _SAVED}),
     "CheckpointSaver": Mapped(
         "CheckpointSaver",
         dropped={"save_dir": "is models", "save_dict": _SAVED},
         defaults={"key_metric_filename": "model.pt"},
     ),
-    "LrScheduleHandler": Mapped("LrScheduleHandler"),
     "ValidationHandler": Mapped("ValidationHandler", defaults={"interval": 1, "epoch_level": True}),
-    "StatsHandler": Mapped("StatsHandler"),
     "TensorBoardStatsHandler": Mapped("TensorBoardStatsHandler", dropped={"log_dir": "is output_dir of the bundle"}),
     "TensorBoardImageHandler": LeftOut("images of patients do not belong into logs"),
     "MetricsSaver": Mapped("MetricsSaver", dropped={"save_dir": "is output_dir of the bundle"}),
     "SegmentationSaver": Refused("SaveImaged among the post transforms"),
     "ClassificationSaver": LeftOut("predictions for patients do not belong into a training"),
 }
-ENGINES: Mapping[str, Entry] = {
-    "SupervisedTrainer": Mapped("SupervisedTrainer"),
-    "SupervisedEvaluator": Mapped("SupervisedEvaluator"),
-}
+ENGINES: Mapping[str, Entry] = _same("SupervisedTrainer", "SupervisedEvaluator")
 _MEAN = LeftOut("strategy fedavg: the mean by examples")
 _WEIGHTS = LeftOut("the worker reads and writes the network itself")
 _SERVER = LeftOut("the aggregator keeps and publishes every version")

@@ -251,14 +251,12 @@ class Training:
     def _evaluate(
         self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
     ) -> Mapping[str, float]:
-        evaluation = evaluate(
-            trainer, BaseVersion(spec, base), control=control, exclude=self._egress.exclude, own=self._own
-        )
-        self._check_metrics(evaluation.metrics)
+        found = evaluate(trainer, BaseVersion(spec, base), control=control, exclude=self._egress.exclude, own=self._own)
+        self._check_metrics(found.metrics)
         envelope = seal(
             reader.identity,
             Kind.EVALUATION,
-            evaluation,
+            found,
             reader.aggregators,
             federation=reader.federation,
             message_id=training.evaluation,
@@ -269,7 +267,7 @@ class Training:
             spec=spec.digest,
         )
         self._tell(Evaluated(id=training.id, envelope=envelope))
-        return evaluation.metrics
+        return found.metrics
 
     def _contribute(
         self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control

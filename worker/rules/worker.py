@@ -257,17 +257,16 @@ class WorkerRules:
             self._decided.effects.append(effects.AbortTraining())
 
     def _on_registry(self, event: events.RegistrySeen) -> None:
-        if event.registry.version < self._registry:
-            self._alarm("registry.went_back", version=event.registry.version, known=self._registry)
+        version = event.registry.version
+        if version < self._registry:
+            self._alarm("registry.went_back", version=version, known=self._registry)
             return
         self._registry_digest = event.digest
-        if event.registry.version == self._registry:
+        if version == self._registry:
             return  # signed twice; the list in force stays
-        self._registry = event.registry.version
+        self._registry = version
         self._membership.on_registry(event.registry)
-        self._decided.writes.append(
-            writes.NoteRegistry(version=event.registry.version, digest=event.digest, record=event.record)
-        )
+        self._decided.writes.append(writes.NoteRegistry(version=version, digest=event.digest, record=event.record))
         self._decided.effects += [effects.UseRegistry(registry=event.registry), effects.PullHead(known=self._head)]
 
     # ---- training
@@ -277,9 +276,8 @@ class WorkerRules:
         for run in () if self._membership.why else reversed(self._runs.values()):
             if run.state != RunState.RUNNING or run.version < 0 or run.run in self._pulls.doubted:
                 continue
-            if run.sent < run.updates_per_base and self._sending.on_their_way(run.run) < max(
-                ON_THEIR_WAY, run.updates_per_base
-            ):
+            most = max(ON_THEIR_WAY, run.updates_per_base)
+            if run.sent < run.updates_per_base and self._sending.on_their_way(run.run) < most:
                 yield run
 
     def _candidate(self) -> RunRow | None:

@@ -84,9 +84,7 @@ class Incidents:
 
     def _by_age(self) -> list[Path]:
         try:
-            found = [
-                entry for entry in os.scandir(self._directory) if _NUMBER.fullmatch(entry.name.removesuffix(".txt"))
-            ]
+            found = [each for each in os.scandir(self._directory) if _NUMBER.fullmatch(each.name.removesuffix(".txt"))]
             return [Path(entry.path) for entry in sorted(found, key=lambda entry: entry.stat().st_mtime_ns)]
         except FileNotFoundError:
             return []

@@ -64,12 +64,8 @@ class ClientAlgoTrainer:
         control.check()
         trained = self._algo.get_weights(dict(self._extra))
         done = numbers(trained.statistics or {}).get(FlStatistics.NUM_EXECUTED_ITERATIONS)
-        return TrainResult(
-            weights=_weights(trained, base),
-            examples=self._examples,
-            steps=int(done or 1),
-            metrics=numbers(trained.metrics or {}),
-        )
+        weights, metrics = _weights(trained, base), numbers(trained.metrics or {})
+        return TrainResult(weights=weights, examples=self._examples, steps=int(done or 1), metrics=metrics)
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
         if not self._evaluated:

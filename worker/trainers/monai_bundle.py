@@ -343,9 +343,7 @@ def batchnorm(network: nn.Module) -> frozenset[str]:
         if isinstance(module, _BatchNorm)
         for name in module.state_dict()
     }
-    return frozenset(
-        names[0] for names, tensor in distinct(network) if tensor.is_floating_point() and inside & set(names)
-    )
+    return frozenset(names[0] for names, each in distinct(network) if each.is_floating_point() and inside & set(names))
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

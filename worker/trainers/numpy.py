@@ -177,12 +177,8 @@ class EstimatorTrainer:
             chosen, order = order[:batch], order[batch:]
             self._estimator.partial_fit(self._features[chosen], self._labels[chosen], **self._classes)
             control.progress((step + 1) / steps)
-        return TrainResult(
-            weights=self._arrays(),
-            examples=len(self._labels),
-            steps=steps,
-            fingerprint=self._print(control.fingerprint_key),
-        )
+        printed = self._print(control.fingerprint_key)
+        return TrainResult(weights=self._arrays(), examples=len(self._labels), steps=steps, fingerprint=printed)
 
     def _set_rate(self, rate: float) -> None:
         for name in ("eta0", "learning_rate_init"):

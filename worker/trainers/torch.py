@@ -272,15 +272,9 @@ def distinct(model: nn.Module) -> list[tuple[list[str], Tensor]]:
     """Every tensor once with all its names: networks that share weights list them several times."""
     found: dict[tuple[object, ...], tuple[list[str], Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        place = (
-            tensor.untyped_storage().data_ptr(),
-            tensor.storage_offset(),
-            tensor.shape,
-            tensor.stride(),
-            tensor.dtype,
-        )
+        at = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         # Empty tensors have no place of their own.
-        found.setdefault(place if tensor.numel() else (name,), ([], tensor))[0].append(name)
+        found.setdefault(at if tensor.numel() else (name,), ([], tensor))[0].append(name)
     return list(found.values())
 
 

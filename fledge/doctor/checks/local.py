@@ -169,10 +169,8 @@ def check_gpu() -> Finding:
         return skipped("machine.gpu", "no_torch", "torch is not installed here")
     fitted = any(Path("/dev").glob("nvidia[0-9]*"))
     try:
-        asked = subprocess.run(
-            [sys.executable, "-c", _GPU], capture_output=True, text=True, timeout=_GPU_S, check=False
-        )
-        count = int(asked.stdout) if asked.returncode == 0 else -1
+        done = subprocess.run([sys.executable, "-c", _GPU], capture_output=True, text=True, timeout=_GPU_S, check=False)
+        count = int(done.stdout) if done.returncode == 0 else -1
     except (OSError, ValueError, subprocess.TimeoutExpired):
         count = -1
     if count > 0:
