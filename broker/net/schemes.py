@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -72,16 +73,8 @@ class Schemes(Generic[T]):
             ConfigError: the scheme is unknown, the URL wrong, a file unusable, or plain text not allowed.
         """
         name, scheme = self._named(url)
-        try:
+        with self._quiet(name, scheme, url, "opened"):
             opened = scheme.open(url, connection)
-        except FledgeError:
-            raise
-        except FAILURES as error:
-            if name in self._builtins:
-                raise
-            # Its text may repeat the URL and a password in it.
-            told = f"{self._kind} URL {_without_login(url)!r} cannot be opened: {type(error).__name__}"
-            raise ConfigError(f"{told} in {type(scheme).__module__}") from error
         if missing := [each for each in _methods(self._contract) if not callable(getattr(opened, each, None))]:
             told = f"{self._kind} URL scheme {name!r} opens a {type(opened).__name__}"
             raise ConfigError(f"{told}, which is no fledge.{self._contract.__name__}: it lacks {', '.join(missing)}")
@@ -93,8 +86,22 @@ class Schemes(Generic[T]):
         Raises:
             ConfigError: the scheme is unknown, the URL wrong, or plain text not allowed.
         """
-        _, scheme = self._named(url)
-        scheme.check(url, insecure=insecure)
+        name, scheme = self._named(url)
+        with self._quiet(name, scheme, url, "checked"):
+            scheme.check(url, insecure=insecure)
+
+    @contextmanager
+    def _quiet(self, name: str, scheme: Scheme[T], url: str, what: str) -> Iterator[None]:
+        """Turn whatever others' code raises into an error of ours: its text may repeat the URL and a password in it."""
+        try:
+            yield
+        except FledgeError:
+            raise
+        except FAILURES as error:
+            if name in self._builtins:
+                raise
+            told = f"{self._kind} URL {_without_login(url)!r} cannot be {what}: {type(error).__name__}"
+            raise ConfigError(f"{told} in {type(scheme).__module__}") from error
 
     def _named(self, url: str) -> tuple[str, Scheme[T]]:
         name = url.partition(":")[0].lower() if ":" in url else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
@@ -125,8 +126,10 @@ def make(plugin: Plugin, parameters: Mapping[str, object]) -> Any:  # whoever as
         except TypeError as error:
             said = misfit(error, signature.parameters, parameters)
             raise ConfigError(f"the {plugin.told} cannot be set up: {said}") from error
+    # Lists and tables are its own: what it does to them must not alter what was configured, is kept and is signed.
+    own = {name: deepcopy(value) if isinstance(value, list | dict) else value for name, value in parameters.items()}
     try:
-        return factory(**parameters)
+        return factory(**own)
     except FledgeError:
         raise
     except FAILURES as error:

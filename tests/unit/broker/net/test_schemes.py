@@ -24,6 +24,8 @@ class Vault(Scheme):
     def check(self, url, *, insecure):
         if url.endswith("/nowhere"):
             raise ConfigError("a vault's URL names a shelf")
+        if url.endswith("/broken"):
+            raise SystemExit(url)
 
     def open(self, url, connection):
         seen.append(connection)
@@ -91,6 +93,13 @@ def test_what_is_no_store_is_refused_without_the_urls_password(
     vaults(vault=value)
     with pytest.raises(ConfigError, match=message) as refused:
         open_blobs(url)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_what_a_check_raises_is_told_without_the_urls_password(vaults: Callable[..., None]) -> None:
+    vaults(vault="vaults:Vault")
+    with pytest.raises(ConfigError, match="'shelf/broken' cannot be checked: SystemExit in vaults") as refused:
+        check_store_url("vault://me:hunter2@shelf/broken")
     assert "hunter2" not in str(refused.value)
 
 

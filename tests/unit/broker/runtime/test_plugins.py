@@ -37,6 +37,13 @@ def test_a_package_adds_one_by_an_entry_point(offer: Offer) -> None:
     assert SOUNDS.names() == ["beep", "ding"]
 
 
+def test_what_it_does_to_its_parameters_alters_nothing_that_was_configured(offer: Offer) -> None:
+    offer("bells", "def ding(notes, table):\n    table.clear()\n    return notes.pop()\n", ding="bells:ding")
+    configured = {"notes": ["c", "e"], "table": {"volume": [1]}}
+    assert [SOUNDS.build("ding", configured) for _ in range(2)] == ["e", "e"]
+    assert configured == {"notes": ["c", "e"], "table": {"volume": [1]}}
+
+
 def test_an_unknown_name_lists_everything_there_is(offer: Offer) -> None:
     offer("bells", "", ding="bells:ding")
     with pytest.raises(ConfigError, match="there is no sound called 'dong'; known: beep, ding"):
