@@ -119,7 +119,6 @@ def _assembled(ground: _Ground, state: Path | None, first: FirstRun | None, undo
             journal=journal,
             rules=rules,
             intake=intake,
-            envelopes=ground.envelopes,
             contexts=contexts,
             serving=serving,
             records_of=ground.records_of,

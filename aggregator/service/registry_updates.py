@@ -57,6 +57,13 @@ class RegistryUpdates:
         self.forget()
         self.tell(RegistryChanged(registry=registry, record=record))
 
+    def follow(self, registry: Registry) -> None:
+        """Read by the registry that the rules have decided on, unless a newer one is on its way to them already."""
+        with self.lock:
+            if registry.version >= self.intake.registry.version:
+                self.intake.registry = registry
+        self.forget()
+
     def declare(self, registry: Registry) -> None:
         """Make the queues of all members, where this aggregator may."""
         members = {role: sorted(p.name for p in registry.members(role)) for role in (Role.SITE, Role.OPERATOR)}

@@ -22,7 +22,6 @@ from aggregator.intake import Intake
 from aggregator.journal.journal import Journal
 from aggregator.operators.preparation import Preparation
 from aggregator.operators.responder import Responder
-from aggregator.pipeline.envelope_cache import EnvelopeCache
 from aggregator.pipeline.records import Records, record_digest
 from aggregator.pipeline.run_context import RunContext, RunContexts
 from aggregator.rules.federation import AggregatorRules
@@ -59,7 +58,6 @@ class AggregatorParts:
     journal: Journal
     rules: AggregatorRules
     intake: Intake
-    envelopes: EnvelopeCache
     contexts: RunContexts
     serving: dict[str, RunContext]
     """The runs, by name."""
@@ -291,8 +289,8 @@ class AggregatorService:
         self._pools.submit(self._pools.preparations, self._parts.preparation.work, wanted, source, card)
 
     def _follow_registry(self, registry: Registry) -> None:
-        self.registry = self._intake.registry = self._parts.responder.registry = registry
-        self._parts.envelopes.clear()
+        self.registry = self._parts.responder.registry = registry
+        self._parts.registries.follow(registry)
         raw = self.journal.registry_record()
         if raw is not None:
             self._registry_digest = record_digest(raw)

@@ -30,6 +30,17 @@ def test_an_older_registry_file_does_not_bring_back_whom_a_newer_one_revoked(ben
     assert bench.start().registry == newer
 
 
+def test_what_the_rules_decide_late_does_not_bring_back_whom_a_newer_registry_revoked(bench: Bench) -> None:
+    service = bench.start()
+    older, registries = service.rules.registry, service._parts.registries
+    service.stop()
+    service.join(10)  # the rules hear of nothing more, as while they are busy with a sanction
+    newer = bench.federation.registry.revoke("site-1")
+    registries.update(sign_registry(newer, bench.federation.root, FEDERATION, bytes(16)))
+    registries.follow(older)
+    assert registries.intake.registry == newer
+
+
 def test_a_registry_that_is_not_newer_is_refused(bench: Bench) -> None:
     service = bench.start()
     with pytest.raises(WrongContext, match="not newer"):
