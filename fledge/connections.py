@@ -38,49 +38,29 @@ _PLAIN = (*_LOCAL, "amqp", "s3")
 class TlsFiles(Protocol):
     """The `[tls]` table of a configuration."""
 
-    @property
-    def ca(self) -> Path:
-        """The authorities that are believed."""
-        ...
-
-    @property
-    def cert(self) -> Path:
-        """Our own certificate."""
-        ...
-
-    @property
-    def key(self) -> Path:
-        """Its key."""
-        ...
+    ca: Path
+    """The authorities that are believed."""
+    cert: Path
+    """Our own certificate."""
+    key: Path
+    """Its key."""
 
 
 class ConnectionConfig(Protocol):
     """What every configuration says about its connections; paths are relative to `base`, the file's folder."""
 
-    @property
-    def federation(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def broker(self) -> str:
-        """The broker's URL, without a password."""
-        ...
-
-    @property
-    def insecure(self) -> bool:
-        """Whether plain text may go to other machines."""
-        ...
+    federation: str
+    """Its name."""
+    broker: str
+    """The broker's URL, without a password."""
+    insecure: bool
+    """Whether plain text may go to other machines."""
+    proxy: str | None
+    """The proxy's URL; without it the environment counts."""
 
     @property
     def tls(self) -> TlsFiles | None:
         """The certificate files."""
-        ...
-
-    @property
-    def proxy(self) -> str | None:
-        """The proxy's URL; without it the environment counts."""
-        ...
 
 
 def tls_of(line: ConnectionConfig, base: Path) -> Tls | None:
@@ -120,10 +100,8 @@ def broker_of(line: ConnectionConfig, base: Path, name: str) -> Iterator[Transpo
 class StoreConfig(ConnectionConfig, Protocol):
     """A configuration that names a store, too."""
 
-    @property
-    def store(self) -> str:
-        """The store's URL."""
-        ...
+    store: str
+    """The store's URL."""
 
 
 @contextmanager

@@ -49,7 +49,6 @@ class Trust(Protocol):
 
     def signer(self, kid: bytes) -> Participant:
         """The participant, or `Untrusted`."""
-        ...
 
 
 _Version = Annotated[int, Field(strict=True, ge=1, le=1)]

@@ -18,7 +18,6 @@ class StalenessPolicy(Protocol):
 
     def weight(self, staleness: int) -> float:
         """Return the factor in [0, 1] for an update this many versions old; the same for the same argument, always."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

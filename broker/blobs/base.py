@@ -83,7 +83,6 @@ class BlobStore(Protocol):
 
         A put replaces a corrupt object. The caller has hashed `data` to make the key; it is not hashed again here.
         """
-        ...
 
     def get(self, key: str, limit: int) -> bytes:
         """The object's bytes, checked against the SHA-256 its key ends in.
@@ -93,26 +92,21 @@ class BlobStore(Protocol):
             Corrupt: the bytes do not hash to the key's name.
             TooLarge: the object has more than `limit` bytes (checked before they are read).
         """
-        ...
 
     def has(self, key: str) -> bool:
         """Whether the object is there."""
-        ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Write-once objects whose keys start with `prefix` (ends in a slash, or empty for all), sorted by key.
 
         Heads and whatever else lies in the store are left out.
         """
-        ...
 
     def delete(self, key: str) -> None:
         """Remove the object; removing what is not there is harmless."""
-        ...
 
     def put_head(self, name: str, data: bytes) -> None:
         """Overwrite the head of federation `name` atomically."""
-        ...
 
     def get_head(self, name: str, limit: int) -> bytes | None:
         """The current head, or None before the first; its signature is for the caller to check.
@@ -120,8 +114,6 @@ class BlobStore(Protocol):
         Raises:
             TooLarge: the head has more than `limit` bytes.
         """
-        ...
 
     def close(self) -> None:
         """Release connections. Idempotent."""
-        ...

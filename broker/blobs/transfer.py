@@ -115,7 +115,6 @@ class Getter(Protocol[S_co]):
 
     def get(self, key: str, limit: int) -> S_co:
         """As `BlobStore.get`."""
-        ...
 
 
 def fetch_ahead(

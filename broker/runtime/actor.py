@@ -37,11 +37,9 @@ class Rules(Protocol[_Heard, _Written, _Done]):
 
     def step(self, event: _Heard | Tick, now: float) -> Step[_Written, _Done]:
         """What `event` leads to at `now` (seconds, monotonic within a process)."""
-        ...
 
     def deadline(self) -> float | None:
         """When `Tick` should come at the latest, or None."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

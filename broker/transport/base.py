@@ -55,7 +55,6 @@ class Unacked(Protocol):
 
     def ack(self) -> None:
         """Let the broker forget it."""
-        ...
 
 
 class Subscription(Protocol):
@@ -66,7 +65,6 @@ class Subscription(Protocol):
 
         Idempotent. Called from within the handler it does not wait for that handler.
         """
-        ...
 
 
 class Transport(Protocol):
@@ -78,7 +76,6 @@ class Transport(Protocol):
         Raises:
             TransportError: the broker cannot be reached within the connect deadline or refuses.
         """
-        ...
 
     def publish(self, exchange: str, key: str, body: bytes) -> Future[None]:
         """Hand over a persistent message; the future resolves only on the broker's confirm, in any order.
@@ -94,7 +91,6 @@ class Transport(Protocol):
         Raises:
             TooLarge: the body is over `limits.MESSAGE`; nothing was sent.
         """
-        ...
 
     def consume(self, queue: str, handler: Handler, *, prefetch: int = 8) -> Subscription:
         """Call `handler` for each delivery, one at a time per subscription, from the transport's own thread.
@@ -108,7 +104,6 @@ class Transport(Protocol):
         Raises:
             TransportError: the transport is closed.
         """
-        ...
 
     def depth(self, queue: str) -> int:
         """How many messages are ready in a queue.
@@ -116,22 +111,18 @@ class Transport(Protocol):
         Raises:
             TransportError: the queue does not exist or the broker is away.
         """
-        ...
 
     def on_connected(self, callback: Callable[[], None]) -> None:
         """Call back after every (re)connection of the consuming side, and now if it stands: the time to pull the head.
 
         Callbacks run one after another on a thread of their own and may take their time.
         """
-        ...
 
     def on_refused(self, callback: Callable[[], None]) -> None:
         """Call back whenever the broker does not let the consuming side in, on the same thread as `on_connected`."""
-        ...
 
     def close(self) -> None:
         """Stop consuming, wait briefly for outstanding confirms, disconnect. Idempotent."""
-        ...
 
 
 def check_size(body: bytes) -> None:

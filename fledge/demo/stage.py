@@ -53,15 +53,12 @@ class StageView(Protocol):
 
     def site(self, name: str, state: str, progress: float) -> None:
         """A hospital's state changed."""
-        ...
 
     def merged(self, version: int, sites: list[str], staleness: list[int]) -> None:
         """A version was made of these updates."""
-        ...
 
     def measured(self, point: Point) -> None:
         """A released model was measured."""
-        ...
 
 
 @dataclass(slots=True)

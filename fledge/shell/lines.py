@@ -91,11 +91,9 @@ class Lines(Protocol):
 
     def read(self) -> str | None:
         """The next line, or None at the end."""
-        ...
 
     def confirm(self, text: str) -> str | None:
         """What is typed when asked; None if there is no one to ask."""
-        ...
 
 
 class Given:

@@ -121,11 +121,9 @@ class Trainer(Protocol):
             Aborted: `control` said so.
             TrainingError: training failed; any other exception becomes one.
         """
-        ...
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
         """Evaluate `model` on the site's own data."""
-        ...
 
 
 def training_seed(site_seed: bytes, run: str, version: int, count: int) -> int:

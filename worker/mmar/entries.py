@@ -84,12 +84,9 @@ class InstalledNames(Protocol):
 
     def find(self, role: ComponentRole, name: str) -> str | None:
         """What a configuration calls the class of this name, or None if there is none."""
-        ...
 
     def nearest(self, role: ComponentRole, name: str) -> Sequence[str]:
         """Names of classes that read like this one."""
-        ...
 
     def unknown(self, target: str, arguments: Collection[str]) -> Sequence[str]:
         """Those of the arguments that the class does not take."""
-        ...

@@ -33,7 +33,6 @@ class Inspection(Protocol):
         Raises:
             FledgeError: it cannot be answered; the text may leave the site.
         """
-        ...
 
 
 class NoInspection:

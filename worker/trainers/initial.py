@@ -18,11 +18,9 @@ class HasModel(Protocol):
     @property
     def spec(self) -> ModelSpec:
         """Which tensors the model has."""
-        ...
 
     def initial(self) -> Iterator[bytes]:
         """The payload of the model as it stands."""
-        ...
 
 
 def spec_and_payload(source: object, *, buffers: Collection[str] = ()) -> tuple[ModelSpec, Iterator[bytes]]:

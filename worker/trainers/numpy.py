@@ -72,12 +72,10 @@ class Estimator(Protocol):
     @property
     def partial_fit(self) -> Callable[..., object]:
         """Takes features and labels, and `classes` if it classifies."""
-        ...
 
     @property
     def score(self) -> Callable[..., float]:
         """Takes features and labels."""
-        ...
 
 
 class EstimatorTrainer:

@@ -23,11 +23,9 @@ class Signer(Protocol):
 
     def presign_put(self, key: str, seconds: int, *, at: float | None = None) -> str:
         """A URL to put the object, good for `seconds` from `at` (seconds since the epoch)."""
-        ...
 
     def presign_get(self, key: str, seconds: int, *, at: float | None = None) -> str:
         """A URL to get the object, good for `seconds` from `at`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
