@@ -22,7 +22,7 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTHON) -m pytest -q tests/unit/test_house.py
+	$(PYTHON) -m pytest -q tests/unit/test_house.py tests/unit/test_suite_house.py tests/unit/test_docs.py
 
 # Tables on the screen, JSON in out/.
 benchmarks: setup
