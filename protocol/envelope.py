@@ -30,7 +30,7 @@ from protocol.blob import BlobReader, BlobWriter, Emit, Manifest
 from protocol.codec import EXACT, Bytes, Count, Digest, Id, Word, decode, encode, many, unpack
 from protocol.errors import Malformed, Tampered, TooLarge, Untrusted, WrongContext
 from protocol.keys import Identity, Participant
-from protocol.messages import BODY, SIGNER, Kind
+from protocol.messages import SIGNER, Kind
 
 MAGIC = b"FLDG1"
 PURPOSE = b"fledge/v1/envelope\0"
@@ -362,11 +362,6 @@ def raw_body(verified: Verified, key: ContentKey | None = None) -> bytes:
     if tag != sodium.crypto_secretstream_xchacha20poly1305_TAG_FINAL:
         raise Tampered("the body is not complete", "truncated")
     return bytes(plain)
-
-
-def typed_body(verified: Verified, key: ContentKey | None = None) -> object:
-    """The body decoded as its kind says."""
-    return body(verified, BODY[verified.kind], key)
 
 
 def reissue(verified: Verified, key: ContentKey, signer: Identity, new_body: bytes, to: Sequence[Participant]) -> bytes:

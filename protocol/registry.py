@@ -148,10 +148,6 @@ class Registry:
         )
         return replace(self, version=number, entries=entries)
 
-    def with_policy(self, policy: Policy) -> Registry:
-        """The next version, under another policy."""
-        return replace(self, version=self.version + 1, policy=policy)
-
 
 def sign_registry(registry: Registry, root: Identity, federation: str, message_id: bytes) -> bytes:
     """The root-signed record of a registry, in the clear."""

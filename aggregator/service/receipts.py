@@ -5,9 +5,7 @@ from __future__ import annotations
 from aggregator.domain.writes import Send
 from aggregator.intake import Intake
 from protocol.envelope import seal
-from protocol.errors import Untrusted
-from protocol.keys import Identity, Participant
-from protocol.registry import Registry
+from protocol.keys import Identity
 
 
 class ReceiptSealer:
@@ -28,24 +26,10 @@ class ReceiptSealer:
             self._identity,
             write.kind,
             write.body,
-            [addressee(self._intake.registry, write.recipient)],
+            [self._intake.registry.former(write.recipient)],
             federation=self._federation,
             message_id=write.id,
             run=write.run,
             sequence=write.row,
             version=write.version,
         )
-
-
-def addressee(registry: Registry, site: str) -> Participant:
-    """Whom a receipt is sealed for: the keys of this name, the newest ones also when they are revoked.
-
-    Whoever was revoked is still told so; a receipt holds nothing that its site does not know.
-
-    Raises:
-        Untrusted: nobody ever had the name.
-    """
-    for entry in reversed(registry.entries):
-        if entry.name == site:
-            return entry.participant
-    raise Untrusted(f"registry version {registry.version} knows no {site}")

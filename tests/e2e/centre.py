@@ -22,9 +22,10 @@ from broker.blobs.base import BlobStore
 from broker.transport.base import Transport
 from protocol import limits, topology
 from protocol.codec import unpack
-from protocol.envelope import typed_body, unlock, verify
+from protocol.envelope import unlock, verify
 from protocol.messages import Kind, Outcome, Receipt
 from protocol.spec import ModelSpec
+from tests.support.bodies import typed_body
 from tests.support.collect import Collector
 from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, cut, payload
 

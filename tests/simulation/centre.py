@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import NewRun, RunRules, UpdateNotice
-from aggregator.service.receipts import addressee
 from aggregator.service.service import may_wait
 from aggregator.strategy.plan import MergePlan, Product
 from protocol import topology
@@ -117,7 +116,7 @@ class Centre(Process):
         return write_down(
             {
                 "kind": "receipt",
-                "site": addressee(self.registry, write.recipient).name,
+                "site": self.registry.former(write.recipient).name,
                 "message": body.message,
                 "epoch": body.epoch,
                 "sequence": body.sequence,

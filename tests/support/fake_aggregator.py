@@ -24,7 +24,7 @@ from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
 from protocol import limits, topology
 from protocol.blob import Manifest
-from protocol.envelope import Sealer, Verified, seal, typed_body, unlock, verify
+from protocol.envelope import Sealer, Verified, seal, unlock, verify
 from protocol.keys import Identity, Role
 from protocol.messages import (
     Command,
@@ -42,6 +42,7 @@ from protocol.messages import (
 from protocol.registry import Registry, sign_registry
 from protocol.rights import STOCK, Organisation
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
+from tests.support.bodies import typed_body
 from worker.api.filters import build
 from worker.api.trainer import Control, EvaluationResult, TrainResult
 from worker.api.weights import Weights
@@ -245,7 +246,9 @@ class Centre:
         from broker.blobs.transfer import read_blob
 
         key = unlock(update, self.identity)
-        payload = b"".join(read_blob(self.store, key.reader(manifest), lambda name: topology.update_chunk("alpha", name)))
+        payload = b"".join(
+            read_blob(self.store, key.reader(manifest), lambda name: topology.update_chunk("alpha", name))
+        )
         assert payload.startswith(self.spec.header)
         return np.frombuffer(payload, np.float32, offset=len(self.spec.header))
 

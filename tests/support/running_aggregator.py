@@ -26,10 +26,11 @@ from broker.transport.memory import MemoryTransport
 from fledge.operator.console import Answer, Console, KitAccess
 from protocol import limits, topology
 from protocol.codec import unpack
-from protocol.envelope import body, seal, typed_body, unlock, verify
+from protocol.envelope import body, seal, unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Command, Head, Kind, Outcome, Receipt, Reply
 from protocol.registry import Registry
+from tests.support.bodies import typed_body
 from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, cut, payload
 
 ONE = {t.name: np.ones(t.shape, np.float32) for t in SMALL.tensors if t.dtype == "F32"}

@@ -15,7 +15,7 @@ from protocol import limits
 from protocol.blob import BlobWriter, split_chunks
 from protocol.codec import encode
 from protocol.encodings import DENSE_F32
-from protocol.envelope import Sealer, Trust, raw_body, typed_body, unlock, verify
+from protocol.envelope import Sealer, Trust, raw_body, unlock, verify
 from protocol.keys import Identity, Participant, Role
 from protocol.messages import (
     BODY,
@@ -42,6 +42,7 @@ from protocol.messages import (
 )
 from protocol.registry import Registry, sign_registry
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
+from tests.support.bodies import typed_body
 
 FEDERATION, RUN = "cardiology", "run-1"
 

@@ -60,7 +60,7 @@ def _registry() -> Registry:
     general = tuple(
         Organisation(name=f"{name}", groups=("general",)) for name in ("centre", "north-hospital", "south-hospital")
     )
-    return registry.with_policy(Policy(groups=STOCK.groups, organisations=general))
+    return replace(registry, version=registry.version + 1, policy=Policy(groups=STOCK.groups, organisations=general))
 
 
 REGISTRY = _registry()

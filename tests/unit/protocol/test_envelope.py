@@ -10,10 +10,11 @@ import pytest
 from protocol import limits
 from protocol.blob import Manifest
 from protocol.codec import encode
-from protocol.envelope import NO_RUN, ContentKey, Sealer, body, raw_body, reissue, seal, typed_body, unlock, verify
+from protocol.envelope import NO_RUN, ContentKey, Sealer, body, raw_body, reissue, seal, unlock, verify
 from protocol.errors import Malformed, Tampered, TooLarge, Untrusted, WireError, WrongContext
 from protocol.keys import Participant, Role
 from protocol.messages import BODY, SIGNER, Event, Kind, Update
+from tests.support.bodies import typed_body
 from tests.support.wire import (
     AGGREGATOR,
     BLOBS,

@@ -22,9 +22,10 @@ from broker.blobs.transfer import read_blob
 from fledge.operator.console import Answer
 from protocol import limits, topology
 from protocol.codec import encode
-from protocol.envelope import Sealer, Verified, body, typed_body, unlock, verify
+from protocol.envelope import Sealer, Verified, body, unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Bundle, Card, Evaluation, Kind, Outcome, RunState, Version
+from tests.support.bodies import typed_body
 from tests.support.federation import FEDERATION, RUN, SMALL, payload, tensors
 from tests.support.packages import install
 from tests.support.running_aggregator import ONE, ZERO, Hub, one

@@ -17,10 +17,11 @@ from aggregator.operators.admin_access import AdminAccess
 from broker.transport.memory import MemoryTransport
 from fledge.operator.console import Console
 from protocol import topology
-from protocol.envelope import seal, typed_body, unlock, verify
+from protocol.envelope import seal, unlock, verify
 from protocol.errors import TransportError
 from protocol.keys import Identity, Role
 from protocol.messages import Command, Event, Grant, Kind, Outcome, Request, RunState
+from tests.support.bodies import typed_body
 from tests.support.federation import FEDERATION, RUN
 from tests.support.running_aggregator import ONE, Hub, one
 

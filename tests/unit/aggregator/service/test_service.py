@@ -30,11 +30,12 @@ from broker.blobs.memory import MemoryBlobs
 from broker.runtime.health import HEALTH, last_holder
 from broker.transport.memory import MemoryTransport
 from protocol import limits, topology
-from protocol.envelope import seal, typed_body, unlock, verify
+from protocol.envelope import seal, unlock, verify
 from protocol.errors import ConfigError, Fenced, LoginRefused, NotAllowed, StateError
 from protocol.keys import Identity, Role
 from protocol.messages import Evaluation, Head, Kind, Outcome, RunState
 from protocol.registry import sign_registry
+from tests.support.bodies import typed_body
 from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, cut, payload, tensors
 from tests.support.packages import install
 from tests.support.running_aggregator import ONE, Bench

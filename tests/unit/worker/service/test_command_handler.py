@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from broker.runtime.health import HEALTH, trouble
-from protocol.envelope import typed_body, unlock
+from protocol.envelope import unlock
 from protocol.errors import StoreError
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Request
+from tests.support.bodies import typed_body
 from tests.support.fake_aggregator import AddOne, Hub
 from tests.support.running_worker import Seen, start, stop
 from worker.policy import OPEN
