@@ -71,7 +71,7 @@ class RunHistory:
             row = db.execute(select(runs).where(runs.c.name == self.run, runs.c.state != DELETED)).one_or_none()
             names = db.scalars(select(runs.c.name).where(runs.c.state != DELETED)).all()
         if row is None:
-            raise StateError(f"there is no run {self.run}; this aggregator has {', '.join(names) or 'none yet'}")
+            raise StateError(f"there is no run {self.run} here; known: {', '.join(names) or 'none yet'}")
         return RunRecord(
             name=row.name,
             config=row.config,

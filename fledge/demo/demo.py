@@ -248,7 +248,7 @@ def _introduce(cast: Cast, console: Console) -> None:
 
 def _show(summary: DemoSummary, console: Console) -> None:
     table = Table(
-        title="DemoSummary", title_style="bold", title_justify="left", show_header=False, box=None, pad_edge=False
+        title="Summary", title_style="bold", title_justify="left", show_header=False, box=None, pad_edge=False
     )
     table.add_column("what")
     table.add_column("value", justify="right")

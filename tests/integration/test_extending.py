@@ -28,6 +28,7 @@ from aggregator.service.settings import FirstRun
 from broker.blobs.open import open_blobs
 from broker.transport.open import open_transport
 from fledge.runs.code_archive import archive
+from fledge.runs.init_run import write_run
 from tests.support.federation import FEDERATION, RUN, Federation
 from tests.support.packages import install
 from worker.api.filters import privacy_filters
@@ -58,14 +59,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_example_is_short() -> None:
-    assert len(blocks("python")) == 6
+    assert len(blocks("python")) == 7
     for code in blocks("python"):
         assert sum(bool(line.strip()) for line in code.splitlines()) <= 20, code
 
 
 def test_examples_import_nothing_of_fledge_but_its_public_names() -> None:
     imported = re.findall(r"^(?:from|import) (\S+)", "\n".join(blocks("python")), re.MULTILINE)
-    assert set(imported) == {"fledge", "numpy"}
+    assert set(imported) - sys.stdlib_module_names == {"fledge", "numpy"}
 
 
 class Ward:
@@ -139,6 +140,14 @@ def test_a_run_is_made_of_the_examples_alone_and_can_be_audited(ward: Ward) -> N
     assert {path.name for path in (ward.folder / "b").iterdir()} >= {"models", "state", "up"}
     ward.stack.close()
     check_history(ward)
+
+
+def test_the_examples_run_in_one_process(package: Path, tmp_path: Path) -> None:
+    module = importlib.import_module(MODULE)
+    config = RunConfig.model_validate({"name": RUN, "strategy": {"name": "momentum"}, "stop": {"max_versions": 3}})
+    write_run(tmp_path / "run", config, {"mean": np.zeros(1, np.float32)}, {})
+    module.try_out(tmp_path / "fed", tmp_path / "run")
+    assert (tmp_path / "fed" / "state" / DATABASE).exists()
 
 
 def check_history(ward: Ward) -> None:
