@@ -17,6 +17,8 @@ _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _NAME = 240
 _END = struct.Struct("<4s4H2LH")
 """What an archive ends with; we take none with a comment behind it."""
+_LOCAL = struct.Struct("<26x2H")
+"""What stands before a file: the lengths of its name and of more about it."""
 _LONGEST_ENTRY = 46 + _NAME + 512
 _PIECE = 64 * 1024
 _COMPILED = (".pyc", ".pyo", ".so", ".pyd", ".dll", ".dylib")
@@ -38,6 +40,7 @@ def read_archive(raw: bytes) -> Iterator[tuple[tuple[str, ...], bytes]]:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             entries = archive.infolist()
             _check_entries(entries)
+            _check_layout(raw, entries, archive.start_dir)
             left = limits.CODE_UNPACKED
             for entry in entries:
                 content = _inflated(archive, entry, left)
@@ -76,6 +79,20 @@ def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
             raise Malformed(f"the archive has {_told(entry)} twice")
         files.add(name)
         folders |= above
+
+
+def _check_layout(raw: bytes, entries: list[zipfile.ZipInfo], directory: int) -> None:
+    """Refuse bytes that no entry accounts for: tools that read from the front would show other files than we take."""
+    at = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.header_offset != at:
+            raise Malformed(f"the archive holds something before {_told(entry)} that its list does not name")
+        name, extra = _LOCAL.unpack_from(raw, at)
+        at += _LOCAL.size + name + extra + entry.compress_size
+        if entry.flag_bits & 0x8:  # then sizes follow once more, with or without a mark before them
+            at += 16 if raw[at : at + 4] == b"PK\x07\x08" else 12
+    if at != directory:
+        raise Malformed("the archive holds something behind its last file that its list does not name")
 
 
 def _check_entry(entry: zipfile.ZipInfo) -> None:

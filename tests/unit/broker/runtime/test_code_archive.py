@@ -51,6 +51,33 @@ def lying(raw: bytes, size: int) -> bytes:
     return raw[:22] + told + raw[26 : central + 24] + told + raw[central + 28 :]
 
 
+def unlisted(*positions: int) -> bytes:
+    """An archive of three files whose list names all but these: whoever reads from the front sees them."""
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as made:
+        for name in ("a.py", "b.py", "c.py"):
+            made.writestr(name, "x = 1")
+        made.filelist[:] = [each for index, each in enumerate(made.filelist) if index not in positions]
+    return raw.getvalue()
+
+
+def streamed() -> bytes:
+    """As programs write it that cannot go back: sizes stand behind the files."""
+
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        def tell(self) -> int:
+            raise OSError
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("a.py", "x = 1\n" * 99)
+        made.writestr("b/c.py", "y = 2")
+    return pipe.getvalue()
+
+
 def encrypted() -> bytes:
     raw = bytearray(archive({"a.py": "x"}))
     raw[6] |= 1
@@ -78,10 +105,18 @@ BAD: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "a cut archive": lambda: GOOD[:-30],
     "a damaged file": lambda: packed(("a.py", b"abc")).replace(b"abc", b"abd", 1),
+    "another archive before it": lambda: archive({"trainer.py": "y = 1"}) + GOOD,
+    "a file before those it names": lambda: unlisted(0),
+    "a file between those it names": lambda: unlisted(1),
+    "a file behind those it names": lambda: unlisted(2),
     "a comment behind it": lambda: GOOD[:-2] + b"\x01\0x",
     "a shorter file than told": lambda: lying(packed(("a.py", b"abc"), method=zipfile.ZIP_DEFLATED), 2**31),
     "a longer file than told": lambda: lying(packed(("a.py", b"abc" * 99), method=zipfile.ZIP_DEFLATED), 5),
 }
+
+
+def test_an_archive_may_hold_the_sizes_of_files_behind_them() -> None:
+    assert dict(read_archive(streamed())) == {("a.py",): b"x = 1\n" * 99, ("b", "c.py"): b"y = 2"}
 
 
 @pytest.mark.parametrize("name", NAMES)
