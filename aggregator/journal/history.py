@@ -37,6 +37,7 @@ from protocol.errors import StateError
 from protocol.messages import Evaluation, RunState
 from protocol.registry import Registry
 
+_AS_STORED = ("order", "id", "run", "site", "epoch", "sequence", "base_version", "examples", "seconds", "norm")
 _LOOKED_AT = 2048
 """Ledger entries about commands in which unanswered ones are looked for at the start."""
 
@@ -227,17 +228,8 @@ def ledger_hash(previous: bytes, kind: str, entry: bytes) -> bytes:
 def _update_row(row: Row[tuple[object, ...]]) -> UpdateRow:
     state = UpdateState(row.state)
     return UpdateRow(
-        order=row.order,
-        id=row.id,
-        run=row.run,
-        site=row.site,
-        epoch=row.epoch,
-        sequence=row.sequence,
-        base_version=row.base_version,
+        **{name: row._mapping[name] for name in _AS_STORED},
         state=state,
         objection=row.reason if state == UpdateState.JOURNALLED else "ok",
-        examples=row.examples,
-        seconds=row.seconds,
         absent=decode(tuple[str, ...], row.absent, limits.BODY),
-        norm=row.norm,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from fledge.doctor.findings import Finding, Server, Verdict
 from protocol.codec import Plain
@@ -60,16 +60,7 @@ class DoctorReport:
             "ok": self.ok,
             "blocked": None if self.blocked is None else self.blocked.check,
             "findings": [
-                {
-                    "check": finding.check,
-                    "verdict": finding.verdict.value,
-                    "code": finding.code,
-                    "cause": finding.cause,
-                    "advice": finding.advice,
-                    "number": finding.number,
-                    "server": None if finding.server is None else str(finding.server),
-                }
-                for finding in self.findings
+                {**asdict(each), "server": None if each.server is None else str(each.server)} for each in self.findings
             ],
             "letter": self.letter,
         }

@@ -326,17 +326,7 @@ def _load(db: Connection) -> Snapshot:
 
 
 def _run_values(row: RunRow) -> dict[str, object]:
-    return {
-        "run": row.run,
-        "state": row.state.value,
-        "listed": row.listed,
-        "version": row.version,
-        "digest": row.digest,
-        "updates_per_base": row.updates_per_base,
-        "evaluate": row.evaluate,
-        "sent": row.sent,
-        "evaluated": row.evaluated,
-    }
+    return {name: getattr(row, name) for name in ("run", *_run_names)} | {"state": row.state.value}
 
 
 def _numbers(row: UpdateRow) -> dict[str, object]:
