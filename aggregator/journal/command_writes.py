@@ -6,10 +6,10 @@ import time
 from functools import singledispatch
 
 from sqlalchemy import Connection, delete, func, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from aggregator.domain import writes
 from aggregator.journal import tables
+from broker.runtime.database import replacing
 from protocol.errors import StateError
 
 LETTERS_KEPT = 256
@@ -82,11 +82,7 @@ def _(write: writes.Promote, db: Connection) -> None:
 @write_command.register
 def _(write: writes.SetSanction, db: Connection) -> None:
     values = {"measure": write.sanction.kind, "registry": write.sanction.registry, "operator": write.operator}
-    db.execute(
-        upsert(tables.measures)
-        .values(site=write.site, **values)
-        .on_conflict_do_update(index_elements=["site"], set_=values)
-    )
+    db.execute(replacing(tables.measures, "site").values(site=write.site, **values))
 
 
 @write_command.register
@@ -105,8 +101,4 @@ def _(write: writes.ForgetLetters, db: Connection) -> None:
 
 @write_command.register
 def _(write: writes.SetCounter, db: Connection) -> None:
-    db.execute(
-        upsert(tables.counters)
-        .values(operator=write.key, counter=write.counter)
-        .on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter})
-    )
+    db.execute(replacing(tables.counters, "operator").values(operator=write.key, counter=write.counter))

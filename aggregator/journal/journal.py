@@ -33,7 +33,7 @@ from aggregator.journal.tables import (
     versions,
 )
 from aggregator.journal.tables import evaluations as evaluations_table
-from broker.runtime.database import Statement, commit_error, open_database
+from broker.runtime.database import Statement, commit_error, open_database, replacing
 from broker.transport.outbox import OutboxRow
 from protocol.codec import encode
 from protocol.errors import Fenced
@@ -95,11 +95,7 @@ class Journal(History):
         with self.engine.begin() as db:
             found = db.scalar(select(lease.c.epoch))
             self._epoch = 1 if found is None else found + 1
-            db.execute(
-                upsert(lease)
-                .values(id=1, epoch=self._epoch)
-                .on_conflict_do_update(index_elements=["id"], set_={"epoch": self._epoch})
-            )
+            db.execute(replacing(lease, "id").values(id=1, epoch=self._epoch))
             db.execute(upsert(federation).values(id=1, head=0, last_row=0).on_conflict_do_nothing())
 
     # ---- runs
@@ -276,12 +272,8 @@ class Journal(History):
 
     @_write.register
     def _(self, write: writes.StoreEvaluation, db: Connection) -> None:
-        body = encode(write.evaluation)
-        db.execute(
-            upsert(evaluations_table)
-            .values(run=write.run, version=write.version, site=write.site, body=body)
-            .on_conflict_do_update(index_elements=["run", "version", "site"], set_={"body": body})
-        )
+        values = {"run": write.run, "version": write.version, "site": write.site, "body": encode(write.evaluation)}
+        db.execute(replacing(evaluations_table, "run", "version", "site").values(values))
 
     @_write.register
     def _(self, write: writes.StoreRegistry, db: Connection) -> None:

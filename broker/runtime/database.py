@@ -7,7 +7,7 @@ companion `synchronous=NORMAL` may lose committed rows on power loss.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,6 +25,8 @@ from sqlalchemy import (
     insert,
     select,
 )
+from sqlalchemy.dialects.sqlite import Insert
+from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -38,6 +40,13 @@ Kept = TypeVar("Kept")
 def required(kind: type[TypeEngine[Kept]], *names: str) -> list[Column[Kept]]:
     """Columns of one type that always hold a value."""
     return [Column(name, kind, nullable=False) for name in names]
+
+
+def replacing(table: Table, *key: str, keep: Collection[str] = ()) -> Insert:
+    """An insert whose row takes the place of the one with the same key, but for the columns that it is to `keep`."""
+    row = upsert(table)
+    new = {each.name: row.excluded[each.name] for each in table.columns if each.name not in (*key, *keep)}
+    return row.on_conflict_do_update(index_elements=key, set_=new)
 
 
 def open_database(path: Path | None, metadata: MetaData, schema: int) -> Engine:

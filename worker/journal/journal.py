@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, up
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
-from broker.runtime.database import Statement, commit_error, open_database, open_readonly
+from broker.runtime.database import Statement, commit_error, open_database, open_readonly, replacing
 from broker.transport.outbox import OutboxRow
 from protocol.errors import StateError
 from protocol.messages import RunState
@@ -30,44 +30,25 @@ _metadata = tables.metadata
 _run_names = [column.name for column in tables.runs.columns if column.name not in ("run", "record")]
 
 
-def _note(names: Sequence[str]) -> Statement:
-    note = upsert(tables.runs)
-    note = note.on_conflict_do_update(
-        index_elements=[tables.runs.c.run], set_={name: note.excluded[name] for name in names}
-    )
-    return Statement(note, *(column.name for column in tables.runs.columns))
-
-
-_note_version = _note([*_run_names, "record"])
-_note_run = _note(_run_names)
+_note_version = Statement(replacing(tables.runs, "run"), *tables.runs.columns.keys())
+_note_run = Statement(replacing(tables.runs, "run", keep=("record",)), *tables.runs.columns.keys())
 _note_registry = upsert(tables.registries).on_conflict_do_nothing()
 _forget_registries = delete(tables.registries).where(tables.registries.c.version < bindparam("below"))
 _note_head = Statement(update(tables.counters).values(head=bindparam("number")))
 _reserve = Statement(update(tables.counters).values(epoch=bindparam("new_epoch"), sequence=bindparam("new_sequence")))
-_add_update = Statement(insert(tables.updates), *(column.name for column in tables.updates.columns))
+_add_update = Statement(insert(tables.updates), *tables.updates.columns.keys())
 _replace_update = (
     update(tables.updates)
     .where(tables.updates.c.row == bindparam("of"))
     .values({name: bindparam(f"new_{name}") for name in ("epoch", "sequence", "chunks", "envelope", "key")})
 )
 _forget_update = Statement(delete(tables.updates).where(tables.updates.c.row == bindparam("of")))
-_add_receipt = Statement(
-    upsert(tables.receipts).on_conflict_do_nothing(), *(column.name for column in tables.receipts.columns)
-)
+_add_receipt = Statement(upsert(tables.receipts).on_conflict_do_nothing(), *tables.receipts.columns.keys())
 _add_message = insert(tables.outbox)
 _forget_message = delete(tables.outbox).where(tables.outbox.c.id == bindparam("of"))
-_answer = upsert(tables.answers)
-_note_answer = _answer.on_conflict_do_update(
-    index_elements=[tables.answers.c.run], set_={"approved": _answer.excluded.approved, "given": _answer.excluded.given}
-)
-_bundle = upsert(tables.bundles)
-_note_bundle = Statement(
-    _bundle.on_conflict_do_update(index_elements=["run"], set_={"bundle": _bundle.excluded.bundle}), "run", "bundle"
-)
-_deployment = upsert(tables.deployments)
-_note_deployment = _deployment.on_conflict_do_update(
-    index_elements=["run"], set_={name: _deployment.excluded[name] for name in ("code", "operator", "since")}
-)
+_note_answer = replacing(tables.answers, "run")
+_note_bundle = Statement(replacing(tables.bundles, "run"), "run", "bundle")
+_note_deployment = replacing(tables.deployments, "run")
 _record_of = Statement(select(tables.runs.c.record).where(tables.runs.c.run == bindparam("name")))
 _sealed_of = select(tables.updates.c.envelope, tables.updates.c.chunks, tables.updates.c.key).where(
     tables.updates.c.row == bindparam("of")
@@ -212,8 +193,7 @@ class Journal:
 
     @_write.register
     def _(self, write: writes.NoteCounter, db: Connection) -> None:
-        row = upsert(tables.orders).values(operator=write.key, counter=write.counter)
-        db.execute(row.on_conflict_do_update(index_elements=["operator"], set_={"counter": write.counter}))
+        db.execute(replacing(tables.orders, "operator").values(operator=write.key, counter=write.counter))
 
     @_write.register
     def _(self, write: writes.NoteDeployment, db: Connection) -> None:
