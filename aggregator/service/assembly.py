@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from aggregator.operators.queries import QueryContext
 from aggregator.operators.responder import NOBODY, HubActions, Responder
 from aggregator.pipeline.envelope_cache import EnvelopeCache
 from aggregator.pipeline.genesis import registry_in_force, take_over
-from aggregator.pipeline.records import Records, record_digest
 from aggregator.pipeline.run_context import RunContexts
 from aggregator.rules.federation import AggregatorRules
 from aggregator.service.executors import Executors
@@ -26,7 +25,7 @@ from aggregator.service.head_writer import HeadWriter
 from aggregator.service.health import HealthWriter
 from aggregator.service.receipts import ReceiptSealer
 from aggregator.service.registry_updates import RegistryUpdates
-from aggregator.service.service import DATABASE, AggregatorParts, AggregatorService, new_id
+from aggregator.service.service import DATABASE, AggregatorGround, AggregatorParts, AggregatorService, new_id
 from aggregator.service.settings import AggregatorSettings, FirstRun
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import SMALL, CachedBlobs
@@ -35,36 +34,7 @@ from broker.transport.base import Transport
 from protocol import topology
 from protocol.errors import ConfigError
 from protocol.messages import RunState
-from protocol.registry import Registry, open_registry
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ground:
-    """What stands before any run is opened."""
-
-    settings: AggregatorSettings
-    transport: Transport
-    store: BlobStore
-    cached: BlobStore
-    """The store behind the local ciphertext cache."""
-    mailbox: Mailbox[Event]
-    stopping: threading.Event
-    executors: Executors
-    envelopes: EnvelopeCache
-    intake: Intake
-    journal: Journal
-    registry: Registry
-    record: bytes
-    """The registry in force, as the root signed it."""
-
-    def records_of(self, run: str) -> Records:
-        """The records of one run."""
-        settings = self.settings
-        return Records(settings.federation, run, settings.identity, self.cached, self.executors.io, self.envelopes)
-
-    def in_force(self) -> Registry:
-        """The registry that what arrives is read by."""
-        return self.intake.registry
+from protocol.registry import open_registry
 
 
 def assemble_aggregator(
@@ -88,7 +58,9 @@ def assemble_aggregator(
     return service
 
 
-def _assembled(ground: _Ground, state: Path | None, first: FirstRun | None, undo: ExitStack) -> AggregatorService:
+def _assembled(
+    ground: AggregatorGround, state: Path | None, first: FirstRun | None, undo: ExitStack
+) -> AggregatorService:
     settings, transport, store = ground.settings, ground.transport, ground.store
     journal, intake, executors = ground.journal, ground.intake, ground.executors
     if first is not None:
@@ -112,22 +84,13 @@ def _assembled(ground: _Ground, state: Path | None, first: FirstRun | None, undo
     )
     return AggregatorService(
         AggregatorParts(
-            settings=settings,
-            transport=transport,
-            mailbox=ground.mailbox,
-            stopping=ground.stopping,
-            journal=journal,
+            ground=ground,
             rules=rules,
-            intake=intake,
             contexts=contexts,
             serving=serving,
-            records_of=ground.records_of,
-            registry=ground.registry,
-            registry_digest=record_digest(ground.record),
             registries=registries,
             responder=_responder(ground, queries, heads, registries),
             preparation=preparation,
-            executors=executors,
             heads=heads,
             health=None if state is None else HealthWriter(transport, state),
         )
@@ -136,7 +99,7 @@ def _assembled(ground: _Ground, state: Path | None, first: FirstRun | None, undo
 
 def _ground(
     settings: AggregatorSettings, transport: Transport, store: BlobStore, state: Path | None, undo: ExitStack
-) -> _Ground:
+) -> AggregatorGround:
     mailbox, stopping, envelopes = Mailbox[Event](), threading.Event(), EnvelopeCache()
     cached = store
     if state is not None:
@@ -150,7 +113,7 @@ def _ground(
     intake.registry = registry
     executors = Executors(mailbox.put, stopping)
     undo.callback(executors.close)
-    return _Ground(
+    return AggregatorGround(
         settings=settings,
         transport=transport,
         store=store,
@@ -166,7 +129,7 @@ def _ground(
     )
 
 
-def _registry_updates(ground: _Ground, rules: AggregatorRules) -> RegistryUpdates:
+def _registry_updates(ground: AggregatorGround, rules: AggregatorRules) -> RegistryUpdates:
     return RegistryUpdates(
         federation=ground.settings.federation,
         root=ground.settings.root,
@@ -179,7 +142,9 @@ def _registry_updates(ground: _Ground, rules: AggregatorRules) -> RegistryUpdate
     )
 
 
-def _responder(ground: _Ground, queries: QueryContext, heads: HeadWriter, registries: RegistryUpdates) -> Responder:
+def _responder(
+    ground: AggregatorGround, queries: QueryContext, heads: HeadWriter, registries: RegistryUpdates
+) -> Responder:
     settings = ground.settings
     actions = HubActions(
         head=lambda: heads.newest,
@@ -197,7 +162,7 @@ def _responder(ground: _Ground, queries: QueryContext, heads: HeadWriter, regist
     )
 
 
-def _begin(ground: _Ground, first: FirstRun) -> None:
+def _begin(ground: AggregatorGround, first: FirstRun) -> None:
     """Take over a run that lies beside the aggregator, or its settings as they are now."""
     config, journal = first.config, ground.journal
     if config.name in journal.names():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
@@ -22,6 +22,7 @@ from aggregator.intake import Intake
 from aggregator.journal.journal import Journal
 from aggregator.operators.preparation import Preparation
 from aggregator.operators.responder import Responder
+from aggregator.pipeline.envelope_cache import EnvelopeCache
 from aggregator.pipeline.records import Records, record_digest
 from aggregator.pipeline.run_context import RunContext, RunContexts
 from aggregator.rules.federation import AggregatorRules
@@ -31,6 +32,7 @@ from aggregator.service.head_writer import HeadWriter
 from aggregator.service.health import HealthWriter
 from aggregator.service.registry_updates import RegistryUpdates
 from aggregator.service.settings import AggregatorSettings
+from broker.blobs.base import BlobStore
 from broker.runtime.actor import Actor, Mailbox
 from broker.runtime.crash_points import crash_point
 from broker.transport.base import Delivery, Subscription, Transport
@@ -48,27 +50,46 @@ _ROOM_AGAIN = 5.0  # seconds between looks at a full disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AggregatorParts:
-    """What an aggregator is made of; `assembly` makes them, and nothing here makes its own."""
+class AggregatorGround:
+    """What stands before any run is opened."""
 
     settings: AggregatorSettings
     transport: Transport
+    store: BlobStore
+    cached: BlobStore
+    """The store behind the local ciphertext cache."""
     mailbox: Mailbox[events.Event]
     stopping: threading.Event
-    journal: Journal
-    rules: AggregatorRules
+    executors: Executors
+    envelopes: EnvelopeCache
     intake: Intake
+    journal: Journal
+    registry: Registry
+    record: bytes
+    """The registry in force, as the root signed it."""
+
+    def records_of(self, run: str) -> Records:
+        """The records of one run."""
+        settings = self.settings
+        return Records(settings.federation, run, settings.identity, self.cached, self.executors.io, self.envelopes)
+
+    def in_force(self) -> Registry:
+        """The registry that what arrives is read by."""
+        return self.intake.registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregatorParts:
+    """What an aggregator is made of; `assembly` makes them, and nothing here makes its own."""
+
+    ground: AggregatorGround
+    rules: AggregatorRules
     contexts: RunContexts
     serving: dict[str, RunContext]
     """The runs, by name."""
-    records_of: Callable[[str], Records]
-    registry: Registry
-    """The root's registry in force when the aggregator began, and the digest of its record."""
-    registry_digest: bytes
     registries: RegistryUpdates
     responder: Responder
     preparation: Preparation
-    executors: Executors
     heads: HeadWriter
     health: HealthWriter | None
     """None where nothing is kept on a disk."""
@@ -78,20 +99,20 @@ class AggregatorService:
     """A federation's runs, served until it is stopped. `start` returns at once; `join` waits and raises errors."""
 
     def __init__(self, parts: AggregatorParts) -> None:
-        self._parts = parts
-        self._transport = parts.transport
-        self._intake = parts.intake
-        self._pools = parts.executors
-        self.journal = parts.journal
+        self._parts, ground = parts, parts.ground
+        self._transport = ground.transport
+        self._intake = ground.intake
+        self._pools = ground.executors
+        self.journal = ground.journal
         self.rules = parts.rules
         self.serving = parts.serving
         self.pulse = parts.health
-        self.registry = parts.registry
-        self._registry_digest = parts.registry_digest
-        self._observer = parts.settings.observer
+        self.registry = ground.registry
+        self._registry_digest = record_digest(ground.record)
+        self._observer = ground.settings.observer
         self._log = EventLog(self._observer)
-        self._actor = Actor(parts.rules, self._commit, self._perform, mailbox=parts.mailbox, may_wait=may_wait)
-        self._relay = Relay(parts.transport, lambda row: self._tell(events.Published(row=row)))
+        self._actor = Actor(parts.rules, self._commit, self._perform, mailbox=ground.mailbox, may_wait=may_wait)
+        self._relay = Relay(ground.transport, lambda row: self._tell(events.Published(row=row)))
         self._subscriptions: list[Subscription] = []
         self._sites: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="aggregator", daemon=True)
@@ -115,7 +136,7 @@ class AggregatorService:
 
     def stop(self) -> None:
         """End orderly: what is journalled stays journalled, what is in the outbox goes out at the next start."""
-        self._parts.stopping.set()
+        self._parts.ground.stopping.set()
         for subscription in self._subscriptions:
             subscription.cancel()
         self._actor.mailbox.close()
@@ -142,7 +163,7 @@ class AggregatorService:
             log.error("aggregator.failed", error=str(error), kind=type(error).__name__)
         finally:
             # Whatever ended it: what was delivered and not acked goes back, for the next consumer.
-            self._parts.stopping.set()
+            self._parts.ground.stopping.set()
             for subscription in self._subscriptions:
                 subscription.cancel()
             self._close(in_force=not isinstance(self._error, Fenced))
@@ -215,7 +236,7 @@ class AggregatorService:
                 return self.journal.commit(written)
             except DiskFull as error:
                 log.error("disk.full", error=str(error), seconds=_ROOM_AGAIN)
-                if self._parts.stopping.wait(_ROOM_AGAIN):
+                if self._parts.ground.stopping.wait(_ROOM_AGAIN):
                     raise
 
     def _after(self, write: writes.Write) -> None:
@@ -309,7 +330,7 @@ class AggregatorService:
             if place.run in self.serving
         ]
         lifetime = 24 * 3600
-        records = self._parts.records_of(NO_RUN)
+        records = self._parts.ground.records_of(NO_RUN)
         return records.head(effect.number, int(time.time()), self._registry_digest, runs, new_id(), lifetime=lifetime)
 
 

@@ -6,7 +6,6 @@ import os
 import random
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import nacl.utils
@@ -36,7 +35,7 @@ from worker.rules.worker import WorkerRules, WorkerTerms
 from worker.service.code_deployer import CodeDeployer
 from worker.service.command_handler import CommandHandler
 from worker.service.grant_client import GrantClient
-from worker.service.service import WorkerParts, WorkerService
+from worker.service.service import WorkerGround, WorkerParts, WorkerService
 from worker.service.settings import WorkerSettings
 from worker.service.status import Observer, StatusReporter, WorkerEvent
 from worker.storage.code_store import CodeStore
@@ -51,22 +50,6 @@ CASES, ANSWERS, MODELS = "cases", "approvals", "models"
 
 def nobody(event: WorkerEvent) -> None:
     """The observer of a worker that nobody watches."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ground:
-    """What stands before anything is fetched, trained or sent."""
-
-    settings: WorkerSettings
-    state: Path
-    store: BlobStore
-    lock: int
-    mailbox: Mailbox[Event]
-    journal: Journal
-    reader: ReaderInForce
-    context: SiteContext
-    spool: Spool
-    codes: CodeStore
 
 
 def assemble_worker(
@@ -103,7 +86,7 @@ def assemble_worker(
 
 
 def _assembled(
-    ground: _Ground, transport: Transport, on_event: Observer, dice: random.Random, undo: ExitStack
+    ground: WorkerGround, transport: Transport, on_event: Observer, dice: random.Random, undo: ExitStack
 ) -> WorkerService:
     settings, state, store, context = ground.settings, ground.state, ground.store, ground.context
     policy, rules = settings.policy, _rules(ground, dice)
@@ -115,19 +98,13 @@ def _assembled(
     undo.callback(training.close)
     return WorkerService(
         WorkerParts(
-            context=context,
-            federation=settings.federation,
-            lock=ground.lock,
-            mailbox=ground.mailbox,
-            journal=ground.journal,
+            ground=ground,
             rules=rules,
-            reader=ground.reader,
             transport=transport,
             relay_dice=dice,
             fetcher=Fetcher(store, settings.root, time.time, context),
             training=training,
             uploader=Uploader(store, ground.spool, context, Throttle(None if kbit is None else kbit * 125.0)),
-            spool=ground.spool,
             approvals=Approvals(state / ANSWERS),
             grants=GrantClient(context, transport, health),
             deployer=deployer,
@@ -138,14 +115,14 @@ def _assembled(
     )
 
 
-def _ground(settings: WorkerSettings, store: BlobStore, state: Path, lock: int, undo: ExitStack) -> _Ground:
+def _ground(settings: WorkerSettings, store: BlobStore, state: Path, lock: int, undo: ExitStack) -> WorkerGround:
     site = settings.identity.name
     log = structlog.get_logger("worker").bind(site=site)
     journal, mailbox = Journal(state / "worker.db", site), Mailbox[Event]()
     undo.callback(journal.close)
     registry = _registry(journal, settings)
     reader = ReaderInForce(Reader(settings.identity, settings.federation, registry))
-    return _Ground(
+    return WorkerGround(
         settings=settings,
         state=state,
         store=store,
@@ -171,7 +148,7 @@ def _registry(journal: Journal, settings: WorkerSettings) -> Registry:
     return first.registry
 
 
-def _rules(ground: _Ground, dice: random.Random) -> WorkerRules:
+def _rules(ground: WorkerGround, dice: random.Random) -> WorkerRules:
     """The rules as the journal left them; what no row of it names is swept away."""
     settings, registry = ground.settings, ground.reader().registry
     snapshot = ground.journal.load()
@@ -188,7 +165,7 @@ def _rules(ground: _Ground, dice: random.Random) -> WorkerRules:
     )
 
 
-def _training(ground: _Ground, status: StatusReporter) -> Training:
+def _training(ground: WorkerGround, status: StatusReporter) -> Training:
     settings, state = ground.settings, ground.state
     terms = TrainingTerms(
         trainer=settings.trainer,

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import assert_never
 
+from broker.blobs.base import BlobStore
 from broker.runtime.actor import Actor, Mailbox
 from broker.runtime.crash_points import crash_point
 from broker.runtime.health import Health
@@ -38,7 +40,9 @@ from worker.rules.worker import WorkerRules
 from worker.service.code_deployer import CodeDeployer
 from worker.service.command_handler import CommandHandler
 from worker.service.grant_client import GrantClient
+from worker.service.settings import WorkerSettings
 from worker.service.status import StatusReporter
+from worker.storage.code_store import CodeStore
 from worker.storage.spool import Spool
 
 DOUBTS = ("untrusted", "revoked", "not_for_us")
@@ -48,23 +52,33 @@ _AGAIN = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerParts:
-    """What a worker is made of; `assembly` makes them, and nothing here makes its own."""
+class WorkerGround:
+    """What stands before anything is fetched, trained or sent."""
 
-    context: SiteContext
-    federation: str
+    settings: WorkerSettings
+    state: Path
+    store: BlobStore
     lock: int
     """Holds the state directory for this process; closed when the worker ends."""
     mailbox: Mailbox[events.Event]
     journal: Journal
-    rules: WorkerRules
     reader: ReaderInForce
+    context: SiteContext
+    spool: Spool
+    codes: CodeStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerParts:
+    """What a worker is made of; `assembly` makes them, and nothing here makes its own."""
+
+    ground: WorkerGround
+    rules: WorkerRules
     transport: Transport
     relay_dice: random.Random
     fetcher: Fetcher
     training: Training
     uploader: Uploader
-    spool: Spool
     approvals: Approvals
     grants: GrantClient
     deployer: CodeDeployer
@@ -77,17 +91,17 @@ class WorkerService:
     """One site's worker. `start` returns at once; `join` waits; errors surface in `join`."""
 
     def __init__(self, parts: WorkerParts) -> None:
-        self._parts = parts
-        self.site = parts.context.site
-        self.journal = parts.journal
+        self._parts, ground = parts, parts.ground
+        self.site = ground.context.site
+        self.journal = ground.journal
         self.grants = parts.grants
         self.accepted = parts.grants.accepted
         """Set when the hub has answered this process for the first time."""
         self.health = parts.health
-        self._log = parts.context.log
+        self._log = ground.context.log
         self._transport = parts.transport
-        self._reader = parts.reader
-        self._actor = Actor(parts.rules, self._commit, self._perform, mailbox=parts.mailbox)
+        self._reader = ground.reader
+        self._actor = Actor(parts.rules, self._commit, self._perform, mailbox=ground.mailbox)
         self._relay = Relay(parts.transport, self._confirmed, dice=parts.relay_dice)
         self._obey = Lane[Callable[[], None]](f"{self.site} obey", lambda work: work())
         self._fetch = Lane[effects.Fetch](f"{self.site} fetch", parts.fetcher.fetch)
@@ -116,7 +130,7 @@ class WorkerService:
         ]
         self._transport.on_connected(self._connected)
         self._transport.on_refused(lambda: self.health.let_in(False))
-        self._log.info("worker.started", federation=self._parts.federation)
+        self._log.info("worker.started", federation=self._parts.ground.settings.federation)
 
     def stop(self) -> None:
         """End orderly: a training is aborted, what is journalled goes out at the next start. Idempotent."""
@@ -163,7 +177,7 @@ class WorkerService:
             lane.stop(0)
         self._parts.training.close()
         self.journal.close()
-        os.close(self._parts.lock)
+        os.close(self._parts.ground.lock)
         self.ended.set()
 
     # ---- deliveries
@@ -304,7 +318,7 @@ class WorkerService:
                 )
                 crash_point("worker.receipt")
             case effects.DropSpool(chunks=chunks):
-                self._parts.spool.drop(chunks)
+                self._parts.ground.spool.drop(chunks)
             case _:
                 assert_never(effect)
 
