@@ -35,11 +35,8 @@ class Polynomial:
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.exponent, int | float)
-            or isinstance(self.exponent, bool)
-            or not 0 <= self.exponent <= 100
-        ):
+        power = self.exponent
+        if not isinstance(power, int | float) or isinstance(power, bool) or not 0 <= power <= 100:
             raise ConfigError("the staleness exponent must be a number from 0 to 100: age is never rewarded")
 
     def weight(self, staleness: int) -> float:

@@ -172,9 +172,8 @@ def show_help(shell: ShellContext, words: Sequence[str]) -> None:
         _table(shell, rows)
     shell.say("fledge's own commands, as in `fledge ctl`")
     own = shell.commands.items()
-    _table(
-        shell, [(first, f"{first} {second}".strip(), about) for first, each in own for second, about in each.items()]
-    )
+    rows = [(first, f"{first} {second}".strip(), about) for first, each in own for second, about in each.items()]
+    _table(shell, rows)
 
 
 def _table(shell: ShellContext, rows: Sequence[tuple[str, str, str]]) -> None:

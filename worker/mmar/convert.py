@@ -75,15 +75,11 @@ def metadata(mmar: Mmar, bundle: TranslatedBundle) -> Config:
     network = bundle.train["network_def"]
     task = str(mmar.environment.get("PROCESSING_TASK", "segmentation"))
     shape = ["*"] * (2 if network.get("spatial_dims") == 2 else 3)
-    image = {
-        "type": "image",
-        "format": "magnitude",
-        "num_channels": _channels(network, "in_channels"),
-        "dtype": "float32",
-    }
+    taken = _channels(network, "in_channels")
+    image = {"type": "image", "format": "magnitude", "num_channels": taken, "dtype": "float32"}
     image |= {"spatial_shape": shape, "modality": "", "value_range": [], "is_patch_data": False}
     pred = {**image, "format": task, "num_channels": _channels(network, "out_channels")}
-    channels = {"0": "image"} if image["num_channels"] == 1 else {}
+    channels = {"0": "image"} if taken == 1 else {}
     return {
         "version": "0.1.0",
         "changelog": {"0.1.0": f"translated from the MMAR {mmar.name}"},

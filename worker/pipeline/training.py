@@ -162,10 +162,8 @@ class Training:
             for _ in self._read(model.manifest, model.key):
                 if stopping.is_set():
                     return
-        except (
-            errors.Missing,
-            errors.WireError,
-        ) as error:  # deleted, or not what was signed: there is nothing to wait for
+        except (errors.Missing, errors.WireError) as error:
+            # Deleted, or not what was signed: there is nothing to wait for.
             self._log.warning("model.not_kept", run=run, kind=type(error).__name__)
         except errors.FledgeError as error:
             self._log.warning("model.not_kept", run=run, kind=type(error).__name__)
