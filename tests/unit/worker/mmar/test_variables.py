@@ -13,7 +13,7 @@ from protocol.errors import ConfigError
 from worker.mmar.variables import Variables
 
 NAMES = ["A", "B", "C", "D"]
-PATTERN = r"\{([A-D])\}"
+PATTERN = r"\{([A-Za-z_]\w*)\}"
 TEXTS = st.lists(
     st.sampled_from(["{A}", "{B}", "{C}", "{D}", "x", "{", "}", "$", "#", "@", "__import__('os')", "{A.__class__}"])
 ).map("".join)
