@@ -114,7 +114,16 @@ _NAMES = {
 """The public names by the module they live in; the same as above."""
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [name for name in _HOMES if name != "TorchTrainer" or find_spec("torch")]
+
+def _torch_is_here() -> bool:
+    """Whether torch is installed."""
+    try:
+        return find_spec("torch") is not None
+    except ImportError:  # somebody's finder says no by an error
+        return False
+
+
+__all__ = [name for name in _HOMES if name != "TorchTrainer" or _torch_is_here()]
 
 
 def __getattr__(name: str) -> Any:  # PEP 562; type checkers read the imports above

@@ -132,6 +132,7 @@ def strategy_in(code: bytes, name: str, parameters: Mapping[str, object]) -> Str
             ) from error
     kind: object = vars(module).get(entry[2])  # not by attribute: a module may answer for one with code
     if not _is_strategy(kind) or (kind.__module__, kind.__name__) != (module.__name__, entry[2]):
+        _forget(package)  # what is refused stays nowhere: a module may answer with code whoever looks at it
         raise ConfigError(f"strategy {name!r}: {entry[1]} defines no class {entry[2]} derived from fledge.Strategy")
     return strategy_from(kind, name, parameters)
 

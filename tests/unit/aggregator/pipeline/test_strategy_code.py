@@ -98,8 +98,10 @@ def test_its_modules_hide_nobody_elses() -> None:
 )
 def test_what_is_wrong_with_the_code_is_said(name: str, source: bytes, message: str) -> None:
     code = archive({"trainer.py": TRAINER, "median.py": source, "parts/middle.py": MIDDLE})
+    before = set(sys.modules)
     with pytest.raises(ConfigError, match=message):
         strategy_in(code, name, {})
+    assert "median defines" not in message or set(sys.modules) == before
 
 
 def test_code_without_a_python_file_gives_no_strategy() -> None:
