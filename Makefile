@@ -11,7 +11,7 @@ demo: setup
 
 # Everything a change has to pass; a few minutes.
 test: servers check
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+	$(PYTHON) -m pytest -q -n 3 --dist loadfile
 
 # Kills, seeds and mutants by the thousand; up to an hour or more.
 test-long: servers

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,6 +20,7 @@ def fledge(*arguments: str | Path, cwd: Path | None = None, **environment: str) 
     surroundings = {"NO_COLOR": "1", "COLUMNS": "200", **environment}
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
+        warnings.catch_warnings(action="ignore"),  # for the program they are no errors, as they are for tests
         contextlib.chdir(cwd or Path.cwd()),
         Path(os.devnull).open(encoding="utf-8") as nobody,
         patch.dict(os.environ, surroundings),
