@@ -18,6 +18,7 @@ from sqlalchemy import UniqueConstraint
 
 import aggregator.journal.journal as journal
 import aggregator.journal.tables as tables
+from aggregator.domain import writes
 from aggregator.service.service import AggregatorService
 from broker.transport.base import Delivery, Verb
 from fledge.cli.app import main
