@@ -6,11 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.runtime.health import HEALTH, stuck, trouble
+from broker.runtime.health import HEALTH, HUB_LONGEST_S, SITE_LONGEST_S, stuck, trouble
 from protocol.errors import FledgeError
-
-SITE_LONGEST_S = 1800.0
-HUB_LONGEST_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from broker.runtime.health import HEALTH, Health, last_holder
+from broker.runtime.health import HEALTH, HUB_LONGEST_S, Health, last_holder
 from broker.transport.base import Transport
 from protocol import topology
 from protocol.errors import FledgeError
@@ -22,7 +22,7 @@ class HealthWriter:
     def __init__(self, transport: Transport, state: Path) -> None:
         self._transport = transport
         self._path = state / HEALTH
-        self.health = Health(self._path)
+        self.health = Health(self._path, HUB_LONGEST_S)
         """What is noted for `fledge healthcheck`."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aggregator pulse", daemon=True)

@@ -10,18 +10,29 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from broker.runtime.json_files import read_note, write_note
+from broker.runtime.json_files import read_note, write_note, write_words
 from protocol.errors import StateError
 
 HEALTH = "health.json"
+HEALTHY = "healthy"
+"""The file beside it that holds one integer: until when the service counts as healthy, in seconds since the epoch.
+
+An engine compares it with `date +%s`, which costs nothing: `fledge healthcheck` starts Python each time.
+"""
+SITE_LONGEST_S = 1800.0
+HUB_LONGEST_S = 120.0
+"""How long ago a service may have been accepted last."""
+_RED = ("revoked", "login_refused", "store_failing", "ended")
+"""What is red however fresh the acceptance is."""
 
 
 class Health:
     """What a service notes of its health, for `trouble`; safe from any thread."""
 
-    def __init__(self, path: Path) -> None:
-        """Nothing is written yet."""
+    def __init__(self, path: Path, longest: float) -> None:
+        """Nothing is written yet; an acceptance holds for `longest` seconds."""
         self._path = path
+        self._longest = longest
         self._lock = threading.Lock()
         self._began = time.time()
         self._accepted: float | None = None
@@ -74,6 +85,9 @@ class Health:
 
     def _write(self) -> None:
         write_health(self._path, self._accepted, self._began, **self._more)
+        red = any(self._more.get(reason) is not None for reason in _RED)
+        until = 0 if red or self._accepted is None else int(self._accepted + self._longest)
+        write_words(self._path.with_name(HEALTHY), f"{until}\n")
 
 
 def write_health(path: Path, accepted: float | None, started: float, **more: object) -> None:

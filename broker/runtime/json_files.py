@@ -16,6 +16,15 @@ _LIMIT = 64 * 1024
 def write_note(path: Path, table: Mapping[str, object]) -> None:
     """Replace the file `path` by one that says `table`; a reader sees the old or the new one.
 
+    Raises:
+        StateError: it cannot be written.
+    """
+    write_words(path, json.dumps(table))
+
+
+def write_words(path: Path, words: str) -> None:
+    """Replace the file `path` by one that holds `words`; a reader sees the old or the new one.
+
     Nothing is synced: a note tells of a process that a power failure ends too.
 
     Raises:
@@ -26,7 +35,7 @@ def write_note(path: Path, table: Mapping[str, object]) -> None:
         file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(file, "w", encoding="utf-8") as opened:
-                json.dump(table, opened)
+                opened.write(words)
             os.replace(unfinished, path)
         except BaseException:
             unfinished.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import structlog
 
 from broker.blobs.base import BlobStore
 from broker.runtime.actor import Mailbox
-from broker.runtime.health import HEALTH, Health
+from broker.runtime.health import HEALTH, SITE_LONGEST_S, Health
 from broker.transport.base import Transport
 from protocol import topology
 from protocol.errors import ConfigError
@@ -91,7 +91,7 @@ def _assembled(
     settings, state, store, context = ground.settings, ground.state, ground.store, ground.context
     policy, rules = settings.policy, _rules(ground, dice)
     status = StatusReporter(context, transport, on_event, settings.certificate_days)
-    health = Health(state / HEALTH)
+    health = Health(state / HEALTH, SITE_LONGEST_S)
     deployer = CodeDeployer(ground.codes, store, policy, context)
     kbit = policy.bandwidth_kbit
     training = _training(ground, status)

@@ -12,9 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from broker.runtime.health import Health, Holder, born, last_holder, trouble, write_health
+from broker.runtime.health import (
+    HUB_LONGEST_S,
+    SITE_LONGEST_S,
+    Health,
+    Holder,
+    born,
+    last_holder,
+    trouble,
+    write_health,
+)
 from fledge.federation import new_federation
-from fledge.health import HUB_LONGEST_S, hub_health, site_health
+from fledge.health import hub_health, site_health
 from protocol.errors import StateError
 
 NOW = time.time()
@@ -83,7 +92,7 @@ def test_since_when_is_said(place: Path) -> None:
 
 def test_a_revoked_site_is_red_at_once_and_says_so(place: Path) -> None:
     kit = place / "sites" / "alpha"
-    health = Health(kit / "state" / "health.json")
+    health = Health(kit / "state" / "health.json", SITE_LONGEST_S)
     health.begin()
     health.accepted()
     health.revoked(True)
@@ -97,7 +106,7 @@ def test_a_revoked_site_is_red_at_once_and_says_so(place: Path) -> None:
 
 def test_a_store_that_fails_is_red_until_it_works_again(place: Path) -> None:
     kit = place / "sites" / "alpha"
-    health = Health(kit / "state" / "health.json")
+    health = Health(kit / "state" / "health.json", SITE_LONGEST_S)
     health.begin()
     health.accepted()
     health.store(time.time() - 600)
@@ -107,10 +116,46 @@ def test_a_store_that_fails_is_red_until_it_works_again(place: Path) -> None:
     assert site_health(kit).green
 
 
+def test_a_shell_sees_in_one_number_what_the_command_says(place: Path) -> None:
+    kit = place / "sites" / "alpha"
+    health = Health(kit / "state" / "health.json", SITE_LONGEST_S)
+
+    def agreed() -> bool:
+        shell = ["sh", "-c", '[ "$(cat state/healthy)" -gt "$(date +%s)" ]']
+        green = subprocess.run(shell, cwd=kit, check=False).returncode == 0
+        assert green == site_health(kit).green
+        return green
+
+    health.begin()
+    assert not agreed()
+    health.accepted()
+    assert agreed()
+    assert stat.S_IMODE((kit / "state" / "healthy").stat().st_mode) == 0o600
+    health.stuck("nobody has offered a run")
+    assert agreed()
+    notes = (health.revoked, lambda on: health.let_in(not on), lambda on: health.store(time.time() if on else None))
+    for note in notes:
+        note(True)
+        assert not agreed()
+        note(False)
+        assert agreed()
+    health.ended()
+    assert (kit / "state" / "healthy").read_text() == "0\n"
+    health.accepted()  # by a thread that was late
+    assert (kit / "state" / "healthy").read_text() == "0\n"
+
+
+def test_the_number_runs_out_with_the_acceptance(tmp_path: Path) -> None:
+    before = time.time()
+    health = Health(tmp_path / "health.json", 120.0)
+    health.accepted()
+    assert before + 119 <= int((tmp_path / "healthy").read_text()) <= time.time() + 120
+
+
 def test_whether_the_last_process_ended_in_order_is_known(tmp_path: Path) -> None:
     note = tmp_path / "health.json"
     assert last_holder(note) is None
-    health = Health(note)
+    health = Health(note, HUB_LONGEST_S)
     health.begin()
     assert last_holder(note) == Holder(pid=os.getpid(), runs=True)
     health.ended()
