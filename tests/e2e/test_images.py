@@ -32,7 +32,8 @@ from protocol.errors import TransportError
 from tests.e2e.program import KILLED
 from tests.support.compose import DOCKER, ROOT, Stage, context, services, stages
 from tests.support.connect_proxy import ConnectProxy
-from tests.support.rabbit import RabbitNode, free_ports, require_rabbit
+from tests.support.ports import free_ports
+from tests.support.rabbit import RabbitNode, require_rabbit
 from tests.support.seaweed import compose_command, remove_sockets, require_seaweed, weed
 
 pytestmark = pytest.mark.servers
@@ -190,9 +191,9 @@ class Broker(RabbitNode):
 
     def _environment(self, dist_port: int) -> dict[str, str]:
         more = services()["rabbitmq"]["environment"]["RABBITMQ_CONFIG_FILES"]
-        return super()._environment(dist_port) | {
-            "RABBITMQ_CONFIG_FILES": more.replace("/etc/fledge", str(self._files))
-        }
+        ours = super()._environment(dist_port)
+        del ours["RABBITMQ_DEFAULT_USER"], ours["RABBITMQ_DEFAULT_PASS"]  # the login is that of admin.conf
+        return ours | {"RABBITMQ_CONFIG_FILES": more.replace("/etc/fledge", str(self._files))}
 
     def api(self, method: str, *path: str, body: Any = None) -> Any:
         """Call the management API, which speaks TLS here."""
@@ -284,24 +285,26 @@ def federation(somebody: Somebody, kits: Path) -> Iterator[Federation]:
             FLEDGE_STORE_SERVER=f"127.0.0.1:{store_port}",
         )
         stack.callback(_end, front)
+        _await_answer(f"http://127.0.0.1:{store_port}/healthz", store, kits / "store.log")
         names = services()["front"]["networks"]["outside"]["aliases"]
         outside = ConnectProxy({f"{name}:443": ("127.0.0.1", front_port) for name in names})
         stack.callback(outside.close)
         url = urlsplit(services()["front"]["healthcheck"]["test"][-1])._replace(netloc=f"127.0.0.1:{health_port}")
-        _await_front(url.geturl(), kits / "front.log")
+        _await_answer(url.geturl(), front, kits / "front.log")
         yield Federation(somebody=somebody, broker=broker, front_port=front_port, outside=outside)
 
 
-def _await_front(url: str, log: Path) -> None:
-    """Ask the front door by the compose file's healthcheck until it serves."""
-    deadline = time.monotonic() + 20
+def _await_answer(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Ask a server by the compose file's healthcheck until it serves."""
+    deadline = time.monotonic() + 60
     while True:
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 assert answer.status == 200
                 return
         except OSError:
-            assert time.monotonic() < deadline, log.read_text()
+            assert server.poll() is None, log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
             time.sleep(0.05)
 
 

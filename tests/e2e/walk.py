@@ -15,7 +15,8 @@ from typing import Any
 from tests.e2e.program import Program, wait_for
 from tests.support import command_line
 from tests.support.connect_proxy import ConnectProxy
-from tests.support.rabbit import RabbitNode, free_ports
+from tests.support.ports import free_ports
+from tests.support.rabbit import RabbitNode
 from tests.support.s3 import S3Server
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -30,7 +30,8 @@ from fledge.doctor.report import DoctorReport
 from protocol.topology import event_queue
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.kits import Kits
-from tests.support.rabbit import RabbitNode, free_ports, require_rabbit
+from tests.support.ports import free_ports
+from tests.support.rabbit import RabbitNode, require_rabbit
 from tests.support.s3 import ACCESS_KEY, SECRET_KEY, S3Server
 
 pytestmark = pytest.mark.servers

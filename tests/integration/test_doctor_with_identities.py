@@ -16,7 +16,8 @@ from fledge.doctor.checks.local import check_keys, check_registry
 from fledge.doctor.examine import examine
 from fledge.doctor.findings import Verdict
 from fledge.doctor.place import read_kit
-from tests.support.rabbit import RabbitNode, free_ports, require_rabbit
+from tests.support.ports import free_ports
+from tests.support.rabbit import RabbitNode, require_rabbit
 from tests.support.seaweed import FEDERATION, OPERATORS, SITES, Provisioned, SeaweedServer, require_seaweed
 
 pytestmark = pytest.mark.servers

@@ -25,7 +25,8 @@ from protocol.errors import StoreError
 from tests.support.certificates import Pki
 from tests.support.collect import Collector
 from tests.support.connect_proxy import Asked, ConnectProxy
-from tests.support.rabbit import RabbitNode, free_ports
+from tests.support.ports import free_ports
+from tests.support.rabbit import RabbitNode
 from tests.support.s3 import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.support.traffic import FLOW, Brisk
 from tests.support.waiting import eventually

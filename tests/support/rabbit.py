@@ -1,4 +1,7 @@
-"""A private RabbitMQ node from Debian's package: own directories, own ports, own epmd; gone when the tests are."""
+"""A private RabbitMQ node: own directories, own ports, own epmd; gone when the tests are.
+
+It is Debian's own, or the one whose programs lie where RABBITMQ_BIN points.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +28,26 @@ from deploy.servers.gitops import security_settings
 from protocol.errors import TransportError
 from protocol.topology import Topology
 from tests.support.fault_proxy import FaultProxy
+from tests.support.ports import free_ports
 
 # The wrappers in /usr/sbin switch to the user rabbitmq; these scripts run as whoever calls them.
-BIN = Path("/usr/lib/rabbitmq/bin")
+SYSTEM = Path("/usr/lib/rabbitmq/bin")
+BIN = Path(os.environ.get("RABBITMQ_BIN") or SYSTEM)
 INSTALL = "apt-get update && apt-get install -y --no-install-recommends rabbitmq-server"
 USER, PASSWORD = "fledge", "s3cr:t/@word"
+NEWER = Path("/var/tmp/fledge-debian")
+"""Where `scripts/newer-debian.sh` unpacks a suite, each with a folder `bin`."""
 
 # Outlives the test process: its standard input ends however that process ends, and then it cleans up.
 _GUARDIAN = """
 import contextlib, os, pathlib, shutil, signal, subprocess, sys
-base, epmd_port = sys.argv[1:]
+base, epmd_port, programs = sys.argv[1:]
 sys.stdin.read()
 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
     os.killpg(int(pathlib.Path(base, "pgid").read_text()), signal.SIGKILL)
-relaxed = {**os.environ, "ERL_EPMD_RELAXED_COMMAND_CHECK": "true"}
-subprocess.run(["epmd", "-port", epmd_port, "-kill"], env=relaxed, capture_output=True)
+path = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
+relaxed = {**os.environ, "PATH": path, "ERL_EPMD_RELAXED_COMMAND_CHECK": "true"}
+subprocess.run(["env", "epmd", "-port", epmd_port, "-kill"], env=relaxed, capture_output=True)
 shutil.rmtree(base, ignore_errors=True)
 """
 
@@ -49,30 +57,38 @@ def installed() -> bool:
     return (BIN / "rabbitmq-server").exists()
 
 
-def require_rabbit() -> None:
-    """Skip when RabbitMQ is not installed; where everything has to be tested, fail."""
+def version() -> str:
+    """What the node that the tests use says of itself, or that there is none; takes a second."""
     if not installed():
+        return f"none in {BIN}"
+    done = subprocess.run([str(BIN / "rabbitmqctl"), "version"], capture_output=True, text=True, timeout=60)
+    return f"{(done.stdout.split() or ['of no known version'])[-1]} in {BIN}"
+
+
+def require_rabbit() -> None:
+    """Skip when RabbitMQ is not installed; where everything has to be tested, or this one was asked for, fail."""
+    if not installed():
+        if BIN != SYSTEM:
+            pytest.fail(
+                f"RABBITMQ_BIN={BIN} holds no rabbitmq-server; let it name a folder with rabbitmq-server, rabbitmqctl and"
+                f" epmd, as {NEWER}/trixie/bin after scripts/newer-debian.sh trixie, or unset it"
+            )
         missing = f"RabbitMQ is not installed. Run: {INSTALL}"
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on just now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
-
-
 class RabbitNode:
     """One broker process group. `start` returns when it serves; `kill` is SIGKILL; data survive both."""
 
-    def __init__(self, *, tls: Path | None = None, external_only: bool = False) -> None:
+    def __init__(self, *, tls: Path | None = None, external_only: bool = False, programs: Path = BIN) -> None:
         """Write the configuration; with `tls` (a folder with ca.pem, server.pem, server.key) client
-        certificates are demanded on a second port, and with `external_only` they are the only login, as deployed."""
+        certificates are demanded on a second port, and with `external_only` they are the only login, as deployed.
+
+        Between `kill` and `start`, `programs` may become another version's.
+        """
+        self.programs = programs
         self.base = Path(tempfile.mkdtemp(prefix="fledge-rabbit-"))
         self.amqp_port, self.management_port, self.amqps_port, dist_port, self._epmd_port = free_ports(5)
         self.management_url = (
@@ -82,7 +98,7 @@ class RabbitNode:
         self._write_configuration(tls, external_only)
         self._env = self._environment(dist_port)
         self._guardian = subprocess.Popen(
-            [sys.executable, "-c", _GUARDIAN, str(self.base), str(self._epmd_port)],
+            [sys.executable, "-c", _GUARDIAN, str(self.base), str(self._epmd_port), str(programs)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -93,7 +109,7 @@ class RabbitNode:
         """Start the broker and wait until it answers."""
         with (self.base / "out").open("ab") as out:
             self._process = subprocess.Popen(
-                [str(BIN / "rabbitmq-server")],
+                [str(self.programs / "rabbitmq-server")],
                 env=self._env,
                 cwd=self.base,
                 stdin=subprocess.DEVNULL,
@@ -129,7 +145,7 @@ class RabbitNode:
     def control(self, *arguments: str) -> str:
         """Run rabbitmqctl (slow: it boots an Erlang machine)."""
         done = subprocess.run(
-            [str(BIN / "rabbitmqctl"), "-q", *arguments],
+            [str(self.programs / "rabbitmqctl"), "-q", *arguments],
             env=self._env,
             cwd=self.base,
             capture_output=True,
@@ -157,8 +173,6 @@ class RabbitNode:
             f"listeners.tcp.1 = 127.0.0.1:{self.amqp_port}",
             "management.tcp.ip = 127.0.0.1",
             f"management.tcp.port = {self.management_port}",
-            f"default_user = {USER}",
-            f"default_pass = {PASSWORD}",
             "default_user_tags.administrator = true",
             "loopback_users = none",
             "vm_memory_high_watermark.absolute = 1GB",
@@ -187,6 +201,9 @@ class RabbitNode:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
         return clean | {
             "HOME": str(base),
+            # Not in rabbitmq.conf: from 4.0 on a colon in `default_pass` makes it a tagged, encrypted value.
+            "RABBITMQ_DEFAULT_USER": USER,
+            "RABBITMQ_DEFAULT_PASS": PASSWORD,
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_RELAXED_COMMAND_CHECK": "true",

@@ -31,7 +31,7 @@ from deploy.provision.provisioning import provision
 from deploy.servers.rabbitmq import Definition
 from protocol.topology import AGGREGATOR, model_chunk
 from tests.support.compose import services
-from tests.support.rabbit import free_ports
+from tests.support.ports import free_ports
 from tests.support.s3_requests import Caller
 
 BUCKET, FEDERATION = "clinics", "demo"

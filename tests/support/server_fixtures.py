@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from tests.support.seaweed import SeaweedServer
 
 
+def pytest_report_header() -> str:
+    """Say which RabbitMQ the tests use."""
+    from tests.support.rabbit import version
+
+    return f"RabbitMQ: {version()}"
+
+
 @pytest.fixture(scope="session")
 def rabbit_node() -> Iterator[RabbitNode]:
     """A node of this test process alone; it is gone afterwards, whatever happens to the process."""
@@ -85,7 +92,7 @@ def private_seaweed(tmp_path: Path) -> Iterator[SeaweedServer]:
 
 
 def _seaweed(folder: Path) -> Iterator[SeaweedServer]:
-    from tests.support.rabbit import free_ports
+    from tests.support.ports import free_ports
     from tests.support.seaweed import Provisioned, SeaweedServer, require_seaweed
 
     require_seaweed()
