@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,15 @@ from protocol.topology import Topology, up_exchange
 
 Verb = Literal["make", "change", "remove"]
 _PARTS = {"exchange": "exchanges", "queue": "queues", "binding": "bindings"}
+# What RabbitMQ means by a field that it leaves out, as newer ones do (4.3: exchanges' `internal`).
+_DEFAULTS: dict[str, Definition] = {
+    "policies": {"apply-to": "all", "priority": 0},
+    "exchanges": {"durable": True, "auto_delete": False, "internal": False, "arguments": {}},
+    "queues": {"durable": True, "auto_delete": False, "arguments": {}},
+    "bindings": {"destination_type": "queue", "routing_key": "", "arguments": {}},
+}
+_BINDING = ("source", "destination", "destination_type", "routing_key", "arguments")
+_RIGHTS = ("configure", "write", "read")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +96,7 @@ def plan(vhost: str, topology: Topology, members: BrokerMembers | None, found: B
 
 def _contents(vhost: str, wanted: Definition, held: Definition) -> Iterator[tuple[Change | None, ApiCall | None]]:
     """Policies first, so that no queue ever lives without its limits; then what is missing, in one import."""
-    policies = {policy["name"]: policy for policy in held.get("policies", ())}
+    policies = {policy["name"]: policy for policy in _told("policies", held)}
     for policy in wanted["policies"]:
         known = policies.get(policy["name"])
         if known is None or any(known.get(field) != policy[field] for field in policy):
@@ -95,17 +105,23 @@ def _contents(vhost: str, wanted: Definition, held: Definition) -> Iterator[tupl
             yield Change(verb=verb, what=f"policy {policy['name']}"), ApiCall(method="PUT", path=path, body=policy)
     missing: Definition = {"policies": []}
     for word, part in _PARTS.items():
-        missing[part] = list(_missing(part, wanted[part], held.get(part, ())))
+        missing[part] = list(_missing(part, wanted[part], _told(part, held)))
         yield from ((Change(verb="make", what=f"{word} {_called(item)}"), None) for item in missing[part])
     if any(missing.values()):
         yield None, ApiCall(method="POST", path=("definitions", vhost), body=missing)
 
 
+def _told(part: str, held: Definition) -> Iterator[Definition]:
+    """What the broker holds, with the defaults of what it leaves out (or gives as null)."""
+    for item in held.get(part) or ():
+        yield _DEFAULTS[part] | {field: value for field, value in item.items() if value is not None}
+
+
 def _missing(part: str, wanted: Iterable[Definition], held: Iterable[Definition]) -> Iterator[Definition]:
     """What is not there. An import keeps what exists, in silence, even where it differs; here that is an error."""
-    known = {_called(item): item for item in held}
+    known = {_identity(item): item for item in held}
     for item in wanted:
-        there = known.get(_called(item))
+        there = known.get(_identity(item))
         if there is None:
             yield item
             continue
@@ -115,6 +131,11 @@ def _missing(part: str, wanted: Iterable[Definition], held: Iterable[Definition]
                     f"{part} {_called(item)} exists with {field} {there.get(field)!r} instead of {item[field]!r};"
                     " nothing was changed: let it run empty and delete it, then deploy again"
                 )
+
+
+def _identity(item: Definition) -> str:
+    """What makes it this one: its name; a binding is another as soon as any of its fields is."""
+    return str(item["name"]) if "name" in item else json.dumps([item[field] for field in _BINDING], sort_keys=True)
 
 
 def _called(item: Definition) -> str:
@@ -152,7 +173,7 @@ def _changed(login: Login, what: str) -> Change:
 def _rights(vhost: str, name: str, found: BrokerState) -> Definition | None:
     for entry in found.permissions:
         if entry["user"] == name and entry["vhost"] == vhost:
-            return {kind: entry[kind] for kind in ("configure", "write", "read")}
+            return {kind: entry.get(kind) or "" for kind in _RIGHTS}
     return None
 
 

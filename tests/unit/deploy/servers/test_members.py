@@ -155,6 +155,45 @@ def test_what_cannot_be_changed_is_refused_before_anything_is_sent(part: str, fi
         todo(as_found(MEMBERS, vhost=held))
 
 
+def without(item: dict[str, Any], meant: dict[str, Any], *, null: bool) -> dict[str, Any]:
+    """An item as a broker tells it that leaves out (or gives as null) what is as `meant` anyhow."""
+    gone = {field for field, value in meant.items() if item.get(field) == value}
+    return {field: value for field, value in item.items() if field not in gone} | (dict.fromkeys(gone) if null else {})
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_what_a_broker_leaves_out_is_what_rabbitmq_means_by_it(null: bool) -> None:
+    """RabbitMQ 4.3 leaves `internal` out of its exchanges; others may leave out more."""
+    meant = {"durable": True, "auto_delete": False, "internal": False, "arguments": {}, "priority": 0}
+    meant |= {"destination_type": "queue", "routing_key": ""}
+    found = as_found(MEMBERS)
+    assert found.vhost is not None
+    told = {part: [without(item, meant, null=null) for item in items] for part, items in found.vhost.items()}
+    assert any("internal" not in item or item["internal"] is None for item in told["exchanges"])
+    users = tuple(without(user, {"password_hash": "", "tags": ""}, null=null) for user in found.users)
+    assert todo(as_found(MEMBERS, vhost=told, users=users)) == Plan(changes=(), requests=())
+
+
+def test_what_a_broker_leaves_out_and_means_otherwise_is_seen() -> None:
+    held = definitions(MEMBERS.topology)
+    held["policies"] = [without(policy, {"apply-to": "queues"}, null=False) for policy in held["policies"]]
+    rights = tuple(without(p, {"configure": "^$"}, null=False) for p in as_found(MEMBERS).permissions)
+    changes = words(todo(as_found(MEMBERS, vhost=held, permissions=rights)))
+    assert f"change policy {held['policies'][0]['name']}" in changes  # it would be for exchanges, too
+    assert "change site-a's permissions" in changes
+    del held["queues"][0]["arguments"]
+    with pytest.raises(TransportError, match=r"exists with arguments \{\} instead of"):
+        todo(as_found(MEMBERS, vhost=held))
+
+
+def test_a_binding_with_arguments_of_somebody_else_stands_beside_ours() -> None:
+    held = definitions(MEMBERS.topology)
+    other = [binding | {"arguments": {"x-shovelled": True}} for binding in held["bindings"]]
+    assert todo(as_found(MEMBERS, vhost=held | {"bindings": held["bindings"] + other})) == Plan(changes=(), requests=())
+    changes = words(todo(as_found(MEMBERS, vhost=held | {"bindings": other})))
+    assert len(changes) == len(other)
+
+
 def test_former_members_lose_user_and_exchange_first_of_all() -> None:
     known = registry("site-a", "site-ab", "site-c")
     found = as_found(members_of(known))
