@@ -10,6 +10,8 @@ from typing import Protocol
 
 from protocol.errors import ConfigError, Corrupt
 
+FOLDERS = frozenset({"bundles", "clock", "heads", "models", "records", "state", "up"})
+"""What a federation's keys begin with."""
 # Inner parts are at most 63 characters, so that no directory can ever carry the name of an object (64 hex digits),
 # and start with a letter or digit, so that neither `..` nor a hidden file can be named.
 _PART = r"[a-z0-9][a-z0-9._-]{0,62}"

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.blobs.base import check_head
+from broker.blobs.s3.url import parse_s3_url
 from broker.net.tls import is_local
 from broker.runtime.settings import explain, nearest
 from deploy.keyfiles import read_bounded
@@ -31,7 +32,6 @@ DEFAULT_GROUPS = ("general",)
 """What answers for an organisation that `organisations` does not mention."""
 _LIMIT = 1024**2
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f-\x9f]{1,64}@[^@\s.\x00-\x1f\x7f-\x9f]+(\.[^@\s.\x00-\x1f\x7f-\x9f]+)+")
-_BUCKET = re.compile(r"/[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 Host = Annotated[str, Field(strict=True, max_length=253, pattern=r"^[A-Za-z0-9:]([A-Za-z0-9.:-]*[A-Za-z0-9])?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -99,7 +99,7 @@ class Project(_Part):
     broker: str = ""
     """`amqps://host:port/vhost`; default: on the centre's machine."""
     store: str = ""
-    """`s3s://host:port/bucket`; default: on the centre's machine."""
+    """`s3s://host:port/bucket[/prefix][?region=…]`; default: on the centre's machine."""
     sites: tuple[Site, ...] = Field(min_length=1, max_length=RECIPIENTS)
     operators: tuple[Operator, ...] = Field(default=(), max_length=RECIPIENTS)
     groups: dict[Word, GroupAnswers] = {}
@@ -237,7 +237,7 @@ def _check_policy(project: Project) -> None:
 
 
 def _check_url(key: str, url: str, scheme: str, insecure: bool) -> None:
-    shape = f"{scheme}s://host:port/{'vhost' if scheme == 'amqp' else 'bucket'}"
+    shape = f"{scheme}s://host:port/{'vhost' if scheme == 'amqp' else 'bucket[/prefix]'}"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -245,14 +245,15 @@ def _check_url(key: str, url: str, scheme: str, insecure: bool) -> None:
         raise ConfigError(f"{key} is not a URL; write {shape}") from None
     if parts.username is not None or parts.password is not None:
         raise ConfigError(f"{key} holds a user or password; everybody has a certificate, so write {shape}")
-    if parts.scheme not in (scheme, f"{scheme}s") or not host or not port or parts.query or parts.fragment:
+    options = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    if options - ({"region"} if scheme == "s3" else set()) or parts.fragment:
+        raise ConfigError(f"{key} {url!r}: write {shape}; of options, the store's ?region= alone is everybody's")
+    if parts.scheme not in (scheme, f"{scheme}s") or not host or not port:
         raise ConfigError(f"{key} {url!r}: write {shape}, the port included")
     if scheme == "amqp" and not re.fullmatch(r"/[\w.-]+", parts.path):
         raise ConfigError(f"{key} {url!r} needs a vhost of letters, digits, '.', '_' and '-': write {shape}")
-    if scheme == "s3" and not _BUCKET.fullmatch(parts.path):
-        raise ConfigError(
-            f"{key} {url!r} needs a bucket of 3 to 63 lower-case letters, digits, '.' and '-': write {shape}"
-        )
+    if scheme == "s3":
+        parse_s3_url(url, environ={})
     if parts.scheme == scheme and not is_local(host) and not insecure:
         raise ConfigError(
             f"{key} {url!r} is not encrypted; write {scheme}s://, or `insecure: true` if the network is a trial's own"

@@ -67,15 +67,15 @@ def broker_definitions(vhost: str, members: BrokerMembers) -> Definition:
 
 
 def deployment_files(
-    vhost: str, bucket: str, members: BrokerMembers, *, tls: str = TLS_DIRECTORY, port: int = 5671
+    vhost: str, place: str, members: BrokerMembers, *, tls: str = TLS_DIRECTORY, port: int = 5671
 ) -> dict[str, bytes]:
-    """All files by name."""
+    """All files by name; `place` is the bucket, or `bucket/prefix`, where the federation's objects are."""
     policies = {
-        "aggregator": aggregator_policy(bucket),
-        "sign-uploads": upload_signer_policy(bucket),
-        "sign-downloads": download_signer_policy(bucket),
-        **{f"site-{site}": site_policy(bucket, site) for site in members.sites},
-        **{f"operator-{operator}": operator_policy(bucket, operator) for operator in members.operators},
+        "aggregator": aggregator_policy(place),
+        "sign-uploads": upload_signer_policy(place),
+        "sign-downloads": download_signer_policy(place),
+        **{f"site-{site}": site_policy(place, site) for site in members.sites},
+        **{f"operator-{operator}": operator_policy(place, operator) for operator in members.operators},
     }
     settings = _SETTINGS.format(port=port, security="\n".join(security_settings(tls)), timeout=CONSUMER_TIMEOUT_MS)
     return {

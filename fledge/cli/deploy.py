@@ -83,7 +83,7 @@ def files(
     root: Root = "",
     federation: Federation = "",
     vhost: Vhost = "",
-    bucket: Annotated[str, typer.Option(help="The bucket; default: the one in the kit's store URL.")] = "",
+    bucket: Annotated[str, typer.Option(help="The bucket, or bucket/prefix; default: as in the kit's store URL.")] = "",
     tls: Annotated[str, typer.Option(help="Where ca.pem, server.pem and server.key lie on the broker.")] = "",
 ) -> None:
     """Write RabbitMQ's definitions and settings and the store's policies; the same members give the same bytes."""

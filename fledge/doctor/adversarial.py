@@ -120,7 +120,7 @@ def _as_site(place: Place, pool: BoundedPool, url: S3Url, site: str, other: str)
         return [skipped("attack.credentials", "presigned", safe)]
     config = place.config
     store = S3Blobs(replace(url, deadline=CALL_S), insecure=config.insecure, proxy=config.proxy)
-    targets = store_attacks.Targets(bucket=url.bucket, federation=config.federation, site=site, other=other)
+    targets = store_attacks.Targets(place=url.place, federation=config.federation, site=site, other=other)
     try:
         tried = list(store_attacks.with_credentials(store, site, other, config.federation))
         copies = list(store_attacks.own_copies(pool, store, targets))
@@ -141,7 +141,7 @@ def _as_hub(place: Place, pool: BoundedPool, url: S3Url, site: str, other: str, 
         return [skipped("attack.credentials", "at_sites", "whose rights are tried at each site")]
     up, down = signers
     try:
-        targets = store_attacks.Targets(bucket=url.bucket, federation=config.federation, site=site, other=other)
+        targets = store_attacks.Targets(place=url.place, federation=config.federation, site=site, other=other)
         urls = _summed(
             "attack.urls",
             store_attacks.with_urls(pool, up, down, targets),

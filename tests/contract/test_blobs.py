@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from broker.blobs.base import BlobStore
 from broker.blobs.directory import FileBlobs
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.open import open_blobs
+from broker.blobs.s3.store import S3Blobs
 from protocol.errors import ConfigError, Corrupt, Missing, TooLarge
 from tests.support.blobs import LIMIT, Subject, key_of
 from tests.support.fault_proxy import FaultProxy
+from tests.support.other_stores import KINDS, OtherStore
 from tests.support.presigned import Halves
 from tests.support.s3 import S3Server
 from tests.support.seaweed import SeaweedServer, at, empty
@@ -78,6 +81,17 @@ def _seaweed(request: pytest.FixtureRequest) -> Iterator[Subject]:
     aggregator.close()
 
 
+def _other(word: str, request: pytest.FixtureRequest) -> Iterator[Subject]:
+    opened: Callable[[str], OtherStore] = request.getfixturevalue("other_stores")
+    bucket: str = request.getfixturevalue("bucket")
+    server = opened(word)
+    vandal = S3Blobs.from_url(server.url(bucket))
+    # What is put is not hashed again, so whoever puts can put anything.
+    yield Subject(open_blobs(server.url(bucket)), vandal.put, torn=KINDS[word].torn)
+    vandal.close()
+
+
+OTHERS = {word: partial(_other, word) for word in KINDS}
 SERVED = {"s3": _s3, "s3-proxied": _proxied, "presigned": _presigned, "seaweed": _seaweed}
 
 
@@ -94,7 +108,7 @@ GIVEN = os.environ.get("FLEDGE_CONTRACT_STORE", "")
 
 `{}` in it becomes the path of a folder that is each test's own; what is opened has to be empty.
 """
-SUBJECTS = {"given": _given, "memory": _memory, "file": _file, **SERVED}
+SUBJECTS = {"given": _given, "memory": _memory, "file": _file, **SERVED, **OTHERS}
 
 
 @pytest.fixture(
@@ -102,6 +116,7 @@ SUBJECTS = {"given": _given, "memory": _memory, "file": _file, **SERVED}
         "memory",
         "file",
         *(pytest.param(name, marks=pytest.mark.servers) for name in SERVED),
+        *(pytest.param(name, marks=(pytest.mark.servers, pytest.mark.long)) for name in OTHERS),
     ]
 )
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
@@ -242,7 +257,7 @@ def test_a_head_is_overwritten_and_starts_as_none(store: BlobStore) -> None:
         store.get_head("other", 3)
 
 
-def test_a_reader_sees_whole_heads_while_they_are_overwritten(store: BlobStore) -> None:
+def test_a_reader_sees_whole_heads_while_they_are_overwritten(subject: Subject) -> None:
     """Heads grow here where the store is ours; on S3 they have one length.
 
     rclone, which plays S3 in these tests, notes an object's size before it opens the object. Between the two another
@@ -251,6 +266,9 @@ def test_a_reader_sees_whole_heads_while_they_are_overwritten(store: BlobStore) 
     backend of rclone. Nothing in such an answer tells, because declared and received length agree; S3 has no such
     gap. With one length for all, whatever else could mix versions is still found.
     """
+    if subject.torn:
+        pytest.skip(subject.torn)
+    store = subject.store
     growth = 1000 if isinstance(store, FileBlobs | MemoryBlobs) else 0
     whole = {bytes([65 + i]) * (20_000 + growth * i) for i in range(6)}
     store.put_head("demo", min(whole))

@@ -176,7 +176,7 @@ def test_the_signers_can_do_nothing_but_what_they_sign(hub: Hub, anybody: Caller
 
 def test_every_attack_of_the_doctor_on_urls_is_refused(hub: Hub, seaweed: SeaweedServer) -> None:
     url = parse_s3_url(seaweed.federation.url("aggregator"), environ={})
-    targets = Targets(bucket=BUCKET, federation=FEDERATION, site=SITE, other=OTHER)
+    targets = Targets(place=BUCKET, federation=FEDERATION, site=SITE, other=OTHER)
     pool = BoundedPool(tls=url.files, proxy=None)
     try:
         tried = [

@@ -17,6 +17,8 @@ class Subject:
 
     store: BlobStore
     overwrite: Callable[[str, bytes], None]
+    torn: str = ""
+    """Why this server may give a reader parts of two versions of a head; empty where it must not."""
 
 
 def key_of(data: bytes, folder: str = "models") -> str:

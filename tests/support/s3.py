@@ -66,7 +66,7 @@ class S3Server:
                 stderr=log,
             )
         deadline = time.monotonic() + 30
-        while not _answers(self.port):
+        while not answers(self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"rclone did not start: {self._log.read_text()[-2000:]}")
             time.sleep(0.02)
@@ -106,7 +106,8 @@ def _free_port() -> int:
         return port
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Whether somebody listens on the port."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1):
             return True

@@ -9,7 +9,6 @@ import platform
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from deploy.servers.rabbitmq import Definition
 from protocol.topology import AGGREGATOR, model_chunk
 from tests.support.compose import services
 from tests.support.ports import free_ports
+from tests.support.s3 import answers
 from tests.support.s3_requests import Caller
 
 BUCKET, FEDERATION = "clinics", "demo"
@@ -43,7 +43,8 @@ _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}
 _PARTS = ("master", "volume", "filer", "s3")
 _OPTIONS = ("master.port", "volume.port", "filer.port", *(f"{part}.port.grpc" for part in _PARTS))
 _SETPRIV = shutil.which("setpriv")
-_ENDING_WITH_THE_TESTS = [] if _SETPRIV is None else [_SETPRIV, "--pdeathsig=KILL", "--"]
+ENDING_WITH_THE_TESTS = [] if _SETPRIV is None else [_SETPRIV, "--pdeathsig=KILL", "--"]
+"""What a server's command line begins with, so that it does not outlive the tests."""
 _PROBE = b"the store takes objects"
 
 
@@ -143,7 +144,7 @@ class SeaweedServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_ENDING_WITH_THE_TESTS, weed(), *self._command],
+                [*ENDING_WITH_THE_TESTS, weed(), *self._command],
                 stdout=log,
                 stderr=log,
                 env=os.environ | {"HOME": str(self.directory)},  # it looks there for settings
@@ -156,7 +157,7 @@ class SeaweedServer:
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 60
-        while not _answers(self.port):
+        while not answers(self.port):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"SeaweedFS did not start: {self._log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.02)
@@ -230,14 +231,6 @@ def find_weed() -> str | None:
     """The program if it is installed; there are no wheels of it for some platforms."""
     beside = Path(sys.executable).with_name("weed")
     return str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
-
-
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False
 
 
 def at(key: str) -> str:

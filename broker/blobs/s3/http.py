@@ -32,14 +32,21 @@ SILENCE_S = 30.0
 _PIECE = 256 * 1024
 _MAX_ANSWER = 4 * 1024 * 1024
 _CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+_REGION = re.compile(rb"<Region>([A-Za-z0-9-]{1,64})</Region>")
 
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """What the server said to a request: the HTTP status and the code word of an S3 error, empty if there was none."""
+    """What the server said to a request."""
 
     status: int
     code: str = ""
+    """The code word of an S3 error; empty if there was none."""
+    region: str = ""
+    """The region that a signature was expected for; empty if the server named none."""
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.code}".strip()
 
 
 class BoundedPool(PoolManager):
@@ -99,8 +106,7 @@ class BoundedPool(PoolManager):
         if len(data) > _MAX_ANSWER:
             response.close()
             raise ProtocolError(f"the answer is longer than {_MAX_ANSWER} bytes")
-        code = _CODE.search(data) if response.status >= 300 else None
-        self._calls.answer = HttpAnswer(response.status, code[1].decode() if code else "")
+        self._calls.answer = _answer_of(response, data)
         return HTTPResponse(
             io.BytesIO(data),
             headers=response.headers,
@@ -139,6 +145,14 @@ class BoundedPool(PoolManager):
             raise
         response.release_conn()
         return data
+
+
+def _answer_of(response: BaseHTTPResponse, data: bytes) -> HttpAnswer:
+    if response.status < 300:
+        return HttpAnswer(response.status)
+    code, told = _CODE.search(data), response.headers.get("x-amz-bucket-region", "").encode("latin-1", "replace")
+    region = _REGION.search(data) or _REGION.fullmatch(b"<Region>%b</Region>" % told)
+    return HttpAnswer(response.status, code[1].decode() if code else "", region[1].decode() if region else "")
 
 
 # A server that refuses a large body answers and closes while it is still being sent. urllib3 then reads the answer

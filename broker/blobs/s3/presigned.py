@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn, TypeVar
-from urllib.parse import urlsplit
 
 from urllib3.exceptions import ProtocolError
 
@@ -158,16 +157,10 @@ class PresignedBlobs:
 
     def _checked(self, what: str, key: str, url: str) -> str:
         """Return `url` if it leads to the object: a hub gone bad must not make us call on a neighbour."""
-        scheme = "https" if self._url.encrypted else "http"
-        default = 443 if self._url.encrypted else 80
-        try:
-            parts = urlsplit(url)
-            place = (parts.scheme, parts.hostname, parts.port or default, parts.path, parts.username)
-        except ValueError:
-            place = ("", None, 0, "", None)
-        if place != (scheme, self._url.host, self._url.port, f"/{self._url.bucket}/{key}", None):
+        if not self._url.addresses(url, key):
             self._refuse(
-                f"{what}: the aggregator sent a URL that leads elsewhere; its store has to be known by this URL"
+                f"{what}: the aggregator sent a URL that leads elsewhere; hub and site have to name the store by the"
+                " same host, port, bucket and prefix"
             )
         return url
 

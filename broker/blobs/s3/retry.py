@@ -20,11 +20,27 @@ from broker.net.tls import check_plain
 from protocol.errors import Forbidden, Missing, StoreError
 
 _LASTING = frozenset({301, 302, 307, 308, 400, 405, 411, 413, 501})
+_PASSING = frozenset({"RequestTimeout"})
+_FULL = frozenset(
+    {
+        "InsufficientStorage",
+        "QuotaExceeded",
+        "ServiceQuotaExceeded",
+        "XMinioAdminBucketQuotaExceeded",
+        "XMinioStorageFull",
+    }
+)
+"""What servers say when there is no room, some of them with a status that usually means something else."""
+_ELSEWHERE = frozenset({"", "AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect"})
 _LONGEST_PAUSE_S = 5.0
 _WARN_AT = frozenset({2, 4, 8, 16, 32, 64})  # one hiccup is no one's business, an outage is, but not at every try
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
+
+
+class NotYet(Exception):
+    """What was asked for may work when it is tried again; says what is missing."""
 
 
 class Patience:
@@ -91,17 +107,25 @@ class Patience:
             ) from None
         if answer is None:
             return f"{type(error).__name__}: {error}"
-        said = f"{answer.status} {answer.code}".strip()
+        if isinstance(error, NotYet):
+            return str(error)
+        if answer.code in _FULL or answer.status == 507:
+            return f"the store has no room left ({answer}), whoever runs it has to make some"
         if answer.status == 404:
-            raise Missing(f"{what} at {self._where}: no such object ({said})") from None
+            raise Missing(f"{what} at {self._where}: no such object ({answer})") from None
+        if answer.region and answer.code in _ELSEWHERE:
+            raise StoreError(
+                f"{what} at {self._where}: the bucket is in region {answer.region!r} ({answer}); whoever signs has to"
+                f" write its host, or ?region={answer.region}, into the store's URL"
+            ) from None
         if answer.status in (401, 403) or answer == HttpAnswer(400, "AccessDenied"):
             raise Forbidden(
-                f"{what} at {self._where}: the store refused this identity ({said});"
+                f"{what} at {self._where}: the store refused this identity ({answer});"
                 " check access key, secret, this machine's clock and what the identity may do"
             ) from None
-        if answer.status in _LASTING and answer != HttpAnswer(400, "RequestTimeout"):
-            raise StoreError(f"{what} at {self._where}: the store will not do this ({said})") from None
-        return f"answer {said}" if answer.status >= 300 else f"{type(error).__name__}: {error}"
+        if answer.status in _LASTING and answer.code not in _PASSING:
+            raise StoreError(f"{what} at {self._where}: the store will not do this ({answer})") from None
+        return f"answer {answer}" if answer.status >= 300 else f"{type(error).__name__}: {error}"
 
 
 def open_http(

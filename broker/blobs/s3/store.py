@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
+from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
 from minio import Minio
@@ -19,17 +21,21 @@ from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError
 
 from broker.blobs.base import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
-from broker.blobs.s3.retry import open_http
+from broker.blobs.s3.http import BoundedPool
+from broker.blobs.s3.retry import NotYet, open_http
 from broker.blobs.s3.url import S3Url, parse_s3_url
 from broker.net.tls import Tls
-from protocol.errors import ConfigError, Missing, StoreError
+from protocol.errors import ConfigError, Forbidden, Missing, StoreError
 from protocol.topology import head_key
 
 # minio-py lets urllib3's errors through, turns an answer that is not application/xml into InvalidResponseError
 # whatever its status, and trips over XML or text that does not decode.
-_FAULTS = (S3Error, InvalidResponseError, ServerError, HTTPError, OSError, ParseError, ValueError)
+_FAULTS = (NotYet, S3Error, InvalidResponseError, ServerError, HTTPError, OSError, ParseError, ValueError)
 _MIN_PART = 5 * 1024 * 1024
 _PAGE = 1000
+_ANY_KEY = head_key("any")
+_MADE_BY_OTHERS_S = 5.0
+"""For how long a bucket that one may not make oneself is waited for."""
 
 
 class S3Blobs:
@@ -45,29 +51,18 @@ class S3Blobs:
         """Prepare; nothing is sent before the first call.
 
         Raises:
-            ConfigError: the URL holds no credentials, plain text is not allowed there, or a certificate file or the
-                proxy's URL is wrong.
+            ConfigError: the URL holds no credentials, its host is not one that the library calls by this name, plain
+                text is not allowed there, or a certificate file or the proxy's URL is wrong.
         """
         self._where = str(url)
-        self._bucket = url.bucket
+        self._bucket, self._prefix = url.bucket, url.prefix
         if not url.access_key or not url.secret_key:
             raise ConfigError(
                 f"store URL {self._where!r}: no credentials; write KEY:SECRET@ before the host or set"
                 " FLEDGE_S3_ACCESS_KEY and FLEDGE_S3_SECRET_KEY"
             )
         self._http, self._patience = open_http(url, insecure=insecure, proxy=proxy, environ=environ, faults=_FAULTS)
-        try:
-            # With a region given, minio-py asks the server nothing before the first request.
-            self._client = Minio(
-                url.endpoint,
-                url.access_key,
-                url.secret_key,
-                secure=url.encrypted,
-                region=url.region,
-                http_client=self._http,
-            )
-        except ValueError as error:
-            raise ConfigError(f"store {self._where}: {error}") from None
+        self._client = _client(url, self._http)
 
     @classmethod
     def from_url(cls, url: str, *, insecure: bool = False, tls: Tls | None = None, proxy: str | None = None) -> S3Blobs:
@@ -94,7 +89,7 @@ class S3Blobs:
         """
         check_key(key)
         try:
-            self._patience.call(f"look for {key}", lambda: self._client.stat_object(self._bucket, key))
+            self._patience.call(f"look for {key}", lambda: self._client.stat_object(self._bucket, self._name(key)))
         except Missing:
             return False
         return True
@@ -116,7 +111,7 @@ class S3Blobs:
     def delete(self, key: str) -> None:
         check_key(key)
         try:
-            self._patience.call(f"delete {key}", lambda: self._client.remove_object(self._bucket, key))
+            self._patience.call(f"delete {key}", lambda: self._client.remove_object(self._bucket, self._name(key)))
         except Missing:
             return
 
@@ -156,29 +151,53 @@ class S3Blobs:
             check_key(key)
         date = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
         return self._client.get_presigned_url(
-            method, self._bucket, key, expires=timedelta(seconds=seconds), request_date=date
+            method, self._bucket, self._name(key), expires=timedelta(seconds=seconds), request_date=date
         )
+
+    def _name(self, key: str) -> str:
+        """What the object is called in the bucket."""
+        return f"{self._prefix}{key}"
 
     def _put(self, key: str, data: bytes) -> None:
         def send() -> None:
             # Above its part size minio-py would start a multipart upload.
             part = max(len(data), _MIN_PART)
-            self._client.put_object(self._bucket, key, io.BytesIO(data), len(data), part_size=part)
+            self._client.put_object(self._bucket, self._name(key), io.BytesIO(data), len(data), part_size=part)
+
+        made = partial(self._make_bucket, time.monotonic() + _MADE_BY_OTHERS_S)
 
         def send_and_make_bucket() -> None:
             try:
                 send()
             except _FAULTS:
-                answer = self._http.answer
-                if answer is None or answer.code != "NoSuchBucket":
+                if not self._bucket_is_missing():
                     raise
-                self._client.make_bucket(self._bucket)
+                made()
                 send()
 
         self._patience.call(f"put {key} ({len(data)} bytes)", send_and_make_bucket)
 
+    def _make_bucket(self, until: float) -> None:
+        """Make the bucket, or wait for another who is making it: of several at once, servers refuse all but one."""
+        try:
+            self._client.make_bucket(self._bucket)
+        except _FAULTS:
+            answer = self._http.answer
+            if answer is None or answer.status not in (403, 409):
+                raise
+            if answer.status == 403 and time.monotonic() > until:
+                raise Forbidden(
+                    f"bucket {self._bucket!r} does not exist at {self._where}, and this identity may not make it"
+                    f" ({answer}); ask whoever runs that server to make it, or look whether the URL names the right one"
+                ) from None
+            raise NotYet(f"bucket {self._bucket!r} is not there, and the server did not make it ({answer})") from None
+
+    def _bucket_is_missing(self) -> bool:
+        return self._http.answer is not None and self._http.answer.code == "NoSuchBucket"
+
     def _fetch(self, key: str, limit: int) -> bytes:
-        return self._http.collect(self._client.get_object(self._bucket, key), f"{key} in {self._where}", limit)
+        response = self._client.get_object(self._bucket, self._name(key))
+        return self._http.collect(response, f"{key} in {self._where}", limit)
 
     def _folder(self, prefix: str) -> Iterator[ObjectInfo]:
         """What lies directly below a prefix: objects in order, and folders, which end in a slash, in no order."""
@@ -210,13 +229,39 @@ class S3Blobs:
                 raise StoreError(f"list {prefix}: {self._where} does not go on after {after}")
 
     def _page(self, prefix: str, after: str) -> Sequence[ObjectInfo]:
-        found = self._client.list_objects(self._bucket, prefix or None, start_after=after or None)
+        start = self._name(after) if after else None
+        found = self._client.list_objects(self._bucket, self._name(prefix) or None, start_after=start)
         return [
             ObjectInfo(
-                item.object_name or "", item.size or 0, item.last_modified.timestamp() if item.last_modified else 0.0
+                (item.object_name or "").removeprefix(self._prefix),
+                item.size or 0,
+                item.last_modified.timestamp() if item.last_modified else 0.0,
             )
             for item in islice(found, _PAGE)
         ]
+
+
+def _client(url: S3Url, http: BoundedPool) -> Minio:
+    """The library's client, held to the host that the URL names: it knows better for some, and moves the bucket there.
+
+    Raises:
+        ConfigError: it takes host or bucket for wrong, or would call another host.
+    """
+    try:
+        # With a region given, minio-py asks the server nothing before the first request.
+        client = Minio(
+            url.endpoint, url.access_key, url.secret_key, secure=url.encrypted, region=url.region, http_client=http
+        )
+        client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # the library gives it no types
+        called = client.get_presigned_url("GET", url.bucket, f"{url.prefix}{_ANY_KEY}")
+    except ValueError as error:
+        raise ConfigError(f"store {url}: {error}") from None
+    if not url.addresses(called, _ANY_KEY):
+        raise ConfigError(
+            f"store {url}: the S3 library would call {urlsplit(called).netloc} instead; write Amazon's host with the"
+            " bucket's region and without a port, such as s3.eu-central-1.amazonaws.com"
+        )
+    return client
 
 
 def _holds_keys(folder: str, prefix: str) -> bool:

@@ -52,7 +52,8 @@ class Attack:
 class Targets:
     """What is attacked: a federation's bucket, as one of its sites, for another one's objects."""
 
-    bucket: str
+    place: str
+    """The bucket, or `bucket/prefix`."""
     federation: str
     site: str
     other: str
@@ -61,8 +62,8 @@ class Targets:
 def without_signature(pool: BoundedPool, url: S3Url, site: str) -> Iterator[Attack]:
     """As a client without credentials; some servers let every client in until keys are set."""
     yield _sent(pool, "list the bucket without a signature", "GET", f"{url.http}?list-type=2")
-    yield _sent(pool, "get a model without a signature", "GET", f"{url.http}/{model_chunk(_nobodys())}")
-    yield _sent(pool, "put an update without a signature", "PUT", f"{url.http}/{update_chunk(site, _NAME)}", body=_BODY)
+    yield _sent(pool, "get a model without a signature", "GET", url.address(model_chunk(_nobodys())))
+    yield _sent(pool, "put an update without a signature", "PUT", url.address(update_chunk(site, _NAME)), body=_BODY)
 
 
 def with_credentials(store: S3Blobs, site: str, other: str, federation: str) -> Iterator[Attack]:
@@ -116,7 +117,7 @@ def own_copies(pool: BoundedPool, own: Signer, targets: Targets) -> Iterator[Att
 
 def _copied(pool: BoundedPool, signer: Signer, what: str, targets: Targets, source: str) -> Attack:
     url = signer.presign_put(update_chunk(targets.site, _NAME), 300)
-    return _sent(pool, what, "PUT", url, body=b"", copied=f"/{targets.bucket}/{source}")
+    return _sent(pool, what, "PUT", url, body=b"", copied=f"/{targets.place}/{source}")
 
 
 def of_signers(pool: BoundedPool, up: Signer, down: Signer, site: str) -> Iterator[Attack]:

@@ -111,7 +111,7 @@ def test_groups_of_ones_own_stand_beside_the_stock_ones_or_replace_them() -> Non
         ({"store": "s3://s3.example:80/bucket"}, "not encrypted"),
         ({"broker": "amqps://mq.example/v"}, "the port included"),
         ({"broker": "amqps://mq.example:5671"}, "needs a vhost"),
-        ({"store": "s3s://s3.example:443/B"}, "needs a bucket"),
+        ({"store": "s3s://s3.example:443/B"}, "a bucket has 3 to 63"),
         ({"store": "s3s://s3.example:x/b"}, "store is not a URL"),
         ({"trainer": "mytask"}, "write it as module:factory"),
         ({"access": "free"}, "access: 'free' will not do; write 'credentials' or 'presigned'"),

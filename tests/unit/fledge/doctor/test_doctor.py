@@ -299,7 +299,7 @@ def test_nothing_is_both_needed_and_forbidden(role: Role, name: str) -> None:
     assert {attempt.operation.what for attempt in needed(mine)} >= {f"queue {queue}" for queue in mine.reads}
 
 
-TARGETS = Targets(bucket="fl0", federation="fl", site="site-a", other="site-b")
+TARGETS = Targets(place="fl0", federation="fl", site="site-a", other="site-b")
 
 
 class Answers(BaseHTTPRequestHandler):

@@ -1,0 +1,145 @@
+"""S3 servers that we did not choose, for the contract of all stores: taken where they are found, named where not.
+
+`scripts/s3-servers.sh` gets what can be got; it puts programs where they are looked for here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.ports import free_ports
+from tests.support.s3 import ACCESS_KEY, SECRET_KEY, answers
+from tests.support.seaweed import ENDING_WITH_THE_TESTS
+
+FOLDER = Path(os.environ.get("FLEDGE_S3_SERVERS", "/var/tmp/fledge-s3"))
+"""Where the script put them; what is on the path counts, too."""
+_START_S = 90.0
+_NO_SNAPSHOTS = "RadosGW on SQLite reads an object's first bytes and the rest one after the other; on RADOS it does not"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How a server is started."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of server: the program that has to be there, and how it is made to serve a folder on a port."""
+
+    name: str
+    program: str
+    prepare: Callable[[str, Path, int], Start]
+    torn: str = ""
+    """See `tests.support.blobs.Subject`."""
+
+
+def _juicefs(program: str, folder: Path, port: int) -> Start:
+    """Its gateway is MinIO's server in front of a file system of its own."""
+    meta = f"sqlite3://{folder / 'meta.db'}"
+    _run(program, "format", "--no-update", f"--bucket={folder / 'objects'}/", "--storage=file", meta, "fledge")
+    cache = f"--cache-dir={folder / 'cache'}"
+    command = [program, "gateway", "--multi-buckets", "--no-usage-report", cache, meta, f"127.0.0.1:{port}"]
+    return Start(
+        command=command,
+        environment={"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY, "HOME": str(folder)},
+    )
+
+
+def _ceph(program: str, folder: Path, port: int) -> Start:
+    """RadosGW alone, without a cluster: its objects are in SQLite."""
+    config = folder / "ceph.conf"
+    config.write_text(
+        "\n".join(
+            [
+                "[client.rgw]",
+                "rgw_backend_store = dbstore",
+                "rgw_config_store = dbstore",
+                f"dbstore_db_dir = {folder}",
+                f"dbstore_config_uri = file:{folder / 'config.db'}",
+                f"rgw_data = {folder}",
+                f"run_dir = {folder}",
+                f"admin_socket = {folder / 'socket'}",
+                f"rgw_frontends = beast endpoint=127.0.0.1:{port}",
+                "keyring = /dev/null",
+                "",
+            ]
+        )
+    )
+    said = ["--no-mon-config", f"--conf={config}", "--name=client.rgw"]
+    keys = [f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"]
+    _run(f"{program}-admin", *said, "user", "create", "--uid=fledge", "--display-name=fledge", *keys)
+    return Start(command=[program, "-f", *said], environment={})
+
+
+def _moto(program: str, folder: Path, port: int) -> Start:
+    """Amazon's S3 as those who test against it imagine it; it believes every key."""
+    return Start(command=[program, "--host=127.0.0.1", f"--port={port}"], environment={})
+
+
+KINDS = {
+    "juicefs": Kind(name="JuiceFS gateway (MinIO's code)", program="juicefs", prepare=_juicefs),
+    "ceph": Kind(name="Ceph RadosGW", program="radosgw", prepare=_ceph, torn=_NO_SNAPSHOTS),
+    "moto": Kind(name="moto", program="moto_server", prepare=_moto),
+}
+"""Every kind by the word for it in the names of tests."""
+
+
+def find(kind: Kind) -> str | None:
+    """The program, if it is there."""
+    return shutil.which(kind.program, path=f"{FOLDER / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+
+class OtherStore:
+    """One server process on a port and a folder of its own."""
+
+    def __init__(self, kind: Kind, folder: Path) -> None:
+        """Start, or skip the test where there is no such server."""
+        program = find(kind)
+        if program is None:
+            pytest.skip(f"{kind.name} is not on this machine; scripts/s3-servers.sh gets it")
+        (self.port,) = free_ports(1)
+        self._log = folder / "log"
+        start = kind.prepare(program, folder, self.port)
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*ENDING_WITH_THE_TESTS, *start.command],
+                cwd=folder,
+                env=os.environ | start.environment,
+                stdout=log,
+                stderr=log,
+            )
+        self._wait(kind)
+
+    def _wait(self, kind: Kind) -> None:
+        deadline = time.monotonic() + _START_S
+        while not answers(self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"{kind.name} did not start: {self._log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.05)
+
+    def url(self, place: str) -> str:
+        """The store URL of a bucket, or of a prefix in it."""
+        return f"s3://{ACCESS_KEY}:{SECRET_KEY}@127.0.0.1:{self.port}/{place}"
+
+    def stop(self) -> None:
+        """End the process without asking it."""
+        self._process.kill()
+        self._process.wait(timeout=30)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} {command[1]}: {(done.stdout + done.stderr)[-2000:]}")
