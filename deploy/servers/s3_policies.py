@@ -48,7 +48,8 @@ def aggregator_policy(place: str) -> Definition:
     bucket, _, prefix = place.partition("/")
     below = {"Condition": {"StringLike": {"s3:prefix": [f"{prefix}/*"]}}} if prefix else {}
     listing = {"Sid": "List", "Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [f"arn:aws:s3:::{bucket}"]}
-    return _policy(_allow("Objects", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], place, ["*"]), listing | below)
+    objects = _allow("Objects", ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], place, ["*"])
+    return _policy(objects, listing | below)
 
 
 def _policy(*statements: Definition) -> Definition:

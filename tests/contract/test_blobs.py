@@ -48,11 +48,12 @@ def _s3(request: pytest.FixtureRequest) -> Iterator[Subject]:
 
 
 def _proxied(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Through a proxy, and below a prefix."""
     server: S3Server = request.getfixturevalue("s3_server")
-    bucket: str = request.getfixturevalue("bucket")
-    root = server.directory / bucket
+    place = f"{request.getfixturevalue('bucket')}/clinics/Demo_1"
+    root = server.directory / place
     proxy = FaultProxy(server.port)
-    yield Subject(open_blobs(server.url(bucket, port=proxy.port)), lambda key, data: _write_file(root / key, data))
+    yield Subject(open_blobs(server.url(place, port=proxy.port)), lambda key, data: _write_file(root / key, data))
     proxy.close()
 
 
@@ -83,11 +84,11 @@ def _seaweed(request: pytest.FixtureRequest) -> Iterator[Subject]:
 
 def _other(word: str, request: pytest.FixtureRequest) -> Iterator[Subject]:
     opened: Callable[[str], OtherStore] = request.getfixturevalue("other_stores")
-    bucket: str = request.getfixturevalue("bucket")
+    place = f"{request.getfixturevalue('bucket')}/clinics"
     server = opened(word)
-    vandal = S3Blobs.from_url(server.url(bucket))
+    vandal = S3Blobs.from_url(server.url(place))
     # What is put is not hashed again, so whoever puts can put anything.
-    yield Subject(open_blobs(server.url(bucket)), vandal.put, torn=KINDS[word].torn)
+    yield Subject(open_blobs(server.url(place)), vandal.put, torn=KINDS[word].torn)
     vandal.close()
 
 

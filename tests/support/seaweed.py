@@ -59,14 +59,19 @@ class Login:
 class Provisioned:
     """A federation that the provisioner has made for a store on this machine, and what SeaweedFS is told of it."""
 
-    def __init__(self, folder: Path, port: int, *, broker_port: int = 1) -> None:
-        """Make everybody's kit, unpacked below `folder / name`, and `identities.json`."""
+    def __init__(
+        self, folder: Path, port: int, *, broker_port: int = 1, place: str = BUCKET, neighbours: str = NEIGHBOURS
+    ) -> None:
+        """Make everybody's kit, unpacked below `folder / name`, and `identities.json`.
+
+        `place` and `neighbours` say where this federation's objects and the other's are: a bucket, or `bucket/prefix`.
+        """
         project = check_project(
             {
                 "name": FEDERATION,
                 "aggregator": {"org": "hub", "address": "127.0.0.1", "names": ["localhost"]},
                 "broker": f"amqps://127.0.0.1:{broker_port}/{FEDERATION}",
-                "store": f"s3s://127.0.0.1:{port}/{BUCKET}",
+                "store": f"s3s://127.0.0.1:{port}/{place}",
                 "sites": [{"name": name, "org": f"hospital-{name}"} for name in SITES],
                 "operators": [
                     {"name": name, "email": f"{name}@hub.example", "org": "hub", "roles": ["super"]}
@@ -80,30 +85,31 @@ class Provisioned:
             open_kit(kit.path, kit.password, folder / kit.name, now)
         self.folder = folder
         self.port = port
+        self.place = place
         store = json.loads((folder / "provisioner" / "store.json").read_text(encoding="utf-8"))
         self.logins = {each["name"]: Login(each["access_key"], each["secret_key"]) for each in store["identities"]}
         """By the name that the identity has at the store: `site-north`, `operator-lead`, `sign-uploads`, …"""
-        told = identities(BUCKET, store)
-        self._add_neighbour(told)
+        told = identities(place, store)
+        self._add_neighbour(told, neighbours)
         self.identities = folder / "identities.json"
         self.identities.write_text(json.dumps(told), encoding="utf-8")
 
-    def _add_neighbour(self, told: Definition) -> None:
-        """Somebody else's identity and bucket, with as many rights there as the aggregator has here."""
+    def _add_neighbour(self, told: Definition, place: str) -> None:
+        """Somebody else's identity and place, with as many rights there as the aggregator has here."""
         keys = new_credentials()
         self.logins["neighbour"] = Login(keys.access_key, keys.secret_key)
-        other = identities(NEIGHBOURS, {"identities": [{"name": AGGREGATOR, **keys.model_dump()}]})
+        other = identities(place, {"identities": [{"name": AGGREGATOR, **keys.model_dump()}]})
         told["identities"].append(other["identities"][0] | {"name": "neighbour", "policyNames": ["neighbour"]})
         told["policies"].append(other["policies"][0] | {"name": "neighbour"})
 
-    def url(self, name: str, *, bucket: str = BUCKET, options: str = "") -> str:
-        """The store's URL for one identity, with the certificate of its own kit."""
+    def url(self, name: str, *, place: str = "", options: str = "") -> str:
+        """The store's URL for one identity, with the certificate of its own kit; `place` if it tries another."""
         login = self.logins[name]
         kit = self.folder / name.removeprefix("site-").removeprefix("operator-")
         tls = (kit if kit.is_dir() else self.folder / "aggregator") / "tls"
         files = f"cacertfile={quote(str(tls / 'ca.pem'))}&certfile={quote(str(tls / 'client.pem'))}"
         files += f"&keyfile={quote(str(tls / 'client.key'))}"
-        where = f"127.0.0.1:{self.port}/{bucket}?{files}{options}"
+        where = f"127.0.0.1:{self.port}/{place or self.place}?{files}{options}"
         return f"s3s://{login.access_key}:{login.secret_key}@{where}"
 
     def caller(self, name: str = "") -> Caller:

@@ -31,7 +31,9 @@ _FULL = frozenset(
     }
 )
 """What servers say when there is no room, some of them with a status that usually means something else."""
-_ELSEWHERE = frozenset({"", "AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect"})
+_ELSEWHERE = frozenset(
+    {"AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "PermanentRedirect", "TemporaryRedirect"}
+)
 _LONGEST_PAUSE_S = 5.0
 _WARN_AT = frozenset({2, 4, 8, 16, 32, 64})  # one hiccup is no one's business, an outage is, but not at every try
 
@@ -113,7 +115,7 @@ class Patience:
             return f"the store has no room left ({answer}), whoever runs it has to make some"
         if answer.status == 404:
             raise Missing(f"{what} at {self._where}: no such object ({answer})") from None
-        if answer.region and answer.code in _ELSEWHERE:
+        if answer.region and (answer.code in _ELSEWHERE or (not answer.code and answer.status in _LASTING)):
             raise StoreError(
                 f"{what} at {self._where}: the bucket is in region {answer.region!r} ({answer}); whoever signs has to"
                 f" write its host, or ?region={answer.region}, into the store's URL"

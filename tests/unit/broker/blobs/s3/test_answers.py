@@ -1,0 +1,170 @@
+"""What servers answer of which S3's description says little: missing buckets, other regions, no room left."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from broker.blobs.s3 import store as s3_store
+from broker.blobs.s3.presigned import PresignedBlobs
+from broker.blobs.s3.store import S3Blobs
+from protocol.errors import Forbidden, Missing, StoreError
+from protocol.messages import Grant
+
+DATA = b"an update"
+KEY = f"up/site-a/{hashlib.sha256(DATA).hexdigest()}"
+MAKE = "PUT /clinics"
+Answer = tuple[int, str, dict[str, str]]
+"""Status, the inside of an error's document, and headers."""
+
+
+def error(status: int, code: str, more: str = "", **headers: str) -> Answer:
+    """An error in S3's words."""
+    return status, f"<Error><Code>{code}</Code>{more}</Error>", {k.replace("_", "-"): v for k, v in headers.items()}
+
+
+OK: Answer = (200, "", {})
+NO_BUCKET = error(404, "NoSuchBucket")
+DENIED = error(403, "AccessDenied")
+
+
+@contextmanager
+def answering(answer: Callable[[str], Answer], deadline: float = 20) -> Iterator[tuple[str, list[str]]]:
+    """A server whose answer to `METHOD /path` is that function's; its URL, and everything that was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def serve(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            request = f"{self.command} {self.path.partition('?')[0]}"
+            asked.append(request)
+            status, text, headers = answer(request)
+            body = b"" if self.command == "HEAD" else text.encode()
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/xml", "Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    for method in ("GET", "PUT", "HEAD", "DELETE"):
+        setattr(Handler, f"do_{method}", Handler.serve)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"s3://key:secret@127.0.0.1:{server.server_port}/clinics?deadline={deadline}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("refusal", [DENIED, error(409, "OperationAborted"), error(409, "BucketAlreadyOwnedByYou")])
+def test_who_is_refused_the_bucket_that_another_is_making_uses_it_as_soon_as_it_is_there(refusal: Answer) -> None:
+    tries = 0
+
+    def answer(request: str) -> Answer:
+        nonlocal tries
+        if request == MAKE:
+            tries += 1
+            return refusal
+        return OK if tries > 2 else NO_BUCKET
+
+    with answering(answer) as (url, asked):
+        S3Blobs.from_url(url).put(KEY, DATA)
+    assert asked.count(MAKE) == 3
+
+
+def test_who_may_not_make_a_bucket_that_nobody_makes_is_told_which_and_whom_to_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(s3_store, "_MADE_BY_OTHERS_S", 0.3)
+    with answering(lambda request: DENIED if request == MAKE else NO_BUCKET) as (url, asked):
+        with pytest.raises(Forbidden, match="ask whoever runs that server to make it") as refused:
+            S3Blobs.from_url(url).put(KEY, DATA)
+        assert url.partition("@")[2].partition("/")[0] in str(refused.value)
+    assert "bucket 'clinics' does not exist" in str(refused.value)
+    assert asked.count(MAKE) > 1
+
+
+def test_a_bucket_that_is_made_at_the_first_try_is_made_once() -> None:
+    made = threading.Event()
+
+    def answer(request: str) -> Answer:
+        if request == MAKE:
+            made.set()
+        return OK if made.is_set() else NO_BUCKET
+
+    with answering(answer) as (url, asked):
+        store = S3Blobs.from_url(url)
+        store.put(KEY, DATA)
+        store.put(KEY, DATA)
+    assert asked == [f"PUT /clinics/{KEY}", MAKE, f"PUT /clinics/{KEY}", f"PUT /clinics/{KEY}"]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        error(400, "AuthorizationHeaderMalformed", "<Region>eu-central-1</Region>"),
+        error(403, "AuthorizationHeaderMalformed", "<Region>eu-central-1</Region>"),
+        error(301, "PermanentRedirect", "<Endpoint>s3.example</Endpoint>", x_amz_bucket_region="eu-central-1"),
+        error(400, "AuthorizationQueryParametersError", "<Region>eu-central-1</Region>"),
+    ],
+)
+def test_a_bucket_in_another_region_is_said_to_be_there_with_what_to_write(refusal: Answer) -> None:
+    with answering(lambda _: refusal) as (url, asked):
+        store = S3Blobs.from_url(url)
+        port = url.partition("@")[2].partition("/")[0]
+        site = PresignedBlobs.from_url(
+            f"s3://{port}/clinics",
+            lambda _: Grant(message=b"m" * 16, head=b"", urls=(store.presign_put(KEY, 60),), expires=0),
+            "site-a",
+        )
+        calls = [lambda: store.get(KEY, 100), lambda: store.put(KEY, DATA), lambda: site.put(KEY, DATA)]
+        if refusal[2]:  # an answer to HEAD has nothing but headers
+            calls.append(lambda: store.has(KEY))
+        for call in calls:
+            asked.clear()
+            with pytest.raises(StoreError, match=r"in region 'eu-central-1'.*\?region=eu-central-1") as refused:
+                call()
+            assert not isinstance(refused.value, Forbidden | Missing)
+            assert len(asked) == 1
+
+
+def test_only_what_looks_like_a_region_is_repeated() -> None:
+    misleading = error(301, "PermanentRedirect", x_amz_bucket_region="http://elsewhere/?x")
+    with answering(lambda _: misleading) as (url, _), pytest.raises(StoreError, match="will not do this") as refused:
+        S3Blobs.from_url(url).has(KEY)
+    assert "elsewhere" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        error(507, "XMinioStorageFull"),
+        error(507, "InsufficientStorage"),
+        error(403, "QuotaExceeded"),
+        error(400, "XMinioAdminBucketQuotaExceeded"),
+        (507, "<html>no room</html>", {"Content-Type": "text/html"}),
+    ],
+)
+def test_a_full_store_is_said_to_be_full_and_takes_objects_again_once_there_is_room(refusal: Answer) -> None:
+    room = threading.Event()
+    with answering(lambda _: OK if room.is_set() else refusal, deadline=0.8) as (url, asked):
+        store, begun = S3Blobs.from_url(url), time.monotonic()
+        with pytest.raises(StoreError, match="no room left") as refused:
+            store.put(KEY, DATA)
+        assert refused.value.retryable
+        assert time.monotonic() - begun < 5
+        assert len(asked) > 1
+        room.set()
+        store.put(KEY, DATA)
