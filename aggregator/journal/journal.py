@@ -33,7 +33,7 @@ from aggregator.journal.tables import (
     versions,
 )
 from aggregator.journal.tables import evaluations as evaluations_table
-from broker.runtime.database import Statement, commit_error, open_database, replacing
+from broker.runtime.database import Statement, commit_error, open_database, opening, replacing
 from broker.transport.outbox import OutboxRow
 from protocol.codec import encode
 from protocol.errors import Fenced
@@ -92,7 +92,7 @@ class Journal(History):
         self._batch = _Batch()
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self._recent_bytes = 0
-        with self.engine.begin() as db:
+        with opening(self.engine, path), self.engine.begin() as db:
             found = db.scalar(select(lease.c.epoch))
             self._epoch = 1 if found is None else found + 1
             db.execute(replacing(lease, "id").values(id=1, epoch=self._epoch))

@@ -7,7 +7,8 @@ companion `synchronous=NORMAL` may lose committed rows on power loss.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import Insert
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import NullPool, StaticPool
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
@@ -63,21 +64,31 @@ def open_database(path: Path | None, metadata: MetaData, schema: int) -> Engine:
         engine = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False, "timeout": 10})
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
-    marker = Table("schema", metadata, Column("version", Integer, primary_key=True), extend_existing=True)
+    with opening(engine, path):
+        found = _schema_of(engine, metadata, schema)
+        if found != schema:
+            raise StateError(
+                f"{path} has schema {found}, this software writes {schema}; upgrade or use the matching version"
+            )
+    return engine
+
+
+@contextmanager
+def opening(engine: Engine, path: Path | None) -> Iterator[None]:
+    """Close the database again if the block, the first to use it, fails.
+
+    Raises:
+        StateError: the database refused what the block asked of it.
+    """
     try:
-        metadata.create_all(engine)
-        with engine.begin() as connection:
-            found = connection.scalar(select(marker.c.version))
-            if found is None:
-                connection.execute(insert(marker).values(version=schema))
+        yield
     except OperationalError as error:
+        engine.dispose()
         why = f"cannot be opened ({error.orig}); check the disk and the file's permissions"
         raise StateError(f"{path}: {why}") from error
-    if found not in (None, schema):
-        raise StateError(
-            f"{path} has schema {found}, this software writes {schema}; upgrade or use the matching version"
-        )
-    return engine
+    except BaseException:
+        engine.dispose()
+        raise
 
 
 def open_readonly(path: Path) -> Engine:
@@ -88,7 +99,8 @@ def open_readonly(path: Path) -> Engine:
     """
     if not path.is_file():
         raise StateError(f"{path}: no such database; give the state directory of the aggregator or worker")
-    return create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", connect_args={"timeout": 10})
+    # Between two questions nothing is open, so there is nothing that a reader could forget to close.
+    return create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", poolclass=NullPool, connect_args={"timeout": 10})
 
 
 def commit_error(path: Path | None, error: OperationalError) -> StateError:
@@ -96,6 +108,17 @@ def commit_error(path: Path | None, error: OperationalError) -> StateError:
     if "full" in str(error.orig):
         return DiskFull(f"{path}: the disk is full; free some space, nothing that was acknowledged is lost")
     return StateError(f"{path}: {error.orig}")
+
+
+def _schema_of(engine: Engine, metadata: MetaData, new: int) -> int:
+    """The version of the tables, which are made as `new` if there are none."""
+    marker = Table("schema", metadata, Column("version", Integer, primary_key=True), extend_existing=True)
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        found: int | None = connection.scalar(select(marker.c.version))
+        if found is None:
+            connection.execute(insert(marker).values(version=new))
+    return new if found is None else found
 
 
 def _configure(connection: object, _record: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import weakref
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -79,6 +80,7 @@ class Desk:
         self.run = RunRules(**{**RULES, "strategy": chosen or strategy("fedbuff", buffer=2), **changes})
         self.run_rules = {RUN: self.run}
         self.engine = open_database(None, metadata, SCHEMA)
+        weakref.finalize(self, self.engine.dispose)
         self.receipts: list[Receipt] = []
         self.effects: list[Any] = []
         self.writes: list[Any] = []

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -239,20 +239,25 @@ def _patient(found: FoundFiles, files: Sequence[Header], patients: re.Pattern[st
 
 
 def _volume(images: Sequence[Dataset]) -> Volume:
-    make: Callable[..., highdicom.Volume]
-    if len(images) > 1:
-        make = partial(highdicom.get_volume_from_series, images)
-    else:
-        make = highdicom.Image.from_dataset(images[0], copy=False).get_volume
-    volume = make(
-        dtype=np.float32 if int(images[0].BitsAllocated) <= 16 else np.float64,  # exact for whole numbers of 16 bits
-        # Neither windows nor colours nor units of a vendor's own: what the scanner measured.
-        apply_real_world_transform=False,
-        apply_voi_transform=False,
-        apply_presentation_lut=False,
-        apply_palette_color_lut=False,
-        apply_icc_profile=False,
-    )
+    with ExitStack() as used:
+        make: Callable[..., highdicom.Volume]
+        if len(images) > 1:
+            make = partial(highdicom.get_volume_from_series, images)
+        else:
+            image = highdicom.Image.from_dataset(images[0], copy=False)
+            if (index := getattr(image, "_db_con", None)) is not None:
+                used.callback(index.close)  # a database in memory, which highdicom itself never closes
+            make = image.get_volume
+        volume = make(
+            # Exact for whole numbers of 16 bits.
+            dtype=np.float32 if int(images[0].BitsAllocated) <= 16 else np.float64,
+            # Neither windows nor colours nor units of a vendor's own: what the scanner measured.
+            apply_real_world_transform=False,
+            apply_voi_transform=False,
+            apply_presentation_lut=False,
+            apply_palette_color_lut=False,
+            apply_icc_profile=False,
+        )
     values = volume.array.transpose(2, 1, 0)
     return Volume(values, _TO_RAS @ volume.affine[:, [2, 1, 0, 3]])
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, up
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
-from broker.runtime.database import Statement, commit_error, open_database, open_readonly, replacing
+from broker.runtime.database import Statement, commit_error, open_database, open_readonly, opening, replacing
 from broker.transport.outbox import OutboxRow
 from protocol.errors import StateError
 from protocol.messages import RunState
@@ -77,7 +77,7 @@ class Journal:
         self._fresh: dict[int, OutboxRow] = {}
         """Rows written by this process and not read yet: most are wanted once, right after their commit."""
         self._engine = engine if engine is not None else open_database(path, _metadata, SCHEMA)
-        with self._begin() as db:
+        with opening(self._engine, path), self._begin() as db:
             db.execute(upsert(tables.counters).values(id=1, epoch=0, sequence=0, head=0).on_conflict_do_nothing())
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -243,6 +244,13 @@ def test_being_fenced_leaves_nothing_behind_and_stays(journal: Journal, tmp_path
     assert journal.load(REGISTRY).head == 0
 
 
+def test_a_journal_whose_tables_are_not_ours_is_refused_by_its_name(journal: Journal, tmp_path: Path) -> None:
+    with journal.engine.begin() as db:
+        db.exec_driver_sql("ALTER TABLE lease RENAME COLUMN epoch TO something")
+    with pytest.raises(StateError, match=r"aggregator\.db: cannot be opened .*epoch"):
+        opened(tmp_path)
+
+
 # ---- loading
 
 
@@ -266,7 +274,8 @@ def test_everything_the_rules_need_comes_back(journal: Journal, tmp_path: Path) 
         ]
     )
     journal.close()
-    snapshot = opened(tmp_path).load(REGISTRY)
+    with closing(opened(tmp_path)) as again:
+        snapshot = again.load(REGISTRY)
     run = snapshot.runs["run"]
     assert (run.version, run.digest, run.record_registry) == (1, b"\x01" * 32, 2)
     assert (run.state, run.reason, run.elapsed) == (RunState.PAUSED, "pause-by-olga", 30.0)
@@ -298,10 +307,10 @@ def test_outbox_rows_wait_until_they_are_confirmed(journal: Journal, tmp_path: P
     journal.commit([writes.RemoveSent(row=1), writes.RemoveSent(row=1)])
     assert list(journal.fresh) == [2]
     journal.close()
-    again = opened(tmp_path)
-    assert again.load(REGISTRY).outbox == [2]
-    assert again.fresh[2].exchange == "direct"
-    assert count(again, outbox) == 1
+    with closing(opened(tmp_path)) as again:
+        assert again.load(REGISTRY).outbox == [2]
+        assert again.fresh[2].exchange == "direct"
+        assert count(again, outbox) == 1
 
 
 def test_plans_come_back_as_they_were_with_every_bit_of_their_scalars(journal: Journal) -> None:
