@@ -23,7 +23,7 @@ from broker.runtime.settings import parse_table
 from broker.transport.base import Transport
 from broker.transport.open import open_transport
 from deploy.keyfiles import must_be_private, read_bounded
-from deploy.servers.apply import Management
+from deploy.servers.apply import Management, queue_depths
 from deploy.servers.apply import cut_off as take_login
 from protocol.errors import ConfigError
 
@@ -168,10 +168,9 @@ def admin_access_of(line: StoreConfig, base: Path, environment: Mapping[str, str
         with interface() as broker:
             take_login(broker, vhost, site)
 
-    def depths() -> list[tuple[str, int, int]]:
+    def depths() -> list[tuple[str, int | None, int | None]]:
         with interface() as broker:
-            queues = broker.rows("queues", vhost)
-        return [(queue["name"], queue.get("messages_ready", 0), queue.get("consumers", 0)) for queue in queues]
+            return queue_depths(broker, vhost)
 
     return AdminAccess(cut_off=cut_off, granter=granter, depths=depths)
 

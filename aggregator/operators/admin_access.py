@@ -16,5 +16,5 @@ class AdminAccess:
     """Take a site's login at the broker away, its open connections included."""
     granter: Granter | None = None
     """Signs URLs for sites without credentials for the store."""
-    depths: Callable[[], Sequence[tuple[str, int, int]]] | None = None
-    """Every queue with its waiting messages and its consumers."""
+    depths: Callable[[], Sequence[tuple[str, int | None, int | None]]] | None = None
+    """Every queue with its waiting messages and its consumers; None is what the broker does not know."""

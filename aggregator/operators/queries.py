@@ -53,7 +53,7 @@ class QueryContext:
     """Reads a published model's card: its run's name and the signed record; None if it cannot be read any more."""
     seen: Mapping[str, float] = field(default_factory=dict)
     """Seconds since each site was heard of."""
-    depths: Callable[[], Sequence[tuple[str, int, int]]] | None = None
+    depths: Callable[[], Sequence[tuple[str, int | None, int | None]]] | None = None
 
     def run(self, arguments: Arguments) -> Run:
         """The run that is asked about: the one named, the newest of those that go on, or the newest.

@@ -62,17 +62,20 @@ class Management:
     def __exit__(self, *_: object) -> None:
         self._pool.clear()
 
-    def call(self, method: str, *path: str, body: Definition | None = None, missing_ok: bool = False) -> object:
+    def call(
+        self, method: str, *path: str, body: Definition | None = None, missing_ok: bool = False, query: str = ""
+    ) -> object:
         """Send one request (path parts are quoted here) and return the decoded answer, None when it is empty.
 
         Args:
             missing_ok: also return None when there is no such thing.
+            query: what stands behind the question mark, quoted.
 
         Raises:
             NotAllowed: the user is unknown or may not do this.
             TransportError: not reached, or refused; says with what reason.
         """
-        what = f"{method} {self._base}{'/'.join(quote(part, safe='') for part in path)}"
+        what = f"{method} {self._base}{'/'.join(quote(part, safe='') for part in path)}{'?' if query else ''}{query}"
         data = None if body is None else json.dumps(body).encode()
         try:
             answer = self._pool.request(method, what.split(" ", 1)[1], body=data, headers=self._headers)
@@ -102,13 +105,13 @@ class Management:
             raise _stranger(f"GET {self._base}{'/'.join(path)}")
         return found
 
-    def rows(self, *path: str) -> tuple[Definition, ...]:
+    def rows(self, *path: str, query: str = "") -> tuple[Definition, ...]:
         """What a GET lists.
 
         Raises:
             TransportError: as `call`, or the answer is not that of RabbitMQ.
         """
-        found = self.call("GET", *path)
+        found = self.call("GET", *path, query=query)
         if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
             raise _stranger(f"GET {self._base}{'/'.join(path)}")
         return tuple(found)
@@ -156,6 +159,20 @@ def cut_off(management: Management, vhost: str, site: str) -> None:
     check_site(site)
     management.call("DELETE", "users", site, missing_ok=True)
     management.call("DELETE", "exchanges", vhost, up_exchange(site), missing_ok=True)
+
+
+def queue_depths(management: Management, vhost: str) -> list[tuple[str, int | None, int | None]]:
+    """Every queue of a vhost with its waiting messages and its consumers; None where the broker does not know.
+
+    The messages come from the queues themselves. The consumers come from the statistics, which lag behind by seconds,
+    are missing of new queues, and which a broker may be told not to gather (from 4.3 on they are deprecated).
+
+    Raises:
+        TransportError: the broker was not reached or refused.
+    """
+    totals = management.rows("queues", vhost, query="disable_stats=true&enable_queue_totals=true")
+    gathered = {queue["name"]: queue.get("consumers") for queue in management.rows("queues", vhost)}
+    return [(queue["name"], queue.get("messages_ready"), gathered.get(queue["name"])) for queue in totals]
 
 
 def _bring(

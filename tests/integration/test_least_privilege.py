@@ -73,6 +73,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_certificate(folder, "server", authority="ca", usage="serverAuth")
     for name, _ in PEOPLE:
         make_certificate(folder, name, authority="ca", usage="clientAuth")
+    make_certificate(folder, "watcher", authority="ca", usage="clientAuth")
     make_certificate(folder, "stranger", authority="other", usage="clientAuth", common_name="site-a")
     return folder
 
@@ -106,8 +107,13 @@ def url(node: RabbitNode, folder: Path, name: str) -> AmqpUrl:
 
 @pytest.fixture(scope="module")
 def counting(node: RabbitNode, certificates: Path) -> Iterator[Callable[[], dict[str, int]]]:
-    """How many messages each queue holds just now, of those that are not empty; lists of the broker lag behind."""
-    context = url(node, certificates, AGGREGATOR).tls_context()
+    """How many messages each queue holds just now, of those that are not empty; lists of the broker lag behind.
+
+    Newer brokers tell that only who may do something with the queue, so it is asked by somebody who may read all.
+    """
+    node.api("PUT", "users", "watcher", body={"password_hash": "", "tags": ""})
+    node.api("PUT", "permissions", VHOST, "watcher", body={"configure": "^$", "write": "^$", "read": ".*"})
+    context = url(node, certificates, "watcher").tls_context()
     assert context is not None
     parameters = pika.ConnectionParameters(
         "127.0.0.1",

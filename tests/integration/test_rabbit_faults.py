@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
@@ -116,10 +117,20 @@ def test_traffic_survives_a_killed_broker(rabbit_broker: RabbitVhost, traffic: T
     traffic.finish()
 
 
-def test_an_alarm_holds_up_publishing_and_nothing_else(rabbit_broker: RabbitVhost, traffic: Traffic) -> None:
+ALARMS = {
+    "memory": (("set_vm_memory_high_watermark", "absolute"), "1MB", "1GB"),
+    "disk": (("set_disk_free_limit",), "900000GB", "50MB"),
+}
+
+
+@pytest.mark.parametrize("which", list(ALARMS))
+def test_an_alarm_holds_up_publishing_and_nothing_else(
+    which: str, rabbit_broker: RabbitVhost, traffic: Traffic
+) -> None:
     transport, node = traffic.transport, rabbit_broker.node
+    setting, alarming, usual = ALARMS[which]
     with capture_logs() as logs:
-        node.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        node.control(*setting, alarming)
         try:
             eventually(lambda: any(entry["event"] == "broker.blocked" for entry in logs), "the broker blocks")
             held = len(traffic.futures)
@@ -127,9 +138,36 @@ def test_an_alarm_holds_up_publishing_and_nothing_else(rabbit_broker: RabbitVhos
             assert not traffic.futures[-1].done()
             eventually(lambda: transport.depth("in.q") == 0, "consuming and asking go on")
         finally:
-            node.control("set_vm_memory_high_watermark", "absolute", "1GB")
+            node.control(*setting, usual)
         traffic.wait_for_flow()
     traffic.finish()
+
+
+def test_traffic_survives_a_queue_whose_leader_is_restarted(rabbit_broker: RabbitVhost, traffic: Traffic) -> None:
+    leader = f"{{'{rabbit_broker.vhost}_in.q', node()}}"
+    for _ in range(2):
+        said = rabbit_broker.node.control(
+            "eval", f"[ra:stop_server(quorum_queues, {leader}), ra:restart_server(quorum_queues, {leader})]."
+        )
+        assert said.split() == ["[ok,ok]"]
+        traffic.wait_for_flow()
+    traffic.finish()
+
+
+def test_a_message_outlives_more_dying_consumers_than_brokers_grant_by_themselves(rabbit_broker: RabbitVhost) -> None:
+    """From 4.0 on a quorum queue drops what was delivered twenty times, unless its policy says otherwise."""
+    rabbit_broker.apply(topology(["a"]))
+    transport = rabbit_broker.open(dice=Brisk())
+    got = Collector(settle=None)
+    transport.consume(in_queue("a"), got)
+    transport.publish(up_exchange("a"), "", b"update").result(DEADLINE)
+    for life in range(1, 26):
+        got.wait_for(life)
+        rabbit_broker.proxy.cut()
+    got.wait_for(26)[-1].ack()
+    eventually(lambda: rabbit_broker.open().depth(in_queue("a")) == 0, "its last ack arrived")
+    assert got.bodies == [b"update"] * 26
+    assert rabbit_broker.open().depth(DEAD_LETTERS) == 0
 
 
 def test_a_queue_that_is_deleted_and_comes_back_is_consumed_again(rabbit_broker: RabbitVhost, traffic: Traffic) -> None:
@@ -145,8 +183,13 @@ def test_a_queue_that_is_deleted_and_comes_back_is_consumed_again(rabbit_broker:
     traffic.got.wait_until(lambda bodies: bodies[-1] == b"back", "the message after the queue came back")
 
 
-def test_a_channel_closed_by_the_broker_is_noticed_and_its_late_ack_dropped(rabbit_broker: RabbitVhost) -> None:
-    rabbit_broker.apply(FLOW)
+@pytest.mark.parametrize("single", [False, True], ids=["", "single-active"])
+def test_a_delivery_that_is_held_too_long_comes_back_and_its_late_ack_is_dropped(
+    single: bool, rabbit_broker: RabbitVhost
+) -> None:
+    """The broker closes the channel with 406; from 4.3 on it cancels the consumer, who has to give back what it has."""
+    queue = replace(FLOW.queues[0], single_active_consumer=single)
+    rabbit_broker.apply(replace(FLOW, queues=(queue, *FLOW.queues[1:])))
     node = rabbit_broker.node
     limit = "application:set_env(rabbit, {}, {}), application:set_env(rabbit, {}, {})."
     node.control("eval", limit.format("consumer_timeout", 1000, "channel_tick_interval", 500))
@@ -158,7 +201,11 @@ def test_a_channel_closed_by_the_broker_is_noticed_and_its_late_ack_dropped(rabb
             transport.publish("x", "", b"held too long").result(DEADLINE)
             first, second = got.wait_for(2, DEADLINE)
         assert [second.body, second.redelivered] == [b"held too long", True]
-        assert any(entry["event"] == "consume.lost" and "406" in entry["reason"] for entry in logs)
+        assert any(
+            entry["event"] == "consume.cancelled_by_broker"
+            or (entry["event"] == "consume.lost" and "406" in entry["reason"])
+            for entry in logs
+        )
         first.ack()
         transport.publish("x", "", b"next").result(DEADLINE)
         got.wait_until(lambda bodies: bodies.count(b"next") == 1, "the subscription still works")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,17 @@ def require_rabbit() -> None:
 class RabbitNode:
     """One broker process group. `start` returns when it serves; `kill` is SIGKILL; data survive both."""
 
-    def __init__(self, *, tls: Path | None = None, external_only: bool = False, programs: Path = BIN) -> None:
+    def __init__(
+        self,
+        *,
+        tls: Path | None = None,
+        external_only: bool = False,
+        programs: Path = BIN,
+        settings: Sequence[str] = (),
+    ) -> None:
         """Write the configuration; with `tls` (a folder with ca.pem, server.pem, server.key) client
-        certificates are demanded on a second port, and with `external_only` they are the only login, as deployed.
+        certificates are demanded on a second port, and with `external_only` they are the only login, as deployed;
+        `settings` are further lines of it.
 
         Between `kill` and `start`, `programs` may become another version's.
         """
@@ -95,6 +104,7 @@ class RabbitNode:
             f"http://{USER}:{PASSWORD.replace('/', '%2F').replace('@', '%40')}@127.0.0.1:{self.management_port}"
         )
         self._process: subprocess.Popen[bytes] | None = None
+        self._settings = settings
         self._write_configuration(tls, external_only)
         self._env = self._environment(dist_port)
         self._guardian = subprocess.Popen(
@@ -179,6 +189,7 @@ class RabbitNode:
             "disk_free_limit.absolute = 50MB",
             "log.console = false",
             "collect_statistics_interval = 1000",
+            *self._settings,
         ]
         plugins = ["rabbitmq_management"]
         if tls is not None:

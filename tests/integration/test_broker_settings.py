@@ -1,0 +1,129 @@
+"""Brokers that are set up otherwise than the tests' own: no statistics, nothing deprecated, definitions from a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deploy.servers.apply import Management, apply_members, queue_depths
+from deploy.servers.gitops import broker_definitions
+from deploy.servers.members import BrokerMembers, members_of
+from protocol.keys import Identity, Role
+from protocol.registry import Registry
+from protocol.topology import AGGREGATOR, DEAD_LETTERS, in_queue, up_exchange
+from tests.support.collect import Collector
+from tests.support.rabbit import RabbitNode, RabbitVhost, require_rabbit, version
+from tests.support.waiting import DEADLINE, eventually
+
+pytestmark = pytest.mark.servers
+
+DEPRECATED = {
+    (3, 13): ("classic_queue_mirroring", "global_qos", "ram_node_type", "transient_nonexcl_queues"),
+    (4, 0): ("amqp_address_v1", "global_qos", "transient_nonexcl_queues"),
+    (4, 3): (
+        "amqp_address_v1",
+        "amqp_filter_set_bug",
+        "global_qos",
+        "queue_master_locator",
+        "transient_nonexcl_queues",
+    ),
+}
+"""From which release on: what it still permits, or can be made to, but the management's statistics, which nobody asks for here."""
+OF_THE_MANAGEMENT = {"management_metrics_collection"}
+
+
+def members() -> BrokerMembers:
+    found = Registry(version=0, entries=())
+    for name, role in ((AGGREGATOR, Role.AGGREGATOR), ("north", Role.SITE), ("lead", Role.OPERATOR)):
+        found = found.with_entry(Identity.generate(name, role).public)
+    return members_of(found)
+
+
+@contextmanager
+def node_with(settings: Sequence[str]) -> Iterator[RabbitNode]:
+    require_rabbit()
+    node = RabbitNode(settings=settings)
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
+
+
+def release() -> tuple[int, int]:
+    major, minor, *_ = version().split(".")
+    return int(major), int(minor)
+
+
+def send_one_and_count(node: RabbitNode) -> dict[str, tuple[int | None, int | None]]:
+    """Deploy, send an update that nobody fetches, and count until it is seen."""
+    with Management(node.management_url) as management:
+        apply_members(management, "/", members())
+        assert apply_members(management, "/", members()).changes == ()
+        vhost = RabbitVhost(node)
+        try:
+            transport = vhost.open(node.url("%2F"))
+            transport.publish(up_exchange("north"), "", b"update").result(DEADLINE)
+            # A queue counts for itself every few seconds.
+            eventually(lambda: dict_of(management)[in_queue("north")][0] == 1, "the message is counted")
+            return dict_of(management)
+        finally:
+            vhost.close()
+
+
+def dict_of(management: Management) -> dict[str, tuple[int | None, int | None]]:
+    return {name: (ready, consumers) for name, ready, consumers in queue_depths(management, "/")}
+
+
+def test_depths_are_right_on_a_broker_that_gathers_statistics(rabbit_node: RabbitNode) -> None:
+    found = send_one_and_count(rabbit_node)
+    assert found[DEAD_LETTERS][0] == 0
+    rabbit_node.api("DELETE", "queues", "/", in_queue("north"), "contents")
+
+
+@pytest.mark.long
+def test_a_broker_that_gathers_no_statistics_tells_depths_and_that_it_knows_no_consumers() -> None:
+    with node_with(["management_agent.disable_metrics_collector = true"]) as node:
+        assert send_one_and_count(node)[in_queue("north")] == (1, None)
+
+
+@pytest.mark.long
+def test_a_broker_that_permits_nothing_deprecated_serves_a_federation() -> None:
+    if release() < (3, 13):
+        pytest.skip("this RabbitMQ cannot be told what to permit")
+    known = DEPRECATED[max(since for since in DEPRECATED if since <= release())]
+    denied = [f"deprecated_features.permit.{name} = false" for name in (*known, *OF_THE_MANAGEMENT)]
+    with node_with(denied) as node:
+        assert send_one_and_count(node)[in_queue("north")] == (1, None)
+
+
+def test_a_deployed_federation_uses_nothing_that_is_deprecated(rabbit_broker: RabbitVhost) -> None:
+    node = rabbit_broker.node
+    with Management(node.management_url) as management:
+        apply_members(management, rabbit_broker.vhost, members())
+    transport, got = rabbit_broker.open(), Collector()
+    transport.consume(in_queue("north"), got)
+    transport.publish(up_exchange("north"), "", b"update").result(DEADLINE)
+    got.wait_for(1)
+    if release() >= (3, 13):
+        assert node.api("GET", "deprecated-features", "used") == []
+    log = (node.base / "log" / "rabbit.log").read_text()
+    assert set(re.findall(r"Deprecated features: `(\w+)`", log)) <= OF_THE_MANAGEMENT
+
+
+@pytest.mark.long
+def test_a_broker_that_loads_the_definitions_when_it_starts_needs_nothing_more(tmp_path: Path) -> None:
+    file = tmp_path / "definitions.json"
+    whole = broker_definitions("fl", members())
+    administrator = {"name": "fledge", "password": "s3cr:t/@word", "tags": "administrator"}
+    file.write_text(json.dumps(whole | {"users": [*whole["users"], administrator]}))
+    with (
+        node_with([f"load_definitions = {file}"]) as node,
+        Management(node.management_url) as management,
+    ):
+        assert apply_members(management, "fl", members(), dry_run=True).changes == ()
