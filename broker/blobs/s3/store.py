@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
+from typing import TypeVar
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
@@ -37,6 +38,8 @@ _ANY_KEY = head_key("any")
 _MADE_BY_OTHERS_S = 5.0
 """For how long a bucket that one may not make oneself is waited for."""
 
+T = TypeVar("T")
+
 
 class S3Blobs:
     """Keeps objects in one bucket; makes the bucket with the first put if it may.
@@ -56,6 +59,7 @@ class S3Blobs:
         """
         self._where = str(url)
         self._bucket, self._prefix = url.bucket, url.prefix
+        self._may_list = True  # until the server has refused it
         if not url.access_key or not url.secret_key:
             raise ConfigError(
                 f"store URL {self._where!r}: no credentials; write KEY:SECRET@ before the host or set"
@@ -79,7 +83,7 @@ class S3Blobs:
 
     def get(self, key: str, limit: int) -> bytes:
         check_key(key)
-        return check_bytes(key, self._patience.call(f"get {key}", lambda: self._fetch(key, limit)))
+        return check_bytes(key, self._read("get", key, lambda: self._fetch(key, limit)))
 
     def has(self, key: str) -> bool:
         """Whether the object is there.
@@ -89,7 +93,7 @@ class S3Blobs:
         """
         check_key(key)
         try:
-            self._patience.call(f"look for {key}", lambda: self._client.stat_object(self._bucket, self._name(key)))
+            self._read("look for", key, lambda: self._client.stat_object(self._bucket, self._name(key)))
         except Missing:
             return False
         return True
@@ -126,7 +130,7 @@ class S3Blobs:
     def get_head(self, name: str, limit: int) -> bytes | None:
         key = head_key(check_head(name))
         try:
-            return self._patience.call(f"get {key}", lambda: self._fetch(key, limit))
+            return self._read("get", key, lambda: self._fetch(key, limit))
         except Missing:
             return None
 
@@ -157,6 +161,33 @@ class S3Blobs:
     def _name(self, key: str) -> str:
         """What the object is called in the bucket."""
         return f"{self._prefix}{key}"
+
+    def _read(self, verb: str, key: str, action: Callable[[], T]) -> T:
+        """Read an object; where the answer does not tell whether it is forbidden or missing, listing it may.
+
+        Amazon's S3 refuses what is not there to all who may not list the whole bucket, so also to whom a policy lets
+        list below a prefix only.
+        """
+        try:
+            return self._patience.call(f"{verb} {key}", action)
+        except Forbidden:
+            answer = self._http.answer
+            if answer is not None and answer.code in ("", "AccessDenied") and self._is_absent(key):
+                raise Missing(f"{verb} {key} at {self._where}: no such object (not listed)") from None
+            raise
+
+    def _is_absent(self, key: str) -> bool:
+        """Whether this identity can see by listing that there is no such object."""
+        if not self._may_list:
+            return False
+        try:
+            found = self._patience.call(f"list {key}", partial(self._page, key, ""))
+        except Forbidden:
+            self._may_list = False
+            return False
+        except StoreError:
+            return False
+        return all(info.key != key for info in found)
 
     def _put(self, key: str, data: bytes) -> None:
         def send() -> None:
@@ -209,6 +240,8 @@ class S3Blobs:
                 return
             before = last, len(folders)
             for position, entry in enumerate(page):
+                if entry.key == prefix:
+                    continue  # an empty object, by which consoles mark a folder that somebody made there
                 if entry.key.endswith("/"):
                     if entry.key not in folders and _holds_keys(entry.key, prefix):
                         folders.add(entry.key)
@@ -266,4 +299,4 @@ def _client(url: S3Url, http: BoundedPool) -> Minio:
 
 def _holds_keys(folder: str, prefix: str) -> bool:
     """Whether our objects may lie in it; what else is in the bucket is not looked at."""
-    return folder.startswith(prefix) and folder != prefix and is_key(folder + "0" * 64)
+    return folder.startswith(prefix) and is_key(folder + "0" * 64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -35,7 +35,7 @@ DENIED = error(403, "AccessDenied")
 
 
 @contextmanager
-def answering(answer: Callable[[str], Answer], deadline: float = 20) -> Iterator[tuple[str, list[str]]]:
+def answering(answer: Callable[..., Answer], deadline: float = 20) -> Iterator[tuple[str, list[str]]]:
     """A server whose answer to `METHOD /path` is that function's; its URL, and everything that was asked."""
     asked: list[str] = []
 
@@ -46,7 +46,8 @@ def answering(answer: Callable[[str], Answer], deadline: float = 20) -> Iterator
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             request = f"{self.command} {self.path.partition('?')[0]}"
             asked.append(request)
-            status, text, headers = answer(request)
+            told = {name.lower(): value for name, value in self.headers.items()}
+            status, text, headers = answer(*(request, told)[: answer.__code__.co_argcount])
             body = b"" if self.command == "HEAD" else text.encode()
             self.send_response(status)
             for name, value in {"Content-Type": "application/xml", "Content-Length": str(len(body)), **headers}.items():
@@ -168,3 +169,50 @@ def test_a_full_store_is_said_to_be_full_and_takes_objects_again_once_there_is_r
         assert len(asked) > 1
         room.set()
         store.put(KEY, DATA)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_what_is_refused_but_not_listed_is_missing(listed: bool) -> None:
+    """Amazon's S3 answers 403 for what is not there, unless one may list the whole bucket."""
+    entry = f"<Contents><Key>clinics/{KEY}</Key><Size>1</Size></Contents>" if listed else ""
+    listing = f"<ListBucketResult><Name>clinics</Name><IsTruncated>false</IsTruncated>{entry}</ListBucketResult>"
+    page: Answer = (200, listing, {})
+    refused = Forbidden if listed else Missing
+    with answering(lambda request: page if request == "GET /clinics" else DENIED) as (url, _):
+        store = S3Blobs.from_url(url.replace("/clinics?", "/clinics/clinics?"))
+        with pytest.raises(refused):
+            store.get(KEY, 100)
+        if listed:
+            with pytest.raises(Forbidden):
+                store.has(KEY)
+        else:
+            assert not store.has(KEY)
+            assert store.get_head("demo", 100) is None
+
+
+def test_who_may_not_list_asks_for_it_once() -> None:
+    with answering(lambda _: DENIED) as (url, asked):
+        store = S3Blobs.from_url(url)
+        for _ in range(3):
+            with pytest.raises(Forbidden):
+                store.get(KEY, 100)
+        with pytest.raises(Forbidden):
+            list(store.list(""))
+    assert asked.count("GET /clinics") == 2
+
+
+def test_a_put_is_plain_enough_for_every_server() -> None:
+    """No chunks that are signed one by one, no checksums of a kind, no expectations: not every server takes those."""
+    seen: dict[str, str] = {}
+
+    def answer(request: str, headers: Mapping[str, str]) -> Answer:
+        seen.update(headers)
+        return OK
+
+    with answering(answer) as (url, asked):
+        S3Blobs.from_url(url).put(KEY, bytes(6_000_000))
+    assert len(asked) == 1
+    assert seen["content-length"] == "6000000"
+    assert not {"expect", "transfer-encoding", "content-encoding"} & seen.keys()
+    assert seen.keys() & {name for name in seen if name.startswith("x-amz-")} == {"x-amz-content-sha256", "x-amz-date"}
+    assert "STREAMING" not in seen["x-amz-content-sha256"]

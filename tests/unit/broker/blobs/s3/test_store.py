@@ -17,7 +17,7 @@ FIRST, SECOND = sorted(f"models/{hashlib.sha256(text).hexdigest()}" for text in 
 
 
 @contextmanager
-def listing(*keys: str) -> Iterator[S3Blobs]:
+def listing(*keys: str, place: str = "bucket") -> Iterator[S3Blobs]:
     """A store whose only page of a listing holds these keys."""
     entries = "".join(
         f"<Contents><Key>{key}</Key><Size>1</Size><LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
@@ -40,7 +40,7 @@ def listing(*keys: str) -> Iterator[S3Blobs]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    store = S3Blobs.from_url(f"s3://key:secret@127.0.0.1:{server.server_port}/bucket?deadline=5")
+    store = S3Blobs.from_url(f"s3://key:secret@127.0.0.1:{server.server_port}/{place}?deadline=5")
     try:
         yield store
     finally:
@@ -57,3 +57,11 @@ def test_an_object_that_is_listed_twice_is_one() -> None:
 def test_a_listing_in_no_order_is_refused() -> None:
     with listing(SECOND, FIRST) as store, pytest.raises(StoreError, match="does not list in key order"):
         list(store.list("models/"))
+
+
+@pytest.mark.parametrize(("place", "prefix"), [("bucket", ""), ("bucket/clinics", "clinics/")])
+def test_empty_objects_that_mark_folders_are_no_objects(place: str, prefix: str) -> None:
+    with listing(*(f"{prefix}models/" for _ in prefix), f"{prefix}{FIRST}", f"{prefix}{SECOND}", place=place) as store:
+        assert [info.key for info in store.list("models/")] == [FIRST, SECOND]
+    with listing(prefix or "elsewhere", place=place) as store:
+        assert list(store.list("")) == []
