@@ -16,6 +16,7 @@ test: servers check
 # Kills, seeds and mutants by the thousand; up to an hour or more.
 test-long: servers
 	$(PYTHON) -m pytest -q -m long
+	$(PYTHON) -m tests.integration
 
 # Formatting, lint, types and the house rules; seconds.
 check: setup

@@ -17,23 +17,24 @@ from protocol.keys import Identity, Role
 from protocol.registry import Registry
 from protocol.topology import AGGREGATOR, DEAD_LETTERS, in_queue, up_exchange
 from tests.support.collect import Collector
-from tests.support.rabbit import RabbitNode, RabbitVhost, require_rabbit, version
+from tests.support.rabbit import RabbitNode, RabbitVhost, release, require_rabbit
 from tests.support.waiting import DEADLINE, eventually
 
 pytestmark = pytest.mark.servers
 
+RELEASE = tuple(int(number) for number in re.findall(r"\d+", release())[:2])
 DEPRECATED = {
-    (3, 13): ("classic_queue_mirroring", "global_qos", "ram_node_type", "transient_nonexcl_queues"),
-    (4, 0): ("amqp_address_v1", "global_qos", "transient_nonexcl_queues"),
-    (4, 3): (
+    (3, 13): {"classic_queue_mirroring", "global_qos", "ram_node_type", "transient_nonexcl_queues"},
+    (4, 0): {"amqp_address_v1", "global_qos", "transient_nonexcl_queues"},
+    (4, 3): {
         "amqp_address_v1",
         "amqp_filter_set_bug",
         "global_qos",
         "queue_master_locator",
         "transient_nonexcl_queues",
-    ),
+    },
 }
-"""From which release on: what it still permits, or can be made to, but the management's statistics, which nobody asks for here."""
+"""What a broker permits, or can be made to, by the release from which on; the management's statistics besides."""
 OF_THE_MANAGEMENT = {"management_metrics_collection"}
 
 
@@ -53,11 +54,6 @@ def node_with(settings: Sequence[str]) -> Iterator[RabbitNode]:
         yield node
     finally:
         node.close()
-
-
-def release() -> tuple[int, int]:
-    major, minor, *_ = version().split(".")
-    return int(major), int(minor)
 
 
 def send_one_and_count(node: RabbitNode) -> dict[str, tuple[int | None, int | None]]:
@@ -94,10 +90,10 @@ def test_a_broker_that_gathers_no_statistics_tells_depths_and_that_it_knows_no_c
 
 @pytest.mark.long
 def test_a_broker_that_permits_nothing_deprecated_serves_a_federation() -> None:
-    if release() < (3, 13):
+    if RELEASE < (3, 13):
         pytest.skip("this RabbitMQ cannot be told what to permit")
-    known = DEPRECATED[max(since for since in DEPRECATED if since <= release())]
-    denied = [f"deprecated_features.permit.{name} = false" for name in (*known, *OF_THE_MANAGEMENT)]
+    known = DEPRECATED[max(since for since in DEPRECATED if since <= RELEASE)]
+    denied = [f"deprecated_features.permit.{name} = false" for name in sorted(known | OF_THE_MANAGEMENT)]
     with node_with(denied) as node:
         assert send_one_and_count(node)[in_queue("north")] == (1, None)
 
@@ -110,7 +106,7 @@ def test_a_deployed_federation_uses_nothing_that_is_deprecated(rabbit_broker: Ra
     transport.consume(in_queue("north"), got)
     transport.publish(up_exchange("north"), "", b"update").result(DEADLINE)
     got.wait_for(1)
-    if release() >= (3, 13):
+    if RELEASE >= (3, 13):
         assert node.api("GET", "deprecated-features", "used") == []
     log = (node.base / "log" / "rabbit.log").read_text()
     assert set(re.findall(r"Deprecated features: `(\w+)`", log)) <= OF_THE_MANAGEMENT

@@ -58,12 +58,10 @@ def installed() -> bool:
     return (BIN / "rabbitmq-server").exists()
 
 
-def version() -> str:
-    """Which RabbitMQ the tests use, by its folder; asking its programs would start an epmd for all of the machine."""
-    if not installed():
-        return f"none in {BIN}"
-    (found, *_) = sorted(path.name.partition("-")[2] for path in (BIN.parent / "lib").glob("rabbitmq_server-*")) or [""]
-    return f"{found or 'of a version that its folder does not tell'} in {BIN}"
+def release(programs: Path = BIN) -> str:
+    """Which RabbitMQ it is, by its folder; asking its programs would start an epmd for all of the machine."""
+    found = sorted(path.name.partition("-")[2] for path in (programs.parent / "lib").glob("rabbitmq_server-*"))
+    return found[0] if found else "unknown"
 
 
 def require_rabbit() -> None:
@@ -141,6 +139,11 @@ class RabbitNode:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             (self.base / "pgid").unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """End the broker in order, as before an upgrade."""
+        self.control("shutdown")
+        self.kill()
 
     def close(self) -> None:
         """Kill the broker and its epmd, and remove its files."""

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 def pytest_report_header() -> str:
     """Say which RabbitMQ the tests use."""
-    from tests.support.rabbit import version
+    from tests.support.rabbit import BIN, installed, release
 
-    return f"RabbitMQ: {version()}"
+    return f"RabbitMQ: {release() if installed() else 'none'} in {BIN}"
 
 
 @pytest.fixture(scope="session")
