@@ -1,18 +1,54 @@
 #!/bin/sh
-# Installs fledge from the source tree that this script lies in: all the work of the images. It needs no rights but to
-# write into DIRECTORY; called again with other extras it adds what is missing.
+# All the work of the images: a virtual environment without pip, tests or headers. It needs no rights but to write into
+# the directories it is given, and works on what lies in the source tree around it.
 #
-#   sh deploy/docker/install.sh DIRECTORY [EXTRAS]      EXTRAS: nothing for a hub, "[train,dicom]" for a site
+#   sh deploy/docker/install.sh needs DIRECTORY [EXTRA...]   what fledge needs; "train dicom" at a site
+#   sh deploy/docker/install.sh code DIRECTORY [ROOT]        fledge itself; below ROOT, if it is to be copied from there
 #
-# PYTHON names the interpreter; mirrors and proxies are told to pip by pip's own variables.
+# PYTHON names the interpreter. Mirrors and proxies are told to pip by pip's own variables; TORCH_INDEX_URL names an
+# index for torch alone; certificates in deploy/docker/ca/*.crt are trusted beside the usual ones.
 set -eu
-target=$1
-extras=${2:-}
-source=$(cd "$(dirname "$0")/../.." && pwd)
+what=$1
+target=$2
+shift 2
+here=$(cd "$(dirname "$0")" && pwd)
+source=$(cd "$here/../.." && pwd)
 
-if [ ! -x "$target/bin/pip" ]; then
-    "${PYTHON:-python3}" -m venv "$target"
+tools=$(mktemp -d)
+trap 'rm -rf "$tools"' EXIT
+"${PYTHON:-python3}" -m venv "$tools/venv"
+if [ ! -e "$target/bin/python" ]; then
+    "${PYTHON:-python3}" -m venv --without-pip "$target"
 fi
-"$target/bin/pip" install --quiet --no-cache-dir --disable-pip-version-check \
-    -c "$source/constraints.txt" "$source$extras"
-"$target/bin/fledge" --version
+if ls "$here"/ca/*.crt >/dev/null 2>&1; then
+    usual=${PIP_CERT:-$("$tools/venv/bin/python" -c 'import pip._vendor.certifi as usual; print(usual.where())')}
+    cat "$usual" "$here"/ca/*.crt >"$tools/ca.pem"
+    export PIP_CERT="$tools/ca.pem"
+fi
+install() {
+    "$tools/venv/bin/pip" --python "$target/bin/python" install \
+        --quiet --no-cache-dir --no-warn-script-location --disable-pip-version-check \
+        -c "$source/constraints.txt" "$@"
+}
+
+if [ "$what" = code ]; then
+    install --no-deps ${1:+--root "$1"} "$source"
+    exit
+fi
+if [ -n "${TORCH_INDEX_URL:-}" ] && [ $# -gt 0 ]; then
+    PIP_EXTRA_INDEX_URL='' install --no-deps --index-url "$TORCH_INDEX_URL" torch
+fi
+"$tools/venv/bin/python" -c '
+import sys, tomllib
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file)["project"]
+extras = (project["optional-dependencies"][extra] for extra in sys.argv[2:])
+print(*project["dependencies"], *(each for extra in extras for each in extra), sep="\n")
+' "$source/pyproject.toml" "$@" >"$tools/needs.txt"
+install -r "$tools/needs.txt"
+
+# What only those need who test or compile these libraries: a third of a site's image.
+packages=$(echo "$target"/lib/python3*/site-packages)
+find "$packages" -type d \( -name test -o -name tests -o -path "$packages/torch/include" \) -prune -exec rm -r {} +
+find "$packages" -type f \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyx' \
+    -o -path "$packages/torch/bin/*" ! -name torch_shm_manager \) -delete

@@ -177,6 +177,7 @@ class WorkerService:
             lane.stop(0)
         self._parts.training.close()
         self.journal.close()
+        self.health.ended()
         os.close(self._parts.ground.lock)
         self.ended.set()
 

@@ -96,20 +96,32 @@ def test_port_443_is_all_that_is_open_and_management_is_for_this_machine() -> No
         assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_a_site_reaches_the_front_door_and_nothing_else() -> None:
+def test_nothing_is_on_a_network_with_a_way_out_but_what_publishes_a_port() -> None:
     networks: dict[str, Any] = raw()["networks"]
-    assert networks["outside"] == {"internal": True}
-    for site in (*SITES, "ctl"):
-        assert SERVICES[site]["networks"] == ["outside"]
-    others = set(SERVICES) - {*SITES, "ctl", "front"}
-    assert not [name for name in others if "outside" in SERVICES[name].get("networks", ())]
+    closed = {"internal": True, "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"}}
+    published = {"driver_opts": {"com.docker.network.bridge.enable_ip_masquerade": "false"}}
+    assert {name for name, network in networks.items() if network != closed} == {"edge", "pages"}
+    assert networks["edge"] == networks["pages"] == published
+    assert members("edge") == {"front"}
+    assert members("pages") == {"rabbitmq"}
     assert SERVICES["setup"]["network_mode"] == "none"
+
+
+def test_a_site_reaches_the_front_door_and_nothing_else() -> None:
+    for name, network in (*((site, site) for site in SITES), ("ctl", "operator")):
+        assert SERVICES[name]["networks"] == [network]
+        assert members(network) == {name, "front"}
+
+
+def members(network: str) -> set[str]:
+    """The services on a network."""
+    return {name for name, service in SERVICES.items() if network in service.get("networks", ())}
 
 
 def test_the_front_door_goes_by_the_names_that_kits_have() -> None:
     doors = (DOCKER / "front.cfg").read_text(encoding="utf-8")
     setup = (DOCKER / "demo-setup.sh").read_text(encoding="utf-8")
-    for network in ("hub", "outside"):
+    for network in ("hub", *SITES, "operator"):
         broker, store = SERVICES["front"]["networks"][network]["aliases"]
         assert f"FLEDGE_BROKER_NAME-{broker}}}" in doors
         assert f"FLEDGE_STORE_NAME-{store}}}" in doors
@@ -148,30 +160,45 @@ def test_nothing_starts_before_what_it_needs() -> None:
     assert "setup" in SERVICES["rabbitmq"]["depends_on"]
 
 
-def test_a_worker_or_aggregator_is_healthy_when_fledge_says_so() -> None:
-    for service, image in (("aggregator", "hub"), *((site, "site") for site in SITES)):
-        stage = stages()[image]
-        assert SERVICES[service]["healthcheck"]["test"] == ["CMD", *stage.healthcheck]
-        assert stage.healthcheck[:2] == ("fledge", "healthcheck")
+def test_a_worker_or_aggregator_is_healthy_as_its_image_says() -> None:
+    for service in ("aggregator", *SITES):
+        stage = stages()[SERVICES[service]["build"]["target"]]
+        assert SERVICES[service]["healthcheck"]["test"] == ["CMD", *stage.healthcheck] == ["CMD", "fledge-healthy"]
+
+
+def test_no_health_is_asked_for_by_a_program_that_takes_a_second_of_processor() -> None:
+    for name, service in SERVICES.items():
+        asked = service["healthcheck"].get("test", ["CMD", "true"])
+        assert not [word for word in ("python", "rabbitmq-diagnostics", "rabbitmqctl") if word in " ".join(asked)], name
+        assert not re.search(r"\bfledge ", " ".join(asked)), name
 
 
 def test_the_images_run_fledge_as_an_ordinary_user() -> None:
     found = stages()
     assert list(found)[-1] == "site"
-    for name in ("hub", "site"):
+    for name in ("hub", "demo", "site"):
         assert found[name].user == SERVICES["aggregator"]["user"] == "10001:10001"
-        assert found[name].entrypoint == ("fledge",)
-    assert found["site"].command == ("worker", "--kit", ".")
+        assert found[name].entrypoint == ("fledge-entrypoint",)
+    assert found["site"].command == found["demo"].command == ("worker", "--kit", ".")
     # The demo begins with a run of its own; elsewhere runs come from operators.
     assert SERVICES["aggregator"]["command"].split() == [*found["hub"].command, "--run", "run"]
     for service in (*FEDERATION, "ctl"):
         assert SERVICES[service]["build"]["target"] in found
 
 
+def test_an_operator_starts_nobody_by_asking() -> None:
+    assert not SERVICES["ctl"]["depends_on"]
+
+
 def test_the_images_install_from_the_constraints_and_name_no_index() -> None:
     script = (DOCKER / "install.sh").read_text(encoding="utf-8")
     assert '-c "$source/constraints.txt"' in script
-    assert "--index-url" not in script + (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    # What the Dockerfile says has no default: an index is whoever builds.
+    assert re.findall(r"--(?:extra-)?index-url (\S+)", script) == ['"$TORCH_INDEX_URL"']
+    image = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    assert set(re.findall(r"^ARG (\w+INDEX_URL)(.*)$", image, re.MULTILINE)) == {
+        (name, "") for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "TORCH_INDEX_URL")
+    }
 
 
 def test_the_broker_lets_nobody_in_but_by_certificate() -> None:
@@ -203,8 +230,7 @@ def test_the_store_knows_what_each_identity_may_do() -> None:
 
 def test_the_store_is_reached_by_the_front_door_alone() -> None:
     assert SERVICES["minio"]["networks"] == ["vault"]
-    assert raw()["networks"]["vault"] == {"internal": True}
-    assert {name for name, service in SERVICES.items() if "vault" in service.get("networks", ())} == {"minio", "front"}
+    assert members("vault") == {"minio", "front"}
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in DOCKER.glob("*.sh")))
