@@ -22,7 +22,6 @@ from fledge.cli.data import app
 from fledge.federation import new_federation
 from protocol.errors import ConfigError, StateError, Unauthorized
 from tests.support.dicom import write_series
-from worker.data.dicom import read_series, series
 from worker.data.discovery import find
 from worker.data.volumes import save_nifti
 from worker.inspection.inspector import Inspector
@@ -174,6 +173,8 @@ def test_the_decathlons_own_folders_need_no_labels_to_be_named(tmp_path: Path) -
 def test_dicom_series_with_labels_become_volumes_in_their_place(tmp_path: Path) -> None:
     for name, patient, seed in (("a/ct1", "4711", 1), ("a/ct2", "4711", 2), ("b/ct", "4712", 3), ("c/ct", "4713", 4)):
         write_series(tmp_path / "in" / name, patient, seed=seed)
+    from worker.data.dicom import read_series, series  # not there wherever the other tests run
+
     found, _ = series(find(tmp_path / "in"))
     for source in found:
         volume = read_series(source)
@@ -205,7 +206,7 @@ def test_without_the_libraries_that_read_dicom_their_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_series(tmp_path / "in" / "a")
-    monkeypatch.delitem(sys.modules, "worker.data.dicom")
+    monkeypatch.delitem(sys.modules, "worker.data.dicom", raising=False)
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(ConfigError, match=r"need highdicom; install it with: pip install 'fledge-fl\[dicom\]'"):
         said("prepare", tmp_path / "in", tmp_path / "out", "--labels", tmp_path / "in")
