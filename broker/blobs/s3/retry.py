@@ -37,6 +37,9 @@ _ELSEWHERE = frozenset(
 _LONGEST_PAUSE_S = 5.0
 _WARN_AT = frozenset({2, 4, 8, 16, 32, 64})  # one hiccup is no one's business, an outage is, but not at every try
 
+_SILENT_S = 10.0
+"""For how long one try has to have gone on for its failure to be told at once."""
+
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
@@ -77,6 +80,7 @@ class Patience:
         trouble = "none, there was no time left"
         # Full jitter keeps many workers from coming back together after an outage.
         for tries, pause in enumerate(full_jitter(random.Random(), base=0.1, cap=_LONGEST_PAUSE_S), 1):
+            begun = time.monotonic()
             with self._http.until(deadline):
                 try:
                     return action()
@@ -84,7 +88,8 @@ class Patience:
                     said = self._judge(what, error)
                     # The last try is often cut short by the deadline, which tells nothing of what is wrong.
                     trouble = said if tries == 1 or time.monotonic() < deadline else trouble
-            if tries in _WARN_AT:  # only the kind of trouble: what libraries say may hold a signed URL
+            silent = tries == 1 and time.monotonic() - begun > _SILENT_S
+            if silent or tries in _WARN_AT:  # only the kind of trouble: what libraries say may hold a signed URL
                 log.warning("store.retry", store=self._where, tries=tries, trouble=trouble.partition(":")[0])
             if time.monotonic() + pause >= deadline or self._closed.wait(pause):
                 break
@@ -127,6 +132,8 @@ class Patience:
             ) from None
         if answer.status in _LASTING and answer.code not in _PASSING:
             raise StoreError(f"{what} at {self._where}: the store will not do this ({answer})") from None
+        if answer.status == 500:
+            return f"answer {answer}; the server's log says why, and a full disk is one reason"
         return f"answer {answer}" if answer.status >= 300 else f"{type(error).__name__}: {error}"
 
 

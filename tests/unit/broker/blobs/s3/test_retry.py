@@ -9,6 +9,7 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
+from broker.blobs.s3 import retry
 from broker.blobs.s3.http import BoundedPool
 from broker.blobs.s3.retry import Patience
 from broker.blobs.s3.store import S3Blobs
@@ -43,3 +44,15 @@ def test_the_try_that_the_deadline_cuts_short_hides_nothing_of_what_is_wrong() -
     with pytest.raises(StoreError, match="last trouble: OSError: the certificate was refused"):
         patience.call("put", action, until=until)
     assert len(tries) == 2
+
+
+def test_a_server_that_holds_a_call_and_says_nothing_is_told_after_the_first_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retry, "_SILENT_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server, capture_logs() as logs:
+        store = S3Blobs.from_url(f"s3://key:secret@127.0.0.1:{server.getsockname()[1]}/bucket?deadline=0.3")
+        with pytest.raises(StoreError, match="last trouble: ReadTimeoutError"):
+            store.put(f"updates/{'0' * 64}", b"x")
+        store.close()
+    assert [entry["tries"] for entry in logs if entry["event"] == "store.retry"] == [1]
