@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from protocol import topology
 from tests.e2e.checks import violations
 from tests.e2e.rig import Rig
 from tests.support.fault_proxy import FaultProxy
 from tests.support.rabbit import RabbitVhost
 from tests.support.s3 import S3Server
+from worker.rules.outgoing import RECEIPT_WITHIN
 
 pytestmark = pytest.mark.servers
 
@@ -88,6 +90,35 @@ def test_a_minute_without_a_server_loses_nothing(
         rig.wait_version(2)
         go_on_without(rig, rabbit_broker.proxy if which == "broker" else rig.s3_proxy, LONG_AWAY_S)
         settle(rig)
+
+
+@pytest.mark.long
+def test_an_empty_broker_in_place_of_the_old_one_loses_nothing(
+    tmp_path: Path, rabbit_broker: RabbitVhost, s3_server: S3Server
+) -> None:
+    """What only the broker had is lost: announcements, receipts, and updates that it confirmed and nobody has read."""
+    with slow_rig(tmp_path, rabbit_broker, s3_server) as rig:
+        rig.start()
+        rig.wait_version(2)
+        rig.aggregator.stop()
+
+        def waiting() -> list[int]:
+            counter = rabbit_broker.open()
+            try:
+                return [counter.depth(topology.in_queue(site)) for site in rig.sites]
+            finally:
+                counter.close()
+
+        rig.wait(lambda: all(waiting()), "no updates wait at the broker", 60)
+        rabbit_broker.proxy.refuse()
+        for queue in topology.topology(rig.sites).queues:
+            rabbit_broker.node.api("DELETE", "queues", rabbit_broker.vhost, queue.name)
+        rabbit_broker.apply(topology.topology(rig.sites))
+        rabbit_broker.proxy.heal()
+        rig.aggregator.start()
+        rig.finish(more=2, timeout=RECEIPT_WITHIN + 90)
+        rig.stop()
+        assert violations(rig) == []
 
 
 def test_a_training_of_three_heartbeat_timeouts_keeps_its_connection(
