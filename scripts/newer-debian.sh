@@ -65,7 +65,7 @@ wrappers() {
 #!/bin/sh
 # Runs a command with the programs and libraries of the Debian beside this directory; only it and its children see them.
 here=$(dirname "$(dirname "$(realpath "$0")")")
-[ "$(id -u)" = 0 ] && user= || user=--map-current-user
+[ "$(id -u)" = 0 ] && user= || user="--map-current-user --keep-caps"
 # The process stays this one, so whoever started it can kill it; the mounts end with the last process that sees them.
 exec unshare $user --mount sh -ec '
     mount --rbind /usr/local "$0/usr/local"

@@ -115,6 +115,7 @@ def test_an_empty_broker_in_place_of_the_old_one_loses_nothing(
             rabbit_broker.node.api("DELETE", "queues", rabbit_broker.vhost, queue.name)
         rabbit_broker.apply(topology.topology(rig.sites))
         rabbit_broker.proxy.heal()
+        rig.aggregator = rig.program("aggregator-again")
         rig.aggregator.start()
         rig.finish(more=2, timeout=RECEIPT_WITHIN + 90)
         rig.stop()
