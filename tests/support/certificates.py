@@ -45,14 +45,25 @@ def make_authority(folder: Path, name: str) -> None:
 
 
 def make_certificate(
-    folder: Path, name: str, *, authority: str, usage: str, common_name: str | None = None, names: Iterable[str] = ()
+    folder: Path,
+    name: str,
+    *,
+    authority: str,
+    usage: str,
+    common_name: str | None = None,
+    names: Iterable[str] = (),
+    key_identifiers: bool = True,
 ) -> None:
-    """Write `NAME.pem` and `NAME.key` for `usage` serverAuth or clientAuth, good for localhost and `names`."""
+    """Write `NAME.pem` and `NAME.key` for `usage` serverAuth or clientAuth, good for localhost and `names`.
+
+    Without `key_identifiers` it is one that Python refuses from 3.13 on.
+    """
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key"]
     _openssl(folder, "req", *key, "-out", f"{name}.csr", "-subj", f"/CN={common_name or name}")
     also = "".join(f",DNS:{each}" for each in names)
     (folder / f"{name}.ext").write_text(
         f"subjectAltName=DNS:localhost,IP:127.0.0.1{also}\nextendedKeyUsage={usage}\nbasicConstraints=CA:FALSE\n"
+        + ("subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n" if key_identifiers else "")
     )
     signer = ["-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial", "-days", "2"]
     _openssl(folder, "x509", "-req", "-in", f"{name}.csr", *signer, "-out", f"{name}.pem", "-extfile", f"{name}.ext")

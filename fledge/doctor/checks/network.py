@@ -18,6 +18,8 @@ WAIT_S = 10.0
 _LISTEN_S = 3.0
 _EXPIRED, _NOT_YET = 10, 9
 _WRONG_NAME = (62, 64)
+_NOT_TO_STANDARD = range(80, 94)
+"""What OpenSSL finds against RFC 5280 if it is asked to be strict, as Python asks it from 3.13 on."""
 _MOST_ISSUER = 120
 
 
@@ -181,6 +183,10 @@ def _untrusted(way: Way, error: ssl.SSLCertVerificationError) -> Finding:
     if error.verify_code in _WRONG_NAME:
         cause = f"the server there is certified under another name than {server.host}"
         return bad(check, "other_name", cause, "check the host in the configuration, or tell the hub", server=server)
+    if error.verify_code in _NOT_TO_STANDARD:
+        cause = f"the server's certificate or its authority's is not made by the rules: {error.verify_message}"
+        advice = "tell the hub: Python takes such certificates up to 3.12 alone, so it needs ones made by RFC 5280"
+        return bad(check, "not_to_standard", cause, advice, server=server)
     issuer, ours = _issuer(way), _subjects(way.tls.ca)
     if issuer and issuer in ours:
         cause = f"the certificate says it is issued by {issuer}, but not by the one we have"
