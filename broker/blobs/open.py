@@ -55,11 +55,12 @@ STORES = Schemes[BlobStore](
 
 
 def open_blobs(url: str, *, insecure: bool = False, tls: Tls | None = None, proxy: str | None = None) -> BlobStore:
-    """Open the store a URL names: `memory:` (`memory:NAME` shares one), `file:///dir`, `s3(s)://KEY:SECRET@host:port/bucket`.
+    """Open the store a URL names: `memory:` (`memory:NAME` shares one), `file:///dir`, `s3(s)://…`.
 
-    For S3 the credentials may also come from the environment (`FLEDGE_S3_ACCESS_KEY`, `FLEDGE_S3_SECRET_KEY`); options
-    are `?region=`, `?deadline=` (seconds) and, for s3s, `?cacertfile=` (a PEM file of authorities instead of the
-    system's), `?certfile=` and `?keyfile=`. A site without credentials uses `broker.blobs.s3.presigned`.
+    S3's URLs are `s3s://KEY:SECRET@host:port/bucket`, or `…/bucket/prefix` to keep everything below a prefix. The
+    credentials may also come from the environment (`FLEDGE_S3_ACCESS_KEY`, `FLEDGE_S3_SECRET_KEY`); options are
+    `?region=`, `?deadline=` (seconds) and, for s3s, `?cacertfile=` (a PEM file of authorities, or `system`),
+    `?certfile=` and `?keyfile=`. A site without credentials uses `broker.blobs.s3.presigned`.
 
     Third parties register a `Scheme` in `fledge.stores`; the arguments are those of `Connection`.
 

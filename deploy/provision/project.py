@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.blobs.base import check_head
-from broker.blobs.s3.url import parse_s3_url
+from broker.blobs.s3.url import SYSTEM, parse_s3_url
 from broker.net.tls import is_local
 from broker.runtime.settings import explain, nearest
 from deploy.keyfiles import read_bounded
@@ -99,7 +99,7 @@ class Project(_Part):
     broker: str = ""
     """`amqps://host:port/vhost`; default: on the centre's machine."""
     store: str = ""
-    """`s3s://host:port/bucket[/prefix][?region=…]`; default: on the centre's machine."""
+    """`s3s://host:port/bucket[/prefix][?region=…&cacertfile=system]`; default: on the centre's machine."""
     sites: tuple[Site, ...] = Field(min_length=1, max_length=RECIPIENTS)
     operators: tuple[Operator, ...] = Field(default=(), max_length=RECIPIENTS)
     groups: dict[Word, GroupAnswers] = {}
@@ -245,9 +245,11 @@ def _check_url(key: str, url: str, scheme: str, insecure: bool) -> None:
         raise ConfigError(f"{key} is not a URL; write {shape}") from None
     if parts.username is not None or parts.password is not None:
         raise ConfigError(f"{key} holds a user or password; everybody has a certificate, so write {shape}")
-    options = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
-    if options - ({"region"} if scheme == "s3" else set()) or parts.fragment:
-        raise ConfigError(f"{key} {url!r}: write {shape}; of options, the store's ?region= alone is everybody's")
+    if (parts.query and not _for_everybody(scheme, parts.query)) or parts.fragment:
+        raise ConfigError(
+            f"{key} {url!r}: write {shape}; options that are everybody's are the store's alone: ?region= and"
+            " ?cacertfile=system"
+        )
     if parts.scheme not in (scheme, f"{scheme}s") or not host or not port:
         raise ConfigError(f"{key} {url!r}: write {shape}, the port included")
     if scheme == "amqp" and not re.fullmatch(r"/[\w.-]+", parts.path):
@@ -258,6 +260,14 @@ def _check_url(key: str, url: str, scheme: str, insecure: bool) -> None:
         raise ConfigError(
             f"{key} {url!r} is not encrypted; write {scheme}s://, or `insecure: true` if the network is a trial's own"
         )
+
+
+def _for_everybody(scheme: str, query: str) -> bool:
+    """Whether these options of a URL mean the same on all machines: those with files of a machine's own do not."""
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    return (
+        scheme == "s3" and not options.keys() - {"region", "cacertfile"} and options.get("cacertfile", SYSTEM) == SYSTEM
+    )
 
 
 def _netloc(host: str, port: int) -> str:

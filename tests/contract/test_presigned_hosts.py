@@ -17,7 +17,7 @@ from broker.blobs.s3.presigned import PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
 from broker.net.schemes import Connection
 from broker.net.tls import Tls
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, StoreError
 from protocol.messages import Grant, Request
 from tests.support.blobs import LIMIT, key_of
 from tests.support.certificates import make_authority, make_certificate
@@ -104,3 +104,18 @@ def test_a_place_that_the_library_would_look_for_elsewhere_is_refused_when_it_is
         S3Blobs.from_url(f"s3s://key:hush-hush@{place}")
     assert says in str(refused.value)
     assert "hush" not in str(refused.value)
+
+
+@pytest.mark.servers
+def test_a_kit_can_use_a_store_with_a_certificate_of_the_public_kind(
+    server: tuple[S3Server, Path], bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    running, authority = server
+    make_authority(tmp_path, "federation")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))  # as if it were one of this machine's
+    kit, url = Tls(ca=str(tmp_path / "federation.pem")), running.url(bucket)
+    with pytest.raises(StoreError, match="certificate is not trusted"):
+        S3Blobs.from_url(url, tls=kit).put(key_of(b"x"), b"x")
+    store = S3Blobs.from_url(f"{url}?cacertfile=system", tls=kit)
+    store.put(key_of(b"x"), b"x")
+    store.close()

@@ -21,6 +21,8 @@ _AMAZON = re.compile(
     r"(?:[a-z0-9.-]+\.)?s3(?:-[a-z]+)*(?:\.dualstack)?(?:\.([a-z0-9-]+))?(?:\.vpce)?\.amazonaws\.(?:com(?:\.cn)?|eu)"
 )
 _ANYWHERE = ("s3.amazonaws.com", "s3.amazonaws.com.cn")
+SYSTEM = "system"
+"""As `cacertfile`: the machine's own authorities, whatever the configuration names for the federation's servers."""
 DEFAULT_REGION = "us-east-1"
 """What servers with one place of their own are content with."""
 
@@ -71,9 +73,9 @@ def parse_s3_url(url: str, tls: Tls | None = None, *, environ: Mapping[str, str]
     """Take apart `s3(s)://[KEY:SECRET@]host[:port]/bucket[/prefix][?option=value&…]`.
 
     Options: `region` (default: the one that a host of Amazon's names, us-east-1 elsewhere), `deadline` (seconds one
-    call may take) and, for s3s, `cacertfile` (default: the system's authorities), `certfile` and `keyfile`; if the URL
-    names no file, those of `tls` are taken. Credentials come from the URL or from FLEDGE_S3_ACCESS_KEY and
-    FLEDGE_S3_SECRET_KEY in `environ`.
+    call may take) and, for s3s, `cacertfile` (`system`: the machine's authorities), `certfile` and `keyfile`. If the
+    URL names none of these files, those of `tls` are taken; without any, the machine's authorities are believed.
+    Credentials come from the URL or from FLEDGE_S3_ACCESS_KEY and FLEDGE_S3_SECRET_KEY in `environ`.
 
     Raises:
         ConfigError: says what is wrong without repeating the credentials.
@@ -94,6 +96,7 @@ def parse_s3_url(url: str, tls: Tls | None = None, *, environ: Mapping[str, str]
         raise ConfigError(f"{shown}: the port has to be a number") from error
     options = _options(shown, parts.query, encrypted=encrypted)
     files = {FILES[name]: options[name] for name in FILES if name in options}
+    own = Tls(**(files | {"ca": None if files.get("ca") == SYSTEM else files.get("ca")})) if files else tls
     host, region = _region(shown, parts.hostname, options.get("region", ""))
     if host != parts.hostname:
         endpoint = f"{host}{endpoint[len(parts.hostname) :]}"
@@ -104,7 +107,7 @@ def parse_s3_url(url: str, tls: Tls | None = None, *, environ: Mapping[str, str]
         bucket=bucket,
         prefix=prefix,
         encrypted=encrypted,
-        files=Tls(**files) if files else tls or Tls(),
+        files=own or Tls(),
         region=region,
         deadline=_seconds(shown, options.get("deadline", "120")),
         access_key=unquote(parts.username or "") or environ.get("FLEDGE_S3_ACCESS_KEY", ""),

@@ -42,6 +42,8 @@ def test_servers_may_be_elsewhere_and_on_other_ports() -> None:
     assert project(aggregator=hub).broker_url == "amqps://[::1]:443/clinics"
     given = project(broker="amqps://mq.example:443/v", store="s3s://s3.example:443/bucket")
     assert (given.broker_url, given.store_url) == ("amqps://mq.example:443/v", "s3s://s3.example:443/bucket")
+    store = "s3s://s3.example:443/bucket/clinics?region=eu-central-1&cacertfile=system"
+    assert project(store=store).store_url == store
 
 
 def test_the_example_is_a_project(tmp_path: Path) -> None:
@@ -113,6 +115,11 @@ def test_groups_of_ones_own_stand_beside_the_stock_ones_or_replace_them() -> Non
         ({"broker": "amqps://mq.example:5671"}, "needs a vhost"),
         ({"store": "s3s://s3.example:443/B"}, "a bucket has 3 to 63"),
         ({"store": "s3s://s3.example:x/b"}, "store is not a URL"),
+        ({"store": "s3s://s3.example:443/bucket/models"}, "no part of a prefix may be 'models'"),
+        ({"store": "s3s://s3.example:443/bucket?cacertfile=/etc/ca.pem"}, "options that are everybody's"),
+        ({"store": "s3s://s3.example:443/bucket?deadline=5"}, "options that are everybody's"),
+        ({"store": "s3s://s3.amazonaws.com:443/bucket"}, "such as s3.eu-central-1.amazonaws.com"),
+        ({"broker": "amqps://mq.example:443/v?region=eu"}, "options that are everybody's"),
         ({"trainer": "mytask"}, "write it as module:factory"),
         ({"access": "free"}, "access: 'free' will not do; write 'credentials' or 'presigned'"),
         ({"certificate_days": 0}, "certificate_days"),
