@@ -63,7 +63,7 @@ def make_certificate(
     also = "".join(f",DNS:{each}" for each in names)
     (folder / f"{name}.ext").write_text(
         f"subjectAltName=DNS:localhost,IP:127.0.0.1{also}\nextendedKeyUsage={usage}\nbasicConstraints=CA:FALSE\n"
-        + ("subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n" if key_identifiers else "")
+        + ("" if key_identifiers else "subjectKeyIdentifier=none\nauthorityKeyIdentifier=none\n")
     )
     signer = ["-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial", "-days", "2"]
     _openssl(folder, "x509", "-req", "-in", f"{name}.csr", *signer, "-out", f"{name}.pem", "-extfile", f"{name}.ext")
