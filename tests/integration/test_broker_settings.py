@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from deploy.servers.apply import Management, apply_members, queue_depths
-from deploy.servers.gitops import broker_definitions
+from deploy.servers.gitops import broker_definitions, deployment_files
 from deploy.servers.members import BrokerMembers, members_of
 from protocol.keys import Identity, Role
 from protocol.registry import Registry
 from protocol.topology import AGGREGATOR, DEAD_LETTERS, in_queue, up_exchange
+from tests.support.certificates import Pki
 from tests.support.collect import Collector
 from tests.support.rabbit import RabbitNode, RabbitVhost, release, require_rabbit
 from tests.support.waiting import DEADLINE, eventually
@@ -110,6 +111,28 @@ def test_a_deployed_federation_uses_nothing_that_is_deprecated(rabbit_broker: Ra
         assert node.api("GET", "deprecated-features", "used") == []
     log = (node.base / "log" / "rabbit.log").read_text()
     assert set(re.findall(r"Deprecated features: `(\w+)`", log)) <= OF_THE_MANAGEMENT
+
+
+@pytest.mark.long
+def test_a_broker_starts_with_the_settings_that_are_deployed(pki: Pki) -> None:
+    """Word for word, but for ports and the room on the disk."""
+    require_rabbit()
+    node = RabbitNode()
+    try:
+        files = deployment_files("fl", "bucket", members(), tls=str(pki.folder), port=node.amqps_port)
+        settings = files["rabbitmq/rabbitmq.conf"].decode()
+        for there, here in (("tcp.port = 15672", f"tcp.port = {node.management_port}"), ("5GB", "50MB")):
+            assert there in settings
+            settings = settings.replace(there, here)
+        (node.base / "rabbitmq.conf").write_text(settings)
+        (node.base / "enabled_plugins").write_bytes(files["rabbitmq/enabled_plugins"])
+        node.amqp_port = node.amqps_port  # the only one it listens on
+        node.start()
+        with Management(node.management_url) as management:
+            assert apply_members(management, "fl", members()).changes
+            assert apply_members(management, "fl", members()).changes == ()
+    finally:
+        node.close()
 
 
 @pytest.mark.long
