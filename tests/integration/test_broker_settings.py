@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.servers.apply import Management, apply_members, queue_depths
+from broker.transport.rabbitmq.amqp import parse_amqp_url
+from broker.transport.rabbitmq.probe import Probe
+from deploy.servers.apply import Management, apply_members, cut_off, queue_depths
 from deploy.servers.gitops import broker_definitions, deployment_files
 from deploy.servers.members import BrokerMembers, members_of
 from protocol.keys import Identity, Role
@@ -84,9 +86,16 @@ def test_depths_are_right_on_a_broker_that_gathers_statistics(rabbit_node: Rabbi
 
 
 @pytest.mark.long
-def test_a_broker_that_gathers_no_statistics_tells_depths_and_that_it_knows_no_consumers() -> None:
+def test_a_broker_that_gathers_no_statistics_tells_depths_and_cuts_off_a_site() -> None:
     with node_with(["management_agent.disable_metrics_collector = true"]) as node:
         assert send_one_and_count(node)[in_queue("north")] == (1, None)
+        node.api("PUT", "users", "north", body={"password": "pw", "tags": ""})
+        with (
+            Probe(parse_amqp_url(node.url("%2F", user="north", password="pw"))) as probe,
+            Management(node.management_url) as management,
+        ):
+            cut_off(management, "/", "north")
+            eventually(lambda: not probe.up, "the connection of a site that is cut off ends")
 
 
 @pytest.mark.long
