@@ -17,6 +17,7 @@ test: servers check
 test-long: servers
 	$(PYTHON) -m pytest -q -m long
 	$(PYTHON) -m tests.integration
+	$(PYTHON) -m tests.unit
 
 # Formatting, lint, types and the house rules; seconds.
 check: setup
@@ -39,7 +40,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist out *.egg-info
+	rm -rf .venv .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist out *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup:

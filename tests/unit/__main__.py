@@ -1,0 +1,101 @@
+"""Runs suites on each Python that fledge is for: `python -m tests.unit`.
+
+A Python is found on the path, in pyenv, or in a newer Debian, which `scripts/newer-debian.sh` unpacks first where it
+can. Each has a virtual environment of its own in `.venvs`, with the pinned packages. One table at the end; what was not
+found is named there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.support.matrix import ROOT, Counts, out, run, table, unpacked
+from tests.support.rabbit import NEWER
+
+PYTHONS: Mapping[str, str | None] = {"3.11": None, "3.12": None, "3.13": "trixie", "3.14": "forky"}
+"""Every Python, and the newer Debian that has it."""
+SUITES: Mapping[str, tuple[str, ...]] = {
+    # What reads the repository says the same on every Python, and needs git, which a newer Debian lacks.
+    "unit": ("tests/unit", *(f"--ignore=tests/unit/test_{name}.py" for name in ("house", "suite_house", "docs"))),
+    "contract": ("tests/contract",),
+    "golden": ("tests/golden",),
+    "property": ("tests/property",),
+    "demo": ("tests/e2e/test_demo.py",),
+}
+USUAL = ("unit", "contract")
+_MANIFESTS = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
+
+
+def main() -> int:
+    """Run what was asked for and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.unit", description=__doc__)
+    parser.add_argument("--pythons", nargs="+", choices=PYTHONS, default=list(PYTHONS))
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(USUAL))
+    parser.add_argument("--logs", type=Path, default=ROOT / "out" / "pythons")
+    asked = parser.parse_args()
+    rows = [("Python", *asked.suites)]
+    failed = False
+    for version in asked.pythons:
+        if (python := prepared(version)) is None:
+            rows.append((f"{version}: absent", *("-" for _ in asked.suites)))
+            continue
+        found: list[Counts] = [
+            run(f"python-{version}-{suite}", python, SUITES[suite], asked.logs) for suite in asked.suites
+        ]
+        failed = failed or any(counts.failed for counts in found)
+        rows.append((said(python), *map(str, found)))
+    out("\npassed/failed/skipped")
+    out("\n".join(table(rows)))
+    return int(failed)
+
+
+def prepared(version: str) -> list[str] | None:
+    """The command that is this Python with the pinned packages; None where it is not to be had."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return [sys.executable]
+    if (found := located(version)) is None:
+        return None
+    environment = ROOT / ".venvs" / version
+    stamp = environment / ".fledge-setup"
+    # What a newer Debian's Python needs to run is seen by the processes below `inside` alone.
+    within = [str(found.with_name("inside"))] if found.is_relative_to(NEWER) else []
+    python = [*within, str(environment / "bin" / "python")]
+    if not stamp.exists() or any(stamp.stat().st_mtime < each.stat().st_mtime for each in _MANIFESTS):
+        out(f"Python {version}: creating {environment.relative_to(ROOT)} (a few minutes the first time)")
+        subprocess.run([str(found), "-m", "venv", str(environment)], check=True)
+        install = ["install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt", "-e", ".[dev]"]
+        subprocess.run([*python, "-m", "pip", *install], cwd=ROOT, check=True)
+        stamp.touch()
+    return python
+
+
+def located(version: str) -> Path | None:
+    """An interpreter of this version that works, wherever it lies."""
+    name, suite = f"python{version}", PYTHONS[version]
+    on_path = [Path(found) for found in [shutil.which(name)] if found is not None]
+    pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/{name}"), reverse=True)
+    # pyenv puts a command of each name on the path, which fails if that version is not the chosen one.
+    found = next((each for each in [*on_path, *pyenv] if works(each)), None)
+    if found is None and suite is not None and unpacked(suite):
+        return NEWER / suite / "bin" / name
+    return found
+
+
+def works(python: Path) -> bool:
+    """Whether it runs at all."""
+    return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+def said(python: list[str]) -> str:
+    """The version, in full."""
+    words = subprocess.run([*python, "--version"], capture_output=True, text=True, check=True).stdout.split()
+    return words[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
