@@ -8,78 +8,86 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from broker.blobs.base import BlobStore, ObjectInfo
-from protocol.errors import Corrupt, Missing, StoreError
+from protocol.errors import Corrupt, Forbidden, Missing, StoreError
 
 
 class MonitoredBlobs:
-    """Another store, with an eye on how its operations end: each has a deadline of its own within that store."""
+    """Another store, with an eye on how its operations end: each has a deadline of its own within that store.
+
+    Reading and writing are watched apart, because a store may let one be done and not the other: it fails until both
+    are done again.
+    """
 
     def __init__(self, inner: BlobStore) -> None:
         """No listener is told yet."""
         self._inner = inner
         self._listener: Callable[[float | None], None] | None = None
         self._lock = threading.Lock()
-        self._failing: float | None = None
+        self._failing: dict[str, float] = {}
 
     def tell(self, listener: Callable[[float | None], None]) -> None:
-        """Have `listener` hear since when (seconds since the epoch) every operation failed, and None once one is done.
+        """Have `listener` hear since when (seconds since the epoch) reading or writing fails, None once both are done.
 
         It is called from any thread, only when that changes.
         """
         with self._lock:
             self._listener = listener
-            if self._failing is not None:
-                listener(self._failing)
+            if self._failing:
+                listener(min(self._failing.values()))
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        with self._watch():
+        with self._watch("write"):
             self._inner.put(key, data)
 
     def get(self, key: str, limit: int) -> bytes:
-        with self._watch():
+        with self._watch("read"):
             return self._inner.get(key, limit)
 
     def has(self, key: str) -> bool:
-        with self._watch():
+        with self._watch("read", Forbidden):  # who may put and not look asks all the same, and puts
             return self._inner.has(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        with self._watch():
+        with self._watch("read"):
             yield from self._inner.list(prefix)
 
     def delete(self, key: str) -> None:
-        with self._watch():
+        with self._watch("write"):
             self._inner.delete(key)
 
     def put_head(self, name: str, data: bytes) -> None:
-        with self._watch():
+        with self._watch("write"):
             self._inner.put_head(name, data)
 
     def get_head(self, name: str, limit: int) -> bytes | None:
-        with self._watch():
+        with self._watch("read"):
             return self._inner.get_head(name, limit)
 
     def close(self) -> None:
         self._inner.close()
 
     @contextmanager
-    def _watch(self) -> Iterator[None]:
+    def _watch(self, what: str, untold: type[StoreError] | tuple[()] = ()) -> Iterator[None]:
         begun = time.time()
         try:
             yield
+        except untold:
+            raise
         except (Missing, Corrupt):  # the store has answered, and what it holds is another matter
-            self._ended(None)
+            self._ended(what, None)
             raise
         except StoreError:
-            self._ended(begun)
+            self._ended(what, begun)
             raise
         else:
-            self._ended(None)
+            self._ended(what, None)
 
-    def _ended(self, failed: float | None) -> None:
+    def _ended(self, what: str, failed: float | None) -> None:
         with self._lock:
-            if (failed is None) == (self._failing is None):
-                return
-            self._failing = failed
-            if self._listener is not None:
+            before = bool(self._failing)
+            if failed is None:
+                self._failing.pop(what, None)
+            else:
+                self._failing.setdefault(what, failed)
+            if bool(self._failing) != before and self._listener is not None:
                 self._listener(failed)

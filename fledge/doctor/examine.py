@@ -13,12 +13,12 @@ from broker.net.proxy import proxy_for
 from broker.net.tls import Tls, check_plain
 from broker.transport.rabbitmq.amqp import AmqpUrl, parse_amqp_url
 from deploy.servers.members import members_of
-from fledge.connections import broker_url, store_url, tls_of
+from fledge.connections import broker_url, signers_of, store_url, tls_of
 from fledge.doctor.checks.broker import check_broker
 from fledge.doctor.checks.local import check_certificate, check_keys, check_machine, check_private, check_registry
 from fledge.doctor.checks.network import Way
 from fledge.doctor.checks.permissions import Own, own
-from fledge.doctor.checks.store import check_store_rights, check_store_way
+from fledge.doctor.checks.store import check_signed_urls, check_store_rights, check_store_way
 from fledge.doctor.findings import Finding, Server, bad, good, skipped, warning
 from fledge.doctor.place import Place
 from fledge.doctor.report import DoctorReport
@@ -139,4 +139,10 @@ def _store(place: Place, way: Way, url: S3Url, identity: Identity | None) -> lis
         return found
     if presigned(place):
         return [*found, skipped("store.read", "presigned", "the aggregator signs each request when it is asked")]
-    return [*found, *check_store_rights(url, way.server, place, identity.name)]
+    found += check_store_rights(url, way.server, place, identity.name)
+    signers = signers_of(place.config, place.base) if place.role == Role.AGGREGATOR else None
+    if signers is not None:
+        found.append(check_signed_urls(url, place, signers))
+        for signer in signers:
+            signer.close()
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,6 +100,38 @@ def test_a_right_too_many_fails_loudly(whole: Whole) -> None:
         assert finding.code == "allowed"
         assert f"delete up/{SITES[0]}" in finding.cause
         assert f"delete up/{SITES[1]}" not in finding.cause
+    finally:
+        whole.store.kill()
+        told.write_text(before, encoding="utf-8")
+        whole.store.start()
+
+
+@pytest.mark.parametrize(
+    ("identity", "right", "check", "verdict"),
+    [
+        ("aggregator", "s3:PutObject", "store.write", Verdict.BAD),
+        ("aggregator", "s3:DeleteObject", "store.write", Verdict.BAD),
+        ("aggregator", "s3:ListBucket", "store.write", Verdict.BAD),
+        ("sign-uploads", "s3:PutObject", "store.urls", Verdict.WARNING),
+        ("sign-downloads", "s3:GetObject", "store.urls", Verdict.WARNING),
+    ],
+)
+def test_a_hub_that_lacks_a_right_at_the_store_is_told(
+    whole: Whole, identity: str, right: str, check: str, verdict: Verdict
+) -> None:
+    told = whole.federation.identities
+    before = told.read_text(encoding="utf-8")
+    less = json.loads(before)
+    (policy,) = (policy for policy in less["policies"] if policy["name"] == identity)
+    policy["content"] = policy["content"].replace(right, "s3:GetBucketLocation")
+    whole.store.kill()
+    try:
+        told.write_text(json.dumps(less), encoding="utf-8")
+        whole.store.launch()
+        report = examine(read_kit(whole.kit("aggregator")), {}, machine=False)
+        verdicts = {finding.check: finding.verdict for finding in report.findings}
+        assert verdicts[check] == verdict, report.lines()
+        assert verdicts["store.read"] == Verdict.GOOD
     finally:
         whole.store.kill()
         told.write_text(before, encoding="utf-8")

@@ -147,6 +147,15 @@ class SeaweedServer:
 
     def start(self) -> None:
         """Start and wait until the bucket is there and takes objects."""
+        self.launch()
+        try:
+            self._try_out()
+        except BaseException:
+            self.kill()
+            raise
+
+    def launch(self) -> None:
+        """Start and wait until the port answers."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -155,18 +164,14 @@ class SeaweedServer:
                 stderr=log,
                 env=os.environ | {"HOME": str(self.directory)},  # it looks there for settings
             )
-        try:
-            self._wait(self._process)
-        except BaseException:
-            self.kill()
-            raise
-
-    def _wait(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 60
         while not answers(self.port):
-            if process.poll() is not None or time.monotonic() > deadline:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
                 raise RuntimeError(f"SeaweedFS did not start: {self._log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.02)
+
+    def _try_out(self) -> None:
         key = model_chunk(hashlib.sha256(_PROBE).hexdigest())
         store = S3Blobs.from_url(self.federation.url("aggregator"))
         try:

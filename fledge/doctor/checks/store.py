@@ -11,9 +11,12 @@ from email.utils import parsedate_to_datetime
 from urllib3.exceptions import HTTPError
 
 from broker.blobs.base import check_head
+from broker.blobs.s3.grants import Granter
 from broker.blobs.s3.http import BoundedPool
+from broker.blobs.s3.presigned import PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
 from broker.blobs.s3.url import S3Url
+from broker.net.schemes import Connection
 from fledge.doctor.checks.broker import refused_certificate
 from fledge.doctor.checks.network import Blocked, Way, walk
 from fledge.doctor.findings import Finding, Server, bad, good, skipped, warning
@@ -21,10 +24,14 @@ from fledge.doctor.place import Place
 from protocol import limits
 from protocol.errors import ConfigError, Forbidden, StoreError
 from protocol.keys import Role
+from protocol.messages import Grant, Request
 from protocol.topology import bundle_key, update_chunk
 
 PROBE = b"fledge doctor was here; the aggregator sweeps this away\n"
 """What is put to see whether it may be; always the same, so it is one object at most."""
+_PROBE_NAME = hashlib.sha256(PROBE).hexdigest()
+_NOBODY = "fledge-doctor"
+"""The site in whose name URLs are tried."""
 CALL_S = 20.0
 SKEW_S = 600
 _NOTABLE_SKEW_S = 60
@@ -82,24 +89,59 @@ def check_store_rights(url: S3Url, server: Server, place: Place, name: str) -> l
         advice = "take credentials.toml from the kit again"
         return [bad("store.credentials", "missing", str(error), advice, server=server)]
     found: list[Finding] = []
-    probe, check = hashlib.sha256(PROBE).hexdigest(), "store.read"
+    check = "store.read"
     try:
         if place.role != Role.OPERATOR:
             head = store.get_head(check_head(place.config.federation), limits.STORED_RECORD)
             words = "the federation's head can be read" if head else "allowed; the aggregator has published no head yet"
             found.append(good(check, words))
         check = "store.write"
-        if place.role == Role.SITE:
-            store.put(update_chunk(name, probe), PROBE)
-            found.append(good(check, "objects can be put where our updates go"))
-        elif place.role == Role.OPERATOR:
-            store.put(bundle_key(name, probe), PROBE)
-            found.append(good(check, "objects can be put where our runs go"))
+        found.append(good(check, _written(store, place.role, name)))
     except StoreError as error:
         found.append(_refused(check, error, server))
     finally:
         store.close()
     return found
+
+
+def _written(store: S3Blobs, role: Role, name: str) -> str:
+    """Put the probe where this participant's objects go; the aggregator, which may, also takes it away again."""
+    probe = _PROBE_NAME
+    if role == Role.SITE:
+        store.put(update_chunk(name, probe), PROBE)
+        return "objects can be put where our updates go"
+    if role == Role.OPERATOR:
+        store.put(bundle_key(name, probe), PROBE)
+        return "objects can be put where our runs go"
+    key = f"clock/{probe}"  # where the sweep puts something for a moment, too
+    store.put(key, PROBE)
+    try:
+        if store.get(key, len(PROBE)) != PROBE or key not in (info.key for info in store.list("clock/")):
+            raise StoreError(f"{key}: stored but not listed; the store does not keep its promises")
+    finally:
+        store.delete(key)
+    return "objects can be put, got, listed and deleted"
+
+
+def check_signed_urls(url: S3Url, place: Place, signers: tuple[S3Blobs, S3Blobs]) -> Finding:
+    """Sign URLs as for a site without credentials and use them; only a warning, since not every federation has such."""
+    check, federation, key = "store.urls", place.config.federation, update_chunk(_NOBODY, _PROBE_NAME)
+    granter = Granter(*signers, check_head(federation))
+
+    def ask(request: Request) -> Grant:
+        return granter.grant(_NOBODY, request, time.time()).answer(b"", None)
+
+    line = Connection(insecure=place.config.insecure, proxy=place.config.proxy)
+    site = PresignedBlobs(replace(url, deadline=CALL_S), ask, _NOBODY, connection=line)
+    try:
+        site.put(key, PROBE)
+        site.get_head(federation, limits.STORED_RECORD)
+    except StoreError as error:
+        words = f"URLs that we sign are not taken: {error}"
+        return warning(check, "refused", words, "make the two identities that sign: see fledge deploy files")
+    finally:
+        site.close()
+    return good(check, "URLs that we sign for sites and operators are taken")
 
 
 def _refused(check: str, error: StoreError, server: Server) -> Finding:
@@ -113,5 +155,7 @@ def _refused(check: str, error: StoreError, server: Server) -> Finding:
         return bad(check, "keys", f"the store {words}", "ask the hub for new credentials.toml", server=server)
     if isinstance(error, Forbidden):
         advice = "tell the hub to apply the policies of: fledge deploy files"
+        if check == "store.read":
+            advice += " (Amazon's S3 also answers so as long as the hub has published nothing)"
         return bad(check, "forbidden", f"the store refuses ({code or 'without saying why'})", advice, server=server)
     return bad(check, "failed", str(error), "try again; then tell the hub", server=server)
