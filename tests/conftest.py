@@ -9,11 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.unclosed import report_unclosed_databases
+
 pytest_plugins = ["tests.support.server_fixtures", "tests.support.worker_fixtures"]
 
 # One thread for each process, also for those that tests start: several at once would only spin while they wait for each
 # other's processors (the example with torch takes twice the processor time), and sums would depend on their number.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+report_unclosed_databases()
 
 
 @pytest.fixture(autouse=True)

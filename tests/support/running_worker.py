@@ -32,9 +32,15 @@ class Seen:
             assert self._new.wait_for(shown, 10), [event.state for event in self.events]
 
 
-def start(centre: Centre, state: Path, trainer: Any, workers: list[WorkerService], **extra: Any) -> WorkerService:
+def opened(centre: Centre, state: Path, trainer: Any, workers: list[WorkerService], **extra: Any) -> WorkerService:
+    """A worker that is not started, and taken apart with the others."""
     worker = centre.worker(state, trainer, **extra)
     workers.append(worker)
+    return worker
+
+
+def start(centre: Centre, state: Path, trainer: Any, workers: list[WorkerService], **extra: Any) -> WorkerService:
+    worker = opened(centre, state, trainer, workers, **extra)
     worker.start()
     return worker
 

@@ -11,7 +11,7 @@ from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Outcome, RunState
 from tests.support.fake_aggregator import RUN, AddOne, Centre
-from tests.support.running_worker import Seen, start, stop
+from tests.support.running_worker import Seen, opened, start, stop
 from worker.domain.state import RunRow
 from worker.journal.approvals import Approvals
 from worker.journal.journal import Journal
@@ -42,7 +42,7 @@ def test_an_announced_version_becomes_an_update_and_its_receipt_empties_the_spoo
     second = centre.next_message()
     assert (second.core.version, second.core.sequence) == (1, 2)
     stop(worker)
-    journal = centre.worker(tmp_path, trainer).journal
+    journal = opened(centre, tmp_path, trainer, workers).journal
     (kept,) = journal.receipts()
     assert (kept["id"], kept["outcome"], kept["version"]) == (update.core.id, "merged", 1)
     assert len(files(tmp_path)) == 1
@@ -209,7 +209,7 @@ def test_a_newer_registry_is_taken_over_from_the_head(
         assert centre.next_message().core.version == 1
         stop(worker)
     assert [log["version"] for log in logs if log["event"] == "registry.changed"] == [centre.registry.version]
-    assert centre.worker(tmp_path, trainer)._reader().registry == centre.registry
+    assert opened(centre, tmp_path, trainer, workers)._reader().registry == centre.registry
 
 
 def test_signs_of_life_reach_the_aggregator(
@@ -235,7 +235,7 @@ def test_stopping_aborts_the_training_at_once(
     assert trainer.started.wait(10)
     stop(worker)
     assert worker.ended.is_set()
-    journal = centre.worker(tmp_path, trainer).journal
+    journal = opened(centre, tmp_path, trainer, workers).journal
     snapshot = journal.load()
     assert isinstance(snapshot.runs[0], RunRow)
     assert (snapshot.runs[0].version, snapshot.runs[0].sent, snapshot.updates) == (0, 0, ())
