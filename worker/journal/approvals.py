@@ -82,10 +82,12 @@ class Approvals:
     def _runs(self) -> set[str]:
         try:
             with os.scandir(self._directory) as entries:
-                names = [Path(entry.name) for entry in islice(entries, _MOST)]
+                names = [entry.name for entry in islice(entries, _MOST)]
         except OSError:
             return set()  # nothing has been said yet
-        return {name.stem for name in names if name.suffix in (_SAID, _TAKEN) and is_word(name.stem)}
+        # Not by the path's suffix: what that is of `..said`, about a run called `.`, changed with Python 3.14.
+        runs = {name.removesuffix(kind) for name in names for kind in (_SAID, _TAKEN) if name.endswith(kind)}
+        return {run for run in runs if is_word(run)}
 
     def _read(self, run: str, kind: str) -> bool | None:
         """What a note says; None if there is none, or if it says nothing."""
