@@ -82,17 +82,19 @@ def _seaweed(request: pytest.FixtureRequest) -> Iterator[Subject]:
     aggregator.close()
 
 
-def _other(word: str, request: pytest.FixtureRequest) -> Iterator[Subject]:
+def _other(word: str, presigned: bool, request: pytest.FixtureRequest) -> Iterator[Subject]:
     opened: Callable[[str], OtherStore] = request.getfixturevalue("other_stores")
     place = f"{request.getfixturevalue('bucket')}/clinics"
     server = opened(word)
     vandal = S3Blobs.from_url(server.url(place))
+    store = Halves(server, place) if presigned else open_blobs(server.url(place))
     # What is put is not hashed again, so whoever puts can put anything.
-    yield Subject(open_blobs(server.url(place)), vandal.put, torn=KINDS[word].torn)
+    yield Subject(store, vandal.put, torn=KINDS[word].torn)
     vandal.close()
 
 
-OTHERS = {word: partial(_other, word) for word in KINDS}
+OTHERS = {word: partial(_other, word, False) for word in KINDS}
+OTHERS |= {f"{word}-presigned": partial(_other, word, True) for word in KINDS}
 SERVED = {"s3": _s3, "s3-proxied": _proxied, "presigned": _presigned, "seaweed": _seaweed}
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.support.seaweed import ENDING_WITH_THE_TESTS
 FOLDER = Path(os.environ.get("FLEDGE_S3_SERVERS", "/var/tmp/fledge-s3"))
 """Where the script put them; what is on the path counts, too."""
 _START_S = 90.0
+_SWIFT_KEY = "fledge:admin"  # an account and a user, as its keys are
 _NO_SNAPSHOTS = "RadosGW on SQLite reads an object's first bytes and the rest one after the other; on RADOS it does not"
 
 
@@ -40,6 +42,7 @@ class Kind:
     name: str
     program: str
     prepare: Callable[[str, Path, int], Start]
+    access_key: str = ACCESS_KEY
     torn: str = ""
     """See `tests.support.blobs.Subject`."""
 
@@ -87,9 +90,20 @@ def _moto(program: str, folder: Path, port: int) -> Start:
     return Start(command=[program, "--host=127.0.0.1", f"--port={port}"], environment={})
 
 
+def _swift(program: str, folder: Path, port: int) -> Start:
+    """OpenStack's Swift and its S3 interface; the program is its environment's Python."""
+    script = Path(__file__).with_name("swift_server.py")
+    others = map(str, free_ports(3))
+    return Start(
+        command=[program, "-W", "ignore", str(script), str(folder), str(port), _SWIFT_KEY, SECRET_KEY, *others],
+        environment={},
+    )
+
+
 KINDS = {
     "juicefs": Kind(name="JuiceFS gateway (MinIO's code)", program="juicefs", prepare=_juicefs),
     "ceph": Kind(name="Ceph RadosGW", program="radosgw", prepare=_ceph, torn=_NO_SNAPSHOTS),
+    "swift": Kind(name="OpenStack Swift", program="swift-python", prepare=_swift, access_key=_SWIFT_KEY),
     "moto": Kind(name="moto", program="moto_server", prepare=_moto),
 }
 """Every kind by the word for it in the names of tests."""
@@ -108,6 +122,7 @@ class OtherStore:
         program = find(kind)
         if program is None:
             pytest.skip(f"{kind.name} is not on this machine; scripts/s3-servers.sh gets it")
+        self._kind = kind
         (self.port,) = free_ports(1)
         self._log = folder / "log"
         start = kind.prepare(program, folder, self.port)
@@ -119,19 +134,19 @@ class OtherStore:
                 stdout=log,
                 stderr=log,
             )
-        self._wait(kind)
+        self._wait()
 
-    def _wait(self, kind: Kind) -> None:
+    def _wait(self) -> None:
         deadline = time.monotonic() + _START_S
         while not answers(self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError(f"{kind.name} did not start: {self._log.read_text(errors='replace')[-2000:]}")
+                raise RuntimeError(f"{self._kind.name} did not start: {self._log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
 
-    def url(self, place: str) -> str:
+    def url(self, bucket: str) -> str:
         """The store URL of a bucket, or of a prefix in it."""
-        return f"s3://{ACCESS_KEY}:{SECRET_KEY}@127.0.0.1:{self.port}/{place}"
+        return f"s3://{quote(self._kind.access_key)}:{SECRET_KEY}@127.0.0.1:{self.port}/{bucket}"
 
     def stop(self) -> None:
         """End the process without asking it."""

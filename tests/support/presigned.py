@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 from broker.blobs.base import BlobStore, ObjectInfo, check_head, check_key, check_prefix
 from broker.blobs.open import open_blobs
@@ -13,7 +14,6 @@ from broker.blobs.s3.presigned import PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
 from protocol.messages import Grant, Request
 from protocol.topology import record_key, update_chunk
-from tests.support.s3 import S3Server
 
 SITE, FEDERATION = "site-a", "demo"
 _FIRST = record_key(hashlib.sha256(b"").hexdigest())
@@ -36,9 +36,16 @@ class Hub:
         return granted.answer(b"m" * 16, self.head)
 
 
-def site_store(
-    hub: Hub, server: S3Server, bucket: str, *, port: int | None = None, options: str = ""
-) -> PresignedBlobs:
+class Server(Protocol):
+    """What is signed for."""
+
+    port: int
+
+    def url(self, bucket: str) -> str:
+        """The store URL of a bucket, or of a prefix in it, with credentials."""
+
+
+def site_store(hub: Hub, server: Server, bucket: str, *, port: int | None = None, options: str = "") -> PresignedBlobs:
     """The store as the site opens it: without credentials."""
     return PresignedBlobs.from_url(f"s3://127.0.0.1:{port or server.port}/{bucket}{options}", hub.ask, SITE)
 
@@ -50,7 +57,7 @@ class Halves:
     got comes down by a signed URL. Objects that no site may get are got by the hub.
     """
 
-    def __init__(self, server: S3Server, bucket: str) -> None:
+    def __init__(self, server: Server, bucket: str) -> None:
         self.hub = Hub(server.url(bucket))
         self._all: BlobStore = open_blobs(server.url(bucket))
         # A site makes no bucket; a hub has long published something.

@@ -12,7 +12,7 @@ from typing import TypeVar
 import structlog
 from urllib3.exceptions import HTTPError, SSLError
 
-from broker.blobs.s3.http import BoundedPool, HttpAnswer
+from broker.blobs.s3.http import BoundedPool
 from broker.blobs.s3.url import S3Url
 from broker.net.backoff import full_jitter
 from broker.net.proxy import Proxy, proxy_for
@@ -125,7 +125,7 @@ class Patience:
                 f"{what} at {self._where}: the bucket is in region {answer.region!r} ({answer}); whoever signs has to"
                 f" write its host, or ?region={answer.region}, into the store's URL"
             ) from None
-        if answer.status in (401, 403) or answer == HttpAnswer(400, "AccessDenied"):
+        if answer.status in (401, 403) or str(answer) == "400 AccessDenied":
             raise Forbidden(
                 f"{what} at {self._where}: the store refused this identity ({answer});"
                 " check access key, secret, this machine's clock and what the identity may do"

@@ -35,8 +35,8 @@ _FAULTS = (NotYet, S3Error, InvalidResponseError, ServerError, HTTPError, OSErro
 _MIN_PART = 5 * 1024 * 1024
 _PAGE = 1000
 _ANY_KEY = head_key("any")
-_MADE_BY_OTHERS_S = 5.0
-"""For how long a bucket that one may not make oneself is waited for."""
+_NEW_S = 5.0
+"""For how long a bucket is waited for that one may not make oneself, or that refuses objects while it is made."""
 
 T = TypeVar("T")
 
@@ -59,6 +59,7 @@ class S3Blobs:
         """
         self._where = str(url)
         self._bucket, self._prefix = url.bucket, url.prefix
+        self._new_until = 0.0
         self._may_list = True  # until the server has refused it
         if not url.access_key or not url.secret_key:
             raise ConfigError(
@@ -195,18 +196,22 @@ class S3Blobs:
             part = max(len(data), _MIN_PART)
             self._client.put_object(self._bucket, self._name(key), io.BytesIO(data), len(data), part_size=part)
 
-        made = partial(self._make_bucket, time.monotonic() + _MADE_BY_OTHERS_S)
+        begun = time.monotonic()
 
-        def send_and_make_bucket() -> None:
+        def send_or_make_bucket() -> None:
             try:
                 send()
             except _FAULTS:
-                if not self._bucket_is_missing():
-                    raise
-                made()
-                send()
+                answer = self._http.answer
+                if answer is not None and answer.code == "NoSuchBucket":
+                    self._new_until = time.monotonic() + _NEW_S
+                    self._make_bucket(begun + _NEW_S)
+                    raise NotYet(f"bucket {self._bucket!r} has just been made") from None
+                if str(answer) == "403 AccessDenied" and time.monotonic() < self._new_until:
+                    raise NotYet(f"bucket {self._bucket!r} is being made, and refuses ({answer})") from None
+                raise
 
-        self._patience.call(f"put {key} ({len(data)} bytes)", send_and_make_bucket)
+        self._patience.call(f"put {key} ({len(data)} bytes)", send_or_make_bucket)
 
     def _make_bucket(self, until: float) -> None:
         """Make the bucket, or wait for another who is making it: of several at once, servers refuse all but one."""
@@ -222,9 +227,6 @@ class S3Blobs:
                     f" ({answer}); ask whoever runs that server to make it, or look whether the URL names the right one"
                 ) from None
             raise NotYet(f"bucket {self._bucket!r} is not there, and the server did not make it ({answer})") from None
-
-    def _bucket_is_missing(self) -> bool:
-        return self._http.answer is not None and self._http.answer.code == "NoSuchBucket"
 
     def _fetch(self, key: str, limit: int) -> bytes:
         response = self._client.get_object(self._bucket, self._name(key))

@@ -88,13 +88,21 @@ def test_who_is_refused_the_bucket_that_another_is_making_uses_it_as_soon_as_it_
 def test_who_may_not_make_a_bucket_that_nobody_makes_is_told_which_and_whom_to_ask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(s3_store, "_MADE_BY_OTHERS_S", 0.3)
+    monkeypatch.setattr(s3_store, "_NEW_S", 0.3)
     with answering(lambda request: DENIED if request == MAKE else NO_BUCKET) as (url, asked):
         with pytest.raises(Forbidden, match="ask whoever runs that server to make it") as refused:
             S3Blobs.from_url(url).put(KEY, DATA)
         assert url.partition("@")[2].partition("/")[0] in str(refused.value)
     assert "bucket 'clinics' does not exist" in str(refused.value)
     assert asked.count(MAKE) > 1
+
+
+def test_a_bucket_that_refuses_objects_while_it_is_made_is_given_a_moment() -> None:
+    """Ceph's RadosGW answers so where several make it at once."""
+    answers = iter([NO_BUCKET, OK, DENIED, DENIED, OK])
+    with answering(lambda _: next(answers)) as (url, asked):
+        S3Blobs.from_url(url).put(KEY, DATA)
+    assert len(asked) == 5
 
 
 def test_a_bucket_that_is_made_at_the_first_try_is_made_once() -> None:
