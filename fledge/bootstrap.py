@@ -37,6 +37,7 @@ from protocol.limits import STORED_RECORD
 from protocol.messages import Grant, Named, Request
 from protocol.registry import Registry, open_registry
 from worker.api.filters import build
+from worker.api.processes import start_by_forking
 from worker.config import load_trainer, read_config, site_policy, trainer_digest
 from worker.inspection.inspector import Inspector
 from worker.inspection.settings import write_settings
@@ -166,6 +167,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
         ConfigError: a file is missing or wrong.
         FledgeError: the state directory cannot be used, or whatever ended the worker.
     """
+    start_by_forking()
     settings, base = read_config(config), config.parent
     identity = read_identity(base / settings.keys)
     if settings.site not in (None, identity.name):

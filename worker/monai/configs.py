@@ -18,6 +18,7 @@ from typing import TypeVar
 from monai.bundle.config_parser import ConfigParser
 
 from protocol.errors import ConfigError
+from worker.api.processes import start_by_forking
 
 REQUIRED = (
     *("bundle_root", "device", "dataset_dir"),
@@ -206,6 +207,7 @@ def has_place(parser: ConfigParser, name: str) -> bool:
 
 
 def _read(files: list[Path], names: Mapping[str, object] | None = None) -> ConfigParser:
+    start_by_forking()
     parser = ConfigParser(globals=dict(names or {}))
     try:
         parser.read_config([str(file) for file in files])

@@ -15,6 +15,7 @@ from protocol.errors import ConfigError, Diverged, TrainingError
 from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec, TensorKind, TensorSpec
 from worker.api.fingerprint import fingerprint as fingerprint_of
+from worker.api.processes import start_by_forking
 from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides
 from worker.api.weights import Array, Piece, Weights, check_names, store, write_records
 
@@ -96,6 +97,7 @@ class TorchTrainer:
             raise ConfigError("give local_steps or epochs, not both")
         if len(dataset) < 1:
             raise ConfigError("the training dataset is empty")
+        start_by_forking()
         self.model = model.to(device)
         self._dataset, self._evaluate_on = dataset, evaluate_on
         self._loss, self._metrics = loss, dict(metrics or {})

@@ -240,6 +240,23 @@ def test_channels_last_weights_are_loaded_and_read_in_place() -> None:
         assert plain[name].any()
 
 
+class Computed(TensorDataset):
+    """Holds what cannot be sent to a process that begins empty."""
+
+    def __init__(self) -> None:
+        super().__init__(*points(16).tensors)
+        self.doubled = lambda values: 2 * values
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
+        inputs, label = super().__getitem__(index)
+        return self.doubled(inputs), label
+
+
+def test_processes_that_load_data_take_any_dataset_on_every_python() -> None:
+    which = TorchTrainer(Normed(), Computed(), nn.functional.cross_entropy, lr=0.1, batch_size=8, loaders=1)
+    assert train(which).steps == 2
+
+
 def test_a_task_may_set_rate_steps_and_batch_size_only() -> None:
     result = train(trainer(), task={"local_steps": 3, "batch_size": 4, "lr": 1e-30, "device": "nowhere", "epochs": 99})
     assert result.steps == 3
