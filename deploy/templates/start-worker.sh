@@ -6,8 +6,16 @@ cd "$(dirname "$0")"
 umask 077
 mkdir -p state
 if [ "${1:-}" = docker ]; then
-    FLEDGE_USER="$(id -u):$(id -g)"
-    export FLEDGE_USER
+    # Every `docker compose` in this folder reads .env. What stands in there is kept: FLEDGE_IMAGE, say, or another user.
+    case $(docker info --format '{{.SecurityOptions}}' 2>/dev/null) in
+        *rootless*) user=0:0 ;; # there, root is the engine's own user
+        *) user=$(id -u):$(id -g) ;;
+    esac
+    # A folder of this name may stand somewhere else, too.
+    project=$(printf %s 'fledge-@{federation}-@{name}' | tr A-Z a-z | tr -c a-z0-9_- -)
+    for line in "FLEDGE_USER=$user" "COMPOSE_PROJECT_NAME=$project"; do
+        grep -qs "^${line%%=*}=" .env || printf '\n%s\n' "$line" >>.env
+    done
     exec docker compose up --detach
 fi
 exec fledge worker --kit .

@@ -16,8 +16,8 @@ from tests.support.compose import DOCKER
 from tests.support.waiting import eventually
 
 PROGRAM = """#!/bin/sh
-echo "$@" >>started
 trap 'echo stopped >>started; exit 0' TERM
+echo "$@" >>started
 [ -z "${ENDS:-}" ] || exit "$ENDS"
 sleep 60 & wait
 """

@@ -319,7 +319,7 @@ def test_scripts_and_compose_files_are_well_formed(unpacked: Mapping[str, Path])
         described = compose["services"][service]
         assert described["read_only"]
         assert "ports" not in described
-        assert described["healthcheck"]["test"][:3] == ["CMD", "fledge", "healthcheck"]
+        assert described["healthcheck"]["test"] == ["CMD", "fledge-healthy"]
         unit = (unpacked[name] / f"fledge-{service}.service").read_text()
         assert "ExecStart=/bin/sh start.sh\n" in unit
 
