@@ -20,10 +20,13 @@ fi
 
 stamp=.venv/.fledge-setup
 if [ ! -f "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraints.txt -nt "$stamp" ]; then
-    python=$(command -v python3.11 || command -v python3)
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        { echo "setup: fledge needs Python 3.11 or newer, found $("$python" --version)"; exit 1; }
-    echo "setup: creating .venv with pinned packages (a few minutes the first time)"
+    python=
+    for name in python3.11 python3.12 python3.13 python3.14 python3; do
+        # A command of pyenv's may be there and fail, if its version is not the chosen one.
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$name; break; fi
+    done
+    [ -n "$python" ] || { echo "setup: fledge needs Python 3.11 or newer; there is $(python3 --version 2>&1)"; exit 1; }
+    echo "setup: creating .venv with $("$python" --version) and pinned packages (a few minutes the first time)"
     "$python" -m venv .venv
     .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
     touch "$stamp"
