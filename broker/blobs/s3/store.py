@@ -241,15 +241,15 @@ class S3Blobs:
             except Missing:  # no bucket yet
                 return
             before = last, len(folders)
-            for position, entry in enumerate(page):
+            for entry in page:
                 if entry.key == prefix:
                     continue  # an empty object, by which consoles mark a folder that somebody made there
                 if entry.key.endswith("/"):
                     if entry.key not in folders and _holds_keys(entry.key, prefix):
                         folders.add(entry.key)
                         yield entry
-                elif position and entry.key == last:
-                    continue  # rclone lists an object twice while it is being put again
+                elif entry.key == last:
+                    continue  # rclone lists an object twice while it is put again, RadosGW the last one of a page
                 elif entry.key <= last:
                     raise StoreError(
                         f"list {prefix}: {self._where} does not list in key order ({entry.key} after {last})"
