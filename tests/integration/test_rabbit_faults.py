@@ -109,6 +109,7 @@ def test_traffic_survives_connections_closed_by_the_administrator(rabbit_broker:
 
 
 def test_traffic_survives_a_killed_broker(rabbit_broker: RabbitVhost, traffic: Traffic) -> None:
+    rabbit_broker.await_durable("in.q", DEAD_LETTERS)
     rabbit_broker.node.kill()
     before = len(traffic.futures)
     eventually(lambda: len(traffic.futures) > before + 50, "publishing went on without a broker")

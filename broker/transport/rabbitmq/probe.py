@@ -23,6 +23,7 @@ DONE = 200
 REFUSED = 403
 NOT_FOUND = 404
 FAILED = 406
+NO_ANSWER = 0
 _PATIENCE_S = 25.0
 """A little longer than a connection may take to open."""
 
@@ -39,7 +40,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeReply:
-    """What the broker said: the AMQP reply code (200: it was done; 0: no answer) and its words."""
+    """What the broker said: the AMQP reply code (200: it was done), or NO_ANSWER and its words."""
 
     code: int
     text: str = ""
@@ -199,14 +200,14 @@ class Probe:
         try:
             return answer.result(_PATIENCE_S)
         except TimeoutError:
-            return ProbeReply(code=0, text="no answer")
+            return ProbeReply(code=NO_ANSWER, text="no answer")
 
     def close(self) -> None:
         self._link.close()
 
     def _ask(self, operation: Operation, answer: Future[ProbeReply]) -> None:
         if not self._link.up:
-            answer.set_result(ProbeReply(code=0, text="the connection was lost"))
+            answer.set_result(ProbeReply(code=NO_ANSWER, text="the connection was lost"))
             return
 
         def settle(reply: ProbeReply) -> None:

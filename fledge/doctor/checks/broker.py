@@ -5,12 +5,18 @@ from __future__ import annotations
 import ssl
 
 from broker.transport.rabbitmq.amqp import AmqpUrl
-from broker.transport.rabbitmq.probe import NOT_FOUND, Probe, mechanisms
+from broker.transport.rabbitmq.probe import NO_ANSWER, NOT_FOUND, Probe, mechanisms
 from fledge.doctor.checks.network import Blocked, Way, last_words, walk
 from fledge.doctor.checks.permissions import Own, needed
 from fledge.doctor.findings import Finding, Server, bad, good, warning
 from protocol.errors import Malformed, NotAllowed, TransportError
 
+LEADERLESS = (
+    "tell the hub: a queue without a leader is the usual reason (rabbitmq-queues quorum_status QUEUE); what does not"
+    " come back has to be deleted, and deployed again"
+)
+_PATIENT = 2
+"""Operations without an answer after which no more are tried."""
 DEPLOY = "tell the hub to run: fledge deploy broker"
 _ALERTS = {
     "CERTIFICATE_REQUIRED": ("missing", "it wants a client certificate and we have none"),
@@ -91,16 +97,24 @@ def _login(way: Way, url: AmqpUrl, found: list[Finding]) -> Probe:
 
 def _rights(probe: Probe, mine: Own, server: Server, found: list[Finding]) -> None:
     missing: list[str] = []
+    silent: list[str] = []
     refused: list[str] = []
     for attempt in needed(mine):
         code = attempt.on(probe).code
         if code == NOT_FOUND:
             missing.append(attempt.operation.what)
+        elif code == NO_ANSWER:
+            silent.append(attempt.operation.what)
+            if len(silent) == _PATIENT:
+                break  # each takes half a minute
         elif code != attempt.answer:
             refused.append(f"{attempt.code} {attempt.operation.what}")
     if missing:
         cause = f"not there: {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
         found.append(bad("broker.queues", "missing", cause, DEPLOY, server=server))
+    elif silent:
+        cause = f"the broker says nothing to: {', '.join(silent)}"
+        found.append(bad("broker.queues", "silent", cause, LEADERLESS, server=server))
     else:
         found.append(good("broker.queues", f"{len(mine.reads)} to read, {len(mine.writes)} to send to"))
     if refused:
