@@ -9,8 +9,10 @@ import pytest
 
 from broker.blobs.garbage import collect
 from broker.blobs.open import open_blobs
+from broker.blobs.s3.http import BoundedPool
 from broker.blobs.s3.store import S3Blobs
 from broker.blobs.s3.url import parse_s3_url
+from fledge.doctor.checks.store_attacks import Targets, own_copies, with_credentials, without_signature
 from protocol import topology
 from protocol.errors import ConfigError, Forbidden
 from tests.support.blobs import LIMIT, key_of
@@ -74,6 +76,20 @@ def test_a_site_puts_and_gets_below_its_federations_prefix_alone(shared: Provisi
         beside.put(key_of(DATA, "up/north"), DATA)
     for store in (hub, site, beside):
         store.close()
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(("identity", "outcome"), [("site-north", "refused"), ("aggregator", "worked")])
+def test_what_the_doctor_tries_is_aimed_below_the_prefix(shared: Provisioned, identity: str, outcome: str) -> None:
+    url = parse_s3_url(shared.url(identity), environ={})
+    store, pool = S3Blobs(url), BoundedPool(tls=url.files)
+    targets = Targets(place=url.place, federation="demo", site="north", other="north-2")
+    tried = list(with_credentials(store, "north", "north-2", "demo"))
+    assert {one.outcome for one in tried} == {outcome}, tried
+    for tried in (list(own_copies(pool, store, targets)), list(without_signature(pool, url, "north"))):
+        assert {one.outcome for one in tried} == {"refused"}, tried
+    store.close()
+    pool.clear()
 
 
 @pytest.mark.servers

@@ -119,7 +119,8 @@ class Patience:
         if answer.code in _FULL or answer.status == 507:
             return f"the store has no room left ({answer}), whoever runs it has to make some"
         if answer.status == 404:
-            raise Missing(f"{what} at {self._where}: no such object ({answer})") from None
+            kind = "bucket" if answer.code == "NoSuchBucket" else "object"
+            raise Missing(f"{what} at {self._where}: no such {kind} ({answer})") from None
         if answer.region and (answer.code in _ELSEWHERE or (not answer.code and answer.status in _LASTING)):
             raise StoreError(
                 f"{what} at {self._where}: the bucket is in region {answer.region!r} ({answer}); whoever signs has to"

@@ -20,6 +20,7 @@ from protocol.messages import Grant
 
 DATA = b"an update"
 KEY = f"up/site-a/{hashlib.sha256(DATA).hexdigest()}"
+LISTING = "<ListBucketResult><Name>clinics</Name><IsTruncated>false</IsTruncated>{}</ListBucketResult>"
 MAKE = "PUT /clinics"
 Answer = tuple[int, str, dict[str, str]]
 """Status, the inside of an error's document, and headers."""
@@ -185,8 +186,7 @@ def test_a_full_store_is_said_to_be_full_and_takes_objects_again_once_there_is_r
 def test_what_is_refused_but_not_listed_is_missing(listed: bool) -> None:
     """Amazon's S3 answers 403 for what is not there, unless one may list the whole bucket."""
     entry = f"<Contents><Key>clinics/{KEY}</Key><Size>1</Size></Contents>" if listed else ""
-    listing = f"<ListBucketResult><Name>clinics</Name><IsTruncated>false</IsTruncated>{entry}</ListBucketResult>"
-    page: Answer = (200, listing, {})
+    page: Answer = (200, LISTING.format(entry), {})
     refused = Forbidden if listed else Missing
     with answering(lambda request: page if request == "GET /clinics" else DENIED) as (url, _):
         store = S3Blobs.from_url(url.replace("/clinics?", "/clinics/clinics?"))
@@ -198,6 +198,17 @@ def test_what_is_refused_but_not_listed_is_missing(listed: bool) -> None:
         else:
             assert not store.has(KEY)
             assert store.get_head("demo", 100) is None
+
+
+def test_a_bucket_that_is_not_there_is_not_called_an_object() -> None:
+    with answering(lambda _: NO_BUCKET) as (url, _):
+        store = S3Blobs.from_url(url)
+        with pytest.raises(Missing, match="no such bucket"):
+            store.get(KEY, 100)
+        place = url.partition("@")[2]
+        grant = Grant(message=b"m" * 16, head=b"", urls=(store.presign_put(KEY, 60),), expires=0)
+        with pytest.raises(Missing, match="no such bucket"):
+            PresignedBlobs.from_url(f"s3://{place}", lambda _: grant, "site-a").put(KEY, DATA)
 
 
 def test_who_may_not_list_asks_for_it_once() -> None:
