@@ -111,9 +111,7 @@ def test_a_right_too_many_fails_loudly(whole: Whole) -> None:
     [
         ("aggregator", "s3:PutObject", "store.write", Verdict.BAD),
         ("aggregator", "s3:DeleteObject", "store.write", Verdict.BAD),
-        ("aggregator", "s3:ListBucket", "store.write", Verdict.BAD),
         ("sign-uploads", "s3:PutObject", "store.urls", Verdict.WARNING),
-        ("sign-downloads", "s3:GetObject", "store.urls", Verdict.WARNING),
     ],
 )
 def test_a_hub_that_lacks_a_right_at_the_store_is_told(
