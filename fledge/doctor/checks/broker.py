@@ -120,5 +120,5 @@ def _rights(probe: Probe, mine: Own, server: Server, found: list[Finding]) -> No
     if refused:
         cause = f"refused: {refused[0]}" + (f" and {len(refused) - 1} more" if refused[1:] else "")
         found.append(bad("broker.rights", "refused", cause, DEPLOY, server=server))
-    else:
+    elif not silent:
         found.append(good("broker.rights", "what this participant needs is allowed"))
