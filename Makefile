@@ -1,7 +1,7 @@
 # The commands of this project. `make demo` and `make test` set everything up themselves, also on a fresh machine.
 PYTHON := .venv/bin/python
 
-.PHONY: demo test test-long check benchmarks docs clean setup servers
+.PHONY: demo test test-long test-containers check benchmarks docs clean setup servers
 .NOTPARALLEL:
 # Tests and benchmarks start hundreds of processes, each of which would compile all of fledge anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -18,6 +18,11 @@ test-long: servers
 	$(PYTHON) -m pytest -q -m long
 	$(PYTHON) -m tests.integration
 	$(PYTHON) -m tests.unit
+
+# The images and compose files on whatever engine DOCKER names; a quarter of an hour. Port 443 has to be free.
+# FLEDGE_ENGINE_RESTART: how the engine is restarted, `systemctl restart docker` say; without it that row is left out.
+test-containers: setup
+	$(PYTHON) -m pytest -q -m containers tests/containers
 
 # Formatting, lint, types and the house rules; seconds.
 check: setup

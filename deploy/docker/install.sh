@@ -49,6 +49,6 @@ install -r "$tools/needs.txt"
 
 # What only those need who test or compile these libraries: a third of a site's image.
 packages=$(echo "$target"/lib/python3*/site-packages)
-find "$packages" -type d \( -name test -o -name tests -o -path "$packages/torch/include" \) -prune -exec rm -r {} +
+find "$packages" -type d \( -name test -o -name tests -o -name SelfTest -o -path "$packages/torch/include" \) -prune -exec rm -r {} +
 find "$packages" -type f \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyx' \
     -o -path "$packages/torch/bin/*" ! -name torch_shm_manager \) -delete
