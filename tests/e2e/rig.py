@@ -107,6 +107,8 @@ class Rig:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
+            # A database (from Python 3.13 on), a socket or a file that a program forgets is a traceback in its log.
+            "PYTHONWARNINGS": "error::ResourceWarning",
         }
         return Program(name, command, self.directory / f"{name}.log", environment, self.changed)
 
