@@ -37,6 +37,8 @@ _PAGE = 1000
 _ANY_KEY = head_key("any")
 _NEW_S = 5.0
 """For how long a bucket is waited for that one may not make oneself, or that refuses objects while it is made."""
+_FORBIDDEN_S = 300.0
+"""For how long an identity that was not allowed to list does not ask again whether it may."""
 
 T = TypeVar("T")
 
@@ -60,7 +62,7 @@ class S3Blobs:
         self._where = str(url)
         self._bucket, self._prefix = url.bucket, url.prefix
         self._new_until = 0.0
-        self._may_list = True  # until the server has refused it
+        self._may_not_list_until = 0.0
         if not url.access_key or not url.secret_key:
             raise ConfigError(
                 f"store URL {self._where!r}: no credentials; write KEY:SECRET@ before the host or set"
@@ -179,12 +181,12 @@ class S3Blobs:
 
     def _is_absent(self, key: str) -> bool:
         """Whether this identity can see by listing that there is no such object."""
-        if not self._may_list:
+        if time.monotonic() < self._may_not_list_until:
             return False
         try:
             found = self._patience.call(f"list {key}", partial(self._page, key, ""))
         except Forbidden:
-            self._may_list = False
+            self._may_not_list_until = time.monotonic() + _FORBIDDEN_S
             return False
         except StoreError:
             return False
