@@ -6,12 +6,17 @@ import functools
 import sqlite3
 import sys
 import warnings
+from typing import Any
 
 
 class _Reporting(sqlite3.Connection):
     """A connection that complains as an unclosed file does when it is collected open."""
 
-    _open = True
+    _open = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._open = True  # one that could not be opened is nothing to close
 
     def close(self) -> None:
         self._open = False
