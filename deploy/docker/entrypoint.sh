@@ -10,18 +10,21 @@ esac
 waits=${FLEDGE_WAITS:-/dev/shm/fledge-waits}
 rm -f state/healthy "$waits" # what the life before this one said
 
-asked=
+asked=0
 child=
-trap 'asked=yes; [ -z "$child" ] || kill -s TERM "$child" 2>/dev/null' TERM INT
+trap 'asked=$((asked + 1)); [ -z "$child" ] || kill -s TERM "$child" 2>/dev/null' TERM INT
 fledge "$@" &
 child=$!
-[ -z "$asked" ] || kill -s TERM "$child"
+[ "$asked" = 0 ] || kill -s TERM "$child"
+code=1
 while :; do
-    wait "$child" # returns at a signal, too
-    code=$?
-    kill -s 0 "$child" 2>/dev/null || break
+    before=$asked
+    wait "$child" # a signal ends it, too
+    found=$?
+    [ "$found" = 127 ] || code=$found # 127: the wait before this one already had its code
+    [ "$asked" != "$before" ] || break
 done
-[ -z "$asked" ] || exit "$code"
+[ "$asked" = 0 ] || exit "$code"
 
 case $code in
     0) why="it ended in order, as an operator ordered" ;;
@@ -33,5 +36,5 @@ echo "fledge $1: $why (exit code $code). It is started again when somebody does 
     tee "$waits" >&2
 sleep infinity &
 child=$!
-[ -n "$asked" ] || wait "$child"
+[ "$asked" != 0 ] || wait "$child"
 exit "$code"

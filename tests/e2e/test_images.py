@@ -32,6 +32,7 @@ from protocol.errors import TransportError
 from tests.e2e.program import KILLED
 from tests.support.compose import DOCKER, ROOT, Stage, context, services, stages
 from tests.support.connect_proxy import ConnectProxy
+from tests.support.mirror import Mirror
 from tests.support.ports import free_ports
 from tests.support.rabbit import RabbitNode, require_rabbit
 from tests.support.seaweed import compose_command, remove_sockets, require_seaweed, weed
@@ -356,6 +357,37 @@ def test_an_image_holds_everything_that_a_hub_needs(somebody: Somebody, source: 
     assert done.returncode == 0, done.stderr
     missing = somebody.run(python, "-c", "import torch", within=somebody.home)
     assert missing.returncode == 1
+
+
+@pytest.mark.long
+def test_a_mirror_is_believed_if_its_authority_lies_in_the_folder_for_it(
+    somebody: Somebody, source: Path, tmp_path: Path
+) -> None:
+    mirror = Mirror(tmp_path)
+    script = str(source / "deploy/docker/install.sh")
+    alone = {"PIP_CONFIG_FILE": os.devnull, "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0"}
+
+    def install_from_it() -> None:
+        done = somebody.run(
+            *("sh", script, "needs", str(somebody.home / "mirrored")),
+            within=somebody.home,
+            PYTHON=somebody.python,
+            PIP_INDEX_URL=mirror.url,
+            **alone,
+        )
+        assert done.returncode != 0  # it has nothing
+
+    place = source / "deploy/docker/ca"
+    try:
+        install_from_it()
+        assert mirror.asked == []
+        place.mkdir()
+        (place / "mirror.crt").write_bytes(mirror.authority.read_bytes())
+        install_from_it()
+        assert mirror.asked
+    finally:
+        mirror.close()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def test_what_setup_made_belongs_to_its_owner_or_to_the_servers_group(kits: Path) -> None:
