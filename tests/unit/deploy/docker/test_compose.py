@@ -96,6 +96,14 @@ def test_port_443_is_all_that_is_open_and_management_is_for_this_machine() -> No
         assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+def test_a_variable_in_a_command_is_one_word() -> None:
+    """podman-compose takes a command apart before it looks for variables, and finds no closing brace."""
+    for name, service in raw()["services"].items():
+        for words in (service.get("command", ""), service.get("entrypoint", "")):
+            for word in words.split() if isinstance(words, str) else words:
+                assert word.count("${") == word.count("}"), (name, word)
+
+
 def test_nothing_is_on_a_network_with_a_way_out_but_what_publishes_a_port() -> None:
     networks: dict[str, Any] = raw()["networks"]
     closed = {"internal": True, "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"}}
