@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from tests.support.ports import free_ports
-from tests.support.s3 import ACCESS_KEY, SECRET_KEY, answers
+from tests.support.ports import await_server, free_ports
+from tests.support.s3 import ACCESS_KEY, SECRET_KEY
 from tests.support.seaweed import ENDING_WITH_THE_TESTS
 
 FOLDER = Path(os.environ.get("FLEDGE_S3_SERVERS", "/var/tmp/fledge-s3"))
@@ -28,38 +27,27 @@ _NO_SNAPSHOTS = "RadosGW on SQLite reads an object's first bytes and the rest on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """How a server is started."""
-
-    command: Sequence[str]
-    environment: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A kind of server: the program that has to be there, and how it is made to serve a folder on a port."""
+    """A kind of server: the program that has to be there, and the command by which it serves a folder on a port."""
 
     name: str
     program: str
-    prepare: Callable[[str, Path, int], Start]
+    command: Callable[[str, Path, int], Sequence[str]]
     access_key: str = ACCESS_KEY
     torn: str = ""
     """See `tests.support.blobs.Subject`."""
 
 
-def _juicefs(program: str, folder: Path, port: int) -> Start:
+def _juicefs(program: str, folder: Path, port: int) -> Sequence[str]:
     """Its gateway is MinIO's server in front of a file system of its own."""
     meta = f"sqlite3://{folder / 'meta.db'}"
     _run(program, "format", "--no-update", f"--bucket={folder / 'objects'}/", "--storage=file", meta, "fledge")
     cache = f"--cache-dir={folder / 'cache'}"
-    command = [program, "gateway", "--multi-buckets", "--no-usage-report", cache, meta, f"127.0.0.1:{port}"]
-    return Start(
-        command=command,
-        environment={"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY, "HOME": str(folder)},
-    )
+    login = ("env", f"MINIO_ROOT_USER={ACCESS_KEY}", f"MINIO_ROOT_PASSWORD={SECRET_KEY}", f"HOME={folder}")
+    return [*login, program, "gateway", "--multi-buckets", "--no-usage-report", cache, meta, f"127.0.0.1:{port}"]
 
 
-def _ceph(program: str, folder: Path, port: int) -> Start:
+def _ceph(program: str, folder: Path, port: int) -> Sequence[str]:
     """RadosGW alone, without a cluster: its objects are in SQLite."""
     config = folder / "ceph.conf"
     config.write_text(
@@ -82,29 +70,26 @@ def _ceph(program: str, folder: Path, port: int) -> Start:
     said = ["--no-mon-config", f"--conf={config}", "--name=client.rgw"]
     keys = [f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"]
     _run(f"{program}-admin", *said, "user", "create", "--uid=fledge", "--display-name=fledge", *keys)
-    return Start(command=[program, "-f", *said], environment={})
+    return [program, "-f", *said]
 
 
-def _moto(program: str, folder: Path, port: int) -> Start:
+def _moto(program: str, folder: Path, port: int) -> Sequence[str]:
     """Amazon's S3 as those who test against it imagine it; it believes every key."""
-    return Start(command=[program, "--host=127.0.0.1", f"--port={port}"], environment={})
+    return [program, "--host=127.0.0.1", f"--port={port}"]
 
 
-def _swift(program: str, folder: Path, port: int) -> Start:
+def _swift(program: str, folder: Path, port: int) -> Sequence[str]:
     """OpenStack's Swift and its S3 interface; the program is its environment's Python."""
     script = Path(__file__).with_name("swift_server.py")
     others = map(str, free_ports(3))
-    return Start(
-        command=[program, "-W", "ignore", str(script), str(folder), str(port), _SWIFT_KEY, SECRET_KEY, *others],
-        environment={},
-    )
+    return [program, "-W", "ignore", str(script), str(folder), str(port), _SWIFT_KEY, SECRET_KEY, *others]
 
 
 KINDS = {
-    "juicefs": Kind(name="JuiceFS gateway (MinIO's code)", program="juicefs", prepare=_juicefs),
-    "ceph": Kind(name="Ceph RadosGW", program="radosgw", prepare=_ceph, torn=_NO_SNAPSHOTS),
-    "swift": Kind(name="OpenStack Swift", program="swift-python", prepare=_swift, access_key=_SWIFT_KEY),
-    "moto": Kind(name="moto", program="moto_server", prepare=_moto),
+    "juicefs": Kind(name="JuiceFS gateway (MinIO's code)", program="juicefs", command=_juicefs),
+    "ceph": Kind(name="Ceph RadosGW", program="radosgw", command=_ceph, torn=_NO_SNAPSHOTS),
+    "swift": Kind(name="OpenStack Swift", program="swift-python", command=_swift, access_key=_SWIFT_KEY),
+    "moto": Kind(name="moto", program="moto_server", command=_moto),
 }
 """Every kind by the word for it in the names of tests."""
 
@@ -124,25 +109,10 @@ class OtherStore:
             pytest.skip(f"{kind.name} is not on this machine; scripts/s3-servers.sh gets it")
         self._kind = kind
         (self.port,) = free_ports(1)
-        self._log = folder / "log"
-        start = kind.prepare(program, folder, self.port)
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*ENDING_WITH_THE_TESTS, *start.command],
-                cwd=folder,
-                env=os.environ | start.environment,
-                stdout=log,
-                stderr=log,
-            )
-        self._wait()
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + _START_S
-        while not answers(self.port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise RuntimeError(f"{self._kind.name} did not start: {self._log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.05)
+        command = [*ENDING_WITH_THE_TESTS, *kind.command(program, folder, self.port)]
+        with (folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        await_server(self._process, self.port, folder / "log", _START_S)
 
     def url(self, bucket: str) -> str:
         """The store URL of a bucket, or of a prefix in it."""

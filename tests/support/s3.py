@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from tests.support.ports import await_server, free_ports
 
 ACCESS_KEY = "fledge-test-key"
 SECRET_KEY = "fledge-test-secret"
@@ -31,7 +31,7 @@ class S3Server:
     ) -> None:
         """Start; `tls` holds the files of a certificate and its key, `client_ca` whose certificates clients need."""
         self.directory = directory
-        self.port = port or _free_port()
+        self.port = port or free_ports(1)[0]
         self.keys = list(keys)
         """Access and secret keys, each of which sees everything; a restart takes notice of changes."""
         self._log = log
@@ -65,11 +65,7 @@ class S3Server:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + 30
-        while not answers(self.port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"rclone did not start: {self._log.read_text()[-2000:]}")
-            time.sleep(0.02)
+        await_server(self._process, self.port, self._log)
 
     def kill(self) -> None:
         """End the process as a power cut would."""
@@ -97,19 +93,3 @@ def _rclone() -> str:
     if found is None:
         raise RuntimeError("rclone is not installed: run scripts/setup.sh")
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(port: int) -> bool:
-    """Whether somebody listens on the port."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False

@@ -12,7 +12,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,8 +29,7 @@ from deploy.provision.provisioning import provision
 from deploy.servers.rabbitmq import Definition
 from protocol.topology import AGGREGATOR, model_chunk
 from tests.support.compose import services
-from tests.support.ports import free_ports
-from tests.support.s3 import answers
+from tests.support.ports import await_server, free_ports
 from tests.support.s3_requests import Caller
 
 BUCKET, FEDERATION = "clinics", "demo"
@@ -147,8 +145,8 @@ class SeaweedServer:
 
     def start(self) -> None:
         """Start and wait until the bucket is there and takes objects."""
-        self.launch()
         try:
+            self.launch()
             self._try_out()
         except BaseException:
             self.kill()
@@ -164,12 +162,7 @@ class SeaweedServer:
                 stderr=log,
                 env=os.environ | {"HOME": str(self.directory)},  # it looks there for settings
             )
-        deadline = time.monotonic() + 60
-        while not answers(self.port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"SeaweedFS did not start: {self._log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.02)
+        await_server(self._process, self.port, self._log)
 
     def _try_out(self) -> None:
         key = model_chunk(hashlib.sha256(_PROBE).hexdigest())
