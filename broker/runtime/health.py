@@ -116,22 +116,22 @@ def trouble(path: Path, now: float, longest: float) -> str:
     accepted, pid, started, birth = (note.get(key) for key in ("accepted", "pid", "started", "born"))
     if not isinstance(pid, int) or pid <= 0 or not isinstance(started, int | float):
         return f"{path.name} says nothing: the service has never started here; start it"
-    if not _still(pid, birth):
-        return "the process has ended; start it, and see its log for why"
+    if not _still(pid, birth) or note.get("ended"):
+        return "the process has ended; start it"
     if note.get("revoked"):
         return "revoked: this site is no longer in the federation; it trains and sends nothing: ask the operators"
     if note.get("login_refused"):
         return "the broker refuses this login: it was revoked, or the hub has not run `fledge deploy broker` for it yet"
     if not isinstance(accepted, int | float) or accepted < started:
         since = f"since it started{_at(started)}"
-        return f"the process runs, but has not been accepted {since}; see its log, or run `fledge doctor`"
+        return f"the process runs, but has not been accepted {since}"
     if abs(now - accepted) > longest:
         ago = f"{abs(now - accepted) / 60:.0f} minutes ago{_at(accepted)}"
-        return f"the process runs, but was last accepted {ago}; see its log, or run `fledge doctor`"
+        return f"the process runs, but was last accepted {ago}"
     failing = note.get("store_failing")
     if isinstance(failing, int | float):
         lasting = f"{max(0.0, now - failing) / 60:.0f} minutes{_at(failing)}"
-        return f"the store has failed at everything asked of it for {lasting}; see the log, or run `fledge doctor`"
+        return f"the store has failed at everything asked of it for {lasting}"
     return ""
 
 

@@ -23,6 +23,7 @@ def healthcheck(
         health = hub_health(config)
     else:
         raise ConfigError("say --kit FOLDER for a site, or --config aggregator.toml for a hub")
-    typer.echo(health.text, err=not health.green)
     if not health.green:
+        typer.echo(f"{health.text} (its log and `fledge doctor` say more)", err=True)
         raise typer.Exit(1)
+    typer.echo(health.text)

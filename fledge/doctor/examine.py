@@ -15,7 +15,14 @@ from broker.transport.rabbitmq.amqp import AmqpUrl, parse_amqp_url
 from deploy.servers.members import members_of
 from fledge.connections import broker_url, signers_of, store_url, tls_of
 from fledge.doctor.checks.broker import check_broker
-from fledge.doctor.checks.local import check_certificate, check_keys, check_machine, check_private, check_registry
+from fledge.doctor.checks.local import (
+    check_certificate,
+    check_keys,
+    check_machine,
+    check_private,
+    check_registry,
+    check_service,
+)
 from fledge.doctor.checks.network import Way
 from fledge.doctor.checks.permissions import Own, own
 from fledge.doctor.checks.store import check_signed_urls, check_store_rights, check_store_way
@@ -55,17 +62,19 @@ def examine(place: Place, environ: Mapping[str, str] = os.environ, *, machine: b
     Args:
         machine: also look at disk, memory and accelerators, which takes seconds where torch is installed.
     """
+    now = datetime.now(UTC)
     keys, identity = check_keys(place)
     registry_found, registry = check_registry(place, identity)
     name = identity.name if identity is not None else None
     findings = [keys, registry_found, *check_private(place)]
-    findings.append(check_certificate(tls_of(place.config, place.base), name, datetime.now(UTC)))
+    findings.append(check_certificate(tls_of(place.config, place.base), name, now))
     line = read_line(place, environ)
     findings += line.findings
     if line.broker is not None:
         findings += check_broker(*line.broker, owned(place, identity, registry))
     if line.store is not None:
         findings += _store(place, *line.store, identity)
+    findings += check_service(place, now.timestamp())
     if machine:
         findings += check_machine(place)
     return DoctorReport(participant=name or "this participant", findings=tuple(findings), servers=line.servers)

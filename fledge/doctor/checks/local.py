@@ -14,12 +14,14 @@ from pathlib import Path
 import psutil
 
 from broker.net.tls import Tls
+from broker.runtime.health import HEALTH, HUB_LONGEST_S, SITE_LONGEST_S, last_holder, trouble
 from deploy.keyfiles import read_bounded, read_identity
 from deploy.provision import pki
 from fledge.connections import CREDENTIALS_TOML, tls_of
 from fledge.doctor.findings import Finding, bad, good, skipped, warning
 from fledge.doctor.place import Place
-from protocol.errors import ConfigError, WireError
+from fledge.operator.config import OperatorConfig
+from protocol.errors import ConfigError, StateError, WireError
 from protocol.keys import Identity, Role, titled
 from protocol.limits import STORED_RECORD
 from protocol.registry import Registry, open_registry
@@ -67,6 +69,27 @@ def check_registry(place: Place, identity: Identity | None) -> tuple[Finding, Re
         cause = f"the keys of {identity.name} were revoked in version {held[0].revoked}"
         return bad("files.registry", "revoked", cause, "ask the hub why, and enrol again"), registry
     return good("files.registry", f"version {registry.version}, {identity.name} is a member"), registry
+
+
+def check_service(place: Place, now: float) -> Iterator[Finding]:
+    """What the service notes of itself while it runs: where `fledge healthcheck` is red, so are we."""
+    if isinstance(place.config, OperatorConfig):
+        return
+    check, note = "service.health", place.base / place.config.state / HEALTH
+    longest = SITE_LONGEST_S if place.role == Role.SITE else HUB_LONGEST_S
+    try:
+        holder = last_holder(note)
+        why = trouble(note, now, longest)
+    except StateError as error:
+        yield bad(check, "state", str(error), "run this as the service's user")
+        return
+    if holder is None or not holder.runs:
+        return
+    if why:
+        advice = "if all else is well here, its log says what it met; it goes on by itself as soon as it can"
+        yield bad(check, "red", why, advice)
+    else:
+        yield good(check, "the service that runs from here is healthy")
 
 
 def check_private(place: Place) -> Iterator[Finding]:

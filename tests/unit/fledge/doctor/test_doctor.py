@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from broker.blobs.s3.http import BoundedPool
 from broker.blobs.s3.store import S3Blobs
 from broker.blobs.s3.url import S3Url, parse_s3_url
 from broker.net.tls import Tls
+from broker.runtime.health import HUB_LONGEST_S, Health
 from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
 from fledge.connections import broker_of
@@ -30,6 +32,7 @@ from fledge.doctor.checks.local import (
     check_memory,
     check_private,
     check_registry,
+    check_service,
 )
 from fledge.doctor.checks.permissions import forbidden, needed, own
 from fledge.doctor.checks.store import SKEW_S, check_clock
@@ -43,9 +46,10 @@ from fledge.doctor.checks.store_attacks import (
     without_signature,
 )
 from fledge.doctor.findings import Finding, Server, Verdict, bad, good, warning
-from fledge.doctor.place import read_kit
+from fledge.doctor.place import Place, read_kit
 from fledge.doctor.report import DoctorReport
 from fledge.doctor.submit import sign_of, tell_hub
+from fledge.health import hub_health, site_health
 from protocol.codec import decode, encode
 from protocol.errors import ConfigError
 from protocol.keys import Role
@@ -205,6 +209,36 @@ def test_good_files_are_called_good(kit: Path) -> None:
     assert keys.cause == "keys of site site-a"
     assert registry is not None
     assert [finding.code for finding in check_private(place)] == ["ok"]
+
+
+def test_the_doctor_is_red_wherever_the_healthcheck_is(kit: Path, kits: Kits, tmp_path: Path) -> None:
+    hub = kits.make("aggregator", tmp_path / "hub", broker="amqps://broker.example/fl", store="s3s://store.example/fl0")
+    for place, folder in ((read_kit(kit), kit), (read_kit(hub), hub)):
+        (folder / "state").mkdir()
+        health = Health(folder / "state" / "health.json", HUB_LONGEST_S)
+
+        def said(place: Place = place, folder: Path = folder) -> Verdict | None:
+            asked = site_health(folder) if place.role == Role.SITE else hub_health(folder / "aggregator.toml")
+            for found in check_service(place, time.time()):
+                assert (found.verdict == Verdict.GOOD) == asked.green
+                assert asked.green or asked.text == found.cause
+                return found.verdict
+            return None
+
+        assert said() is None  # nobody has ever started it
+        health.begin()
+        assert said() == Verdict.BAD
+        health.accepted()
+        assert said() == Verdict.GOOD
+        health.store(time.time() - 60)
+        assert said() == Verdict.BAD
+        health.store(None)
+        health.let_in(False)
+        assert said() == Verdict.BAD
+        health.let_in(True)
+        assert said() == Verdict.GOOD
+        health.ended()
+        assert said() is None
 
 
 def test_the_aggregator_is_called_so_once(kits: Kits, tmp_path: Path) -> None:
