@@ -14,12 +14,11 @@ from broker.transport.rabbitmq.amqp import parse_amqp_url
 from broker.transport.rabbitmq.probe import Probe
 from deploy.servers.apply import Management, apply_members, cut_off, queue_depths
 from deploy.servers.gitops import broker_definitions, deployment_files
-from deploy.servers.members import BrokerMembers, members_of
-from protocol.keys import Identity, Role
-from protocol.registry import Registry
-from protocol.topology import AGGREGATOR, DEAD_LETTERS, in_queue, up_exchange
+from deploy.servers.members import members_of
+from protocol.topology import DEAD_LETTERS, in_queue, up_exchange
 from tests.support.certificates import Pki
 from tests.support.collect import Collector
+from tests.support.members import registry
 from tests.support.rabbit import RabbitNode, RabbitVhost, release, require_rabbit
 from tests.support.waiting import DEADLINE, eventually
 
@@ -39,13 +38,7 @@ DEPRECATED = {
 }
 """What a broker permits, or can be made to, by the release from which on; the management's statistics besides."""
 OF_THE_MANAGEMENT = {"management_metrics_collection"}
-
-
-def members() -> BrokerMembers:
-    found = Registry(version=0, entries=())
-    for name, role in ((AGGREGATOR, Role.AGGREGATOR), ("north", Role.SITE), ("lead", Role.OPERATOR)):
-        found = found.with_entry(Identity.generate(name, role).public)
-    return members_of(found)
+MEMBERS = members_of(registry("north"))
 
 
 @contextmanager
@@ -62,8 +55,8 @@ def node_with(settings: Sequence[str]) -> Iterator[RabbitNode]:
 def send_one_and_count(node: RabbitNode) -> dict[str, tuple[int | None, int | None]]:
     """Deploy, send an update that nobody fetches, and count until it is seen."""
     with Management(node.management_url) as management:
-        apply_members(management, "/", members())
-        assert apply_members(management, "/", members()).changes == ()
+        apply_members(management, "/", MEMBERS)
+        assert apply_members(management, "/", MEMBERS).changes == ()
         vhost = RabbitVhost(node)
         try:
             transport = vhost.open(node.url("%2F"))
@@ -111,7 +104,7 @@ def test_a_broker_that_permits_nothing_deprecated_serves_a_federation() -> None:
 def test_a_deployed_federation_uses_nothing_that_is_deprecated(rabbit_broker: RabbitVhost) -> None:
     node = rabbit_broker.node
     with Management(node.management_url) as management:
-        apply_members(management, rabbit_broker.vhost, members())
+        apply_members(management, rabbit_broker.vhost, MEMBERS)
     transport, got = rabbit_broker.open(), Collector()
     transport.consume(in_queue("north"), got)
     transport.publish(up_exchange("north"), "", b"update").result(DEADLINE)
@@ -128,7 +121,7 @@ def test_a_broker_starts_with_the_settings_that_are_deployed(pki: Pki) -> None:
     require_rabbit()
     node = RabbitNode()
     try:
-        files = deployment_files("fl", "bucket", members(), tls=str(pki.folder), port=node.amqps_port)
+        files = deployment_files("fl", "bucket", MEMBERS, tls=str(pki.folder), port=node.amqps_port)
         settings = files["rabbitmq/rabbitmq.conf"].decode()
         for there, here in (("tcp.port = 15672", f"tcp.port = {node.management_port}"), ("5GB", "50MB")):
             assert there in settings
@@ -138,8 +131,8 @@ def test_a_broker_starts_with_the_settings_that_are_deployed(pki: Pki) -> None:
         node.amqp_port = node.amqps_port  # the only one it listens on
         node.start()
         with Management(node.management_url) as management:
-            assert apply_members(management, "fl", members()).changes
-            assert apply_members(management, "fl", members()).changes == ()
+            assert apply_members(management, "fl", MEMBERS).changes
+            assert apply_members(management, "fl", MEMBERS).changes == ()
     finally:
         node.close()
 
@@ -147,11 +140,11 @@ def test_a_broker_starts_with_the_settings_that_are_deployed(pki: Pki) -> None:
 @pytest.mark.long
 def test_a_broker_that_loads_the_definitions_when_it_starts_needs_nothing_more(tmp_path: Path) -> None:
     file = tmp_path / "definitions.json"
-    whole = broker_definitions("fl", members())
+    whole = broker_definitions("fl", MEMBERS)
     administrator = {"name": "fledge", "password": "s3cr:t/@word", "tags": "administrator"}
     file.write_text(json.dumps(whole | {"users": [*whole["users"], administrator]}))
     with (
         node_with([f"load_definitions = {file}"]) as node,
         Management(node.management_url) as management,
     ):
-        assert apply_members(management, "fl", members(), dry_run=True).changes == ()
+        assert apply_members(management, "fl", MEMBERS, dry_run=True).changes == ()

@@ -31,34 +31,19 @@ from deploy.servers.members import members_of
 from fledge.doctor.checks.permissions import Try, forbidden, needed, own
 from protocol.errors import NotAllowed, TransportError
 from protocol.keys import Identity, Role
-from protocol.registry import Registry, sign_registry
+from protocol.registry import sign_registry
 from protocol.topology import AGGREGATOR
 from tests.support.certificates import make_authority, make_certificate
+from tests.support.members import registry
 from tests.support.rabbit import RabbitNode, require_rabbit
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers
 
 VHOST = "fl"
-PEOPLE = [
-    (AGGREGATOR, Role.AGGREGATOR),
-    ("site-a", Role.SITE),
-    ("site-ab", Role.SITE),
-    ("site-c", Role.SITE),
-    ("ada", Role.OPERATOR),
-    ("bob", Role.OPERATOR),
-]
-
-
-def registry() -> Registry:
-    found = Registry(version=0, entries=())
-    for name, role in PEOPLE:
-        found = found.with_entry(Identity.generate(name, role).public)
-    return found
-
-
-REGISTRY = registry()
+REGISTRY = registry("site-a", "site-ab", "site-c", operators=("ada", "bob"))
 MEMBERS = members_of(REGISTRY)
+PEOPLE = [(entry.name, entry.role) for entry in REGISTRY.entries]
 OWN = {name: own(role, name, MEMBERS.topology) for name, role in PEOPLE}
 TRIED = ("site-a", "ada", AGGREGATOR)
 

@@ -12,28 +12,17 @@ from broker.net.schemes import Connection
 from broker.transport.rabbitmq.transport import RabbitTransport
 from deploy.servers.apply import Management, apply_members
 from deploy.servers.members import BrokerMembers, members_of
-from protocol.keys import Identity, Role
-from protocol.registry import Registry
-from protocol.topology import AGGREGATOR, DEAD, DIRECT, GLOBAL, Topology, up_exchange
+from protocol.topology import DEAD, DIRECT, GLOBAL, Topology, up_exchange
 from tests.support.collect import Collector
+from tests.support.members import registry
 from tests.support.rabbit import NEWER, SYSTEM, RabbitNode
 from tests.support.waiting import DEADLINE
 
 pytestmark = [pytest.mark.servers, pytest.mark.long]
 
 BOOKWORM, TRIXIE, FORKY = SYSTEM, NEWER / "trixie" / "bin", NEWER / "forky" / "bin"
-SITES, OPERATOR = ("north", "south"), "lead"
+SITES, OPERATOR = ("north", "south"), "ada"
 VHOST = "fl"
-
-
-def registry(*sites: str) -> Registry:
-    found = Registry(version=0, entries=())
-    people = [(AGGREGATOR, Role.AGGREGATOR), *((site, Role.SITE) for site in sites), (OPERATOR, Role.OPERATOR)]
-    for name, role in people:
-        found = found.with_entry(Identity.generate(name, role).public)
-    return found
-
-
 MEMBERS = members_of(registry(*SITES))
 BODIES = [b"%d" % number for number in range(40)]
 GIVEN_BACK = 7

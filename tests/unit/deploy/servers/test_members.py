@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import ssl
 import threading
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
@@ -20,22 +22,8 @@ from deploy.servers.members import CENTRE_CONNECTIONS, SITE_CONNECTIONS, BrokerM
 from deploy.servers.rabbitmq import definitions
 from protocol.errors import ConfigError, TransportError
 from protocol.keys import Identity, Role
-from protocol.registry import Registry
-from protocol.topology import AGGREGATOR
 from tests.support.kits import Kits
-
-
-def registry(*sites: str, operators: tuple[str, ...] = ("ada",)) -> Registry:
-    """A registry with an aggregator, these sites and operators."""
-    found = Registry(version=0, entries=())
-    for name, role in [
-        (AGGREGATOR, Role.AGGREGATOR),
-        *((site, Role.SITE) for site in sites),
-        *((operator, Role.OPERATOR) for operator in operators),
-    ]:
-        found = found.with_entry(Identity.generate(name, role).public)
-    return found
-
+from tests.support.members import registry
 
 MEMBERS = members_of(registry("site-a", "site-ab"))
 
@@ -275,6 +263,36 @@ def test_what_answers_at_the_url_of_the_management_and_is_none_is_named(said: by
         server.shutdown()
         server.server_close()
         thread.join(10)
+
+
+JUNK: list[Any] = [None, 0, -1, True, "x", "a,b", [], [None], [1], {}, {"a": 1}]
+
+
+def places(value: Any) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in an answer; of long lists the first two rows."""
+    keys: Iterable[Any] = value if isinstance(value, dict) else range(min(2, len(value)))
+    for key in keys:
+        yield (key,)
+        if isinstance(value[key], dict | list):
+            yield from ((key, *rest) for rest in places(value[key]))
+
+
+def test_an_answer_that_is_not_rabbitmqs_is_an_error_that_says_so_and_no_defect_of_ours() -> None:
+    held = as_found(MEMBERS)
+    answer: dict[str, Any] = {"vhost": held.vhost, "users": list(held.users), "permissions": list(held.permissions)}
+    refused = 0
+    for path, junk in product(places(answer), JUNK):
+        if len(path) > 1:  # the kinds of the answers themselves are looked at where they come in
+            lie = copy.deepcopy(answer)
+            inner: Any = lie
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = junk
+            try:
+                todo(BrokerState(**lie))
+            except TransportError:
+                refused += 1
+    assert refused > 100
 
 
 class Empty(BaseHTTPRequestHandler):
