@@ -20,6 +20,8 @@ _REGION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 _AMAZON = re.compile(
     r"(?:[a-z0-9.-]+\.)?s3(?:-[a-z]+)*(?:\.dualstack)?(?:\.([a-z0-9-]+))?(?:\.vpce)?\.amazonaws\.(?:com(?:\.cn)?|eu)"
 )
+# A URL as it is sent. Of anything else one parser leaves out what another one reads: line breaks, leading blanks.
+_SENT = re.compile(r"[!-~]+")
 _ANYWHERE = ("s3.amazonaws.com", "s3.amazonaws.com.cn")
 SYSTEM = "system"
 """As `cacertfile`: the machine's own authorities, whatever the configuration names for the federation's servers."""
@@ -63,7 +65,7 @@ class S3Url:
 
     def addresses(self, url: str, key: str) -> bool:
         """Whether `url`, whatever its query, leads to the object and nowhere else."""
-        return _place(url) == _place(self.address(key))
+        return _SENT.fullmatch(url) is not None and _place(url) == _place(self.address(key))
 
     def __str__(self) -> str:
         return f"{'s3s' if self.encrypted else 's3'}://{self.endpoint}/{self.place}"
