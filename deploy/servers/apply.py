@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 import urllib3
 
 from broker.net.tls import Tls, is_local
-from deploy.servers.changes import BrokerState, Plan, plan
+from deploy.servers.changes import BrokerState, Plan, named, plan
 from deploy.servers.members import BrokerMembers
 from deploy.servers.rabbitmq import Definition
 from protocol.errors import ConfigError, NotAllowed, TransportError
@@ -170,9 +170,17 @@ def queue_depths(management: Management, vhost: str) -> list[tuple[str, int | No
     Raises:
         TransportError: the broker was not reached or refused.
     """
-    totals = management.rows("queues", vhost, query="disable_stats=true&enable_queue_totals=true")
-    gathered = {queue["name"]: queue.get("consumers") for queue in management.rows("queues", vhost)}
-    return [(queue["name"], queue.get("messages_ready"), gathered.get(queue["name"])) for queue in totals]
+    totals = named("queues", management.rows("queues", vhost, query="disable_stats=true&enable_queue_totals=true"))
+    gathered = {queue["name"]: queue for queue in named("queues", management.rows("queues", vhost))}
+
+    def number(queue: Definition, field: str) -> int | None:
+        value = queue.get(field)
+        return value if isinstance(value, int) else None
+
+    return [
+        (queue["name"], number(queue, "messages_ready"), number(gathered.get(queue["name"], {}), "consumers"))
+        for queue in totals
+    ]
 
 
 def _bring(

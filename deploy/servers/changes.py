@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deploy.servers.members import BrokerMembers, Login
@@ -23,6 +23,12 @@ _DEFAULTS: dict[str, Definition] = {
 }
 _BINDING = ("source", "destination", "destination_type", "routing_key", "arguments")
 _RIGHTS = ("configure", "write", "read")
+# What every row of an answer names, whatever else a broker leaves out.
+_NAMES = {
+    **dict.fromkeys(("policies", "exchanges", "queues", "users"), ("name",)),
+    "bindings": ("source", "destination"),
+    "permissions": ("user", "vhost"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,11 @@ def plan(vhost: str, topology: Topology, members: BrokerMembers | None, found: B
     Raises:
         TransportError: something exists that cannot be changed into what is wanted; nothing should be sent then.
     """
+    found = replace(
+        found,
+        users=tuple(named("users", found.users)),
+        permissions=tuple(named("permissions", found.permissions)),
+    )
     steps: list[tuple[Change | None, ApiCall | None]] = []
     notes: list[str] = []
     if members is not None:
@@ -94,6 +105,23 @@ def plan(vhost: str, topology: Topology, members: BrokerMembers | None, found: B
     )
 
 
+def named(part: str, rows: object) -> list[Definition]:
+    """The rows of a part of a broker's answer, each of which has a name; none where it has no such part.
+
+    Raises:
+        TransportError: it is not the answer of RabbitMQ.
+    """
+    found = [] if rows is None else rows
+    if not isinstance(found, list | tuple) or not all(
+        isinstance(row, dict) and all(isinstance(row.get(name), str) for name in _NAMES[part]) for row in found
+    ):
+        raise TransportError(
+            f"the broker's answer on its {part} is not that of RabbitMQ's management, or newer than this software;"
+            " look whether the URL leads to it, and which RabbitMQ that is"
+        )
+    return list(found)
+
+
 def _contents(vhost: str, wanted: Definition, held: Definition) -> Iterator[tuple[Change | None, ApiCall | None]]:
     """Policies first, so that no queue ever lives without its limits; then what is missing, in one import."""
     policies = {policy["name"]: policy for policy in _told("policies", held)}
@@ -113,7 +141,7 @@ def _contents(vhost: str, wanted: Definition, held: Definition) -> Iterator[tupl
 
 def _told(part: str, held: Definition) -> Iterator[Definition]:
     """What the broker holds, with the defaults of what it leaves out (or gives as null)."""
-    for item in held.get(part) or ():
+    for item in named(part, held.get(part)):
         yield _DEFAULTS[part] | {field: value for field, value in item.items() if value is not None}
 
 
@@ -159,8 +187,8 @@ def _login(vhost: str, login: Login, found: BrokerState) -> Iterator[tuple[Chang
     if rights != login.permissions:
         path = ("permissions", vhost, login.name)
         yield _changed(login, "permissions"), ApiCall(method="PUT", path=path, body=dict(login.permissions))
-    limits: Definition = (user or {}).get("limits") or {}
-    if limits.get("max-connections") != login.connections:
+    limits = (user or {}).get("limits")
+    if not isinstance(limits, dict) or limits.get("max-connections") != login.connections:
         path = ("user-limits", login.name, "max-connections")
         change = _changed(login, f"limit to {login.connections} connections")
         yield change, ApiCall(method="PUT", path=path, body={"value": login.connections})
@@ -181,7 +209,7 @@ def _removals(
     vhost: str, members: BrokerMembers, found: BrokerState, notes: list[str]
 ) -> Iterator[tuple[Change, ApiCall]]:
     users = {user["name"]: user for user in found.users}
-    exchanges = {exchange["name"] for exchange in (found.vhost or {}).get("exchanges", ())}
+    exchanges = {exchange["name"] for exchange in _told("exchanges", found.vhost or {})}
     for name in members.gone:
         works_on = {entry["vhost"] for entry in found.permissions if entry["user"] == name}
         if name in users and _tags(users[name]):
@@ -213,4 +241,6 @@ def _strangers(vhost: str, members: BrokerMembers, found: BrokerState) -> Iterat
 def _tags(user: Definition) -> list[str]:
     """A user's tags; a list since RabbitMQ 3.9, words with commas before."""
     tags = user.get("tags") or []
-    return [tag for tag in (tags.split(",") if isinstance(tags, str) else tags) if tag]
+    if not isinstance(tags, str | list):
+        return [str(tags)]
+    return [str(tag) for tag in (tags.split(",") if isinstance(tags, str) else tags) if tag]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from deploy.servers.apply import Management
+from deploy.servers.apply import Management, queue_depths
 from deploy.servers.changes import BrokerState, Plan, plan
 from deploy.servers.gitops import broker_definitions, deployment_files, write_files
 from deploy.servers.members import CENTRE_CONNECTIONS, SITE_CONNECTIONS, BrokerMembers, members_of
@@ -263,6 +263,20 @@ def test_what_answers_at_the_url_of_the_management_and_is_none_is_named(said: by
         server.shutdown()
         server.server_close()
         thread.join(10)
+
+
+def test_queues_without_figures_are_listed_and_queues_without_a_name_are_not_rabbitmqs() -> None:
+    class Queues(Management):
+        said: list[dict[str, Any]] = [{"name": "in.site-a", "messages_ready": "3", "consumers": None}]
+
+        def call(self, *_: Any, **__: Any) -> object:
+            return self.said
+
+    with Queues("http://127.0.0.1") as management:
+        assert queue_depths(management, "fl") == [("in.site-a", None, None)]
+        management.said = [{"messages_ready": 3}]
+        with pytest.raises(TransportError, match="not that of RabbitMQ's management"):
+            queue_depths(management, "fl")
 
 
 JUNK: list[Any] = [None, 0, -1, True, "x", "a,b", [], [None], [1], {}, {"a": 1}]
