@@ -82,12 +82,11 @@ def opening(engine: Engine, path: Path | None) -> Iterator[None]:
     """
     try:
         yield
-    except OperationalError as error:
+    except BaseException as error:
         engine.dispose()
-        why = f"cannot be opened ({error.orig}); check the disk and the file's permissions"
-        raise StateError(f"{path}: {why}") from error
-    except BaseException:
-        engine.dispose()
+        if isinstance(error, OperationalError):
+            why = f"cannot be opened ({error.orig}); check the disk and the file's permissions"
+            raise StateError(f"{path}: {why}") from error
         raise
 
 

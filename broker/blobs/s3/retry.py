@@ -20,7 +20,6 @@ from broker.net.tls import check_plain
 from protocol.errors import Forbidden, Missing, StoreError
 
 _LASTING = frozenset({301, 302, 307, 308, 400, 405, 411, 413, 501})
-_PASSING = frozenset({"RequestTimeout"})
 _FULL = frozenset(
     {
         "InsufficientStorage",
@@ -131,7 +130,7 @@ class Patience:
                 f"{what} at {self._where}: the store refused this identity ({answer});"
                 " check access key, secret, this machine's clock and what the identity may do"
             ) from None
-        if answer.status in _LASTING and answer.code not in _PASSING:
+        if answer.status in _LASTING and answer.code != "RequestTimeout":
             raise StoreError(f"{what} at {self._where}: the store will not do this ({answer})") from None
         if answer.status == 500:
             return f"answer {answer}; the server's log says why, and a full disk is one reason"

@@ -193,16 +193,13 @@ class S3Blobs:
         return all(info.key != key for info in found)
 
     def _put(self, key: str, data: bytes) -> None:
-        def send() -> None:
-            # Above its part size minio-py would start a multipart upload.
-            part = max(len(data), _MIN_PART)
-            self._client.put_object(self._bucket, self._name(key), io.BytesIO(data), len(data), part_size=part)
-
         begun = time.monotonic()
+        # Above its part size minio-py would start a multipart upload.
+        part = max(len(data), _MIN_PART)
 
         def send_or_make_bucket() -> None:
             try:
-                send()
+                self._client.put_object(self._bucket, self._name(key), io.BytesIO(data), len(data), part_size=part)
             except _FAULTS:
                 answer = self._http.answer
                 if answer is not None and answer.code == "NoSuchBucket":

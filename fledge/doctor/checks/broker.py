@@ -11,13 +11,13 @@ from fledge.doctor.checks.permissions import Own, needed
 from fledge.doctor.findings import Finding, Server, bad, good, warning
 from protocol.errors import Malformed, NotAllowed, TransportError
 
+DEPLOY = "tell the hub to run: fledge deploy broker"
 LEADERLESS = (
     "tell the hub: a queue without a leader is the usual reason (rabbitmq-queues quorum_status QUEUE); what does not"
     " come back has to be deleted, and deployed again"
 )
-_PATIENT = 2
-"""Operations without an answer after which no more are tried."""
-DEPLOY = "tell the hub to run: fledge deploy broker"
+_MOST_SILENT = 2
+"""Operations without an answer after which no more are tried: each takes half a minute."""
 _ALERTS = {
     "CERTIFICATE_REQUIRED": ("missing", "it wants a client certificate and we have none"),
     "UNKNOWN_CA": ("other_authority", "our certificate is not of the authority it believes"),
@@ -105,8 +105,8 @@ def _rights(probe: Probe, mine: Own, server: Server, found: list[Finding]) -> No
             missing.append(attempt.operation.what)
         elif code == NO_ANSWER:
             silent.append(attempt.operation.what)
-            if len(silent) == _PATIENT:
-                break  # each takes half a minute
+            if len(silent) == _MOST_SILENT:
+                break
         elif code != attempt.answer:
             refused.append(f"{attempt.code} {attempt.operation.what}")
     if missing:

@@ -106,14 +106,13 @@ def check_store_rights(url: S3Url, server: Server, place: Place, name: str) -> l
 
 def _written(store: S3Blobs, role: Role, name: str) -> str:
     """Put the probe where this participant's objects go; the aggregator, which may, also takes it away again."""
-    probe = _PROBE_NAME
     if role == Role.SITE:
-        store.put(update_chunk(name, probe), PROBE)
+        store.put(update_chunk(name, _PROBE_NAME), PROBE)
         return "objects can be put where our updates go"
     if role == Role.OPERATOR:
-        store.put(bundle_key(name, probe), PROBE)
+        store.put(bundle_key(name, _PROBE_NAME), PROBE)
         return "objects can be put where our runs go"
-    key = f"clock/{probe}"  # where the sweep puts something for a moment, too
+    key = f"clock/{_PROBE_NAME}"  # where the sweep puts something for a moment, too
     store.put(key, PROBE)
     try:
         if store.get(key, len(PROBE)) != PROBE or key not in (info.key for info in store.list("clock/")):
