@@ -1,17 +1,15 @@
 """Runs all suites that meet RabbitMQ on each RabbitMQ there is: `python -m tests.integration`.
 
-Debian's own, and those of newer Debians, which `scripts/newer-debian.sh` unpacks first where it can. One table at the
-end; whatever failed is told as it happens, and the whole output lies in the folder given by `--logs`.
+Debian's own, and those of newer Debians, which `scripts/newer-debian.sh` unpacks first where it can.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support.matrix import NEWER_DEBIANS, ROOT, out, run, table, unpacked
+from tests.support.matrix import NEWER_DEBIANS, Found, compare, unpacked
 from tests.support.rabbit import NEWER, SYSTEM, release
 
 SERVERS: Mapping[str, Path] = {
@@ -37,36 +35,18 @@ SUITES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def main() -> int:
-    """Run what was asked for and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.integration", description=__doc__)
-    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
-    parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES))
-    parser.add_argument("--logs", type=Path, default=ROOT / "out" / "rabbitmq")
-    asked = parser.parse_args()
-    rows: list[tuple[str, ...]] = []
-    failed = False
-    for server in asked.servers:
-        programs = SERVERS[server]
-        if not (programs / "rabbitmq-server").exists() and not unpacked(server):
-            rows.append((f"{server}: absent", *("-" for _ in asked.suites)))
-            continue
-        found = [
-            run(
-                f"RabbitMQ-{release(programs)}-{suite.replace(' ', '-')}",
-                [sys.executable],
-                SUITES[suite],
-                asked.logs,
-                {"RABBITMQ_BIN": str(programs)},
-            )
-            for suite in asked.suites
-        ]
-        failed = failed or any(counts.failed for counts in found)
-        rows.append((f"{release(programs)} ({server})", *map(str, found)))
-    out("\npassed/failed/skipped")
-    out("\n".join(table([("RabbitMQ", *asked.suites), *rows])))
-    return int(failed)
+def find(server: str) -> Found | None:
+    """RabbitMQ's programs, unpacked if they have to be."""
+    programs = SERVERS[server]
+    if not (programs / "rabbitmq-server").exists() and not unpacked(server):
+        return None
+    return Found(
+        name=f"RabbitMQ-{release(programs)}",
+        title=f"{release(programs)} ({server})",
+        python=[sys.executable],
+        environment={"RABBITMQ_BIN": str(programs)},
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compare("tests.integration", "server", list(SERVERS), find, SUITES))

@@ -1,20 +1,18 @@
 """Runs suites on each Python that fledge is for: `python -m tests.unit`.
 
 A Python is found on the path, in pyenv, or in a newer Debian, which `scripts/newer-debian.sh` unpacks first where it
-can. Each has a virtual environment of its own in `.venvs`, with the pinned packages. One table at the end; what was not
-found is named there.
+can. Each has a virtual environment of its own in `.venvs`, with the pinned packages.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support.matrix import ROOT, Counts, out, run, table, unpacked
+from tests.support.matrix import ROOT, Found, compare, out, unpacked
 from tests.support.rabbit import NEWER
 
 PYTHONS: Mapping[str, str | None] = {"3.11": None, "3.12": None, "3.13": "trixie", "3.14": "forky"}
@@ -31,27 +29,12 @@ USUAL = ("unit", "contract")
 _MANIFESTS = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
 
 
-def main() -> int:
-    """Run what was asked for and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.unit", description=__doc__)
-    parser.add_argument("--pythons", nargs="+", choices=PYTHONS, default=list(PYTHONS))
-    parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(USUAL))
-    parser.add_argument("--logs", type=Path, default=ROOT / "out" / "pythons")
-    asked = parser.parse_args()
-    rows = [("Python", *asked.suites)]
-    failed = False
-    for version in asked.pythons:
-        if (python := prepared(version)) is None:
-            rows.append((f"{version}: absent", *("-" for _ in asked.suites)))
-            continue
-        found: list[Counts] = [
-            run(f"python-{version}-{suite}", python, SUITES[suite], asked.logs) for suite in asked.suites
-        ]
-        failed = failed or any(counts.failed for counts in found)
-        rows.append((said(python), *map(str, found)))
-    out("\npassed/failed/skipped")
-    out("\n".join(table(rows)))
-    return int(failed)
+def find(version: str) -> Found | None:
+    """This Python with the pinned packages."""
+    if (python := prepared(version)) is None:
+        return None
+    title = subprocess.run([*python, "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
+    return Found(name=f"python-{version}", title=title, python=python)
 
 
 def prepared(version: str) -> list[str] | None:
@@ -91,11 +74,5 @@ def works(python: Path) -> bool:
     return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
-def said(python: list[str]) -> str:
-    """The version, in full."""
-    words = subprocess.run([*python, "--version"], capture_output=True, text=True, check=True).stdout.split()
-    return words[-1]
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compare("tests.unit", "python", list(PYTHONS), find, SUITES, USUAL))
