@@ -5,10 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qsl
 
 import pytest
 
@@ -17,68 +13,22 @@ from broker.blobs.s3.presigned import PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
 from protocol.errors import Forbidden, Missing, StoreError
 from protocol.messages import Grant
+from tests.support.s3_answers import OK, Answer, Asked, answering, error, listing
 
 DATA = b"an update"
 KEY = f"up/site-a/{hashlib.sha256(DATA).hexdigest()}"
-LISTING = "<ListBucketResult><Name>clinics</Name><IsTruncated>false</IsTruncated>{}</ListBucketResult>"
 MAKE = "PUT /clinics"
-Answer = tuple[int, str, dict[str, str]]
-"""Status, the inside of an error's document, and headers."""
-
-
-def error(status: int, code: str, more: str = "", **headers: str) -> Answer:
-    """An error in S3's words."""
-    return status, f"<Error><Code>{code}</Code>{more}</Error>", {k.replace("_", "-"): v for k, v in headers.items()}
-
-
-OK: Answer = (200, "", {})
 NO_BUCKET = error(404, "NoSuchBucket")
 DENIED = error(403, "AccessDenied")
-
-
-@contextmanager
-def answering(answer: Callable[..., Answer], deadline: float = 20) -> Iterator[tuple[str, list[str]]]:
-    """A server whose answer to `METHOD /path` is that function's; its URL, and everything that was asked."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def serve(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            request = f"{self.command} {self.path.partition('?')[0]}"
-            asked.append(request)
-            query = dict(parse_qsl(self.path.partition("?")[2]))
-            told = {name.lower(): value for name, value in self.headers.items()}
-            status, text, headers = answer(*(request, told, query)[: answer.__code__.co_argcount])
-            body = b"" if self.command == "HEAD" else text.encode()
-            self.send_response(status)
-            for name, value in {"Content-Type": "application/xml", "Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    for method in ("GET", "PUT", "HEAD", "DELETE"):
-        setattr(Handler, f"do_{method}", Handler.serve)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"s3://key:secret@127.0.0.1:{server.server_port}/clinics?deadline={deadline}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize("refusal", [DENIED, error(409, "OperationAborted"), error(409, "BucketAlreadyOwnedByYou")])
 def test_who_is_refused_the_bucket_that_another_is_making_uses_it_as_soon_as_it_is_there(refusal: Answer) -> None:
     tries = 0
 
-    def answer(request: str) -> Answer:
+    def answer(asked: Asked) -> Answer:
         nonlocal tries
-        if request == MAKE:
+        if asked.line == MAKE:
             tries += 1
             return refusal
         return OK if tries > 2 else NO_BUCKET
@@ -92,7 +42,7 @@ def test_who_may_not_make_a_bucket_that_nobody_makes_is_told_which_and_whom_to_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(s3_store, "_NEW_S", 0.3)
-    with answering(lambda request: DENIED if request == MAKE else NO_BUCKET) as (url, asked):
+    with answering(lambda asked: DENIED if asked.line == MAKE else NO_BUCKET) as (url, asked):
         with pytest.raises(Forbidden, match="ask whoever runs that server to make it") as refused:
             S3Blobs.from_url(url).put(KEY, DATA)
         assert url.partition("@")[2].partition("/")[0] in str(refused.value)
@@ -111,8 +61,8 @@ def test_a_bucket_that_refuses_objects_while_it_is_made_is_given_a_moment() -> N
 def test_a_bucket_that_is_made_at_the_first_try_is_made_once() -> None:
     made = threading.Event()
 
-    def answer(request: str) -> Answer:
-        if request == MAKE:
+    def answer(asked: Asked) -> Answer:
+        if asked.line == MAKE:
             made.set()
         return OK if made.is_set() else NO_BUCKET
 
@@ -185,11 +135,10 @@ def test_a_full_store_is_said_to_be_full_and_takes_objects_again_once_there_is_r
 @pytest.mark.parametrize("listed", [True, False])
 def test_what_is_refused_but_not_listed_is_missing(listed: bool) -> None:
     """Amazon's S3 answers 403 for what is not there, unless one may list the whole bucket."""
-    entry = f"<Contents><Key>clinics/{KEY}</Key><Size>1</Size></Contents>" if listed else ""
-    page: Answer = (200, LISTING.format(entry), {})
+    page = listing(*([f"clinics/{KEY}"] if listed else []))
     refused = Forbidden if listed else Missing
-    with answering(lambda request: page if request == "GET /clinics" else DENIED) as (url, _):
-        store = S3Blobs.from_url(url.replace("/clinics?", "/clinics/clinics?"))
+    with answering(lambda asked: page if asked.line == "GET /clinics" else DENIED, place="clinics/clinics") as (url, _):
+        store = S3Blobs.from_url(url)
         with pytest.raises(refused):
             store.get(KEY, 100)
         if listed:
@@ -226,8 +175,8 @@ def test_a_put_is_plain_enough_for_every_server() -> None:
     """No chunks that are signed one by one, no checksums of a kind, no expectations: not every server takes those."""
     seen: dict[str, str] = {}
 
-    def answer(request: str, headers: Mapping[str, str]) -> Answer:
-        seen.update(headers)
+    def answer(asked: Asked) -> Answer:
+        seen.update(asked.headers)
         return OK
 
     with answering(answer) as (url, asked):
@@ -246,14 +195,8 @@ def test_a_page_that_begins_with_the_last_object_of_the_one_before_is_gone_on_fr
     monkeypatch.setattr(s3_store, "_PAGE", 2)
     keys = sorted(f"up/site-a/{hashlib.sha256(bytes([i])).hexdigest()}" for i in range(5))
 
-    def answer(_: str, _headers: Mapping[str, str], query: Mapping[str, str]) -> Answer:
-        page = [key for key in keys if key >= query.get("start-after", "")][:2]
-        found = "".join(f"<Contents><Key>{key}</Key><Size>1</Size></Contents>" for key in page)
-        return (
-            200,
-            f"<ListBucketResult><Name>clinics</Name><IsTruncated>false</IsTruncated>{found}</ListBucketResult>",
-            {},
-        )
+    def answer(asked: Asked) -> Answer:
+        return listing(*[key for key in keys if key >= asked.query.get("start-after", "")][:2])
 
     with answering(answer) as (url, _):
         assert [info.key for info in S3Blobs.from_url(url).list("up/site-a/")] == keys
