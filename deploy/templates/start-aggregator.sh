@@ -4,17 +4,21 @@
 set -eu
 cd "$(dirname "$0")"
 umask 077
-mkdir -p state
+user=$(id -u):$(id -g)
+# By sudo it is done as the kit's owner would do it.
+[ "${user%:*}" != 0 ] || user=$(ls -dn . | awk '{print $3 ":" $4}')
+handed() { [ "$(id -u)" != 0 ] || chown -h "$user" "$1"; }
+[ -d state ] || { mkdir state; handed state; }
 if [ "${1:-}" = docker ]; then
     # Every `docker compose` in this folder reads .env. What stands in there is kept: FLEDGE_IMAGE, say, or another user.
+    [ -e .env ] || { : >.env; handed .env; }
     case $(docker info --format '{{.SecurityOptions}}' 2>/dev/null) in
         *rootless*) user=0:0 ;; # there, root is the engine's own user
-        *) user=$(id -u):$(id -g) ;;
     esac
     # A folder of this name may stand somewhere else, too.
-    project=$(printf %s 'fledge-@{federation}-@{name}' | tr A-Z a-z | tr -c a-z0-9_- -)
+    project=$(printf %s 'fledge-@{federation}_@{name}' | tr A-Z a-z | tr -c a-z0-9_- -)
     for line in "FLEDGE_USER=$user" "COMPOSE_PROJECT_NAME=$project"; do
-        grep -qs "^${line%%=*}=" .env || printf '\n%s\n' "$line" >>.env
+        grep -Eq "^ *(export +)?${line%%=*} *[=:]" .env || printf '\n%s\n' "$line" >>.env
     done
     exec docker compose up --detach
 fi

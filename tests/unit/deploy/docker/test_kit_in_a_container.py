@@ -83,7 +83,7 @@ def test_what_the_compose_file_asks_for_stands_in_env_from_the_first_start_on(ki
 
 def test_federations_of_one_machine_do_not_take_each_others_containers_for_their_own(kit: Path, role: Role) -> None:
     project = start(kit)["COMPOSE_PROJECT_NAME"]
-    assert project == ("fledge-lung-2026-north" if role is Role.SITE else "fledge-lung-2026-aggregator")
+    assert project == ("fledge-lung-2026_north" if role is Role.SITE else "fledge-lung-2026_aggregator")
 
 
 def test_what_a_user_wrote_into_env_stays(kit: Path) -> None:
@@ -92,6 +92,23 @@ def test_what_a_user_wrote_into_env_stays(kit: Path) -> None:
     noted = start(kit)
     assert noted["FLEDGE_USER"] == "4711:100"
     assert noted["FLEDGE_IMAGE"] == "registry.example/fledge:2"
+
+
+@pytest.mark.parametrize("line", ["export FLEDGE_USER=4711:100", "FLEDGE_USER = 4711:100\r", "  FLEDGE_USER: 4711:100"])
+def test_what_stands_in_env_is_found_however_compose_lets_it_be_written(kit: Path, line: str) -> None:
+    (kit / ".env").write_text(f"{line}\n")
+    (kit / ".env").chmod(0o600)
+    start(kit)
+    assert (kit / ".env").read_text().count("FLEDGE_USER") == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, as sudo has it")
+def test_started_by_sudo_it_runs_as_the_owner_of_the_kit_and_leaves_nothing_of_roots(kit: Path) -> None:
+    os.chown(kit, 4711, 100)
+    assert start(kit)["FLEDGE_USER"] == "4711:100"
+    for name in (".env", "state"):
+        made = (kit / name).stat()
+        assert (made.st_uid, made.st_gid) == (4711, 100)
 
 
 def test_a_rootless_engine_runs_it_as_whoever_started_the_engine(kit: Path) -> None:
