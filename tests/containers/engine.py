@@ -133,7 +133,8 @@ def log(container: str, since: str = "0") -> str:
 
 def said_of_health(container: str) -> str:
     """What the last health check answered."""
-    return inspect(container, "{{range .State.Health.Log}}{{println .Output}}{{end}}").splitlines()[-1:][0]
+    said = inspect(container, "{{range .State.Health.Log}}{{println .Output}}{{end}}").splitlines()
+    return said[-1] if said else ""
 
 
 def kill(container: str) -> None:
@@ -148,12 +149,11 @@ def processor_seconds(containers: Mapping[str, str]) -> dict[str, float]:
 import json, pathlib, sys
 used = {}
 for container in sys.argv[1:]:
-    (group, *_) = sorted(pathlib.Path('/sys/fs/cgroup').rglob(f'*{container}*/cpu*.*'))[0].parent, None
-    old, new = group / 'cpuacct.usage', group / 'cpu.stat'
-    if old.exists():
-        used[container] = int(old.read_text()) / 1e9
-    else:
-        used[container] = int(dict(line.split() for line in new.read_text().splitlines())['usage_usec']) / 1e6
+    for path in pathlib.Path('/sys/fs/cgroup').rglob(f'*{container}*/cpu*'):
+        if path.name == 'cpuacct.usage':  # version 1
+            used[container] = int(path.read_text()) / 1e9
+        elif path.name == 'cpu.stat' and path.read_text().startswith('usage_usec'):
+            used[container] = int(path.read_text().split()[1]) / 1e6
 print(json.dumps(used))
 """
     used = json.loads(as_root(code, *containers))
