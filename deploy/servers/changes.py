@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -93,7 +94,9 @@ def plan(vhost: str, topology: Topology, members: BrokerMembers | None, found: B
         steps.append(
             (Change(verb="make", what=f"vhost {vhost}"), ApiCall(method="PUT", path=("vhosts", vhost), body={}))
         )
-    steps += _contents(vhost, definitions(topology), found.vhost or {})
+    wanted, held = definitions(topology), found.vhost or {}
+    steps += _contents(vhost, wanted, held)
+    notes += _overruled(wanted, held)
     if members is not None:
         for login in members.logins:
             steps += _login(vhost, login, found)
@@ -224,6 +227,25 @@ def _removals(
         if up_exchange(name) in exchanges:
             path = ("exchanges", vhost, up_exchange(name))
             yield Change(verb="remove", what=f"exchange {up_exchange(name)}"), ApiCall(method="DELETE", path=path)
+
+
+def _overruled(wanted: Definition, held: Definition) -> Iterator[str]:
+    """Policies of other names that hold for queues of ours: a queue follows one, and the limits of no other."""
+    for policy in _told("policies", held):
+        if policy["name"] in (ours["name"] for ours in wanted["policies"]) or policy["apply-to"] == "exchanges":
+            continue
+        try:
+            pattern = re.compile(str(policy.get("pattern")))
+        except re.error:  # RabbitMQ's patterns know a little more than Python's
+            continue
+        names = [queue["name"] for queue in wanted["queues"] if pattern.search(queue["name"])]
+        if names and not str(policy["priority"]).startswith("-"):
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            yield (
+                f"policy {policy['name']} (priority {policy['priority']}) also fits queue {names[0]}{more}; a queue"
+                " follows one policy alone, so fledge's limits may not hold there: unless that is meant, remove it or"
+                " give it a priority below 0"
+            )
 
 
 def _strangers(vhost: str, members: BrokerMembers, found: BrokerState) -> Iterator[str]:

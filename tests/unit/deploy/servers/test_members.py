@@ -265,16 +265,34 @@ def test_what_answers_at_the_url_of_the_management_and_is_none_is_named(said: by
         thread.join(10)
 
 
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ({"name": "ha", "pattern": ".*", "priority": 0, "definition": {}}, True),
+        ({"name": "short", "pattern": "^in\\.", "apply-to": "queues", "priority": 9, "definition": {}}, True),
+        ({"name": "elsewhere", "pattern": "^mine$", "priority": 9, "definition": {}}, False),
+        ({"name": "below", "pattern": ".*", "priority": -1, "definition": {}}, False),
+        ({"name": "routes", "pattern": ".*", "apply-to": "exchanges", "priority": 9, "definition": {}}, False),
+        ({"name": "perl", "pattern": "(?1)", "priority": 9, "definition": {}}, False),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_a_policy_of_somebody_elses_that_may_take_our_queues_limits_away_is_told(policy: Any, told: bool) -> None:
+    held = definitions(MEMBERS.topology)
+    done = todo(as_found(MEMBERS, vhost=held | {"policies": [*held["policies"], policy]}))
+    assert done.changes == ()
+    assert [note.split()[1] for note in done.notes] == ([policy["name"]] if told else [])
+
+
 def test_queues_without_figures_are_listed_and_queues_without_a_name_are_not_rabbitmqs() -> None:
     class Queues(Management):
-        said: list[dict[str, Any]] = [{"name": "in.site-a", "messages_ready": "3", "consumers": None}]
-
         def call(self, *_: Any, **__: Any) -> object:
-            return self.said
+            return [queue]
 
+    queue: dict[str, Any] = {"name": "in.site-a", "messages_ready": "3", "consumers": None}
     with Queues("http://127.0.0.1") as management:
         assert queue_depths(management, "fl") == [("in.site-a", None, None)]
-        management.said = [{"messages_ready": 3}]
+        del queue["name"]
         with pytest.raises(TransportError, match="not that of RabbitMQ's management"):
             queue_depths(management, "fl")
 
