@@ -28,7 +28,7 @@ DISK_MIB, RESERVE_MIB, CHUNK = 48, 20, 4 * MIB
 PATIENCE_S = 2
 
 
-@pytest.fixture(params=["seaweed", "rclone", pytest.param("juicefs", marks=pytest.mark.long)])
+@pytest.fixture(params=["seaweed", *(pytest.param(other, marks=pytest.mark.long) for other in ("rclone", "juicefs"))])
 def full(request: pytest.FixtureRequest, tmp_path: Path, bucket: str) -> Iterator[tuple[str, Path]]:
     """The URL of a store on a small disk, and a file there whose end makes room.
 

@@ -106,30 +106,23 @@ def test_a_right_too_many_fails_loudly(whole: Whole) -> None:
         whole.store.start()
 
 
-@pytest.mark.parametrize(
-    ("identity", "right", "check", "verdict"),
-    [
-        ("aggregator", "s3:PutObject", "store.write", Verdict.BAD),
-        ("aggregator", "s3:DeleteObject", "store.write", Verdict.BAD),
-        ("sign-uploads", "s3:PutObject", "store.urls", Verdict.WARNING),
-    ],
-)
-def test_a_hub_that_lacks_a_right_at_the_store_is_told(
-    whole: Whole, identity: str, right: str, check: str, verdict: Verdict
-) -> None:
+@pytest.mark.parametrize("right", ["s3:DeleteObject", pytest.param("s3:PutObject", marks=pytest.mark.long)])
+def test_a_hub_that_lacks_rights_at_the_store_is_told(whole: Whole, right: str) -> None:
     told = whole.federation.identities
     before = told.read_text(encoding="utf-8")
     less = json.loads(before)
-    (policy,) = (policy for policy in less["policies"] if policy["name"] == identity)
-    policy["content"] = policy["content"].replace(right, "s3:GetBucketLocation")
+    policies = {policy["name"]: policy for policy in less["policies"]}
+    for identity, lost in (("aggregator", right), ("sign-uploads", "s3:PutObject")):
+        policies[identity]["content"] = policies[identity]["content"].replace(lost, "s3:GetBucketLocation")
     whole.store.kill()
     try:
         told.write_text(json.dumps(less), encoding="utf-8")
         whole.store.launch()
         report = examine(read_kit(whole.kit("aggregator")), {}, machine=False)
         verdicts = {finding.check: finding.verdict for finding in report.findings}
-        assert verdicts[check] == verdict, report.lines()
         assert verdicts["store.read"] == Verdict.GOOD
+        assert verdicts["store.write"] == Verdict.BAD, report.lines()
+        assert verdicts["store.urls"] == Verdict.WARNING, report.lines()
     finally:
         whole.store.kill()
         told.write_text(before, encoding="utf-8")

@@ -124,7 +124,7 @@ ALARMS = {
 }
 
 
-@pytest.mark.parametrize("which", list(ALARMS))
+@pytest.mark.parametrize("which", ["memory", pytest.param("disk", marks=pytest.mark.long)])
 def test_an_alarm_holds_up_publishing_and_nothing_else(
     which: str, rabbit_broker: RabbitVhost, traffic: Traffic
 ) -> None:
@@ -155,6 +155,7 @@ def test_traffic_survives_a_queue_whose_leader_is_restarted(rabbit_broker: Rabbi
     traffic.finish()
 
 
+@pytest.mark.long
 def test_a_message_outlives_more_dying_consumers_than_brokers_grant_by_themselves(rabbit_broker: RabbitVhost) -> None:
     """From 4.0 on a quorum queue drops what was delivered twenty times, unless its policy says otherwise."""
     rabbit_broker.apply(topology(["a"]))
@@ -184,7 +185,7 @@ def test_a_queue_that_is_deleted_and_comes_back_is_consumed_again(rabbit_broker:
     traffic.got.wait_until(lambda bodies: bodies[-1] == b"back", "the message after the queue came back")
 
 
-@pytest.mark.parametrize("single", [False, True], ids=["", "single-active"])
+@pytest.mark.parametrize("single", [True, pytest.param(False, marks=pytest.mark.long)], ids=["single-active", ""])
 def test_a_delivery_that_is_held_too_long_comes_back_and_its_late_ack_is_dropped(
     single: bool, rabbit_broker: RabbitVhost
 ) -> None:
