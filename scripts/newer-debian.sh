@@ -4,7 +4,8 @@
 #     scripts/newer-debian.sh trixie      RabbitMQ 4.0, Python 3.13
 #     scripts/newer-debian.sh forky       RabbitMQ 4.3, Python 3.14
 #
-# A second argument is the directory, instead of /var/tmp/fledge-debian/SUITE. Afterwards its `bin` holds
+# A second argument is the directory, instead of /var/tmp/fledge-debian/SUITE, and further ones are packages instead of
+# RabbitMQ and Python. Afterwards its `bin` holds
 #   rabbitmq-server, rabbitmqctl, epmd ...     for the tests: RABBITMQ_BIN=DIRECTORY/bin
 #   python3.13 (or whichever it is)            and `inside COMMAND ...`, for what runs in a virtual environment of it
 # Each runs with the newer Debian's /usr, in a mount namespace that ends with it. Safe to run again, also twice at once.
@@ -12,10 +13,11 @@
 set -euo pipefail
 
 suite=${1:-}
-[ -n "$suite" ] || { echo "usage: scripts/newer-debian.sh SUITE [DIRECTORY], e.g. scripts/newer-debian.sh trixie"; exit 2; }
+[ -n "$suite" ] || { echo "usage: scripts/newer-debian.sh SUITE [DIRECTORY [PACKAGE...]], e.g. scripts/newer-debian.sh trixie"; exit 2; }
 directory=$(realpath -m "${2:-/var/tmp/fledge-debian/$suite}")
 root=$directory/root
-packages=(rabbitmq-server python3-venv)
+packages=("${@:3}")
+[ "${#packages[@]}" != 0 ] || packages=(rabbitmq-server python3-venv)
 
 refuse() { echo "newer-debian: $1"; exit 1; }
 
@@ -52,8 +54,8 @@ unpack() {
     mv "$part" "$root"
 }
 
-wrap() {  # wrap NAME COMMAND: a program of that Debian in bin
-    printf '#!/bin/sh\nexec "$(dirname "$(realpath "$0")")/inside" %s "$@"\n' "$2" >"$directory/bin/$1.new"
+program() {  # program NAME: what is read becomes an executable of that name in bin
+    cat >"$directory/bin/$1.new"
     chmod +x "$directory/bin/$1.new"
     mv "$directory/bin/$1.new" "$directory/bin/$1"
 }
@@ -61,7 +63,7 @@ wrap() {  # wrap NAME COMMAND: a program of that Debian in bin
 wrappers() {
     mkdir -p "$directory/bin"
     ln -sfn root/usr/lib/rabbitmq/lib "$directory/lib"  # beside bin, where Debian has it: its names tell the version
-    cat >"$directory/bin/inside.new" <<'INSIDE'
+    program inside <<'INSIDE'
 #!/bin/sh
 # Runs a command with the programs and libraries of the Debian beside this directory; only it and its children see them.
 here=$(dirname "$(dirname "$(realpath "$0")")")
@@ -73,15 +75,11 @@ exec unshare $user --mount sh -ec '
     mount --rbind "$0/usr" /usr
     exec "$@"' "$here/root" "$@"
 INSIDE
-    chmod +x "$directory/bin/inside.new"
-    mv "$directory/bin/inside.new" "$directory/bin/inside"
-    local program
-    for program in "$root"/usr/lib/rabbitmq/bin/rabbitmq*; do
-        wrap "$(basename "$program")" "/usr/lib/rabbitmq/bin/$(basename "$program")"
-    done
-    wrap epmd /usr/bin/epmd
-    for program in "$root"/usr/bin/python3.[0-9]*; do
-        case $program in *[!0-9.]-config) ;; *) wrap "$(basename "$program")" "/usr/bin/$(basename "$program")" ;; esac
+    local path
+    shopt -s nullglob  # of these, what there is
+    for path in "$root"/usr/lib/rabbitmq/bin/rabbitmq* "$root"/usr/bin/{[e]pmd,python3.[0-9]*,radosgw*}; do
+        printf '#!/bin/sh\nexec "$(dirname "$(realpath "$0")")/inside" %s "$@"\n' "${path#"$root"}" |
+            program "$(basename "$path")"
     done
 }
 

