@@ -52,3 +52,4 @@ packages=$(echo "$target"/lib/python3*/site-packages)
 find "$packages" -type d \( -name test -o -name tests -o -name SelfTest -o -path "$packages/torch/include" \) -prune -exec rm -r {} +
 find "$packages" -type f \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyx' \
     -o -path "$packages/torch/bin/*" ! -name torch_shm_manager \) -delete
+"$tools/venv/bin/python" "$here/strip.py" "$packages"
