@@ -19,8 +19,7 @@ test-long: servers
 	$(PYTHON) -m tests.integration
 	$(PYTHON) -m tests.unit
 
-# The images and compose files on whatever engine DOCKER names; a quarter of an hour. Port 443 has to be free.
-# FLEDGE_ENGINE_RESTART: how the engine is restarted, `systemctl restart docker` say; without it that row is left out.
+# The images and compose files on a real engine; a quarter of an hour. What it needs: docs/containers.md.
 test-containers: setup
 	$(PYTHON) -m pytest -q -m containers tests/containers
 

@@ -28,10 +28,11 @@ BODIES = [b"%d" % number for number in range(40)]
 GIVEN_BACK = 7
 
 
-def need(programs: Path) -> None:
-    if not (programs / "rabbitmq-server").exists():
-        suite = programs.parent.name
-        pytest.skip(f"no RabbitMQ in {programs}. Run: scripts/newer-debian.sh {suite}")
+def need(*versions: Path) -> None:
+    for programs in versions:
+        if not (programs / "rabbitmq-server").exists():
+            suite = programs.parent.name
+            pytest.skip(f"no RabbitMQ in {programs}. Run: scripts/newer-debian.sh {suite}")
 
 
 @contextmanager
@@ -63,6 +64,22 @@ def fill(node: RabbitNode, topology: Topology) -> None:
             subscription.cancel()
 
 
+@contextmanager
+def filled(programs: Path) -> Iterator[RabbitNode]:
+    """A node that has stopped, with a federation's queues, messages in all of them and every feature flag."""
+    node = RabbitNode(programs=programs)
+    try:
+        node.start()
+        node.api("PUT", "vhosts", VHOST, body={})
+        deployed(node, MEMBERS)
+        fill(node, MEMBERS.topology)
+        node.control("enable_feature_flag", "all")
+        node.stop()
+        yield node
+    finally:
+        node.close()
+
+
 def held(node: RabbitNode, queue: str) -> list[bytes]:
     """What is in a queue, in its order; it is taken out."""
     with transport_to(node) as transport:
@@ -78,16 +95,8 @@ def filled_queues() -> list[str]:
 
 
 def test_a_newer_broker_keeps_what_was_deployed_and_every_message() -> None:
-    need(TRIXIE)
-    need(FORKY)
-    node = RabbitNode(programs=TRIXIE)
-    try:
-        node.start()
-        node.api("PUT", "vhosts", VHOST, body={})
-        deployed(node, MEMBERS)
-        fill(node, MEMBERS.topology)
-        node.control("enable_feature_flag", "all")
-        node.stop()
+    need(TRIXIE, FORKY)
+    with filled(TRIXIE) as node:
         node.programs = FORKY
         node.start()
         assert str(node.api("GET", "overview")["rabbitmq_version"]).startswith("4.3")
@@ -98,21 +107,11 @@ def test_a_newer_broker_keeps_what_was_deployed_and_every_message() -> None:
         assert {queue: sorted(bodies, key=int) for queue, bodies in found.items()} == dict.fromkeys(found, BODIES)
         assert found["down.north"] == found["inbox.north"] == found["dead.letters"] == BODIES
         assert "make queue in.west" in deployed(node, members_of(registry(*SITES, "west")))
-    finally:
-        node.close()
 
 
 def test_a_broker_two_steps_newer_does_not_start_and_leaves_the_data_to_the_old_one() -> None:
-    need(BOOKWORM)
-    need(TRIXIE)
-    node = RabbitNode(programs=BOOKWORM)
-    try:
-        node.start()
-        node.api("PUT", "vhosts", VHOST, body={})
-        deployed(node, MEMBERS)
-        fill(node, MEMBERS.topology)
-        node.control("enable_feature_flag", "all")
-        node.stop()
+    need(BOOKWORM, TRIXIE)
+    with filled(BOOKWORM) as node:
         node.programs = TRIXIE
         with pytest.raises(RuntimeError):
             node.start()
@@ -122,5 +121,3 @@ def test_a_broker_two_steps_newer_does_not_start_and_leaves_the_data_to_the_old_
         node.start()
         assert deployed(node, MEMBERS) == []
         assert all(sorted(held(node, queue), key=int) == BODIES for queue in filled_queues())
-    finally:
-        node.close()

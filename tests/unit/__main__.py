@@ -60,18 +60,12 @@ def prepared(version: str) -> list[str] | None:
 def located(version: str) -> Path | None:
     """An interpreter of this version that works, wherever it lies."""
     name, suite = f"python{version}", PYTHONS[version]
-    on_path = [Path(found) for found in [shutil.which(name)] if found is not None]
     pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/{name}"), reverse=True)
-    # pyenv puts a command of each name on the path, which fails if that version is not the chosen one.
-    found = next((each for each in [*on_path, *pyenv] if works(each)), None)
-    if found is None and suite is not None and unpacked(suite):
-        return NEWER / suite / "bin" / name
-    return found
-
-
-def works(python: Path) -> bool:
-    """Whether it runs at all."""
-    return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+    for found in (shutil.which(name), *pyenv):
+        # pyenv puts a command of each name on the path, which fails if that version is not the chosen one.
+        if found is not None and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return Path(found)
+    return NEWER / suite / "bin" / name if suite is not None and unpacked(suite) else None
 
 
 if __name__ == "__main__":
