@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from protocol.keys import Role
+from tests.support.house import ROOT
 from tests.support.rabbit import RabbitVhost
 from tests.support.s3 import S3Server
 from tests.support.units import UNITS, allowed, settings, unit
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")]
-ROOT = Path(__file__).resolve().parents[2]
 LOADERS = """
 import torch
 from torch.utils.data import DataLoader, TensorDataset

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.house import ROOT
+
 NEWER_DEBIANS = ("trixie", "forky")
 
 

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support.matrix import ROOT, Found, compare, out, unpacked
+from tests.support.house import ROOT
+from tests.support.matrix import Found, compare, out, unpacked
 from tests.support.rabbit import NEWER
 
 PYTHONS: Mapping[str, str | None] = {"3.11": None, "3.12": None, "3.13": "trixie", "3.14": "forky"}
