@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import logging
 import re
@@ -9,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ class BoundedPool(PoolManager):
     def __init__(self, *, tls: Tls | None = None, proxy: Proxy | None = None, connections: int = 16) -> None:
         """Prepare; `tls` is for https alone, and whether its files can be used shows with the first connection."""
         super().__init__(maxsize=connections, retries=False, blocksize=_PIECE)
-        self.pool_classes_by_scheme = _pools(tls or Tls(), proxy)
+        self.pool_classes_by_scheme = _pools(tls or Tls(), proxy, self.check_deadline)
         self._connect_s = CONNECT_S if proxy is None else PROXIED_S
         self._calls = threading.local()
 
@@ -184,15 +185,26 @@ class _TlsConnection(_Connection, HTTPSConnection):
         super().connect()
 
 
-def _pools(tls: Tls, proxy: Proxy | None) -> dict[str, type[HTTPConnectionPool]]:
-    """The classes of pools whose connections are made like that: urllib3 makes both by itself."""
+def _pools(tls: Tls, proxy: Proxy | None, left: Callable[[], float]) -> dict[str, type[HTTPConnectionPool]]:
+    """The classes of pools whose connections are made like that: urllib3 makes both by itself.
+
+    Args:
+        left: seconds that a call still has; `TimeoutError` when there are none.
+    """
+
+    class Answer(http.client.HTTPResponse):
+        def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
+            super().__init__(sock, debuglevel, method)
+            self.fp = io.BufferedReader(_Heard(self.fp.detach(), sock, left))
 
     class Connection(_Connection):
         proxy_hop = proxy
+        response_class = Answer
 
     class TlsConnection(_TlsConnection):
         proxy_hop = proxy
         files = tls
+        response_class = Answer
 
     class Pool(HTTPConnectionPool):
         ConnectionCls = Connection
@@ -222,3 +234,30 @@ class _Body(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self._pool.check_deadline()
         return super().read(size)
+
+
+class _Heard(io.RawIOBase):
+    """What a server says, heard until the deadline: one that says a little now and then gets no more time by it.
+
+    A socket's timeout covers one read, and of status lines, headers, `100 Continue` and sizes of chunks the library
+    reads as many as the server sends.
+    """
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, left: Callable[[], float]) -> None:
+        self._raw = raw
+        self._sock = sock
+        self._left = left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:  # Python 3.11 has no public name for what can be filled
+        self._sock.settimeout(min(SILENCE_S, self._left()))
+        return self._raw.readinto(buffer)
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
