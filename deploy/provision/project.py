@@ -33,6 +33,7 @@ DEFAULT_GROUPS = ("general",)
 _LIMIT = 1024**2
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f-\x9f]{1,64}@[^@\s.\x00-\x1f\x7f-\x9f]+(\.[^@\s.\x00-\x1f\x7f-\x9f]+)+")
 
+_HOST = re.compile(r"[A-Za-z0-9:]([A-Za-z0-9._:-]*[A-Za-z0-9])?")
 Host = Annotated[str, Field(strict=True, max_length=253, pattern=r"^[A-Za-z0-9:]([A-Za-z0-9.:-]*[A-Za-z0-9])?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -245,6 +246,11 @@ def _check_url(key: str, url: str, scheme: str, insecure: bool) -> None:
         raise ConfigError(f"{key} is not a URL; write {shape}") from None
     if parts.username is not None or parts.password is not None:
         raise ConfigError(f"{key} holds a user or password; everybody has a certificate, so write {shape}")
+    if re.search(r"[^!-~]", url) or (host and not _HOST.fullmatch(host)):
+        raise ConfigError(
+            f"{key} {url!r}: a host has letters, digits, '.', '_' and '-' (of another script: as xn--...), and"
+            f" no blanks stand in a URL; write {shape}"
+        )
     if (parts.query and not _for_everybody(scheme, parts.query)) or parts.fragment:
         raise ConfigError(
             f"{key} {url!r}: write {shape}; options that are everybody's are the store's alone: ?region= and"

@@ -83,6 +83,25 @@ def test_groups_of_ones_own_stand_beside_the_stock_ones_or_replace_them() -> Non
     assert not asked.may("lead", Action.BYOC, "south")
 
 
+URLS = {"broker": "amqps://{}:5671/v", "store": "s3s://{}:443/bucket"}
+NO_HOSTS = [
+    "$(id)",
+    "`id`",
+    "a'b",
+    'a"b',
+    "a b",
+    "a\nb",
+    "a\x7fb",
+    "a;b",
+    "a\\b",
+    "-x",
+    ".",
+    "caf\xe9.example",
+    "a\u202eb",
+]
+"""What must not come into scripts, explanations and settings of kits."""
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -119,6 +138,8 @@ def test_groups_of_ones_own_stand_beside_the_stock_ones_or_replace_them() -> Non
         ({"store": "s3s://s3.example:443/bucket?cacertfile=/etc/ca.pem"}, "options that are everybody's"),
         ({"store": "s3s://s3.example:443/bucket?deadline=5"}, "options that are everybody's"),
         ({"store": "s3s://s3.amazonaws.com:443/bucket"}, "such as s3.eu-central-1.amazonaws.com"),
+        *(({key: url.format(host)}, "no blanks stand in a URL") for key, url in URLS.items() for host in NO_HOSTS),
+        *(({key: url.format("a.example") + "\n"}, "no blanks stand in a URL") for key, url in URLS.items()),
         ({"broker": "amqps://mq.example:443/v?region=eu"}, "options that are everybody's"),
         ({"trainer": "mytask"}, "write it as module:factory"),
         ({"access": "free"}, "access: 'free' will not do; write 'credentials' or 'presigned'"),
