@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from broker.blobs.base import BlobStore, ObjectInfo
-from protocol.errors import Corrupt, Forbidden, Missing, StoreError
+from protocol.errors import Corrupt, Forbidden, Missing, StoreError, TooLarge
+
+_FORGOTTEN_S = 600.0
+"""For how long a failure counts that nobody repeats: what is still wanted is tried again within minutes."""
 
 
 class MonitoredBlobs:
     """Another store, with an eye on how its operations end: each has a deadline of its own within that store.
 
     Reading and writing are watched apart, because a store may let one be done and not the other: it fails until both
-    are done again.
+    are done again, or one is and the other is not wanted any more.
     """
 
     def __init__(self, inner: BlobStore) -> None:
@@ -23,7 +26,7 @@ class MonitoredBlobs:
         self._inner = inner
         self._listener: Callable[[float | None], None] | None = None
         self._lock = threading.Lock()
-        self._failing: dict[str, float] = {}
+        self._failing: dict[str, tuple[float, float]] = {}  # since when, and when last
 
     def tell(self, listener: Callable[[float | None], None]) -> None:
         """Have `listener` hear since when (seconds since the epoch) reading or writing fails, None once both are done.
@@ -33,7 +36,7 @@ class MonitoredBlobs:
         with self._lock:
             self._listener = listener
             if self._failing:
-                listener(min(self._failing.values()))
+                listener(min(since for since, _ in self._failing.values()))
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         with self._watch("write"):
@@ -73,7 +76,7 @@ class MonitoredBlobs:
             yield
         except untold:
             raise
-        except (Missing, Corrupt):  # the store has answered, and what it holds is another matter
+        except (Missing, Corrupt, TooLarge):  # the store has answered, and what it holds is another matter
             self._ended(what, None)
             raise
         except StoreError:
@@ -83,11 +86,17 @@ class MonitoredBlobs:
             self._ended(what, None)
 
     def _ended(self, what: str, failed: float | None) -> None:
+        now = time.time()
         with self._lock:
             before = bool(self._failing)
             if failed is None:
-                self._failing.pop(what, None)
+                self._failing = {
+                    other: (since, last)
+                    for other, (since, last) in self._failing.items()
+                    if other != what and now - last < _FORGOTTEN_S
+                }
             else:
-                self._failing.setdefault(what, failed)
+                since, _ = self._failing.get(what, (failed, now))
+                self._failing[what] = (since, now)
             if bool(self._failing) != before and self._listener is not None:
                 self._listener(failed)

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
+from broker.blobs import monitored
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.monitored import MonitoredBlobs
-from protocol.errors import ConfigError, Forbidden, Missing, StoreError
+from protocol.errors import ConfigError, Forbidden, Missing, StoreError, TooLarge
 
 DATA = b"chunk"
 KEY = f"models/{hashlib.sha256(DATA).hexdigest()}"
@@ -93,6 +94,35 @@ def test_a_store_that_lets_things_be_read_and_not_written_is_failing_all_the_whi
     assert len(told) == 1
     inner.sick = False
     assert store.get(KEY, 10) == DATA
+    assert told[1:] == [None]
+
+
+def test_a_failure_that_nobody_repeats_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, told = Sick(), list[float | None]()
+    store = MonitoredBlobs(inner)
+    store.put(KEY, DATA)
+    store.tell(told.append)
+    inner.full = True
+    with pytest.raises(Forbidden):
+        store.put(KEY, DATA)  # of a run that ends meanwhile, so it is not tried again
+    assert store.get(KEY, 10) == DATA
+    assert len(told) == 1
+    monkeypatch.setattr(monitored, "_FORGOTTEN_S", 0.0)
+    assert store.get(KEY, 10) == DATA
+    assert told[1:] == [None]
+
+
+def test_an_object_that_is_too_large_is_no_fault_of_the_stores() -> None:
+    inner, told = Sick(), list[float | None]()
+    store = MonitoredBlobs(inner)
+    store.put(KEY, DATA)
+    store.tell(told.append)
+    inner.sick = True
+    with pytest.raises(StoreError):
+        store.get(KEY, 10)
+    inner.sick = False
+    with pytest.raises(TooLarge):
+        store.get(KEY, 1)
     assert told[1:] == [None]
 
 
