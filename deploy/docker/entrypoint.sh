@@ -3,8 +3,9 @@
 # the exit codes after which nobody should start them again by themselves. It then stays, visibly unhealthy, until
 # somebody acts; a reboot of the machine is a new attempt. Everything else is left to the policy.
 set -u
-case ${1:-} in
-    worker | aggregator) ;;
+case "$* " in
+    *" --help "*) exec fledge "$@" ;;
+    "worker "* | "aggregator "*) ;;
     *) exec fledge "$@" ;;
 esac
 waits=${FLEDGE_WAITS:-/dev/shm/fledge-waits}

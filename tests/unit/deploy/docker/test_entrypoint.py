@@ -94,7 +94,7 @@ def test_what_the_engine_should_start_again_ends(container: Container, code: str
 def test_what_nobody_should_start_again_waits_unhealthy_and_says_why(container: Container, code: str) -> None:
     process = container.start("aggregator", ends=code)
     eventually(lambda: f"exit code {code}" in container.healthy()[1], "the reason is told")
-    container.says(3600)  # the one that has taken over works in the same folder
+    container.says(600)  # the one that has taken over works in the same folder
     assert not container.healthy()[0]
     assert process.poll() is None
     process.terminate()
@@ -110,18 +110,33 @@ def test_another_command_takes_the_place_of_the_shell(container: Container) -> N
     assert container.start("doctor", ends="2").wait(10) == 2
 
 
+def test_help_is_not_waited_for(container: Container) -> None:
+    assert container.start("worker", "--help", ends="0").wait(10) == 0
+
+
 def test_a_service_is_healthy_until_the_second_it_has_written(container: Container) -> None:
     assert not container.healthy()[0]  # it has written nothing yet
     container.says(60)
     assert container.healthy() == (True, "")
     container.says(-1)
     assert not container.healthy()[0]
-    (container.folder / "state" / "healthy").write_text("")
+    container.says(86_400)  # as after a clock that went a day ahead was set back
     assert not container.healthy()[0]
 
 
+@pytest.mark.parametrize(
+    "said", ["", "\n", "soon\n", "-1\n", "9" * 40 + "\n", "x[$(touch executed)]\n", "1 -o 1\n", "0x7fffffff\n"]
+)
+def test_what_no_service_of_ours_wrote_makes_nobody_healthy_and_is_not_executed(
+    container: Container, said: str
+) -> None:
+    (container.folder / "state" / "healthy").write_text(said)
+    assert not container.healthy()[0]
+    assert not (container.folder / "executed").exists()
+
+
 def test_what_an_earlier_life_left_makes_nobody_healthy(container: Container) -> None:
-    container.says(3600)
+    container.says(600)
     container.start("worker")
     eventually(lambda: container.started() == ["worker"], "it was started")
     assert not container.healthy()[0]
