@@ -130,6 +130,8 @@ class WorkerUnderFire(RuleBasedStateMachine):
                     assert journalled[row.row] == row
                 case effects.Publish(row=number):
                     assert self.journal.outgoing(number) is not None
+                case effects.KeepLast(run=run):
+                    assert self.journal.version_record(run) == self.machine._runs[run].digest
 
     def seal(self, epoch: int, sequence: int) -> None:
         kept = self.journal.load()
@@ -144,12 +146,13 @@ class WorkerUnderFire(RuleBasedStateMachine):
     def a_version_is_announced(self, step: int, evaluate: bool, bundle: bytes, dies: int) -> None:
         number = max(0, self.newest + step)
         self.newest = max(self.newest, number)
+        digest = (number.to_bytes(31, "big") + bundle[:1]).rjust(32, b"v")
         seen = events.VersionSeen(
             delivery="d",
             run="r",
             version=number,
-            record=b"record",
-            digest=(number.to_bytes(31, "big") + bundle[:1]).rjust(32, b"v"),
+            record=digest,
+            digest=digest,
             updates_per_base=QUOTA,
             evaluate=evaluate,
             bundle=bundle,

@@ -153,7 +153,10 @@ class Training:
     def keep_last(self, run: str, record: bytes, stopping: threading.Event) -> None:
         """Fetch the last version of a run that has ended, if the site took part; tells `NotKept` to be asked again."""
         kept = self._kept.of(run)
-        if not kept or kept[-1].record == record:
+        if not kept:
+            return
+        if kept[-1].record == record:  # by a training from it
+            self._log.info("model.kept", run=run, version=kept[-1].version)
             return
         try:
             reader = self._reader()

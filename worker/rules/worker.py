@@ -165,7 +165,8 @@ class WorkerRules:
                 self._gate.on_said(event, self._runs, self._training, now, decided)
             case _:
                 assert_never(event)
-        if self._decided.writes or now >= self._held_until:
+        # What is decided later may read what was held: a run's last version, say. So nothing overtakes it.
+        if self._decided.writes or self._decided.effects or now >= self._held_until:
             self._release()
         return Step(tuple(self._decided.writes), tuple(self._decided.effects))
 

@@ -108,7 +108,7 @@ def test_a_receipt_says_it_and_the_hubs_answer_takes_it_back() -> None:
     )
     step = turn(machine, revoked)
     assert judged(step.effects) == ["receipt"]
-    assert only(writes.SettleUpdate, turn(machine, now=1.0).writes).reason == "revoked"
+    assert only(writes.SettleUpdate, step.writes).reason == "revoked"
     assert judged(turn(machine, HubAnswered(), now=2.0).effects) == [""]
 
 

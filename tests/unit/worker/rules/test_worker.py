@@ -130,6 +130,15 @@ def test_a_version_that_starts_nothing_waits_for_a_commit_to_share_but_not_for_l
     assert only(effects.Settle, step.effects).delivery == "delivery 2"
 
 
+def test_nothing_that_is_decided_later_overtakes_what_is_held() -> None:
+    machine = rules()
+    trained(machine, version(0))
+    turn(machine, head(1, ("r", RunState.STOPPED, 1)))  # the end of the run comes before its last version
+    step = turn(machine, version(1), now=0.1)
+    assert only(effects.KeepLast, step.effects).run == "r"
+    assert only(writes.NoteVersion, step.writes).record == b"record 1"
+
+
 # ---- heads
 
 
