@@ -48,7 +48,7 @@ def test_the_images_are_small(federation: Stack, row: pytest.RecordProperty) -> 
         cuda = docker("run", "--rm", "--entrypoint", "python", "fledge:test", "-c", tried).strip()
         row("CUDA", cuda)
         assert size["fledge-hub:test"] - size[base] <= 250
-        assert cuda != "None" or size["fledge:test"] - size[base] <= 1070  # 1.2 GB with the official base
+        assert cuda != "None" or size["fledge:test"] <= 1200
     finally:
         docker("image", "rm", "--force", "fledge:test", check=False)
 
@@ -90,11 +90,12 @@ def test_a_site_that_is_stopped_ends_in_order(federation: Stack, row: pytest.Rec
 
 def test_a_wrong_configuration_waits_unhealthy_with_its_reason(federation: Stack) -> None:
     container = federation.container("site-2")
+    restarts = inspect(container, "{{.RestartCount}}")
     docker("exec", container, "sh", "-c", "cp worker.toml worker.good; echo 'no = such thing' >>worker.toml")
     try:
         federation.compose("restart", "site-2")
         wait(lambda: "exit code 2" in said_of_health(container), "health says why", 60)
-        assert inspect(container, "{{.State.Status}} {{.RestartCount}}") == "running 0"
+        assert inspect(container, "{{.State.Status}} {{.RestartCount}}") == f"running {restarts}"
     finally:
         docker("exec", container, "mv", "worker.good", "worker.toml")
         federation.compose("restart", "site-2")
@@ -103,10 +104,13 @@ def test_a_wrong_configuration_waits_unhealthy_with_its_reason(federation: Stack
 
 def test_a_site_that_was_shut_down_stays_down_until_somebody_starts_it(federation: Stack) -> None:
     container = federation.container("site-3")
+    restarts = inspect(container, "{{.RestartCount}}")
     federation.ctl("site", "shutdown", "site-3", "--yes")
-    wait(lambda: "exit code 0" in said_of_health(container), "health says why", 60)
-    assert inspect(container, "{{.State.Status}} {{.RestartCount}}") == "running 0"
-    federation.compose("restart", "site-3")
+    try:
+        wait(lambda: "exit code 0" in said_of_health(container), "health says why", 60)
+        assert inspect(container, "{{.State.Status}} {{.RestartCount}}") == f"running {restarts}"
+    finally:
+        federation.compose("restart", "site-3")
     federation.await_healthy("site-3")
 
 
@@ -127,10 +131,13 @@ def test_two_aggregators_on_one_volume_do_not_take_over_from_each_other_for_ever
 ) -> None:
     first, other = second
     wait(lambda: "exit code 3" in said_of_health(first), "the first says that it was taken over", 120)
+    started = [inspect(container, "{{.State.StartedAt}}") for container in second]
     federation.await_versions(4)
-    for container in second:
-        assert inspect(container, "{{.State.Status}} {{.RestartCount}}") == "running 0"
-    assert inspect(first, "{{.State.Health.Status}}") == "unhealthy"
+    assert [inspect(container, "{{.State.StartedAt}}") for container in second] == started
+    assert inspect(first, "{{.State.Status}}") == "running"
+    wait(
+        lambda: inspect(first, "{{.State.Health.Status}}") == "unhealthy", "the first was unhealthy", 180
+    )  # from its second minute on
     assert inspect(other, "{{.State.Health.Status}}") == "healthy"
 
 
