@@ -20,6 +20,8 @@ if [ "${1:-}" = docker ]; then
     for line in "FLEDGE_USER=$user" "COMPOSE_PROJECT_NAME=$project"; do
         grep -Eq "^ *(export +)?${line%%=*} *[=:]" .env || printf '\n%s\n' "$line" >>.env
     done
-    exec docker compose up --detach
+    docker compose up --detach && exit
+    echo "start.sh: nothing was started; if the image is missing, README.md says where it comes from" >&2
+    exit 1
 fi
 exec fledge aggregator --config aggregator.toml

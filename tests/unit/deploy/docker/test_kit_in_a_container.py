@@ -59,6 +59,15 @@ def start(kit: Path, security: str = "[name=seccomp,profile=builtin]") -> dict[s
     return {name: value for name, _, value in lines}
 
 
+def test_what_the_engine_could_not_start_is_followed_by_where_the_image_comes_from(kit: Path) -> None:
+    (kit / "bin" / "docker").write_text('#!/bin/sh\n[ "$1" = info ] || exit 18\n')
+    path = f"{kit / 'bin'}:{os.environ['PATH']}"
+    shell = ["sh", str(kit / "start.sh"), "docker"]
+    done = subprocess.run(shell, env={"PATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "README.md says where it comes from" in done.stderr
+
+
 def compose(kit: Path) -> str:
     """The compose file as it is written."""
     return (kit / "docker-compose.yml").read_text(encoding="utf-8")
