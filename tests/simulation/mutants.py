@@ -298,6 +298,10 @@ class Hasty(WorkerRules):
         if self._decided.writes:
             super()._hold(now)
 
+    def _release(self) -> None:
+        if self._decided.writes or not self._decided.effects:
+            super()._release()
+
 
 class Obstinate(WorkerRules):
     """A worker that sends what has a used sequence again as it is."""
