@@ -36,7 +36,7 @@ if [ "$what" = code ]; then
     exit
 fi
 if [ -n "${TORCH_INDEX_URL:-}" ] && [ $# -gt 0 ]; then
-    PIP_EXTRA_INDEX_URL='' install --no-deps --index-url "$TORCH_INDEX_URL" torch
+    (export PIP_INDEX_URL="$TORCH_INDEX_URL" PIP_EXTRA_INDEX_URL='' && install --no-deps torch)
 fi
 "$tools/venv/bin/python" -c '
 import sys, tomllib

@@ -151,7 +151,9 @@ def _store(place: Place, way: Way, url: S3Url, identity: Identity | None) -> lis
     found += check_store_rights(url, way.server, place, identity.name)
     signers = signers_of(place.config, place.base) if place.role == Role.AGGREGATOR else None
     if signers is not None:
-        found.append(check_signed_urls(url, place, signers))
-        for signer in signers:
-            signer.close()
+        try:
+            found.append(check_signed_urls(url, place, signers))
+        finally:
+            for signer in signers:
+                signer.close()
     return found
