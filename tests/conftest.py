@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +20,9 @@ pytest_plugins = ["tests.support.server_fixtures", "tests.support.worker_fixture
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 report_unclosed_databases()
 
+SERVICE = re.compile(r"aggregator|.* worker")
+"""What the threads of the two programs' services are called."""
+
 
 @pytest.fixture(autouse=True)
 def log_configuration() -> Iterator[None]:
@@ -28,6 +33,15 @@ def log_configuration() -> Iterator[None]:
         sys.modules["structlog"].configure(**before)
     elif loaded := sys.modules.get("structlog"):
         loaded.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def no_service_outlives_its_test() -> Iterator[None]:
+    """A service that still ends writes its log into whatever test comes next."""
+    before = set(threading.enumerate())
+    yield
+    left = [t.name for t in set(threading.enumerate()) - before if SERVICE.fullmatch(t.name)]
+    assert not left, f"still running: {', '.join(left)}; join what was stopped"
 
 
 def pytest_collection_finish() -> None:

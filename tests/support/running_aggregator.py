@@ -6,8 +6,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from fledge.operator.console import Answer, Console, KitAccess
 from protocol import limits, topology
 from protocol.codec import unpack
 from protocol.envelope import body, seal, unlock, verify
+from protocol.errors import FledgeError
 from protocol.keys import Identity
 from protocol.messages import Command, Head, Kind, Outcome, Receipt, Reply
 from protocol.registry import Registry
@@ -135,6 +137,16 @@ class Bench:
         for service in self.services:
             service.stop()
             service.join(20)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the end of each service, whatever ended it: one that still ends writes its log into other tests."""
+        for service in self.services:
+            service.stop()
+            with suppress(FledgeError):
+                service.join(20)
 
     def replay(self) -> Replay:
         return Replay(

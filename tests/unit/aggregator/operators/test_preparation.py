@@ -35,11 +35,9 @@ NEW = "brought"
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    hub = Hub(tmp_path)
-    hub.start()
-    yield hub
-    for service in hub.services:
-        service.stop()
+    with Hub(tmp_path) as hub:
+        hub.start()
+        yield hub
 
 
 ONCE = """

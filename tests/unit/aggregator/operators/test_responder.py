@@ -28,11 +28,9 @@ from tests.support.running_aggregator import ONE, Hub, one
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    hub = Hub(tmp_path)
-    hub.start()
-    yield hub
-    for service in hub.services:
-        service.stop()
+    with Hub(tmp_path) as hub:
+        hub.start()
+        yield hub
 
 
 def sign_of_life(hub: Hub, site: str, event: Event | None = None) -> None:

@@ -153,9 +153,8 @@ def test_a_kept_archive_that_was_changed_is_not_executed(tmp_path: Path) -> None
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path / "hub")
-    yield made
-    made.stop()
+    with Bench(tmp_path / "hub") as made:
+        yield made
 
 
 def served(bench: Bench, strategies: StrategyCode) -> AggregatorService:

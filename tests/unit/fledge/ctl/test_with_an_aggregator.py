@@ -26,13 +26,11 @@ SITES = ("site-0", "site-1", "site-2")
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     log.configure(file=io.StringIO())
-    hub = Hub(tmp_path / "state")
-    hub.start()
-    for site in SITES:
-        hub.obey(site)
-    yield hub
-    for service in hub.services:
-        service.stop()
+    with Hub(tmp_path / "state") as hub:
+        hub.start()
+        for site in SITES:
+            hub.obey(site)
+        yield hub
 
 
 @pytest.fixture
