@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
 from protocol.errors import ConfigError, TrainingError
 from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec
+from worker.api.division import Holdings
 from worker.api.fingerprint import fingerprint
 from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides
 from worker.api.weights import Array, Weights
@@ -177,6 +178,26 @@ class EstimatorTrainer:
             control.progress((step + 1) / steps)
         printed = self._print(control.fingerprint_key)
         return TrainResult(weights=self._arrays(), examples=len(self._labels), steps=steps, fingerprint=printed)
+
+    def holdings(self) -> Holdings:
+        """What there is to divide among several sites."""
+        classes = np.asarray(self._labels).tolist() if self._classes else None
+        evaluates = self._evaluate_on is not None and len(self._evaluate_on[1]) > 0
+        return Holdings(examples=len(self._labels), classes=lambda: classes, evaluates=evaluates)
+
+    def take(self, training: Sequence[int], held_out: Sequence[int]) -> None:
+        """From now on train on these examples alone; and evaluate on those others, if there are any."""
+        features, labels, chosen = self._features, self._labels, np.asarray(training)
+        self._features, self._labels = features[chosen], labels[chosen]
+        if held_out:
+            kept = np.asarray(held_out)
+            self._evaluate_on = features[kept], labels[kept]
+
+    def join(self, others: Sequence[Self]) -> None:
+        """From now on train on the examples of these trainers, too."""
+        everybody = (self, *others)
+        features = np.concatenate([each._features for each in everybody])
+        self._features, self._labels = features, np.concatenate([each._labels for each in everybody])
 
     def _set_rate(self, rate: float) -> None:
         for name in ("eta0", "learning_rate_init"):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from protocol.errors import ConfigError, Diverged, TrainingError
 from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec, TensorKind, TensorSpec
+from worker.api.division import Holdings
 from worker.api.fingerprint import fingerprint as fingerprint_of
 from worker.api.processes import start_by_forking
 from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides
 from worker.api.weights import Array, Piece, Weights, check_names, store, write_records
+from worker.trainers.dividing import classes_of, groups_of
 
 Batch = Any  # whatever the site's own dataset gives
 """Examples or targets, one or many: a tensor, or tuples, lists and mappings of them."""
@@ -84,7 +87,8 @@ class TorchTrainer:
             dataset: its length is the update's number of examples.
             local_steps: optimizer steps for each update; or `epochs`, passes over the dataset; one epoch by default.
             evaluate_on: what versions are evaluated on; without it nothing is.
-            metrics: reported besides the loss when a version is evaluated.
+            metrics: reported besides the loss when a version is evaluated; by default the accuracy, where the model
+                gives scores of classes and the targets are numbers of classes.
             loaders: processes that load data; 0 loads in the training thread.
             fingerprint: whether updates carry a keyed fingerprint of the dataset, which is read once in full for it.
 
@@ -100,7 +104,7 @@ class TorchTrainer:
         start_by_forking()
         self.model = model.to(device)
         self._dataset, self._evaluate_on = dataset, evaluate_on
-        self._loss, self._metrics = loss, dict(metrics or {})
+        self._loss, self._metrics = loss, None if metrics is None else dict(metrics)
         self._lr, self._make_optimizer, self._keep_optimizer = lr, optimizer, keep_optimizer
         self._optimizer: torch.optim.Optimizer | None = None
         self._batch_size, self._local_steps, self._epochs = batch_size, local_steps, epochs or 1
@@ -151,8 +155,8 @@ class TorchTrainer:
             return EvaluationResult(examples=0)
         load(self.model, model)
         self.model.eval()
-        measures: dict[str, Metric] = {"loss": self._loss, **self._metrics}
-        sums = dict.fromkeys(measures, 0.0)
+        measures: dict[str, Metric] = {}
+        sums: dict[str, float] = {}
         total = 0
         with torch.no_grad():
             for inputs, targets in self._batches(self._evaluate_on, self._batch_size):
@@ -160,11 +164,38 @@ class TorchTrainer:
                 targets = _moved(targets, self._device)
                 outputs = self.model(_moved(inputs, self._device))
                 size = _size(inputs)
+                measures = measures or self._measures(outputs, targets)
                 for name, measure in measures.items():
-                    sums[name] += size * float(measure(outputs, targets))
+                    sums[name] = sums.get(name, 0.0) + size * float(measure(outputs, targets))
                 total += size
                 control.progress(total / len(self._evaluate_on))
         return EvaluationResult(examples=total, metrics={name: value / total for name, value in sums.items()})
+
+    def _measures(self, outputs: Batch, targets: Batch) -> dict[str, Metric]:
+        """What is measured, once it is known what the model gives."""
+        chosen = self._metrics
+        if chosen is None:
+            chosen = {"accuracy": accuracy} if _are_scores(outputs, targets) else {}
+        return {"loss": self._loss, **chosen}
+
+    def holdings(self) -> Holdings:
+        """What there is to divide among several sites; a dataset's attribute `groups` tells whose each example is."""
+        data, known = self._dataset, self._evaluate_on
+        classes = partial(classes_of, data)
+        return Holdings(
+            examples=len(data), classes=classes, groups=groups_of(data), evaluates=known is not None and len(known) > 0
+        )
+
+    def take(self, training: Sequence[int], held_out: Sequence[int]) -> None:
+        """From now on train on these examples alone; and evaluate on those others, if there are any."""
+        whole = cast(Dataset[Batch], self._dataset)
+        self._dataset = Subset(whole, training)
+        if held_out:
+            self._evaluate_on = Subset(whole, held_out)
+
+    def join(self, others: Sequence[Self]) -> None:
+        """From now on train on the examples of these trainers, too."""
+        self._dataset = ConcatDataset([cast(Dataset[Batch], each._dataset) for each in (self, *others)])
 
     def _batches(self, examples: Examples, size: int, *, seed: int | None = None) -> DataLoader[Batch]:
         """Shuffled by `seed`, or all in order without one."""
@@ -195,6 +226,14 @@ class TorchTrainer:
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """The share of examples whose largest output is the target's class."""
     return (outputs.argmax(1) == targets).float().mean()
+
+
+def _are_scores(outputs: Batch, targets: Batch) -> bool:
+    """Whether there is a row of scores, one for each class, for every number of a class."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or outputs.ndim != 2 or targets.ndim != 1:
+        return False
+    whole = not targets.is_floating_point() and targets.dtype != torch.bool
+    return whole and outputs.shape[1] > 1 and len(outputs) == len(targets)
 
 
 def model_spec(model: nn.Module) -> ModelSpec:
