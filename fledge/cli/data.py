@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +36,10 @@ Patients = Annotated[
 LabelNames = Annotated[
     list[str] | None, typer.Option(metavar="NUMBER=NAME", help="A class's name, such as 1=liver; once for each.")
 ]
+Classes = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="All classes of the federation in the order of their numbers: a,b,c or a file."),
+]
 
 
 @app.command()
@@ -49,6 +53,7 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Another seed makes another split.")] = 0,
     link: Annotated[bool, typer.Option("--link/--copy", help="Share NIfTI and PNG files, or copy them.")] = False,
     patients: Patients = None,
+    classes: Classes = None,
     label_name: LabelNames = None,
     modality: Annotated[str, typer.Option(help="Such as CT; DICOM says it itself.")] = "",
     drop_duplicates: Annotated[
@@ -69,6 +74,7 @@ def prepare(
     Files are known by their content. Cases get names that say nothing; OUT/.patients.key (mode 0600) makes them. No
     patient is in two lists, and later ones move no other. OUT is made completely or not at all, never over another.
     """
+    from worker.data.classes import class_list
     from worker.data.datalist import Task
     from worker.data.prepare import PrepareRequest
     from worker.data.prepare import prepare as make
@@ -76,6 +82,8 @@ def prepare(
 
     if task not in [each.value for each in Task]:
         raise ConfigError(f"--task {task!r}: say segmentation or classification")
+    if classes is not None and label_name:
+        raise ConfigError("--classes and --label-name both name the classes; say one of them")
     wanted = PrepareRequest(
         images=images,
         out=out,
@@ -83,7 +91,8 @@ def prepare(
         task=Task(task),
         shares=Shares(validation=validation, test=test, seed=seed),
         patients=_pattern(patients),
-        names=dict(map(_label_name, label_name or ())),
+        classes=() if classes is None else class_list(classes),
+        names=_label_names(label_name or ()),
         modality=modality,
         link=link,
         drop_duplicates=drop_duplicates,
@@ -93,7 +102,7 @@ def prepare(
     )
     with _moving("preparing") as progress:
         made = make(wanted, progress)
-    _tell(out, made)
+    _tell(out, made, task == Task.CLASSIFICATION.value and classes is None)
 
 
 @app.command()
@@ -115,8 +124,9 @@ def stats(
     Nothing leaves the site unless --share says so and policy.toml has `statistics = true`; even then operators get what
     is shown here without --unsuppressed, and only when they ask.
     """
+    from worker.data.datalist import read_datalist
     from worker.statistics.figures import DataSummary
-    from worker.statistics.measure import class_names, measure, read_datalist, task_of
+    from worker.statistics.measure import class_names, measure, task_of
 
     state = policy = None
     if share:
@@ -191,7 +201,7 @@ def _site(kit: Path | None) -> tuple[Path, SitePolicy]:
     return state_of(config), site_policy(read_config(config), kit)
 
 
-def _tell(out: Path, made: PreparedData) -> None:
+def _tell(out: Path, made: PreparedData, own_numbers: bool) -> None:
     from worker.data.sources import few
     from worker.data.splits import SPLITS
 
@@ -200,6 +210,11 @@ def _tell(out: Path, made: PreparedData) -> None:
         chosen = [entry for entry in entries if entry.split == split]
         if chosen:
             typer.echo(f"{split}: {len(chosen)} images of {len({entry.patient for entry in chosen})} patients")
+    typer.echo(f"classes: {few(f'{number} {name}' for number, name in sorted(made.datalist.labels.items()))}")
+    if made.missing:
+        typer.echo(f"classes that no image here has: {few(made.missing)}")
+    if own_numbers:
+        typer.echo("classes are numbered by what is here; if other sites have others, say --classes with those of all")
     if made.unlabelled:
         typer.echo(f"left out without a label: {made.unlabelled} images")
     if made.dropped:
@@ -218,11 +233,18 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
         raise ConfigError(f"--patients {text!r} is no regular expression: {error}") from error
 
 
-def _label_name(text: str) -> tuple[int, str]:
-    number, equals, name = text.partition("=")
-    if not equals or not name.strip() or not number.strip().isdecimal():
-        raise ConfigError(f"--label-name {text!r}: write NUMBER=NAME, such as 1=liver")
-    return int(number), name.strip()
+def _label_names(given: Sequence[str]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for text in given:
+        number, equals, name = text.partition("=")
+        if not equals or not name.strip() or not number.strip().isdecimal():
+            raise ConfigError(f"--label-name {text!r}: write NUMBER=NAME, such as 1=liver")
+        if int(number) in names or name.strip() in names.values():
+            raise ConfigError(
+                f"--label-name {text!r}: its number or its name was given before; each belongs to one class"
+            )
+        names[int(number)] = name.strip()
+    return names
 
 
 @contextmanager

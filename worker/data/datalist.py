@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from protocol.errors import ConfigError
 from worker.data.sources import shown
 from worker.data.splits import SPLITS
+from worker.data.text import read_text
 
 DATASET = "dataset.json"
 LIMIT = 64 * 1024**2
@@ -64,6 +65,16 @@ class Datalist:
             "patients": patients,
         }
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_datalist(path: Path) -> Datalist:
+    """The datalist in a file.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    text, _ = read_text(path, LIMIT, "the datalist, which `fledge data prepare` makes and --list names")
+    return parse(text, path.name)
 
 
 def parse(text: str, name: str) -> Datalist:

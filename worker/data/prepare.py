@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.errors import ConfigError, StateError
+from worker.data.classes import check_renamed, check_seen, numbered, plain, read_classes
 from worker.data.datalist import DATASET, Datalist, DatalistEntry, Task
 from worker.data.discovery import FoundFiles, find, kind_of
 from worker.data.matching import classes_by_folder, keys_of, pair
@@ -22,7 +23,6 @@ from worker.data.splits import Shares, split
 IMAGES, LABELS = "imagesTr", "labelsTr"
 KEY = ".patients.key"
 UNFINISHED = ".unfinished"
-_LIST_BYTES = 16 * 1024**2
 _GZIP = b"\x1f\x8b"
 Progress = Callable[[int, int], None]
 """Called with how many images are done, and of how many."""
@@ -39,8 +39,10 @@ class PrepareRequest:
     task: Task = Task.SEGMENTATION
     shares: Shares = field(default_factory=Shares)
     patients: re.Pattern[str] | None = None
+    classes: Sequence[str] = ()
+    """All classes of the federation in the order of their numbers."""
     names: Mapping[int, str] = field(default_factory=dict)
-    """Names of classes."""
+    """Other names of classes."""
     modality: str = ""
     link: bool = False
     """Share files with the images' folder instead of copying them."""
@@ -62,6 +64,8 @@ class PreparedData:
     dropped: Sequence[str]
     """Repeated images."""
     unlabelled: int
+    missing: Sequence[str]
+    """Classes that no image here has."""
     patients_said: bool
     """Whether files or paths said who the patients are; otherwise each image was taken for one."""
 
@@ -85,20 +89,21 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     splits = split({source.patient for source, _ in pairs}, wanted.shares)
     labels = dict(pairs)
     duplicates = Duplicates(drop=wanted.drop_duplicates)
-    entries, classes = [], set(names)
+    entries, present = [], set[int]()
     with _all_or_nothing(wanted.out) as place:
         for done, (name, source) in enumerate(named.items()):
             progress(done, len(named))
             placed = _place(source, labels[source], place, name, duplicates, wanted.link)
             if placed is not None:
                 image, label, seen = placed
-                classes |= set(seen)
+                check_seen(source.name, seen, wanted.classes)
+                present |= set(seen)
                 patient, part = pseudonyms.patient(source.patient), splits[source.patient]
                 entries.append(DatalistEntry(image=image, label=label, patient=patient, split=part))
         progress(len(named), len(named))
         datalist = Datalist(
             entries=sorted(entries, key=lambda entry: entry.image),
-            labels={number: _class_name(number, names, wanted) for number in sorted(classes)},
+            labels={number: _class_name(number, names, wanted) for number in sorted({*names, *present})},
             name=wanted.out.resolve().name,
             description=f"{wanted.task.value}, split by patient with seed {wanted.shares.seed}",
             modality=wanted.modality or ", ".join(sorted({source.modality for source in named.values()} - {""})),
@@ -112,6 +117,7 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
         left_out=[found.name(path) for path in (*found.others, *others)],
         dropped=duplicates.dropped,
         unlabelled=len(sources) - len(pairs),
+        missing=[name for number, name in sorted(datalist.labels.items()) if number not in present],
         patients_said=wanted.patients is not None or bool(found.files[ImageKind.DICOM]),
     )
 
@@ -175,38 +181,15 @@ def _labelled(
         if found.files[ImageKind.DICOM]:
             raise ConfigError(f"{labels} holds DICOM files; labels are NIfTI or PNG files: convert them first")
         files = {found.name(path): path for kind in (ImageKind.NIFTI, ImageKind.PNG) for path in found.files[kind]}
-        return pair(sources, files, unlabelled=wanted.skip_unlabelled), {}
+        return pair(sources, files, unlabelled=wanted.skip_unlabelled), wanted.names or dict(enumerate(wanted.classes))
     if labels is None:
         classes = classes_by_folder(sources)
     else:
-        classes = pair(sources, _read_classes(labels), unlabelled=wanted.skip_unlabelled)
-    numbers = {name: number for number, name in enumerate(sorted({name for _, name in classes}))}
-    return [(source, numbers[name]) for source, name in classes], {number: name for name, number in numbers.items()}
-
-
-def _read_classes(path: Path) -> Mapping[str, str]:
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; the classes of a classification stand in a CSV file (image,label)")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            text = file.read(_LIST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); it is a CSV file in UTF-8 (image,label)") from error
-    if len(text) > _LIST_BYTES:
-        raise ConfigError(f"{path} is longer than {_LIST_BYTES} characters; is it the list of classes?")
-    rows = csv.DictReader(text.splitlines())
-    if not {"image", "label"} <= set(rows.fieldnames or ()):
-        raise ConfigError(f"{path}: the first line has to be image,label; then one line for each image")
-    classes: dict[str, str] = {}
-    for row in rows:
-        image, name = (row["image"] or "").strip(), (row["label"] or "").strip()
-        if not image or not name:
-            raise ConfigError(f"{path}, line {rows.line_num}: write an image and its class")
-        if classes.setdefault(image, name) != name:
-            raise ConfigError(
-                f"{path}: {shown(image)} has two classes, {few((classes[image], name))}; leave one of them"
-            )
-    return classes
+        classes = pair(sources, read_classes(labels), unlabelled=wanted.skip_unlabelled)
+    numbers = numbered([name for _, name in classes], wanted.classes)
+    names = {number: name for name, number in numbers.items()}
+    check_renamed(wanted.names, names)
+    return [(source, numbers[plain(name)]) for source, name in classes], names
 
 
 # ---- what is made
@@ -233,7 +216,7 @@ def _place(
         save_nifti(volume, image)
     at = image.relative_to(place).as_posix()
     if isinstance(label, int):
-        return at, label, ()
+        return at, label, (label,)
     kind = kind_of(label) or ImageKind.NIFTI
     drawn = _put(label, kind, place / LABELS, name, link)
     found = read_volume(drawn, kind, label.name)

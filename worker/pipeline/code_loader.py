@@ -81,6 +81,10 @@ class CodeLoader:
         self._entered = False
         self._aside: dict[str, ModuleType] = {}
 
+    def options(self, run: str) -> Mapping[str, object]:
+        """The options that the site gives a run's trainer."""
+        return self._options(run)
+
     def trainer(self, run: str, code: bytes, task: Mapping[str, object]) -> Trainer:
         """The trainer of a run, made by the code with this digest; kept until another one is wanted.
 

@@ -25,6 +25,7 @@ from protocol.spec import ModelSpec, records
 from protocol.topology import model_chunk, record_key
 from worker.api.filters import FilterChain
 from worker.api.trainer import Control, Progress, Trainer, training_seed
+from worker.data.classes import check_run
 from worker.domain.effects import Train
 from worker.domain.events import Evaluated, Event, NotKept, Trained, TrainingFailed
 from worker.domain.state import CODE_LOST, Sealed
@@ -220,6 +221,7 @@ class Training:
             fingerprint_key=_fingerprint_key(reader),
         )
         control.check()
+        check_run(model.says.task, self._deployed.options(model.run))
         trainer = self._trainer_of(training, model)
         if training.evaluation:
             metrics = self._evaluate(trainer, reader, training, spec, base, control)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.errors import ConfigError
-from worker.data.datalist import LIMIT, Datalist, DatalistEntry, Task, parse
+from worker.data.datalist import Datalist, DatalistEntry, Task
 from worker.data.discovery import kind_of
 from worker.data.sources import shown
 from worker.data.volumes import Volume, check_classes, check_values, read_volume
@@ -18,26 +18,6 @@ from worker.statistics.figures import CaseFigures
 
 _AXES = ("x", "y", "z")
 _PERCENTILES = (1, 10, 50, 90, 99)
-
-
-def read_datalist(path: Path) -> Datalist:
-    """The datalist in a file.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(LIMIT + 1)
-        text = raw.decode()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(
-            f"{path} cannot be read: {reason}; `fledge data prepare` makes one, --list names it"
-        ) from error
-    if len(raw) > LIMIT:
-        raise ConfigError(f"{path} is longer than {LIMIT} bytes; is it the datalist?")
-    return parse(text, path.name)
 
 
 def task_of(datalist: Datalist) -> Task:

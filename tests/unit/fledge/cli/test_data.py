@@ -232,6 +232,35 @@ def test_classes_are_folders(tmp_path: Path) -> None:
     assert list((tmp_path / "out" / "labelsTr").iterdir()) == []
 
 
+def test_the_federations_classes_have_their_numbers_and_those_that_are_missing_are_said(tmp_path: Path) -> None:
+    more = ("--task", "classification", "--seed", 2)
+    text = said("prepare", films(tmp_path / "in"), tmp_path / "out", *more, "--classes", "covid,well,ill")
+    assert listed(tmp_path / "out")["labels"] == {"0": "covid", "1": "well", "2": "ill"}
+    assert sorted(entry["label"] for entry in entries(tmp_path / "out")) == [1] * 6 + [2] * 4
+    assert "classes that no image here has: covid\n" in text
+    assert "numbered by what is here" not in text
+    assert "numbered by what is here" in said("prepare", tmp_path / "in", tmp_path / "two", *more)
+    for wrong, sentence in (
+        (("--classes", "covid,well"), "the classes ill are not among"),
+        (("--label-name", "1=ill"), "class 1 here is well, and another name would not give it another number"),
+        (("--label-name", "2=covid"), "no image here has class 2"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            said("prepare", tmp_path / "in", tmp_path / "three", *more, *wrong)
+        assert not list(tmp_path.glob("three*"))
+
+
+@pytest.mark.parametrize("names", [("--classes", "background,liver,spleen"), ("--label-name", "2=spleen")])
+def test_a_segmentation_carries_classes_that_no_label_here_has(tmp_path: Path, names: tuple[str, str]) -> None:
+    folder = volumes(tmp_path / "in")
+    assert "classes that no image here has: spleen\n" in prepared(folder, tmp_path / "out", *names)
+    assert listed(tmp_path / "out")["labels"]["2"] == "spleen"
+    overwrite(label(folder), np.full((6, 5, 4), 3, np.uint8))
+    if names[0] == "--classes":
+        with pytest.raises(ConfigError, match=r"visit0.nii.gz holds 3, and --classes names 0 to 2"):
+            prepared(folder, tmp_path / "two", *names)
+
+
 def test_classes_stand_in_a_list(tmp_path: Path) -> None:
     films(tmp_path / "in")
     rows = [f"{path.relative_to(tmp_path / 'in')},{path.parent.name}" for path in (tmp_path / "in").rglob("*.png")]
@@ -378,6 +407,9 @@ def test_names_with_odd_characters_are_no_trouble(tmp_path: Path) -> None:
         (("--task", "detection"), "say segmentation or classification"),
         (("--patients", "("), "is no regular expression"),
         (("--label-name", "liver"), "write NUMBER=NAME"),
+        (("--label-name", "1=liver", "--label-name", "1=spleen"), "each belongs to one class"),
+        (("--label-name", "1=liver", "--label-name", "2=liver"), "each belongs to one class"),
+        (("--label-name", "1=liver", "--classes", "background,liver"), "say one of them"),
         (("--validation", "1.5"), "shares of the patients"),
         (("--validation", "0.000001"), "falls into validation; choose another seed"),
         (("--key", "none"), "cannot be read"),

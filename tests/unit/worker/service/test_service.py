@@ -69,6 +69,20 @@ def test_a_version_is_evaluated_before_it_is_trained_from(
     assert len(set(trainer.seeds)) == 2
 
 
+def test_a_site_whose_data_number_their_classes_otherwise_is_refused_before_it_trains(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    (tmp_path / "dataset.json").write_text('{"labels": {"0": "normal"}, "training": [{"image": "a.png", "label": 0}]}')
+    seen = Seen()
+    start(centre, tmp_path, trainer, workers, on_event=seen, options=lambda run: {"dataset_dir": str(tmp_path)})
+    centre.announce(centre.version(0, evaluate=True, task={"classes": ("covid", "normal")}))
+    seen.wait("blocked", 0)
+    assert (seen.events[-1].code, trainer.seeds, trainer.evaluated) == ("data", [], [])
+    assert "calls class 0 normal, and in the run it is covid" in Incidents(tmp_path / "cases").text(
+        seen.events[-1].case
+    )
+
+
 def test_what_was_not_settled_is_sent_again_with_the_same_bytes_after_a_restart(
     centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
 ) -> None:

@@ -1,0 +1,155 @@
+"""A class has the same number at every hospital, whatever classes a hospital has."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import ConfigError, DataError
+from worker.data.classes import check_renamed, check_run, class_list, in_order, numbered, read_classes
+
+ALL = ("covid", "normal", "pneumonia")
+names = st.text(st.characters(codec="utf-8", exclude_characters=",\n\r"), min_size=1, max_size=8)
+
+
+@given(st.sets(st.sampled_from(ALL)), st.sets(st.sampled_from(ALL)))
+def test_the_federations_list_gives_a_class_one_number_everywhere(here: set[str], there: set[str]) -> None:
+    assert numbered(here, ALL) == numbered(there, ALL) == {"covid": 0, "normal": 1, "pneumonia": 2}
+
+
+def test_a_class_that_the_list_does_not_have_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"the classes Covid, flu are not among those of --classes \(covid, normal"):
+        numbered(["covid", "flu", "Covid"], ALL)
+
+
+@pytest.mark.parametrize(
+    ("found", "order"),
+    [
+        (["10", "2", "0"], ["0", "2", "10"]),
+        (["10", "2.5", "-1"], ["-1", "2.5", "10"]),
+        (["grade 10", "grade 2"], ["grade 2", "grade 10"]),
+        (["b", "a", "10"], ["10", "a", "b"]),
+        (["T1", "T1b2", "T1b10", "T1a"], ["T1", "T1a", "T1b2", "T1b10"]),
+        (["01", "1"], ["01", "1"]),
+        (["²", "1"], ["1", "²"]),
+        (["9" * 5000, "1"], ["1", "9" * 5000]),
+    ],
+)
+def test_without_a_list_numbers_are_in_their_order(found: Sequence[str], order: Sequence[str]) -> None:
+    assert in_order(found) == order
+
+
+@given(st.sets(names, min_size=1))
+def test_any_names_have_an_order_of_their_own(found: set[str]) -> None:
+    assert in_order(found) == in_order(sorted(found, reverse=True))
+    assert set(in_order(found)) == found
+    numbers = numbered(found)
+    assert sorted(numbers.values()) == list(range(len(numbers)))
+
+
+def test_a_name_written_on_a_mac_is_the_same_name() -> None:
+    apart = unicodedata.normalize("NFD", "Lungenentzündung")
+    assert numbered([apart, "gesund"], class_list("gesund,Lungenentzündung"))["Lungenentzündung"] == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_list_may_stand_in_a_file(tmp_path: Path, encoding: str, end: str) -> None:
+    (tmp_path / "classes.txt").write_bytes(end.join(["covid ", "normal, really", "", "Süd", ""]).encode(encoding))
+    assert class_list(str(tmp_path / "classes.txt")) == ("covid", "normal, really", "Süd")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("classes.txt", "names 1 classes; .* a file that is there"),
+        ("", "names 0 classes"),
+        ("a,,b", "write 2 to 256 names"),
+        ("a,b,a", "names a more than once"),
+        (",".join(map(str, range(257))), "names 257 classes"),
+    ],
+)
+def test_what_is_no_list_of_classes_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        class_list(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "fine"),
+    [({0: "healthy"}, True), ({1: "normal"}, True), ({1: "covid"}, False), ({2: "pneumonia"}, False)],
+)
+def test_another_name_changes_no_number(given: Mapping[int, str], fine: bool) -> None:
+    here = {0: "0", 1: "normal"}
+    if fine:
+        check_renamed(given, here)
+    else:
+        with pytest.raises(ConfigError, match="--classes names the classes of all sites"):
+            check_renamed(given, here)
+
+
+@pytest.mark.parametrize("by", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("header", [("image", "label"), ("Label ", "age", '"Image"')])
+def test_a_table_of_classes_is_read_as_spreadsheets_write_it(
+    tmp_path: Path, by: str, encoding: str, header: Sequence[str]
+) -> None:
+    row = {"image": "a 1.png", "label": "ill", "age": "7"}
+    lines = [by.join(header), by.join(row[name.strip(' "').lower()] for name in header)]
+    (tmp_path / "x.csv").write_bytes("\r\n".join(lines).encode(encoding))
+    assert read_classes(tmp_path / "x.csv") == {"a 1.png": "ill"}
+
+
+def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("image,label\na.png,Süd\n".encode("cp1252"))
+    with pytest.raises(ConfigError, match=r"save a CSV file .* as UTF-8"):
+        read_classes(tmp_path / "x.csv")
+
+
+# ---- a run's classes
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def listed(folder: Path, labels: object) -> None:
+    document = {"labels": labels, "training": [{"image": "a.png", "label": 0}]}
+    (folder / "dataset.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("labels", [{"0": "covid", "1": "normal"}, dict(enumerate(ALL)), {"2": "pneumonia"}, {}])
+def test_data_that_number_their_classes_as_the_run_does_are_trained_on(data: Path, labels: object) -> None:
+    listed(data, labels)
+    check_run({"classes": ALL}, {"dataset_dir": str(data)})
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ({"0": "normal", "1": "pneumonia"}, "calls class 0 normal, and in the run it is covid"),
+        ({"0": "covid", "3": "flu"}, "calls class 3 flu, and in the run it is no class"),
+        ({"-1": "covid"}, "calls class -1 covid, and in the run it is no class"),
+    ],
+)
+def test_data_that_number_them_otherwise_are_refused(data: Path, labels: object, sentence: str) -> None:
+    listed(data, labels)
+    with pytest.raises(DataError, match=f"{sentence}; prepare the data again with --classes covid,normal,pneumonia"):
+        check_run({"classes": ALL}, {"dataset_dir": str(data)})
+
+
+@pytest.mark.parametrize("task", [{}, {"classes": 3}, {"classes": (1, 2)}])
+def test_a_run_without_names_of_classes_asks_nothing(data: Path, task: Mapping[str, object]) -> None:
+    listed(data, {"0": "flu"})
+    check_run(task, {"dataset_dir": str(data)})
+
+
+@pytest.mark.parametrize("options", [{}, {"dataset_dir": 7}, {"dataset_dir": "/nowhere"}])
+def test_data_without_a_list_say_nothing_of_classes(options: Mapping[str, object]) -> None:
+    check_run({"classes": ALL}, options)
