@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aggregator.strategy.stopping import Stopping
 from broker.runtime.settings import TlsConfig, parse_toml
 from protocol import limits
 from protocol.codec import Parameters, Word
 from protocol.errors import ConfigError
+from protocol.metrics import Direction, direction_of
 
 Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 _MANY = 2**31
+DEFAULT_VERSIONS = 200
+"""After so many versions a run ends whose settings name no end."""
 _LONGEST = 256 * 1024
 _DIGEST = "64 hexadecimal digits"
 
@@ -32,24 +35,45 @@ class StrategyConfig(BaseModel):
 
 
 class StopConfig(BaseModel):
-    """The run ends by the first of these; without any it runs until it is stopped."""
+    """The run ends by the first of these; a run that begins without any ends after `DEFAULT_VERSIONS`.
+
+    `metric` is also what versions are compared by; without it, the one that sites report and whose name says that it is
+    a merit, or else an error.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     metric: Word | None = None
-    direction: Literal["max", "min"] = "max"
+    direction: Direction | None = None
+    """Whether more or less of the metric is better; None: as its name says."""
     target_metric: Annotated[float, Field(allow_inf_nan=False)] | None = None
     patience: Annotated[int, Field(ge=1, le=_MANY)] | None = None
-    max_versions: Annotated[int, Field(ge=1, le=_MANY)] | None = None
+    max_versions: Annotated[int, Field(ge=0, le=_MANY)] | None = None
+    """0: it does not end by itself, unless another of these says so."""
     max_wall_time: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _directed(self) -> Self:
+        if self.metric is not None and self.direction is None and direction_of(self.metric) is None:
+            raise ValueError(
+                f'whether more or less of "{self.metric}" is better cannot be told from its name; write '
+                'direction = "max" (more is better) or direction = "min" (less is better) under [stop]'
+            )
+        return self
+
+    @property
+    def named(self) -> bool:
+        """Whether an end is named, or that there is none."""
+        ends = (self.target_metric, self.patience, self.max_versions, self.max_wall_time)
+        return any(each is not None for each in ends)
 
     def rules(self) -> Stopping:
         """The same as the rules take it."""
         return Stopping(
             metric=self.metric,
-            direction=self.direction,
+            direction=self.direction or direction_of(self.metric or "") or "max",
             target=self.target_metric,
             patience=self.patience,
-            max_versions=self.max_versions,
+            max_versions=self.max_versions or None,
             max_wall_time=self.max_wall_time,
         )
 
@@ -69,11 +93,18 @@ class RunConfig(BaseModel):
     """A site that is silent for three of these no longer counts as live."""
     release_decay: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """Decay of the released average over versions; 0 releases the raw version."""
-    evaluate: bool = False
-    """Sites evaluate each version on their own data before training from it."""
+    evaluate: bool = True
+    """Sites with data to evaluate on measure each version on them, before they train from it and when the run ends."""
     task: Parameters = {}
     """Plain values for the trainer."""
     stop: StopConfig = StopConfig()
+
+
+def ending(config: RunConfig) -> RunConfig:
+    """A run's settings as it begins: one that names no end gets one."""
+    if config.stop.named:
+        return config
+    return config.model_copy(update={"stop": config.stop.model_copy(update={"max_versions": DEFAULT_VERSIONS})})
 
 
 def kept(config: RunConfig) -> str:

@@ -148,4 +148,6 @@ def _notice(site: str, verified: Verified, body: Update) -> UpdateNotice:
         absent=body.absent,
         envelope=verified.raw,
         bundle=body.bundle,
+        steps=body.steps,
+        metrics=body.metrics,
     )

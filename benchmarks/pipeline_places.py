@@ -110,7 +110,8 @@ def found(task: Task, work: Path, broker: str, store: str) -> None:
         options={site: {**options, "site": site} for site in task.names},
     )
     strategy = {"name": "fedbuff"} | ({} if task.buffer is None else {"buffer": task.buffer})
-    settings = RunConfig.model_validate({"name": RUN, "strategy": strategy, "stop": {"max_versions": task.versions}})
+    stop = {"max_versions": task.versions}
+    settings = RunConfig.model_validate({"name": RUN, "strategy": strategy, "stop": stop, "evaluate": False})
     init_run(TRAINER, work / "run", name=RUN, options=options, settings=settings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -52,6 +52,9 @@ class UpdateNotice:
     absent: tuple[str, ...]
     envelope: bytes
     bundle: bytes | None = None
+    steps: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the training came to, the loss for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,7 @@ def _(write: writes.OfferCode, db: Connection) -> None:
 @write_command.register
 def _(write: writes.DeleteRun, db: Connection) -> None:
     """Keys of updates stay: they are the replay cache."""
-    for table in (tables.members, tables.states, tables.evaluations, tables.versions):
+    for table in (tables.members, tables.states, tables.evaluations, tables.reports, tables.versions):
         db.execute(delete(table).where(table.c.run == write.run))
     db.execute(update(tables.updates).where(tables.updates.c.run == write.run).values(envelope=b""))
     gone = {"state": tables.DELETED, "config": "", "spec": b"", "spec_record": b"", "code_record": b""}

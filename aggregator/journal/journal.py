@@ -27,6 +27,7 @@ from aggregator.journal.tables import (
     metadata,
     outbox,
     registries,
+    reports,
     runs,
     states,
     updates,
@@ -53,6 +54,7 @@ _add_member = Statement(insert(members), *(column.name for column in members.col
 _add_update = Statement(
     upsert(updates).on_conflict_do_nothing(), *(column.name for column in updates.columns if column.name != "order")
 )
+_add_report = Statement(upsert(reports).on_conflict_do_nothing(), *(column.name for column in reports.columns))
 _set_state = Statement(
     update(updates)
     .where(updates.c.id == bindparam("of"))
@@ -198,6 +200,9 @@ class Journal(History):
         order = int(result.lastrowid)
         if kept:
             self._remember(notice.id, notice.envelope)
+            place: dict[str, object] = {"id": notice.id, "run": notice.run, "site": notice.site}
+            said = {"base_version": notice.base_version, "steps": notice.steps, "metrics": encode(dict(notice.metrics))}
+            _add_report.run(db, place | said)
         sha256 = hashlib.sha256(notice.envelope).digest()
         self._chain(db, "journalled", {**who, "base": notice.base_version, "envelope": sha256})
         return events.Journalled(delivery=write.delivery, order=order, notice=notice, objection=write.objection)

@@ -66,6 +66,18 @@ updates = Table(
 """The journal. Its unique keys are the replay cache, for ever; ids are unique over all sites, so that no site can
 speak about another's update."""
 
+reports = Table(
+    "reports",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),
+    *required(String, "run", "site"),
+    *required(Integer, "base_version", "steps"),
+    *required(LargeBinary, "metrics"),
+    Index("reports_by_run", "run", "site"),
+)
+"""What sites say of their trainings, by the update's id; for people to look at, no rule reads it. Databases made by
+older versions get the table when they are opened."""
+
 versions = Table(
     "versions",
     metadata,

@@ -15,7 +15,7 @@ import nacl.utils
 import structlog
 
 from aggregator.audit.replay import read_version
-from aggregator.config import RunConfig, parse_run
+from aggregator.config import RunConfig, ending, parse_run
 from aggregator.domain.effects import Prepare
 from aggregator.domain.events import CommandArrived, Prepared
 from aggregator.domain.state import CodeOffered, NewModel, NewRun
@@ -101,7 +101,7 @@ class Preparation:
         manifest = verified.manifest
         if manifest is None or manifest.length <= says.code + says.spec:
             raise Malformed("the upload is shorter than it says", "truncated")
-        config = parse_run(says.config).model_copy(update={"name": run})
+        config = ending(parse_run(says.config)).model_copy(update={"name": run})
         stream = read_blob(
             self._store, key.reader(manifest), partial(topology.bundle_key, command.operator), pool=records.pool
         )

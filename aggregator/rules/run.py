@@ -14,11 +14,13 @@ from aggregator.rules.decisions import Decisions
 from aggregator.rules.head import HeadNumbers
 from aggregator.rules.liveness import Liveness
 from aggregator.strategy import buffer, plan
-from aggregator.strategy.stopping import reason_to_stop
+from aggregator.strategy.evaluations import best_of
+from aggregator.strategy.stopping import VersionScore, reason_to_stop
 from protocol import limits, topology
 from protocol.errors import StrategyFailed
 from protocol.keys import Role
 from protocol.messages import Outcome, RunState
+from protocol.metrics import Direction, direction_of, key_of
 from protocol.registry import Registry
 
 _RETRY = 30.0  # seconds until a parked update, or a record's new recipients, are tried again
@@ -47,7 +49,8 @@ class Run:
         self._rows = {row.id: row for row in snapshot.rows}
         self._since = {row.id: now for row in snapshot.rows}
         self._site_statistics = snapshot.site_statistics
-        self._evaluations = snapshot.evaluations
+        self.evaluations = snapshot.evaluations
+        """What sites measured of its versions."""
         self._elapsed, self._resumed = snapshot.elapsed, now
         self.liveness = Liveness(rules.heartbeat, self._sites(), now)
         self._admitting: set[bytes] = set()
@@ -81,9 +84,25 @@ class Run:
         if self.state == RunState.CREATED:
             return None
         stopping = self.rules.stopping
-        history = self._evaluations.history(stopping.metric, len(self._sites()))
+        asked = stopping.metric if stopping.target is not None or stopping.patience is not None else None
+        history = self.evaluations.history(asked, self._live())
         elapsed = self.elapsed(self._now)
         return reason_to_stop(stopping, version=self.version, elapsed=elapsed, history=history)
+
+    @property
+    def metric(self) -> tuple[str, Direction]:
+        """By what versions are compared, and whether more of it is better; empty while no site reports such a thing."""
+        stopping = self.rules.stopping
+        if stopping.metric is not None:
+            return stopping.metric, stopping.direction
+        chosen = key_of(self.evaluations.names())
+        return chosen, direction_of(chosen) or "max"
+
+    @property
+    def best(self) -> VersionScore | None:
+        """The version that did best at the sites so far; None if none was measured by that metric."""
+        name, direction = self.metric
+        return best_of(self.evaluations.history(name), direction) if name else None
 
     def elapsed(self, now: float) -> float:
         """Seconds of training so far, pauses excluded."""
@@ -301,7 +320,7 @@ class Run:
     def evaluated(self, event: events.EvaluationArrived) -> None:
         """A site measured one of the versions."""
         if self.state != RunState.CREATED and event.version <= self.version and event.site in self._sites():
-            self._evaluations.add(event.version, event.site, event.evaluation)
+            self.evaluations.add(event.version, event.site, event.evaluation)
             self._out.write(
                 writes.StoreEvaluation(
                     run=self.name, site=event.site, version=event.version, evaluation=event.evaluation

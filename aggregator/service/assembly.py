@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from aggregator.config import kept
+from aggregator.config import RunConfig, ending, kept
 from aggregator.domain.events import Event
 from aggregator.intake import Intake
 from aggregator.journal.journal import Journal
@@ -166,14 +166,17 @@ def _begin(ground: AggregatorGround, first: FirstRun) -> None:
     """Take over a run that lies beside the aggregator, or its settings as they are now."""
     config, journal = first.config, ground.journal
     if config.name in journal.names():
+        record = journal.run(config.name).record()
+        if RunConfig.model_validate_json(record.config).stop.named:  # one that was begun without an end goes on so
+            config = ending(config)
         settings, strategies = kept(config), ground.settings.strategies
         strategies.keep(config.strategy.name, first.code)
         # Before it is written: what cannot be made would be in the way of every later start, whatever it is given.
-        strategies.strategy(config.strategy.name, config.strategy.parameters, journal.run(config.name).record().bundle)
+        strategies.strategy(config.strategy.name, config.strategy.parameters, record.bundle)
         journal.set_config(config.name, settings)
         return
     if first.genesis is None:
         raise ConfigError(f"run {config.name} has no version 0 yet; make one with `fledge init-run`")
     records, strategies = ground.records_of(config.name), ground.settings.strategies
-    new = take_over(config, first.genesis, records, ground.registry, code=first.code, strategies=strategies)
+    new = take_over(ending(config), first.genesis, records, ground.registry, code=first.code, strategies=strategies)
     journal.begin(replace(new, state=RunState.RUNNING))

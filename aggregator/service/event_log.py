@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from aggregator.domain import writes
+from aggregator.domain.state import UpdateNotice
+from protocol.metrics import told_of
 
 log = structlog.get_logger("aggregator")
 Observer = Callable[[str, Mapping[str, object]], None]
@@ -39,6 +41,11 @@ class EventLog:
                 )
                 sites = [member.site for member in plan.members]
                 self._observer("version", {"version": plan.version, "sites": sites, "staleness": stale})
+            case writes.JournalUpdate(notice=notice, objection="ok"):
+                self._trained(notice)
+            case writes.StoreEvaluation(run=run, site=site, version=version, evaluation=said):
+                told = told_of(said.metrics)
+                self._log.info("version.measured", run=run, site=site, version=version, examples=said.examples, **told)
             case writes.CreateRun(new=new):
                 log.info("run.created", run=new.rules.run)
             case writes.DeleteRun(run=run):
@@ -51,3 +58,16 @@ class EventLog:
                 self._observer("run", {"state": state.value, "reason": reason})
             case _:
                 pass
+
+    def _trained(self, notice: UpdateNotice) -> None:
+        self._log.info(
+            "update.received",
+            update=notice.id.hex()[:8],
+            run=notice.run,
+            site=notice.site,
+            base=notice.base_version,
+            examples=notice.examples,
+            steps=notice.steps,
+            seconds=round(notice.seconds, 3),
+            **told_of(notice.metrics),
+        )

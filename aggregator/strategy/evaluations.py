@@ -1,15 +1,34 @@
-"""How versions did at the sites: the weighted mean of what they measured on their own data."""
+"""How versions did at the sites: what they measured on their own data, version by version, and which one did best.
+
+A version's value is the mean over all sites that report the metric, weighted by their examples, as if their data had
+been evaluated together. A site that did not measure a version counts with what it measured nearest before it, or else
+first after it: otherwise a version would be good because the sites with the easy images happened to look at it.
+"""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from aggregator.strategy.stopping import VersionScore
 from protocol.messages import Evaluation
+from protocol.metrics import Direction
 
 _ABSURD = 1e100
 """No measure is that large; sums over such values would overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """How one metric went."""
+
+    sites: frozenset[str]
+    """Who has reported it."""
+    scores: list[VersionScore]
+    """By version, ascending."""
 
 
 class Evaluations:
@@ -18,28 +37,69 @@ class Evaluations:
     def __init__(self, kept: int = 1024) -> None:
         self._by_version: dict[int, dict[str, Evaluation]] = defaultdict(dict)
         self._kept = kept
+        self._sites: set[str] = set()
+        """Who has measured anything."""
+        self._courses: dict[str, _Course] = {}
+        """What was worked out since the last word of a site, by metric."""
 
     def add(self, version: int, site: str, evaluation: Evaluation) -> None:
         """Keep a site's word on a version; a later one replaces it."""
+        self._courses.clear()
+        self._sites.add(site)
         self._by_version[version][site] = evaluation
         while len(self._by_version) > self._kept:
             del self._by_version[min(self._by_version)]
 
-    def history(self, metric: str | None, sites: int) -> list[VersionScore]:
-        """The metric by version, ascending, for versions at least half of `sites` have evaluated.
+    def names(self) -> list[str]:
+        """The metrics that any site reports a number for, in alphabetical order."""
+        said = [each for by_site in self._by_version.values() for each in by_site.values()]
+        return sorted({name for each in said for name in each.metrics if _counts(each, name)})
 
-        The mean is weighted by examples, as if their data had been evaluated together.
+    def reporters(self, metric: str) -> frozenset[str]:
+        """The sites that have measured it."""
+        return self._course(metric).sites
+
+    def history(self, metric: str | None, live: Collection[str] = ()) -> list[VersionScore]:
+        """The metric by version, ascending, for versions that at least half of those measured who can.
+
+        Those are the `live` sites and all that have reported the metric before, but for sites that measure without
+        it. There is no history before more than half of them have reported it at least once.
         """
         if metric is None:
             return []
-        result = []
-        for version in sorted(self._by_version):
-            values = [
-                (e.examples, e.metrics[metric])
-                for e in self._by_version[version].values()
-                if metric in e.metrics and e.examples > 0 and abs(e.metrics[metric]) < _ABSURD
-            ]
-            if values and len(values) * 2 >= sites:
-                total = math.fsum(n for n, _ in values)
-                result.append(VersionScore(version=version, value=math.fsum(n * v for n, v in values) / total))
-        return result
+        course = self._course(metric)
+        able = course.sites | (frozenset(live) - self._sites)
+        if len(course.sites) * 2 <= len(able):
+            return []
+        return [score for score in course.scores if score.sites * 2 >= len(able)]
+
+    def _course(self, metric: str) -> _Course:
+        if metric not in self._courses:
+            measured: dict[str, list[int]] = {}
+            for version in sorted(self._by_version):
+                for site, said in self._by_version[version].items():
+                    if _counts(said, metric):
+                        measured.setdefault(site, []).append(version)
+            versions = sorted({version for own in measured.values() for version in own})
+            scores = [self._score(metric, version, measured) for version in versions]
+            self._courses[metric] = _Course(frozenset(measured), scores)
+        return self._courses[metric]
+
+    def _score(self, metric: str, version: int, measured: Mapping[str, Sequence[int]]) -> VersionScore:
+        nearest = {site: own[max(0, bisect_right(own, version) - 1)] for site, own in measured.items()}
+        said = [self._by_version[at][site] for site, at in nearest.items()]
+        total = math.fsum(each.examples for each in said)
+        value = math.fsum(each.examples * each.metrics[metric] for each in said) / total
+        return VersionScore(version=version, value=value, sites=sum(at == version for at in nearest.values()))
+
+
+def _counts(said: Evaluation, metric: str) -> bool:
+    """Whether it holds a number that is one: not on nothing, not infinite, not absurd."""
+    return said.examples > 0 and metric in said.metrics and abs(said.metrics[metric]) < _ABSURD
+
+
+def best_of(scores: Sequence[VersionScore], direction: Direction) -> VersionScore | None:
+    """The version that did best, of equal ones the newest; values that are not finite are passed over."""
+    sign = 1.0 if direction == "max" else -1.0
+    finite = [score for score in scores if math.isfinite(score.value)]
+    return max(finite, key=lambda score: (sign * score.value, score.version), default=None)

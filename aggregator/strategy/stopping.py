@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 from protocol.errors import ConfigError
-
-Direction = Literal["max", "min"]
+from protocol.metrics import Direction
 
 
 class Reason(StrEnum):
@@ -61,6 +59,8 @@ class VersionScore:
 
     version: int
     value: float
+    sites: int = 1
+    """How many measured this very version."""
 
 
 def reason_to_stop(

@@ -36,6 +36,7 @@ _HINTS = {
     "less_than_equal": "write a number of at most {le:g}",
     "too_short": "at least {min_length} needed",
     "too_long": "at most {max_length} allowed",
+    "value_error": "{error}",
 }
 _ANY = "write a text, a number, true or false, or a list of them"
 

@@ -14,7 +14,7 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from aggregator.config import RunConfig, StrategyConfig
+from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from fledge.demo import task
 from fledge.demo.stage import RUN, Cast, Course, Stage, Until
 from fledge.demo.view import Watch
@@ -36,6 +36,8 @@ SYNCHRONOUS_LIMIT = 4.0
 MODEL = "fledge-demo.safetensors"
 ASYNCHRONOUS = "asynchronous"
 LOG = "demo.log"
+ENDLESS = StopConfig(max_versions=0)
+"""The demo looks at its trainings from outside, and ends them when it has seen enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,9 @@ def _asynchronous(directory: Path, cast: Cast, console: Console) -> tuple[Course
 
     title = "asynchronous (fedbuff): every hospital trains at its own pace, nobody waits"
     limit = PATIENCE * fastest
-    course = _watched(directory / ASYNCHRONOUS, cast, RunConfig(name=RUN), title, console, Until(over, limit))
+    course = _watched(
+        directory / ASYNCHRONOUS, cast, RunConfig(name=RUN, stop=ENDLESS), title, console, Until(over, limit)
+    )
     reached = course.reached(GOAL)
     if reached is None:
         best = max((point.accuracy for point in course.points), default=0.0)
@@ -183,7 +187,7 @@ def _synchronous(directory: Path, cast: Cast, console: Console, asynchronous_s: 
         return course.reached(GOAL) is not None
 
     chosen = StrategyConfig(name="fedavg")
-    settings = RunConfig(name=RUN, strategy=chosen, min_sites=len(cast.seconds), release_decay=0.0)
+    settings = RunConfig(name=RUN, strategy=chosen, min_sites=len(cast.seconds), release_decay=0.0, stop=ENDLESS)
     title = f"synchronous (fedavg): every version waits for the slowest hospital; stopped after {limit:.0f} s"
     return _watched(directory / "synchronous", cast, settings, title, console, Until(over, limit)).reached(GOAL)
 

@@ -40,8 +40,7 @@ def init_bundle_run(
     """Make a run of a MONAI bundle: version 0 has the network's random weights, or those of the file `weights`.
 
     The network's part of the bundle's configuration is evaluated here, so this is for its owner's machine. A
-    Clara MMAR is translated first, and then `tell` is called with what people have to know about it. Without `settings`
-    or an MMAR's own, sites evaluate each version, as bundles do in training, so that the best one is known.
+    Clara MMAR is translated first, and then `tell` is called with what people have to know about it.
 
     Raises:
         ConfigError: it is no bundle that can be trained, or the directory is in use.
@@ -56,7 +55,7 @@ def init_bundle_run(
             return init_bundle_run(
                 found.bundle, directory, name=name, weights=weights or found.weights, settings=found.settings
             )
-    config = configured(name, settings or RunConfig(name=name, evaluate=True))
+    config = configured(name, settings)
     files = bundle_files(bundle)
     return write_run(directory, config, bundle_network(bundle, weights=weights), files)
 

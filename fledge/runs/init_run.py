@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from aggregator.config import RunConfig
+from aggregator.config import DEFAULT_VERSIONS, RunConfig
 from aggregator.pipeline.genesis import Genesis
 from aggregator.pipeline.strategy_code import is_brought, strategy_in
 from aggregator.strategy.base import Strategy
@@ -38,7 +38,7 @@ min_sites = {min_sites}
 heartbeat = {heartbeat}
 # What is released is an average over versions with this decay; 0 releases the raw version.
 release_decay = {release_decay}
-# Whether sites evaluate each version on their own data before they train from it.
+# Whether sites that have data to evaluate on measure each version, before they train from it and when the run ends.
 evaluate = {evaluate}
 
 # fedbuff (asynchronous), fedasync, fedavg (synchronous) or fedadam; other keys are its parameters.
@@ -47,7 +47,8 @@ evaluate = {evaluate}
 # Plain values for the sites' trainers; all know lr, local_steps and batch_size.
 [task]
 {task}
-# The run ends by the first of these; without any it runs until it is stopped.
+# The run ends by the first of these; if none is given, after {versions} versions. max_versions 0: not by itself.
+# Versions are compared by `metric`; without it, by one that sites report and whose name tells which way is better.
 [stop]
 {stop}"""
 
@@ -165,13 +166,14 @@ def render(config: RunConfig, files: Mapping[str, bytes] = MappingProxyType({}))
     values = config.model_dump()
     chosen = _strategy(config, files)
     stops = [("metric", '"accuracy"'), ("direction", '"max"'), ("target_metric", "0.95"), ("patience", "20")]
-    stops += [("max_versions", "100"), ("max_wall_time", "86400.0")]
+    stops += [("max_versions", str(DEFAULT_VERSIONS)), ("max_wall_time", "86400.0")]
     set_here = config.stop.model_dump(exclude_defaults=True)
     return _RUN.format(
         **{key: _toml(values[key]) for key in ("name", "grace", "min_sites", "heartbeat", "release_decay", "evaluate")},
         max_wait=_line("max_wait", config.max_wait, "60.0"),
         strategy=_line("name", chosen.name) + _parameters(chosen, config.strategy.parameters),
         task="".join(_line(key, value) for key, value in config.task.items()),
+        versions=DEFAULT_VERSIONS,
         stop="".join(_line(key, set_here.get(key), example) for key, example in stops),
     )
 

@@ -77,7 +77,10 @@ class Rig:
             filters=FILTERS,
         )
         strategy = StrategyConfig.model_validate({"name": "fedbuff", "buffer": 2, "updates_per_base": 2})
-        self.settings = RunConfig(**({"name": RUN, "strategy": strategy, "max_wait": 3.0} | settings))
+        endless = StopConfig(max_versions=0)
+        self.settings = RunConfig(
+            **({"name": RUN, "strategy": strategy, "max_wait": 3.0, "stop": endless, "evaluate": False} | settings)
+        )
         init_run(
             "tests.e2e.trainers:trainer",
             self.run_directory,

@@ -76,7 +76,7 @@ def settings(server: Mapping[str, object] | None, client: Mapping[str, object] |
     if client is not None:
         told = _merged(client, "config_fed_client.json")
         task = reading.task(told)
-        run["evaluate"] = reading.evaluates(told) or bool(run.get("evaluate"))
+        run |= {"evaluate": True} if reading.evaluates(told) else {}
     reading.told("server", server or {})
     reading.told("client", client or {})
     return Settings({**run, "task": task}, tuple(dict.fromkeys(reading.exclude)), tuple(dict.fromkeys(reading.notes)))
@@ -116,6 +116,7 @@ class _Reading:
             # Clara counts rounds from 1, and begins with 0 where the model is new.
             run["stop"] = {"max_versions": max(1, rounds - max(start, 1) + 1)}
         elif rounds is not None:
+            run["stop"] = {"max_versions": 0}
             self._note(NoteKind.LEFT_OUT, "num_rounds", "an endless run: it goes on until somebody stops it")
         if config.get("num_rounds_per_valid"):
             run["evaluate"] = True

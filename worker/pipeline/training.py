@@ -20,7 +20,8 @@ from protocol import errors, limits
 from protocol.blob import Manifest, split_chunks
 from protocol.codec import encode
 from protocol.envelope import ContentKey, Sealer, seal
-from protocol.messages import Kind
+from protocol.messages import Kind, Update
+from protocol.metrics import signed_key, told_of
 from protocol.spec import ModelSpec, records
 from protocol.topology import model_chunk, record_key
 from worker.api.filters import FilterChain
@@ -183,7 +184,7 @@ class Training:
         told = self._log.bind(run=training.run, version=training.version, update=training.id.hex()[:8])
         told.info("training.started")
         try:
-            sealed = self._train(job)
+            sealed, said = self._train(job)
         except errors.Aborted:
             told.info("training.aborted")
             answer: Event = TrainingFailed(id=training.id, code="aborted")
@@ -198,12 +199,15 @@ class Training:
             told.error("training.failed", kind=type(error).__name__, code=code, case=case, todo=todo)
             answer = TrainingFailed(id=training.id, code=code, case=case)
         else:
-            told.info("training.done", seconds=round(time.monotonic() - began, 3))
+            seconds = round(time.monotonic() - began, 3)
+            told.info(
+                "training.done", seconds=seconds, steps=said.steps, examples=said.examples, **told_of(said.metrics)
+            )
             crash_point("worker.trained")
             answer = Trained(id=training.id, sealed=sealed)
         self._tell(answer)
 
-    def _train(self, job: Job) -> Sealed:
+    def _train(self, job: Job) -> tuple[Sealed, Update]:
         reader, training = self._reader(), job.training
         model = self._model_of(reader, job.record)
         spec = self._spec_of(reader, model)
@@ -225,10 +229,10 @@ class Training:
         trainer = self._trainer_of(training, model)
         if training.evaluation:
             metrics = self._evaluate(trainer, reader, training, spec, base, control)
-            self._keep(reader, model, job.record, metrics, getattr(trainer, "key_metric", ""))
-        sealed = self._contribute(trainer, reader, training, spec, base, control)
+            self._keep(reader, model, job.record, metrics, getattr(trainer, "key_metric", "") or signed_key(metrics))
+        made = self._contribute(trainer, reader, training, spec, base, control)
         self._keep(reader, model, job.record)
-        return sealed
+        return made
 
     def _trainer_of(self, training: Train, model: ModelRecord) -> Trainer:
         """The trainer that the version names: the site's own, or that of the very code deployed for the run."""
@@ -256,6 +260,8 @@ class Training:
     ) -> Mapping[str, float]:
         found = evaluate(trainer, BaseVersion(spec, base), control=control, exclude=self._egress.exclude, own=self._own)
         self._check_metrics(found.metrics)
+        shown = told_of(found.metrics)
+        self._log.info("version.measured", run=training.run, version=training.version, examples=found.examples, **shown)
         envelope = seal(
             reader.identity,
             Kind.EVALUATION,
@@ -274,7 +280,7 @@ class Training:
 
     def _contribute(
         self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
-    ) -> Sealed:
+    ) -> tuple[Sealed, Update]:
         sealer = Sealer(
             reader.identity,
             Kind.UPDATE,
@@ -299,7 +305,7 @@ class Training:
             )
             self._check_metrics(update.metrics)
             batch.sync()
-            return finish(sealer, encode(update), reader.aggregators, manifest, reader.identity)
+            return finish(sealer, encode(update), reader.aggregators, manifest, reader.identity), update
         except BaseException:
             batch.discard()
             raise

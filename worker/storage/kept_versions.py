@@ -72,7 +72,8 @@ def chosen(run: str, versions: Sequence[KeptVersion], wanted: str) -> KeptVersio
         if found is None:
             raise ConfigError(
                 f"no version of run {run} was evaluated here, so none is known to be the best; "
-                f'say --model global or a version ({held}). Runs evaluate with "evaluate = true" in run.toml'
+                f"say --model global or a version ({held}). Sites measure unless run.toml says `evaluate = false`, if "
+                "their trainer has data for it"
             )
         return found
     if not (wanted.isascii() and wanted.isdigit() and len(wanted) <= _DIGITS):

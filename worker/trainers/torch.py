@@ -128,6 +128,7 @@ class TorchTrainer:
         batches = self._batches(self._dataset, wanted.batch_size or self._batch_size, seed=control.seed)
         steps = wanted.local_steps or self._local_steps or self._epochs * len(batches)
         optimizer = self._begin(wanted.lr or self._lr)
+        losses: list[float] = []
         self.model.train()
         try:
             for step, (inputs, targets) in enumerate(_endless(batches, steps), 1):
@@ -137,7 +138,8 @@ class TorchTrainer:
                 torch.autograd.backward(loss)
                 optimizer.step()
                 if step % max(1, steps // _REPORTS) == 0:
-                    control.progress(step / steps, loss=_finite(loss, step))
+                    losses.append(_finite(loss, step))
+                    control.progress(step / steps, loss=losses[-1])
         finally:
             # Gradients and moments take as much memory as the model, and the update is still to be formed.
             self.model.zero_grad(set_to_none=True)
@@ -146,6 +148,7 @@ class TorchTrainer:
             weights=Live(tensors),
             examples=len(self._dataset),
             steps=steps,
+            metrics={"loss": math.fsum(losses) / len(losses)} if losses else {},
             fingerprint=self._print(control.fingerprint_key),
             bfloat16=frozenset(name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16),
         )

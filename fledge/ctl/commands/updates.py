@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from protocol.codec import Plain, Value
 
 app = group("Updates of sites.")
-NOTHING = "no site has measured a version yet; sites measure only where run.toml says `evaluate = true`"
+NOTHING = (
+    "no site has measured a version yet; they do unless run.toml says `evaluate = false`, if they have data for it"
+)
 
 
 @command(app, "list")

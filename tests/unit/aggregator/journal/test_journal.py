@@ -284,7 +284,7 @@ def test_everything_the_rules_need_comes_back(journal: Journal, tmp_path: Path) 
     assert snapshot.counters == {"olga": 7}
     assert run.site_statistics.norms == [1.5]
     assert run.site_statistics.stats["alpha"].examples == 11
-    assert [e.value for e in run.evaluations.history("accuracy", 2)] == [0.5]
+    assert [e.value for e in run.evaluations.history("accuracy")] == [0.5]
     assert [(row.order, row.state, row.norm, row.objection) for row in run.rows] == [
         (2, UpdateState.VALIDATED, 2.5, "ok"),
         (3, UpdateState.PARKED, 0.0, "ok"),

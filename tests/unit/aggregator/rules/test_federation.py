@@ -13,7 +13,7 @@ from aggregator.rules.head import HEAD_EVERY
 from aggregator.strategy.stopping import Stopping
 from aggregator.strategy.strategies import FedBuff, strategy
 from protocol import limits, topology
-from protocol.messages import Outcome, RunState
+from protocol.messages import Evaluation, Outcome, RunState
 from tests.support.aggregator_rules import GENESIS, RUN, Desk, registry
 
 # ---- arriving
@@ -694,11 +694,29 @@ def test_a_run_stops_when_the_sites_find_the_target_reached() -> None:
     assert (desk.state_of_run.state, desk.state_of_run.reason) == (RunState.STOPPED, "target_metric")
 
 
+def test_one_site_alone_does_not_reach_the_target_for_two() -> None:
+    desk = Desk(stopping=Stopping(metric="accuracy", target=0.9))
+    desk.evaluate("alpha", 0, 0.99)
+    assert desk.state_of_run.state == RunState.RUNNING
+    desk.evaluate("beta", 0, 0.5)
+    assert desk.state_of_run.state == RunState.RUNNING
+
+
+def test_a_site_that_measures_something_else_is_not_waited_for() -> None:
+    desk = Desk(stopping=Stopping(metric="accuracy", target=0.9))
+    desk.evaluate("alpha", 0, 0.99)
+    beside = Evaluation(examples=10, metrics={"loss": 0.1})
+    desk.turn(events.EvaluationArrived(delivery="e", site="beta", run=RUN, version=0, evaluation=beside))
+    assert (desk.state_of_run.state, desk.state_of_run.reason) == (RunState.STOPPED, "target_metric")
+
+
 def test_a_run_stops_when_patience_ends() -> None:
     desk = Desk(stopping=Stopping(metric="accuracy", patience=2))
     for version, accuracy in ((1, 0.8), (2, 0.7), (3, 0.75)):
         desk.advance()
         desk.evaluate("alpha", version, accuracy)
+        if version == 1:
+            desk.evaluate("beta", version, 0.7)
     assert (desk.state_of_run.state, desk.state_of_run.reason) == (RunState.STOPPED, "patience")
 
 

@@ -178,7 +178,7 @@ def test_a_registry_travels_in_lines_that_fit_into_an_order(tmp_path: Path) -> N
 
 def test_no_measurements_are_explained() -> None:
     hub = Hub({"metrics": {"version": (), "site": (), "metric": (), "value": (), "examples": ()}})
-    assert "evaluate = true" in ctl(hub, "metrics")[1]
+    assert "evaluate = false" in ctl(hub, "metrics")[1]
 
 
 def test_the_status_fits_a_narrow_screen_and_json_holds_all(monkeypatch: pytest.MonkeyPatch) -> None:

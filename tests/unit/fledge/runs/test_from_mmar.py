@@ -82,7 +82,7 @@ def test_settings_that_are_given_come_first_and_without_any_there_are_defaults(m
     for side in ("server", "client"):
         (mmar / "config" / f"config_fed_{side}.json").unlink()
     init_bundle_run(mmar, tmp_path / "none", name="none")
-    assert load_run(tmp_path / "none") == RunConfig(name="none", evaluate=True)
+    assert load_run(tmp_path / "none") == RunConfig(name="none")
 
 
 def test_settings_that_no_run_can_have_are_named() -> None:

@@ -99,7 +99,7 @@ def test_parts_of_ones_own_are_named() -> None:
         ({"num_rounds": 200, "start_round": 1}, 200),
         ({"num_rounds": 200, "start_round": 150}, 51),
         ({"num_rounds": 2, "start_round": 3}, 1),
-        ({"num_rounds": -1}, None),
+        ({"num_rounds": -1}, 0),
         ({}, None),
     ],
 )
