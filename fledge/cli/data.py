@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fledge.cli.options import AsJson
+from fledge.cli.options import Also, AsJson, taken
 from fledge.cli.site import WORKER_TOML, state_of
 from protocol.errors import ConfigError
 
@@ -59,6 +59,7 @@ def prepare(
     drop_duplicates: Annotated[
         bool, typer.Option("--drop-duplicates", help="Leave out images that one patient has twice.")
     ] = False,
+    also: Also = None,
     skip_unlabelled: Annotated[
         bool, typer.Option("--skip-unlabelled", help="Leave out images without a label.")
     ] = False,
@@ -96,6 +97,7 @@ def prepare(
         modality=modality,
         link=link,
         drop_duplicates=drop_duplicates,
+        also=taken(also),
         skip_unlabelled=skip_unlabelled,
         key=key,
         mapping=mapping,
@@ -202,7 +204,7 @@ def _site(kit: Path | None) -> tuple[Path, SitePolicy]:
 
 
 def _tell(out: Path, made: PreparedData, own_numbers: bool) -> None:
-    from worker.data.sources import few
+    from worker.data.sources import counted, few
     from worker.data.splits import SPLITS
 
     entries = made.datalist.entries
@@ -219,8 +221,8 @@ def _tell(out: Path, made: PreparedData, own_numbers: bool) -> None:
         typer.echo(f"left out without a label: {made.unlabelled} images")
     if made.dropped:
         typer.echo(f"left out as duplicates: {few(made.dropped)}")
-    if made.left_out:
-        typer.echo(f"left out, for they are no images: {few(made.left_out)}")
+    for line in counted(made.left_out):
+        typer.echo(f"left out, {line}")
     if not made.patients_said:
         typer.echo("every image was taken for a patient of its own; if that is wrong, say --patients REGEX")
     typer.echo(f"{out}: the dataset_dir of a run; look at it with `fledge data stats {out}`")

@@ -1,15 +1,37 @@
-"""What several commands understand in the same way: `--json`, and NAME=VALUE."""
+"""What several commands understand in the same way: `--json`, `--also`, and NAME=VALUE."""
 
 from __future__ import annotations
 
 import tomllib
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from protocol.errors import ConfigError
 
+if TYPE_CHECKING:
+    from worker.data.dicom_kinds import Beside
+
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
+
+Also = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KIND", help="Take DICOM of this kind too: localizer, derived or secondary-capture."),
+]
+
+
+def taken(also: Iterable[str] | None) -> frozenset[Beside]:
+    """The kinds that `--also` names.
+
+    Raises:
+        ConfigError: one is none.
+    """
+    from worker.data.dicom_kinds import TAKEN
+
+    if unknown := sorted(set(also or ()) - TAKEN.keys()):
+        raise ConfigError(f"--also {unknown[0]!r}: say {', '.join(TAKEN)}")
+    return frozenset(TAKEN[name] for name in also or ())
 
 
 def named_value(text: str, option: str) -> tuple[str, object]:

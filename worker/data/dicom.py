@@ -1,90 +1,105 @@
-"""DICOM series: which files make one, what would make a wrong volume of them, and the volume."""
+"""DICOM files: which of them are images, which make one series, and the volume of a series."""
 
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import highdicom
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
-from pydicom.pixels.processing import apply_rescale
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from protocol.errors import ConfigError
+from worker.data.dicom_frames import PRIVATE, TAGS, Frame, are_crossed, check_frames, frames_of, image_types, stacked
+from worker.data.dicom_kinds import Beside, beside, is_slice
 from worker.data.discovery import FoundFiles
 from worker.data.matching import keys_of
-from worker.data.sources import ImageKind, ImageSource, few, patient_in_path, shown
+from worker.data.sources import Admission, FoundImages, ImageKind, ImageSource, few, patient_in_path, shown
 from worker.data.volumes import Volume, check_size, in_space
 
-_TAGS = [
-    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "NumberOfFrames"),
-    *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PixelSpacing"),
-    *("ImagePositionPatient", "ImageOrientationPatient"),
-]
-_NO_IMAGES = frozenset({"SEG", "RTDOSE", "RTSTRUCT", "SR", "PR", "KO"})
-"""What is made of images; it would be taken for one."""
+_WANTED = [*map(Tag, TAGS), *map(Tag, PRIVATE)]
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_UNEVEN, _UNEVEN_MM = 0.01, 0.01
-"""By how much steps between slices may differ: a part of the step, or millimetres of rounding."""
-_TURNED = 1e-3
+_GREY = frozenset({"", "MONOCHROME1", "MONOCHROME2"})
 _LINE = 240
-Header = tuple[Path, Dataset]
 
 
-def series(found: FoundFiles, patients: re.Pattern[str] | None = None) -> tuple[list[ImageSource], list[Path]]:
-    """The images among a folder's DICOM files, and the files that are none; only headers are read.
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One file that is an image, or frames of one."""
 
-    A patient is the PatientID, or what `patients` finds in the path.
+    path: Path
+    header: Dataset
+    frames: tuple[Frame, ...]
+
+    def uid(self, tag: str) -> str:
+        """A UID of the file; nothing if it has none."""
+        return str(self.header.get(tag) or "")
+
+    @property
+    def is_projection(self) -> bool:
+        """Whether it is an image by itself that lies nowhere, as an X-ray is."""
+        return not is_slice(self.uid("SOPClassUID")) and all(frame.position is None for frame in self.frames)
+
+
+def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
+    """The images among a folder's DICOM files, and what is left out; only headers are read.
 
     Raises:
         ConfigError: a file is damaged, has no patient, or does not go with the others of its series; says which.
     """
-    grouped: defaultdict[str, list[Header]] = defaultdict(list)
-    others: list[Path] = []
+    wanted = wanted or Admission()
+    left_out: defaultdict[Beside, list[str]] = defaultdict(list)
+    images: list[ImageFile] = []
     for path in found.files[ImageKind.DICOM]:
         header = _header(path)
         with _readable(path):
-            if "Rows" not in header or header.get("Modality") in _NO_IMAGES:
-                others.append(path)
-                continue
-            alone = int(header.get("NumberOfFrames") or 1) > 1 or "ImagePositionPatient" not in header
-            uid = str(header.get("SOPInstanceUID" if alone else "SeriesInstanceUID") or "")
-        if not uid:
-            raise ConfigError(f"{shown(path)} does not say which series it belongs to; leave it out")
-        grouped[uid].append((path, header))
+            kind = _kind(header)
+            if kind is None or kind in wanted.also:
+                images.append(ImageFile(path, header, frames_of(header)))
+            else:
+                left_out[kind].append(found.name(path))
+    images, dropped = _single(found, images, drop=wanted.drop_duplicates)
+    grouped: defaultdict[str, list[ImageFile]] = defaultdict(list)
+    for image in images:
+        if not (uid := image.uid("SOPInstanceUID" if image.is_projection else "SeriesInstanceUID")):
+            raise ConfigError(f"{shown(image.path)} does not say which series it belongs to; leave it out")
+        grouped[uid].append(image)
+    names = _names(found, grouped)
     sources = []
     for uid, files in sorted(grouped.items()):
-        with _readable(files[0][0]):
-            sources.append(_source(found, uid, files, patients))
-    return sources, others
+        with _readable(files[0].path):
+            if (kind := _left_out_whole(files)) is not None and kind not in wanted.also:
+                left_out[kind].extend(found.name(image.path) for image in files)
+            else:
+                sources.append(_source(found, uid, names[uid], files, wanted))
+    listed = {kind.value: left_out[kind] for kind in Beside if left_out[kind] and kind is not Beside.DIRECTORY}
+    return FoundImages(sources=sources, left_out=listed, dropped=dropped)
 
 
 def read_series(source: ImageSource) -> Volume:
     """The volume of a series as (column, row, slice), or a projection as (column, row), in the scanner's units.
 
     Raises:
-        ConfigError: slices are missing, repeated or slanted, or pixels cannot be decoded; says in which series.
+        ConfigError: pixels are missing or cannot be decoded; says in which series.
     """
     try:
-        images = [_read(path) for path in source.files]
         with _quiet():
-            if len(images) == 1 and int(images[0].get("NumberOfFrames") or 1) == 1:
-                volume = _projection(images[0]) if "ImagePositionPatient" not in images[0] else _single(images[0])
-            elif len(images) > 1 and not images[0].get("FrameOfReferenceUID"):
-                raise ValueError("FrameOfReferenceUID is missing, which says that slices share one space")
-            else:
-                volume = _volume(images)
-        return Volume(volume.values, None if volume.affine is None else in_space(volume.affine))
+            planes = [(path, frame) for path in source.files for frame in frames_of(_read(path, header=True))]
+            if planes[0][1].position is None:
+                return _projection(_read(source.files[0]), planes[0][1])
+            order, matrix = stacked([frame for _, frame in planes])
+            values = _stack([planes[index] for index in order])
+        return Volume(values, in_space(_TO_RAS @ matrix))
     except ConfigError:
         raise
     except Exception as error:  # whatever damaged values make of a library
@@ -94,11 +109,16 @@ def read_series(source: ImageSource) -> Volume:
         ) from error
 
 
+# ---- files
+
+
 def _header(path: Path) -> Dataset:
     try:
         _check_plain(path)
         header = _read(path, header=True)
-        if "SOPClassUID" not in header or ("Rows" not in header and "Image Storage" in header.SOPClassUID.name):
+        if "SOPClassUID" not in header and hasattr(header, "file_meta"):
+            header.SOPClassUID = header.file_meta.get("MediaStorageSOPClassUID")  # a DICOMDIR has it there alone
+        if not header.get("SOPClassUID") or ("Rows" not in header and "Image Storage" in header.SOPClassUID.name):
             raise InvalidDicomError  # a file that ends early has no tags behind its end
         return header
     except ConfigError:
@@ -113,7 +133,8 @@ def _header(path: Path) -> Dataset:
 def _readable(path: Path) -> Iterator[None]:
     """Say of a value that is missing or none of its kind which file, or which series beginning with it, has it."""
     try:
-        yield
+        with _quiet():
+            yield
     except ConfigError:
         raise
     except Exception as error:  # values are parsed when they are asked for
@@ -138,7 +159,7 @@ def _check_plain(path: Path) -> None:
 
 def _read(path: Path, *, header: bool = False) -> Dataset:
     with _quiet():
-        return dcmread(path, force=True, stop_before_pixels=header, specific_tags=_TAGS if header else None)
+        return dcmread(path, force=True, stop_before_pixels=header, specific_tags=_WANTED if header else None)
 
 
 @contextmanager
@@ -155,131 +176,186 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _source(found: FoundFiles, uid: str, files: Sequence[Header], patients: re.Pattern[str] | None) -> ImageSource:
-    name = found.name(files[0][0])
-    if len(files) > 1:
-        name = PurePosixPath(name).parent.as_posix()
-        name = uid if name == "." else name
+# ---- series
+
+
+def _kind(header: Dataset) -> Beside | None:
+    words, technique = image_types(header)
+    return beside(
+        str(header.get("SOPClassUID") or ""),
+        words,
+        modality=str(header.get("Modality") or ""),
+        technique=technique,
+        pixels="Rows" in header,
+    )
+
+
+def _left_out_whole(files: Sequence[ImageFile]) -> Beside | None:
+    """What a series is if it is none of the patient's volumes, which its files show only together."""
+    frames = [frame for file in files for frame in file.frames]
+    if not files[0].is_projection and all(frame.position is None for frame in frames):
+        return Beside.NO_PLACE
+    return Beside.LOCALIZER if are_crossed(frames) else None
+
+
+def _single(found: FoundFiles, images: Sequence[ImageFile], *, drop: bool) -> tuple[list[ImageFile], list[str]]:
+    """Each image once, and the names of what is there again.
+
+    Raises:
+        ConfigError: an image is there twice and `drop` is not set, or two images have one name.
+    """
+    seen: dict[str, ImageFile] = {}
+    dropped: list[str] = []
+    for image in images:
+        uid = image.uid("SOPInstanceUID")
+        other = seen.setdefault(uid or str(image.path), image)
+        if other is image:
+            continue
+        both = few((found.name(other.path), found.name(image.path)))
+        if not _is_same(other, image):
+            raise ConfigError(
+                f"{both} have one SOPInstanceUID and are two images; find out which is right, and leave the other out"
+            )
+        if not drop:
+            raise ConfigError(
+                f"{both} are the same image twice (SOPInstanceUID); leave one out, or say --drop-duplicates"
+            )
+        dropped.append(found.name(image.path))
+    return list(seen.values()), dropped
+
+
+def _is_same(one: ImageFile, other: ImageFile) -> bool:
+    if (one.uid("PatientID"), one.frames) != (other.uid("PatientID"), other.frames):
+        return False
+    with _readable(other.path):
+        return bool(np.array_equal(_read(one.path).pixel_array, _read(other.path).pixel_array))
+
+
+def _names(found: FoundFiles, grouped: Mapping[str, Sequence[ImageFile]]) -> Mapping[str, str]:
+    """What each series is called: its file, or its folder, with its UID where others lie in the same one."""
+    folders: defaultdict[str, set[str]] = defaultdict(set)
+    for uid, files in grouped.items():
+        if len(files) > 1:
+            folders[_folder(found, files)].add(uid)
+    names = {uid: found.name(files[0].path) for uid, files in grouped.items()}
+    for folder, uids in folders.items():
+        names |= {uid: folder if len(uids) == 1 and folder else f"{folder}/{uid}".lstrip("/") for uid in uids}
+    return names
+
+
+def _folder(found: FoundFiles, files: Sequence[ImageFile]) -> str:
+    return "" if (name := PurePosixPath(found.name(files[0].path)).parent.as_posix()) == "." else name
+
+
+def _source(found: FoundFiles, uid: str, name: str, files: Sequence[ImageFile], wanted: Admission) -> ImageSource:
+    header, frames = files[0].header, [frame for file in files for frame in file.frames]
     for tag, means in (("Rows", "sizes"), ("Columns", "sizes"), ("SamplesPerPixel", "kinds of pixels")):
-        if len({header.get(tag) for _, header in files}) > 1:
+        if len({each.header.get(tag) for each in files}) > 1:
             raise ConfigError(f"{shown(name)}: the slices of this series have different {means}; export it again")
-    _check_numbers(name, files)
-    header = files[0][1]
-    patient = _patient(found, files, patients)
+    if int(header.get("SamplesPerPixel") or 1) != 1:
+        raise ConfigError(f"{shown(name)} is in colour; export it as grey values, or leave it out")
+    check_size(name, (int(header.Columns), int(header.Rows), len(frames)))
+    for file in files:
+        _check_pixels(name, file.header)
+    patient = _patient(found, files, wanted)
+    if not files[0].is_projection:
+        _check_whole(name, files)
+        check_frames(name, frames)
+    elif len(frames) > 1:
+        raise ConfigError(
+            f"{shown(name)} is a film: {len(frames)} frames that do not say where they lie; "
+            "export single images, or leave it out"
+        )
     return ImageSource(
         name=name,
         kind=ImageKind.DICOM,
-        files=tuple(path for path, _ in files),
+        files=tuple(file.path for file in files),
         patient=patient,
         identity=uid,
-        keys=keys_of(name, uid, str(header.get("SeriesInstanceUID") or ""), patient),
+        keys=keys_of(name, _folder(found, files), uid, files[0].uid("SeriesInstanceUID"), patient),
         modality=str(header.get("Modality") or ""),
     )
 
 
-def _check_numbers(name: str, files: Sequence[Header]) -> None:
-    """Refuse what is not one grey image of a bearable size, with its slices side by side."""
-    header = files[0][1]
-    if int(header.get("SamplesPerPixel") or 1) != 1:
+def _check_pixels(name: str, header: Dataset) -> None:
+    """Refuse pixels whose numbers are no grey values, or stand where no decoder looks for them."""
+    if str(header.get("PhotometricInterpretation") or "") not in _GREY:
         raise ConfigError(f"{shown(name)} is in colour; export it as grey values, or leave it out")
-    frames = max(len(files), int(header.get("NumberOfFrames") or 1))
-    check_size(name, (int(header.Columns), int(header.Rows), frames))
-    if len(files) == 1:
-        return
-    turns = [each.get("ImageOrientationPatient") for _, each in files]
-    if not all(turn is not None and len(turn) == 6 for turn in turns):
-        raise ConfigError(f"{shown(name)}: the slices do not say which way they look; export the series again")
-    looks = np.array(turns, float)
-    if np.ptp(looks, axis=0).max() > _TURNED:
-        raise ConfigError(f"{shown(name)}: the slices look in different directions, as a localiser's do; leave it out")
-    places = np.array([each.ImagePositionPatient for _, each in files], float)
-    if len(np.unique(places, axis=0)) < len(files):
+    stored, high = header.get("BitsStored"), header.get("HighBit")
+    if stored and high is not None and int(high) != int(stored) - 1:
         raise ConfigError(
-            f"{shown(name)}: several slices lie in the same place (a series in time, or files twice); "
-            "export one point in time as a series of its own"
-        )
-    pixel = min(map(float, header.get("PixelSpacing") or (1, 1)))
-    _check_gaps(name, places, np.cross(looks[0, :3], looks[0, 3:]), pixel)
-
-
-def _check_gaps(name: str, places: NDArray[np.float64], normal: NDArray[np.float64], pixel: float) -> None:
-    """Refuse slices with uneven steps, or that drift sideways by more than half a `pixel` (in mm)."""
-    along = np.sort(places @ normal)
-    steps = np.diff(along)
-    usual = float(np.median(steps))
-    if np.ptp(steps) > max(_UNEVEN_MM, _UNEVEN * usual):
-        widest = int(steps.argmax())
-        raise ConfigError(
-            f"{shown(name)}: slices are missing or unevenly spaced (behind slice {widest + 1} of {len(places)} come "
-            f"{steps[widest]:.4g} mm, elsewhere {usual:.4g} mm); export the whole series again"
-        )
-    if np.ptp(places - np.outer(places @ normal, normal), axis=0).max() > pixel / 2:
-        raise ConfigError(
-            f"{shown(name)} was taken with a tilted gantry; have it straightened where it was made, or leave it out"
+            f"{shown(name)}: HighBit is {high} with {stored} bits stored, as nothing writes any more; export it again"
         )
 
 
-def _patient(found: FoundFiles, files: Sequence[Header], patients: re.Pattern[str] | None) -> str:
-    if patients is not None:
-        named = {patient_in_path(PurePosixPath(found.name(path)), patients) for path, _ in files}
+def _check_whole(name: str, files: Sequence[ImageFile]) -> None:
+    """Refuse a series that says itself that it has more files, frames or slices than are here."""
+    frames = sum(len(file.frames) for file in files)
+    parts, slices = (files[0].header.get(tag) for tag in ("InConcatenationTotalNumber", "NumberOfSlices"))
+    for said, here, what in ((parts, len(files), "files"), (slices, frames, "slices")):
+        if said and here < int(said):
+            raise ConfigError(
+                f"{shown(name)}: {here} of {said} {what} of this series are here; export the whole series again"
+            )
+
+
+def _patient(found: FoundFiles, files: Sequence[ImageFile], wanted: Admission) -> str:
+    if wanted.patients is not None:
+        named = {patient_in_path(PurePosixPath(found.name(file.path)), wanted.patients) for file in files}
     else:
-        for path, header in files:
-            if not str(header.get("PatientID") or "").strip():
+        for file in files:
+            if not (file.uid("PatientID").strip() or wanted.nameless):
                 raise ConfigError(
-                    f"{shown(found.name(path))} has no PatientID; say with --patients REGEX where the patient "
+                    f"{shown(found.name(file.path))} has no PatientID; say with --patients REGEX where the patient "
                     "stands in the path, or leave it out"
                 )
-        named = {str(header.PatientID).strip() for _, header in files}
+        named = {file.uid("PatientID").strip() for file in files}
     if len(named) > 1:
         raise ConfigError(
-            f"{few(found.name(path) for path, _ in files)}: one series with several patients; "
+            f"{few(found.name(file.path) for file in files)}: one series with several patients; "
             "find out whose images they are, and leave the others out"
         )
     return named.pop()
 
 
-def _volume(images: Sequence[Dataset]) -> Volume:
-    with ExitStack() as used:
-        make: Callable[..., highdicom.Volume]
-        if len(images) > 1:
-            make = partial(highdicom.get_volume_from_series, images)
-        else:
-            image = highdicom.Image.from_dataset(images[0], copy=False)
-            if (index := getattr(image, "_db_con", None)) is not None:
-                used.callback(index.close)  # a database in memory, which highdicom itself never closes
-            make = image.get_volume
-        volume = make(
+# ---- pixels
+
+
+def _stack(planes: Sequence[tuple[Path, Frame]]) -> NDArray[np.floating]:
+    """The values of frames in this order; one file at a time is decoded."""
+    at: defaultdict[Path, list[tuple[int, Frame]]] = defaultdict(list)
+    for place, (path, frame) in enumerate(planes):
+        at[path].append((place, frame))
+    values: NDArray[np.floating] | None = None
+    for path, frames in at.items():
+        image = _read(path)
+        pixels = image.pixel_array.reshape(-1, int(image.Rows), int(image.Columns))
+        if values is None:
             # Exact for whole numbers of 16 bits.
-            dtype=np.float32 if int(images[0].BitsAllocated) <= 16 else np.float64,
-            # Neither windows nor colours nor units of a vendor's own: what the scanner measured.
-            apply_real_world_transform=False,
-            apply_voi_transform=False,
-            apply_presentation_lut=False,
-            apply_palette_color_lut=False,
-            apply_icc_profile=False,
-        )
-    values = volume.array.transpose(2, 1, 0)
-    return Volume(values, _TO_RAS @ volume.affine[:, [2, 1, 0, 3]])
+            kind = np.float32 if int(image.BitsAllocated) <= 16 else np.float64
+            values = np.empty((int(image.Columns), int(image.Rows), len(planes)), kind)
+        for place, frame in frames:
+            values[..., place] = _scaled(pixels[frame.index], image, frame).T
+    if values is None:
+        raise ValueError("there are no pixels")
+    return values
 
 
-def _single(image: Dataset) -> Volume:
-    """One slice that knows its place: a volume of one."""
-    row, column = np.array(image.ImageOrientationPatient, float).reshape(2, 3)
-    matrix = np.eye(4)
-    matrix[:3, 0] = row * float(image.PixelSpacing[1])
-    matrix[:3, 1] = column * float(image.PixelSpacing[0])
-    matrix[:3, 2] = np.cross(row, column) * float(image.get("SliceThickness") or 1)
-    matrix[:3, 3] = np.array(image.ImagePositionPatient, float)
-    return Volume(apply_rescale(image.pixel_array, image).T[..., None], _TO_RAS @ matrix)
+def _scaled(pixels: NDArray[np.generic], image: Dataset, frame: Frame) -> NDArray[np.float64]:
+    """What the scanner measured: neither windows nor colours nor units of a vendor's own."""
+    if image.get("ModalityLUTSequence"):
+        return apply_modality_lut(pixels, image).astype(np.float64)
+    slope = 1.0 if frame.slope is None else frame.slope
+    return pixels.astype(np.float64) * slope + (frame.intercept or 0.0)
 
 
-def _projection(image: Dataset) -> Volume:
+def _projection(image: Dataset, frame: Frame) -> Volume:
     """An X-ray: it has a size, and no place in space; white is dense, whichever way the file has it."""
-    values = apply_rescale(image.pixel_array, image)
+    values = _scaled(image.pixel_array, image, frame)
     if image.get("PhotometricInterpretation") == "MONOCHROME1":
         values = values.max() + values.min() - values
     rows, columns = (float(size) for size in image.get("PixelSpacing") or image.get("ImagerPixelSpacing") or (1, 1))
-    return Volume(values.T[..., None], np.diag([-columns, -rows, 1.0, 1.0]))
+    return Volume(values.T[..., None], in_space(np.diag([-columns, -rows, 1.0, 1.0])))
 
 
 def _reason(error: Exception) -> str:

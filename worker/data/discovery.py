@@ -18,6 +18,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _GZIP = b"\x1f\x8b"
 _WITHOUT_PREAMBLE = (b"\x08\x00", b"\x02\x00")
 """DICOM files of old begin with their first group."""
+_FOREIGN = (b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"NRRD0", b"ObjectType = ", b"GIF8")
+"""How JPEG, BMP, TIFF, NRRD, MetaImage and GIF files begin."""
+_DIRECTORY = "DICOMDIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class FoundFiles:
 
     folder: Path
     files: dict[ImageKind, list[Path]] = field(default_factory=lambda: {kind: [] for kind in ImageKind})
+    foreign: list[Path] = field(default_factory=list)
+    """Images in formats that only a bundle's own readers may know: JPEG, BMP, TIFF, NRRD, MetaImage."""
     others: list[Path] = field(default_factory=list)
     """What is no image."""
 
@@ -35,7 +40,7 @@ class FoundFiles:
 
 
 def find(folder: Path) -> FoundFiles:
-    """Every file below a folder by what it holds; hidden ones are passed over.
+    """Every file below a folder by what it holds; hidden ones and a medium's DICOMDIR are passed over.
 
     Raises:
         ConfigError: there is no such folder, a file cannot be read, or a link leads out of it.
@@ -45,7 +50,10 @@ def find(folder: Path) -> FoundFiles:
     found = FoundFiles(folder)
     for path in _files(folder):
         kind = kind_of(path)
-        (found.others if kind is None else found.files[kind]).append(path)
+        if kind is not None:
+            found.files[kind].append(path)
+        else:
+            (found.foreign if _is_foreign(path) else found.others).append(path)
     return found
 
 
@@ -74,6 +82,11 @@ def kind_of(path: Path) -> ImageKind | None:
     return None
 
 
+def _is_foreign(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(_HEAD).startswith(_FOREIGN)
+
+
 def _files(folder: Path) -> Iterator[Path]:
     real = folder.resolve()
     for place, folders, names in os.walk(folder, onerror=_unreadable):
@@ -86,7 +99,7 @@ def _files(folder: Path) -> Iterator[Path]:
                     raise ConfigError(
                         f"{shown(path)} is a link that leads out of {folder}; copy what it leads to, or remove it"
                     )
-            elif not name.startswith(".") and path.is_file():
+            elif not name.startswith(".") and name.upper() != _DIRECTORY and path.is_file():
                 yield path
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from protocol.errors import ConfigError, StateError
 from worker.data.classes import check_renamed, check_seen, numbered, plain, read_classes
 from worker.data.datalist import DATASET, Datalist, DatalistEntry, Task
-from worker.data.discovery import FoundFiles, find, kind_of
-from worker.data.matching import classes_by_folder, keys_of, pair
+from worker.data.dicom_kinds import Beside
+from worker.data.discovery import find, kind_of
+from worker.data.gatekeeper import admit, volume_of
+from worker.data.matching import classes_by_folder, pair
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
-from worker.data.sources import ImageKind, ImageSource, few, patient_in_path, shown
+from worker.data.sources import Admission, ImageKind, ImageSource, counted, few, shown
 from worker.data.splits import Shares, split
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
@@ -47,6 +49,8 @@ class PrepareRequest:
     link: bool = False
     """Share files with the images' folder instead of copying them."""
     drop_duplicates: bool = False
+    also: frozenset[Beside] = frozenset()
+    """What is taken for images although it is left out by itself."""
     skip_unlabelled: bool = False
     key: Path | None = None
     """The key of an earlier folder, so that patients are called the same."""
@@ -59,8 +63,8 @@ class PreparedData:
     """What was made."""
 
     datalist: Datalist
-    left_out: Sequence[str]
-    """Files that are no images."""
+    left_out: Mapping[str, Sequence[str]]
+    """Files that are not taken, by what they are."""
     dropped: Sequence[str]
     """Repeated images."""
     unlabelled: int
@@ -80,11 +84,17 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     images, label_files = _folders(wanted)
     _check_free(wanted)
     pseudonyms = Pseudonyms(_read_key(wanted.key)) if wanted.key else Pseudonyms.new()
-    found = find(images)
-    sources, others = _sources(found, wanted.patients)
+    terms = Admission(patients=wanted.patients, drop_duplicates=wanted.drop_duplicates, also=wanted.also)
+    found = admit(images, terms)
+    sources = found.sources
+    if not sources:
+        beside = "".join(f"; left out, {line}" for line in counted(found.left_out))
+        raise ConfigError(
+            f"{wanted.images} holds no image that can be used; those are DICOM, NIfTI or PNG files{beside}"
+        )
     pairs, names = _labelled(sources, label_files, wanted)
     if not pairs:
-        raise ConfigError(f"{wanted.images} holds no image that can be used; it has DICOM, NIfTI or PNG files in it")
+        raise ConfigError(f"{wanted.images} holds no image with a label; name the labels as their images")
     named = pseudonyms.names([source for source, _ in pairs])
     splits = split({source.patient for source, _ in pairs}, wanted.shares)
     labels = dict(pairs)
@@ -114,11 +124,11 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
             _write_mapping(wanted.mapping, named)
     return PreparedData(
         datalist=datalist,
-        left_out=[found.name(path) for path in (*found.others, *others)],
-        dropped=duplicates.dropped,
+        left_out=found.left_out,
+        dropped=[*found.dropped, *duplicates.dropped],
         unlabelled=len(sources) - len(pairs),
         missing=[name for number, name in sorted(datalist.labels.items()) if number not in present],
-        patients_said=wanted.patients is not None or bool(found.files[ImageKind.DICOM]),
+        patients_said=wanted.patients is not None or sources[0].kind is ImageKind.DICOM,
     )
 
 
@@ -151,27 +161,6 @@ def _check_free(wanted: PrepareRequest) -> None:
             raise ConfigError(f"{wanted.out} would lie inside {source}; choose a place outside")
 
 
-def _sources(found: FoundFiles, patients: re.Pattern[str] | None) -> tuple[list[ImageSource], list[Path]]:
-    if found.files[ImageKind.DICOM]:
-        if found.files[ImageKind.NIFTI] or found.files[ImageKind.PNG]:
-            raise ConfigError(f"{found.folder} holds DICOM and other images; prepare each by itself")
-        try:
-            from worker.data.dicom import series
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"DICOM files need {error.name}; install it with: pip install 'fledge-fl[dicom]'"
-            ) from error
-        return series(found, patients)
-    sources = []
-    for kind in (ImageKind.NIFTI, ImageKind.PNG):
-        for path in found.files[kind]:
-            name = found.name(path)
-            patient = name if patients is None else patient_in_path(path.relative_to(found.folder), patients)
-            keys = keys_of(name)
-            sources.append(ImageSource(name=name, kind=kind, files=(path,), patient=patient, identity=name, keys=keys))
-    return sources, []
-
-
 def _labelled(
     sources: Sequence[ImageSource], labels: Path | None, wanted: PrepareRequest
 ) -> tuple[Sequence[tuple[ImageSource, Path | int]], Mapping[int, str]]:
@@ -202,9 +191,7 @@ def _place(
     from worker.data.volumes import check_classes, check_values, on_grid, read_volume, save_nifti
 
     if source.kind is ImageKind.DICOM:
-        from worker.data.dicom import read_series
-
-        image, volume = place / IMAGES / f"{name}.nii.gz", read_series(source)
+        image, volume = place / IMAGES / f"{name}.nii.gz", volume_of(source)
     else:
         image = _put(source.files[0], source.kind, place / IMAGES, name, link)
         volume = read_volume(image, source.kind, source.name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
 from pathlib import Path, PurePath
 
 from protocol.errors import ConfigError
+from worker.data.dicom_kinds import Beside
 
 _SHOWN = 5
 _LONGEST = 120
@@ -40,6 +41,31 @@ class ImageSource:
     modality: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """On which terms images are taken."""
+
+    patients: re.Pattern[str] | None = None
+    """Where a patient stands in a path; else DICOM says it, and every other file is one."""
+    nameless: bool = False
+    """Whether images may come without a patient, where nobody asks whose they are."""
+    drop_duplicates: bool = False
+    """Leave out what is there twice, instead of refusing it."""
+    also: frozenset[Beside] = frozenset()
+    """What is taken although it is left out by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundImages:
+    """The images of a folder, and what lies beside them."""
+
+    sources: Sequence[ImageSource]
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The files that are not taken, by what they are."""
+    dropped: Sequence[str] = ()
+    """What is there twice."""
+
+
 def patient_in_path(path: PurePath, pattern: re.Pattern[str]) -> str:
     """What `pattern` finds in a path: its first group, or all of it.
 
@@ -54,6 +80,11 @@ def patient_in_path(path: PurePath, pattern: re.Pattern[str]) -> str:
             "correct the expression, or leave the file out"
         )
     return patient
+
+
+def counted(left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """What was left out, in a line for each kind: how many, and the first names."""
+    return [f"{kind}: {len(names)} ({few(names)})" for kind, names in left_out.items()]
 
 
 def few(names: Iterable[object]) -> str:

@@ -175,7 +175,7 @@ def test_dicom_series_with_labels_become_volumes_in_their_place(tmp_path: Path) 
         write_series(tmp_path / "in" / name, patient, seed=seed)
     from worker.data.dicom import read_series, series  # not there wherever the other tests run
 
-    found, _ = series(find(tmp_path / "in"))
+    found = series(find(tmp_path / "in")).sources
     for source in found:
         volume = read_series(source)
         label = type(volume)((volume.values > 500).astype(np.uint8), volume.affine)
@@ -207,9 +207,9 @@ def test_without_the_libraries_that_read_dicom_their_extra_is_named(
 ) -> None:
     write_series(tmp_path / "in" / "a")
     monkeypatch.delitem(sys.modules, "worker.data.dicom", raising=False)
-    monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(ConfigError, match=r"need highdicom; install it with: pip install 'fledge-fl\[dicom\]'"):
-        said("prepare", tmp_path / "in", tmp_path / "out", "--labels", tmp_path / "in")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ConfigError, match=r"need pydicom; install it with: pip install 'fledge-fl\[dicom\]'"):
+        said("prepare", tmp_path / "in", tmp_path / "out", "--task", "classification")
 
 
 # ---- classification
@@ -345,7 +345,10 @@ def mixed(folder: Path) -> None:
 
 
 WRONG: Mapping[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda f: [path.unlink() for path in (f / "images").iterdir()], "belongs to no image|holds no image"),
+    "empty": (
+        lambda f: [path.unlink() for path in (f / "images").iterdir()],
+        "belongs to no image|holds no image",
+    ),
     "no label": (lambda f: label(f).unlink(), r"pat0_visit0.nii.gz: no label; add one"),
     "no image": (lambda f: image(f).unlink(), "label pat0_visit0.nii.gz belongs to no image"),
     "two labels": (lambda f: shutil.copy(label(f), label(f, "pat0_visit0.nii")), "has several labels"),
@@ -397,7 +400,7 @@ def test_names_with_odd_characters_are_no_trouble(tmp_path: Path) -> None:
     for part in ("images", "labels"):
         (folder / part / "pat0_visit0.nii.gz").rename(folder / part / "pat0_ a\n'ü;$(x).nii.gz")
     (folder / "images" / "notes.txt").write_text("nothing")
-    assert "they are no images: notes.txt" in prepared(folder, tmp_path / "out")
+    assert "left out, files that are no images: 1 (notes.txt)" in prepared(folder, tmp_path / "out")
     assert len(entries(tmp_path / "out")) == 12
 
 

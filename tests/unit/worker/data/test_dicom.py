@@ -11,20 +11,27 @@ import nibabel
 import numpy as np
 import pytest
 from pydicom import Dataset
-from pydicom.uid import BasicTextSRStorage
+from pydicom.uid import BasicTextSRStorage, ComputedRadiographyImageStorage
 
 from protocol.errors import ConfigError
 from tests.support import dicom
 from tests.support.dicom import write_series
 from worker.data.dicom import read_series, series
 from worker.data.discovery import find
+from worker.data.sources import Admission
 from worker.data.volumes import Volume, save_nifti
 
 
 def only(folder: Path) -> Volume:
     """The one volume in a folder."""
-    (source,), _ = series(find(folder))
+    (source,) = series(find(folder)).sources
     return read_series(source)
+
+
+def as_film(image: Dataset) -> None:
+    """Make a slice an X-ray, which lies nowhere."""
+    del image.ImagePositionPatient, image.ImageOrientationPatient
+    image.Modality, image.SOPClassUID = "CR", ComputedRadiographyImageStorage
 
 
 def as_written(volume: Volume, written: dicom.Series) -> np.ndarray:
@@ -89,8 +96,7 @@ def test_a_file_of_many_frames_is_the_volume_that_its_slices_are(tmp_path: Path)
 
 def test_an_x_ray_has_a_size_and_no_place_and_dense_is_bright(tmp_path: Path) -> None:
     def film(image: Dataset, _: int) -> None:
-        del image.ImagePositionPatient, image.ImageOrientationPatient
-        image.Modality = "CR"
+        as_film(image)
 
     def negative(image: Dataset, index: int) -> None:
         film(image, index)
@@ -106,10 +112,10 @@ def test_an_x_ray_has_a_size_and_no_place_and_dense_is_bright(tmp_path: Path) ->
 
 def test_two_films_of_one_series_are_two_images(tmp_path: Path) -> None:
     def film(image: Dataset, _: int) -> None:
-        del image.ImagePositionPatient, image.ImageOrientationPatient
+        as_film(image)
 
     write_series(tmp_path / "in", slices=2, change=film)
-    found, _ = series(find(tmp_path / "in"))
+    found = series(find(tmp_path / "in")).sources
     assert len(found) == 2
     assert len({source.patient for source in found}) == 1
 
@@ -119,9 +125,9 @@ def test_series_are_told_apart_in_one_folder_and_joined_over_several(tmp_path: P
     write_series(tmp_path / "in" / "b", "2", seed=2)
     for index, path in enumerate(sorted((tmp_path / "in" / "a").iterdir())):
         path.rename(tmp_path / "in" / f"loose{index}" if index % 2 else tmp_path / "in" / "b" / f"x{index}")
-    found, others = series(find(tmp_path / "in"))
-    assert sorted((source.patient, len(source.files)) for source in found) == [("1", 5), ("2", 5)]
-    assert others == []
+    found = series(find(tmp_path / "in"))
+    assert sorted((source.patient, len(source.files)) for source in found.sources) == [("1", 5), ("2", 5)]
+    assert found.left_out == {}
 
 
 def test_what_is_no_image_is_left_out(tmp_path: Path) -> None:
@@ -135,8 +141,12 @@ def test_what_is_no_image_is_left_out(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "image")
     write_series(tmp_path / "in" / "report", slices=1, change=report)
     write_series(tmp_path / "in" / "mask", slices=2, change=mask)
-    found, others = series(find(tmp_path / "in"))
-    assert (len(found), len(others)) == (1, 3)
+    found = series(find(tmp_path / "in"))
+    assert len(found.sources) == 1
+    assert {kind: len(names) for kind, names in found.left_out.items()} == {
+        "structured reports": 1,
+        "segmentations, registrations and raw data": 2,
+    }
 
 
 def moved(by: np.ndarray) -> dicom.Change:
@@ -200,10 +210,10 @@ def test_a_series_that_would_make_a_wrong_volume_is_refused(
 
 def test_a_path_says_who_the_patient_is_where_the_file_does_not(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "case-17", None)
-    (source,), _ = series(find(tmp_path / "in"), re.compile(r"case-(\d+)"))
+    (source,) = series(find(tmp_path / "in"), Admission(patients=re.compile(r"case-(\d+)"))).sources
     assert source.patient == "17"
     with pytest.raises(ConfigError, match="finds no patient in this path"):
-        series(find(tmp_path / "in"), re.compile(r"patient-(\d+)"))
+        series(find(tmp_path / "in"), Admission(patients=re.compile(r"patient-(\d+)")))
 
 
 @pytest.mark.parametrize("keep", [140, 200, 600])

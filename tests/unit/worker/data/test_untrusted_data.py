@@ -128,7 +128,7 @@ def test_whatever_a_dicom_header_says_it_is_read_or_refused(
 
     dicom.write_series(tmp_path / "series", slices=slices, change=change)
     try:
-        for source in series(find(tmp_path))[0]:
+        for source in series(find(tmp_path)).sources:
             volume = read_series(source)
             check_values(source.name, volume.values)
             save_nifti(volume, tmp_path / "x.nii")
