@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fledge.cli.options import Also, AsJson, taken
+from fledge.cli.options import Also, AsJson, DropDuplicates, taken
 from fledge.cli.site import WORKER_TOML, state_of
 from protocol.errors import ConfigError
 
@@ -56,9 +56,7 @@ def prepare(
     classes: Classes = None,
     label_name: LabelNames = None,
     modality: Annotated[str, typer.Option(help="Such as CT; DICOM says it itself.")] = "",
-    drop_duplicates: Annotated[
-        bool, typer.Option("--drop-duplicates", help="Leave out images that one patient has twice.")
-    ] = False,
+    drop_duplicates: DropDuplicates = False,
     also: Also = None,
     skip_unlabelled: Annotated[
         bool, typer.Option("--skip-unlabelled", help="Leave out images without a label.")

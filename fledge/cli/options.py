@@ -19,6 +19,7 @@ Also = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND", help="Take DICOM of this kind too: localizer, derived or secondary-capture."),
 ]
+DropDuplicates = Annotated[bool, typer.Option("--drop-duplicates", help="Leave out images that one patient has twice.")]
 
 
 def taken(also: Iterable[str] | None) -> frozenset[Beside]:
