@@ -38,6 +38,8 @@ from protocol.messages import Evaluation, RunState
 from protocol.registry import Registry
 
 _AS_STORED = ("order", "id", "run", "site", "epoch", "sequence", "base_version", "examples", "seconds", "norm")
+AT = "at"
+"""Under which name a ledger entry holds when it was noted, in seconds since 1970."""
 _LOOKED_AT = 2048
 """Ledger entries about commands in which unanswered ones are looked for at the start."""
 

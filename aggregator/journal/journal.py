@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from aggregator.domain import events, writes
 from aggregator.domain.state import NewRun, UpdateState
 from aggregator.journal.command_writes import write_command
-from aggregator.journal.history import History, ledger_hash
+from aggregator.journal.history import AT, History, ledger_hash
 from aggregator.journal.tables import (
     SCHEMA,
     federation,
@@ -30,6 +31,7 @@ from aggregator.journal.tables import (
     reports,
     runs,
     states,
+    update_times,
     updates,
     versions,
 )
@@ -51,6 +53,10 @@ _remove_outgoing = Statement(delete(outbox).where(outbox.c.id == bindparam("sent
 _add_version = Statement(insert(versions), *(column.name for column in versions.columns))
 _add_state = Statement(insert(states), *(column.name for column in states.columns))
 _add_member = Statement(insert(members), *(column.name for column in members.columns))
+_add_times = Statement(insert(update_times), "id", "arrived", "settled")
+_set_settled = Statement(
+    update(update_times).where(update_times.c.id == bindparam("of")).values(settled=bindparam("at"))
+)
 _add_update = Statement(
     upsert(updates).on_conflict_do_nothing(), *(column.name for column in updates.columns if column.name != "order")
 )
@@ -72,6 +78,7 @@ class _Batch:
     """What the transaction under way still has to write: many rows of a kind at once cost little more than one."""
 
     states: list[dict[str, object]] = field(default_factory=list)
+    settled: list[dict[str, object]] = field(default_factory=list)
     entries: list[dict[str, object]] = field(default_factory=list)
     outgoing: list[OutboxRow] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
@@ -86,11 +93,17 @@ class Journal(History):
     Opening it takes over: the epoch rises, and the process that held the database before is fenced at its next commit.
     """
 
-    def __init__(self, path: Path | None, seal: Seal, *, engine: Engine | None = None) -> None:
-        """`engine` lets a test keep one in-memory database over several lives of the journal."""
+    def __init__(
+        self, path: Path | None, seal: Seal, *, engine: Engine | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`engine` lets a test keep one in-memory database over several lives of the journal.
+
+        `clock` tells when things happened, in seconds since 1970; nothing is decided by it.
+        """
         super().__init__(engine if engine is not None else open_database(path, metadata, SCHEMA))
         self._path = path
         self._seal = seal
+        self._clock = clock
         self._batch = _Batch()
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self._recent_bytes = 0
@@ -161,6 +174,9 @@ class Journal(History):
         if self._batch.states:
             _set_state.run_many(db, self._batch.states)
             self._batch.states = []
+        if self._batch.settled:
+            _set_settled.run_many(db, self._batch.settled)
+            self._batch.settled = []
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -198,6 +214,7 @@ class Journal(History):
         if result.rowcount == 0:
             return self._known(write, db)
         order = int(result.lastrowid)
+        _add_times.run(db, {"id": notice.id, "arrived": self._now(), "settled": None})
         if kept:
             self._remember(notice.id, notice.envelope)
             place: dict[str, object] = {"id": notice.id, "run": notice.run, "site": notice.site}
@@ -233,6 +250,7 @@ class Journal(History):
         state = {"of": write.id, "new_state": write.state.value, "new_reason": write.reason}
         self._batch.states.append(state | {"new_version": write.version, "new_norm": write.norm})
         if write.state.final:
+            self._batch.settled.append({"of": write.id, "at": self._now()})
             self._forget(write.id)
 
     @_write.register
@@ -310,9 +328,12 @@ class Journal(History):
         batch = self._batch
         if batch.last_hash is None:
             batch.last_hash = _last_hash.run(db).scalar() or b""
-        packed = encode(dict(entry))
+        packed = encode({**entry, AT: self._now()})
         batch.last_hash = ledger_hash(batch.last_hash, kind, packed)
         batch.entries.append({"kind": kind, "entry": packed, "hash": batch.last_hash})
+
+    def _now(self) -> float:
+        return round(self._clock(), 3)
 
     # ---- envelopes
 

@@ -179,6 +179,17 @@ ledger = Table(
     *required(String, "kind"),
     *required(LargeBinary, "entry", "hash"),
 )
-"""Hash-chained: hash = SHA-256(hash before, kind, NUL, entry)."""
+"""Hash-chained: hash = SHA-256(hash before, kind, NUL, entry). What is noted since there were times has the hub's in
+its entry under `at`, so that the chain holds it, too."""
+
+update_times = Table(
+    "update_times",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),
+    *required(Float, "arrived"),
+    Column("settled", Float),
+)
+"""When an update was journalled and when it came to its end, by the hub's clock; beside `updates`, so that journals
+from before there were times go on. Rows of what was never settled since, or came before, are missing or half empty."""
 
 outbox = outbox_table(metadata)

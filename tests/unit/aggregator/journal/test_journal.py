@@ -16,20 +16,21 @@ from sqlalchemy.exc import IntegrityError
 from aggregator.domain import events, writes
 from aggregator.domain.state import UpdateNotice, UpdateState
 from aggregator.journal.command_writes import write_command
-from aggregator.journal.history import History
+from aggregator.journal.history import History, ledger_hash
 from aggregator.journal.journal import Journal
-from aggregator.journal.tables import ledger, members, outbox, updates, versions
+from aggregator.journal.tables import ledger, members, outbox, update_times, updates, versions
 from aggregator.strategy.plan import Member, MergePlan, Product
-from protocol.codec import encode
+from protocol.codec import encode, unpack
 from protocol.errors import Fenced, StateError
 from protocol.messages import Evaluation, Kind, Outcome, Receipt, RunState
 from tests.support.aggregator_rules import RULES_OF_RUN, RUN, new_run, registry
 
 REGISTRY = registry("alpha", "beta")
+NOON = 1_790_000_000.1234
 
 
 def opened(path: Path, *, begin: bool = False) -> Journal:
-    journal = Journal(path / "aggregator.db", lambda write: b"sealed " + encode(write.body))
+    journal = Journal(path / "aggregator.db", lambda write: b"sealed " + encode(write.body), clock=lambda: NOON)
     if begin:
         journal.begin(new_run(RULES_OF_RUN, 2))
     return journal
@@ -356,6 +357,42 @@ def test_a_changed_ledger_entry_breaks_the_chain(journal: Journal, change: dict[
     with journal.engine.begin() as db:
         db.execute(update(ledger).where(ledger.c.number == 2).values(**change))
     assert journal.broken_link() in (2, 3)
+
+
+def test_every_ledger_entry_holds_its_time_and_the_chain_covers_it(journal: Journal) -> None:
+    journalled(journal, notice(1))
+    with journal.engine.begin() as db:
+        entries = [unpack(row.entry, 1 << 20) for row in db.execute(select(ledger))]
+        assert [entry["at"] for entry in entries] == [1_790_000_000.123] * 2
+        changed = encode({**entries[1], "at": 1_790_000_001.0})
+        db.execute(update(ledger).where(ledger.c.number == 2).values(entry=changed))
+    assert journal.broken_link() == 2
+
+
+def test_a_journal_from_before_there_were_times_goes_on_without_them(tmp_path: Path) -> None:
+    """Made here as it was then: no table of times, and entries without one."""
+    old = opened(tmp_path, begin=True)
+    journalled(old, notice(1))
+    with old.engine.begin() as db:
+        previous = b""
+        for row in db.execute(select(ledger).order_by(ledger.c.number)).all():
+            said = {name: value for name, value in unpack(row.entry, 1 << 20).items() if name != "at"}
+            previous = ledger_hash(previous, row.kind, encode(said))
+            values = {"entry": encode(said), "hash": previous}
+            db.execute(update(ledger).where(ledger.c.number == row.number).values(**values))
+        db.exec_driver_sql("DROP TABLE update_times")
+    old.close()
+    again = opened(tmp_path)
+    again.commit([writes.SetState(id=notice(1).id, state=UpdateState.REJECTED, reason="too_stale")])
+    journalled(again, notice(2))
+    again.commit([writes.SetState(id=notice(2).id, state=UpdateState.REJECTED, reason="too_stale")])
+    with again.engine.connect() as db:
+        times = {row.id: (row.arrived, row.settled) for row in db.execute(select(update_times))}
+        entries = [unpack(row.entry, 1 << 20) for row in db.execute(select(ledger).order_by(ledger.c.number))]
+    assert times == {notice(2).id: (1_790_000_000.123, 1_790_000_000.123)}
+    assert [entry.get("at") for entry in entries] == [None, None, 1_790_000_000.123]
+    assert again.broken_link() is None
+    again.close()
 
 
 def test_a_ledger_entry_slipped_in_at_the_end_does_not_follow(journal: Journal) -> None:
