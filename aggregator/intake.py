@@ -57,7 +57,13 @@ class Intake:
         except WireError as error:
             return events.DeliveryRefused(delivery=delivery, site="", queue=queue, reason=error.reason, raw=raw)
         operator = verified.sender.name
-        objection, text = self._objection(operator, said, now)
+        only: frozenset[str] | None = frozenset()
+        objection, text = self._objection(said, now)
+        if objection == "ok":
+            try:
+                only = self._reach(operator, said)
+            except Unauthorized as error:
+                objection, text = error.reason, str(error)
         return events.CommandArrived(
             delivery=delivery,
             operator=operator,
@@ -70,9 +76,10 @@ class Intake:
             raw=raw,
             objection=objection,
             text=text,
+            only=only,
         )
 
-    def _objection(self, operator: str, said: Command, now: float) -> tuple[str, str]:
+    def _objection(self, said: Command, now: float) -> tuple[str, str]:
         """Why a genuine command is not to be carried out: a word and a sentence."""
         if said.counter > (now + TOLERANCE) * 1000:
             return COUNTER_AHEAD, "the order's number is from the future; set this machine's clock and send it again"
@@ -80,14 +87,21 @@ class Intake:
             return "bad_argument", "a site is named twice"
         if not now < said.expires <= now + LONGEST_COMMAND + TOLERANCE:
             return "expired", "the command is too old or from the future; compare the clocks and send it again"
-        known = COMMANDS.get(said.command)
-        sites = said.targets if known is not None and known.at_sites else (topology.AGGREGATOR,)
-        try:
-            if known is not None:
-                self.registry.rights.check(operator, known.action, sites)
-        except Unauthorized as error:
-            return error.reason, str(error)
         return "ok", ""
+
+    def _reach(self, operator: str, said: Command) -> frozenset[str] | None:
+        """The sites that the answer may be about, None for all; of what nobody knows there is no answer.
+
+        Raises:
+            Unauthorized: the operator may not give this command.
+        """
+        known = COMMANDS.get(said.command)
+        if known is None:
+            return frozenset()
+        if known.of_sites:
+            return self.registry.rights.reach(operator, known.action, topology.AGGREGATOR)
+        self.registry.rights.check(operator, known.action, said.targets if known.at_sites else (topology.AGGREGATOR,))
+        return None
 
     def _read(self, site: str, queue: str, delivery: Unacked, raw: bytes, kinds: frozenset[Kind]) -> events.FromSite:
         try:

@@ -34,9 +34,12 @@ class CommandSpec:
     """Whether a console asks before it sends it."""
     repeatable: bool = True
     """Whether a console may send it again by itself when answers came from members that its list lacked."""
+    of_sites: bool = False
+    """Whether the aggregator also answers operators who have the right at some sites alone, about these alone."""
 
 
 _hub = partial(CommandSpec, at_sites=False)
+_hub_own = partial(_hub, of_sites=True)
 _hub_once = partial(_hub, repeatable=False)
 _hub_grave = partial(_hub_once, dangerous=True)
 _site = partial(CommandSpec, at_sites=True)
@@ -44,11 +47,11 @@ _site_once = partial(_site, repeatable=False)
 _site_grave = partial(_site_once, dangerous=True)
 
 _COMMANDS = (
-    _hub("status", Action.VIEW, "A run, and every site: when last seen, what it does, how old its version is."),
+    _hub_own("status", Action.VIEW, "A run, and every site: when last seen, what it does, how old its version is."),
     _hub("registry", Action.VIEW, "The signed list of members, for a kit that has an older one."),
     _hub("registry.put", Action.OPERATE, "Put a newer list of members, signed by the root, in force."),
     _hub("site.list", Action.VIEW, "Every member with its organisation, and whether its keys hold."),
-    _hub("site.show", Action.VIEW, "One site: what it does now and what became of its updates."),
+    _hub_own("site.show", Action.VIEW, "One site: what it does now and what became of its updates."),
     _hub("site.quarantine", Action.OPERATE, "Take a site's updates no longer, but leave it connected.", dangerous=True),
     _hub_once("site.readmit", Action.OPERATE, "Take a quarantined site's updates again."),
     _hub_grave("site.revoke", Action.OPERATE, "Cut a site off at once; the root's signature follows."),
@@ -73,14 +76,15 @@ _COMMANDS = (
     _hub_grave("model.rollback", Action.DEPLOY, "Let a channel name the model again that it named before."),
     _hub("model.search", Action.VIEW, "Published models: name, run, version, labels, channels."),
     _hub("model.card", Action.VIEW, "Where a published model and its signed card lie."),
-    _hub("update.list", Action.VIEW, "The newest updates and what became of them."),
-    _hub("update.show", Action.VIEW, "One update."),
+    _hub_own("update.list", Action.VIEW, "The newest updates and what became of them."),
+    _hub_own("update.show", Action.VIEW, "One update."),
+    _hub_own("update.receipt", Action.VIEW, "The aggregator's signed word on an update, for anybody to check."),
     _hub("metrics", Action.VIEW, "What sites measured of each version."),
     _hub("dead.list", Action.VIEW, "Messages that were refused, with the reason."),
     _hub("dead.show", Action.VIEW, "One refused message: from which queue, why, how large."),
     _hub_once("dead.replay", Action.OPERATE, "Hand a refused message to intake again."),
     _hub_grave("dead.purge", Action.OPERATE, "Forget refused messages."),
-    _hub("queue.list", Action.VIEW, "How many messages wait in each queue."),
+    _hub_own("queue.list", Action.VIEW, "How many messages wait in each queue."),
     _hub("audit.log", Action.VIEW, "The newest entries of the hash-chained ledger."),
     _site("run.deploy", Action.DEPLOY, "Take over a run's code, so that the site can train it."),
     _site_grave("run.withdraw", Action.DEPLOY, "Forget a run's code and what is kept of the run."),

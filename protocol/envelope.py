@@ -335,6 +335,17 @@ def unlock(verified: Verified, identity: Identity) -> ContentKey:
     return key
 
 
+def disclosed(verified: Verified, secret: bytes) -> ContentKey:
+    """The content key that a recipient passed on; it opens this message alone.
+
+    Raises:
+        Tampered: it is not the key that the message was sealed with.
+    """
+    if not hmac.compare_digest(_commitment(secret), verified.core.commitment):
+        raise Tampered("the content key is not the one that was committed to")
+    return ContentKey(secret, _core_hash(verified._header.core))
+
+
 def body(verified: Verified, kind: type[B], key: ContentKey | None = None) -> B:
     """The decoded body; `key` (from `unlock`) is needed exactly when the message has recipients.
 

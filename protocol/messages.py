@@ -40,6 +40,7 @@ class Kind(IntEnum):
     BUNDLE = 15
     CODE = 16
     CARD = 17
+    ATTESTATION = 18
 
 
 SIGNER: dict[Kind, Role] = {
@@ -60,6 +61,7 @@ SIGNER: dict[Kind, Role] = {
     Kind.BUNDLE: Role.OPERATOR,
     Kind.CODE: Role.AGGREGATOR,
     Kind.CARD: Role.AGGREGATOR,
+    Kind.ATTESTATION: Role.AGGREGATOR,
 }
 """Who may sign which kind."""
 
@@ -201,6 +203,31 @@ class Receipt:
     """`ok`, or the fixed word that says why not."""
     highest_epoch: Count
     """With `sequence_reused`: the site continues under a key epoch above this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attestation:
+    """All that the aggregator has to say about one update, signed for anybody who trusts the root; the core names run,
+    epoch, sequence and, if merged, the version."""
+
+    __pydantic_config__ = EXACT
+    update: Id
+    site: Word
+    base_version: Count
+    outcome: Annotated[Outcome, TEXT]
+    reason: Word
+    digest: Digest | None
+    """SHA-256 of the update's signed envelope as it was journalled; None where its bytes are not kept."""
+    examples: Count
+    weight: Real | None
+    """The factor on its delta in the version; None if it is in none."""
+    model: Digest | None
+    """Plaintext digest of the version that holds it."""
+    arrived: Count | None
+    """Milliseconds since 1970 by the hub's clock, as are the next two; None where no time was kept."""
+    settled: Count | None
+    issued: Count
+    """When this was signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,5 +382,6 @@ BODY: dict[Kind, type] = {
     Kind.STATE: State,
     Kind.BUNDLE: Bundle,
     Kind.CARD: Card,
+    Kind.ATTESTATION: Attestation,
 }
 """The body of each kind; registry and specification records carry their own, code has none."""

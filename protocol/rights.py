@@ -6,6 +6,8 @@
    yes one no forbids; where none says anything the right's default holds.
 4. An action passes if at every target site one of its rights is had. Code and data lists of an operator's own
    (`byoc`, `custom_datalist`) are answered by the rules of the site's groups in the same way.
+5. What the aggregator holds is of every site: whoever has no right there, but one at some sites, is answered about
+   these alone (`reach`), and only where an answer can be cut down to them.
 """
 
 from __future__ import annotations
@@ -169,6 +171,19 @@ class Rights:
                     f"Authorization Error: {operator} is not authorized to {_words(action)} {site}; "
                     "ask whoever signs the registry for a role with that right"
                 )
+
+    def reach(self, operator: str, action: Action, hub: str) -> frozenset[str] | None:
+        """The sites that an answer of the aggregator (`hub`) may be about; None: all there are.
+
+        Raises:
+            Unauthorized: the operator may do this neither there nor at any site.
+        """
+        if self.may(operator, action, hub):
+            return None
+        own = frozenset(site for site in self._sites if self.may(operator, action, site))
+        if not own:
+            self.check(operator, action, (hub,))
+        return own
 
     def _groups_of(self, site: str) -> list[Group]:
         return [self._groups[name] for name in self._of.get(self._sites[site], ()) if name in self._groups]

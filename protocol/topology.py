@@ -63,6 +63,11 @@ def inbox_queue(name: str) -> str:
     return f"inbox.{name}"
 
 
+def queues_of(site: str) -> tuple[str, ...]:
+    """Every queue that belongs to a site."""
+    return in_queue(site), event_queue(site), down_queue(site), inbox_queue(site)
+
+
 def update_chunk(site: str, sha256: str) -> str:
     """Object key of one chunk of a site's update."""
     return f"up/{check_site(site)}/{_hex(sha256)}"

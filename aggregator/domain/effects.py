@@ -100,7 +100,7 @@ class AnswerCommand:
     counter: int = 0
     """With `replayed`: the highest counter noted for the key."""
     seen: Mapping[str, float] = field(default_factory=dict)
-    """For a command that went to sites: seconds since each was heard of."""
+    """For a command that went to sites: seconds since each of these was heard of."""
     cut_off: bool = False
     """The command also takes a login at the broker away, which is the responder's to do, or to say that it cannot."""
 

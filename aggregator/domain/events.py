@@ -183,6 +183,8 @@ class CommandArrived:
     objection: str = "ok"
     text: str = ""
     """The objection in a sentence."""
+    only: frozenset[str] | None = None
+    """The sites that the answer may be about; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

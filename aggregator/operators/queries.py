@@ -7,31 +7,25 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Executable, Row, func, select
+from sqlalchemy import func, select
 
 from aggregator.domain.state import SiteStatus, UpdateState
-from aggregator.journal.history import History
+from aggregator.journal.history import AT, History
 from aggregator.journal.run_history import read_plan
 from aggregator.journal.tables import evaluations as evaluations_table
 from aggregator.journal.tables import ledger, letters, members, models, updates, versions
-from aggregator.pipeline.run_context import RunContext
-from aggregator.rules.commands import TEXTS
-from aggregator.rules.federation import AggregatorRules
-from aggregator.rules.run import Run
+from aggregator.operators.view import Arguments, Found, QueryContext, Values
+from aggregator.strategy.plan import Member
 from protocol import limits
-from protocol.codec import Plain, Value, decode, unpack
-from protocol.errors import ConfigError
+from protocol.codec import Plain, decode, unpack
+from protocol.commands import COMMANDS
+from protocol.errors import ConfigError, Unauthorized
 from protocol.keys import Role
-from protocol.messages import CERTIFICATE_DAYS, DOCTOR, DOCTOR_AT, GOING_ON, Card, Evaluation, Event
-from protocol.registry import Registry
+from protocol.messages import CERTIFICATE_DAYS, DOCTOR, DOCTOR_AT, Card, Evaluation, Event
 
-Values = dict[str, Value]
-Arguments = Mapping[str, Value]
-Found = Row[tuple[object, ...]]
 MOST = 200
 """Rows of a table unless fewer are asked for."""
 _ENTRY = 800
@@ -40,48 +34,15 @@ _REGISTRY = 128 * 1024
 """Bytes of a signed registry that an answer holds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryContext:
-    """What there is to look at."""
-
-    history: History
-    rules: AggregatorRules
-    serving: Mapping[str, RunContext]
-    registry: Registry
-    signs: Mapping[str, SiteStatus] = field(default_factory=dict)
-    card: Callable[[str, bytes], Card | None]
-    """Reads a published model's card: its run's name and the signed record; None if it cannot be read any more."""
-    seen: Mapping[str, float] = field(default_factory=dict)
-    """Seconds since each site was heard of."""
-    depths: Callable[[], Sequence[tuple[str, int | None, int | None]]] | None = None
-
-    def run(self, arguments: Arguments) -> Run:
-        """The run that is asked about: the one named, the newest of those that go on, or the newest.
-
-        Raises:
-            ConfigError: there is no such run.
-        """
-        runs = self.rules.runs
-        named = arguments.get("run")
-        if named is None and runs:
-            going_on = [run for run in runs.values() if run.state in GOING_ON]
-            return (going_on or list(runs.values()))[-1]
-        if named not in runs:
-            raise ConfigError(TEXTS["unknown_run" if runs else "no_run"])
-        return runs[str(named)]
-
-    def rows(self, statement: Executable) -> list[Found]:
-        """What a statement finds."""
-        with self.history.engine.connect() as db:
-            return list(db.execute(statement))
-
-
 def look_up(command: str, arguments: Arguments, view: QueryContext) -> Values:
     """The answer to a question.
 
     Raises:
         ConfigError: an argument is wrong, or there is no such thing.
+        Unauthorized: the answer cannot be cut down to the sites that may be told of.
     """
+    if view.only is not None and not COMMANDS[command].of_sites:
+        raise Unauthorized(f"{command} is not answered about single sites; ask whoever signs the registry for a role")
     return _ANSWERS[command](view, arguments)
 
 
@@ -122,7 +83,7 @@ def _status(view: QueryContext, arguments: Arguments) -> Values:
     rows = [_site_now(view, site, view.signs.get(site), waiting.get(site, 0)) for site in sites]
     columns = ("site", "seen", "doing", "run_of", "base", "progress", "staleness", "waiting", "held")
     scalars: Values = {"run": "-", "state": "-", "version": -1}
-    if view.rules.runs:
+    if view.runs():
         run = view.run(arguments)
         scalars = {"run": run.name, "state": run.state.value, "version": run.version}
     return scalars | {"registry": view.registry.version} | _table((*columns, "certificate", "trouble"), rows)
@@ -166,18 +127,17 @@ def _site_list(view: QueryContext, arguments: Arguments) -> Values:
 
 
 def _site_show(view: QueryContext, arguments: Arguments) -> Values:
-    site = str(arguments.get("site", ""))
-    if all(entry.name != site for entry in view.registry.entries):
-        raise ConfigError(f"there is no member {site!r}; `site list` shows who there is")
-    of_site = select(updates).where(updates.c.site == site)
+    site = view.site(arguments)
+    of_site = view.updates().where(updates.c.site == site)
     rows = view.rows(of_site.order_by(updates.c.order.desc()).limit(_limit(arguments)))
     sign, seen = view.signs.get(site), round(view.seen.get(site, -1.0), 1)
     told: Values = {"site_name": site, "held": view.rules.commands.held(site), "seen": seen}
     if sign is not None:
         told |= {"doing": sign.event.state, "software": sign.event.software, "base_version": sign.version}
         told |= {} if sign.doctor is None else _examined(sign.doctor)
-    columns = ("update", "base", "state", "reason", "version")
-    return told | _table(columns, [(_short(r.id), r.base_version, r.state, r.reason, r.version) for r in rows])
+    columns = ("update", "base", "state", "reason", "version", "arrived", "settled")
+    shown = [(_short(r.id), r.base_version, r.state, r.reason, r.version, r.arrived, r.settled) for r in rows]
+    return told | _table(columns, shown)
 
 
 def _examined(found: Event) -> Values:
@@ -264,28 +224,51 @@ def _is_wanted(card: Card, channels: Sequence[str], arguments: Arguments) -> boo
 
 
 def _update_list(view: QueryContext, arguments: Arguments) -> Values:
-    statement = select(updates).order_by(updates.c.order.desc()).limit(_limit(arguments))
+    statement = view.updates().order_by(updates.c.order.desc()).limit(_limit(arguments))
     if arguments.get("run") is not None:
         statement = statement.where(updates.c.run == view.run(arguments).name)
     if arguments.get("site") is not None:
-        statement = statement.where(updates.c.site == str(arguments["site"]))
+        statement = statement.where(updates.c.site == view.site(arguments))
     if arguments.get("state") is not None:
         statement = statement.where(updates.c.state == str(arguments["state"]))
-    rows = [(_short(r.id), r.site, r.base_version, r.state, r.reason, r.version, r.norm) for r in view.rows(statement)]
-    return _table(("update", "site", "base", "state", "reason", "version", "norm"), rows)
+    rows = [
+        (_short(r.id), r.site, r.base_version, r.state, r.reason, r.version, r.norm, r.arrived, r.settled)
+        for r in view.rows(statement)
+    ]
+    return _table(("update", "site", "base", "state", "reason", "version", "norm", "arrived", "settled"), rows)
 
 
-def _update_show(view: QueryContext, arguments: Arguments) -> Values:
+def update_row(view: QueryContext, arguments: Arguments) -> Found:
+    """The update whose first digits an argument gives.
+
+    Raises:
+        ConfigError: none or several begin with them.
+    """
     wanted = str(arguments.get("update", ""))
     if len(wanted) < 4:
         raise ConfigError("update: at least four digits of its id are needed")
     text = func.lower(func.hex(updates.c.id))
-    found = view.rows(select(updates).where(text.like(f"{_plain_hex(wanted)}%")).limit(2))
+    found = view.rows(view.updates().where(text.like(f"{_plain_hex(wanted)}%")).limit(2))
     if len(found) != 1:
         raise ConfigError(f"{wanted}: {'several updates begin' if found else 'no update begins'} with these digits")
-    row = found[0]
-    position = view.rows(select(members).where(members.c.id == row.id))
-    return {
+    return found[0]
+
+
+def as_member(view: QueryContext, row: Found) -> tuple[Member | None, bytes]:
+    """How a merged update stands in its version, and that version's digest; nothing of one that is in none."""
+    if row.state != UpdateState.MERGED:
+        return None, b""
+    wanted = select(versions.c.plan, versions.c.digest)
+    found = view.rows(wanted.where(versions.c.run == row.run, versions.c.version == row.version))
+    plan = read_plan(found[0].plan) if found else None
+    mine = next((member for member in plan.members if member.id == row.id), None) if plan is not None else None
+    return mine, found[0].digest if mine is not None else b""
+
+
+def _update_show(view: QueryContext, arguments: Arguments) -> Values:
+    row = update_row(view, arguments)
+    member, _ = as_member(view, row)
+    told: Values = {
         "update": row.id.hex(),
         "run": row.run,
         "site": row.site,
@@ -293,13 +276,19 @@ def _update_show(view: QueryContext, arguments: Arguments) -> Values:
         "state": row.state,
         "reason": row.reason,
         "version": row.version,
-        "position": position[0].position if position else -1,
+        "weight": None if member is None else member.weight,
         "examples": row.examples,
         "seconds": row.seconds,
         "norm": row.norm,
         "epoch": row.epoch,
         "sequence": row.sequence,
+        "arrived": row.arrived,
+        "settled": row.settled,
     }
+    if view.only is None:  # a place among others tells how many there are
+        position = view.rows(select(members.c.position).where(members.c.id == row.id))
+        told["position"] = position[0].position if position else -1
+    return told
 
 
 def _plain_hex(text: str) -> str:
@@ -356,14 +345,18 @@ def _audit_log(view: QueryContext, arguments: Arguments) -> Values:
     if (kind := arguments.get("kind")) is not None:
         statement = statement.where(ledger.c.kind == str(kind))
     statement = statement.order_by(ledger.c.number.desc()).limit(_limit(arguments))
-    rows = [(r.number, r.kind, _shown(r.entry), r.hash.hex()[:16]) for r in reversed(view.rows(statement))]
-    return _table(("number", "kind", "entry", "hash"), rows)
+    rows = [(r.number, *_read(r.entry), r.kind, r.hash.hex()[:16]) for r in reversed(view.rows(statement))]
+    columns = ("number", "at", "kind", "entry", "hash")
+    return _table(columns, [(number, at, kind, entry, hash) for number, at, entry, kind, hash in rows])
 
 
-def _shown(entry: bytes) -> str:
-    """A ledger entry as JSON; bytes in hexadecimal digits."""
+def _read(entry: bytes) -> tuple[float | None, str]:
+    """When a ledger entry was noted (None: before times were), and what else it says, as JSON with bytes in hex."""
     plain = unpack(entry, limits.STORED_RECORD)
-    return json.dumps(plain, default=lambda value: value.hex() if isinstance(value, bytes) else str(value))[:_ENTRY]
+    said = dict(plain) if isinstance(plain, dict) else {}
+    at = said.pop(AT, None)
+    text = json.dumps(said, default=lambda value: value.hex() if isinstance(value, bytes) else str(value))
+    return at if isinstance(at, float) else None, text[:_ENTRY]
 
 
 _ANSWERS: dict[str, Callable[[QueryContext, Arguments], Values]] = {
@@ -378,6 +371,7 @@ _ANSWERS: dict[str, Callable[[QueryContext, Arguments], Values]] = {
     "model.search": _model_search,
     "update.list": _update_list,
     "update.show": _update_show,
+    "update.receipt": _update_show,
     "metrics": _metrics,
     "dead.list": _dead_list,
     "dead.show": _dead_show,

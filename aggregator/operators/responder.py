@@ -16,7 +16,9 @@ import structlog
 from aggregator.domain import effects, events
 from aggregator.domain.state import SiteStatus
 from aggregator.operators.admin_access import AdminAccess
-from aggregator.operators.queries import QueryContext, letter, look_up, whole_number
+from aggregator.operators.attestations import attest
+from aggregator.operators.queries import letter, look_up, whole_number
+from aggregator.operators.view import QueryContext
 from broker.blobs.s3.grants import Granted
 from broker.transport.base import Transport
 from protocol import limits, topology
@@ -140,7 +142,10 @@ class Responder:
     def _look_up(self, asked: effects.LookUp) -> dict[str, Value]:
         command = asked.command
         view = replace(self._queries, registry=self.registry, signs=dict(self._signs), seen=asked.seen)
+        view = view.narrowed(command.only)
         values = look_up(command.command, command.arguments, view)
+        if command.command == "update.receipt":
+            values |= attest(view, command.arguments, self._identity, self._federation, time.time())
         if command.command == "dead.replay":
             row = letter(self._queries.history, whole_number(command.arguments, "id"))
             self._actions.again(row.queue.partition(".")[2], row.message)

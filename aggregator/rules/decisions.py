@@ -81,7 +81,7 @@ class Decisions:
             text=event.text if why == event.objection else text,
             counter=counter,
             values=values or {},
-            seen=seen if event.targets else {},
+            seen={site: seen[site] for site in event.targets if site in seen} if why == "ok" else {},
             cut_off=why == "ok" and event.command == "site.revoke",
         )
         self.do(told)

@@ -14,8 +14,8 @@ from aggregator.domain.events import Event
 from aggregator.intake import Intake
 from aggregator.journal.journal import Journal
 from aggregator.operators.preparation import Preparation
-from aggregator.operators.queries import QueryContext
 from aggregator.operators.responder import NOBODY, HubActions, Responder
+from aggregator.operators.view import QueryContext
 from aggregator.pipeline.envelope_cache import EnvelopeCache
 from aggregator.pipeline.genesis import registry_in_force, take_over
 from aggregator.pipeline.run_context import RunContexts

@@ -19,6 +19,7 @@ from protocol.envelope import Sealer, Trust, raw_body, unlock, verify
 from protocol.keys import Identity, Participant, Role
 from protocol.messages import (
     BODY,
+    Attestation,
     Bundle,
     Card,
     Command,
@@ -157,6 +158,20 @@ BODIES: dict[Kind, Any] = {
         sites=("site-a", "site-b"),
         measurements=(Measurement(site="site-a", examples=61, metrics={"accuracy": 0.875}),),
     ),
+    Kind.ATTESTATION: Attestation(
+        update=fixed("update")[:16],
+        site="site-a",
+        base_version=6,
+        outcome=Outcome.MERGED,
+        reason="ok",
+        digest=fixed("envelope"),
+        examples=303,
+        weight=0.375,
+        model=fixed("model"),
+        arrived=1_790_000_000_123,
+        settled=None,
+        issued=1_790_000_600_000,
+    ),
 }
 SENDER = {
     Kind.UPDATE: SITE_A,
@@ -176,6 +191,7 @@ SENDER = {
     Kind.BUNDLE: OPERATOR,
     Kind.CODE: AGGREGATOR,
     Kind.CARD: AGGREGATOR,
+    Kind.ATTESTATION: AGGREGATOR,
 }
 TO: dict[Kind, Sequence[Identity]] = {
     Kind.UPDATE: (AGGREGATOR,),
@@ -195,6 +211,7 @@ TO: dict[Kind, Sequence[Identity]] = {
     Kind.BUNDLE: (AGGREGATOR,),
     Kind.CODE: (SITE_A, SITE_B, AGGREGATOR),
     Kind.CARD: (SITE_A, SITE_B, OPERATOR, AGGREGATOR),
+    Kind.ATTESTATION: (),
 }
 BLOBS = {Kind.UPDATE, Kind.VERSION, Kind.SPEC, Kind.STATE, Kind.BUNDLE, Kind.CODE, Kind.CARD}
 
