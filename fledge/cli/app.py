@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fledge.cli import bundle, data, deploy, health, infer, provision, site
+from fledge.cli import bundle, data, deploy, health, infer, provision, receipt, site
 from fledge.cli.doctor import doctor
-from fledge.cli.options import named_value
+from fledge.cli.options import named_value, the_run
 from fledge.ctl.app import app as ctl
 from fledge.shell.command import shell
 from protocol.errors import ConfigError, Fenced, FledgeError
@@ -22,9 +22,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(site.app)
+site.app.command()(receipt.receipts)
+site.app.command()(receipt.receipt)
 app.add_typer(bundle.app)
 app.add_typer(data.app)
 app.add_typer(deploy.app)
+app.add_typer(receipt.app)
 app.command()(doctor)
 app.command()(health.healthcheck)
 app.command()(infer.infer)
@@ -226,27 +229,30 @@ def worker(
         raise typer.Exit(RESTART)
 
 
-Run = Annotated[str, typer.Option("--run", help="The run's name, or its directory.")]
+Run = Annotated[str | None, typer.Argument(metavar="RUN", help="The run's name, or its directory.")]
+OldRun = Annotated[str | None, typer.Option("--run", hidden=True, help="As RUN, which was once named so.")]
 Without = Annotated[list[str] | None, typer.Option(help="Leave out this site; may be given again.")]
 Otherwise = Annotated[str | None, typer.Option(help="Merge with this strategy instead.")]
 
 
 @app.command()
 def replay(
-    run: Run,
+    run: Run = None,
     config: Config = Path("aggregator.toml"),
     upto: Annotated[int | None, typer.Option(min=1, help="Stop after this version.")] = None,
     without: Without = None,
     strategy: Otherwise = None,
     audit: Annotated[bool, typer.Option("--audit", help="Only check the ledger and every stored weight.")] = False,
+    old: OldRun = None,
 ) -> None:
     """Rebuild a run's versions from the journal and compare them, or see what would have been."""
     from fledge import history
 
+    name = the_run(run, old)
     if audit:
-        lines = history.audit_run(config, run)
+        lines = history.audit_run(config, name)
     else:
-        lines = history.replay_run(config, run, upto=upto, without=without or (), strategy=strategy)
+        lines = history.replay_run(config, name, upto=upto, without=without or (), strategy=strategy)
     good = True
     for line in lines:
         typer.echo(line.text)
@@ -257,19 +263,29 @@ def replay(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Argument(help="A new file; the safetensors library opens it.")],
-    run: Run,
+    run: Run = None,
+    number: Annotated[int | None, typer.Argument(metavar="VERSION", min=0, help="Default: the newest.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="A new file; the safetensors library opens it.")
+    ] = None,
     config: Config = Path("aggregator.toml"),
-    number: Annotated[int | None, typer.Option("--model", min=0, help="The version; default: the newest.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The raw version, not the released average.")] = False,
     without: Without = None,
     strategy: Otherwise = None,
+    old: OldRun = None,
+    model: Annotated[int | None, typer.Option("--model", min=0, hidden=True, help="As VERSION, once.")] = None,
 ) -> None:
     """Write a version of the model, as it is or as it would have been, as a plain safetensors file."""
     from fledge import history
 
+    if old is not None and out is None and run is not None:
+        out = Path(run)  # as it was written once: `fledge export FILE --run RUN`
+        run = None
+    if out is None:
+        raise ConfigError("name a new file for the model: fledge export RUN -o FILE")
+    number = model if number is None else number
     otherwise = history.Otherwise(without=tuple(without or ()), strategy=strategy)
-    done = history.export_run(config, run, out, version=number, released=not raw, otherwise=otherwise)
+    done = history.export_run(config, the_run(run, old), out, version=number, released=not raw, otherwise=otherwise)
     typer.echo(f"{out}: version {done.version}, {done.size} bytes")
 
 

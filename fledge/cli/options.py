@@ -35,6 +35,19 @@ def taken(also: Iterable[str] | None) -> frozenset[Beside]:
     return frozenset(TAKEN[name] for name in also or ())
 
 
+def the_run(run: str | None, old: str | None) -> str:
+    """The run that is named by its place or, as once, by `--run`.
+
+    Raises:
+        ConfigError: it is named in neither way, or in both.
+    """
+    if run is not None and old is not None:
+        raise ConfigError(f"the run is named twice, {run} and {old}; name it once, without --run")
+    if (name := old if run is None else run) is None:
+        raise ConfigError("for which run? name it")
+    return name
+
+
 def named_value(text: str, option: str) -> tuple[str, object]:
     """A name and a value as TOML would read it; text that TOML cannot read is a string.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="site",
-    help="At a hospital: approve or refuse runs, see what went wrong and which models are here, rehearse a training.",
+    help="At a hospital: approve runs, see what became of updates, what went wrong, which models are here; rehearse.",
     no_args_is_help=True,
 )
 
@@ -106,13 +106,14 @@ def models(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = Fals
 
 @app.command()
 def rehearse(
-    run: Annotated[str, typer.Option("--run", help="Take the options that worker.toml has for this run.")] = "",
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Take the options that worker.toml has for this run.")] = "",
     code: Annotated[
         Path | None, typer.Option(help="A run's code to be tried; by default the trainer that worker.toml names.")
     ] = None,
     versions: Annotated[int, typer.Option(min=1, max=1000, help="How many versions to train one after another.")] = 2,
     config: Config = WORKER_TOML,
     kit: Kit = None,
+    old: Annotated[str, typer.Option("--run", hidden=True, help="As RUN, which was once named so.")] = "",
 ) -> None:
     """Try a trainer with this site's data, filters and exclusions: everything is real but federation and store."""
     from fledge.runs.code_archive import CODE
@@ -122,7 +123,7 @@ def rehearse(
     from worker.pipeline.code_loader import FACTORY
     from worker.rehearsal import rehearse
 
-    config = at(config, kit)
+    config, run = at(config, kit), run or old
     settings = read_config(config)
     if code is not None and (code / CODE).is_dir():  # a run's directory
         code = code / CODE

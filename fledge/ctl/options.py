@@ -38,6 +38,7 @@ AlsoSites = Annotated[
 ]
 Everywhere = Annotated[bool, typer.Option("--all", help="Every site of the federation.")]
 OneRun = Annotated[str | None, typer.Argument(metavar="RUN", help="The run's name; default: the one that goes on.")]
+OldRun = Annotated[str | None, typer.Option("--run", hidden=True, help="As RUN, which was once named so.")]
 ThisRun = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for the name again.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")]
@@ -80,6 +81,17 @@ def session_of(context: typer.Context, yes: bool = False) -> Session:
         raise ConfigError("this command belongs to `fledge ctl`")
     context.obj.yes |= yes
     return context.obj
+
+
+def the_run(run: str | None, old: str | None) -> str | None:
+    """The run that is named by its place or, as once, by `--run`.
+
+    Raises:
+        ConfigError: it is named in both ways.
+    """
+    if run is not None and old is not None:
+        raise ConfigError(f"the run is named twice, {run} and {old}; name it once, without --run")
+    return old if run is None else run
 
 
 def chosen(session: Session, sites: Sequence[str] | None, also: Sequence[str] | None, everywhere: bool) -> list[str]:

@@ -133,6 +133,8 @@ def _short(value: object) -> str:
 _COLUMNS: Mapping[str, Callable[[object], str]] = {
     "seen": ago,
     "at": _when,
+    "arrived": _when,
+    "settled": _when,
     "published": _when,
     "progress": _share,
     "digest": _short,

@@ -286,6 +286,6 @@ def _synchronous_cells(summary: DemoSummary) -> tuple[str, str]:
 def _what_next(out: Path, console: Console) -> None:
     config = out / ASYNCHRONOUS / "federation" / AGGREGATOR_TOML
     console.print(
-        f"\nTo rebuild every version from the journal and compare: fledge replay --config {config} --run {RUN}",
+        f"\nTo rebuild every version from the journal and compare: fledge replay {RUN} --config {config}",
         soft_wrap=True,
     )

@@ -24,7 +24,8 @@ ROOMS = {
     "deploy": [{"provision", "docker"}, {"servers", "keyfiles"}],
     "fledge": [
         *({"__main__"}, {"cli", "demo_task"}, {"demo"}, {"inference", "history", "__init__"}, {"bootstrap", "shell"}),
-        *({"ctl", "doctor"}, {"operator", "runs", "health"}, {"process", "connections", "federation", "trainers"}),
+        *({"ctl", "doctor"}, {"operator", "runs", "health", "receipts"}),
+        {"process", "connections", "federation", "trainers"},
     ],
 }
 """Rooms from the top; a room imports its own files and rooms of later rows, nothing beside or above it."""

@@ -43,6 +43,30 @@ class UpdateRow:
     chunks: tuple[bytes, ...]
 
 
+ON_ITS_WAY = "on_its_way"
+"""The outcome of an update that has no final receipt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentUpdate:
+    """An update of this site and what became of it, for people to read."""
+
+    id: bytes
+    run: str
+    base_version: int
+    epoch: int
+    sequence: int
+    outcome: str
+    """In the words of receipts, `on_its_way`, or of this site's own where it gave the update up."""
+    reason: str
+    version: int
+    """The version that holds it, if it was merged."""
+    receipt: bytes
+    """As the aggregator signed it; empty where there is none."""
+    at: float
+    """When it was made, or its receipt came; seconds since 1970 by the site's clock."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
     """A finished message with a blob: signed bytes, the chunks' names, the content key wrapped for its own site."""

@@ -9,7 +9,7 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, literal, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
@@ -19,7 +19,7 @@ from protocol.errors import StateError
 from protocol.messages import RunState
 from protocol.topology import up_exchange
 from worker.domain import writes
-from worker.domain.state import Deployment, RunRow, Sealed, Snapshot, UpdateRow
+from worker.domain.state import ON_ITS_WAY, Deployment, RunRow, Sealed, SentUpdate, Snapshot, UpdateRow
 from worker.journal import tables
 
 SCHEMA = 1
@@ -93,6 +93,12 @@ class Journal:
     def registry_beside(cls, path: Path) -> bytes | None:
         """The newest registry's signed record, read beside the worker; errors as with `beside`."""
         return _read_beside(path, _registry_record)
+
+    @classmethod
+    def sent_beside(cls, path: Path) -> list[SentUpdate]:
+        """Every update that was made and what became of it, the newest first, read beside the worker; errors as with
+        `beside`."""
+        return _read_beside(path, _sent)
 
     def _begin(self) -> AbstractContextManager[Connection]:
         return self._engine.begin()
@@ -265,6 +271,23 @@ def _read_beside(path: Path, read: Callable[[Connection], T]) -> T:
         raise StateError(f"{path}: {error.orig}; has its worker been started with this version?") from error
     finally:
         engine.dispose()
+
+
+def _sent(db: Connection) -> list[SentUpdate]:
+    waiting, settled = tables.updates.c, tables.receipts.c
+    columns = ("id", "run", "base_version", "epoch", "sequence")
+    under_way = [
+        *(waiting[name] for name in columns),
+        *(literal(ON_ITS_WAY).label("outcome"), literal("-").label("reason"), literal(0).label("version")),
+        *(literal(b"").label("receipt"), waiting.made.label("at")),
+    ]
+    told = (*columns, "outcome", "reason", "version", "receipt")
+    done = [*(settled[name] for name in told), settled.received.label("at")]
+    rows = [
+        *db.execute(select(*under_way).order_by(waiting.row.desc())),
+        *db.execute(select(*done).order_by(settled.received.desc(), settled.id)),
+    ]
+    return [SentUpdate(**row._mapping) for row in rows]
 
 
 def _registry_record(db: Connection) -> bytes | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fledge.ctl.options import OneRun, Yes, command, group, session_of
+from fledge.ctl.options import OldRun, OneRun, Yes, command, group, session_of, the_run
 
 app = group("Versions of the global model, and the models that were published.")
 
@@ -27,11 +28,20 @@ def list_models(context: typer.Context, run: OneRun = None) -> int:
 @command(app, "show")
 def show(
     context: typer.Context,
-    version: Annotated[int, typer.Argument(min=0, help="The version.")],
-    run: Annotated[str | None, typer.Option(help="Of this run; default: the one that goes on.")] = None,
+    run: OneRun = None,
+    version: Version = None,
+    old: OldRun = None,
 ) -> int:
     """One version: who is in it, with which weight."""
-    return session_of(context).send("model.show", {"version": version, "run": run})
+    if old is not None and run is not None and run.isdigit() and version is None:
+        version = int(run)  # as it was written once: `model show 12 --run chest`
+        run = None
+    session = session_of(context)
+    answers = session.ask("model.show", {"version": version, "run": the_run(run, old)})
+    if run is not None and run.isdigit() and version is None and not answers[0].ok:
+        hint = f"{answers[0].why} (a version is named after its run: `model show RUN {run}`)"
+        answers = [replace(answers[0], text=hint), *answers[1:]]
+    return session.told(answers)
 
 
 @command(app, "export")

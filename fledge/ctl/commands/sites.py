@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from fledge.ctl import render
-from fledge.ctl.options import AlsoSites, Everywhere, OneRun, OneSite, Sites, Yes, chosen, command, group, session_of
+from fledge.ctl.options import (
+    AlsoSites,
+    Everywhere,
+    OneRun,
+    OneSite,
+    Sites,
+    Yes,
+    chosen,
+    command,
+    complete_site,
+    group,
+    session_of,
+)
 
 app = group("The sites of the federation.")
 DISPENSABLE = ("staleness", "waiting", "certificate", "base", "run_of", "progress")
@@ -33,7 +45,12 @@ def list_sites(context: typer.Context) -> int:
 @command(app, "show")
 def show(
     context: typer.Context,
-    site: OneSite,
+    site: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SITE", help="The site's name; default: the only one you may see.", autocompletion=complete_site
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1024, help="How many of its newest updates.")] = 20,
 ) -> int:
     """One site: what it does now and what became of its updates."""

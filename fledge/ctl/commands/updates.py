@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fledge.ctl import render
-from fledge.ctl.options import Follow, OneRun, command, complete_site, group, session_of
+from fledge.ctl.options import Follow, OldRun, OneRun, command, complete_site, group, session_of, the_run
 from fledge.ctl.session import Session
 
 if TYPE_CHECKING:
-    from fledge.operator.console import Answer
+    from fledge.operator.console import Answer, Arguments
     from protocol.codec import Plain, Value
 
 app = group("Updates of sites.")
@@ -24,13 +25,15 @@ NOTHING = (
 @command(app, "list")
 def list_updates(
     context: typer.Context,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Of this run only.")] = None,
     site: Annotated[str | None, typer.Option(help="Of this site only.", autocompletion=complete_site)] = None,
     state: Annotated[str | None, typer.Option(help="In this state only: merged, rejected, …")] = None,
-    run: Annotated[str | None, typer.Option(help="Of this run only.")] = None,
+    old: OldRun = None,
     limit: Annotated[int, typer.Option(min=1, max=1024, help="How many at most.")] = 50,
 ) -> int:
     """The newest updates and what became of them."""
-    return session_of(context).send("update.list", {"site": site, "state": state, "run": run, "limit": limit})
+    wanted: Arguments = {"site": site, "state": state, "run": the_run(run, old), "limit": limit}
+    return session_of(context).send("update.list", wanted)
 
 
 @command(app, "show")
@@ -39,6 +42,21 @@ def show(
 ) -> int:
     """One update."""
     return session_of(context).send("update.show", {"update": update})
+
+
+@command(app, "receipt")
+def receipt(
+    context: typer.Context,
+    update: Annotated[str, typer.Argument(help="The update, as `update list` names it.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="A new file for it, which `fledge receipt verify` checks.")
+    ] = None,
+) -> int:
+    """The aggregator's signed word on an update, which anybody with a kit can check without the hub."""
+    from fledge.ctl import receipt_action
+
+    session = session_of(context)
+    return session.told(receipt_action.receipt(session, update, out))
 
 
 def metrics(context: typer.Context, run: OneRun = None, follow: Follow = False) -> int:

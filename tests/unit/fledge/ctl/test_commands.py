@@ -4,7 +4,7 @@ import base64
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from tests.support.operator_hub import STATUS, Hub, kit, refused, silent
 
 BY_THEMSELVES = {"registry", "upload.urls", "download.urls"}
 """Orders that a console gives by itself."""
-WITH_FILES = {"registry.put", "run.create", "run.deploy", "model.export"}
-"""Commands that read a file, which have a test of their own."""
+WITH_FILES = {"registry.put", "run.create", "run.deploy", "model.export", "update.receipt"}
+"""Commands that read a file or check what came, which have a test of their own."""
 ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("status", "status", {}, ()),
     ("site list", "site.list", {}, ()),
+    ("site show", "site.show", {"limit": 20}, ()),
     ("site show north", "site.show", {"site": "north", "limit": 20}, ()),
     ("site show north --limit 3", "site.show", {"site": "north", "limit": 3}, ()),
     ("site quarantine north --yes", "site.quarantine", {"site": "north"}, ()),
@@ -57,9 +58,12 @@ ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("run abort --yes", "run.abort", {}, ()),
     ("model list", "model.list", {}, ()),
     ("model list chest", "model.list", {"run": "chest"}, ()),
-    ("model show 12", "model.show", {"version": 12}, ()),
+    ("model show", "model.show", {}, ()),
+    ("model show chest", "model.show", {"run": "chest"}, ()),
+    ("model show chest 12", "model.show", {"version": 12, "run": "chest"}, ()),
     ("model show 12 --run chest", "model.show", {"version": 12, "run": "chest"}, ()),
     ("status chest", "status", {"run": "chest"}, ()),
+    ("update list chest", "update.list", {"run": "chest", "limit": 50}, ()),
     ("update list --run chest", "update.list", {"run": "chest", "limit": 50}, ()),
     (
         "model publish chest 3 --name lung --label ct --label lung --application lungs --raw",
@@ -163,6 +167,32 @@ def test_every_order_has_a_command_of_its_name() -> None:
         assert ("--yes" in takes) == (COMMANDS[name].dangerous or name == "run.deploy"), name
 
 
+def test_a_run_is_named_by_its_place_in_every_command() -> None:
+    def commands(node: Any, *above: str) -> Iterator[tuple[str, Any]]:
+        for name, each in getattr(node, "commands", {}).items():
+            yield from commands(each, *above, name)
+        if not hasattr(node, "commands"):
+            yield " ".join(above), node
+
+    named = []
+    for name, found in commands(get_command(fledge_app)):
+        places = [each.metavar or each.name.upper() for each in found.params if each.param_type_name == "argument"]
+        options = {option for each in found.params if not getattr(each, "hidden", False) for option in each.opts}
+        assert "--run" not in options or name == "aggregator", name  # whose run is a folder to begin with
+        assert "RUN" not in places[1:], name
+        named += [name] if "RUN" in places else []
+    assert {"ctl status", "ctl model show", "ctl model list", "ctl update list", "infer", "replay", "export"} <= {
+        *named
+    }
+
+
+def test_a_version_without_its_run_is_told_where_it_belongs() -> None:
+    hub = Hub({"model.show": refused("not_possible", "there is no such run")})
+    code, shown = ctl(hub, "model show 12")
+    assert (code, "`model show RUN 12`" in shown) == (1, True)
+    assert ctl(Hub(), "model show chest --run lung")[0] == 2
+
+
 def test_a_registry_travels_in_lines_that_fit_into_an_order(tmp_path: Path) -> None:
     record, hub = bytes(range(256)) * 16, Hub()
     (tmp_path / "registry.bin").write_bytes(record)
@@ -215,7 +245,7 @@ def test_a_refusal_weighs_more_than_a_silence() -> None:
 
 
 def test_the_wrong_words_end_with_2() -> None:
-    for line in ("site nonsense", "model show twelve", "site show", "logs --lines 0 north", "status --nonsense"):
+    for line in ("site nonsense", "model show chest twelve", "logs --lines 0 north", "status --nonsense"):
         assert ctl(Hub(), line)[0] == 2, line
 
 

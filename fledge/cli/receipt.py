@@ -1,0 +1,136 @@
+"""What became of updates, without the hub: `fledge receipt verify`, `fledge site receipts`, `fledge site receipt`."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fledge.cli.options import AsJson
+from fledge.cli.site import at, state_of
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fledge.doctor.place import Config
+    from fledge.receipts import Facts
+    from protocol.codec import Plain
+    from protocol.registry import Registry
+    from worker.domain.state import SentUpdate
+
+app = typer.Typer(name="receipt", help="Receipts that the aggregator signed.", no_args_is_help=True)
+
+SiteConfig = Annotated[Path, typer.Option("--config", help="The site's configuration file.")]
+SiteKit = Annotated[Path | None, typer.Option("--kit", help="Or: the site's kit, the folder that holds worker.toml.")]
+WORKER_TOML = Path("worker.toml")
+_SHORT = 16
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A file of `fledge site receipt` or `fledge ctl update receipt`.")],
+    kit: Annotated[
+        Path, typer.Option("--kit", envvar="FLEDGE_KIT", help="Any kit of the federation: an unpacked folder.")
+    ] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Check a receipt against the kit's root and list of members, without any server; exit code 1: it does not hold."""
+    from deploy.keyfiles import read_bounded
+    from fledge.doctor.place import read_kit
+    from fledge.receipts import LIMIT, check
+
+    place = read_kit(kit if kit.is_dir() else kit.parent)
+    registry = _newest(place.base, place.config.registry, bytes.fromhex(place.config.root), place.config)
+    facts = check(read_bounded(file, LIMIT, "a receipt"), registry, place.config.federation)
+    _show(facts, as_json)
+    if not as_json:
+        typer.echo(f"it holds: the aggregator of {place.config.federation} signed this, and nothing was altered")
+
+
+def receipts(config: SiteConfig = WORKER_TOML, kit: SiteKit = None, as_json: AsJson = False) -> None:
+    """List every update that this site sent and what became of it, the newest first; the hub is not asked."""
+    found = _sent(at(config, kit))
+    if as_json:
+        typer.echo(json.dumps([_row(each) for each in found]))
+        return
+    for each in found:
+        row = _row(each)
+        said = each.outcome + (f" into version {each.version}" if each.outcome == "merged" else f" ({each.reason})")
+        typer.echo(f"{each.id.hex()[:_SHORT]}  {row['at']}  {each.run} from version {each.base_version}: {said}")
+    if not found:
+        typer.echo("this site has not sent an update yet")
+
+
+def receipt(
+    update: Annotated[str, typer.Argument(help="The update, as `fledge site receipts` names it.")],
+    config: SiteConfig = WORKER_TOML,
+    kit: SiteKit = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="A new file for it, which `fledge receipt verify` checks.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the receipt of one update as the aggregator signed it; with -o also as a file for others."""
+    from deploy.keyfiles import read_identity, write_private
+    from fledge.receipts import SignedReceipt
+    from worker.config import read_config
+
+    path = at(config, kit)
+    found = [each for each in _sent(path) if len(update) >= 4 and each.id.hex().startswith(update.lower())]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{update}: {'several updates begin' if found else 'no update begins'} with these digits (four at least); "
+            "`fledge site receipts` lists them"
+        )
+    (sent,) = found
+    if not sent.receipt:
+        raise ConfigError(f"there is no receipt of {sent.id.hex()[:_SHORT]}: {sent.outcome} ({sent.reason})")
+    settings = read_config(path)
+    identity = read_identity(path.parent / settings.keys)
+    registry = _newest(path.parent, settings.registry, bytes.fromhex(settings.root), settings)
+    signed = SignedReceipt.opened(sent.receipt, identity, registry, settings.federation)
+    if out is not None:
+        write_private(out, signed.to_text(registry, settings.federation).encode())
+    _show(signed.facts(registry, settings.federation), as_json)
+    if out is not None and not as_json:
+        typer.echo(f"written to {out}")
+
+
+def _row(sent: SentUpdate) -> dict[str, Plain]:
+    at = datetime.fromtimestamp(sent.at, UTC).isoformat(timespec="seconds")
+    told: dict[str, Plain] = {"update": sent.id.hex(), "at": at, "run": sent.run, "base_version": sent.base_version}
+    told |= {"epoch": sent.epoch, "sequence": sent.sequence, "outcome": sent.outcome, "reason": sent.reason}
+    return told | {"version": sent.version if sent.outcome == "merged" else None}
+
+
+def _show(facts: Facts, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name:<13} {'-' if value is None else value}")
+
+
+def _sent(config: Path) -> list[SentUpdate]:
+    from worker.journal.journal import Journal
+
+    return Journal.sent_beside(state_of(config) / "worker.db")
+
+
+def _newest(base: Path, registry: Path, root: bytes, config: Config) -> Registry:
+    """The newest list of members that is here: the kit's, or the one that its worker has heard of."""
+    from deploy.keyfiles import read_bounded
+    from protocol.limits import STORED_RECORD
+    from protocol.registry import open_registry
+    from worker.config import WorkerConfig
+    from worker.journal.journal import Journal
+
+    federation = config.federation
+    newest = open_registry(read_bounded(base / registry, STORED_RECORD, "the signed registry"), root, federation)
+    if isinstance(config, WorkerConfig) and (database := base / config.state / "worker.db").exists():
+        record = Journal.registry_beside(database)
+        heard = open_registry(record, root, federation) if record else newest
+        newest = max(newest, heard, key=lambda each: each.version)
+    return newest
