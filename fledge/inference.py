@@ -167,6 +167,8 @@ class InferenceRequest:
     """Taken instead of the run's own."""
     device: str = ""
     """Empty: the site's, or else the bundle's."""
+    config_file: tuple[str, ...] = ()
+    """What the bundle infers by, merged in this order; empty: its `configs/inference.json`."""
 
 
 def infer(config: Path, request: InferenceRequest, progress: Progress | None = None) -> Inferred:
@@ -191,7 +193,14 @@ def infer(config: Path, request: InferenceRequest, progress: Progress | None = N
         root = request.bundle or stack.enter_context(models.bundle(model))
         folder = stack.enter_context(new_folder(output))
         device, overrides = request.device or options.get("device", ""), options.get("overrides")
-        inference = BundleInference(root, images=images, output=folder, overrides=overrides, device=device)
+        inference = BundleInference(
+            root,
+            images=images,
+            output=folder,
+            overrides=overrides,
+            device=device,
+            config_file=request.config_file,
+        )
         weights = models.weights(kept, model, spec, inference.keeps(options.get("keep_local")))
         inference.run(weights, progress)
         about = {"run": kept.run, "version": kept.version, "sha256": model.manifest.digest.hex()}

@@ -9,7 +9,7 @@ import typer
 
 from fledge.cli import bundle, data, deploy, health, infer, provision, receipt, site
 from fledge.cli.doctor import doctor
-from fledge.cli.options import named_value, the_run
+from fledge.cli.options import ConfigFiles, named_value, the_run
 from fledge.ctl.app import app as ctl
 from fledge.shell.command import shell
 from protocol.errors import ConfigError, Fenced, FledgeError
@@ -154,6 +154,7 @@ def init_run(
     ] = None,
     name: Annotated[str, typer.Option(help="The run's name; default: the directory's.")] = "",
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the factory; may be given again.")] = None,
+    config_file: ConfigFiles = None,
 ) -> None:
     """Make a run: its initial model (version 0), the model's specification, and run.toml with every default.
 
@@ -169,15 +170,16 @@ def init_run(
     from worker.pipeline.code_loader import FACTORY
 
     if bundle is not None:
-        from fledge.runs.from_bundle import init_bundle_run
+        from fledge.runs.from_bundle import Chosen, init_bundle_run
 
         if factory or code is not None or option:
             raise ConfigError("--bundle brings its own training code; leave out the factory, --code and --option")
-        spec = init_bundle_run(bundle, out, name=name or out.resolve().name, weights=weights, tell=typer.echo)
+        chosen = Chosen(weights=weights, config_file=config_file or ())
+        spec = init_bundle_run(bundle, out, name=name or out.resolve().name, chosen=chosen, tell=typer.echo)
     elif not factory and code is None:
         raise ConfigError("name your training code as module:factory, its folder with --code, or a MONAI bundle's")
-    elif weights is not None:
-        raise ConfigError("--weights goes with --bundle; other trainers begin with what they make")
+    elif weights is not None or config_file:
+        raise ConfigError("--weights and --config-file go with --bundle; other trainers begin with what they make")
     else:
         options = dict(named_value(text, "--option") for text in option or ())
         spec = make_run(factory or FACTORY, out, name=name or out.resolve().name, options=options, code=code)

@@ -1,4 +1,4 @@
-"""What several commands understand in the same way: `--json`, `--also`, and NAME=VALUE."""
+"""What several commands understand in the same way: `--json`, `--also`, `--config-file`, and NAME=VALUE."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from worker.data.dicom_kinds import Beside
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
+ConfigFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config-file",
+        metavar="FILE",
+        help="A configuration in the bundle, as for MONAI's runner; given again, they are merged in this order.",
+    ),
+]
 
 Also = Annotated[
     list[str] | None,

@@ -16,12 +16,13 @@ from monai.bundle.config_parser import ConfigParser
 from torch import nn
 
 from protocol.errors import FledgeError
-from worker.bundles.check_configs import config_findings, metadata_of
+from worker.bundles.check_configs import config_findings
 from worker.bundles.check_data import Item, duplicates, item_findings
 from worker.bundles.check_expected import expected
 from worker.bundles.findings import Problem, Severity, of_error
 from worker.monai.configs import Configs
 from worker.monai.errors import explained
+from worker.monai.parser import META
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
 from worker.trainers.torch import model_spec
 
@@ -60,7 +61,12 @@ class BundleReport:
 
 
 def check_bundle(
-    root: Path, data: Path | None = None, *, overrides: Mapping[str, object] | None = None, quick: bool = False
+    root: Path,
+    data: Path | None = None,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    quick: bool = False,
+    config_file: str | Sequence[str] | None = None,
 ) -> BundleReport:
     """Check a bundle, and with `data` the images and labels in that folder.
 
@@ -69,17 +75,18 @@ def check_bundle(
     Args:
         overrides: as in a site's options.
         quick: look at headers of images alone, and try no batch.
+        config_file: what the training is configured by, as for MONAI's runner; `configs/train.json` by default.
     """
     changed = {**(overrides or {}), **({} if data is None else {"dataset_dir": str(data.resolve())})}
     if data is not None and not data.is_dir():
         return BundleReport((Problem(str(data), "is not a folder here", "name the folder of the site's data"),))
     root = root.resolve()
-    found = config_findings(root, changed)
+    found = config_findings(root, changed, config_file)
     if not BundleReport(tuple(found)).good:
         return BundleReport(tuple(found))
     try:
-        parser = Configs(root, overrides=changed).train({}, "")
-        network = network_size(bundle_network(root, overrides=changed))
+        parser = Configs(root, overrides=changed, config_file=config_file).train({}, "")
+        network = network_size(bundle_network(root, overrides=changed, config_file=config_file))
     except FledgeError as error:
         return BundleReport((*found, of_error(error, "the bundle")))
     if data is None:
@@ -88,11 +95,12 @@ def check_bundle(
     lists: list[Sequence[Item] | None] = [None, None]
     if BundleReport(tuple(found)).good:
         lists = [_listed(parser, name, found) for name in _LISTS]
-        found += _example_findings(parser, lists, metadata_of(root), quick)
+        found += _example_findings(parser, lists, quick)
     loss: float | None = None
     if not quick and BundleReport(tuple(found)).good:
         try:
-            loss = bundle_trainer(root, dataset_dir=data, overrides={**changed, **_lazily(parser)}).rehearse()
+            quickly = {**changed, **_lazily(parser)}
+            loss = bundle_trainer(root, dataset_dir=data, overrides=quickly, config_file=config_file).rehearse()
         except FledgeError as error:
             found.append(of_error(error, "training"))
     training, validation = (None if each is None else len(each) for each in lists)
@@ -166,11 +174,9 @@ def _listed(parser: ConfigParser, name: str, found: list[Problem]) -> Sequence[I
     return items
 
 
-def _example_findings(
-    parser: ConfigParser, lists: Sequence[Sequence[Item] | None], metadata: Mapping[str, object], quick: bool
-) -> Iterator[Problem]:
+def _example_findings(parser: ConfigParser, lists: Sequence[Sequence[Item] | None], quick: bool) -> Iterator[Problem]:
     try:
-        wanted = expected(parser, metadata)
+        wanted = expected(parser, parser.get(META, {}))
     except Exception as error:  # transforms of the bundle's own
         yield of_error(explained(error, "making the bundle's transforms"), "train#dataset#transform")
         return

@@ -75,6 +75,8 @@ def _converts(loader: LoadImaged) -> bool:
 def _number(parser: ConfigParser, name: str, formats: object, *below: str) -> int | None:
     """A number of channels, from the network's arguments or else from the metadata."""
     found = parser.get(name)
+    if isinstance(found, str):  # a reference, such as to the metadata, or an expression
+        found = parser.get_parsed_content(name)
     if not isinstance(found, int):
         for each in (*below, "num_channels"):
             formats = formats.get(each) if isinstance(formats, dict) else None

@@ -31,7 +31,7 @@ from protocol.spec import ModelSpec
 from worker.api.fingerprint import fingerprint as fingerprint_of
 from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides, positive_whole
 from worker.api.weights import Weights
-from worker.monai.configs import NETWORKS, REQUIRED, Configs
+from worker.monai.configs import NETWORKS, Configs
 from worker.monai.datalist import listed
 from worker.monai.engine import Beginning, Engine, seed
 from worker.monai.errors import explained
@@ -247,6 +247,7 @@ def bundle_trainer(
     gpus: Sequence[int] = (),
     amp: bool | None = None,
     fingerprint: bool = False,
+    config_file: str | Sequence[str] | None = None,
 ) -> BundleTrainer:
     """A trainer of a MONAI bundle, on the site's own data.
 
@@ -263,6 +264,8 @@ def bundle_trainer(
         amp: mixed precision on GPUs; by default the bundle's choice. On a CPU there is none.
         fingerprint: whether updates carry a keyed fingerprint of the files of the bundle's training list, which are
             read once in full for it.
+        config_file: what the training is configured by, one path in the bundle or several that are merged in their
+            order, as for MONAI's runner; `configs/train.json` by default. `evaluate` is added for the evaluation.
 
     Raises:
         ConfigError: an option or the bundle cannot be used.
@@ -279,11 +282,13 @@ def bundle_trainer(
         gpus=gpus,
         amp=amp,
         fingerprint=fingerprint,
+        config_file=config_file,
     )
     place = Path(dataset_dir)
     if not place.is_dir():
         raise ConfigError(f"dataset_dir: {place} is not a folder here; correct it in the site's options")
-    configs = Configs(Path(bundle_root), overrides={**(overrides or {}), "dataset_dir": str(place.resolve())})
+    changed = {**(overrides or {}), "dataset_dir": str(place.resolve())}
+    configs = Configs(Path(bundle_root), overrides=changed, config_file=config_file)
     return BundleTrainer(configs, options)
 
 
@@ -307,7 +312,12 @@ def site_trainer(
 
 
 def bundle_network(
-    bundle_root: Path, *, weights: Path | None = None, seed: int = 0, overrides: Mapping[str, object] | None = None
+    bundle_root: Path,
+    *,
+    weights: Path | None = None,
+    seed: int = 0,
+    overrides: Mapping[str, object] | None = None,
+    config_file: str | Sequence[str] | None = None,
 ) -> nn.Module:
     """The network that a bundle defines, with random weights that follow from `seed`, or those of a file.
 
@@ -316,7 +326,7 @@ def bundle_network(
     Raises:
         ConfigError: it defines none, or the file does not hold its weights.
     """
-    configs = Configs(bundle_root, overrides=overrides or {}, required=REQUIRED)
+    configs = Configs(bundle_root, overrides=overrides or {}, config_file=config_file)
     more = {"device": "$torch.device('cpu')"}
     parser = configs.train(more, "")
     named = next((name for name in NETWORKS if name in parser), None)

@@ -28,6 +28,7 @@ from worker.bundles.check_configs import metadata_findings, packages
 from worker.bundles.check_data import Expected, Facts, judged, judged_answer
 from worker.bundles.check_expected import expected
 from worker.bundles.findings import Problem, Severity
+from worker.monai import parser as parsing
 from worker.trainers.monai_bundle import bundle_trainer
 
 pytestmark = MONAI
@@ -256,10 +257,11 @@ def test_files_that_are_no_json_object_are_told(bundle: Path, file: str, text: s
 
 
 def test_a_file_too_large_is_not_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_configs, "_LARGEST", 10)
+    monkeypatch.setattr(parsing, "LARGEST", 10)
+    assert "metadata.json has 0 MB, which is no configuration" in only(check_bundle(bundle)).what
+    (bundle / "configs" / "metadata.json").unlink()
     what = [each.what for each in check_bundle(bundle).findings]
-    assert any("which is no configuration" in each for each in what)
-    assert any("too much for metadata" in each for each in what)
+    assert any("train.json has 0 MB, which is no configuration" in each for each in what)
 
 
 def test_no_bundle_is_told(tmp_path: Path) -> None:
