@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from protocol.errors import ConfigError
 from worker.data.datalist import Datalist, DatalistEntry, Task
 from worker.data.discovery import kind_of
-from worker.data.sources import shown
-from worker.data.volumes import Volume, check_classes, check_values, read_volume
+from worker.data.images import check_classes, on_grid, read_image, read_label
+from worker.data.sources import ImageKind, shown
+from worker.data.volumes import Volume, check_values
 from worker.statistics.figures import CaseFigures
 
 _AXES = ("x", "y", "z")
@@ -52,29 +53,29 @@ def measure(datalist: Datalist, folder: Path, progress: Callable[[int, int], Non
 
 
 def _measured(entry: DatalistEntry, folder: Path, labels: Mapping[int, str]) -> CaseFigures:
-    image = _read(folder, entry.image)
+    image = read_image(*_file(folder, entry.image))
     check_values(entry.image, image.values)
+    foreground: NDArray[np.bool_] | None = None
+    voxels = {}
     if isinstance(entry.label, str):
-        drawn = _read(folder, entry.label).values
+        drawn = on_grid(read_label(*_file(folder, entry.label)), image, entry.label).values
         classes = check_classes(entry.label, drawn)
         voxels = {_named(entry.label, each, labels): int((drawn == each).sum()) for each in classes}
-        if drawn.shape != image.values.shape[: drawn.ndim]:
-            raise ConfigError(f"label {shown(entry.label)} has another shape than its image; prepare the data again")
-        foreground: NDArray[np.bool_] | None = drawn > 0
-    else:
-        foreground = None
-        voxels = {} if entry.label is None else {_named(entry.image, entry.label, labels): 1}
+        foreground = drawn > 0
+    elif entry.label is not None:
+        voxels = {_named(entry.image, entry.label, labels): 1}
     return CaseFigures(patient=entry.patient, figures=_figures(image, foreground), voxels=voxels)
 
 
-def _read(folder: Path, name: str) -> Volume:
+def _file(folder: Path, name: str) -> tuple[Path, ImageKind, str]:
+    """What a reader is told of a file."""
     path = folder / name
     if not os.path.isfile(path):  # nor a pipe, at which reading would wait
         raise ConfigError(f"{shown(name)} is not there, or is no file; put it there, or correct the datalist")
     kind = kind_of(path)
     if kind is None:
         raise ConfigError(f"{shown(name)} is neither NIfTI nor PNG; prepare the data with `fledge data prepare`")
-    return read_volume(path, kind, name)
+    return path, kind, name
 
 
 def _named(where: str, number: int, labels: Mapping[int, str]) -> str:
