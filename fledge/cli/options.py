@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,26 @@ def the_run(run: str | None, old: str | None) -> str:
     if (name := old if run is None else run) is None:
         raise ConfigError("for which run? name it")
     return name
+
+
+def server_url(given: str, option: str, variable: str) -> str:
+    """The URL that an option gives, or else an environment variable, which alone may hold a login.
+
+    Raises:
+        ConfigError: neither gives one, it cannot be read, or the option holds a password.
+    """
+    from broker.net.urls import without_login
+
+    url = given or os.environ.get(variable, "")
+    if not url:
+        raise ConfigError(f"which server? give {option} URL, or put the URL with its login into {variable}")
+    _, login = without_login(given, f"{option}")
+    if login is not None and login != ("guest", "guest"):  # which everybody knows, and works on this machine alone
+        raise ConfigError(
+            f"{option} holds a password, and everybody on this machine can read the arguments of a command: put the URL"
+            f" into {variable} and leave {option} out"
+        )
+    return url
 
 
 def named_value(text: str, option: str) -> tuple[str, object]:
