@@ -375,7 +375,6 @@ _ANSWERS: dict[str, Callable[[QueryContext, Arguments], Values]] = {
     "metrics": _metrics,
     "dead.list": _dead_list,
     "dead.show": _dead_show,
-    "dead.replay": _dead_show,
     "queue.list": _queue_list,
     "audit.log": _audit_log,
 }

@@ -18,6 +18,7 @@ from aggregator.domain.state import (
     OUTCOME,
     TRANSITIONS,
     CodeOffered,
+    LettersReplayed,
     NewModel,
     NewRun,
     RunRules,
@@ -288,7 +289,8 @@ class AggregatorRules:
 
     def _prepared(self, event: events.Prepared) -> None:
         """What a command asked for is ready: it counts from here on, unless another one was faster."""
-        self._busy.discard(event.command.operator)
+        if event.command.command in PREPARED:
+            self._busy.discard(event.command.operator)
         made, reason, text = event.made, event.reason, event.text
         match made:
             case NewRun() if made.rules.run in self._taken:
@@ -306,6 +308,8 @@ class AggregatorRules:
                 self.catalogue.publish(name)
                 self._out.write(writes.AddModel(model=made))
                 self._out.audit("published", {"name": name, "run": made.run, "version": made.version})
+            case LettersReplayed(numbers=numbers):
+                self._out.write(*(writes.ForgetLetters(number=number) for number in numbers))
             case CodeOffered(run=run) if run in self.runs:
                 self._out.write(writes.OfferCode(offered=made))
             case _:
