@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from sqlalchemy import func, select
 
 from aggregator.domain.state import SiteStatus, UpdateState
-from aggregator.journal.history import AT, History
+from aggregator.journal.history import History, read_entry
 from aggregator.journal.run_history import read_plan
 from aggregator.journal.tables import evaluations as evaluations_table
 from aggregator.journal.tables import ledger, letters, members, models, updates, versions
 from aggregator.operators.view import Arguments, Found, QueryContext, Values
 from aggregator.strategy.plan import Member
 from protocol import limits
-from protocol.codec import Plain, decode, unpack
+from protocol.codec import Plain, decode
 from protocol.commands import COMMANDS
 from protocol.errors import ConfigError, Unauthorized
 from protocol.keys import Role
@@ -345,18 +345,16 @@ def _audit_log(view: QueryContext, arguments: Arguments) -> Values:
     if (kind := arguments.get("kind")) is not None:
         statement = statement.where(ledger.c.kind == str(kind))
     statement = statement.order_by(ledger.c.number.desc()).limit(_limit(arguments))
-    rows = [(r.number, *_read(r.entry), r.kind, r.hash.hex()[:16]) for r in reversed(view.rows(statement))]
+    rows = [(r.number, *_shown(r.entry), r.kind, r.hash.hex()[:16]) for r in reversed(view.rows(statement))]
     columns = ("number", "at", "kind", "entry", "hash")
     return _table(columns, [(number, at, kind, entry, hash) for number, at, entry, kind, hash in rows])
 
 
-def _read(entry: bytes) -> tuple[float | None, str]:
-    """When a ledger entry was noted (None: before times were), and what else it says, as JSON with bytes in hex."""
-    plain = unpack(entry, limits.STORED_RECORD)
-    said = dict(plain) if isinstance(plain, dict) else {}
-    at = said.pop(AT, None)
+def _shown(entry: bytes) -> tuple[float | None, str]:
+    """When a ledger entry was noted, and what it says as JSON; bytes in hexadecimal digits."""
+    at, said = read_entry(entry)
     text = json.dumps(said, default=lambda value: value.hex() if isinstance(value, bytes) else str(value))
-    return at if isinstance(at, float) else None, text[:_ENTRY]
+    return at, text[:_ENTRY]
 
 
 _ANSWERS: dict[str, Callable[[QueryContext, Arguments], Values]] = {

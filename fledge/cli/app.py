@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fledge.cli import audit as audit_commands
 from fledge.cli import bundle, data, deploy, health, infer, provision, receipt, site
 from fledge.cli.doctor import doctor
 from fledge.cli.options import ConfigFiles, named_value, server_url, the_run
@@ -30,6 +31,7 @@ app.add_typer(bundle.app)
 app.add_typer(data.app)
 app.add_typer(deploy.app)
 app.add_typer(receipt.app)
+app.add_typer(audit_commands.app)
 app.command()(doctor)
 app.command()(health.healthcheck)
 app.command()(infer.infer)

@@ -89,7 +89,7 @@ def test_every_error_has_its_exit_code(error: FledgeError, code: int) -> None:
 
 
 def test_a_missing_configuration_is_one_line_and_code_2(tmp_path: Path) -> None:
-    for command in (["aggregator", "--run", "r"], ["worker"], ["replay", "--run", "r"], ["export", "m", "--run", "r"]):
+    for command in (["aggregator", "--run", "r"], ["worker"], ["replay", "r"], ["export", "r", "-o", "m"]):
         done = fledge(*command, cwd=tmp_path)
         assert done.returncode == 2
         assert ".toml: No such file or directory; is the path right?" in complaint(done)
@@ -224,7 +224,7 @@ def test_the_aggregator_ends_in_order_when_it_is_told_to(place: Path, number: in
     with serving(place) as process:
         process.send_signal(number)
         assert process.wait(60) == 0
-    kept = fledge("export", place / "model", "--config", place / "f" / "aggregator.toml", "--run", place / "run")
+    kept = fledge("export", place / "run", "-o", place / "model", "--config", place / "f" / "aggregator.toml")
     assert kept.returncode == 0, kept.stderr
     assert (place / "model").read_bytes() == (place / "run" / "initial.safetensors").read_bytes()
 
@@ -245,8 +245,12 @@ def test_garbage_is_collected_only_where_a_run_says_what_is_needed(place: Path) 
         then = time.time() - age_days * 86400
         os.utime(place / "store" / key, (then, then))
     assert fledge("collect", "--config", config).stdout == "1 objects, 16 bytes collected\n"
-    kept = fledge("export", place / "model", "--config", config, "--run", "digits")
+    kept = fledge("export", place / "model", "--config", config, "--run", "digits")  # as it was once written
     assert kept.returncode == 0, kept.stderr
+    copied = fledge("audit", "export", "-o", place / "ledger", "--config", config)
+    assert copied.returncode == 0, copied.stderr
+    checked = fledge("audit", "verify", place / "ledger", "--kit", place / "f" / "sites" / "alpha")
+    assert "nothing was altered" in checked.stdout, checked.stderr
 
 
 @pytest.mark.parametrize(
