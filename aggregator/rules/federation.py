@@ -29,7 +29,7 @@ from aggregator.domain.state import (
     UpdateState,
 )
 from aggregator.rules.catalogue import Catalogue
-from aggregator.rules.commands import PREPARED, REPLAYED, TEXTS, Commands, Present
+from aggregator.rules.commands import OF_VERSIONS, PREPARED, REPLAYED, TEXTS, Commands, Present
 from aggregator.rules.decisions import Decisions
 from aggregator.rules.head import HeadNumbers
 from aggregator.rules.liveness import Liveness
@@ -255,6 +255,7 @@ class AggregatorRules:
             by={name: run.operator for name, run in self.runs.items()},
             taken=self._taken,
             busy=self._busy,
+            measured=frozenset(run.name for run in self._all() if run.best is not None),
             complete=frozenset(run.name for run in self._all() if run.complete is not None),
             catalogue=self.catalogue,
         )
@@ -273,7 +274,8 @@ class AggregatorRules:
         elif event.command in PREPARED:
             self._busy.add(event.operator)
             model = self.catalogue.resolve(str(event.arguments.get("name", "")))
-            self._out.do(effects.Prepare(command=event, run=run, model=model))
+            version, chosen = (None, "") if event.command not in OF_VERSIONS else self.runs[run].meant(event.arguments)
+            self._out.do(effects.Prepare(command=event, run=run, model=model, version=version, chosen=chosen))
             return False
         elif event.command == "run.delete":
             self._delete(run)

@@ -39,6 +39,7 @@ class Evaluations:
         self._kept = kept
         self._sites: set[str] = set()
         """Who has measured anything."""
+        self._names: set[str] = set()
         self._courses: dict[str, _Course] = {}
         """What was worked out since the last word of a site, by metric."""
 
@@ -46,14 +47,14 @@ class Evaluations:
         """Keep a site's word on a version; a later one replaces it."""
         self._courses.clear()
         self._sites.add(site)
+        self._names |= {name for name in evaluation.metrics if _counts(evaluation, name)}
         self._by_version[version][site] = evaluation
         while len(self._by_version) > self._kept:
             del self._by_version[min(self._by_version)]
 
     def names(self) -> list[str]:
         """The metrics that any site reports a number for, in alphabetical order."""
-        said = [each for by_site in self._by_version.values() for each in by_site.values()]
-        return sorted({name for each in said for name in each.metrics if _counts(each, name)})
+        return sorted(self._names)
 
     def reporters(self, metric: str) -> frozenset[str]:
         """The sites that have measured it."""
