@@ -107,6 +107,10 @@ class Run:
         name, direction = self.metric
         return best_of(self.evaluations.history(name), direction) if name else None
 
+    def able(self, metric: str) -> frozenset[str]:
+        """The sites whose word on a metric is waited for."""
+        return self.evaluations.able(metric, self._live())
+
     def meant(self, arguments: Mapping[str, Value]) -> tuple[int | None, str]:
         """The version that a command is about (None: the newest), and why where it named none by its number.
 

@@ -35,7 +35,7 @@ def list_models(context: typer.Context, run: OneRun = None) -> int:
 def show(
     context: typer.Context,
     run: OneRun = None,
-    version: Version = None,
+    version: Annotated[int | None, typer.Argument(min=0, help="The version; default: the newest.")] = None,
     old: OldRun = None,
 ) -> int:
     """One version: who is in it, with which weight."""

@@ -75,6 +75,7 @@ def test_status_shows_the_run_and_every_site(hub: Hub) -> None:
     assert said.values["site"] == ("site-0", "site-1", "site-2")
     assert said.values["doing"] == ("never seen", "training", "never seen")
     assert said.values["seen"][0] == -1.0
+    assert said.values["loss"] == said.values["measured_here"] == (None, None, None)
     assert 0 <= said.values["seen"][1] < 60
 
 
