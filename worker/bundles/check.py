@@ -6,7 +6,6 @@ last one batch through everything. What builds on something that is wrong is not
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +14,20 @@ from pathlib import Path, PurePath
 from monai.bundle.config_parser import ConfigParser
 from torch import nn
 
-from protocol.errors import FledgeError
+from protocol.errors import ConfigError, FledgeError
 from worker.bundles.check_configs import config_findings
 from worker.bundles.check_data import Item, duplicates, item_findings
 from worker.bundles.check_expected import expected
 from worker.bundles.findings import Problem, Severity, of_error
+from worker.data.datalist import LIMIT
+from worker.data.datalist_parser import document_of, unlike_utf8
+from worker.data.text import read_text
 from worker.monai.configs import Configs
 from worker.monai.errors import explained
 from worker.monai.parser import META
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
 from worker.trainers.torch import model_spec
 
-_LARGEST_LIST = 64 * 1024 * 1024
 _LISTS = ("train#dataset#data", "validate#dataset#data")
 _CACHING = "CacheDataset"
 
@@ -133,21 +134,23 @@ def list_findings(parser: ConfigParser, data: Path) -> Iterator[Problem]:
 def datalist_findings(file: Path, data: Path) -> Iterator[Problem]:
     """What is wrong with a list of data in the shape of the Medical Segmentation Decathlon's."""
     where = str(file)
-    try:
-        if (size := file.stat().st_size) > _LARGEST_LIST:
-            yield Problem(where, f"has {size / 1e6:.0f} MB, which is no list of data", "name the right file")
-            return
-        found = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    if not os.path.exists(file):
         yield Problem(where, "is not there", "write it, or correct dataset_dir")
         return
-    except (OSError, ValueError, RecursionError) as error:
-        told = f"cannot be read as JSON: {error.strerror if isinstance(error, OSError) else error}"
-        yield Problem(where, told, "correct it")
+    try:
+        text, encoding = read_text(file, LIMIT, "the list of data")
+        found = document_of(text, file.name)
+    except ConfigError as error:
+        yield of_error(error, where)
         return
+    if not_read := [*unlike_utf8(file.name, encoding)]:
+        yield of_error(ConfigError(not_read[0]), where)
     if not isinstance(found, dict) or not any(isinstance(value, list) for value in found.values()):
         yield Problem(where, "holds no lists", 'write {"training": [{"image": …, "label": …}], "validation": […]}')
         return
+    if windows := [path for items in found.values() for path in _paths(items) if "\\" in path]:
+        told = f"writes paths as Windows does, such as {windows[0]}"
+        yield Problem(where, told, "write / instead, with which MONAI finds them", Severity.WARNING)
     for name, items in found.items():
         odd = [path for path in _paths(items) if _leads_outside(path, data)]
         if odd and isinstance(items, list):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,9 @@ _PERCENTILES = (1, 10, 50, 90, 99)
 
 
 def task_of(datalist: Datalist) -> Task:
-    """What the labels are for: files of them, or numbers of classes."""
+    """What the labels are for: files of them, numbers of classes, or a zero or a one for each class."""
+    if any(isinstance(entry.label, tuple) for entry in datalist.entries):
+        return Task.MULTILABEL
     numbers = any(isinstance(entry.label, int) for entry in datalist.entries)
     return Task.CLASSIFICATION if numbers else Task.SEGMENTATION
 
@@ -53,8 +55,7 @@ def measure(datalist: Datalist, folder: Path, progress: Callable[[int, int], Non
 
 
 def _measured(entry: DatalistEntry, folder: Path, labels: Mapping[int, str]) -> CaseFigures:
-    image = read_image(*_file(folder, entry.image))
-    check_values(entry.image, image.values)
+    image = _together([_image(folder, name) for name in (entry.image, *entry.channels)], entry.image)
     foreground: NDArray[np.bool_] | None = None
     voxels = {}
     if isinstance(entry.label, str):
@@ -62,9 +63,27 @@ def _measured(entry: DatalistEntry, folder: Path, labels: Mapping[int, str]) -> 
         classes = check_classes(entry.label, drawn)
         voxels = {_named(entry.label, each, labels): int((drawn == each).sum()) for each in classes}
         foreground = drawn > 0
+    elif isinstance(entry.label, tuple):
+        voxels = {_named(entry.image, each, labels): 1 for each, mark in enumerate(entry.label) if mark}
     elif entry.label is not None:
         voxels = {_named(entry.image, entry.label, labels): 1}
     return CaseFigures(patient=entry.patient, figures=_figures(image, foreground), voxels=voxels)
+
+
+def _image(folder: Path, name: str) -> Volume:
+    image = read_image(*_file(folder, name))
+    check_values(name, image.values)
+    return image
+
+
+def _together(files: Sequence[Volume], name: str) -> Volume:
+    """Files that are the channels of one image."""
+    first, *others = files
+    if not others:
+        return first
+    if any(each.values.shape != first.values.shape or each.spacing != first.spacing for each in others):
+        raise ConfigError(f"{shown(name)} and the other files of its image differ in size; resample them alike")
+    return Volume(np.stack([each.values for each in files], -1), first.affine)
 
 
 def _file(folder: Path, name: str) -> tuple[Path, ImageKind, str]:

@@ -348,9 +348,11 @@ def test_a_name_that_others_put_behind_a_folder_is_no_list_by_itself(bundle: Pat
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"training": ', "cannot be read as JSON"),
-        ("[" * 100_000, "cannot be read as JSON"),
-        ("\udcff", "cannot be read as JSON"),
+        ('{"training": ', "is no datalist, for it is no JSON: line 1, column 14"),
+        ("[" * 100_000, "is no datalist"),
+        ("\udcff", "it is no text in UTF-8"),
+        ('\ufeff{"training": []}', "is in UTF-8 with a byte order mark, which MONAI does not read"),
+        ('{"training": [], "training": []}', "has 'training' twice"),
         ("[]", "holds no lists"),
         ('{"name": "x"}', "holds no lists"),
     ],
@@ -363,10 +365,17 @@ def test_a_list_that_is_none_is_told(bundle: Path, data: Path, text: str, told: 
 
 
 def test_a_list_that_is_missing_or_huge_is_not_read(bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_LARGEST_LIST", 10)
-    assert "which is no list of data" in only(check_bundle(bundle, data)).what
+    monkeypatch.setattr(check, "LIMIT", 10)
+    assert "is longer than 10 bytes" in only(check_bundle(bundle, data)).what
     (data / "dataset.json").unlink()
     assert only(check_bundle(bundle, data)).what == "is not there"
+
+
+def test_paths_as_windows_writes_them_get_a_warning_that_says_so(bundle: Path, data: Path) -> None:
+    lists = (data / "dataset.json").read_text()
+    (data / "dataset.json").write_text(lists.replace("images/case0", "images\\\\case0"))
+    found = check_bundle(bundle, data, quick=True).findings
+    assert any("writes paths as Windows does" in each.what for each in found)
 
 
 def test_paths_that_lead_out_of_the_folder_get_a_warning(bundle: Path, data: Path, tmp_path: Path) -> None:
