@@ -48,9 +48,14 @@ def verify(
         typer.echo(f"it holds: the aggregator of {federation} signed this, and nothing was altered")
 
 
-def receipts(config: SiteConfig = WORKER_TOML, kit: SiteKit = None, as_json: AsJson = False) -> None:
-    """List every update that this site sent and what became of it, the newest first; the hub is not asked."""
-    found = _sent(at(config, kit))
+def receipts(
+    config: SiteConfig = WORKER_TOML,
+    kit: SiteKit = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the updates that this site sent and what became of each, the newest first; the hub is not asked."""
+    found = _sent(at(config, kit))[:limit]
     if as_json:
         typer.echo(json.dumps([_row(each) for each in found]))
         return
@@ -109,7 +114,7 @@ def _show(facts: Facts, as_json: bool) -> None:
         typer.echo(json.dumps(facts))
         return
     for name, value in facts.items():
-        typer.echo(f"{name:<13} {'-' if value is None else value}")
+        typer.echo(f"{name:<14} {'-' if value is None else value}")
 
 
 def members_of(kit: Path) -> tuple[Registry, str]:
