@@ -41,9 +41,10 @@ def expected(parser: ConfigParser, metadata: Mapping[str, object]) -> Expected:
     gives = _number(parser, "network_def#out_channels", formats, "outputs", "pred")
     kept = len(images) == 1 and not _touched(images, changing) and not any(map(_converts, loaders))
     classes = _classes(metadata.get("label_classes")) or (frozenset(range(gives)) if gives and gives > 1 else None)
-    if _touched([key for key in loaded if labels(key)] or ["label"], changing):
+    relabelled = _touched([key for key in loaded if labels(key)] or ["label"], changing)
+    if relabelled:
         classes = _BRATS if brats and len(brats) == len(changing) else None
-    return Expected(takes if kept else None, classes, gives if not changing else None, loaded)
+    return Expected(takes if kept else None, classes, None if relabelled else gives, loaded)
 
 
 def _flat(transforms: Iterable[object]) -> Iterator[object]:
