@@ -59,6 +59,8 @@ class Weights:
         self.spec = spec
         self._records = records
         self._own = own
+        self.was_read = False
+        """Whether anybody has read them to the end."""
 
     def pieces(self) -> Iterator[Piece]:
         """Every element once, in pieces of at most 1 MiB: float32, or the own type of what is not floating.
@@ -74,6 +76,7 @@ class Weights:
             for piece in read_pieces(self._own.spec, self._own.records()):
                 if piece.tensor.name in own:
                     yield piece
+        self.was_read = True
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
         """Every tensor in its shape, one at a time: float32, or the own type of what is not floating."""
@@ -225,7 +228,10 @@ def _parts(tensor: TensorSpec, array: Array) -> Iterator[bytes]:
         with np.errstate(over="ignore"):
             part = np.asarray(flat[start : start + step]).astype(dtype, copy=False)
         if dtype == F32 and not np.isfinite(part).all():
-            raise TrainingError(f"tensor {tensor.name!r} holds values that are not finite in float32")
+            raise TrainingError(
+                f"tensor {tensor.name!r} holds values that are not finite in float32; begin with finite weights, and "
+                "leave masks that nobody trains out of the model"
+            )
         yield part.tobytes()
 
 

@@ -25,8 +25,8 @@ from worker.data.text import read_text
 from worker.monai.configs import Configs
 from worker.monai.errors import explained
 from worker.monai.parser import META
+from worker.trainers.modules import model_spec
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
-from worker.trainers.torch import model_spec
 
 _LISTS = ("train#dataset#data", "validate#dataset#data")
 _CACHING = "CacheDataset"

@@ -14,8 +14,8 @@ from protocol.errors import ConfigError, FledgeError
 from worker.api.weights import Weights
 from worker.monai.configs import Inference
 from worker.monai.errors import explained
-from worker.trainers.monai_bundle import batchnorm, unwrapped
-from worker.trainers.torch import load
+from worker.trainers.modules import load, unwrapped
+from worker.trainers.monai_bundle import batchnorm
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """What counts as an image where a bundle names none."""

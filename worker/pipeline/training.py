@@ -50,6 +50,7 @@ _WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str],
     ((errors.OutOfMemory, MemoryError), "memory"),
     (errors.DataError, "data"),
     (errors.Diverged, "diverged"),
+    (errors.NothingLearned, "unchanged"),
 )
 
 

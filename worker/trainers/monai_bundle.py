@@ -14,6 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from worker.monai.datalist import listed
 from worker.monai.engine import Beginning, Engine, seed
 from worker.monai.errors import explained
 from worker.trainers.bundle_options import BundleOptions
-from worker.trainers.torch import Live, distinct, load, model_payload, model_spec
+from worker.trainers.modules import Live, ModuleTensors, distinct, unwrapped
 
 _BATCH = "train#dataloader#batch_size"
 
@@ -53,6 +54,11 @@ class _Built:
     beginning: Beginning
     printed: Fingerprint | None = None
     """Of the training data, once it was made."""
+
+    @cached_property
+    def tensors(self) -> ModuleTensors:
+        """The network's tensors, looked at once."""
+        return ModuleTensors(self.network)
 
 
 class BundleTrainer:
@@ -76,7 +82,7 @@ class BundleTrainer:
     @property
     def spec(self) -> ModelSpec:
         """Which tensors the network has."""
-        return model_spec(self.model)
+        return self._ready(self._batch).tensors.spec
 
     @property
     def keeps(self) -> frozenset[str]:
@@ -91,14 +97,15 @@ class BundleTrainer:
 
     def initial(self) -> Iterator[bytes]:
         """The payload of the network as it stands: version 0 of a run that begins with it."""
-        return model_payload(self.model, self.spec)
+        return self._ready(self._batch).tensors.payload(self.spec)
 
     def train(self, base: Weights, control: Control) -> TrainResult:
         wanted = overrides(control.task)
         epochs = positive_whole(control.task, "local_epochs")
         steps = wanted.local_steps or (None if epochs else self._options.local_steps)
         built = self._ready(wanted.batch_size)
-        tensors = load(built.network, base)
+        built.network.train()  # before weights are written: some adapters fuse theirs while they evaluate
+        built.tensors.load(base)
         if not self._keep_momentum:
             built.beginning.restore()
         if wanted.lr is not None:
@@ -118,20 +125,22 @@ class BundleTrainer:
             built.network.zero_grad(set_to_none=True)
         if not self._keep_momentum:
             built.beginning.restore()
+        trained = Live(built.tensors.named(base.spec))
         return TrainResult(
-            weights=Live(tensors),
+            weights=trained,
             examples=_examples(built.dataset, built.trainer, done),
             steps=done,
             metrics={**({} if (loss := built.trainer.loss) is None else {"loss": loss}), **built.trainer.metrics()},
             fingerprint=self._print(built, control),
-            bfloat16=frozenset(name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16),
+            bfloat16=trained.bfloat16,
         )
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
         built = self._ready(self._batch)
         if built.evaluator is None or not _size(built.held_out):
             return EvaluationResult(examples=0)
-        load(built.network, model)
+        built.network.train()
+        built.tensors.load(model)
         try:
             done = built.evaluator.run(control)
         except Exception as error:
@@ -354,13 +363,6 @@ def batchnorm(network: nn.Module) -> frozenset[str]:
         for name in module.state_dict()
     }
     return frozenset(names[0] for names, each in distinct(network) if each.is_floating_point() and inside & set(names))
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """A network without what was put around it for several GPUs or by `torch.compile`."""
-    parallel = isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    inner = getattr(network, "module" if parallel else "_orig_mod", None)
-    return unwrapped(inner) if isinstance(inner, nn.Module) else network
 
 
 def _load_file(network: nn.Module, file: Path) -> None:

@@ -20,7 +20,8 @@ from worker.api.trainer import TrainResult
 from worker.api.weights import Records, Weights
 from worker.storage.local_tensors import LocalTensors
 from worker.trainers.initial import spec_and_payload
-from worker.trainers.torch import TorchTrainer, accuracy, load
+from worker.trainers.modules import load
+from worker.trainers.torch import TorchTrainer, accuracy
 
 
 def points(count: int = 65, *, seed: int = 3) -> TensorDataset:
