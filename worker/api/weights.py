@@ -60,7 +60,7 @@ class Weights:
         self._records = records
         self._own = own
         self.was_read = False
-        """Whether anybody has read them to the end."""
+        """Whether anybody has begun to read them."""
 
     def pieces(self) -> Iterator[Piece]:
         """Every element once, in pieces of at most 1 MiB: float32, or the own type of what is not floating.
@@ -68,6 +68,7 @@ class Weights:
         Raises:
             Tampered: the payload is not one of this model.
         """
+        self.was_read = True
         own = self._own.names if self._own else frozenset[str]()
         for piece in read_pieces(self.spec, self._records()):
             if piece.tensor.name not in own:
@@ -76,7 +77,6 @@ class Weights:
             for piece in read_pieces(self._own.spec, self._own.records()):
                 if piece.tensor.name in own:
                     yield piece
-        self.was_read = True
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
         """Every tensor in its shape, one at a time: float32, or the own type of what is not floating."""

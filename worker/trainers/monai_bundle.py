@@ -123,6 +123,8 @@ class BundleTrainer:
         finally:
             # Gradients and moments take as much memory as the model, and the update is still to be formed.
             built.network.zero_grad(set_to_none=True)
+        if done < 1:
+            raise _no_batch(built.trainer.engine)
         if not self._keep_momentum:
             built.beginning.restore()
         trained = Live(built.tensors.named(base.spec))
@@ -149,9 +151,8 @@ class BundleTrainer:
             if isinstance(error, FledgeError):
                 raise
             raise explained(error, "the bundle's evaluation") from error
-        return EvaluationResult(
-            examples=_examples(built.held_out, built.evaluator, done), metrics=built.evaluator.metrics()
-        )
+        examples = _examples(built.held_out, built.evaluator, done) if done else 0
+        return EvaluationResult(examples=examples, metrics=built.evaluator.metrics())
 
     def rehearse(self) -> float:
         """Take the first batch through transforms, network and loss, without a step, and tell the loss.
@@ -177,7 +178,7 @@ class BundleTrainer:
                 outputs = engine.inferer(inputs, engine.network, *args, **kwargs)
                 loss = float(engine.loss_function(outputs, targets).mean())
         except StopIteration:
-            raise DataError("the bundle's data gave not a single batch; add images to what it trains on") from None
+            raise _no_batch(engine) from None
         except Exception as error:
             raise explained(error, "the first batch") from error
         if not math.isfinite(loss):
@@ -403,11 +404,20 @@ def _size(dataset: object) -> int | None:
         return None
 
 
+def _no_batch(engine: Workflow) -> DataError:
+    loader = engine.data_loader
+    size, batch = _size(getattr(loader, "dataset", None)), getattr(loader, "batch_size", None)
+    if size and batch and getattr(loader, "drop_last", False):
+        return DataError(
+            f"the bundle makes batches of {batch}, drops incomplete ones, and has only {size} to train on here; add "
+            'images, or set overrides = { "train#dataloader#drop_last" = false } in the site\'s options'
+        )
+    return DataError(
+        "the bundle's data gave not a single batch; add images to what it trains on, or correct dataset_dir in the "
+        "site's options"
+    )
+
+
 def _examples(dataset: object, engine: Engine[SupervisedTrainer] | Engine[SupervisedEvaluator], done: int) -> int:
     size = _size(dataset)
-    if size is not None:
-        return size
-    batch = getattr(engine.engine.data_loader, "batch_size", None) or 1
-    if done < 1:
-        raise DataError("the bundle's data gave not a single batch; correct dataset_dir in the site's options")
-    return done * int(batch)
+    return done * int(getattr(engine.engine.data_loader, "batch_size", None) or 1) if size is None else size

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, SupportsFloat, cast
+from typing import Any, Protocol, SupportsFloat, cast, runtime_checkable
 
 import structlog
 import torch
@@ -45,6 +45,17 @@ class Objective(Protocol):
 
     def finish(self) -> Mapping[str, float]:
         """What only a whole evaluation gives."""
+
+
+@runtime_checkable
+class _Accumulating(Protocol):
+    """A metric that keeps count itself, such as torchmetrics'."""
+
+    def compute(self) -> object:
+        """What it has come to."""
+
+    def reset(self) -> None:
+        """Begin anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,16 +184,14 @@ class Steps:
 
     def finish(self) -> Mapping[str, float]:
         """Metrics with a state of their own, such as torchmetrics', and what the end of an epoch logs."""
-        pending = {name: value for name, value in self._logged.items() if callable(getattr(value, "compute", None))}
+        pending = {name: value for name, value in self._logged.items() if isinstance(value, _Accumulating)}
         with self._logging():
             self._hook("on_validation_epoch_end")
             pending |= self._logged
         found = {}
-        # Whatever a module logs, of which numbers and torchmetrics' metrics are known here.
         for name, value in pending.items():
-            whole: Any = value
-            if callable(getattr(whole, "compute", None)):
-                value = whole.compute()
+            if isinstance(value, _Accumulating):
+                value, whole = value.compute(), value
                 whole.reset()
             if _is_number(value):
                 found[_said(name)] = float(cast(SupportsFloat, value))
