@@ -184,17 +184,17 @@ class Steps:
 
     def finish(self) -> Mapping[str, float]:
         """Metrics with a state of their own, such as torchmetrics', and what the end of an epoch logs."""
-        pending = {name: value for name, value in self._logged.items() if isinstance(value, _Accumulating)}
+        pending: dict[str, object] = {n: value for n, value in self._logged.items() if isinstance(value, _Accumulating)}
         with self._logging():
             self._hook("on_validation_epoch_end")
             pending |= self._logged
         found = {}
         for name, value in pending.items():
+            come_to = value.compute() if isinstance(value, _Accumulating) else value
             if isinstance(value, _Accumulating):
-                value, whole = value.compute(), value
-                whole.reset()
-            if _is_number(value):
-                found[_said(name)] = float(cast(SupportsFloat, value))
+                value.reset()
+            if _is_number(come_to):
+                found[_said(name)] = float(cast(SupportsFloat, come_to))
         return found
 
     def _call(self, name: str, batch: Batch, index: int) -> object:
