@@ -9,6 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import nacl.utils
 
 from aggregator.config import AggregatorConfig
 from aggregator.journal.history import History
@@ -23,7 +26,6 @@ from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.monitored import MonitoredBlobs
 from broker.blobs.s3.presigned import Ask
-from broker.net.urls import scheme_of
 from broker.runtime.settings import given_urls, read_toml
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connections import admin_access_of, broker_of, days_left, granted_store, store_of
@@ -38,9 +40,11 @@ from protocol.messages import Grant, Named, Request
 from protocol.registry import Registry, open_registry
 from worker.api.filters import build
 from worker.api.processes import start_by_forking
-from worker.config import load_trainer, read_config, site_policy, trainer_digest
+from worker.api.trainer import Trainer
+from worker.config import WorkerConfig, load_trainer, read_config, site_policy, trainer_digest
 from worker.inspection.inspector import Inspector
 from worker.inspection.settings import write_settings
+from worker.policy import SitePolicy
 from worker.service.assembly import assemble_worker
 from worker.service.service import WorkerService
 from worker.service.settings import WorkerSettings
@@ -160,8 +164,18 @@ def _must_not_be_older(state: Path) -> None:
 
 
 @contextmanager
-def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iterator[WorkerService]:
+def open_worker(
+    config: Path,
+    *,
+    on_event: WorkerObserver | None = None,
+    trainer: Trainer | None = None,
+    seed: bytes | None = None,
+) -> Iterator[WorkerService]:
     """Build the worker that `worker.toml` describes; it is not started yet, and stopped and taken apart at the end.
+
+    Args:
+        trainer: one that is made already, in the place of what the file names.
+        seed: what all trainings' seeds follow from; by default nobody knows it.
 
     Raises:
         ConfigError: a file is missing or wrong.
@@ -176,8 +190,7 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
         )
     state = base / settings.state
     policy = site_policy(settings, base)
-    chosen = [Named(name=each.name, parameters=each.parameters) for each in settings.filters]
-    policy.check_filters(chosen)
+    policy.check_filters(_filters(settings))
     if policy.code is not None and settings.trainer is not None:
         policy.check_code(trainer_digest(settings.trainer, base))
     line = settings
@@ -190,26 +203,12 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
         else:
             store = stack.enter_context(store_of(line, base))
         store = watched = MonitoredBlobs(store)
-        if settings.cache_mb and scheme_of(settings.store) not in ("memory", "file"):
+        if settings.cache_mb and urlsplit(settings.store).scheme not in ("memory", "file"):
             # Everything on the disk, small things too: `fledge infer` reads it without the hub.
             store = CachedBlobs(store, state / CACHE, settings.cache_mb * 1024**2)
+        made = trainer or (load_trainer(settings.trainer, settings.options, base) if settings.trainer else None)
         service = assemble_worker(
-            WorkerSettings(
-                federation=settings.federation,
-                identity=identity,
-                registry_record=read_bounded(base / settings.registry, STORED_RECORD, "the signed registry"),
-                root=bytes.fromhex(settings.root),
-                trainer=load_trainer(settings.trainer, settings.options, base) if settings.trainer else None,
-                options=settings.options_of,
-                filters=build(chosen),
-                exclude=settings.exclude,
-                spool_quota=settings.spool_mb * 1024**2,
-                heartbeat=settings.heartbeat,
-                policy=policy,
-                inspection=Inspector(state, log_file=state / LOG, environment=os.environ, statistics=policy.statistics),
-                certificate_days=partial(days_left, line, base),
-                checks=partial(_checks, config),
-            ),
+            _worker_settings(config, settings, identity, policy, made, seed),
             transport=transport,
             store=store,
             state=state,
@@ -219,6 +218,38 @@ def open_worker(config: Path, *, on_event: WorkerObserver | None = None) -> Iter
             watched.tell(service.health.store)
             write_settings(state, settings)
             yield service
+
+
+def _filters(settings: WorkerConfig) -> list[Named]:
+    return [Named(name=each.name, parameters=each.parameters) for each in settings.filters]
+
+
+def _worker_settings(
+    config: Path,
+    settings: WorkerConfig,
+    identity: Identity,
+    policy: SitePolicy,
+    trainer: Trainer | None,
+    seed: bytes | None,
+) -> WorkerSettings:
+    base, state, statistics = config.parent, config.parent / settings.state, policy.statistics
+    return WorkerSettings(
+        federation=settings.federation,
+        identity=identity,
+        registry_record=read_bounded(base / settings.registry, STORED_RECORD, "the signed registry"),
+        root=bytes.fromhex(settings.root),
+        trainer=trainer,
+        options=settings.options_of,
+        filters=build(_filters(settings)),
+        exclude=settings.exclude,
+        spool_quota=settings.spool_mb * 1024**2,
+        heartbeat=settings.heartbeat,
+        policy=policy,
+        inspection=Inspector(state, log_file=state / LOG, environment=os.environ, statistics=statistics),
+        certificate_days=partial(days_left, settings, base),
+        checks=partial(_checks, config),
+        seed=seed or nacl.utils.random(32),
+    )
 
 
 def _ask_by(service: Callable[[], WorkerService]) -> Ask:

@@ -161,17 +161,22 @@ def load_trainer(name: str, options: Mapping[str, object], beside: Path) -> Trai
         ConfigError: there is no such module or factory, it does not take these options, or it makes no trainer.
     """
     made = call_factory(name, options, beside)
-    if not _is_trainer(made):
+    if not is_trainer(made):
         raise ConfigError(f"trainer {name!r} makes a {type(made).__name__}; return what has train and evaluate")
     return made
 
 
-def _is_trainer(made: object) -> TypeGuard[Trainer]:
+def is_trainer(made: object) -> TypeGuard[Trainer]:
+    """Whether it has what every trainer has."""
     return all(callable(getattr(made, name, None)) for name in ("train", "evaluate"))
 
 
-def call_factory(name: str, options: Mapping[str, object], beside: Path) -> object:
-    """Likewise, whatever it makes: a trainer, or the model that a run begins with."""
+def find_factory(name: str, beside: Path) -> Callable[..., object]:
+    """What `module:factory` names; modules in the directory `beside` come first.
+
+    Raises:
+        ConfigError: there is no such module, or it has no such factory.
+    """
     module_name, _, factory_name = name.partition(":")
     _look_beside(beside, module_name)
     try:
@@ -183,6 +188,16 @@ def call_factory(name: str, options: Mapping[str, object], beside: Path) -> obje
             f"trainer {name!r}: its module ends the program when it is imported (exit code {error.code}); put what "
             'only a script does below `if __name__ == "__main__":`'
         ) from error
+    return factory
+
+
+def call_factory(name: str, options: Mapping[str, object], beside: Path) -> object:
+    """Likewise, called: whatever it makes, a trainer or the model that a run begins with.
+
+    Raises:
+        ConfigError: there is no such factory, or it does not take these options.
+    """
+    factory = find_factory(name, beside)
     try:
         return factory(**options)
     except FledgeError:

@@ -23,8 +23,8 @@ ROOMS = {
     ],
     "deploy": [{"provision", "docker"}, {"servers", "keyfiles"}],
     "fledge": [
-        *({"__main__"}, {"cli", "demo_task"}, {"demo"}, {"inference", "history", "__init__"}, {"bootstrap", "shell"}),
-        *({"ctl", "doctor"}, {"operator", "runs", "health", "receipts"}),
+        *({"__main__"}, {"cli", "demo_task"}, {"demo", "trial"}, {"inference", "history", "__init__"}),
+        *({"bootstrap", "shell"}, {"ctl", "doctor"}, {"operator", "runs", "health", "receipts"}),
         {"process", "connections", "federation", "trainers"},
     ],
 }

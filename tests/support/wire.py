@@ -22,7 +22,6 @@ from protocol.messages import (
     Attestation,
     Bundle,
     Card,
-    Checkpoint,
     Command,
     Evaluation,
     Event,
@@ -173,7 +172,6 @@ BODIES: dict[Kind, Any] = {
         settled=None,
         issued=1_790_000_600_000,
     ),
-    Kind.CHECKPOINT: Checkpoint(number=5, hash=fixed("entry"), issued=1_790_000_600_000),
 }
 SENDER = {
     Kind.UPDATE: SITE_A,
@@ -194,7 +192,6 @@ SENDER = {
     Kind.CODE: AGGREGATOR,
     Kind.CARD: AGGREGATOR,
     Kind.ATTESTATION: AGGREGATOR,
-    Kind.CHECKPOINT: AGGREGATOR,
 }
 TO: dict[Kind, Sequence[Identity]] = {
     Kind.UPDATE: (AGGREGATOR,),
@@ -215,7 +212,6 @@ TO: dict[Kind, Sequence[Identity]] = {
     Kind.CODE: (SITE_A, SITE_B, AGGREGATOR),
     Kind.CARD: (SITE_A, SITE_B, OPERATOR, AGGREGATOR),
     Kind.ATTESTATION: (),
-    Kind.CHECKPOINT: (),
 }
 BLOBS = {Kind.UPDATE, Kind.VERSION, Kind.SPEC, Kind.STATE, Kind.BUNDLE, Kind.CODE, Kind.CARD}
 

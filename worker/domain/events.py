@@ -72,10 +72,7 @@ class ReceiptSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """The training thread evaluated the version of this training; `envelope` is the signed evaluation.
-
-    It is empty where a run's last version was to be measured and the site has not taken part in the run.
-    """
+    """The training thread evaluated the version of this training; `envelope` is the signed evaluation."""
 
     id: bytes
     envelope: bytes

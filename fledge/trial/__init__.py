@@ -1,0 +1,1 @@
+"""One's own trainer in a federation on one machine: `fledge try`."""

@@ -1,0 +1,221 @@
+"""Who plays in a trial: a trainer for each site with its share of the data, and those that measure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fledge.trial import folders
+from fledge.trial.division import Division, Terms, divide
+from fledge.trial.source import Source
+from protocol.errors import ConfigError
+from protocol.spec import ModelSpec
+from worker.api.division import Divisible, Holdings
+from worker.api.trainer import Trainer
+from worker.trainers.initial import HasModel
+
+_SITE = "site"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSite:
+    """One site of the trial."""
+
+    name: str
+    trainer: Trainer
+    options: Mapping[str, object]
+    """Of its factory, as they would stand in `worker.toml`."""
+    examples: int | None
+    """None: only its updates will tell."""
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """How many examples of each class; empty: not looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """All trainers of a trial; each holds a model of its own."""
+
+    sites: Sequence[TrialSite]
+    measuring: Sequence[Trainer]
+    """What a model is measured by: the mean over them, by examples. The first one's model is version 0."""
+    pooled: Trainer | None
+    """Holds all sites' data; one of `measuring`, or None where data cannot be put together."""
+    held_out: str
+    """What is measured on, in words."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Which tensors the model has."""
+        first = self.measuring[0]
+        if not isinstance(first, HasModel):
+            raise ConfigError(f"a {type(first).__name__} does not offer its model")
+        return first.spec
+
+    @property
+    def values(self) -> int:
+        """How many numbers the model has."""
+        return sum(tensor.elements for tensor in self.spec.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Casting:
+    """What a cast is made of.
+
+    Args:
+        data: none: what the factory has by itself; one: divided; several: each a site's own, by site name.
+        place: an empty folder for what has to be written.
+    """
+
+    source: Source
+    options: Mapping[str, object]
+    data: Mapping[str, str]
+    terms: Terms
+    place: Path
+
+
+def assemble(casting: Casting) -> Roster:
+    """Make every trainer.
+
+    Raises:
+        ConfigError: the data cannot be divided like that, or the factory fails.
+    """
+    if len(casting.data) > 1:
+        return _each_its_own(casting)
+    options, folder = dict(casting.options), None
+    if casting.data:
+        path = next(iter(casting.data.values()))
+        options[_data_parameter(casting)] = path
+        folder = Path(path)
+    elif needed := casting.source.needs(options):
+        raise ConfigError(
+            f"{casting.source.name} needs {', '.join(needed)}: give the data by --data PATH, and other arguments by "
+            "--option NAME=VALUE"
+        )
+    if folder is not None and folders.is_listed(folder):
+        return _by_list(casting, folder)
+    return _by_example(casting, options)
+
+
+def _data_parameter(casting: Casting) -> str:
+    name = casting.source.data_parameter(casting.options)
+    if name is None:
+        raise ConfigError(
+            f"{casting.source.name} takes no data ({casting.source.shown}); leave out --data, or give the function an "
+            "argument called data"
+        )
+    return name
+
+
+def _by_example(casting: Casting, options: Mapping[str, object]) -> Roster:
+    """One data set that every site's trainer loads, and of which each keeps its share."""
+    terms = casting.terms
+    whole = _made(casting, options)
+    if not isinstance(whole, Divisible):
+        raise ConfigError(
+            f"{casting.source.name} makes a {type(whole).__name__}, whose data cannot be divided; give each site its "
+            "own (--data A --data B), or let the class have `holdings`, `take` and `join` as fledge.TorchTrainer has"
+        )
+    known = whole.holdings()
+    classes = _classes_for(known, terms, casting.source)
+    dealt = _divided(known, terms, classes)
+    sites = []
+    for index, share in enumerate(dealt.shares):
+        trainer = _made(casting, options)
+        if not isinstance(trainer, Divisible) or trainer.holdings().examples != known.examples:
+            raise ConfigError(
+                f"{casting.source.name} gives another number of examples every time it is called "
+                f"({casting.source.shown}); let its data be the same for the same arguments"
+            )
+        trainer.take(share, ())
+        counted = _counted(classes, share)
+        sites.append(
+            TrialSite(
+                name=f"{_SITE}-{index + 1}", trainer=trainer, options=options, examples=len(share), classes=counted
+            )
+        )
+    whole.take(dealt.pooled, dealt.held_out)
+    held_out = f"{len(dealt.held_out)} examples that no site has" if dealt.held_out else "what evaluate_on holds"
+    return Roster(sites=sites, measuring=(whole,), pooled=whole, held_out=held_out)
+
+
+def _classes_for(known: Holdings, terms: Terms, source: Source) -> Sequence[Hashable] | None:
+    if terms.alpha is None:
+        return None
+    classes = known.classes()
+    if classes is None:
+        raise ConfigError(
+            f"--alpha divides by class, and the targets of {source.name} are no classes; leave it out, or give the "
+            "dataset an attribute `targets` with the class of every example"
+        )
+    return classes
+
+
+def _divided(known: Holdings, terms: Terms, classes: Sequence[Hashable] | None) -> Division:
+    if known.evaluates:
+        terms = Terms(sites=terms.sites, seed=terms.seed, alpha=terms.alpha, held_out=0.0)
+    return divide(known.examples, terms, classes=classes, groups=known.groups)
+
+
+def _counted(classes: Sequence[Hashable] | None, share: Sequence[int]) -> dict[str, int]:
+    if classes is None:
+        return {}
+    counts = Counter(classes[index] for index in share)
+    return {str(name): counts[name] for name in sorted(counts, key=lambda name: (str(type(name)), name))}
+
+
+def _each_its_own(casting: Casting) -> Roster:
+    """Every site has data of its own, of which a part is held out where its trainer does not do that itself."""
+    parameter = _data_parameter(casting)
+    if casting.terms.alpha is not None:
+        raise ConfigError("--alpha divides one data set; leave it out where every site has its own --data")
+    sites, measuring = [], []
+    for name, path in casting.data.items():
+        options = {**casting.options, parameter: path}
+        trainer, measure = (_made(casting, options) for _ in range(2))
+        examples = None
+        if isinstance(trainer, Divisible) and isinstance(measure, Divisible):
+            dealt = _divided(trainer.holdings(), _alone(casting.terms), None)
+            for each in (trainer, measure):
+                each.take(dealt.pooled, dealt.held_out)
+            examples = len(dealt.pooled)
+        sites.append(TrialSite(name=name, trainer=trainer, options=options, examples=examples))
+        measuring.append(measure)
+    return Roster(
+        sites=sites, measuring=measuring, pooled=_joined(measuring), held_out="a part of every site's data, held out"
+    )
+
+
+def _alone(terms: Terms) -> Terms:
+    return Terms(sites=1, seed=terms.seed, held_out=terms.held_out)
+
+
+def _joined(trainers: Sequence[Trainer]) -> Trainer | None:
+    first, alike = trainers[0], [each for each in trainers if isinstance(each, Divisible)]
+    if len(alike) < len(trainers) or len({type(each) for each in trainers}) > 1:
+        return None
+    alike[0].join(alike[1:])
+    return first
+
+
+def _by_list(casting: Casting, folder: Path) -> Roster:
+    """A folder with a dataset.json: each site gets a folder of its own with a share of the list."""
+    parameter = _data_parameter(casting)
+    dealt = folders.divide_list(folder, casting.terms, casting.place)
+    sites = []
+    for index, share in enumerate(dealt.shares):
+        options = {**casting.options, parameter: str(share.folder)}
+        trainer = _made(casting, options)
+        sites.append(TrialSite(name=f"{_SITE}-{index + 1}", trainer=trainer, options=options, examples=share.images))
+    whole = _made(casting, {**casting.options, parameter: str(dealt.pooled.folder)})
+    return Roster(
+        sites=sites,
+        measuring=(whole,),
+        pooled=whole,
+        held_out=f"the list's validation: {dealt.held_out} images that no site trains on",
+    )
+
+
+def _made(casting: Casting, options: Mapping[str, object]) -> Trainer:
+    return casting.source.make(options, casting.terms.seed)

@@ -1,0 +1,287 @@
+"""`fledge try` from end to end, with a trainer that needs neither torch nor scikit-learn."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fledge.trial.options import TrialOptions, asked
+from fledge.trial.report import TrialReport
+from fledge.trial.trial import run_trial, tried
+from protocol.errors import ConfigError, TrainingError
+
+CODE = """
+from pathlib import Path
+
+import numpy as np
+from fledge import Control, EvaluationResult, NumpyTrainer, TrainResult
+from worker.api.division import Holdings
+
+
+class Mean(NumpyTrainer):
+    '''Learns the mean of its values.'''
+
+    def __init__(self, values, classes=None):
+        self.values, self.held_out, self.classes = np.array(values, float), [], classes
+        self.model = {"mean": np.random.normal(size=1).astype(np.float32)}
+        super().__init__(self.model, self.fit, examples=len(values), evaluate=self.measure)
+
+    def fit(self, control):
+        for step in range(5):
+            control.check()
+            value = np.random.choice(self.values)  # not its own dice: those of the process
+            self.model["mean"] += 0.2 * (value - self.model["mean"])
+            control.progress((step + 1) / 5, loss=abs(value - self.model["mean"][0]))
+        return 5
+
+    def measure(self, control):
+        if not len(self.held_out):
+            return EvaluationResult(examples=0)
+        error = float(abs(np.mean(self.held_out) - self.model["mean"][0]))
+        return EvaluationResult(examples=len(self.held_out), metrics={"error": error})
+
+    def holdings(self):
+        return Holdings(examples=len(self.values), classes=lambda: self.classes)
+
+    def take(self, training, held_out):
+        self.values, self.held_out = self.values[list(training)], self.values[list(held_out)]
+        self._examples = len(self.values)
+
+    def join(self, others):
+        self.values = np.concatenate([self.values, *(other.values for other in others)])
+
+
+def read(data):
+    return [float(line) for line in Path(data).read_text().split()]
+
+
+def trainer(data):
+    return Mean(read(data))
+
+
+def builtin(count=30):
+    return Mean(range(count), classes=[index % 3 for index in range(count)])
+
+
+def fails(data, at=3):
+    made = Mean(read(data))
+    fit, made.done = made._fit, 0
+    def failing(control):
+        made.done += 1
+        if made.done == at:
+            raise ValueError("the scanner said no")
+        return fit(control)
+    made._fit = failing
+    return made
+
+
+def wild(data):
+    made = Mean(read(data))
+    made._fit = lambda control: made.model["mean"].fill(np.inf) or 1
+    return made
+
+
+def blind():
+    made = builtin()
+    made._evaluate = None
+    return made
+
+
+class Plain:
+    def __init__(self, inner):
+        self.spec, self.initial, self.train, self.evaluate = inner.spec, inner.initial, inner.train, inner.evaluate
+
+
+def plain(data=None):
+    return Plain(builtin())
+
+
+def exits(data=None):
+    raise SystemExit(3)
+"""
+_numbers = itertools.count()
+Try = Callable[..., TrialReport]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module in the present folder that nobody has imported before."""
+    name = f"tried_code_{next(_numbers)}"
+    (tmp_path / f"{name}.py").write_text(CODE)
+    (tmp_path / "all.txt").write_text("\n".join(map(str, range(40))))
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    yield name
+    sys.path[:] = before
+    sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def screen() -> Console:
+    return Console(file=io.StringIO(), width=110, highlight=False)
+
+
+def text(screen: Console) -> str:
+    assert isinstance(screen.file, io.StringIO)
+    return screen.file.getvalue()
+
+
+def test_data_are_divided_trained_on_measured_and_compared(module: str, screen: Console) -> None:
+    options = TrialOptions(factory=f"{module}:trainer", data=("all.txt",), versions=4)
+    report = tried(options, screen)
+    assert [site.examples for site in report.sites] == [11, 11, 10]
+    assert [point.version for point in report.versions] == [0, 1, 2, 3, 4]
+    assert [(site.updates, site.steps) for site in report.sites] == [(4, 20)] * 3
+    assert (report.key_metric, report.more_is_better, report.steps) == ("error", False, 60)
+    assert report.federated.metrics["error"] < report.versions[0].metrics["error"]
+    assert report.pooled is not None
+    assert all(site.alone for site in report.sites)
+    assert report.complete
+    for said in ("site-3 alone", "federated", "all data pooled", "untrained", "8 examples that no site has"):
+        assert said in text(screen)
+
+
+def test_the_same_seed_gives_the_same_and_another_seed_another(module: str, screen: Console) -> None:
+    options = TrialOptions(factory=f"{module}:trainer", data=("all.txt",), versions=2, seed=1)
+
+    def figures(options: TrialOptions) -> Sequence[object]:
+        made = tried(options, screen)
+        return [*(point.metrics for point in made.versions), made.pooled, *(site.alone for site in made.sites)]
+
+    first = figures(options)
+    assert first == figures(options)
+    assert first != figures(replace(options, seed=2))
+
+
+def test_sites_may_bring_their_own_data(module: str, screen: Console, tmp_path: Path) -> None:
+    for name, start in (("North Ward.v2.txt", 0), ("south.txt", 100)):
+        (tmp_path / name).write_text("\n".join(map(str, range(start, start + 10))))
+    options = TrialOptions(factory=f"{module}:trainer", data=("North Ward.v2.txt", "south.txt"), versions=1)
+    report = tried(options, screen)
+    assert [(site.name, site.examples) for site in report.sites] == [("north-ward", 8), ("south", 8)]
+    assert report.pooled is not None
+    folder = tmp_path / "sites"
+    folder.mkdir()
+    for name in ("north", "south"):
+        (folder / f"{name}.txt").write_text("1\n2\n3")
+    report = tried(TrialOptions(factory=f"{module}:trainer", data=("sites",), per_site=True, versions=1), screen)
+    assert [site.name for site in report.sites] == ["north", "south"]
+
+
+def test_a_trainer_with_data_of_its_own_is_divided_by_class(module: str, screen: Console) -> None:
+    options = TrialOptions(factory=f"{module}:builtin", alpha=0.3, sites=2, versions=1, compare=False)
+    report = tried(options, screen)
+    assert sum(sum(site.classes.values()) for site in report.sites) == 24
+    assert report.pooled is None
+
+
+def test_an_asynchronous_strategy_waits_for_nobody(module: str, screen: Console) -> None:
+    options = TrialOptions(factory=f"{module}:builtin", strategy="fedbuff", versions=3, compare=False)
+    assert tried(options, screen).federated.version == 3
+
+
+@pytest.mark.parametrize(
+    ("factory", "asked_for", "said"),
+    [
+        ("fails", {"data": ("all.txt",)}, r"training at site-1 failed: {m}\.py:\d+: ValueError: the scanner said no"),
+        ("wild", {"data": ("all.txt",)}, r"training at site-1 failed \(diverged\): .*finite"),
+    ],
+)
+def test_a_training_that_fails_ends_the_trial_with_its_place(
+    module: str, screen: Console, factory: str, asked_for: dict[str, object], said: str
+) -> None:
+    with pytest.raises(TrainingError, match=said.format(m=module)):
+        tried(TrialOptions(factory=f"{module}:{factory}", versions=5, **asked_for), screen)
+
+
+@pytest.mark.parametrize(
+    ("factory", "asked_for", "said"),
+    [
+        ("trainer", {}, "needs data: give the data by --data PATH"),
+        ("trainer", {"data": ("none.txt",)}, "no such file"),
+        ("nobody", {}, "no attribute 'nobody'"),
+        ("builtin", {"data": ("all.txt",), "options": {"count": 3}}, "takes no data"),
+        ("builtin", {"options": {"count": 3}}, "there are 3 examples, too few for 3 sites"),
+        ("builtin", {"options": {"many": 3}}, r"does not take the options \['many'\]"),
+        ("trainer", {"data": ("all.txt",), "alpha": 1.0}, "targets of .* are no classes"),
+        ("plain", {}, "makes a Plain, whose data cannot be divided"),
+        ("exits", {}, r"makes no trainer: .*\.py:\d+: SystemExit"),
+        ("read", {"data": ("all.txt",)}, r"makes a list \(.*\.py:\d+\); return a trainer"),
+        ("CODE", {}, "no attribute 'CODE'"),
+        ("blind", {}, "evaluates nothing"),
+        ("builtin", {"strategy": "nothing"}, "no strategy called 'nothing'"),
+        ("builtin", {"report": Path("r.pdf")}, "end the name in .md or .json"),
+        ("builtin", {"report": Path("none/r.md")}, "no such folder"),
+        ("builtin", {"out": Path(".")}, "is not empty"),
+    ],
+)
+def test_what_cannot_be_tried_is_said_before_anything_is_trained(
+    module: str, screen: Console, factory: str, asked_for: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        tried(TrialOptions(factory=f"{module}:{factory}", versions=1, **asked_for), screen)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def trainer(:", r"broken\.py:1: SyntaxError"),
+        ("import no_such_package", r"broken\.py:1: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("x = 1\nx.y", r"broken\.py:2: AttributeError"),
+        ("raise SystemExit(4)", "ends the program"),
+    ],
+)
+def test_a_module_that_does_not_load_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "broken.py").write_text(code)
+    with pytest.raises(ConfigError, match=said):
+        run_trial(TrialOptions(factory="broken:trainer"))
+    sys.modules.pop("broken", None)
+
+
+def test_ctrl_c_ends_it_with_what_there_is(module: str, screen: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fledge.trial import federation
+
+    measured = federation.Federation._measure
+
+    def third(self: federation.Federation, kept: object, version: int, *rest: object) -> None:
+        measured(self, kept, version, *rest)  # type: ignore[arg-type]
+        if version == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(federation.Federation, "_measure", third)
+    report = tried(TrialOptions(factory=f"{module}:builtin", versions=50), screen)
+    assert (report.complete, report.federated.version, report.pooled) == (False, 3, None)
+    assert "stopped after version 3" in text(screen)
+
+
+def test_a_report_is_written_and_everything_kept(module: str, screen: Console, tmp_path: Path) -> None:
+    options = TrialOptions(factory=f"{module}:builtin", versions=1, report=tmp_path / "r.md", out=tmp_path / "kept")
+    tried(options, screen)
+    assert "| all data pooled |" in (tmp_path / "r.md").read_text()
+    kept = json.loads((tmp_path / "kept" / "report.json").read_text())
+    assert [site["name"] for site in kept["sites"]] == ["site-1", "site-2", "site-3"]
+    assert (tmp_path / "kept" / "try.log").stat().st_size > 0
+    assert (tmp_path / "kept" / "federation" / "aggregator.toml").is_file()
+
+
+def test_a_project_says_what_to_try_and_the_command_line_says_otherwise(tmp_path: Path) -> None:
+    table = '[tool.fledge.try]\nfactory = "mine:trainer"\ndata = "d"\nsites = 4\nseed = 7\n'
+    (tmp_path / "pyproject.toml").write_text(table)
+    options = asked({"sites": 2}, tmp_path)
+    assert (options.factory, options.data, options.sites, options.seed) == ("mine:trainer", ("d",), 2, 7)
+    assert asked({"factory": "other:trainer"}, tmp_path).data == ()
+    (tmp_path / "pyproject.toml").write_text("[tool.fledge.try]\nsite = 4\n")
+    with pytest.raises(ConfigError, match=r"\[tool.fledge.try\] site: "):
+        asked({}, tmp_path)
