@@ -32,7 +32,7 @@ class NoiseTrainer:
         return write_records(self.spec, self._model.weights.__getitem__)
 
     def train(self, base: Weights, control: Control) -> TrainResult:
-        """Load the base and add noise; a trainer that does nothing tells its first step only."""
+        """Load the base and add noise; a trainer that does next to nothing tells its first step only."""
         began = time.perf_counter()
         if self._train or not self._begun:
             tell("step.began", site=self._site, version=control.version)
@@ -43,6 +43,8 @@ class NoiseTrainer:
             self._model.train()
             done = time.perf_counter()
             tell("step.done", site=self._site, version=control.version, load=loaded - began, train=done - loaded)
+        else:  # an update that is its base is not sent
+            next(iter(self._model.weights.values())).reshape(-1)[0] += 1
         return TrainResult(weights=self._model.weights, examples=100, steps=1)
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
@@ -51,5 +53,5 @@ class NoiseTrainer:
 
 
 def trainer(size_mb: int, site: str = "", train: bool = True) -> NoiseTrainer:
-    """The factory that `init-run` and the workers call; `train` False leaves the model as it came."""
+    """The factory that `init-run` and the workers call; `train` False changes one value of the model."""
     return NoiseTrainer(site, size_mb, train)

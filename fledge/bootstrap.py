@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import nacl.utils
 
@@ -26,6 +25,7 @@ from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.monitored import MonitoredBlobs
 from broker.blobs.s3.presigned import Ask
+from broker.net.urls import scheme_of
 from broker.runtime.settings import given_urls, read_toml
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connections import admin_access_of, broker_of, days_left, granted_store, store_of
@@ -203,7 +203,7 @@ def open_worker(
         else:
             store = stack.enter_context(store_of(line, base))
         store = watched = MonitoredBlobs(store)
-        if settings.cache_mb and urlsplit(settings.store).scheme not in ("memory", "file"):
+        if settings.cache_mb and scheme_of(settings.store) not in ("memory", "file"):
             # Everything on the disk, small things too: `fledge infer` reads it without the hub.
             store = CachedBlobs(store, state / CACHE, settings.cache_mb * 1024**2)
         made = trainer or (load_trainer(settings.trainer, settings.options, base) if settings.trainer else None)

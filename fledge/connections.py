@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote, unquote, urlsplit
 
 from aggregator.operators.admin_access import AdminAccess
 from broker.blobs.base import BlobStore
@@ -19,6 +18,7 @@ from broker.blobs.s3.presigned import Ask, PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
 from broker.net.schemes import Connection
 from broker.net.tls import Tls
+from broker.net.urls import path_of, scheme_of, split_url, with_login
 from broker.runtime.settings import parse_table
 from broker.transport.base import Transport
 from broker.transport.open import open_transport
@@ -73,7 +73,7 @@ def tls_of(line: ConnectionConfig, base: Path) -> Tls | None:
 
 def _tls_to(url: str, line: ConnectionConfig, base: Path) -> Tls | None:
     """The certificate files, if this URL may be one that is reached by TLS; their key has to be ours alone."""
-    tls = None if urlsplit(url).scheme in _PLAIN else tls_of(line, base)
+    tls = None if scheme_of(url) in _PLAIN else tls_of(line, base)
     if tls is not None and tls.key and (key := Path(tls.key)).exists():
         must_be_private(key, key.stat().st_mode)
     return tls
@@ -130,13 +130,13 @@ def broker_url(line: ConnectionConfig, base: Path) -> str:
 
     It comes from the URL, or the table `[broker]` of `credentials.toml` beside the configuration.
     """
-    parts = urlsplit(line.broker)
-    if parts.scheme in _LOCAL or parts.username or "broker" not in (table := _credentials(base)):
+    local = scheme_of(line.broker) in _LOCAL or "://" not in line.broker
+    if local or split_url(line.broker, "broker URL").user or "broker" not in (table := _credentials(base)):
         return line.broker
     login = _pair(table["broker"], "user", "password")
     if login is None:
         raise ConfigError(f"{base / CREDENTIALS_TOML}: [broker] has to hold user and password")
-    return _with_login(line.broker, *login)
+    return with_login(line.broker, *login)
 
 
 def store_url(line: StoreConfig, base: Path, environment: Mapping[str, str] = os.environ) -> str:
@@ -145,9 +145,11 @@ def store_url(line: StoreConfig, base: Path, environment: Mapping[str, str] = os
     They come from the environment (FLEDGE_S3_ACCESS_KEY, FLEDGE_S3_SECRET_KEY), the URL, or `credentials.toml` beside
     the configuration, in this order.
     """
-    parts = urlsplit(line.store)
-    given = parts.scheme in ("s3", "s3s") and environment.get("FLEDGE_S3_ACCESS_KEY")
-    if parts.scheme not in _LOCAL and not parts.username and not given:
+    scheme = scheme_of(line.store)
+    if scheme in _LOCAL or "://" not in line.store:
+        return line.store
+    given = scheme in ("s3", "s3s") and environment.get("FLEDGE_S3_ACCESS_KEY")
+    if not split_url(line.store, "store URL").user and not given:
         own = _credentials(base)
         return _signed_in(line.store, own, base) if own.keys() - {"broker"} else line.store
     return line.store
@@ -155,7 +157,7 @@ def store_url(line: StoreConfig, base: Path, environment: Mapping[str, str] = os
 
 def admin_access_of(line: StoreConfig, base: Path, environment: Mapping[str, str] = os.environ) -> AdminAccess:
     """What the aggregator may do besides: FLEDGE_MANAGEMENT holds the URL of the broker's management, with a login."""
-    management, vhost = environment.get("FLEDGE_MANAGEMENT", ""), unquote(urlsplit(line.broker).path[1:]) or "/"
+    management, vhost = environment.get("FLEDGE_MANAGEMENT", ""), path_of(line.broker) or "/"
     signers = signers_of(line, base)
     granter = None if signers is None else Granter(*signers, line.federation)
     if not management:
@@ -192,7 +194,7 @@ def _signed_in(store: str, identity: object, base: Path) -> str:
     login = _pair(identity, "access_key", "secret_key")
     if login is None:
         raise ConfigError(f"{base / CREDENTIALS_TOML} has to hold access_key and secret_key, as the kit had")
-    return _with_login(store, *login)
+    return with_login(store, *login)
 
 
 def _pair(table: object, name: str, secret: str) -> tuple[str, str] | None:
@@ -202,11 +204,6 @@ def _pair(table: object, name: str, secret: str) -> tuple[str, str] | None:
         case [str() as user, str() as password]:
             return user, password
     return None
-
-
-def _with_login(url: str, user: str, password: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest.rpartition('@')[2]}"
 
 
 def _credentials(base: Path) -> Mapping[str, object]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import nacl.utils
 
 from broker.blobs.base import check_head
 from broker.blobs.open import check_store_url
+from broker.net.urls import without_login
 from broker.transport.open import check_broker_url
 from deploy.keyfiles import private_directory, write_identity, write_private
 from deploy.provision.kit_files import CREDENTIALS, quoted
@@ -84,7 +84,8 @@ def new_federation(
     _check(directory, name, sites)
     check_broker_url(broker, insecure=insecure)
     check_store_url(store, insecure=insecure)
-    (broker, broker_login), (store, store_login) = _without_login(broker), _without_login(store)
+    broker, broker_login = without_login(broker, "broker URL")
+    store, store_login = without_login(store, "store URL")
     secrets = _credentials(broker_login, store_login)
     root = Identity.generate("root", Role.ROOT)
     members = [Identity.generate(AGGREGATOR, Role.AGGREGATOR), *(Identity.generate(site, Role.SITE) for site in sites)]
@@ -125,15 +126,6 @@ _FILTERS = """
 name = "clip"
 norm = 10.0
 """
-
-
-def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
-    """A URL as it may stand anywhere, and the user and password that were in it."""
-    parts = urlsplit(url)
-    if not parts.username or parts.password is None:
-        return url, None
-    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    return bare, (unquote(parts.username), unquote(parts.password))
 
 
 def _credentials(broker: tuple[str, str] | None, store: tuple[str, str] | None) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aggregator.audit import ledger_file
 from aggregator.audit.export import write_file
 from aggregator.audit.replay import Replay, WhatIf, audit, read_version
 from aggregator.audit.retention import References, collect_garbage
@@ -73,6 +75,27 @@ def audit_run(config: Path, run: str) -> Iterator[ReportLine]:
         yield from (ReportLine(finding, False) for finding in findings)
         if not findings:
             yield ReportLine(f"{kept.run.newest()} versions: the ledger and every weight add up")
+
+
+def export_ledger(config: Path, out: Path) -> int:
+    """Write the whole ledger to a new file, signed by this aggregator; returns the number of entries.
+
+    Raises:
+        StateError: the aggregator has never been started here, or the file exists already.
+    """
+    centre = read_centre(config)
+    count = 0
+    with open_kept(centre) as kept:
+
+        def counted() -> Iterator[bytes]:
+            nonlocal count
+            rows = kept.history.ledger()
+            for line in ledger_file.lines(rows, centre.identity, centre.config.federation, time.time()):
+                count += 1
+                yield line.encode() + b"\n"
+
+        write_file(out, counted())
+    return count - 1  # the last line is the signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from broker.blobs.cache import CacheReader
 from broker.blobs.open import open_blobs
 from broker.blobs.transfer import Getter, read_blob
+from broker.net.urls import scheme_of
 from deploy.keyfiles import new_folder, read_bounded, read_identity
 from fledge.bootstrap import CACHE
 from protocol import limits
@@ -76,7 +76,7 @@ class SiteModels:
         self._reader = Reader(self._identity, federation, max(known, key=lambda registry: registry.version))
         self._kept = KeptVersions(self._state / MODELS)
         # In front of a store that is a directory of this machine there is no cache.
-        local = urlsplit(self.settings.store).scheme == "file"
+        local = scheme_of(self.settings.store) == "file"
         self._store: Getter[bytes] = open_blobs(self.settings.store) if local else CacheReader(self._state / CACHE)
 
     def version(self, run: str, wanted: str) -> KeptVersion:
@@ -167,6 +167,8 @@ class InferenceRequest:
     """Taken instead of the run's own."""
     device: str = ""
     """Empty: the site's, or else the bundle's."""
+    config_file: tuple[str, ...] = ()
+    """What the bundle infers by, merged in this order; empty: its `configs/inference.json`."""
 
 
 def infer(config: Path, request: InferenceRequest, progress: Progress | None = None) -> Inferred:
@@ -191,7 +193,14 @@ def infer(config: Path, request: InferenceRequest, progress: Progress | None = N
         root = request.bundle or stack.enter_context(models.bundle(model))
         folder = stack.enter_context(new_folder(output))
         device, overrides = request.device or options.get("device", ""), options.get("overrides")
-        inference = BundleInference(root, images=images, output=folder, overrides=overrides, device=device)
+        inference = BundleInference(
+            root,
+            images=images,
+            output=folder,
+            overrides=overrides,
+            device=device,
+            config_file=request.config_file,
+        )
         weights = models.weights(kept, model, spec, inference.keeps(options.get("keep_local")))
         inference.run(weights, progress)
         about = {"run": kept.run, "version": kept.version, "sha256": model.manifest.digest.hex()}

@@ -129,13 +129,17 @@ def _stated(core: Core, said: Attestation) -> Facts:
     told |= {"epoch": core.epoch, "sequence": core.sequence, "base_version": said.base_version}
     told |= _outcome(said.outcome, said.reason, core.version)
     told |= {"weight": said.weight, "examples": said.examples}
-    told |= {"digest": said.digest.hex() if said.digest else None, "model": said.model.hex() if said.model else None}
+    told |= {"update_sha256": _hex(said.digest), "model_sha256": _hex(said.model)}
     return told | {name: _when(getattr(said, name)) for name in ("arrived", "settled", "issued")}
 
 
 def _outcome(outcome: Outcome, reason: str, version: int) -> Facts:
     merged = outcome == Outcome.MERGED
     return {"outcome": outcome.value, "reason": reason, "version": version if merged else None}
+
+
+def _hex(digest: bytes | None) -> str | None:
+    return None if digest is None else digest.hex()
 
 
 def _when(milliseconds: int | None) -> str | None:

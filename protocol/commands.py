@@ -82,7 +82,7 @@ _COMMANDS = (
     _hub("metrics", Action.VIEW, "What sites measured of each version."),
     _hub("dead.list", Action.VIEW, "Messages that were refused, with the reason."),
     _hub("dead.show", Action.VIEW, "One refused message: from which queue, why, how large."),
-    _hub_once("dead.replay", Action.OPERATE, "Hand a refused message to intake again."),
+    _hub_once("dead.replay", Action.OPERATE, "Hand refused messages to intake again, and say what became of each."),
     _hub_grave("dead.purge", Action.OPERATE, "Forget refused messages."),
     _hub_own("queue.list", Action.VIEW, "How many messages wait in each queue."),
     _hub("audit.log", Action.VIEW, "The newest entries of the hash-chained ledger."),

@@ -25,6 +25,7 @@ FledgeError
     ├── OutOfMemory       it needs more memory than there is
     ├── DataError         the site's data are not what the trainer can train on
     ├── Diverged          what it came to is not finite
+    ├── NothingLearned    it changed nothing of what is shared
     └── StrategyFailed    a run's strategy failed, or merged to what is not finite; its run is paused
 """
 
@@ -158,6 +159,10 @@ class DataError(TrainingError):
 
 class Diverged(TrainingError):
     """A loss or a trained value is not finite."""
+
+
+class NothingLearned(TrainingError):
+    """A training left every shared value as it was."""
 
 
 class StrategyFailed(TrainingError):

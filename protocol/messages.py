@@ -41,6 +41,7 @@ class Kind(IntEnum):
     CODE = 16
     CARD = 17
     ATTESTATION = 18
+    CHECKPOINT = 19
 
 
 SIGNER: dict[Kind, Role] = {
@@ -62,6 +63,7 @@ SIGNER: dict[Kind, Role] = {
     Kind.CODE: Role.AGGREGATOR,
     Kind.CARD: Role.AGGREGATOR,
     Kind.ATTESTATION: Role.AGGREGATOR,
+    Kind.CHECKPOINT: Role.AGGREGATOR,
 }
 """Who may sign which kind."""
 
@@ -231,6 +233,19 @@ class Attestation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """How far the aggregator's ledger went, signed for anybody who is given a copy of it."""
+
+    __pydantic_config__ = EXACT
+    number: Count
+    """Of the last entry; 0 where there was none."""
+    hash: Digest | None
+    """Of the last entry, which holds all before it."""
+    issued: Count
+    """Milliseconds since 1970 by the hub's clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunHead:
     """Where one run stands."""
 
@@ -383,5 +398,6 @@ BODY: dict[Kind, type] = {
     Kind.BUNDLE: Bundle,
     Kind.CARD: Card,
     Kind.ATTESTATION: Attestation,
+    Kind.CHECKPOINT: Checkpoint,
 }
 """The body of each kind; registry and specification records carry their own, code has none."""

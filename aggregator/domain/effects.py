@@ -121,6 +121,10 @@ class Prepare:
     command: CommandArrived
     run: str
     """The run it is about, or is to make."""
+    version: int | None = None
+    """The version it is about; None: the newest (of a clone: version 0)."""
+    chosen: str = ""
+    """Why this version, where the command named none by its number."""
     model: str = ""
     """The published model it is about."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from aggregator.domain.state import CodeOffered, NewModel, NewRun, UpdateNotice, UpdateState
+from aggregator.domain.state import CodeOffered, LettersReplayed, NewModel, NewRun, UpdateNotice, UpdateState
 from aggregator.strategy.plan import MergePlan, Product
 from broker.transport.base import Unacked
 from protocol.codec import Value
@@ -60,6 +60,8 @@ class DeliveryRefused:
     queue: str
     reason: str
     raw: bytes
+    kept: bool = False
+    """Whether it was refused before, so that operators have it already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +222,7 @@ class Prepared:
     text: str = ""
     values: Mapping[str, Value] = field(default_factory=dict)
     """What the operator is answered."""
-    made: NewRun | NewModel | CodeOffered | None = None
+    made: NewRun | NewModel | CodeOffered | LettersReplayed | None = None
 
 
 FromSite = UpdateArrived | EvaluationArrived | ReplyArrived | RequestArrived | DeliveryRefused

@@ -306,6 +306,13 @@ class NewModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LettersReplayed:
+    """Refused messages that have come to an end after all, and need not be kept any more."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CodeOffered:
     """A run's code is wrapped for the sites there are now."""
 

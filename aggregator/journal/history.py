@@ -32,7 +32,7 @@ from aggregator.strategy.weighting import SiteStatistics
 from broker.runtime.database import open_readonly
 from broker.transport.outbox import OutboxRow
 from protocol import limits
-from protocol.codec import decode
+from protocol.codec import decode, unpack
 from protocol.errors import StateError
 from protocol.messages import Evaluation, RunState
 from protocol.registry import Registry
@@ -40,8 +40,20 @@ from protocol.registry import Registry
 _AS_STORED = ("order", "id", "run", "site", "epoch", "sequence", "base_version", "examples", "seconds", "norm")
 AT = "at"
 """Under which name a ledger entry holds when it was noted, in seconds since 1970."""
+_PART = 1000
+"""Rows of one look at the ledger."""
 _LOOKED_AT = 2048
 """Ledger entries about commands in which unanswered ones are looked for at the start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRow:
+    """One entry of the ledger as it is stored."""
+
+    number: int
+    kind: str
+    entry: bytes
+    hash: bytes
 
 
 class History:
@@ -139,14 +151,25 @@ class History:
             raise StateError(f"updates {missing} are not in the journal")
         return [found[id] for id in ids]
 
+    def ledger(self) -> Iterator[LedgerRow]:
+        """Every entry of the ledger, in order, read in parts: while a reader looks, the writer has to wait."""
+        last = 0
+        while True:
+            part = select(ledger).where(ledger.c.number > last).order_by(ledger.c.number).limit(_PART)
+            with self.engine.connect() as db:
+                rows = [LedgerRow(**row._mapping) for row in db.execute(part)]
+            if not rows:
+                return
+            last = rows[-1].number
+            yield from rows
+
     def broken_link(self) -> int | None:
         """The number of the first ledger entry whose hash does not follow from the one before, or None."""
         previous = b""
-        with self.engine.connect() as db:
-            for row in db.execute(select(ledger).order_by(ledger.c.number)):
-                if ledger_hash(previous, row.kind, row.entry) != row.hash:
-                    return int(row.number)
-                previous = row.hash
+        for row in self.ledger():
+            if ledger_hash(previous, row.kind, row.entry) != row.hash:
+                return row.number
+            previous = row.hash
         return None
 
     def close(self) -> None:
@@ -220,6 +243,14 @@ def _awaited(db: Connection) -> list[tuple[bytes, str]]:
         if command.taken:
             asked |= dict.fromkeys((command.id, site) for site in command.sites)
     return list(asked)
+
+
+def read_entry(entry: bytes) -> tuple[float | None, dict[str, object]]:
+    """When a ledger entry was noted (seconds since 1970; None: before times were), and what else it says."""
+    plain = unpack(entry, limits.STORED_RECORD)
+    said = dict(plain) if isinstance(plain, dict) else {}
+    at = said.pop(AT, None)
+    return at if isinstance(at, float) else None, said
 
 
 def ledger_hash(previous: bytes, kind: str, entry: bytes) -> bytes:

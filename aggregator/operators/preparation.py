@@ -74,7 +74,8 @@ class Preparation:
                 case "run.offer" if source is not None:
                     return self._offer(command, source)
                 case "model.export" | "model.publish" if source is not None:
-                    return self._seal(command, source)
+                    made = self._seal(command, source)
+                    return replace(made, values={**made.values, "chosen": order.chosen}) if order.chosen else made
                 case "model.card" if card is not None:
                     return self._wrap_card(command, order.model, *card)
             raise ConfigError(f"{command.command}: this aggregator does not know how to do that")

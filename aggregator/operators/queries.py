@@ -13,14 +13,15 @@ from datetime import UTC, datetime
 from sqlalchemy import func, select
 
 from aggregator.domain.state import SiteStatus, UpdateState
-from aggregator.journal.history import AT, History
+from aggregator.journal.history import History, read_entry
 from aggregator.journal.run_history import read_plan
 from aggregator.journal.tables import evaluations as evaluations_table
 from aggregator.journal.tables import ledger, letters, members, models, updates, versions
+from aggregator.operators import learning
 from aggregator.operators.view import Arguments, Found, QueryContext, Values
 from aggregator.strategy.plan import Member
 from protocol import limits
-from protocol.codec import Plain, decode, unpack
+from protocol.codec import Plain, decode
 from protocol.commands import COMMANDS
 from protocol.errors import ConfigError, Unauthorized
 from protocol.keys import Role
@@ -81,12 +82,19 @@ def _status(view: QueryContext, arguments: Arguments) -> Values:
     waiting = {row.site: row.number for row in view.rows(counted.where(updates.c.state.in_(pending)))}
     sites = sorted(p.name for p in view.registry.members(Role.SITE))
     rows = [_site_now(view, site, view.signs.get(site), waiting.get(site, 0)) for site in sites]
-    columns = ("site", "seen", "doing", "run_of", "base", "progress", "staleness", "waiting", "held")
+    columns: tuple[str, ...] = ("site", "seen", "doing", "run_of", "base", "progress", "staleness", "waiting", "held")
     scalars: Values = {"run": "-", "state": "-", "version": -1}
     if view.runs():
         run = view.run(arguments)
         scalars = {"run": run.name, "state": run.state.value, "version": run.version}
-    return scalars | {"registry": view.registry.version} | _table((*columns, "certificate", "trouble"), rows)
+        scalars |= {"reason": run.reason} if run.reason != "ok" else {}
+        scalars |= learning.outcome(run) if view.only is None else {}
+        found = learning.of_sites(run, view.rows, sites)
+        rows = [(*row[:-1], *found[site], row[-1]) for row, site in zip(rows, sites, strict=True)]
+        columns = (*columns, "certificate", "loss", "measured_here")
+    else:
+        columns = (*columns, "certificate")
+    return scalars | {"registry": view.registry.version} | _table((*columns, "trouble"), rows)
 
 
 def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: int) -> tuple[Plain, ...]:
@@ -165,7 +173,8 @@ def _run_show(view: QueryContext, arguments: Arguments) -> Values:
     strategy = {"strategy." + name: value for name, value in settings.strategy.model_dump().items()}
     stop = {"stop." + name: value for name, value in settings.stop.model_dump().items() if value is not None}
     task = {"task." + name: value for name, value in settings.task.items()}
-    state = {"state": run.state.value, "reason": run.reason, "version": run.version}
+    state: Values = {"state": run.state.value, "reason": run.reason, "version": run.version}
+    state |= learning.outcome(run) if view.only is None else {}
     state |= {"code": run.rules.bundle.hex()} if run.rules.bundle else {}
     told = {**flat, **state, **strategy, **stop, **task}
     return {name[:64]: value for name, value in list(told.items())[:64] if not isinstance(value, dict)}
@@ -345,18 +354,16 @@ def _audit_log(view: QueryContext, arguments: Arguments) -> Values:
     if (kind := arguments.get("kind")) is not None:
         statement = statement.where(ledger.c.kind == str(kind))
     statement = statement.order_by(ledger.c.number.desc()).limit(_limit(arguments))
-    rows = [(r.number, *_read(r.entry), r.kind, r.hash.hex()[:16]) for r in reversed(view.rows(statement))]
+    rows = [(r.number, *_shown(r.entry), r.kind, r.hash.hex()[:16]) for r in reversed(view.rows(statement))]
     columns = ("number", "at", "kind", "entry", "hash")
     return _table(columns, [(number, at, kind, entry, hash) for number, at, entry, kind, hash in rows])
 
 
-def _read(entry: bytes) -> tuple[float | None, str]:
-    """When a ledger entry was noted (None: before times were), and what else it says, as JSON with bytes in hex."""
-    plain = unpack(entry, limits.STORED_RECORD)
-    said = dict(plain) if isinstance(plain, dict) else {}
-    at = said.pop(AT, None)
+def _shown(entry: bytes) -> tuple[float | None, str]:
+    """When a ledger entry was noted, and what it says as JSON; bytes in hexadecimal digits."""
+    at, said = read_entry(entry)
     text = json.dumps(said, default=lambda value: value.hex() if isinstance(value, bytes) else str(value))
-    return at if isinstance(at, float) else None, text[:_ENTRY]
+    return at, text[:_ENTRY]
 
 
 _ANSWERS: dict[str, Callable[[QueryContext, Arguments], Values]] = {
@@ -375,7 +382,6 @@ _ANSWERS: dict[str, Callable[[QueryContext, Arguments], Values]] = {
     "metrics": _metrics,
     "dead.list": _dead_list,
     "dead.show": _dead_show,
-    "dead.replay": _dead_show,
     "queue.list": _queue_list,
     "audit.log": _audit_log,
 }

@@ -17,7 +17,8 @@ from aggregator.domain import effects, events
 from aggregator.domain.state import SiteStatus
 from aggregator.operators.admin_access import AdminAccess
 from aggregator.operators.attestations import attest
-from aggregator.operators.queries import letter, look_up, whole_number
+from aggregator.operators.queries import look_up
+from aggregator.operators.replaying import Again, Replaying
 from aggregator.operators.view import QueryContext
 from broker.blobs.s3.grants import Granted
 from broker.transport.base import Transport
@@ -40,24 +41,16 @@ _LOGIN_STAYS = (
 _STORE_STAYS = "the site is cut off; an identity of its own at the store stays until whoever runs that takes it out"
 
 
-class NoDelivery:
-    """A delivery without a broker that waits for its ack: of bytes handed to intake once more."""
-
-    def ack(self) -> None:
-        """Nothing to do."""
-
-
-NOBODY = NoDelivery()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubActions:
     """What the responder has others do."""
 
     head: Callable[[], bytes]
     """Gives the newest signed head."""
-    again: Callable[[str, bytes], None]
-    """Hands a site's refused bytes to intake once more."""
+    again: Again
+    """Hands refused bytes to intake once more."""
+    tell: Callable[[events.Prepared], None]
+    """Tells the rules what came of slow work."""
     put_registry: Callable[[bytes], None]
     """Puts a newer signed registry in force."""
     later: Callable[[Callable[[], None]], object]
@@ -96,6 +89,8 @@ class Responder:
         match effect:
             case effects.AnswerCommand():
                 self._tell(effect)
+            case effects.LookUp(command=command) if command.command == "dead.replay":
+                self._replay(command)
             case effects.LookUp(command=command) if command.command in _LATER:
                 self._actions.later(partial(self._obey, effect))
             case effects.LookUp():
@@ -146,10 +141,14 @@ class Responder:
         values = look_up(command.command, command.arguments, view)
         if command.command == "update.receipt":
             values |= attest(view, command.arguments, self._identity, self._federation, time.time())
-        if command.command == "dead.replay":
-            row = letter(self._queries.history, whole_number(command.arguments, "id"))
-            self._actions.again(row.queue.partition(".")[2], row.message)
         return values
+
+    def _replay(self, command: events.CommandArrived) -> None:
+        """Its answer comes from the rules, once they are done with all messages."""
+        try:
+            Replaying(self._queries.history, command, self._actions.tell).start(self._actions.again)
+        except FledgeError as error:
+            self._answer(command.operator, command.id, "not_possible", str(error)[:_TEXT], {})
 
     def _take_registry(self, command: events.CommandArrived) -> dict[str, Value]:
         """The root has signed a newer registry, and an operator brings it; only the signature counts."""

@@ -94,15 +94,15 @@ class RunContexts:
         self._strategies = strategies
         self._specs: WeakValueDictionary[bytes, ModelSpec] = WeakValueDictionary()
 
-    def source(self, serving: RunContext, command: CommandArrived) -> VersionSource:
-        """The version that a command is about: the one it names, or the newest (of a clone: version 0).
+    def source(self, serving: RunContext, command: CommandArrived, version: int | None) -> VersionSource:
+        """The version that a command is about; without a number the newest (of a clone: version 0).
 
         Raises:
             StateError: there is no such version.
         """
         run = self._history.run(serving.config.name)
-        default = 0 if command.command == "run.clone" else run.newest()
-        version = wanted if isinstance(wanted := command.arguments.get("version"), int) else default
+        if version is None:
+            version = 0 if command.command == "run.clone" else run.newest()
         return VersionSource(
             serving=serving,
             version=version,

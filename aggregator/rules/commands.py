@@ -142,6 +142,9 @@ ABOUT_RUNS = frozenset(
 )
 PREPARED = frozenset({"run.create", "run.clone", "run.offer", "model.export", "model.publish", "model.card"})
 """Commands that take a while: what they make is made ready first, and stands only once the rules have taken it."""
+OF_VERSIONS = frozenset({"model.export", "model.publish"})
+"""Commands about one version of a run: by its number, or one of these words."""
+BEST, NEWEST = "best", "newest"
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,63}")
 MOST_RUNS = 256
 """Runs there may be at a time; each takes some memory for as long as it is there."""
@@ -157,6 +160,7 @@ TEXTS: Mapping[str, str] = {
     "too_many_runs": "as many runs are there, or go on, as this aggregator takes; stop or delete one first",
     "busy": "this aggregator is still at work on an order of yours that takes time; give this one when it has answered",
     "run_complete": "the run has reached one of the ends in its settings; clone it with others to train further",
+    "not_measured": "no version of the run is known to be the best: its sites have measured none yet; name a version",
     "unknown_model": "no model was published under this name; `model search` shows which there are",
     "name_taken": "a model or a channel has this name; choose another one",
     "no_model_before": "the channel has named no other model before",
@@ -183,6 +187,8 @@ class Present:
     """Operators whose last command that takes time is still being worked on."""
     complete: Collection[str] = ()
     """Runs that have reached one of the ends in their settings."""
+    measured: Collection[str] = ()
+    """Runs of which a version is known to be the best."""
     catalogue: Catalogue
 
 
@@ -214,6 +220,8 @@ def about_run(event: CommandArrived, present: Present) -> CommandVerdict:
         return CommandVerdict(_new(arguments.get("as"), present, event.operator).why, run)
     if event.command == "run.delete" and state not in AT_REST:
         return CommandVerdict(f"run_{state.value}", run)
+    if event.command in OF_VERSIONS and (why := _of_version(arguments.get("version"), run in present.measured)) != "ok":
+        return CommandVerdict(why, run)
     if event.command == "model.publish":
         name = arguments.get("name")
         if not is_word(name):
@@ -228,6 +236,13 @@ def about_run(event: CommandArrived, present: Present) -> CommandVerdict:
     if event.command in _GOES_ON_AGAIN and run in present.complete:
         return CommandVerdict("run_complete", run)
     return CommandVerdict("ok", run)
+
+
+def _of_version(named: object, measured: bool) -> str:
+    """What speaks against how a version is named, in a word."""
+    if isinstance(named, str) and named not in (BEST, NEWEST):
+        return "bad_argument"
+    return "not_measured" if named == BEST and not measured else "ok"
 
 
 def about_models(event: CommandArrived, catalogue: Catalogue) -> str:

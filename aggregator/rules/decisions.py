@@ -78,7 +78,7 @@ class Decisions:
             operator=event.operator,
             command=event.id,
             reason=why,
-            text=event.text if why == event.objection else text,
+            text=(event.text if why == event.objection else "") or text,
             counter=counter,
             values=values or {},
             seen={site: seen[site] for site in event.targets if site in seen} if why == "ok" else {},
@@ -144,6 +144,8 @@ class Decisions:
         """Ack what is no message of this federation; keep it for operators, and publish it within the site's budget."""
         self.settle(event.delivery)
         self.audit("refused", {"queue": event.queue, "reason": event.reason, "bytes": len(event.raw)})
+        if event.kept:
+            return
         self.write(writes.KeepLetter(queue=event.queue, reason=event.reason, raw=event.raw))
         if self._budget.allows(event.site, now):
             row = self._next()

@@ -18,6 +18,7 @@ from aggregator.domain.state import (
     OUTCOME,
     TRANSITIONS,
     CodeOffered,
+    LettersReplayed,
     NewModel,
     NewRun,
     RunRules,
@@ -28,7 +29,7 @@ from aggregator.domain.state import (
     UpdateState,
 )
 from aggregator.rules.catalogue import Catalogue
-from aggregator.rules.commands import PREPARED, REPLAYED, TEXTS, Commands, Present
+from aggregator.rules.commands import OF_VERSIONS, PREPARED, REPLAYED, TEXTS, Commands, Present
 from aggregator.rules.decisions import Decisions
 from aggregator.rules.head import HeadNumbers
 from aggregator.rules.liveness import Liveness
@@ -254,6 +255,7 @@ class AggregatorRules:
             by={name: run.operator for name, run in self.runs.items()},
             taken=self._taken,
             busy=self._busy,
+            measured=frozenset(run.name for run in self._all() if run.best is not None),
             complete=frozenset(run.name for run in self._all() if run.complete is not None),
             catalogue=self.catalogue,
         )
@@ -272,7 +274,8 @@ class AggregatorRules:
         elif event.command in PREPARED:
             self._busy.add(event.operator)
             model = self.catalogue.resolve(str(event.arguments.get("name", "")))
-            self._out.do(effects.Prepare(command=event, run=run, model=model))
+            version, chosen = (None, "") if event.command not in OF_VERSIONS else self.runs[run].meant(event.arguments)
+            self._out.do(effects.Prepare(command=event, run=run, model=model, version=version, chosen=chosen))
             return False
         elif event.command == "run.delete":
             self._delete(run)
@@ -288,7 +291,8 @@ class AggregatorRules:
 
     def _prepared(self, event: events.Prepared) -> None:
         """What a command asked for is ready: it counts from here on, unless another one was faster."""
-        self._busy.discard(event.command.operator)
+        if event.command.command in PREPARED:
+            self._busy.discard(event.command.operator)
         made, reason, text = event.made, event.reason, event.text
         match made:
             case NewRun() if made.rules.run in self._taken:
@@ -306,6 +310,8 @@ class AggregatorRules:
                 self.catalogue.publish(name)
                 self._out.write(writes.AddModel(model=made))
                 self._out.audit("published", {"name": name, "run": made.run, "version": made.version})
+            case LettersReplayed(numbers=numbers):
+                self._out.write(*(writes.ForgetLetters(number=number) for number in numbers))
             case CodeOffered(run=run) if run in self.runs:
                 self._out.write(writes.OfferCode(offered=made))
             case _:

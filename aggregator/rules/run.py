@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import LAST_STATE, RunPlace, RunRules, RunSnapshot, UpdateNotice, UpdateRow, UpdateState
 from aggregator.rules import planning
+from aggregator.rules.commands import NEWEST
 from aggregator.rules.decisions import Decisions
 from aggregator.rules.head import HeadNumbers
 from aggregator.rules.liveness import Liveness
@@ -17,6 +19,7 @@ from aggregator.strategy import buffer, plan
 from aggregator.strategy.evaluations import best_of
 from aggregator.strategy.stopping import VersionScore, reason_to_stop
 from protocol import limits, topology
+from protocol.codec import Value
 from protocol.errors import StrategyFailed
 from protocol.keys import Role
 from protocol.messages import Outcome, RunState
@@ -103,6 +106,23 @@ class Run:
         """The version that did best at the sites so far; None if none was measured by that metric."""
         name, direction = self.metric
         return best_of(self.evaluations.history(name), direction) if name else None
+
+    def able(self, metric: str) -> frozenset[str]:
+        """The sites whose word on a metric is waited for."""
+        return self.evaluations.able(metric, self._live())
+
+    def meant(self, arguments: Mapping[str, Value]) -> tuple[int | None, str]:
+        """The version that a command is about (None: the newest), and why where it named none by its number.
+
+        Without a word it is the best; the newest where none is known to be the best.
+        """
+        named = arguments.get("version")
+        if isinstance(named, int):
+            return named, ""
+        best = None if named == NEWEST else self.best
+        if best is None:
+            return None, "the newest" if named == NEWEST else "the newest, because no site has measured one"
+        return best.version, f"the best by {self.metric[0]}: {best.value:.5g}"
 
     def elapsed(self, now: float) -> float:
         """Seconds of training so far, pauses excluded."""

@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from aggregator.config import RunConfig, ending, kept
+from aggregator.domain import events
 from aggregator.domain.events import Event
 from aggregator.intake import Intake
 from aggregator.journal.journal import Journal
 from aggregator.operators.preparation import Preparation
-from aggregator.operators.responder import NOBODY, HubActions, Responder
+from aggregator.operators.responder import HubActions, Responder
 from aggregator.operators.view import QueryContext
 from aggregator.pipeline.envelope_cache import EnvelopeCache
 from aggregator.pipeline.genesis import registry_in_force, take_over
@@ -30,7 +31,7 @@ from aggregator.service.settings import AggregatorSettings, FirstRun
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import SMALL, CachedBlobs
 from broker.runtime.actor import Mailbox
-from broker.transport.base import Transport
+from broker.transport.base import Transport, Unacked
 from protocol import topology
 from protocol.errors import ConfigError
 from protocol.messages import RunState
@@ -148,7 +149,8 @@ def _responder(
     settings = ground.settings
     actions = HubActions(
         head=lambda: heads.newest,
-        again=lambda site, raw: ground.mailbox.put(ground.intake.update(site, NOBODY, raw)),
+        again=partial(_again, ground),
+        tell=ground.mailbox.put,
         put_registry=registries.update,
         later=ground.executors.io.submit,
     )
@@ -160,6 +162,26 @@ def _responder(
         access=settings.access,
         actions=actions,
     )
+
+
+def _again(ground: AggregatorGround, queue: str, delivery: Unacked, raw: bytes) -> events.FromSite | events.SiteSeen:
+    """Hand what was refused from a site's queue to the rules once more.
+
+    Raises:
+        ConfigError: it did not come from a site.
+    """
+    site = queue.partition(".")[2]
+    if queue not in (topology.event_queue(site), topology.in_queue(site)):
+        raise ConfigError("orders_are_given_anew")
+    read: events.FromSite | events.SiteSeen = (
+        ground.intake.update(site, delivery, raw)
+        if queue == topology.in_queue(site)
+        else ground.intake.live(site, delivery, raw)[0]
+    )
+    if isinstance(read, events.DeliveryRefused):
+        read = replace(read, kept=True)
+    ground.mailbox.put(read)
+    return read
 
 
 def _begin(ground: AggregatorGround, first: FirstRun) -> None:

@@ -302,7 +302,7 @@ class AggregatorService:
         source = None
         try:
             if (it := self.serving.get(wanted.run)) is not None:
-                source = self._parts.contexts.source(it, wanted.command)
+                source = self._parts.contexts.source(it, wanted.command, wanted.version)
         except StateError as error:
             self._tell(events.Prepared(command=wanted.command, reason="not_possible", text=str(error)))
             return

@@ -25,8 +25,8 @@ _ABSURD = 1e100
 class _Course:
     """How one metric went."""
 
-    sites: frozenset[str]
-    """Who has reported it."""
+    measured: dict[str, list[int]]
+    """The versions that each site has reported it of, ascending."""
     scores: list[VersionScore]
     """By version, ascending."""
 
@@ -39,6 +39,7 @@ class Evaluations:
         self._kept = kept
         self._sites: set[str] = set()
         """Who has measured anything."""
+        self._names: set[str] = set()
         self._courses: dict[str, _Course] = {}
         """What was worked out since the last word of a site, by metric."""
 
@@ -46,30 +47,42 @@ class Evaluations:
         """Keep a site's word on a version; a later one replaces it."""
         self._courses.clear()
         self._sites.add(site)
+        self._names |= {name for name in evaluation.metrics if _counts(evaluation, name)}
         self._by_version[version][site] = evaluation
         while len(self._by_version) > self._kept:
             del self._by_version[min(self._by_version)]
 
     def names(self) -> list[str]:
         """The metrics that any site reports a number for, in alphabetical order."""
-        said = [each for by_site in self._by_version.values() for each in by_site.values()]
-        return sorted({name for each in said for name in each.metrics if _counts(each, name)})
+        return sorted(self._names)
 
     def reporters(self, metric: str) -> frozenset[str]:
         """The sites that have measured it."""
-        return self._course(metric).sites
+        return frozenset(self._course(metric).measured)
+
+    @property
+    def measuring(self) -> bool:
+        """Whether any site has measured anything."""
+        return bool(self._sites)
+
+    def newest(self, metric: str) -> dict[str, float]:
+        """What each site came to in the newest version that it measured by this metric."""
+        last = {site: own[-1] for site, own in self._course(metric).measured.items()}
+        return {site: self._by_version[version][site].metrics[metric] for site, version in last.items()}
+
+    def able(self, metric: str, live: Collection[str]) -> frozenset[str]:
+        """The `live` sites and all that have reported the metric, but for those that measure without it."""
+        return self.reporters(metric) | (frozenset(live) - self._sites)
 
     def history(self, metric: str | None, live: Collection[str] = ()) -> list[VersionScore]:
-        """The metric by version, ascending, for versions that at least half of those measured who can.
+        """The metric by version, ascending, for versions that at least half of those measured who are `able`.
 
-        Those are the `live` sites and all that have reported the metric before, but for sites that measure without
-        it. There is no history before more than half of them have reported it at least once.
+        There is no history before more than half of them have reported it at least once.
         """
         if metric is None:
             return []
-        course = self._course(metric)
-        able = course.sites | (frozenset(live) - self._sites)
-        if len(course.sites) * 2 <= len(able):
+        course, able = self._course(metric), self.able(metric, live)
+        if len(course.measured) * 2 <= len(able):
             return []
         return [score for score in course.scores if score.sites * 2 >= len(able)]
 
@@ -82,7 +95,7 @@ class Evaluations:
                         measured.setdefault(site, []).append(version)
             versions = sorted({version for own in measured.values() for version in own})
             scores = [self._score(metric, version, measured) for version in versions]
-            self._courses[metric] = _Course(frozenset(measured), scores)
+            self._courses[metric] = _Course(measured, scores)
         return self._courses[metric]
 
     def _score(self, metric: str, version: int, measured: Mapping[str, Sequence[int]]) -> VersionScore:

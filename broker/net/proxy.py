@@ -7,7 +7,6 @@ end of a socket pair.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import re
 import selectors
@@ -18,9 +17,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from broker.net.redact import basic_login
 from broker.net.tls import is_local, joined
+from broker.net.urls import split_url
 from protocol.errors import ConfigError
 
 _MOST_HEADERS = 16 * 1024
@@ -82,8 +83,7 @@ def _secured(raw: socket.socket, proxy: Proxy) -> ssl.SSLSocket:
 def _ask(sock: socket.socket, proxy: Proxy, target: str, deadline: float) -> None:
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
     if proxy.user is not None:
-        login = base64.b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
-        lines.append(f"Proxy-Authorization: Basic {login}")
+        lines.append(f"Proxy-Authorization: Basic {basic_login(proxy.user, proxy.password)}")
     answer = bytearray()
     try:
         sock.sendall("\r\n".join([*lines, "", ""]).encode())
@@ -187,24 +187,19 @@ def parse_proxy(url: str, named: str = "proxy") -> Proxy:
     Raises:
         ConfigError: says what is wrong without repeating the URL, which may hold a password.
     """
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"{named}: the port has to be a number") from error
+    parts = split_url(url if "://" in url else f"http://{url}", named)
     option, _, ca = parts.query.partition("=")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+    if parts.scheme not in ("http", "https") or not parts.host or parts.path not in ("", "/"):
         raise ConfigError(f"{named}: expected http(s)://user:password@host:port")
     if parts.query and (option != "cacertfile" or not ca or parts.scheme != "https"):
         raise ConfigError(f"{named}: the only option is cacertfile=FILE, and it needs https://")
     tls = parts.scheme == "https"
-    user = None if parts.username is None else unquote(parts.username)
     return Proxy(
-        host=parts.hostname,
-        port=port or (443 if tls else 80),
+        host=parts.host,
+        port=parts.port or (443 if tls else 80),
         tls=tls,
-        user=user,
-        password=unquote(parts.password or ""),
+        user=parts.user,
+        password=parts.password or "",
         ca=unquote(ca) or None,
     )
 

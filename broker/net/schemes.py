@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from broker.net.tls import Tls
+from broker.net.urls import scheme_of
 from broker.runtime.plugins import FAILURES, ExtensionPoint
 from protocol.errors import ConfigError, FledgeError
 
@@ -32,7 +33,7 @@ class Connection:
 class Scheme(ABC, Generic[T]):
     """A way to reach a broker or a store, by the URLs that begin with its name; made without arguments.
 
-    URLs may hold passwords: nothing before the last @ may stand in an error.
+    URLs may hold passwords: `broker.net.urls.split_url` takes them apart so that no error shows one.
     """
 
     example: ClassVar[str] = ""
@@ -100,25 +101,21 @@ class Schemes(Generic[T]):
         except FAILURES as error:
             if name in self._builtins:
                 raise
-            told = f"{self._kind} URL {_without_login(url)!r} cannot be {what}: {type(error).__name__}"
+            told = f"{self._kind} URL '{name}:…' cannot be {what}: {type(error).__name__}"
             raise ConfigError(f"{told} in {type(scheme).__module__}") from error
 
     def _named(self, url: str) -> tuple[str, Scheme[T]]:
-        name = url.partition(":")[0].lower() if ":" in url else ""
+        name = scheme_of(url)
         if name not in self._point.names():
             shown = [made.example or f"{known}://" for known, made in self._builtins.items()]
             shown += [f"{known}://" for known in self._point.names() if known not in self._builtins]
-            told = f"{self._kind} URL {_without_login(url)!r}: unknown scheme"
-            raise ConfigError(f"{told}; known: {', '.join(shown)}")
+            # Of what is no URL nothing is shown: it may be a key that was put into the wrong place.
+            told = f"unknown scheme {name!r}" if "://" in url else "unknown scheme"
+            raise ConfigError(f"{self._kind} URL: {told}; known: {', '.join(shown)}")
         scheme = self._point.build(name, {})
         if not isinstance(scheme, Scheme):
             raise ConfigError(f"{self._kind} URL scheme {name!r} is no fledge.Scheme; derive it from that class")
         return name, scheme
-
-
-def _without_login(url: str) -> str:
-    """Everything before the last @ may be a password."""
-    return url.rpartition("@")[2]
 
 
 def _methods(contract: type) -> list[str]:

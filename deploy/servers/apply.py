@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import urllib3
 
+from broker.net.redact import basic_login
 from broker.net.tls import Tls, is_local
+from broker.net.urls import split_url
 from deploy.servers.changes import BrokerState, Plan, named, plan
 from deploy.servers.members import BrokerMembers
 from deploy.servers.rabbitmq import Definition
@@ -30,25 +32,17 @@ class Management:
         Raises:
             ConfigError: the URL or the file is wrong, or the password would travel in the clear.
         """
-        try:
-            parts = urlsplit(url)
-            number = parts.port
-        except ValueError:  # its text may hold a part of the password
-            raise ConfigError(
-                "the management URL: its port is not a number; write a / or @ within the password as %2F or %40"
-            ) from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        parts = split_url(url, "the management URL")
+        if parts.scheme not in ("http", "https") or not parts.host:
             raise ConfigError("the management URL has to look like http(s)://user:password@host:15672")
-        if parts.scheme == "http" and not (insecure or is_local(parts.hostname)):
+        if parts.scheme == "http" and not (insecure or is_local(parts.host)):
             raise ConfigError(
-                f"the management URL: http would send the password to {parts.hostname} in the clear; use https, or a"
+                f"the management URL: http would send the password to {parts.host} in the clear; use https, or a"
                 " tunnel to localhost, or allow it by --insecure if nobody between here and there can listen"
             )
-        port = f":{number}" if number else ""
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        self._base = f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}/api/"
-        credentials = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-        self._headers = urllib3.make_headers(basic_auth=credentials) | {"content-type": "application/json"}
+        self._base = f"{parts.scheme}://{parts.endpoint}{parts.path.rstrip('/')}/api/"
+        login = basic_login(parts.user or "", parts.password or "")
+        self._headers = {"authorization": f"Basic {login}", "content-type": "application/json"}
         # A repeated PUT, GET or import changes nothing, so a lost answer is simply asked for again.
         self._pool = urllib3.PoolManager(
             timeout=_TIMEOUT,

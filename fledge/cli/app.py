@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fledge.cli import audit as audit_commands
 from fledge.cli import bundle, data, deploy, health, infer, provision, receipt, site, trial
 from fledge.cli.doctor import doctor
-from fledge.cli.options import named_value, the_run
+from fledge.cli.options import ConfigFiles, named_value, server_url, the_run
 from fledge.ctl.app import app as ctl
+from fledge.process.tracebacks import guard_tracebacks, show
 from fledge.shell.command import shell
 from protocol.errors import ConfigError, Fenced, FledgeError
 
@@ -28,6 +31,7 @@ app.add_typer(bundle.app)
 app.add_typer(data.app)
 app.add_typer(deploy.app)
 app.add_typer(receipt.app)
+app.add_typer(audit_commands.app)
 app.command()(doctor)
 app.command()(health.healthcheck)
 app.command()(infer.infer)
@@ -51,6 +55,7 @@ TRAIN_EXTRA = ("torch", "monai", "sklearn", "safetensors", "nibabel", "PIL")
 
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code: 2 configuration, 3 fenced, else 1."""
+    guard_tracebacks()
     try:
         app()
     except (FledgeError, ModuleNotFoundError) as error:
@@ -58,11 +63,15 @@ def main() -> None:
         if isinstance(missing, ModuleNotFoundError) and missing.name in TRAIN_EXTRA:
             error = ConfigError(f"this needs {missing.name}; install it with: pip install 'fledge-fl[train]'")
         if not isinstance(error, FledgeError):
-            raise
+            show("", error)
+            raise SystemExit(1) from None
         _complain(str(error))
         raise SystemExit(exit_code(error)) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Exception as error:  # a bug, or the site's own code; typer's hook would print it as it is
+        show("", error)
+        raise SystemExit(1) from None
 
 
 def exit_code(error: FledgeError) -> int:
@@ -73,10 +82,10 @@ def exit_code(error: FledgeError) -> int:
 
 
 def _complain(text: str) -> None:
-    from fledge.process.log import without_credentials
+    from broker.net.redact import redacted
 
     plain = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
-    line = f"fledge: {without_credentials(plain)}"
+    line = f"fledge: {redacted(plain)}"
     typer.secho(line, fg=typer.colors.RED, err=True)
 
 
@@ -115,8 +124,10 @@ def version() -> None:
 def new_federation(
     directory: Annotated[Path, typer.Argument(help="A new directory for all files.")],
     site: Annotated[list[str], typer.Option("--site", help="A site's name; give it once for each.")],
-    broker: Annotated[str, typer.Option(help="amqps://host:5671/vhost (or amqp:, memory:)")],
-    store: Annotated[str, typer.Option(help="s3s://host/bucket (or s3:, file:///directory)")],
+    broker: Annotated[str, typer.Option(help="amqps://host:5671/vhost (or amqp:); with a login: FLEDGE_BROKER.")] = "",
+    store: Annotated[
+        str, typer.Option(help="s3s://host/bucket (or s3:, file:///directory); with a login: FLEDGE_STORE.")
+    ] = "",
     name: Annotated[str, typer.Option(help="The federation's name; default: the directory's.")] = "",
     trainer: Annotated[str, typer.Option(help="The sites' training code, module:factory.")] = "mytask:trainer",
     insecure: Annotated[
@@ -124,15 +135,24 @@ def new_federation(
     ] = False,
 ) -> None:
     """Make keys, a signed registry and configuration files for an aggregator and its sites."""
+    from broker.net.urls import scheme_of
     from fledge import federation
 
     name = name or directory.resolve().name
+    broker = server_url(broker, "--broker", "FLEDGE_BROKER")
+    store = server_url(store, "--store", "FLEDGE_STORE")
     federation.new_federation(
         directory, name=name, sites=site, broker=broker, store=store, trainer=trainer, insecure=insecure
     )
     typer.echo(f"{directory / federation.ROOT_KEYS}: the root of all trust; take it off this machine")
     typer.echo(f"{directory / federation.AGGREGATOR_TOML}: start with `fledge aggregator`")
     typer.echo(f"{directory / 'sites'}: one folder per site, to be handed over on a channel you trust")
+    if "memory" in (scheme_of(broker), scheme_of(store)):
+        typer.echo(
+            "note: nobody can meet at memory:, since processes do not share it: no worker finds the aggregator there;"
+            " make it again with amqp://localhost/ and file:///directory, or try `fledge demo`",
+            err=True,
+        )
 
 
 @app.command("init-run")
@@ -155,6 +175,7 @@ def init_run(
     ] = None,
     name: Annotated[str, typer.Option(help="The run's name; default: the directory's.")] = "",
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the factory; may be given again.")] = None,
+    config_file: ConfigFiles = None,
 ) -> None:
     """Make a run: its initial model (version 0), the model's specification, and run.toml with every default.
 
@@ -170,15 +191,16 @@ def init_run(
     from worker.pipeline.code_loader import FACTORY
 
     if bundle is not None:
-        from fledge.runs.from_bundle import init_bundle_run
+        from fledge.runs.from_bundle import Chosen, init_bundle_run
 
         if factory or code is not None or option:
             raise ConfigError("--bundle brings its own training code; leave out the factory, --code and --option")
-        spec = init_bundle_run(bundle, out, name=name or out.resolve().name, weights=weights, tell=typer.echo)
+        chosen = Chosen(weights=weights, config_file=config_file or ())
+        spec = init_bundle_run(bundle, out, name=name or out.resolve().name, chosen=chosen, tell=typer.echo)
     elif not factory and code is None:
         raise ConfigError("name your training code as module:factory, its folder with --code, or a MONAI bundle's")
-    elif weights is not None:
-        raise ConfigError("--weights goes with --bundle; other trainers begin with what they make")
+    elif weights is not None or config_file:
+        raise ConfigError("--weights and --config-file go with --bundle; other trainers begin with what they make")
     else:
         options = dict(named_value(text, "--option") for text in option or ())
         spec = make_run(factory or FACTORY, out, name=name or out.resolve().name, options=options, code=code)
@@ -302,8 +324,8 @@ def collect(config: Config = Path("aggregator.toml")) -> None:
 @app.command()
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Faster hospitals: under 40 seconds.")] = False,
-    broker: Annotated[str, typer.Option(help="A real broker: amqp://…")] = "",
-    store: Annotated[str, typer.Option(help="A real store: s3://…")] = "",
+    broker: Annotated[str, typer.Option(help="A real broker: amqp://…; with a login: FLEDGE_BROKER.")] = "",
+    store: Annotated[str, typer.Option(help="A real store: s3://…; with a login: FLEDGE_STORE.")] = "",
     processes: Annotated[bool, typer.Option("--processes", help="One process per hospital.")] = False,
     seed: Annotated[int, typer.Option(help="Of the data's split and the speeds.")] = 42,
     sites: Annotated[int, typer.Option(min=2, max=32, help="Hospitals.")] = 8,
@@ -312,6 +334,9 @@ def demo(
     """Watch hospitals train one model together, asynchronously; then the same synchronously."""
     from fledge.demo.demo import Options, run_demo
 
+    if broker or store or any(os.environ.get(name) for name in ("FLEDGE_BROKER", "FLEDGE_STORE")):
+        broker = server_url(broker, "--broker", "FLEDGE_BROKER")
+        store = server_url(store, "--store", "FLEDGE_STORE")
     options = Options(quick=quick, broker=broker, store=store, processes=processes, seed=seed, sites=sites, out=out)
     if not run_demo(options):
         raise typer.Exit(1)

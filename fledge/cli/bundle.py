@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fledge.cli.options import AsJson, named_value
+from fledge.cli.options import AsJson, ConfigFiles, named_value
 
 if TYPE_CHECKING:
     from worker.bundles.check import BundleReport
@@ -65,6 +65,7 @@ def check(
     quick: Annotated[
         bool, typer.Option("--quick", help="Only the headers of images, not their values, and no first batch.")
     ] = False,
+    config_file: ConfigFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Look whether a bundle can be trained, and with --data whether this site's data go with it.
@@ -82,10 +83,9 @@ def check(
 
     if data is not None and not quick:
         typer.echo("every image is read once, which takes its time with many (--quick: headers alone)", err=True)
+    overrides = dict(named_value(text, "--override") for text in override or ())
     with warnings.catch_warnings(action="ignore"):  # what libraries say about themselves; what is wrong is a finding
-        report = check_bundle(
-            bundle, data, overrides=dict(named_value(text, "--override") for text in override or ()), quick=quick
-        )
+        report = check_bundle(bundle, data, overrides=overrides, quick=quick, config_file=config_file)
     typer.echo(json.dumps(_document(report)) if as_json else "\n".join(map(clean, _lines(report))))
     if not report.good:
         raise typer.Exit(1)

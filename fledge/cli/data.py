@@ -79,7 +79,7 @@ def prepare(
     from worker.data.prepare import prepare as make
     from worker.data.splits import Shares
 
-    if task not in [each.value for each in Task]:
+    if task not in (Task.SEGMENTATION.value, Task.CLASSIFICATION.value):
         raise ConfigError(f"--task {task!r}: say segmentation or classification")
     if classes is not None and label_name:
         raise ConfigError("--classes and --label-name both name the classes; say one of them")
@@ -124,7 +124,7 @@ def stats(
     Nothing leaves the site unless --share says so and policy.toml has `statistics = true`; even then operators get what
     is shown here without --unsuppressed, and only when they ask.
     """
-    from worker.data.datalist import read_datalist
+    from worker.data.datalist_parser import read_datalist
     from worker.statistics.figures import DataSummary
     from worker.statistics.measure import class_names, measure, task_of
 
@@ -134,6 +134,8 @@ def stats(
             raise ConfigError("--share and --unsuppressed do not go together; what leaves the site is suppressed")
         state, policy = _site(kit)
     datalist = read_datalist(directory / listed)
+    for caution in datalist.cautions:
+        typer.echo(f"beware: {caution}", err=True)
     summary = DataSummary(
         task=task_of(datalist), classes=class_names(datalist), min_cell=min_cell, suppressed=not unsuppressed
     )

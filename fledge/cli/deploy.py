@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import quote, urlsplit
 
 import typer
 
-from fledge.cli.options import AsJson
+from fledge.cli.options import AsJson, server_url
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,10 +86,11 @@ def files(
     tls: Annotated[str, typer.Option(help="Where ca.pem, server.pem and server.key lie on the broker.")] = "",
 ) -> None:
     """Write RabbitMQ's definitions and settings and the store's policies; the same members give the same bytes."""
+    from broker.net.urls import path_of
     from deploy.servers.gitops import TLS_DIRECTORY, deployment_files, write_files
 
     wanted = _wanted(kit, registry, root, federation, vhost)
-    bucket = bucket or urlsplit(wanted.store).path.strip("/")
+    bucket = bucket or path_of(wanted.store).strip("/")
     if not bucket:
         raise ConfigError("which bucket? give --bucket, or the hub's --kit")
     changed = write_files(out, deployment_files(wanted.vhost, bucket, wanted.members, tls=tls or TLS_DIRECTORY))
@@ -127,6 +127,8 @@ def _wanted(kit: Path | None, registry: Path | None, root: str, federation: str,
 
 def _management(given: str) -> str:
     """The management URL with its login: the environment's, or the one given and a password that is asked for."""
+    from broker.net.urls import split_url, with_login
+
     if not given:
         url = os.environ.get(MANAGEMENT, "")
         if not url:
@@ -135,13 +137,14 @@ def _management(given: str) -> str:
                 "(RabbitMQ on this machine: port 15672, http)"
             )
         return url
-    parts = urlsplit(given)
-    if parts.password:
-        raise ConfigError(f"a password in the arguments can be read by everybody here; put the URL into {MANAGEMENT}")
-    if not parts.username or not parts.hostname:
+    parts = split_url(server_url(given, "--management", MANAGEMENT), "--management")
+    if not parts.user or not parts.host or parts.password:
         raise ConfigError("--management has to look like https://user@host:15671")
-    password = typer.prompt(f"password of {parts.username} at {parts.hostname}", hide_input=True, err=True)
-    return given.replace("@", f":{quote(password, safe='')}@", 1)
+    return with_login(given, parts.user, _asked(f"password of {parts.user} at {parts.host}"))
+
+
+def _asked(what: str) -> str:
+    return str(typer.prompt(what, hide_input=True, err=True))
 
 
 def _tell(changes: Iterable[str], before: str) -> None:

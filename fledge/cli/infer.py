@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fledge.cli.options import ConfigFiles
 from fledge.cli.site import WORKER_TOML, Config, Kit, at
 
 
@@ -24,6 +25,7 @@ def infer(
         Path | None, typer.Option(help="A MONAI bundle to infer with; by default the one that trains the run.")
     ] = None,
     device: Annotated[str, typer.Option(help="Such as cpu or cuda:1; default: the site's, or the bundle's.")] = "",
+    config_file: ConfigFiles = None,
     config: Config = WORKER_TOML,
     kit: Kit = None,
 ) -> None:
@@ -37,7 +39,7 @@ def infer(
         task = bars.add_task("inferring", total=None)
         done = inference.infer(
             at(config, kit),
-            inference.InferenceRequest(run, model, images, output, bundle, device),
+            inference.InferenceRequest(run, model, images, output, bundle, device, tuple(config_file or ())),
             progress=lambda count, total: bars.update(task, completed=count, total=total or None),
         )
     where = "the bundle's own list" if done.own_list else f"all images in {images}"

@@ -1,7 +1,8 @@
-"""What several commands understand in the same way: `--json`, `--also`, and NAME=VALUE."""
+"""What several commands understand in the same way: `--json`, `--also`, `--config-file`, and NAME=VALUE."""
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from worker.data.dicom_kinds import Beside
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
+ConfigFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config-file",
+        metavar="FILE",
+        help="A configuration in the bundle, as for MONAI's runner; given again, they are merged in this order.",
+    ),
+]
 
 Also = Annotated[
     list[str] | None,
@@ -46,6 +55,26 @@ def the_run(run: str | None, old: str | None) -> str:
     if (name := old if run is None else run) is None:
         raise ConfigError("for which run? name it")
     return name
+
+
+def server_url(given: str, option: str, variable: str) -> str:
+    """The URL that an option gives, or else an environment variable, which alone may hold a login.
+
+    Raises:
+        ConfigError: neither gives one, it cannot be read, or the option holds a password.
+    """
+    from broker.net.urls import without_login
+
+    url = given or os.environ.get(variable, "")
+    if not url:
+        raise ConfigError(f"which server? give {option} URL, or put the URL with its login into {variable}")
+    _, login = without_login(given, f"{option}")
+    if login is not None and login != ("guest", "guest"):  # which everybody knows, and works on this machine alone
+        raise ConfigError(
+            f"{option} holds a password, and everybody on this machine can read the arguments of a command: put the URL"
+            f" into {variable} and leave {option} out"
+        )
+    return url
 
 
 def named_value(text: str, option: str) -> tuple[str, object]:

@@ -24,6 +24,9 @@ app = typer.Typer(name="receipt", help="Receipts that the aggregator signed.", n
 
 SiteConfig = Annotated[Path, typer.Option("--config", help="The site's configuration file.")]
 SiteKit = Annotated[Path | None, typer.Option("--kit", help="Or: the site's kit, the folder that holds worker.toml.")]
+AnyKit = Annotated[
+    Path, typer.Option("--kit", envvar="FLEDGE_KIT", help="Any kit of the federation: an unpacked folder.")
+]
 WORKER_TOML = Path("worker.toml")
 _SHORT = 16
 
@@ -31,27 +34,28 @@ _SHORT = 16
 @app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="A file of `fledge site receipt` or `fledge ctl update receipt`.")],
-    kit: Annotated[
-        Path, typer.Option("--kit", envvar="FLEDGE_KIT", help="Any kit of the federation: an unpacked folder.")
-    ] = Path(),
+    kit: AnyKit = Path(),
     as_json: AsJson = False,
 ) -> None:
     """Check a receipt against the kit's root and list of members, without any server; exit code 1: it does not hold."""
     from deploy.keyfiles import read_bounded
-    from fledge.doctor.place import read_kit
     from fledge.receipts import LIMIT, check
 
-    place = read_kit(kit if kit.is_dir() else kit.parent)
-    registry = _newest(place.base, place.config.registry, bytes.fromhex(place.config.root), place.config)
-    facts = check(read_bounded(file, LIMIT, "a receipt"), registry, place.config.federation)
+    registry, federation = members_of(kit)
+    facts = check(read_bounded(file, LIMIT, "a receipt"), registry, federation)
     _show(facts, as_json)
     if not as_json:
-        typer.echo(f"it holds: the aggregator of {place.config.federation} signed this, and nothing was altered")
+        typer.echo(f"it holds: the aggregator of {federation} signed this, and nothing was altered")
 
 
-def receipts(config: SiteConfig = WORKER_TOML, kit: SiteKit = None, as_json: AsJson = False) -> None:
-    """List every update that this site sent and what became of it, the newest first; the hub is not asked."""
-    found = _sent(at(config, kit))
+def receipts(
+    config: SiteConfig = WORKER_TOML,
+    kit: SiteKit = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the updates that this site sent and what became of each, the newest first; the hub is not asked."""
+    found = _sent(at(config, kit))[:limit]
     if as_json:
         typer.echo(json.dumps([_row(each) for each in found]))
         return
@@ -110,7 +114,21 @@ def _show(facts: Facts, as_json: bool) -> None:
         typer.echo(json.dumps(facts))
         return
     for name, value in facts.items():
-        typer.echo(f"{name:<13} {'-' if value is None else value}")
+        typer.echo(f"{name:<14} {'-' if value is None else value}")
+
+
+def members_of(kit: Path) -> tuple[Registry, str]:
+    """The newest list of members in any kit's folder, and the federation's name.
+
+    Raises:
+        ConfigError: it is no kit.
+        WireError: its list of members is not signed by the root.
+    """
+    from fledge.doctor.place import read_kit
+
+    place = read_kit(kit if kit.is_dir() else kit.parent)
+    config = place.config
+    return _newest(place.base, config.registry, bytes.fromhex(config.root), config), config.federation
 
 
 def _sent(config: Path) -> list[SentUpdate]:

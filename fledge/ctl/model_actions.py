@@ -19,14 +19,30 @@ if TYPE_CHECKING:
     from protocol.codec import Plain, Value
 
 
-def export(session: Session, out: Path, run: str | None, version: int | None, *, raw: bool) -> list[Answer]:
+_DIGITS = 18
+
+
+def version_of(text: str | None) -> int | str | None:
+    """What a person wrote for a version: a number, `best`, `newest`, or nothing.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if text is None or text in ("best", "newest"):
+        return text
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
+        raise ConfigError(f"{text!r} is no version; write its number, best or newest")
+    return int(text)
+
+
+def export(session: Session, out: Path, run: str | None, version: int | str | None, *, raw: bool) -> list[Answer]:
     """Write one version of a run's model to a file, with its card beside it."""
     _check_free(out)
     answers = session.ask("model.export", {"run": run, "version": version, "raw": raw})
     if not answers[0].ok:
         return answers
     with _opened(session, answers[0]) as (model, store):
-        if (run or model.run, model.version if version is None else version) != (model.run, model.version):
+        if (run or model.run, version if isinstance(version, int) else model.version) != (model.run, model.version):
             raise WrongContext(f"the aggregator sent version {model.version} of {model.run}, which was not asked for")
         if raw and model.card.released:
             raise WrongContext("the aggregator sent the released average; the raw version was asked for")
@@ -72,7 +88,8 @@ def _saved(answer: Answer, model: Model, store: BlobStore, out: Path) -> Answer:
         size = save(model, store, out, progress)
     facts: dict[str, Value] = {"run": model.run, "version": model.version, "released": model.card.released}
     files: dict[str, Value] = {"file": str(out), "card": f"{out}{CARD}", "bytes": size, "sha256": model.digest}
-    return replace(answer, text="", values=facts | files)
+    why: dict[str, Value] = {name: answer.values[name] for name in ("chosen",) if name in answer.values}
+    return replace(answer, text="", values=facts | why | files)
 
 
 def _values(model: Model) -> dict[str, Value]:

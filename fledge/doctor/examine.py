@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 from broker.blobs.s3.url import S3Url, parse_s3_url
 from broker.net.proxy import proxy_for
 from broker.net.tls import Tls, check_plain
+from broker.net.urls import scheme_of
 from broker.transport.rabbitmq.amqp import AmqpUrl, parse_amqp_url
 from deploy.servers.members import members_of
 from fledge.connections import broker_url, signers_of, store_url, tls_of
@@ -85,7 +85,7 @@ def read_line(place: Place, environ: Mapping[str, str]) -> DoctorTargets:
     findings: list[Finding] = []
     broker = store = None
     config, tls = place.config, tls_of(place.config, place.base)
-    if urlsplit(config.broker).scheme in ("amqp", "amqps"):
+    if scheme_of(config.broker) in ("amqp", "amqps"):
         try:
             amqp = parse_amqp_url(broker_url(config, place.base), tls)
             broker = _way(_server("broker", amqp.host, amqp.port, amqp.tls), amqp.files, place, environ), amqp
@@ -93,7 +93,7 @@ def read_line(place: Place, environ: Mapping[str, str]) -> DoctorTargets:
             findings.append(bad("files.broker", "url", str(error), "take the line from the kit again"))
     else:
         findings.append(skipped("files.broker", "none", "the configuration names no RabbitMQ"))
-    if urlsplit(place.store).scheme in ("s3", "s3s"):
+    if scheme_of(place.store) in ("s3", "s3s"):
         try:
             s3 = parse_s3_url(_signed_in(place, environ), tls, environ=environ)
             store = _way(_server("store", s3.host, s3.port, s3.encrypted), s3.files, place, environ), s3
@@ -121,7 +121,7 @@ def presigned(place: Place) -> bool:
     """Whether the store is reached by URLs that the aggregator signs."""
     config = place.config
     if isinstance(config, OperatorConfig):  # who may have brought a URL of their own
-        return config.access == "presigned" and "@" not in urlsplit(config.store).netloc
+        return config.access == "presigned" and "@" not in config.store
     return isinstance(config, WorkerConfig) and config.access == "presigned"
 
 

@@ -1,9 +1,11 @@
-"""What one check found. Pure."""
+"""What one check found, in words without secrets. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+from broker.net.redact import redacted
 
 
 class Verdict(StrEnum):
@@ -52,19 +54,19 @@ class Finding:
 
 def good(check: str, cause: str = "", *, number: float | None = None, server: Server | None = None) -> Finding:
     """A check that went well."""
-    return Finding(check=check, verdict=Verdict.GOOD, cause=cause, number=number, server=server)
+    return Finding(check=check, verdict=Verdict.GOOD, cause=redacted(cause), number=number, server=server)
 
 
 def bad(check: str, code: str, cause: str, advice: str, *, server: Server | None = None) -> Finding:
     """A check that failed."""
-    return Finding(check=check, verdict=Verdict.BAD, code=code, cause=cause, advice=advice, server=server)
+    return Finding(check=check, verdict=Verdict.BAD, code=code, cause=redacted(cause), advice=advice, server=server)
 
 
 def warning(check: str, code: str, cause: str, advice: str, *, number: float | None = None) -> Finding:
     """A check that should be looked at."""
-    return Finding(check=check, verdict=Verdict.WARNING, code=code, cause=cause, advice=advice, number=number)
+    return Finding(check=check, verdict=Verdict.WARNING, code=code, cause=redacted(cause), advice=advice, number=number)
 
 
 def skipped(check: str, code: str, cause: str) -> Finding:
     """A check that was not made."""
-    return Finding(check=check, verdict=Verdict.SKIPPED, code=code, cause=cause)
+    return Finding(check=check, verdict=Verdict.SKIPPED, code=code, cause=redacted(cause))

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from aggregator.config import AggregatorConfig
+from broker.net.urls import path_of
 from broker.runtime.settings import given_urls, read_toml
 from deploy.provision.kit_files import CONFIGURATION
 from fledge.operator.config import OperatorConfig
@@ -30,7 +30,7 @@ class Place:
     @property
     def vhost(self) -> str:
         """The vhost its broker URL names."""
-        return unquote(urlsplit(self.config.broker).path[1:]) or "/"
+        return path_of(self.config.broker) or "/"
 
     @property
     def store(self) -> str:

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import nacl.utils
 
+from broker.net.urls import scheme_of
 from broker.transport.base import Transport
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connections import broker_of
@@ -78,6 +78,6 @@ def tell_hub(place: Place, report: DoctorReport, opened: Opened = broker_of) -> 
 
 
 def _reached(place: Place, report: DoctorReport) -> bool:
-    if urlsplit(place.config.broker).scheme not in ("amqp", "amqps"):  # nothing was looked at
+    if scheme_of(place.config.broker) not in ("amqp", "amqps"):  # nothing was looked at
         return True
     return any(finding.check == "broker.vhost" and finding.verdict == Verdict.GOOD for finding in report.findings)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from broker.blobs.base import BlobStore
 from broker.blobs.s3.presigned import Ask
+from broker.net.urls import scheme_of
 from fledge.connections import granted_store, store_of
 from protocol.errors import ConfigError, Forbidden, StoreError
 from protocol.messages import Grant, Request
@@ -40,7 +40,7 @@ def open_store(
             f"(`fledge provision --reissue {console.name}`), or set {STORE} to the store's URL"
         )
     line = config.model_copy(update={"store": store})
-    if urlsplit(store).scheme in ("s3", "s3s") and config.access == "presigned" and "@" not in urlsplit(store).netloc:
+    if scheme_of(store) in ("s3", "s3s") and config.access == "presigned" and "@" not in store:
         blobs = granted_store(line, base, console.name, ask_by(console), below="bundles")
         try:
             yield blobs

@@ -17,9 +17,9 @@ from typing import TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from broker.net.redact import HIDDEN, redacted
 from fledge.process.log_file import TRACEBACKS, LogFile, to_json
 
-_CREDENTIALS = re.compile(r"(://)[^\s/@]+@")
 _SECRET_FIELD = re.compile(r"password|secret|credential|token|private", re.IGNORECASE)
 
 
@@ -44,7 +44,7 @@ def configure(
         StateError: the local file cannot be written.
     """
     _close_local()
-    local = None if also is None else LogFile(also, without_credentials)
+    local = None if also is None else LogFile(also, redacted)
     target = file or sys.stderr
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     as_json = not target.isatty() if json_lines is None else json_lines
@@ -60,14 +60,16 @@ def configure(
             *([TRACEBACKS] if as_json else []),
             hide_secrets,
             *([_copying(local)] if local else []),
-            renderer,
+            _cleaned(renderer),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Steady(target))),
         cache_logger_on_first_use=False,
     )
     # Libraries log through the standard module; only what an operator should see passes.
-    logging.basicConfig(level=logging.WARNING, stream=target, format="%(name)s: %(message)s")
+    stderr = logging.StreamHandler(target)
+    stderr.setFormatter(_Redacting("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[stderr])
     if local is not None:
         local.setLevel(logging.WARNING)
         logging.getLogger().addHandler(local)
@@ -107,21 +109,26 @@ class Steady:
             self._stream.flush()
 
 
+class _Redacting(logging.Formatter):
+    """What libraries say, tracebacks included, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+def _cleaned(render: Processor) -> Processor:
+    """The last step before a line leaves: whatever its fields held, it is text then."""
+    return lambda logger, method, event: redacted(str(render(logger, method, event)))
+
+
 def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Replace credentials in URLs, and whatever a field of a telling name holds."""
-    for name, value in event.items():
+    """Replace whatever a field of a telling name holds; what other fields quote goes with `redacted`."""
+    for name in event:
         if _is_secret(name):
-            event[name] = "***"
-        elif isinstance(value, str) and "://" in value:
-            event[name] = without_credentials(value)
+            event[name] = HIDDEN
     return event
 
 
 @cache
 def _is_secret(field: str) -> bool:
     return _SECRET_FIELD.search(field) is not None
-
-
-def without_credentials(text: str) -> str:
-    """The text with user and password of every URL in it replaced by stars."""
-    return _CREDENTIALS.sub(r"\1***@", text)

@@ -40,7 +40,7 @@ class LogFile(RotatingFileHandler):
     """
 
     def __init__(self, path: Path, clean: Callable[[str], str]) -> None:
-        """Open `path` to append to it; `clean` takes secrets out of what libraries say.
+        """Open `path` to append to it; `clean` takes secrets out of every line.
 
         Raises:
             StateError: it cannot be written.
@@ -67,7 +67,7 @@ class LogFile(RotatingFileHandler):
             if not isinstance(entry, Mapping):
                 entry = self._from_library(record)
             self._lines += 1
-            text = _bounded({**entry, "line": self._lines})
+            text = self._clean(_bounded({**entry, "line": self._lines}))
         except Exception:  # whatever it was asked to log, a log must not be what fails
             return
         super().emit(logging.LogRecord("", record.levelno, "", 0, text, None, None))
@@ -81,7 +81,7 @@ class LogFile(RotatingFileHandler):
             "level": record.levelname.lower(),
             "timestamp": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "logger": record.name,
-            "text": self._clean(record.getMessage()),
+            "text": record.getMessage(),
         }
         if record.exc_info:
             said = dict(TRACEBACKS(None, "", {**said, "exc_info": record.exc_info}))

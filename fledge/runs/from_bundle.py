@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator.config import RunConfig
@@ -22,10 +24,20 @@ from fledge.trainers.monai_bundle import BundleTrainer, site_trainer
 
 def trainer(**options: Any) -> BundleTrainer:
     """Called with the site's options; `bundle_trainer` says which there are."""
-    return site_trainer(Path(__file__).parent, options)
+    return site_trainer(Path(__file__).parent, {options})
 '''
 _SMALL = 1024 * 1024
 _TEXT = (".md", ".txt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What a run is made of, where it is not what the bundle has by itself."""
+
+    weights: Path | None = None
+    """A file of trained weights for version 0; by default those are random."""
+    config_file: Sequence[str] = ()
+    """By which sites train unless their own options name others; by default the bundle's `train`."""
 
 
 def init_bundle_run(
@@ -33,11 +45,11 @@ def init_bundle_run(
     directory: Path,
     *,
     name: str,
-    weights: Path | None = None,
+    chosen: Chosen = Chosen(),
     settings: RunConfig | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> ModelSpec:
-    """Make a run of a MONAI bundle: version 0 has the network's random weights, or those of the file `weights`.
+    """Make a run of a MONAI bundle: its network becomes version 0, its files the run's code.
 
     The network's part of the bundle's configuration is evaluated here, so this is for its owner's machine. A
     Clara MMAR is translated first, and then `tell` is called with what people have to know about it.
@@ -51,16 +63,20 @@ def init_bundle_run(
     if is_mmar(bundle):
         from fledge.runs.from_mmar import translated
 
-        with translated(bundle, name, settings, tell) as found:
-            return init_bundle_run(
-                found.bundle, directory, name=name, weights=weights or found.weights, settings=found.settings
+        if chosen.config_file:
+            raise ConfigError(
+                f"{bundle} is a Clara MMAR, which has no configurations of a bundle; leave out config_file"
             )
+        with translated(bundle, name, settings, tell) as found:
+            chosen = Chosen(weights=chosen.weights or found.weights)
+            return init_bundle_run(found.bundle, directory, name=name, chosen=chosen, settings=found.settings)
     config = configured(name, settings)
-    files = bundle_files(bundle)
-    return write_run(directory, config, bundle_network(bundle, weights=weights), files)
+    files = bundle_files(bundle, chosen.config_file)
+    network = bundle_network(bundle, weights=chosen.weights, config_file=chosen.config_file)
+    return write_run(directory, config, network, files)
 
 
-def bundle_files(bundle: Path) -> dict[str, bytes]:
+def bundle_files(bundle: Path, config_file: Sequence[str] = ()) -> dict[str, bytes]:
     """What of a bundle travels to the sites, by name, with the `trainer.py` that trains it.
 
     Weights, results and pictures stay behind; a file of `models` travels if it is small, because some configurations
@@ -84,4 +100,5 @@ def bundle_files(bundle: Path) -> dict[str, bytes]:
             f"{bundle / ENTRY} is in the way: a run of a bundle gets a {ENTRY} of its own; call it something else, or "
             "give the folder with --code"
         )
-    return {ENTRY: _TRAINER.encode(), **files}
+    options = f'{{"config_file": {json.dumps(list(config_file))}, **options}}' if config_file else "options"
+    return {ENTRY: _TRAINER.replace("{options}", options).encode(), **files}

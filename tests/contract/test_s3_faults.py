@@ -351,7 +351,7 @@ def test_many_first_puts_at_once_make_one_bucket(s3_server: S3Server, bucket: st
         ("s3://k:hush@host:9000/bucket?deadline=soon", "deadline 'soon'"),
         ("s3://k:hush@host:9000/bucket?deadline=-1", "deadline '-1'"),
         ("s3s://k:hush@host:9000/bucket?cacertfile=/nowhere.pem", "cacertfile '/nowhere.pem' cannot be used"),
-        ("s3://k:hush@host:port/bucket", "s3://host:port/bucket"),
+        ("s3://k:hush@host:port/bucket", "the port has to be a number"),
         ("ftp://k:hush@host/bucket", "unknown scheme"),
         ("file://host/dir", "three slashes"),
         ("file:dir", "three slashes"),

@@ -3,6 +3,7 @@ credentials for the store, orders from an operator's laptop, a site cut off in m
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -90,7 +91,7 @@ def take_models(walk: Walk) -> None:
     """The model leaves as a file, the same from hub and laptop; a published one is found again by its channel."""
     hub = walk.kit("aggregator") / "aggregator.toml"
     at_hub, exported, pulled = (walk.folder / f"{name}.safetensors" for name in ("hub", "exported", "pulled"))
-    said = walk.fledge("export", str(at_hub), "--config", str(hub), "--run", RUN)
+    said = walk.fledge("export", RUN, "-o", str(at_hub), "--config", str(hub))
     assert "version" in said
     assert at_hub.stat().st_size > 4096 * 4
     walk.ctl("model", "export", RUN, "-o", str(exported))
@@ -101,7 +102,7 @@ def take_models(walk: Walk) -> None:
     assert found["values"]["name"] == ["walk-model"]
     walk.ctl("model", "pull", "production", "-o", str(pulled))
     assert pulled.read_bytes() == at_hub.read_bytes()
-    assert "all the same bytes" in walk.fledge("replay", "--config", str(hub), "--run", RUN)
+    assert "all the same bytes" in walk.fledge("replay", RUN, "--config", str(hub))
 
 
 def hold_models(walk: Walk) -> None:
@@ -117,6 +118,28 @@ def hold_models(walk: Walk) -> None:
         assert kept.version == last
         sizes = {name: array.shape for name, array in models.weights(kept, model, spec, frozenset()).tensors()}
         assert sizes == {tensor.name: tensor.shape for tensor in spec.tensors}
+
+
+def look_after(walk: Walk) -> None:
+    """Hospital IT is told of its own site alone, by the hub and beside the worker; what it keeps, others can check."""
+    [status] = walk.ctl("status", by="it-north")
+    assert (status["values"]["site"], status["values"]["run"]) == (["north"], RUN)
+    [queues] = walk.ctl("queue", "list", by="it-north")
+    assert {queue.partition(".")[2] for queue in queues["values"]["queue"]} == {"north"}
+    [refused] = walk.ctl("site", "show", "south", by="it-north", code=1)
+    assert "you see north alone" in refused["text"]
+    [mine] = walk.ctl("update", "list", RUN, "--state", "merged", by="it-north")
+    assert set(mine["values"]["site"]) == {"north"}
+    update = mine["values"]["update"][-1]
+    attested, kept, ledger = (str(walk.folder / name) for name in ("attested.json", "kept.json", "ledger.jsonl"))
+    walk.ctl("update", "receipt", update, "-o", attested, by="it-north")
+    known = json.loads(walk.fledge("site", "receipts", "--kit", str(walk.kit("north")), "--json"))
+    assert "merged" in {each["outcome"] for each in known if each["update"].startswith(update)}
+    walk.fledge("site", "receipt", update, "--kit", str(walk.kit("north")), "-o", kept)
+    for path, kit in ((attested, "south"), (kept, "lead"), (kept, "aggregator")):
+        assert "nothing was altered" in walk.fledge("receipt", "verify", path, "--kit", str(walk.kit(kit)))
+    walk.fledge("audit", "export", "-o", ledger, "--config", str(walk.kit("aggregator") / "aggregator.toml"))
+    assert "nothing was altered" in walk.fledge("audit", "verify", ledger, "--kit", str(walk.kit("south")))
 
 
 def health(walk: Walk, site: str) -> str:
@@ -202,6 +225,7 @@ def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     [drained] = walk.ctl("site", "drain", "north", by="it-north")
     assert drained["ok"]
     assert walk.ctl("site", "undrain", "north", by="it-north")[0]["ok"]
+    look_after(walk)
 
     steer(walk)
 

@@ -48,10 +48,11 @@ def refused(role: Role, program: Sequence[str], folder: Path) -> list[str]:
 @pytest.mark.servers
 @pytest.mark.parametrize("role", UNITS)
 def test_no_call_of_a_federation_is_refused(
-    role: Role, tmp_path: Path, rabbit_broker: RabbitVhost, s3_server: S3Server
+    role: Role, tmp_path: Path, rabbit_broker: RabbitVhost, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    servers = ["--broker", rabbit_broker.url(), "--store", s3_server.url(f"b{os.urandom(8).hex()}")]
-    assert refused(role, ["-m", "fledge", "demo", "--quick", "--sites", "2", "--processes", *servers], tmp_path) == []
+    monkeypatch.setenv("FLEDGE_BROKER", rabbit_broker.url())
+    monkeypatch.setenv("FLEDGE_STORE", s3_server.url(f"b{os.urandom(8).hex()}"))
+    assert refused(role, ["-m", "fledge", "demo", "--quick", "--sites", "2", "--processes"], tmp_path) == []
 
 
 def test_no_call_of_torch_is_refused(tmp_path: Path) -> None:

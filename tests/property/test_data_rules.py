@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError
-from worker.data.datalist import Datalist, DatalistEntry, Task, parse
+from worker.data.datalist import Datalist, DatalistEntry, Task
+from worker.data.datalist_parser import parse
 from worker.data.matching import keys_of, pair
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
 from worker.data.sources import ImageKind, ImageSource

@@ -114,6 +114,9 @@ class WorkerUnderFire(RuleBasedStateMachine):
         for effect in done:
             match effect:
                 case effects.Train(epoch=epoch, sequence=sequence, evaluation=evaluation, bundle=bundle):
+                    row = {row.run: row for row in kept.runs}["r"]
+                    assert row.state == (RunState.STOPPED if effect.measure_only else RunState.RUNNING)
+                    assert not effect.measure_only or (row.evaluate and not row.evaluated)
                     deployed = kept.deployments.get("r")
                     assert (deployed is not None and deployed.code == bundle) if bundle else self.own_trainer
                     assert bundle == {row.run: row.bundle for row in kept.runs}["r"]
@@ -180,7 +183,8 @@ class WorkerUnderFire(RuleBasedStateMachine):
                 sealed = Sealed(envelope=id, chunks=(id * 2,), key=b"k")
                 failed = events.TrainingFailed(id=id, code=CODE_LOST if self.night else "trainer")
                 done = events.Trained(id=id, sealed=sealed) if good else failed
-                return [*([events.Evaluated(id=id, envelope=b"e")] if evaluation else []), done]
+                measured = [events.Evaluated(id=id, envelope=b"e")] if evaluation else []
+                return [*measured, done] if not (effect.measure_only and good) else measured
             case effects.Upload(row=row):
                 return [events.Uploaded(row=row.row) if good else events.SendingFailed(row=row.row, lost=False)]
             case effects.Reseal(row=row, epoch=epoch, sequence=sequence):

@@ -205,7 +205,7 @@ class Hospital(Process):
                 return True
             if pending:
                 self.mailbox.append(events.Evaluated(id=effect.id, envelope=self.evaluation(pending.pop(), effect)))
-                return False
+                return effect.measure_only
             self.mailbox.append(events.Trained(id=effect.id, sealed=self.train(effect)))
             return True
 

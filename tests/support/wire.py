@@ -22,6 +22,7 @@ from protocol.messages import (
     Attestation,
     Bundle,
     Card,
+    Checkpoint,
     Command,
     Evaluation,
     Event,
@@ -172,6 +173,7 @@ BODIES: dict[Kind, Any] = {
         settled=None,
         issued=1_790_000_600_000,
     ),
+    Kind.CHECKPOINT: Checkpoint(number=5, hash=fixed("entry"), issued=1_790_000_600_000),
 }
 SENDER = {
     Kind.UPDATE: SITE_A,
@@ -192,6 +194,7 @@ SENDER = {
     Kind.CODE: AGGREGATOR,
     Kind.CARD: AGGREGATOR,
     Kind.ATTESTATION: AGGREGATOR,
+    Kind.CHECKPOINT: AGGREGATOR,
 }
 TO: dict[Kind, Sequence[Identity]] = {
     Kind.UPDATE: (AGGREGATOR,),
@@ -212,6 +215,7 @@ TO: dict[Kind, Sequence[Identity]] = {
     Kind.CODE: (SITE_A, SITE_B, AGGREGATOR),
     Kind.CARD: (SITE_A, SITE_B, OPERATOR, AGGREGATOR),
     Kind.ATTESTATION: (),
+    Kind.CHECKPOINT: (),
 }
 BLOBS = {Kind.UPDATE, Kind.VERSION, Kind.SPEC, Kind.STATE, Kind.BUNDLE, Kind.CODE, Kind.CARD}
 

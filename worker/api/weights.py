@@ -59,6 +59,8 @@ class Weights:
         self.spec = spec
         self._records = records
         self._own = own
+        self.was_read = False
+        """Whether anybody has begun to read them."""
 
     def pieces(self) -> Iterator[Piece]:
         """Every element once, in pieces of at most 1 MiB: float32, or the own type of what is not floating.
@@ -66,6 +68,7 @@ class Weights:
         Raises:
             Tampered: the payload is not one of this model.
         """
+        self.was_read = True
         own = self._own.names if self._own else frozenset[str]()
         for piece in read_pieces(self.spec, self._records()):
             if piece.tensor.name not in own:
@@ -225,7 +228,10 @@ def _parts(tensor: TensorSpec, array: Array) -> Iterator[bytes]:
         with np.errstate(over="ignore"):
             part = np.asarray(flat[start : start + step]).astype(dtype, copy=False)
         if dtype == F32 and not np.isfinite(part).all():
-            raise TrainingError(f"tensor {tensor.name!r} holds values that are not finite in float32")
+            raise TrainingError(
+                f"tensor {tensor.name!r} holds values that are not finite in float32; begin with finite weights, and "
+                "leave masks that nobody trains out of the model"
+            )
         yield part.tobytes()
 
 

@@ -6,7 +6,6 @@ last one batch through everything. What builds on something that is wrong is not
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,20 @@ from pathlib import Path, PurePath
 from monai.bundle.config_parser import ConfigParser
 from torch import nn
 
-from protocol.errors import FledgeError
-from worker.bundles.check_configs import config_findings, metadata_of
+from protocol.errors import ConfigError, FledgeError
+from worker.bundles.check_configs import config_findings
 from worker.bundles.check_data import Item, duplicates, item_findings
 from worker.bundles.check_expected import expected
 from worker.bundles.findings import Problem, Severity, of_error
+from worker.data.datalist import LIMIT
+from worker.data.datalist_parser import document_of, unlike_utf8
+from worker.data.text import read_text
 from worker.monai.configs import Configs
 from worker.monai.errors import explained
+from worker.monai.parser import META
+from worker.trainers.modules import model_spec
 from worker.trainers.monai_bundle import bundle_network, bundle_trainer
-from worker.trainers.torch import model_spec
 
-_LARGEST_LIST = 64 * 1024 * 1024
 _LISTS = ("train#dataset#data", "validate#dataset#data")
 _CACHING = "CacheDataset"
 
@@ -60,7 +62,12 @@ class BundleReport:
 
 
 def check_bundle(
-    root: Path, data: Path | None = None, *, overrides: Mapping[str, object] | None = None, quick: bool = False
+    root: Path,
+    data: Path | None = None,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    quick: bool = False,
+    config_file: str | Sequence[str] | None = None,
 ) -> BundleReport:
     """Check a bundle, and with `data` the images and labels in that folder.
 
@@ -69,17 +76,18 @@ def check_bundle(
     Args:
         overrides: as in a site's options.
         quick: look at headers of images alone, and try no batch.
+        config_file: what the training is configured by, as for MONAI's runner; `configs/train.json` by default.
     """
     changed = {**(overrides or {}), **({} if data is None else {"dataset_dir": str(data.resolve())})}
     if data is not None and not data.is_dir():
         return BundleReport((Problem(str(data), "is not a folder here", "name the folder of the site's data"),))
     root = root.resolve()
-    found = config_findings(root, changed)
+    found = config_findings(root, changed, config_file)
     if not BundleReport(tuple(found)).good:
         return BundleReport(tuple(found))
     try:
-        parser = Configs(root, overrides=changed).train({}, "")
-        network = network_size(bundle_network(root, overrides=changed))
+        parser = Configs(root, overrides=changed, config_file=config_file).train({}, "")
+        network = network_size(bundle_network(root, overrides=changed, config_file=config_file))
     except FledgeError as error:
         return BundleReport((*found, of_error(error, "the bundle")))
     if data is None:
@@ -88,11 +96,12 @@ def check_bundle(
     lists: list[Sequence[Item] | None] = [None, None]
     if BundleReport(tuple(found)).good:
         lists = [_listed(parser, name, found) for name in _LISTS]
-        found += _example_findings(parser, lists, metadata_of(root), quick)
+        found += _example_findings(parser, lists, quick)
     loss: float | None = None
     if not quick and BundleReport(tuple(found)).good:
         try:
-            loss = bundle_trainer(root, dataset_dir=data, overrides={**changed, **_lazily(parser)}).rehearse()
+            quickly = {**changed, **_lazily(parser)}
+            loss = bundle_trainer(root, dataset_dir=data, overrides=quickly, config_file=config_file).rehearse()
         except FledgeError as error:
             found.append(of_error(error, "training"))
     training, validation = (None if each is None else len(each) for each in lists)
@@ -125,21 +134,23 @@ def list_findings(parser: ConfigParser, data: Path) -> Iterator[Problem]:
 def datalist_findings(file: Path, data: Path) -> Iterator[Problem]:
     """What is wrong with a list of data in the shape of the Medical Segmentation Decathlon's."""
     where = str(file)
-    try:
-        if (size := file.stat().st_size) > _LARGEST_LIST:
-            yield Problem(where, f"has {size / 1e6:.0f} MB, which is no list of data", "name the right file")
-            return
-        found = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    if not os.path.exists(file):
         yield Problem(where, "is not there", "write it, or correct dataset_dir")
         return
-    except (OSError, ValueError, RecursionError) as error:
-        told = f"cannot be read as JSON: {error.strerror if isinstance(error, OSError) else error}"
-        yield Problem(where, told, "correct it")
+    try:
+        text, encoding = read_text(file, LIMIT, "the list of data")
+        found = document_of(text, file.name)
+    except ConfigError as error:
+        yield of_error(error, where)
         return
+    if not_read := [*unlike_utf8(file.name, encoding)]:
+        yield of_error(ConfigError(not_read[0]), where)
     if not isinstance(found, dict) or not any(isinstance(value, list) for value in found.values()):
         yield Problem(where, "holds no lists", 'write {"training": [{"image": …, "label": …}], "validation": […]}')
         return
+    if windows := [path for items in found.values() for path in _paths(items) if "\\" in path]:
+        told = f"writes paths as Windows does, such as {windows[0]}"
+        yield Problem(where, told, "write / instead, with which MONAI finds them", Severity.WARNING)
     for name, items in found.items():
         odd = [path for path in _paths(items) if _leads_outside(path, data)]
         if odd and isinstance(items, list):
@@ -166,11 +177,9 @@ def _listed(parser: ConfigParser, name: str, found: list[Problem]) -> Sequence[I
     return items
 
 
-def _example_findings(
-    parser: ConfigParser, lists: Sequence[Sequence[Item] | None], metadata: Mapping[str, object], quick: bool
-) -> Iterator[Problem]:
+def _example_findings(parser: ConfigParser, lists: Sequence[Sequence[Item] | None], quick: bool) -> Iterator[Problem]:
     try:
-        wanted = expected(parser, metadata)
+        wanted = expected(parser, parser.get(META, {}))
     except Exception as error:  # transforms of the bundle's own
         yield of_error(explained(error, "making the bundle's transforms"), "train#dataset#transform")
         return

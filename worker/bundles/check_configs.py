@@ -11,14 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from monai.bundle.config_item import ComponentLocator
-from monai.bundle.config_parser import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils.module import version_leq
 
 from protocol.errors import ConfigError
 from worker.bundles.findings import Problem, Severity
-from worker.monai.configs import LEFT_OUT, NETWORKS, REQUIRED, config_file, has_place, importable, parts
+from worker.monai.configs import LEFT_OUT, NETWORKS, REQUIRED, has_place, importable, parts, with_evaluation
 from worker.monai.errors import explained
+from worker.monai.parser import META, BundleParser, check_size, config_files, metadata_file, read
 
 INFERENCE = ("bundle_root", "device", "dataset_dir", "dataset", "evaluator", "network_def", "inferer")
 """What a bundle's inference configuration has to name, by MONAI's specification of bundles."""
@@ -28,45 +28,55 @@ METADATA = (
 )
 _IMAGE = (*("type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def"),)
 _FRAMEWORKS = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
-_LARGEST = 16 * 1024 * 1024
 _AGAIN = "correct the file and check again"
 
 
-def config_findings(root: Path, overrides: Mapping[str, object]) -> list[Problem]:
+def config_findings(
+    root: Path, overrides: Mapping[str, object], config_file: str | Sequence[str] | None = None
+) -> list[Problem]:
     """What is wrong with the configurations and the metadata of the bundle at `root`; nothing of it is made.
 
     The bundle's modules are imported, to see whether what the configurations name is there.
     """
     importable(root)
-    train, evaluate, infer = (config_file(root, name) for name in ("train", "evaluate", "inference"))
-    if train is None:
+    try:
+        train, infer = config_files(root, "train", config_file), config_files(root, "inference")
+    except ConfigError as error:
+        return [Problem(f"{root}", str(error), "name the bundle's own files")]
+    if not train:
         return [Problem(f"{root}", "is no MONAI bundle: configs/train.json is not there", "name a bundle's folder")]
+    metadata = metadata_file(root, train) or root / "configs" / "metadata.json"
+    about = list(metadata_findings(metadata))
+    if any(each.advice == _AGAIN for each in about):
+        return about  # every configuration is read with the metadata in it
     found: list[Problem] = []
     for files, check in (
-        ([train], _train_ids),
-        ([train, *([evaluate] if evaluate else [])], lambda parser, where: iter(())),
-        ([infer] if infer else [], _inference_ids),
+        (train, _train_ids),
+        (with_evaluation(root, train), lambda parser, where: iter(())),
+        (infer, _inference_ids),
     ):
         if not files:
             continue
         where = f"configs/{files[-1].name}"
         try:
-            parser = _parsed(files, overrides)
+            parser = _resolved(read(root, files), overrides)
         except ConfigError as error:
             found.append(Problem(where, str(error), _AGAIN))
             continue
-        if files == [train]:
-            found += misspelt(files, overrides)
+        if files == train:
+            found += misspelt(root, files, overrides)
         known = {each.what for each in found}  # what evaluate.json is added to was looked at before
-        more = [*check(parser, where), *targets(parser.get(), root, where), *references(parser, where)]
+        said = {name: value for name, value in parser.get().items() if name != META}
+        more = [*check(parser, where), *targets(said, root, where), *references(parser, where)]
+        more += travelling(root, parser.taken, where)
         found += [each for each in dict.fromkeys(more) if each.what not in known]
-    return [*found, *metadata_findings(root / "configs" / "metadata.json")]
+    return [*found, *about]
 
 
-def misspelt(files: Sequence[Path], overrides: Mapping[str, object]) -> Iterator[Problem]:
+def misspelt(root: Path, files: Sequence[Path], overrides: Mapping[str, object]) -> Iterator[Problem]:
     """Overrides that add something whose name is nearly that of what is there: MONAI would take both."""
     try:
-        parser = _parsed(files, {})
+        parser = _resolved(read(root, files), {})
     except ConfigError:  # an override stands in the place of what cannot be read
         return
     for name in overrides:
@@ -79,14 +89,6 @@ def misspelt(files: Sequence[Path], overrides: Mapping[str, object]) -> Iterator
             yield Problem(
                 f"override {name}", "adds what the bundle does not have", f"is {meant} meant?", Severity.WARNING
             )
-
-
-def metadata_of(root: Path) -> dict[str, object]:
-    """A bundle's metadata; empty if there are none that can be read, which `metadata_findings` says."""
-    try:
-        return _document(root / "configs" / "metadata.json")
-    except ConfigError:
-        return {}
 
 
 def metadata_findings(file: Path) -> Iterator[Problem]:
@@ -136,10 +138,10 @@ def targets(config: object, root: Path, where: str) -> Iterator[Problem]:
             yield Problem(where, f"names {target}: {what}", advice)
 
 
-def references(parser: ConfigParser, where: str) -> Iterator[Problem]:
+def references(parser: BundleParser, where: str) -> Iterator[Problem]:
     """References (`@id`) to what the configuration does not have."""
     items = parser.ref_resolver.items
-    texts = {at: item.config for at, item in items.items() if isinstance(item.config, str)}
+    texts = {at: item.config for at, item in items.items() if isinstance(item.config, str) and not _is_meta(at)}
     asked = {name: at for at, text in texts.items() for name in ReferenceResolver.match_refs_pattern(text)}
     for name, at in asked.items():
         if name and name not in items:
@@ -147,7 +149,16 @@ def references(parser: ConfigParser, where: str) -> Iterator[Problem]:
             yield Problem(f"{where}#{place}", f"refers to @{said}, which is not there", "correct the name")
 
 
-def _train_ids(parser: ConfigParser, where: str) -> Iterator[Problem]:
+def travelling(root: Path, taken: Sequence[Path], where: str) -> Iterator[Problem]:
+    """Files of which the configuration takes parts by `%` and which do not go to the sites with the bundle."""
+    for path in dict.fromkeys(taken):
+        if not path.resolve().is_relative_to(root):
+            told = f"takes a part of {path}, which is outside the bundle and does not travel to the sites with it"
+            advice = "copy the file into configs, and name it from the bundle's folder: %configs/…"
+            yield Problem(where, told, advice, Severity.WARNING)
+
+
+def _train_ids(parser: BundleParser, where: str) -> Iterator[Problem]:
     yield from _ids(parser, where, REQUIRED, "a bundle that trains has them")
     if not any(name in parser for name in NETWORKS):
         yield from _ids(parser, where, NETWORKS[:1], "version 0 of a run is made of it")
@@ -155,35 +166,29 @@ def _train_ids(parser: ConfigParser, where: str) -> Iterator[Problem]:
         yield Problem(where, "lacks validate#evaluator", "add one, or the site evaluates no version", Severity.WARNING)
 
 
-def _inference_ids(parser: ConfigParser, where: str) -> Iterator[Problem]:
+def _inference_ids(parser: BundleParser, where: str) -> Iterator[Problem]:
     yield from _ids(parser, where, INFERENCE, "MONAI's inference needs them")
 
 
-def _ids(parser: ConfigParser, where: str, wanted: Sequence[str], why: str) -> Iterator[Problem]:
+def _ids(parser: BundleParser, where: str, wanted: Sequence[str], why: str) -> Iterator[Problem]:
     if missing := [name for name in wanted if name not in parser]:
         yield Problem(where, f"lacks the required {', '.join(missing)}", f"add what is missing: {why}")
 
 
-def _parsed(files: Sequence[Path], overrides: Mapping[str, object]) -> ConfigParser:
-    """A parser of the merged files with what is overridden; none of their expressions is evaluated."""
-    for file in files:
-        if (size := file.stat().st_size) > _LARGEST:
-            raise ConfigError(f"has {size / 1e6:.0f} MB, which is no configuration")
-    parser = ConfigParser()
+def _resolved(parser: BundleParser, overrides: Mapping[str, object]) -> BundleParser:
+    """The parser with what is overridden in its place; none of its expressions is evaluated."""
     try:
-        parser.read_config([str(file) for file in files])
         parser.update({name: value for name, value in overrides.items() if has_place(parser, name)})
         parser.resolve_macro_and_relative_ids()
         parser.parse(reset=True)
-    except Exception as error:  # whatever readers of JSON and YAML and MONAI's macros raise
+    except Exception as error:  # whatever MONAI's macros raise
         raise ConfigError(f"cannot be read: {explained(error, 'reading it')}") from error
     return parser
 
 
 def _document(file: Path) -> dict[str, object]:
     try:
-        if (size := file.stat().st_size) > _LARGEST:
-            raise ConfigError(f"has {size / 1e6:.0f} MB, which is too much for metadata")
+        check_size(file)
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot be read: {error}") from error
@@ -226,6 +231,11 @@ def _is_module(name: str) -> bool:
         return find_spec(name) is not None
     except ValueError:  # a name such as `__main__`, which stands for no file
         return False
+
+
+def _is_meta(at: str) -> bool:
+    """Whether an id is the metadata's, whose texts are meant for people."""
+    return at.partition("::")[0] == META
 
 
 def _disabled(part: Mapping[str, object]) -> bool:

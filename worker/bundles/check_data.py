@@ -18,7 +18,7 @@ from PIL import Image
 
 from protocol.errors import ConfigError
 from worker.bundles.findings import Problem
-from worker.data.volumes import check_extensions
+from worker.data.nifti import check_extensions
 
 Item = Mapping[str, object]
 ANSWER = "label"

@@ -41,9 +41,10 @@ def expected(parser: ConfigParser, metadata: Mapping[str, object]) -> Expected:
     gives = _number(parser, "network_def#out_channels", formats, "outputs", "pred")
     kept = len(images) == 1 and not _touched(images, changing) and not any(map(_converts, loaders))
     classes = _classes(metadata.get("label_classes")) or (frozenset(range(gives)) if gives and gives > 1 else None)
-    if _touched([key for key in loaded if labels(key)] or ["label"], changing):
+    relabelled = _touched([key for key in loaded if labels(key)] or ["label"], changing)
+    if relabelled:
         classes = _BRATS if brats and len(brats) == len(changing) else None
-    return Expected(takes if kept else None, classes, gives if not changing else None, loaded)
+    return Expected(takes if kept else None, classes, None if relabelled else gives, loaded)
 
 
 def _flat(transforms: Iterable[object]) -> Iterator[object]:
@@ -75,6 +76,8 @@ def _converts(loader: LoadImaged) -> bool:
 def _number(parser: ConfigParser, name: str, formats: object, *below: str) -> int | None:
     """A number of channels, from the network's arguments or else from the metadata."""
     found = parser.get(name)
+    if isinstance(found, str):  # a reference, such as to the metadata, or an expression
+        found = parser.get_parsed_content(name)
     if not isinstance(found, int):
         for each in (*below, "num_channels"):
             formats = formats.get(each) if isinstance(formats, dict) else None

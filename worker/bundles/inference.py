@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ignite.engine import Events
@@ -14,8 +14,8 @@ from protocol.errors import ConfigError, FledgeError
 from worker.api.weights import Weights
 from worker.monai.configs import Inference
 from worker.monai.errors import explained
-from worker.trainers.monai_bundle import batchnorm, unwrapped
-from worker.trainers.torch import load
+from worker.trainers.modules import load, unwrapped
+from worker.trainers.monai_bundle import batchnorm
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """What counts as an image where a bundle names none."""
@@ -32,12 +32,13 @@ class BundleInference:
         output: Path,
         overrides: Mapping[str, object] | None = None,
         device: str = "",
+        config_file: str | Sequence[str] | None = None,
     ) -> None:
         """Read the configuration and make its objects.
 
         `images` is put in the place of `dataset_dir`, `output` in that of `output_dir`. If the bundle finds no data
         there by its own pattern or list, every image below the folder is taken. Of `overrides` those are used whose
-        ids the configuration has.
+        ids the configuration has; `config_file` is what it is made of, `configs/inference.json` by default.
 
         Raises:
             ConfigError: the bundle has no such configuration, or there are no images.
@@ -46,7 +47,7 @@ class BundleInference:
         more = {"dataset_dir": str(images.resolve()), "output_dir": str(output.resolve())}
         if device:
             more["device"] = f"$torch.device({device!r})"
-        configs = Inference(bundle_root, overrides=overrides or {}, places=more)
+        configs = Inference(bundle_root, overrides=overrides or {}, places=more, config_file=config_file)
         try:
             self.found = None if _has_data(configs) else images_below(images)
             """The images, if they are not by the bundle's own pattern or list."""

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from protocol.errors import ConfigError, DataError
-from worker.data.datalist import DATASET, read_datalist
+from worker.data.datalist import DATASET
+from worker.data.datalist_parser import read_datalist
 from worker.data.sources import few, shown
 from worker.data.text import read_text
 

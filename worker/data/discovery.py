@@ -54,6 +54,8 @@ def find(folder: Path) -> FoundFiles:
             found.files[kind].append(path)
         else:
             (found.foreign if _is_foreign(path) else found.others).append(path)
+    apart = {path.with_name(path.name.replace(".hdr", ".img")) for path in found.files[ImageKind.NIFTI]}
+    found.others[:] = [path for path in found.others if path not in apart]  # voxels of a header beside them
     return found
 
 
@@ -75,7 +77,7 @@ def kind_of(path: Path) -> ImageKind | None:
         _unreadable(error)
     if head.startswith(_PNG):
         return ImageKind.PNG
-    if head[344:347] == b"n+1" or head[4:7] == b"n+2":
+    if head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2"):
         return ImageKind.NIFTI
     if head[_PREAMBLE : _PREAMBLE + 4] == b"DICM" or (head[:2] in _WITHOUT_PREAMBLE and head[3:4] == b"\0"):
         return ImageKind.DICOM

@@ -65,13 +65,14 @@ def volume_of(source: ImageSource) -> Volume:
     Raises:
         ConfigError: it is damaged, too large, or its values are no grey values that are numbers; says which.
     """
-    from worker.data.volumes import check_values, read_volume
+    from worker.data.images import read_image
+    from worker.data.volumes import check_values
 
     if source.kind is ImageKind.DICOM:
         from worker.data.dicom import read_series
 
         volume = read_series(source)
     else:
-        volume = read_volume(source.files[0], source.kind, source.name)
+        volume = read_image(source.files[0], source.kind, source.name)
     check_values(source.name, volume.values)
     return volume

@@ -11,7 +11,7 @@ from protocol.errors import ConfigError
 from worker.data.sources import ImageSource, few, shown
 
 Label = TypeVar("Label")
-ENDINGS = (".nii.gz", ".nii", ".png", ".dcm")
+ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".png", ".dcm")
 
 
 def stem(path: str) -> str:

@@ -15,17 +15,16 @@ from protocol.errors import ConfigError, StateError
 from worker.data.classes import check_renamed, check_seen, numbered, plain, read_classes
 from worker.data.datalist import DATASET, Datalist, DatalistEntry, Task
 from worker.data.dicom_kinds import Beside
-from worker.data.discovery import find, kind_of
-from worker.data.gatekeeper import admit, volume_of
+from worker.data.discovery import find
+from worker.data.gatekeeper import admit
 from worker.data.matching import classes_by_folder, pair
+from worker.data.placing import IMAGES, LABELS, Placing
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
-from worker.data.sources import Admission, ImageKind, ImageSource, counted, few, shown
+from worker.data.sources import Admission, ImageKind, ImageSource, counted
 from worker.data.splits import Shares, split
 
-IMAGES, LABELS = "imagesTr", "labelsTr"
 KEY = ".patients.key"
 UNFINISHED = ".unfinished"
-_GZIP = b"\x1f\x8b"
 Progress = Callable[[int, int], None]
 """Called with how many images are done, and of how many."""
 
@@ -98,18 +97,17 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     named = pseudonyms.names([source for source, _ in pairs])
     splits = split({source.patient for source, _ in pairs}, wanted.shares)
     labels = dict(pairs)
-    duplicates = Duplicates(drop=wanted.drop_duplicates)
     entries, present = [], set[int]()
     with _all_or_nothing(wanted.out) as place:
+        placing = Placing.of(named.values(), place, wanted.link, wanted.drop_duplicates)
         for done, (name, source) in enumerate(named.items()):
             progress(done, len(named))
-            placed = _place(source, labels[source], place, name, duplicates, wanted.link)
+            placed = placing.put(name, source, labels[source])
             if placed is not None:
-                image, label, seen = placed
-                check_seen(source.name, seen, wanted.classes)
-                present |= set(seen)
+                check_seen(source.name, placed.classes, wanted.classes)
+                present |= set(placed.classes)
                 patient, part = pseudonyms.patient(source.patient), splits[source.patient]
-                entries.append(DatalistEntry(image=image, label=label, patient=patient, split=part))
+                entries.append(DatalistEntry(image=placed.image, label=placed.label, patient=patient, split=part))
         progress(len(named), len(named))
         datalist = Datalist(
             entries=sorted(entries, key=lambda entry: entry.image),
@@ -125,7 +123,7 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     return PreparedData(
         datalist=datalist,
         left_out=found.left_out,
-        dropped=[*found.dropped, *duplicates.dropped],
+        dropped=[*found.dropped, *placing.duplicates.dropped],
         unlabelled=len(sources) - len(pairs),
         missing=[name for number, name in sorted(datalist.labels.items()) if number not in present],
         patients_said=wanted.patients is not None or sources[0].kind is ImageKind.DICOM,
@@ -184,51 +182,6 @@ def _labelled(
 # ---- what is made
 
 
-def _place(
-    source: ImageSource, label: Path | int, place: Path, name: str, duplicates: Duplicates, link: bool
-) -> tuple[str, str | int, tuple[int, ...]] | None:
-    """Put an image and its label into the folder; their paths there, and the classes seen. None: it was there."""
-    from worker.data.volumes import check_classes, check_values, on_grid, read_volume, save_nifti
-
-    if source.kind is ImageKind.DICOM:
-        image, volume = place / IMAGES / f"{name}.nii.gz", volume_of(source)
-    else:
-        image = _put(source.files[0], source.kind, place / IMAGES, name, link)
-        volume = read_volume(image, source.kind, source.name)
-    check_values(source.name, volume.values)
-    if not duplicates.is_new(source, volume.digest):
-        image.unlink(missing_ok=True)
-        return None
-    if source.kind is ImageKind.DICOM:
-        save_nifti(volume, image)
-    at = image.relative_to(place).as_posix()
-    if isinstance(label, int):
-        return at, label, (label,)
-    kind = kind_of(label) or ImageKind.NIFTI
-    drawn = _put(label, kind, place / LABELS, name, link)
-    found = read_volume(drawn, kind, label.name)
-    turned = on_grid(found, volume, label.name)
-    classes = check_classes(label.name, turned.values)
-    if turned is not found:
-        drawn.unlink()  # it may be a link: the hospital's own file stays as it is
-        save_nifti(turned, drawn)
-    return at, drawn.relative_to(place).as_posix(), classes
-
-
-def _put(file: Path, kind: ImageKind, folder: Path, name: str, link: bool) -> Path:
-    with file.open("rb") as opened:
-        packed = opened.read(2) == _GZIP
-    to = folder / (name + (".png" if kind is ImageKind.PNG else ".nii.gz" if packed else ".nii"))
-    if not link:
-        shutil.copyfile(file, to)
-        return to
-    try:
-        os.link(file, to)
-    except OSError as error:
-        raise ConfigError(f"{shown(file)} cannot be linked from {folder} ({error.strerror}); say --copy") from error
-    return to
-
-
 def _class_name(number: int, names: Mapping[int, str], wanted: PrepareRequest) -> str:
     plain = "background" if number == 0 and wanted.task is Task.SEGMENTATION else str(number)
     return wanted.names.get(number) or names.get(number) or plain
@@ -273,31 +226,3 @@ def _write_mapping(path: Path, named: Mapping[str, ImageSource]) -> None:
         rows = csv.writer(file)
         rows.writerow(("case", "patient", "image"))
         rows.writerows((name, source.patient, source.name) for name, source in sorted(named.items()))
-
-
-@dataclass(slots=True)
-class Duplicates:
-    """Images by the SHA-256 of their voxels; `drop` leaves out repetitions within one patient."""
-
-    drop: bool = False
-    dropped: list[str] = field(default_factory=list)
-    _seen: dict[str, ImageSource] = field(default_factory=dict)
-
-    def is_new(self, source: ImageSource, digest: str) -> bool:
-        """Whether an image is wanted.
-
-        Raises:
-            ConfigError: it is there already, under another patient, or under the same one and `drop` is not set.
-        """
-        other = self._seen.setdefault(digest, source)
-        if other is source:
-            return True
-        both = few(sorted((other.name, source.name)))
-        if other.patient != source.patient:
-            raise ConfigError(
-                f"{both} have the same voxels but two patients; find out whose image it is, and leave the other out"
-            )
-        if not self.drop:
-            raise ConfigError(f"{both} have the same voxels; leave one out, or say --drop-duplicates")
-        self.dropped.append(source.name)
-        return False

@@ -1,4 +1,4 @@
-"""An image's values and where they lie in space: read one at a time, checked before anything large is read."""
+"""An image's values and where they lie in space, whatever file they came from."""
 
 from __future__ import annotations
 
@@ -7,22 +7,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import nibabel
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
-from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
-from PIL import Image
 
 from protocol.errors import ConfigError
-from worker.data.sources import ImageKind, shown
+from worker.data.sources import shown
 
 VOXELS = 2**31
 """Of one image, at most: 1024 slices of 1024 × 1024 are half of it."""
-_EXTENSIONS = 16 * 1024**2
-_HEADER, _SECOND = 540, b"n+2"
+_LARGEST = float(np.finfo(np.float32).max)
 TOLERANCE_MM = 0.01
 """By how much the corners of an image and its label may be apart."""
 
@@ -33,6 +27,8 @@ class Volume:
 
     values: NDArray[np.number]
     affine: NDArray[np.float64] | None
+    plain: bool = True
+    """Whether the file holds just these values in this place, for whatever reads it; otherwise it is written anew."""
 
     @property
     def digest(self) -> str:
@@ -48,41 +44,6 @@ class Volume:
         if self.affine is None:
             return ()
         return tuple(float(size) for size in np.linalg.norm(self.affine[:3, :3], axis=0))
-
-
-def read_volume(path: Path, kind: ImageKind, name: str) -> Volume:
-    """A NIfTI or PNG file, called `name` in errors.
-
-    Raises:
-        ConfigError: it is damaged, or too large; says which.
-    """
-    with _readable(name):
-        if kind is ImageKind.PNG:
-            with Image.open(path) as picture:
-                check_size(name, (*picture.size, len(picture.getbands())))
-                return Volume(np.asarray(picture), None)
-        check_extensions(path)
-        image = nibabel.load(path)
-        if not isinstance(image, SpatialImage):
-            raise ValueError
-        check_size(name, image.shape)
-        return Volume(np.asanyarray(image.dataobj), in_space(np.asarray(image.affine)))
-
-
-def check_extensions(path: Path) -> None:
-    """Refuse a NIfTI file that puts more between header and voxels than any software writes; it would be read at once.
-
-    Raises:
-        ConfigError: it does.
-    """
-    with nibabel.openers.Opener(str(path)) as file:
-        head = file.read(_HEADER)
-    second = head[4:7] == _SECOND
-    header = nibabel.Nifti2Header(head, check=False) if second else nibabel.Nifti1Header(head[:348], check=False)
-    if not float(header["vox_offset"]) <= _EXTENSIONS:
-        raise ConfigError(
-            f"{shown(path.name)} says that its voxels begin behind {_EXTENSIONS:,} bytes; save it without extensions"
-        )
 
 
 def in_space(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -120,66 +81,17 @@ def check_values(name: str, values: NDArray[np.number]) -> None:
         raise ConfigError(f"{shown(name)} is in colour or has complex values; save it as grey values, or leave it out")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ConfigError(f"{shown(name)} holds values that are no numbers (NaN or infinite); mend or leave it out")
-
-
-def on_grid(label: Volume, image: Volume, name: str) -> Volume:
-    """A label in the orientation of its image: axes are swapped and turned round, nothing is interpolated.
-
-    Raises:
-        ConfigError: it lies elsewhere, or has other voxels.
-    """
-    if label.affine is None or image.affine is None or image.values.ndim < 3:
-        turned = label
-    else:
-        turn = ornt_transform(io_orientation(label.affine), io_orientation(image.affine))
-        values = apply_orientation(label.values, turn)
-        back = nibabel.orientations.inv_ornt_aff(turn, label.values.shape)
-        turned = Volume(values, label.affine @ back)
-    shapes = turned.values.shape, image.values.shape[: turned.values.ndim]
-    if shapes[0] != shapes[1]:
-        raise ConfigError(
-            f"label {shown(name)} has {_by(shapes[0])} voxels and its image {_by(shapes[1])}; "
-            "it has to be drawn on this very image"
-        )
-    if turned.affine is not None and image.affine is not None:
-        apart = np.abs((turned.affine - image.affine) @ _corners(image.values.shape)).max()
-        if apart > TOLERANCE_MM:
-            raise ConfigError(
-                f"label {shown(name)} lies up to {apart:.3g} mm beside its image; save it with its geometry"
-            )
-    return turned
-
-
-def check_classes(name: str, values: NDArray[np.number]) -> tuple[int, ...]:
-    """The classes in a label, smallest first.
-
-    Raises:
-        ConfigError: its values are no whole numbers from 0 to 255.
-    """
-    found = np.unique(values)
-    if found.dtype.kind not in "iuf" or (found != np.round(found)).any() or found[0] < 0 or found[-1] > 255:
-        raise ConfigError(f"label {shown(name)} holds other values than the whole numbers 0 to 255; is it the image?")
-    return tuple(int(value) for value in found)
-
-
-def save_nifti(volume: Volume, path: Path) -> None:
-    """Write a NIfTI file with a header that says nothing but type, shape and place."""
-    nibabel.save(nibabel.Nifti1Image(_smallest(volume.values), volume.affine), path)
-
-
-def _smallest(values: NDArray[np.number]) -> NDArray[np.number]:
-    """The same values as 8 or 16 bits where they are whole and fit, else as float32."""
-    low, high = float(values.min()), float(values.max())
-    whole = values.dtype.kind in "biu" or all((plane == np.round(plane)).all() for plane in np.moveaxis(values, -1, 0))
-    for kind in (np.uint8, np.int16, np.int32) if whole else ():
-        limits = np.iinfo(kind)
-        if limits.min <= low and high <= limits.max:
-            return values.astype(kind)
-    return values.astype(np.float32)
+    if values.dtype.kind == "f" and values.dtype.itemsize > 4 and np.abs(values).max() > _LARGEST:
+        raise ConfigError(f"{shown(name)} holds values over {_LARGEST:.2g}, which training cannot hold; scale them")
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def readable(name: str) -> Iterator[None]:
+    """What a damaged file makes of a reader becomes a sentence about it.
+
+    Raises:
+        ConfigError: that sentence.
+    """
     try:
         yield
     except ConfigError:
@@ -190,10 +102,7 @@ def _readable(name: str) -> Iterator[None]:
         ) from error
 
 
-def _corners(shape: Sequence[int]) -> NDArray[np.float64]:
-    ends = [(0, size - 1) for size in shape[:3]]
+def corners(shape: Sequence[int]) -> NDArray[np.float64]:
+    """The corner voxels of an image of this shape as columns, to be multiplied by its matrix."""
+    ends = [(0, size - 1) for size in (*shape, 1, 1)[:3]]
     return np.array([[*corner, 1.0] for corner in np.stack(np.meshgrid(*ends), -1).reshape(-1, 3)]).T
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape))

@@ -67,6 +67,8 @@ class Train:
     """Updates made from this version before."""
     bundle: bytes = b""
     """SHA-256 of the deployed code to train with; empty: the site's own trainer."""
+    measure_only: bool = False
+    """The run has ended, and this is its last version: `Evaluated` is all there is to say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,10 @@ class ReceiptSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """The training thread evaluated the version of this training; `envelope` is the signed evaluation."""
+    """The training thread evaluated the version of this training; `envelope` is the signed evaluation.
+
+    It is empty where a run's last version was to be measured and the site has not taken part in the run.
+    """
 
     id: bytes
     envelope: bytes

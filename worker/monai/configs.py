@@ -18,7 +18,7 @@ from typing import TypeVar
 from monai.bundle.config_parser import ConfigParser
 
 from protocol.errors import ConfigError
-from worker.api.processes import start_by_forking
+from worker.monai.parser import config_file, config_files, read
 
 REQUIRED = (
     *("bundle_root", "device", "dataset_dir"),
@@ -47,7 +47,6 @@ ELSEWHERE = frozenset(
 NETWORKS = ("network_def", "network", "train#trainer#network")
 """Where a bundle's network is looked for, in order."""
 _REFERRING = re.compile(r"#|[@%]\w*::")
-_NAMES = ("json", "yaml", "yml")
 _T = TypeVar("_T")
 _LOADS = frozenset({"LoadImaged", "LoadImageD", "LoadImageDict"})
 # Where pydicom is installed, MONAI says at every reader it makes that a decoder for GPUs is not; no matter here.
@@ -71,29 +70,37 @@ class LeftOutComponent:
 class Configs:
     """A bundle's training and evaluation configuration, with what the site puts in their place."""
 
-    def __init__(self, root: Path, *, overrides: Mapping[str, object], required: Iterable[str] = REQUIRED) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        overrides: Mapping[str, object],
+        required: Iterable[str] = REQUIRED,
+        config_file: str | Sequence[str] | None = None,
+    ) -> None:
         """
         Args:
             overrides: values by id (`train#dataloader#batch_size`); `@`, `$` and `%` mean what they mean in a bundle.
             required: ids that have to be there.
+            config_file: what the training is configured by, as for MONAI's runner; `configs/train.json` by default.
 
         Raises:
             ConfigError: a file or a required id is missing, or an override names what the bundle does not have.
         """
         self.root = root.resolve()
-        train, evaluate = config_file(self.root, "train"), config_file(self.root, "evaluate")
-        if train is None:
+        train = config_files(self.root, "train", config_file)
+        if not train:
             raise ConfigError(f"{self.root} is no MONAI bundle that can be trained: configs/train.json is not there")
-        self._files = [train], [train, *([evaluate] if evaluate else [])]
+        self._files = train, with_evaluation(self.root, train)
         self._overrides = dict(overrides)
         _check_places(self.root, overrides.get("dataset_dir"))
         importable(self.root)
-        found = _read(self._files[0])
+        found = read(self.root, train)
         missing = [name for name in required if name not in found]
         if missing:
             raise ConfigError(
-                f"the bundle lacks the required {', '.join(missing)} in {train.name}; a MONAI bundle that trains has "
-                f"{', '.join(REQUIRED)}"
+                f"the bundle lacks the required {', '.join(missing)} in {' and '.join(each.name for each in train)}; a "
+                f"MONAI bundle that trains has {', '.join(REQUIRED)}"
             )
         unknown = [name for name in overrides if not has_place(found, name)]
         if unknown:
@@ -116,7 +123,7 @@ class Configs:
         return parser
 
     def _parsed(self, files: list[Path], more: Mapping[str, object], scratch: str) -> ConfigParser:
-        parser = _read(files)
+        parser = read(self.root, files)
         places = {name: scratch for name in SCRATCH if name in parser}
         parser.update({"bundle_root": str(self.root), **places, **self._overrides, **more})
         # Macros copy parts of the configuration, also from other files, so they come before what is left out.
@@ -129,30 +136,37 @@ class Configs:
 class Inference:
     """A bundle's `inference` configuration, with the site's places and weights that come from elsewhere."""
 
-    def __init__(self, root: Path, *, overrides: Mapping[str, object], places: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        overrides: Mapping[str, object],
+        places: Mapping[str, object],
+        config_file: str | Sequence[str] | None = None,
+    ) -> None:
         """`overrides` as for a training, those whose ids are here; `places` go before all else, likewise.
 
         Raises:
             ConfigError: the bundle has no such configuration, or it lacks what every inference needs.
         """
         self._root = root.resolve()
-        file = config_file(self._root, "inference")
-        if file is None:
+        self._files = config_files(self._root, "inference", config_file)
+        if not self._files:
             raise ConfigError(f"{root} has no configs/inference.json, so it does not say how to infer")
-        self._file = file
         _check_places(self._root, *places.values())
         importable(self._root)
-        found = _read([file])
+        found = read(self._root, self._files)
         missing = [name for name in ("evaluator", "dataset", "output_dir") if name not in found]
         if missing:
-            raise ConfigError(f"the bundle lacks {', '.join(missing)} in {file.name}, which every inference needs")
+            told = " and ".join(file.name for file in self._files)
+            raise ConfigError(f"the bundle lacks {', '.join(missing)} in {told}, which every inference needs")
         wanted = {**overrides, **places}
         self._overrides = {name: value for name, value in wanted.items() if has_place(found, name)}
 
     def parser(self, images: Sequence[str] | None = None) -> ConfigParser:
         """A parser that is ready to be asked for objects; `images` go in the place of the bundle's own data."""
         # Names of files are handed over as they are: in a configuration some would be taken for expressions.
-        parser = _read([self._file], {} if images is None else {"fledge_images": list(images)})
+        parser = read(self._root, self._files, {} if images is None else {"fledge_images": list(images)})
         parser.update({"bundle_root": str(self._root), **self._overrides})
         parser.resolve_macro_and_relative_ids()
         if images is not None:
@@ -177,13 +191,10 @@ class Inference:
         return "image"
 
 
-def config_file(root: Path, name: str) -> Path | None:
-    """The bundle's configuration of this name, in whichever format it is."""
-    for ending in _NAMES:
-        path = root / "configs" / f"{name}.{ending}"
-        if path.is_file():
-            return path
-    return None
+def with_evaluation(root: Path, train: list[Path]) -> list[Path]:
+    """What the evaluation is configured by: the training's files, and the bundle's `evaluate` merged into them."""
+    evaluate = config_file(root, "evaluate")
+    return [*train, *([evaluate] if evaluate else [])]
 
 
 def importable(root: Path) -> None:
@@ -204,16 +215,6 @@ def has_place(parser: ConfigParser, name: str) -> bool:
     """Whether an id is there, or may be added: an argument that a component leaves to its default."""
     above = name.replace("::", "#").rpartition("#")[0]
     return name in parser or (bool(above) and above in parser)
-
-
-def _read(files: list[Path], names: Mapping[str, object] | None = None) -> ConfigParser:
-    start_by_forking()
-    parser = ConfigParser(globals=dict(names or {}))
-    try:
-        parser.read_config([str(file) for file in files])
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:  # JSON of any shape
-        raise ConfigError(f"the bundle's {files[-1].name} cannot be read: {error}") from error
-    return parser
 
 
 def _leave_out(config: object, names: frozenset[str] = LEFT_OUT) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, SupportsFloat, TypeVar
 
+import structlog
 import torch
 from ignite.engine import Events
 from monai.data.utils import set_rnd
@@ -28,6 +29,7 @@ _REPORTS = 100
 _SEEDS = 2**32
 _E = TypeVar("_E", bound=Workflow)
 _UNSAID = re.compile(r"[^A-Za-z0-9._:+-]")
+_log = structlog.get_logger(__name__)
 _quiet = logging.getLogger(f"{__name__}.quiet")
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
@@ -55,6 +57,7 @@ class Engine(Generic[_E]):
         self._run: _Run | None = None
         self.loss: float | None = None
         """The mean of the losses that the last run looked at."""
+        self._unsaid: set[str] = set()
         # Its messages quote errors, which may name a patient; what a training says goes into the site's case alone.
         engine.logger = _quiet
         _drop_handlers(engine)
@@ -80,6 +83,7 @@ class Engine(Generic[_E]):
         run = _Run(control, steps or (epochs * length if length else None), steps)
         self._rewind(epochs)
         self.engine.state.metrics.clear()
+        self.engine.state.metric_details.clear()
         self._run, self.loss = run, None
         try:
             self.engine.run()
@@ -102,8 +106,17 @@ class Engine(Generic[_E]):
         return f"-{name}" if name and self.engine.metric_cmp_fn(0.25, 0.75) else name
 
     def metrics(self) -> dict[str, float]:
-        """What the bundle's metrics came to, those that are one number."""
-        return numbers(self.engine.state.metrics)
+        """What the bundle's metrics came to, those that are one number.
+
+        One that had nothing to measure in any image (a Dice without foreground) is left out and named once; MONAI
+        says 0 of it.
+        """
+        details = self.engine.state.metric_details
+        empty = {name for name in self.engine.state.metrics if _nothing(details.get(name))}
+        for name in sorted(empty - self._unsaid):
+            _log.warning("metric.left_out", metric=_said(name), reason="no image here has what it measures")
+        self._unsaid |= empty
+        return numbers({name: value for name, value in self.engine.state.metrics.items() if name not in empty})
 
     def _rewind(self, epochs: int) -> None:
         """Forget how far the engine came: ignite would go on in the middle of an interrupted epoch."""
@@ -235,6 +248,11 @@ def _loss(output: object) -> Tensor | float | None:
     if isinstance(output, Tensor):
         return output.detach().float().mean()
     return float(output) if isinstance(output, int | float) else None
+
+
+def _nothing(detail: object) -> bool:
+    """Whether a metric has no number for any image and class."""
+    return isinstance(detail, Tensor) and detail.numel() > 0 and bool(detail.isnan().all())
 
 
 def _drop_handlers(engine: Workflow) -> None:

@@ -50,6 +50,14 @@ _KNOWN: tuple[tuple[type[TrainingError], str, _Say], ...] = (
         lambda m: "the bundle finds no training data below dataset_dir; correct it in the site's options",
     ),
     (
+        DataError,
+        r"Expected more than 1 (?:value per channel|spatial element) when training",
+        lambda m: (
+            "a batch has a single example of a single value per channel, by which the network's norm cannot be "
+            "trained; make the batch or the crop larger with overrides in the site's options, or add images"
+        ),
+    ),
+    (
         TrainingError,
         r"No module named '([^']+)'|cannot (?:locate|import) (?:class or function path: )?'?([\w.]+)",
         lambda m: f"the bundle needs {m[1] or m[2]}, which is not installed here; install it where the worker runs",

@@ -24,7 +24,17 @@ from protocol.blob import BlobWriter, Emit, Manifest
 from protocol.codec import decode, encode, is_word
 from protocol.encodings import DENSE_F32
 from protocol.envelope import Sealer
-from protocol.errors import ConfigError, Diverged, FledgeError, Malformed, OutOfMemory, Tampered, TrainingError
+from protocol.errors import (
+    ConfigError,
+    DataError,
+    Diverged,
+    FledgeError,
+    Malformed,
+    NothingLearned,
+    OutOfMemory,
+    Tampered,
+    TrainingError,
+)
 from protocol.messages import Evaluation, Update
 from protocol.spec import ModelSpec, Span, TensorKind, records
 from worker.api.filters import Dice, FilterChain, Slice, change, fresh_dice
@@ -84,7 +94,7 @@ def contribute(
 
     Raises:
         Aborted: `control` said so.
-        TrainingError: the trainer failed, or its result does not fit the model or is not finite.
+        TrainingError: the trainer failed, or its result does not fit the model, is not finite, or is the base.
         ConfigError: a pattern matches nothing or everything, or a filter cannot work.
         WireError, StoreError, StateError: the base or the site's own values cannot be read, or chunks not written.
     """
@@ -96,9 +106,16 @@ def contribute(
     with _foreign(trainer, "train"):
         result = trainer.train(weights, control)
     seconds = max(1e-6, time.monotonic() - began)
+    _check_trained(trainer, weights, result)
     update = _describe(trainer, result, seconds, egress.filters, absent, bundle)
     delta = _Delta(spec, base.payload, result, absent, control)
     manifest = delta.seal(egress.filters, egress.dice or fresh_dice(), output.sealer, output.emit)
+    if not delta.changed:
+        raise NothingLearned(
+            f"{type(trainer).__name__} took {result.steps} steps, and every shared tensor is as it was before; nothing "
+            "was sent. Look whether the trainer returns the tensors that it trains, and whether its learning rate is "
+            "not 0"
+        )
     if own and private:
         # A crash after this repeats the training with own values that have been trained once more: no harm.
         own.save(control.run, spec, private, result.weights)
@@ -186,6 +203,21 @@ def _foreign(trainer: Trainer, what: str) -> Iterator[None]:
         raise kind(f"{type(trainer).__name__}.{what} failed: {type(error).__name__}: {error}") from error
 
 
+def _check_trained(trainer: Trainer, base: Weights, result: TrainResult) -> None:
+    """Whether a training began with the base, and took a step."""
+    name = type(trainer).__name__
+    if not base.was_read:
+        raise TrainingError(
+            f"{name}.train never read the version that it was given; let it begin with base.copy_into(…) or "
+            "base.tensors()"
+        )
+    if result.steps < 1 or result.examples < 1:
+        raise DataError(
+            f"{name} took {result.steps} steps by {result.examples} examples, so there is nothing to send; look "
+            "whether its data give a single batch here"
+        )
+
+
 def _describe(
     trainer: Trainer,
     result: TrainResult,
@@ -249,6 +281,8 @@ class _Delta:
         self._buffer = np.zeros(limits.RECORD // 4, F32)
         self._bytes = self._buffer.view(np.uint8)
         self._finite = np.empty(limits.RECORD // 4, np.bool_)
+        self.changed = False
+        """Whether any shared value has been found to differ from the base."""
         self._name = ""
         self._flat: Array | np.flatiter[Array] | None = None
         missing = sorted(spec.names - absent - set(result.weights))
@@ -326,6 +360,7 @@ class _Delta:
                 np.subtract(trained, _bfloat16(base), out=out, casting="same_kind")
             else:
                 np.subtract(trained, base, out=out, casting="same_kind")
+        self.changed = self.changed or bool(out.any())
         if not np.isfinite(out, out=self._finite[: out.size]).all():
             raise Diverged(
                 f"tensor {span.tensor.name!r} holds values that are not finite after training; nothing was sent. "

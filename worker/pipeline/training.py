@@ -50,6 +50,7 @@ _WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str],
     ((errors.OutOfMemory, MemoryError), "memory"),
     (errors.DataError, "data"),
     (errors.Diverged, "diverged"),
+    (errors.NothingLearned, "unchanged"),
 )
 
 
@@ -83,6 +84,18 @@ class _Base:
             self._kept = list(payload)
             return iter(self._kept)
         return payload
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What a training or a measurement begins with."""
+
+    reader: Reader
+    model: ModelRecord
+    record: bytes
+    base: BaseVersion
+    control: Control
+    trainer: Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,42 +192,68 @@ class Training:
 
     def run(self, job: Job) -> None:
         """Train; tells `Evaluated` if it was asked for, then `Trained` or `TrainingFailed`."""
+        self._tell(self._attempt(job, "training", self._train))
+
+    def measure(self, job: Job) -> None:
+        """Measure the last version of a run that has ended; tells `Evaluated` or `TrainingFailed`."""
+        if self._kept.of(job.training.run):
+            self._tell(self._attempt(job, "measuring", self._measure))
+        else:  # the site took no part
+            self._tell(Evaluated(id=job.training.id, envelope=b""))
+
+    def _attempt(self, job: Job, what: str, work: Callable[[Job], Event]) -> Event:
+        """What comes of it, or why nothing did."""
         training = job.training
-        began = time.monotonic()
         told = self._log.bind(run=training.run, version=training.version, update=training.id.hex()[:8])
-        told.info("training.started")
+        told.info(f"{what}.started")
         try:
-            sealed, said = self._train(job)
+            return work(job)
         except errors.Aborted:
-            told.info("training.aborted")
-            answer: Event = TrainingFailed(id=training.id, code="aborted")
+            told.info(f"{what}.aborted")
+            return TrainingFailed(id=training.id, code="aborted")
         except (Exception, SystemExit) as error:
             # A trainer is foreign code at a thread's edge. What it says may name a patient, so it goes into a case, and
             # neither into the log, whose lines operators may ask for, nor into any message.
             code = _code(error)
-            title = f"training of run {training.run} from version {training.version} failed ({code})"
+            title = f"{what} of run {training.run} from version {training.version} failed ({code})"
             sentence = [f"{error}\n\n"] if isinstance(error, errors.FledgeError) else []
             case = self._cases.keep(title, "".join([*sentence, *traceback.format_exception(error)]))
             todo = f"`fledge site case {case}` with this kit shows what happened"
-            told.error("training.failed", kind=type(error).__name__, code=code, case=case, todo=todo)
-            answer = TrainingFailed(id=training.id, code=code, case=case)
-        else:
-            seconds = round(time.monotonic() - began, 3)
-            told.info(
-                "training.done", seconds=seconds, steps=said.steps, examples=said.examples, **told_of(said.metrics)
-            )
-            crash_point("worker.trained")
-            answer = Trained(id=training.id, sealed=sealed)
-        self._tell(answer)
+            told.error(f"{what}.failed", kind=type(error).__name__, code=code, case=case, todo=todo)
+            return TrainingFailed(id=training.id, code=code, case=case)
 
-    def _train(self, job: Job) -> tuple[Sealed, Update]:
+    def _train(self, job: Job) -> Trained:
+        training, began = job.training, time.monotonic()
+        ready = self._begin(job)
+        length = ready.base.spec.update_length
+        self._spool.check_room(length + limits.OVERHEAD * records(length))
+        if training.evaluation:
+            self._tell(self._evaluate(training, ready))
+        sealed, said = self._contribute(training, ready)
+        self._keep(ready.reader, ready.model, job.record)
+        self._log.info(
+            "training.done",
+            run=training.run,
+            version=training.version,
+            update=training.id.hex()[:8],
+            seconds=round(time.monotonic() - began, 3),
+            steps=said.steps,
+            examples=said.examples,
+            **told_of(said.metrics),
+        )
+        crash_point("worker.trained")
+        return Trained(id=training.id, sealed=sealed)
+
+    def _measure(self, job: Job) -> Evaluated:
+        return self._evaluate(job.training, self._begin(job))
+
+    def _begin(self, job: Job) -> _Ready:
         reader, training = self._reader(), job.training
         model = self._model_of(reader, job.record)
         spec = self._spec_of(reader, model)
         if model.manifest.length != spec.model_length:
             raise errors.Tampered(f"version {model.version} does not have the length that its specification gives")
-        self._spool.check_room(spec.update_length + limits.OVERHEAD * records(spec.update_length))
-        base = _Base(partial(self._read, model.manifest, model.key), spec.model_length)
+        base = BaseVersion(spec, _Base(partial(self._read, model.manifest, model.key), spec.model_length))
         control = Control(
             run=model.run,
             version=model.version,
@@ -226,13 +265,7 @@ class Training:
         )
         control.check()
         check_run(model.says.task, self._deployed.options(model.run))
-        trainer = self._trainer_of(training, model)
-        if training.evaluation:
-            metrics = self._evaluate(trainer, reader, training, spec, base, control)
-            self._keep(reader, model, job.record, metrics, getattr(trainer, "key_metric", "") or signed_key(metrics))
-        made = self._contribute(trainer, reader, training, spec, base, control)
-        self._keep(reader, model, job.record)
-        return made
+        return _Ready(reader, model, job.record, base, control, self._trainer_of(training, model))
 
     def _trainer_of(self, training: Train, model: ModelRecord) -> Trainer:
         """The trainer that the version names: the site's own, or that of the very code deployed for the run."""
@@ -255,13 +288,15 @@ class Training:
         self._policy.check_metrics(sorted(new))
         self._harmless |= new
 
-    def _evaluate(
-        self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
-    ) -> Mapping[str, float]:
-        found = evaluate(trainer, BaseVersion(spec, base), control=control, exclude=self._egress.exclude, own=self._own)
+    def _evaluate(self, training: Train, ready: _Ready) -> Evaluated:
+        trainer, reader = ready.trainer, ready.reader
+        egress = self._egress
+        found = evaluate(trainer, ready.base, control=ready.control, exclude=egress.exclude, own=self._own)
         self._check_metrics(found.metrics)
         shown = told_of(found.metrics)
         self._log.info("version.measured", run=training.run, version=training.version, examples=found.examples, **shown)
+        key = getattr(trainer, "key_metric", "") or signed_key(found.metrics)
+        self._keep(reader, ready.model, ready.record, found.metrics, key)
         envelope = seal(
             reader.identity,
             Kind.EVALUATION,
@@ -273,14 +308,12 @@ class Training:
             epoch=training.epoch,
             sequence=training.sequence - 1,
             version=training.version,
-            spec=spec.digest,
+            spec=ready.base.spec.digest,
         )
-        self._tell(Evaluated(id=training.id, envelope=envelope))
-        return found.metrics
+        return Evaluated(id=training.id, envelope=envelope)
 
-    def _contribute(
-        self, trainer: Trainer, reader: Reader, training: Train, spec: ModelSpec, base: _Base, control: Control
-    ) -> tuple[Sealed, Update]:
+    def _contribute(self, training: Train, ready: _Ready) -> tuple[Sealed, Update]:
+        reader, spec = ready.reader, ready.base.spec
         sealer = Sealer(
             reader.identity,
             Kind.UPDATE,
@@ -296,11 +329,11 @@ class Training:
         batch = self._spool.batch()
         try:
             update, manifest = contribute(
-                trainer,
-                BaseVersion(spec, base),
+                ready.trainer,
+                ready.base,
                 self._egress,
                 UpdateOutput(sealer, batch.put),
-                control=control,
+                control=ready.control,
                 bundle=training.bundle or None,
             )
             self._check_metrics(update.metrics)

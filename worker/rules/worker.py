@@ -18,7 +18,8 @@
 9. A run that brings code is trained by exactly that code, once an operator has deployed it for this run, and a run
    that was left is not trained (`deployments.py`).
 10. A revoked site trains and sends nothing, until it is a member again (`standing.py`).
-11. The last version of a run that has ended is fetched, for the site's own use (`keeping.py`).
+11. The last version of a run that has ended is fetched, for the site's own use (`fetching.py`), and measured, if the
+    run evaluates (`measuring.py`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from worker.rules.commands import CommandCounter
 from worker.rules.decisions import Decisions, pause
 from worker.rules.fetching import HeadPolling, LastVersions
 from worker.rules.gate import Gate
+from worker.rules.measuring import LastMeasurements
 from worker.rules.membership import Membership
 from worker.rules.outgoing import Outgoing
 from worker.rules.reporting import Reports, Shown
@@ -86,6 +88,7 @@ class WorkerRules:
         self._membership = membership or Membership(None, Registry(version=0, entries=()))
         self._pulls = HeadPolling(dice)
         self._keeping = LastVersions(dice)
+        self._measuring = LastMeasurements()
         self._reporting = Reports(terms.heartbeat)
         self._head = snapshot.head
         self._registry = snapshot.registry
@@ -105,7 +108,7 @@ class WorkerRules:
         due = [self._pulls.at, self._reporting.at, self._held_until, self._keeping.at]
         if not self._membership.why:
             due.append(self._sending.deadline())
-        if self._training is None and self._candidate() is not None:
+        if self._training is None and self._next() is not None:
             due.append(max(self._train_at, self._gate.deadline()))
         return min(due)
 
@@ -226,6 +229,7 @@ class WorkerRules:
         if event.wall > head.not_after + HEAD_TOLERANCE:
             self._alarm("head.stale", number=head.number, overdue_s=round(event.wall - head.not_after))
         self._pulls.told()
+        self._measuring.heard(head)
         wanted: list[effects.Effect] = []
         if head.registry != self._registry_digest:
             wanted.append(effects.FetchRegistry(digest=head.registry))
@@ -236,7 +240,8 @@ class WorkerRules:
         for run in head.runs:
             known = self._runs.get(run.run, RunRow(run=run.run))
             reissued = run.version == known.version and run.record != known.digest
-            if run.state not in ENDED and (run.version > known.version or reissued):
+            concerns = run.state not in ENDED or (run.state == RunState.STOPPED and known.version >= 0)
+            if concerns and (run.version > known.version or reissued):
                 wanted.append(effects.FetchVersion(run=run.run, version=run.version, digest=run.record))
         self._decided.effects += wanted
         if not wanted:
@@ -254,7 +259,7 @@ class WorkerRules:
                 self._runs[name] = news
                 self._decided.writes.append(writes.NoteRun(row=news))
         training = self._training
-        if training is not None and self._runs[training.run].state in ENDED:
+        if training is not None and self._ended(training):
             self._decided.effects.append(effects.AbortTraining())
 
     def _on_registry(self, event: events.RegistrySeen) -> None:
@@ -284,11 +289,21 @@ class WorkerRules:
     def _candidate(self) -> RunRow | None:
         return next((run for run in self._wanting() if self._gate.lets(run)), None)
 
+    def _next(self) -> RunRow | None:
+        """What to train next, or else to measure."""
+        if (run := self._candidate()) is not None or self._membership.why:
+            return run
+        return self._measuring.due(self._runs.values(), self._gate)
+
+    def _ended(self, training: effects.Train) -> bool:
+        run = self._runs[training.run]
+        return not self._measuring.allows(run) if training.measure_only else run.state in ENDED
+
     def _unwanted(self, training: effects.Train) -> bool:
-        return self._runs[training.run].state in ENDED or self._gate.forbids(training.run, training.bundle)
+        return self._ended(training) or self._gate.forbids(training.run, training.bundle)
 
     def _decide(self, now: float) -> effects.Train | None:
-        run = self._candidate()
+        run = self._next()
         if run is None or self._training is not None or now < self._train_at:
             return None
         if not self._gate.open(now, self._decided):
@@ -304,6 +319,7 @@ class WorkerRules:
             evaluation=evaluation,
             count=run.sent,
             bundle=run.bundle,
+            measure_only=run.state == RunState.STOPPED,
         )
         return self._training
 
@@ -311,11 +327,20 @@ class WorkerRules:
         training = self._training
         if training is None or training.id != event.id:
             return
-        self._training = replace(training, evaluation=b"")
+        self._training = None if training.measure_only else replace(training, evaluation=b"")
+        if training.measure_only:
+            self._failures, self._blocked, self._failed = 0, False, NOT_FAILED
+            if self._unwanted(training):
+                return
+        self._measured(training)
+        if event.envelope:
+            self._sending.add_message(event.envelope, self._decided)
+
+    def _measured(self, training: effects.Train) -> None:
+        """Measure a version no more, while it is the newest."""
         run = self._runs[training.run]
         if run.version == training.version:
             self._note(replace(run, evaluated=True))
-        self._sending.add_message(event.envelope, self._decided)
 
     def _on_trained(self, event: events.Trained, now: float) -> None:
         training = self._training
@@ -345,6 +370,8 @@ class WorkerRules:
         self._training = None
         # Another run goes first next time: code that never loads must not keep the site from everything else.
         self._runs = {training.run: self._runs[training.run]} | self._runs
+        if training.measure_only and self._measuring.in_vain(event.code):
+            self._measured(training)
         if event.code == CODE_LOST:
             self._gate.deployments.lost(training.run, self._decided)
         self._blocked = event.code != "aborted"

@@ -295,7 +295,9 @@ class WorkerService:
         abort = self._abort = threading.Event()
         if self._stopping.is_set():  # looked at after the event was put in place, so `stop` cannot miss it
             abort.set()
-        self._train.put(lambda: self._parts.training.run(Job(training, record, abort)))
+        job = Job(training, record, abort)
+        work = self._parts.training.measure if training.measure_only else self._parts.training.run
+        self._train.put(lambda: work(job))
 
     def _perform_sending(self, effect: effects.Sending) -> None:
         match effect:

@@ -31,7 +31,7 @@ class CaseFigures:
     figures: Mapping[str, float]
     """By names such as `shape.x` or `intensity.c0.all.mean`."""
     voxels: Mapping[str, int]
-    """Of each class that occurs; for a classification its one class."""
+    """Of each class that occurs; where no label is drawn, one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,8 @@ class DataSummary:
         """How many patients there are in all, and with each class.
 
         A suppressed cell follows from no others. For a segmentation a class and its absence are two cells of the total;
-        for a classification all classes are, so that no total is told beside a suppressed one.
+        for a classification all classes are, so that no total is told beside a suppressed one. Lists of zeros and ones
+        may be either.
         """
         rows: dict[str, Value] = {PATIENTS: total}
         rows |= {f"{PATIENTS}.{name}": count for name, count in present.items()}
@@ -83,9 +84,9 @@ class DataSummary:
         for name, count in present.items():
             if count < self.min_cell:
                 rows[f"{PATIENTS}.{name}"] = few
-                if self.task is Task.CLASSIFICATION:
+                if self.task is not Task.SEGMENTATION:
                     rows[PATIENTS] = WITHHELD
-            elif self.task is Task.SEGMENTATION and 0 < total - count < self.min_cell:
+            elif self.task is not Task.CLASSIFICATION and 0 < total - count < self.min_cell:
                 rows[f"{PATIENTS}.{name}"] = f"all but {few}"
         return rows
 
@@ -110,7 +111,7 @@ class DataSummary:
 
     def _complements(self, present: Mapping[str, int]) -> set[str]:
         """The background's voxels beside a suppressed class: shape less background is what was suppressed."""
-        if not self.suppressed or self.task is Task.CLASSIFICATION or not self.classes:
+        if not self.suppressed or self.task is not Task.SEGMENTATION or not self.classes:
             return set()
         hidden = any(count < self.min_cell for count in present.values())
         return {f"{VOXELS}.{self.classes[0]}"} if hidden else set()

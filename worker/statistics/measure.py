@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from protocol.errors import ConfigError
 from worker.data.datalist import Datalist, DatalistEntry, Task
 from worker.data.discovery import kind_of
-from worker.data.sources import shown
-from worker.data.volumes import Volume, check_classes, check_values, read_volume
+from worker.data.images import check_classes, on_grid, read_image, read_label
+from worker.data.sources import ImageKind, shown
+from worker.data.volumes import Volume, check_values
 from worker.statistics.figures import CaseFigures
 
 _AXES = ("x", "y", "z")
@@ -21,7 +22,9 @@ _PERCENTILES = (1, 10, 50, 90, 99)
 
 
 def task_of(datalist: Datalist) -> Task:
-    """What the labels are for: files of them, or numbers of classes."""
+    """What the labels are for: files of them, numbers of classes, or a zero or a one for each class."""
+    if any(isinstance(entry.label, tuple) for entry in datalist.entries):
+        return Task.MULTILABEL
     numbers = any(isinstance(entry.label, int) for entry in datalist.entries)
     return Task.CLASSIFICATION if numbers else Task.SEGMENTATION
 
@@ -52,29 +55,46 @@ def measure(datalist: Datalist, folder: Path, progress: Callable[[int, int], Non
 
 
 def _measured(entry: DatalistEntry, folder: Path, labels: Mapping[int, str]) -> CaseFigures:
-    image = _read(folder, entry.image)
-    check_values(entry.image, image.values)
+    image = _together([_image(folder, name) for name in (entry.image, *entry.channels)], entry.image)
+    foreground: NDArray[np.bool_] | None = None
+    voxels = {}
     if isinstance(entry.label, str):
-        drawn = _read(folder, entry.label).values
+        drawn = on_grid(read_label(*_file(folder, entry.label)), image, entry.label).values
         classes = check_classes(entry.label, drawn)
         voxels = {_named(entry.label, each, labels): int((drawn == each).sum()) for each in classes}
-        if drawn.shape != image.values.shape[: drawn.ndim]:
-            raise ConfigError(f"label {shown(entry.label)} has another shape than its image; prepare the data again")
-        foreground: NDArray[np.bool_] | None = drawn > 0
-    else:
-        foreground = None
-        voxels = {} if entry.label is None else {_named(entry.image, entry.label, labels): 1}
+        foreground = drawn > 0
+    elif isinstance(entry.label, tuple):
+        voxels = {_named(entry.image, each, labels): 1 for each, mark in enumerate(entry.label) if mark}
+    elif entry.label is not None:
+        voxels = {_named(entry.image, entry.label, labels): 1}
     return CaseFigures(patient=entry.patient, figures=_figures(image, foreground), voxels=voxels)
 
 
-def _read(folder: Path, name: str) -> Volume:
+def _image(folder: Path, name: str) -> Volume:
+    image = read_image(*_file(folder, name))
+    check_values(name, image.values)
+    return image
+
+
+def _together(files: Sequence[Volume], name: str) -> Volume:
+    """Files that are the channels of one image."""
+    first, *others = files
+    if not others:
+        return first
+    if any(each.values.shape != first.values.shape or each.spacing != first.spacing for each in others):
+        raise ConfigError(f"{shown(name)} and the other files of its image differ in size; resample them alike")
+    return Volume(np.stack([each.values for each in files], -1), first.affine)
+
+
+def _file(folder: Path, name: str) -> tuple[Path, ImageKind, str]:
+    """What a reader is told of a file."""
     path = folder / name
     if not os.path.isfile(path):  # nor a pipe, at which reading would wait
         raise ConfigError(f"{shown(name)} is not there, or is no file; put it there, or correct the datalist")
     kind = kind_of(path)
     if kind is None:
         raise ConfigError(f"{shown(name)} is neither NIfTI nor PNG; prepare the data with `fledge data prepare`")
-    return read_volume(path, kind, name)
+    return path, kind, name
 
 
 def _named(where: str, number: int, labels: Mapping[int, str]) -> str:

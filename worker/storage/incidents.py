@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from broker.net.redact import redacted
 from protocol.errors import ConfigError
 
 NO_CASE = "-"
@@ -43,6 +44,7 @@ class Incidents:
 
         A disk that takes nothing gives `NO_CASE`: whatever went wrong before matters more.
         """
+        title, text = redacted(title), redacted(text)
         digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
         last, number = self._last
         if digest == last and self._path(number).exists():

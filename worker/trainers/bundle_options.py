@@ -32,6 +32,7 @@ class BundleOptions:
     gpus: Sequence[int] = ()
     amp: bool | None = None
     fingerprint: bool = False
+    config_file: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         self._check("dataset_dir", isinstance(self.dataset_dir, str | Path), "the path of a folder")
@@ -44,6 +45,9 @@ class BundleOptions:
         self._check("gpus", listed, "a list of the numbers of GPUs")
         self._check("amp", isinstance(self.amp, bool | None), "true or false")
         self._check("fingerprint", isinstance(self.fingerprint, bool), "true or false")
+        files = [self.config_file] if isinstance(self.config_file, str) else self.config_file or []
+        texts = isinstance(files, Sequence) and all(isinstance(each, str) and each for each in files)
+        self._check("config_file", texts, "a file of the bundle, or a list of some")
         if self.local_epochs is not None and self.local_steps is not None:
             raise ConfigError("give local_epochs or local_steps, not both")
         for name, value in (("local_epochs", self.local_epochs), ("local_steps", self.local_steps)):

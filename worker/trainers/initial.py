@@ -43,7 +43,7 @@ def spec_and_payload(source: object, *, buffers: Collection[str] = ()) -> tuple[
     if "torch" in sys.modules:
         from torch import nn
 
-        from worker.trainers.torch import model_payload, model_spec
+        from worker.trainers.modules import model_payload, model_spec
 
         if isinstance(source, nn.Module):
             spec = model_spec(source)

@@ -65,7 +65,9 @@ class ClientAlgoTrainer:
         trained = self._algo.get_weights(dict(self._extra))
         done = numbers(trained.statistics or {}).get(FlStatistics.NUM_EXECUTED_ITERATIONS)
         weights, metrics = _weights(trained, base), numbers(trained.metrics or {})
-        return TrainResult(weights=weights, examples=self._examples, steps=int(done or 1), metrics=metrics)
+        return TrainResult(
+            weights=weights, examples=self._examples, steps=1 if done is None else int(done), metrics=metrics
+        )
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
         if not self._evaluated:

@@ -14,6 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ from protocol.spec import ModelSpec
 from worker.api.fingerprint import fingerprint as fingerprint_of
 from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides, positive_whole
 from worker.api.weights import Weights
-from worker.monai.configs import NETWORKS, REQUIRED, Configs
+from worker.monai.configs import NETWORKS, Configs
 from worker.monai.datalist import listed
 from worker.monai.engine import Beginning, Engine, seed
 from worker.monai.errors import explained
 from worker.trainers.bundle_options import BundleOptions
-from worker.trainers.torch import Live, distinct, load, model_payload, model_spec
+from worker.trainers.modules import Live, ModuleTensors, distinct, unwrapped
 
 _BATCH = "train#dataloader#batch_size"
 
@@ -53,6 +54,11 @@ class _Built:
     beginning: Beginning
     printed: Fingerprint | None = None
     """Of the training data, once it was made."""
+
+    @cached_property
+    def tensors(self) -> ModuleTensors:
+        """The network's tensors, looked at once."""
+        return ModuleTensors(self.network)
 
 
 class BundleTrainer:
@@ -76,7 +82,7 @@ class BundleTrainer:
     @property
     def spec(self) -> ModelSpec:
         """Which tensors the network has."""
-        return model_spec(self.model)
+        return self._ready(self._batch).tensors.spec
 
     @property
     def keeps(self) -> frozenset[str]:
@@ -91,14 +97,15 @@ class BundleTrainer:
 
     def initial(self) -> Iterator[bytes]:
         """The payload of the network as it stands: version 0 of a run that begins with it."""
-        return model_payload(self.model, self.spec)
+        return self._ready(self._batch).tensors.payload(self.spec)
 
     def train(self, base: Weights, control: Control) -> TrainResult:
         wanted = overrides(control.task)
         epochs = positive_whole(control.task, "local_epochs")
         steps = wanted.local_steps or (None if epochs else self._options.local_steps)
         built = self._ready(wanted.batch_size)
-        tensors = load(built.network, base)
+        built.network.train()  # before weights are written: some adapters fuse theirs while they evaluate
+        built.tensors.load(base)
         if not self._keep_momentum:
             built.beginning.restore()
         if wanted.lr is not None:
@@ -116,22 +123,26 @@ class BundleTrainer:
         finally:
             # Gradients and moments take as much memory as the model, and the update is still to be formed.
             built.network.zero_grad(set_to_none=True)
+        if done < 1:
+            raise _no_batch(built.trainer.engine)
         if not self._keep_momentum:
             built.beginning.restore()
+        trained = Live(built.tensors.named(base.spec))
         return TrainResult(
-            weights=Live(tensors),
+            weights=trained,
             examples=_examples(built.dataset, built.trainer, done),
             steps=done,
             metrics={**({} if (loss := built.trainer.loss) is None else {"loss": loss}), **built.trainer.metrics()},
             fingerprint=self._print(built, control),
-            bfloat16=frozenset(name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16),
+            bfloat16=trained.bfloat16,
         )
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
         built = self._ready(self._batch)
         if built.evaluator is None or not _size(built.held_out):
             return EvaluationResult(examples=0)
-        load(built.network, model)
+        built.network.train()
+        built.tensors.load(model)
         try:
             done = built.evaluator.run(control)
         except Exception as error:
@@ -140,9 +151,8 @@ class BundleTrainer:
             if isinstance(error, FledgeError):
                 raise
             raise explained(error, "the bundle's evaluation") from error
-        return EvaluationResult(
-            examples=_examples(built.held_out, built.evaluator, done), metrics=built.evaluator.metrics()
-        )
+        examples = _examples(built.held_out, built.evaluator, done) if done else 0
+        return EvaluationResult(examples=examples, metrics=built.evaluator.metrics())
 
     def rehearse(self) -> float:
         """Take the first batch through transforms, network and loss, without a step, and tell the loss.
@@ -168,7 +178,7 @@ class BundleTrainer:
                 outputs = engine.inferer(inputs, engine.network, *args, **kwargs)
                 loss = float(engine.loss_function(outputs, targets).mean())
         except StopIteration:
-            raise DataError("the bundle's data gave not a single batch; add images to what it trains on") from None
+            raise _no_batch(engine) from None
         except Exception as error:
             raise explained(error, "the first batch") from error
         if not math.isfinite(loss):
@@ -247,6 +257,7 @@ def bundle_trainer(
     gpus: Sequence[int] = (),
     amp: bool | None = None,
     fingerprint: bool = False,
+    config_file: str | Sequence[str] | None = None,
 ) -> BundleTrainer:
     """A trainer of a MONAI bundle, on the site's own data.
 
@@ -263,6 +274,8 @@ def bundle_trainer(
         amp: mixed precision on GPUs; by default the bundle's choice. On a CPU there is none.
         fingerprint: whether updates carry a keyed fingerprint of the files of the bundle's training list, which are
             read once in full for it.
+        config_file: what the training is configured by, one path in the bundle or several that are merged in their
+            order, as for MONAI's runner; `configs/train.json` by default. `evaluate` is added for the evaluation.
 
     Raises:
         ConfigError: an option or the bundle cannot be used.
@@ -279,11 +292,13 @@ def bundle_trainer(
         gpus=gpus,
         amp=amp,
         fingerprint=fingerprint,
+        config_file=config_file,
     )
     place = Path(dataset_dir)
     if not place.is_dir():
         raise ConfigError(f"dataset_dir: {place} is not a folder here; correct it in the site's options")
-    configs = Configs(Path(bundle_root), overrides={**(overrides or {}), "dataset_dir": str(place.resolve())})
+    changed = {**(overrides or {}), "dataset_dir": str(place.resolve())}
+    configs = Configs(Path(bundle_root), overrides=changed, config_file=config_file)
     return BundleTrainer(configs, options)
 
 
@@ -307,7 +322,12 @@ def site_trainer(
 
 
 def bundle_network(
-    bundle_root: Path, *, weights: Path | None = None, seed: int = 0, overrides: Mapping[str, object] | None = None
+    bundle_root: Path,
+    *,
+    weights: Path | None = None,
+    seed: int = 0,
+    overrides: Mapping[str, object] | None = None,
+    config_file: str | Sequence[str] | None = None,
 ) -> nn.Module:
     """The network that a bundle defines, with random weights that follow from `seed`, or those of a file.
 
@@ -316,7 +336,7 @@ def bundle_network(
     Raises:
         ConfigError: it defines none, or the file does not hold its weights.
     """
-    configs = Configs(bundle_root, overrides=overrides or {}, required=REQUIRED)
+    configs = Configs(bundle_root, overrides=overrides or {}, config_file=config_file)
     more = {"device": "$torch.device('cpu')"}
     parser = configs.train(more, "")
     named = next((name for name in NETWORKS if name in parser), None)
@@ -344,13 +364,6 @@ def batchnorm(network: nn.Module) -> frozenset[str]:
         for name in module.state_dict()
     }
     return frozenset(names[0] for names, each in distinct(network) if each.is_floating_point() and inside & set(names))
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """A network without what was put around it for several GPUs or by `torch.compile`."""
-    parallel = isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    inner = getattr(network, "module" if parallel else "_orig_mod", None)
-    return unwrapped(inner) if isinstance(inner, nn.Module) else network
 
 
 def _load_file(network: nn.Module, file: Path) -> None:
@@ -391,11 +404,20 @@ def _size(dataset: object) -> int | None:
         return None
 
 
+def _no_batch(engine: Workflow) -> DataError:
+    loader = engine.data_loader
+    size, batch = _size(getattr(loader, "dataset", None)), getattr(loader, "batch_size", None)
+    if size and batch and getattr(loader, "drop_last", False):
+        return DataError(
+            f"the bundle makes batches of {batch}, drops incomplete ones, and has only {size} to train on here; add "
+            'images, or set overrides = { "train#dataloader#drop_last" = false } in the site\'s options'
+        )
+    return DataError(
+        "the bundle's data gave not a single batch; add images to what it trains on, or correct dataset_dir in the "
+        "site's options"
+    )
+
+
 def _examples(dataset: object, engine: Engine[SupervisedTrainer] | Engine[SupervisedEvaluator], done: int) -> int:
     size = _size(dataset)
-    if size is not None:
-        return size
-    batch = getattr(engine.engine.data_loader, "batch_size", None) or 1
-    if done < 1:
-        raise DataError("the bundle's data gave not a single batch; correct dataset_dir in the site's options")
-    return done * int(batch)
+    return done * int(getattr(engine.engine.data_loader, "batch_size", None) or 1) if size is None else size

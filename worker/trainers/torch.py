@@ -1,62 +1,53 @@
-"""A trainer for plain torch: a model, a dataset and a loss; and how any torch module is read and written."""
+"""A trainer for torch: a module, a dataset, and a loss unless the module brings its own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol, Self, cast
+from functools import cached_property, partial
+from typing import Self, cast
 
-import numpy as np
+import structlog
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from protocol.errors import ConfigError, Diverged, TrainingError
+from protocol.errors import ConfigError, DataError, Diverged, TrainingError
 from protocol.messages import Fingerprint
-from protocol.spec import ModelSpec, TensorKind, TensorSpec
+from protocol.spec import ModelSpec
 from worker.api.division import Holdings
 from worker.api.fingerprint import fingerprint as fingerprint_of
 from worker.api.processes import start_by_forking
-from worker.api.trainer import Control, EvaluationResult, TrainResult, overrides
-from worker.api.weights import Array, Piece, Weights, check_names, store, write_records
+from worker.api.trainer import Control, EvaluationResult, Overrides, TrainResult, overrides
+from worker.api.weights import Weights
+from worker.trainers.batches import Batch, Data, Feed, count, length, moved, passes
 from worker.trainers.dividing import classes_of, groups_of
+from worker.trainers.modules import Live, ModuleTensors
+from worker.trainers.objectives import Loss, Metric, Prepare, accuracy, objective
 
-Batch = Any  # whatever the site's own dataset gives
-"""Examples or targets, one or many: a tensor, or tuples, lists and mappings of them."""
-Loss = Callable[[Batch, Batch], Tensor]
-"""Of the model's outputs and a batch's targets: one number, the mean over the batch."""
-Metric = Callable[[Batch, Batch], Tensor | float]
-"""Likewise, without gradients."""
+__all__ = ["TorchTrainer", "accuracy"]
+
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 """Called with the parameters and `lr=`, as every class in `torch.optim` can be."""
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_RATE = 0.01
 _REPORTS = 100
 """How often a training looks at its loss, at most: on a GPU every look waits for the steps before it."""
-
-
-class Examples(Protocol):
-    """A dataset with a length, such as every map-style `torch.utils.data.Dataset`; gives (inputs, targets)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Batch: ...
+_ALONE = "Expected more than 1 value per channel"
+"""How torch says that BatchNorm was given a single example."""
+_log = structlog.get_logger(__name__)
 
 
 class TorchTrainer:
     """Trains a module in place, on one device.
+
+    A batch `(inputs, targets)` becomes `loss(model(inputs), targets)`. Of a longer tuple all but the last are the
+    model's arguments; a lone tensor is its own target. A mapping's targets are its `labels`, `label`, `targets`,
+    `target` or `y`; the rest is the model's argument, or its keyword arguments if there are several. `prepare_batch`
+    turns any other batch into inputs (a tuple of arguments, a mapping of keyword arguments, or one) and targets.
+
+    Without a loss the model brings its own: a LightningModule by its steps, its optimizer and what it logs; any other
+    is called with the whole mapping and gives an output with a `loss`, as Hugging Face's models do.
 
     The module's own tensors are the only copy of the model. The optimizer begins anew with every training, because its
     moments belong to weights that others have moved since; `keep_optimizer` keeps it all the same, in memory only.
@@ -67,293 +58,240 @@ class TorchTrainer:
     def __init__(
         self,
         model: nn.Module,
-        dataset: Examples,
-        loss: Loss,
+        dataset: Data,
+        loss: Loss | None = None,
         *,
-        lr: float = 0.01,
-        optimizer: OptimizerFactory = torch.optim.SGD,
+        lr: float | None = None,
+        optimizer: OptimizerFactory | None = None,
         keep_optimizer: bool = False,
         batch_size: int = 32,
         local_steps: int | None = None,
         epochs: int | None = None,
-        evaluate_on: Examples | None = None,
+        evaluate_on: Data | None = None,
         metrics: Mapping[str, Metric] | None = None,
+        prepare_batch: Prepare | None = None,
         device: str | torch.device = "cpu",
         loaders: int = 0,
         fingerprint: bool = False,
     ) -> None:
         """
         Args:
-            dataset: its length is the update's number of examples.
+            dataset: its length is the update's number of examples; of an iterable one those seen in a pass are counted.
+                A DataLoader is used as it is.
+            lr: 0.01 by default, or what the model's own optimizer has.
+            optimizer: the model's own by default, or SGD.
             local_steps: optimizer steps for each update; or `epochs`, passes over the dataset; one epoch by default.
+                A dataset without an end needs `local_steps`.
             evaluate_on: what versions are evaluated on; without it nothing is.
             metrics: reported besides the loss when a version is evaluated; by default the accuracy, where the model
-                gives scores of classes and the targets are numbers of classes.
-            loaders: processes that load data; 0 loads in the training thread.
+                gives scores of classes and the targets are numbers of classes. One may give a number for each class, of
+                which those that are not finite (no such class in the batch) are left out of its mean.
+            loaders: processes that load data; 0 loads in the training thread. An iterable dataset has to share out its
+                examples among them itself.
             fingerprint: whether updates carry a keyed fingerprint of the dataset, which is read once in full for it.
 
         A run's task may set `lr`, `local_steps` and `batch_size`, and nothing else here.
 
         Raises:
-            ConfigError: the dataset is empty, or both steps and epochs are given.
+            ConfigError: the dataset is empty, both steps and epochs are given, or the model cannot be trained here.
         """
         if local_steps is not None and epochs is not None:
             raise ConfigError("give local_steps or epochs, not both")
-        if len(dataset) < 1:
+        self._feed = Feed(dataset, loaders=loaders)
+        if self._feed.size == 0:
             raise ConfigError("the training dataset is empty")
+        self._held_out = None if evaluate_on is None else Feed(evaluate_on, loaders=loaders)
+        if any(each.is_meta for each in model.parameters()):
+            raise ConfigError(f"{type(model).__name__} has no values yet; load or initialise its weights first")
         start_by_forking()
         self.model = model.to(device)
-        self._dataset, self._evaluate_on = dataset, evaluate_on
-        self._loss, self._metrics = loss, None if metrics is None else dict(metrics)
+        self._objective = objective(self.model, loss, prepare_batch, metrics)
         self._lr, self._make_optimizer, self._keep_optimizer = lr, optimizer, keep_optimizer
         self._optimizer: torch.optim.Optimizer | None = None
+        self._rates: list[float] = []
         self._batch_size, self._local_steps, self._epochs = batch_size, local_steps, epochs or 1
         self._device, self._loaders = torch.device(device), loaders
         self._fingerprint = fingerprint
         self._printed: Fingerprint | None = None
+        self._unsaid: set[str] = set()
+
+    @cached_property
+    def _tensors(self) -> ModuleTensors:
+        return ModuleTensors(self.model)
 
     @property
     def spec(self) -> ModelSpec:
         """Which tensors the model has."""
-        return model_spec(self.model)
+        return self._tensors.spec
 
     def initial(self) -> Iterator[bytes]:
         """The payload of the model as it stands: version 0 of a run that begins with it."""
-        return model_payload(self.model, self.spec)
+        self.model.train()  # some adapters fuse weights while they evaluate
+        return self._tensors.payload(self.spec)
 
     def train(self, base: Weights, control: Control) -> TrainResult:
         wanted = overrides(control.task)
-        tensors = load(self.model, base)
+        self._feed.check_batch_size(wanted.batch_size)
+        self.model.train()  # before weights are written: some adapters fuse theirs while they evaluate
+        self._tensors.load(base)
         torch.manual_seed(control.seed)
-        batches = self._batches(self._dataset, wanted.batch_size or self._batch_size, seed=control.seed)
-        steps = wanted.local_steps or self._local_steps or self._epochs * len(batches)
-        optimizer = self._begin(wanted.lr or self._lr)
+        optimizer = self._begin(wanted.lr)
         losses: list[float] = []
-        self.model.train()
         try:
-            for step, (inputs, targets) in enumerate(_endless(batches, steps), 1):
-                control.check()
-                optimizer.zero_grad(set_to_none=True)
-                loss = self._loss(self.model(_moved(inputs, self._device)), _moved(targets, self._device))
-                torch.autograd.backward(loss)
-                optimizer.step()
-                if step % max(1, steps // _REPORTS) == 0:
-                    losses.append(_finite(loss, step))
-                    control.progress(step / steps, loss=losses[-1])
+            steps, examples = self._train(optimizer, wanted, control, losses)
+        except ValueError as error:
+            if _ALONE not in str(error):
+                raise
+            raise DataError(
+                "a batch has a single example, by which BatchNorm cannot be trained; add examples, make batches "
+                "larger, or take another norm such as GroupNorm"
+            ) from error
         finally:
             # Gradients and moments take as much memory as the model, and the update is still to be formed.
             self.model.zero_grad(set_to_none=True)
             self._optimizer = optimizer if self._keep_optimizer else None
+        trained = Live(self._tensors.named(base.spec))  # anew: some optimizers give parameters another memory
         return TrainResult(
-            weights=Live(tensors),
-            examples=len(self._dataset),
+            weights=trained,
+            examples=examples,
             steps=steps,
             metrics={"loss": math.fsum(losses) / len(losses)} if losses else {},
             fingerprint=self._print(control.fingerprint_key),
-            bfloat16=frozenset(name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16),
+            bfloat16=trained.bfloat16,
         )
 
+    def _train(
+        self, optimizer: torch.optim.Optimizer, wanted: Overrides, control: Control, losses: list[float]
+    ) -> tuple[int, int]:
+        """Take the steps, and note the losses that were looked at; returns how many steps and examples there are."""
+        batches = self._feed.batches(wanted.batch_size or self._batch_size, seed=control.seed)
+        limit, per_pass = wanted.local_steps or self._local_steps, length(batches)
+        total = limit or (None if per_pass is None else self._epochs * per_pass)
+        steps = seen = taken = 0
+        self.model.train()
+        for number, batch in passes(batches, steps=limit, epochs=self._epochs):
+            control.check()
+            taken += 1
+            seen += count(batch) if self._feed.size is None and number == 0 else 0
+            optimizer.zero_grad(set_to_none=True)
+            loss = self._objective.loss(moved(batch, self._device), taken - 1)
+            if loss is None:
+                continue
+            _check(loss)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            steps += 1
+            if taken % max(1, (total or _REPORTS) // _REPORTS) == 0 or taken == total:
+                losses.append(_finite(loss, steps))
+                control.progress(taken / total if total else number / self._epochs, loss=losses[-1])
+        return steps, self._feed.size or seen
+
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
-        if self._evaluate_on is None or len(self._evaluate_on) == 0:
+        if self._held_out is None or self._held_out.size == 0:
             return EvaluationResult(examples=0)
-        load(self.model, model)
+        self.model.train()
+        self._tensors.load(model)
         self.model.eval()
-        measures: dict[str, Metric] = {}
-        sums: dict[str, float] = {}
+        means: dict[str, _Mean] = {}
         total = 0
         with torch.no_grad():
-            for inputs, targets in self._batches(self._evaluate_on, self._batch_size):
+            for index, batch in enumerate(self._held_out.batches(self._batch_size)):
                 control.check()
-                targets = _moved(targets, self._device)
-                outputs = self.model(_moved(inputs, self._device))
-                size = _size(inputs)
-                measures = measures or self._measures(outputs, targets)
-                for name, measure in measures.items():
-                    sums[name] = sums.get(name, 0.0) + size * float(measure(outputs, targets))
+                size = count(batch)
+                for name, value in self._objective.measures(moved(batch, self._device), index).items():
+                    means.setdefault(name, _Mean(whole="loss" in name)).add(value, size)
                 total += size
-                control.progress(total / len(self._evaluate_on))
-        return EvaluationResult(examples=total, metrics={name: value / total for name, value in sums.items()})
+                control.progress(total / self._held_out.size if self._held_out.size else 0.0)
+            metrics = {name: mean.value for name, mean in means.items()} | dict(self._objective.finish())
+        return EvaluationResult(examples=total, metrics=self._finite_ones(metrics))
 
-    def _measures(self, outputs: Batch, targets: Batch) -> dict[str, Metric]:
-        """What is measured, once it is known what the model gives."""
-        chosen = self._metrics
-        if chosen is None:
-            chosen = {"accuracy": accuracy} if _are_scores(outputs, targets) else {}
-        return {"loss": self._loss, **chosen}
+    def _finite_ones(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Those that came to a number; the others are named once."""
+        none = {name for name, value in metrics.items() if not math.isfinite(value)}
+        for name in sorted(none - self._unsaid):
+            _log.warning("metric.left_out", metric=name, reason="no number came of the examples here")
+        self._unsaid |= none
+        return {name: value for name, value in metrics.items() if name not in none}
+
+    def _begin(self, lr: float | None) -> torch.optim.Optimizer:
+        optimizer = self._optimizer or self._made()
+        for group, own in zip(optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = lr or own
+        return optimizer
+
+    def _made(self) -> torch.optim.Optimizer:
+        trained = [each for each in self.model.parameters() if each.requires_grad]
+        if not trained:
+            raise TrainingError(
+                f"{type(self.model).__name__} has no parameter that is trained; set requires_grad of some"
+            )
+        made = None if self._make_optimizer else self._objective.optimizer()
+        if made is None:
+            made = (self._make_optimizer or torch.optim.SGD)(trained, lr=self._lr or _RATE)
+        self._rates = [self._lr or group["lr"] for group in made.param_groups]
+        return made
 
     def holdings(self) -> Holdings:
         """What there is to divide among several sites; a dataset's attribute `groups` tells whose each example is."""
-        data, known = self._dataset, self._evaluate_on
-        classes = partial(classes_of, data)
+        data, held_out = self._feed.indexed(), self._held_out
         return Holdings(
-            examples=len(data), classes=classes, groups=groups_of(data), evaluates=known is not None and len(known) > 0
+            examples=len(data),
+            classes=partial(classes_of, data),
+            groups=groups_of(data),
+            evaluates=held_out is not None and held_out.size != 0,
         )
 
     def take(self, training: Sequence[int], held_out: Sequence[int]) -> None:
         """From now on train on these examples alone; and evaluate on those others, if there are any."""
-        whole = cast(Dataset[Batch], self._dataset)
-        self._dataset = Subset(whole, training)
+        whole = cast(Dataset[Batch], self._feed.indexed())
+        self._feed = Feed(Subset(whole, training), loaders=self._loaders)
         if held_out:
-            self._evaluate_on = Subset(whole, held_out)
+            self._held_out = Feed(Subset(whole, held_out), loaders=self._loaders)
 
     def join(self, others: Sequence[Self]) -> None:
         """From now on train on the examples of these trainers, too."""
-        self._dataset = ConcatDataset([cast(Dataset[Batch], each._dataset) for each in (self, *others)])
-
-    def _batches(self, examples: Examples, size: int, *, seed: int | None = None) -> DataLoader[Batch]:
-        """Shuffled by `seed`, or all in order without one."""
-        leftover = len(examples) % size
-        return DataLoader(
-            cast(Dataset[Batch], examples),  # torch's stub wants a class of its own; a length and items are enough
-            batch_size=size,
-            shuffle=seed is not None,
-            generator=None if seed is None else torch.Generator().manual_seed(seed),
-            # BatchNorm cannot train on a batch of one; shuffling leaves out another example each time.
-            drop_last=seed is not None and leftover == 1 and len(examples) > size,
-            num_workers=self._loaders,
-        )
-
-    def _begin(self, lr: float) -> torch.optim.Optimizer:
-        if self._optimizer is None:
-            return self._make_optimizer([p for p in self.model.parameters() if p.requires_grad], lr=lr)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        return self._optimizer
+        everybody = [cast(Dataset[Batch], each._feed.indexed()) for each in (self, *others)]
+        self._feed = Feed(ConcatDataset(everybody), loaders=self._loaders)
 
     def _print(self, key: bytes | None) -> Fingerprint | None:
         if self._fingerprint and key is not None and self._printed is None:
-            self._printed = fingerprint_of((self._dataset[i] for i in range(len(self._dataset))), key)
+            self._printed = fingerprint_of(self._feed.examples(), key)
         return self._printed
 
 
-def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of examples whose largest output is the target's class."""
-    return (outputs.argmax(1) == targets).float().mean()
+class _Mean:
+    """The mean of a metric over examples, for each class of it; the mean of those is its value."""
+
+    def __init__(self, *, whole: bool) -> None:
+        """`whole`: nothing may be left out of it, as of a loss."""
+        self._whole = whole
+        self._sums: dict[int, float] = {}
+        self._sizes: dict[int, int] = {}
+
+    def add(self, given: Tensor | float, size: int) -> None:
+        """Count a batch; a class that it has not (no finite number) is left out."""
+        for index, value in enumerate(torch.as_tensor(given, dtype=torch.float64).flatten().tolist()):
+            if self._whole or math.isfinite(value):
+                self._sums[index] = self._sums.get(index, 0.0) + size * value
+                self._sizes[index] = self._sizes.get(index, 0) + size
+
+    @property
+    def value(self) -> float:
+        """Not a number if no class has one."""
+        means = [total / self._sizes[index] for index, total in self._sums.items()]
+        return sum(means) / len(means) if means else math.nan
 
 
-def _are_scores(outputs: Batch, targets: Batch) -> bool:
-    """Whether there is a row of scores, one for each class, for every number of a class."""
-    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or outputs.ndim != 2 or targets.ndim != 1:
-        return False
-    whole = not targets.is_floating_point() and targets.dtype != torch.bool
-    return whole and outputs.shape[1] > 1 and len(outputs) == len(targets)
-
-
-def model_spec(model: nn.Module) -> ModelSpec:
-    """The tensors of a module's state dict; several names of the same tensor are one, under the first of them.
-
-    Raises:
-        TrainingError: a tensor has a type that no model can hold.
-    """
-    return ModelSpec(tuple(_tensor_spec(names[0], tensor) for names, tensor in distinct(model)))
-
-
-def model_payload(model: nn.Module, spec: ModelSpec) -> Iterator[bytes]:
-    """The payload of a module's present values, record by record."""
-    return write_records(spec, Live(_named(model, spec)).__getitem__)
-
-
-def load(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
-    """Overwrite a module's tensors in place; returns them under the names of the specification.
-
-    Raises:
-        TrainingError: the module is not the run's model, or a value does not fit its type.
-    """
-    tensors = _named(model, weights.spec)
-    for tensor in weights.spec.tensors:
-        found = tensors.get(tensor.name)
-        if found is not None and (
-            tuple(found.shape) != tensor.shape or found.is_floating_point() == (tensor.kind == TensorKind.OTHER)
-        ):
-            raise TrainingError(
-                f"tensor {tensor.name!r} is {list(found.shape)} {found.dtype} in this model and {list(tensor.shape)} "
-                f"{tensor.dtype} in the run's"
-            )
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items() if _is_array(tensor)}
-    whole: Array = np.empty(0)
-    for piece in weights.pieces():
-        name = piece.tensor.name
-        if name in arrays:
-            store(piece, arrays[name])
-        elif name in tensors:
-            whole = _store_elsewhere(piece, tensors[name], whole)
-    return tensors
-
-
-def _store_elsewhere(piece: Piece, target: Tensor, whole: Array) -> Array:
-    """Write a piece of a tensor that numpy cannot see: on a GPU, or bfloat16."""
-    if target.is_contiguous():
-        stop = piece.offset + piece.values.size
-        target.view(-1)[piece.offset : stop].copy_(torch.from_numpy(piece.values.copy()))
-        return whole
-    if piece.offset == 0:
-        whole = np.empty(piece.tensor.shape, piece.values.dtype)
-    store(piece, whole)
-    if piece.offset + piece.values.size == whole.size:
-        target.copy_(torch.from_numpy(whole))
-    return whole
-
-
-class Live(Mapping[str, Array]):
-    """Tensors as arrays: views where numpy can see them, else copies made when asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> Array:
-        tensor = self._tensors[name]
-        array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-def distinct(model: nn.Module) -> list[tuple[list[str], Tensor]]:
-    """Every tensor once with all its names: networks that share weights list them several times."""
-    found: dict[tuple[object, ...], tuple[list[str], Tensor]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        at = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
-        # Empty tensors have no place of their own.
-        found.setdefault(at if tensor.numel() else (name,), ([], tensor))[0].append(name)
-    return list(found.values())
-
-
-def _named(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
-    known = {tensor.name for tensor in spec.tensors}
-    result: dict[str, Tensor] = {}
-    for names, tensor in distinct(model):
-        for name in [name for name in names if name in known] or names[:1]:
-            result[name] = tensor.detach()
-    check_names(spec, result)
-    return result
-
-
-def _tensor_spec(name: str, tensor: Tensor) -> TensorSpec:
-    dtype = _DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise TrainingError(f"tensor {name!r}: a model cannot hold tensors of type {tensor.dtype}")
-    kind = TensorKind.PARAMETER if isinstance(tensor, nn.Parameter) else TensorKind.BUFFER
-    if not tensor.is_floating_point():
-        kind = TensorKind.OTHER
-    return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=dtype, kind=kind)
-
-
-def _is_array(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16
-
-
-def _endless(batches: DataLoader[Batch], steps: int) -> Iterator[Batch]:
-    done = 0
-    while True:
-        for batch in batches:
-            if done == steps:
-                return
-            done += 1
-            yield batch
+def _check(loss: Tensor) -> None:
+    if loss.numel() != 1:
+        raise TrainingError(
+            f"the loss is a tensor of shape {list(loss.shape)}; it has to be one number, the mean over the batch"
+        )
+    if not loss.requires_grad:
+        raise TrainingError(
+            "the loss depends on no parameter that is trained; compute it with torch, without detach() or numpy, and "
+            "set requires_grad of what is to be trained"
+        )
 
 
 def _finite(loss: Tensor, step: int) -> float:
@@ -361,21 +299,3 @@ def _finite(loss: Tensor, step: int) -> float:
     if not math.isfinite(value):
         raise Diverged(f"the loss is {value} after {step} steps; nothing was sent. Try a smaller learning rate")
     return value
-
-
-def _moved(value: Batch, device: torch.device) -> Batch:
-    """Tensors in tuples, lists and mappings, on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        moved = [_moved(item, device) for item in value]
-        return tuple(moved) if isinstance(value, tuple) else moved
-    return value
-
-
-def _size(inputs: Batch) -> int:
-    while not isinstance(inputs, Tensor):
-        inputs = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]
-    return len(inputs)

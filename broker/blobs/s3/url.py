@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from broker.blobs.base import FOLDERS
+from broker.net.redact import remember
 from broker.net.tls import FILES, Tls
+from broker.net.urls import split_url
 from protocol.errors import ConfigError
 
 SHAPE = "s3://KEY:SECRET@host:port/bucket[/prefix] (s3s:// for TLS)"
@@ -22,6 +24,7 @@ _AMAZON = re.compile(
 )
 # A URL as it is sent. Of anything else one parser leaves out what another one reads: line breaks, leading blanks.
 _SENT = re.compile(r"[!-~]+")
+_KEYS = re.compile(r"[!-~]*")
 _ANYWHERE = ("s3.amazonaws.com", "s3.amazonaws.com.cn")
 SYSTEM = "system"
 """As `cacertfile`: the machine's own authorities, whatever the configuration names for the federation's servers."""
@@ -82,29 +85,26 @@ def parse_s3_url(url: str, tls: Tls | None = None, *, environ: Mapping[str, str]
     Raises:
         ConfigError: says what is wrong without repeating the credentials.
     """
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigError("store URL: the host in brackets is not an IPv6 address") from error
-    endpoint = parts.netloc.rpartition("@")[2]
-    shown = f"store URL '{parts.scheme}://{endpoint}{parts.path}'"
-    if parts.scheme not in ("s3", "s3s") or not parts.hostname:
+    parts = split_url(url, "store URL")
+    endpoint, shown = parts.endpoint, f"store URL '{parts}'"
+    if parts.scheme not in ("s3", "s3s") or not parts.host:
         raise ConfigError(f"{shown}: write {SHAPE}")
     bucket, prefix = _bucket_and_prefix(shown, parts.path)
     encrypted = parts.scheme == "s3s"
-    try:
-        port = parts.port or (443 if encrypted else 80)
-    except ValueError as error:
-        raise ConfigError(f"{shown}: the port has to be a number") from error
     options = _options(shown, parts.query, encrypted=encrypted)
     files = {FILES[name]: options[name] for name in FILES if name in options}
     own = Tls(**(files | {"ca": None if files.get("ca") == SYSTEM else files.get("ca")})) if files else tls
-    host, region = _region(shown, parts.hostname, options.get("region", ""))
-    if host != parts.hostname:
-        endpoint = f"{host}{endpoint[len(parts.hostname) :]}"
+    host, region = _region(shown, parts.host, options.get("region", ""))
+    if host != parts.host:
+        endpoint = f"{host}{endpoint[len(parts.host) :]}"
+    access_key = parts.user or environ.get("FLEDGE_S3_ACCESS_KEY", "")
+    secret_key = parts.password or environ.get("FLEDGE_S3_SECRET_KEY", "")
+    remember(secret_key)
+    if not _KEYS.fullmatch(access_key + secret_key):
+        raise ConfigError(f"{shown}: access key or secret holds a character that no key has; is it a line break?")
     return S3Url(
         host=host,
-        port=port,
+        port=parts.port or (443 if encrypted else 80),
         endpoint=endpoint,
         bucket=bucket,
         prefix=prefix,
@@ -112,8 +112,8 @@ def parse_s3_url(url: str, tls: Tls | None = None, *, environ: Mapping[str, str]
         files=own or Tls(),
         region=region,
         deadline=_seconds(shown, options.get("deadline", "120")),
-        access_key=unquote(parts.username or "") or environ.get("FLEDGE_S3_ACCESS_KEY", ""),
-        secret_key=unquote(parts.password or "") or environ.get("FLEDGE_S3_SECRET_KEY", ""),
+        access_key=access_key,
+        secret_key=secret_key,
     )
 
 

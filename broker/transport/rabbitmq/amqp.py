@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote
 
 from broker.net.tls import FILES, Tls
+from broker.net.urls import split_url
 from protocol.errors import ConfigError
 from protocol.topology import Queue
 
@@ -51,14 +52,13 @@ def parse_amqp_url(url: str, tls: Tls | None = None) -> AmqpUrl:
     Raises:
         ConfigError: says what is wrong without repeating the URL, which may hold a password.
     """
+    parts = split_url(url, "broker URL")
     try:
-        parts = urlsplit(url)
-        port = parts.port
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         heartbeat = int(options.pop("heartbeat", _MAX_HEARTBEAT))
-    except ValueError as error:
-        raise ConfigError("broker URL: port, heartbeat and options have to be numbers and name=value pairs") from error
-    if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
+    except ValueError:
+        raise ConfigError("broker URL: heartbeat has to be a number, and options name=value pairs") from None
+    if parts.scheme not in ("amqp", "amqps") or not parts.host:
         raise ConfigError("broker URL: expected amqp(s)://user:password@host:port/vhost")
     if "/" in parts.path[1:]:
         raise ConfigError("broker URL: more than one part in the vhost; write a slash inside its name as %2F")
@@ -72,13 +72,13 @@ def parse_amqp_url(url: str, tls: Tls | None = None) -> AmqpUrl:
     if "keyfile" in options and "certfile" not in options:
         raise ConfigError("broker URL: keyfile without certfile")
     files = Tls(**{FILES[name]: path for name, path in options.items()}) if options else tls or Tls()
-    by_certificate = encrypted and files.cert is not None and parts.username is None
+    by_certificate = encrypted and files.cert is not None and parts.user is None
     return AmqpUrl(
-        host=parts.hostname,
-        port=port or (5671 if encrypted else 5672),
+        host=parts.host,
+        port=parts.port or (5671 if encrypted else 5672),
         vhost=unquote(parts.path[1:]) or "/",
-        user=None if by_certificate else unquote(parts.username or "guest"),
-        password=unquote(parts.password or ("guest" if parts.username is None else "")),
+        user=None if by_certificate else parts.user or "guest",
+        password=parts.password or ("guest" if parts.user is None else ""),
         tls=encrypted,
         heartbeat=heartbeat,
         files=files,

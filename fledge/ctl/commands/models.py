@@ -12,7 +12,13 @@ from fledge.ctl.options import OldRun, OneRun, Yes, command, group, session_of, 
 
 app = group("Versions of the global model, and the models that were published.")
 
-Version = Annotated[int | None, typer.Argument(min=0, metavar="VERSION", help="The version; default: the newest.")]
+Version = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="VERSION",
+        help="A number, `best` or `newest`; default: the best, and the newest as long as no site has measured one.",
+    ),
+]
 Out = Annotated[Path, typer.Option("-o", "--out", help="A new file; its card goes beside it as FILE.json.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The raw version, not the released average.")]
 Channel = Annotated[str, typer.Argument(metavar="CHANNEL", help="A channel, such as production.")]
@@ -29,7 +35,7 @@ def list_models(context: typer.Context, run: OneRun = None) -> int:
 def show(
     context: typer.Context,
     run: OneRun = None,
-    version: Version = None,
+    version: Annotated[int | None, typer.Argument(min=0, help="The version; default: the newest.")] = None,
     old: OldRun = None,
 ) -> int:
     """One version: who is in it, with which weight."""
@@ -50,7 +56,7 @@ def export(context: typer.Context, out: Out, run: OneRun = None, version: Versio
     from fledge.ctl import model_actions
 
     session = session_of(context)
-    return session.told(model_actions.export(session, out, run, version, raw=raw))
+    return session.told(model_actions.export(session, out, run, model_actions.version_of(version), raw=raw))
 
 
 @command(app, "publish")
@@ -68,8 +74,10 @@ def publish(
     label: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be given again.")] = None,
 ) -> int:
     """Put a version into the catalogue, with a signed card."""
+    from fledge.ctl.model_actions import version_of
+
     said = {"application": application, "description": description, "framework": framework, "licence": licence}
-    arguments = {"run": run, "version": version, "raw": raw, "name": name, "precision": precision, **said}
+    arguments = {"run": run, "version": version_of(version), "raw": raw, "name": name, "precision": precision, **said}
     return session_of(context).send("model.publish", {**arguments, "labels": tuple(label or ())})
 
 

@@ -27,9 +27,14 @@ def show(context: typer.Context, letter: Letter) -> int:
 
 
 @command(dead, "replay")
-def replay(context: typer.Context, letter: Letter) -> int:
-    """Hand a refused message to intake again."""
-    return session_of(context).send("dead.replay", {"id": letter})
+def replay(
+    context: typer.Context,
+    letter: Annotated[
+        list[int] | None, typer.Argument(min=0, metavar="ID", help="Only these; default: the oldest 200.")
+    ] = None,
+) -> int:
+    """Hand refused messages to intake again, and say what became of each and how many are left."""
+    return session_of(context).send("dead.replay", {"id": tuple(letter) if letter else None})
 
 
 @command(dead, "purge")

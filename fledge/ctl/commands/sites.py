@@ -23,7 +23,7 @@ from fledge.ctl.options import (
 )
 
 app = group("The sites of the federation.")
-DISPENSABLE = ("staleness", "waiting", "certificate", "base", "run_of", "progress")
+DISPENSABLE = ("staleness", "waiting", "certificate", "base", "run_of", "progress", "measured_here", "loss")
 """Columns of the status that a narrow screen does without, in this order; `--json` holds them all."""
 
 

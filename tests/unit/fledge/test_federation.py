@@ -117,7 +117,7 @@ def test_plain_text_to_other_machines_is_for_those_who_ask_for_it(tmp_path: Path
         ({"sites": ["aggregator"]}, "aggregator"),
         ({"sites": ["alpha", "alpha"]}, "named twice: alpha"),
         ({"name": "../up"}, "cannot name a federation"),
-        ({"broker": "http://me:hunter2@broker.example"}, "'broker.example': unknown scheme; known: memory:, amqp://"),
+        ({"broker": "http://me:hunter2@broker.example"}, "unknown scheme 'http'; known: memory:, amqp://"),
         ({"broker": "amqp://me:hunter2@broker.example/"}, "plain text is only for localhost"),
         ({"broker": "amqps:///vhost"}, r"expected amqp\(s\)://"),
         ({"broker": "amqps://[::1/vhost"}, "broker URL: "),

@@ -28,7 +28,7 @@ from fledge.inference import ABOUT, InferenceRequest, infer
 from fledge.runs.code_archive import load_code
 from fledge.runs.from_bundle import init_bundle_run
 from fledge.runs.init_run import load_genesis
-from protocol.errors import ConfigError, Missing, StateError, StoreError, Tampered, TrainingError, WireError
+from protocol.errors import ConfigError, Missing, StateError, StoreError, Tampered, WireError
 from protocol.messages import Kind, RunState
 from protocol.spec import ModelSpec
 from tests.support import monai_bundles as bundles
@@ -463,7 +463,7 @@ def test_a_bundle_that_refers_to_what_is_not_there_is_told_in_a_sentence(tmp_pat
     bundle, data = bundles.spleen(tmp_path / "bundle"), bundles.volumes(tmp_path / "data")
     network = json.loads((bundle / "configs" / "train.json").read_text())["network_def"]
     (bundle / "configs" / "inference.json").write_text(json.dumps({**inference(network), "inferer": value}))
-    with pytest.raises(TrainingError, match="making the bundle's inference failed"):
+    with pytest.raises(ConfigError, match=r"the bundle's configuration (takes over by % is not|is made, is not) there"):
         BundleInference(bundle, images=data, output=tmp_path / "out")
 
 

@@ -58,7 +58,7 @@ def test_a_receipt_tells_whose_update_it_is_and_what_became_of_it() -> None:
 def test_an_attestation_tells_weight_digests_and_times_too() -> None:
     facts = check(file(Kind.ATTESTATION), REGISTRY, FEDERATION)
     assert (facts["site"], facts["outcome"], facts["version"], facts["weight"]) == ("site-a", "merged", 7, 0.375)
-    assert (facts["digest"], facts["model"]) == (fixed("envelope").hex(), fixed("model").hex())
+    assert (facts["update_sha256"], facts["model_sha256"]) == (fixed("envelope").hex(), fixed("model").hex())
     assert (facts["arrived"], facts["settled"]) == ("2026-09-21T14:13:20.123+00:00", None)
 
 

@@ -128,7 +128,7 @@ def test_the_signed_word_on_an_update_tells_its_weight_and_its_times(asker: Aske
     facts = SignedReceipt(record).facts(asker.hub.federation.registry, FEDERATION)
     assert (facts["site"], facts["run"], facts["outcome"], facts["version"]) == (OWN, RUN, "merged", 1)
     assert facts["weight"] == answer.values["weight"]
-    assert None not in (facts["digest"], facts["model"])
+    assert None not in (facts["update_sha256"], facts["model_sha256"])
     assert str(facts["arrived"]) <= str(facts["settled"]) <= str(facts["issued"])
 
 

@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 
+from aggregator.domain.writes import KeepLetter
 from aggregator.operators.admin_access import AdminAccess
 from broker.transport.memory import MemoryTransport
-from fledge.operator.console import Console
+from fledge.operator.console import Answer, Console
 from protocol import topology
 from protocol.envelope import seal, unlock, verify
 from protocol.errors import TransportError
 from protocol.keys import Identity, Role
 from protocol.messages import Command, Event, Grant, Kind, Outcome, Request, RunState
 from tests.support.bodies import typed_body
-from tests.support.federation import FEDERATION, RUN
+from tests.support.federation import FEDERATION, RUN, Site
 from tests.support.running_aggregator import ONE, Hub, one
 
 
@@ -74,6 +75,7 @@ def test_status_shows_the_run_and_every_site(hub: Hub) -> None:
     assert said.values["site"] == ("site-0", "site-1", "site-2")
     assert said.values["doing"] == ("never seen", "training", "never seen")
     assert said.values["seen"][0] == -1.0
+    assert said.values["loss"] == said.values["measured_here"] == (None, None, None)
     assert 0 <= said.values["seen"][1] < 60
 
 
@@ -198,17 +200,58 @@ def test_the_answer_to_a_revocation_says_what_is_left_to_do_where_the_hub_cannot
     assert "fledge deploy broker" in said.text
 
 
-def test_a_refused_message_can_be_handed_to_intake_again(hub: Hub) -> None:
+def became(answer: Answer) -> dict[Any, tuple[Any, Any]]:
+    """By number, what became of each message that was handed in again."""
+    values = answer.values
+    return dict(zip(values["id"], zip(values["became"], values["reason"], strict=True), strict=True))
+
+
+def test_of_every_message_that_is_handed_in_again_it_is_told_what_became_of_it(hub: Hub) -> None:
     newcomer = Identity.generate("site-9", Role.SITE)
     hub.federation.members["site-9"] = newcomer
-    late = hub.sites["site-0"]
-    raw = late.update(ONE, signer=newcomer)
-    hub.send("site-0", raw)
-    hub.wait(lambda: "untrusted" in hub.dead())
+    site, waiting = hub.sites["site-0"], Site(hub.federation, "site-9", hub.store)
+    hub.federation.registry = hub.federation.registry.with_entry(newcomer.public, organisation="clinic")
+    good, stale = waiting.update(ONE), waiting.update(ONE, base=7)
+    stranger = site.update(ONE, signer=Identity.generate("x", Role.SITE))
+    gap = Site(hub.federation, "site-9", hub.store, sequence=10**6).update(ONE)
+    event, to = Event(state="idle", progress=0.0, metrics={}, software="test"), [hub.federation.aggregator.public]
+    sign = seal(newcomer, Kind.EVENT, event, to, federation=FEDERATION, message_id=os.urandom(16), run=RUN)
+    hub.services[0].journal.commit(
+        [KeepLetter(queue="in.site-9", reason="untrusted", raw=raw) for raw in (good, good, stale, gap)]
+        + [KeepLetter(queue="events.site-9", reason="untrusted", raw=sign)]
+        + [KeepLetter(queue="in.site-0", reason="untrusted", raw=stranger)]
+        + [KeepLetter(queue="inbox.aggregator", reason="untrusted", raw=b"an order")]
+    )
     console = hub.console()
-    number = one(console.ask("dead.list", {})).values["id"][0]
-    assert one(console.ask("dead.replay", {"id": number})).ok
-    hub.wait(lambda: hub.dead().count("untrusted") == 2)
+    early = one(console.ask("dead.replay", {"id": (1, 3)}))
+    assert became(early) == {1: ("refused", "untrusted"), 3: ("refused", "untrusted")}
+    assert (early.values["left"], early.text) == (7, "2 refused; 7 are left")
+
+    hub.services[0].update_registry(hub.federation.registry_record)
+    hub.wait(lambda: "site-9" in one(console.ask("status", {})).values["site"])
+    said = one(console.ask("dead.replay", {}))
+    assert became(said) == {
+        1: ("accepted", "journalled"),
+        2: ("duplicate", "journalled"),
+        3: ("rejected", "future_base"),
+        4: ("rejected", "sequence_gap"),
+        5: ("accepted", "ok"),
+        6: ("refused", "untrusted"),
+        7: ("refused", "orders_are_given_anew"),
+    }
+    assert said.values["left"] == 2
+    assert one(console.ask("dead.list", {})).values["id"] == (7, 6)
+    again = one(console.ask("dead.replay", {"id": 6}))
+    assert became(again) == {6: ("refused", "untrusted")}
+    assert hub.dead() == []
+
+
+def test_messages_that_are_not_there_are_not_handed_in_again(hub: Hub) -> None:
+    console = hub.console()
+    assert one(console.ask("dead.replay", {})).text == "there was none; 0 are left"
+    for wanted in (5, (5, 6), "5", (True,), tuple(range(201))):
+        said = one(console.ask("dead.replay", {"id": wanted}))
+        assert (said.ok, said.reason) == (False, "not_possible")
 
 
 def test_queue_depths_come_from_the_broker(hub: Hub) -> None:

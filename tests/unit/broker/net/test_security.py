@@ -94,7 +94,7 @@ def test_neither_text_nor_repr_of_a_proxy_shows_who_we_are() -> None:
         ("http://u:hunter2@proxy.example:port", "port has to be a number"),
         ("https://u:hunter2@proxy.example?ca=x", "only option"),
         ("http://u:hunter2@proxy.example?cacertfile=x", "needs https"),
-        ("http://[u:hunter2", "number"),
+        ("http://[u:hunter2", "IPv6"),
     ],
 )
 def test_a_wrong_proxy_url_is_explained_without_its_password(url: str, words: str) -> None:

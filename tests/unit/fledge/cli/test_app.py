@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import structlog
+import typer.core
+import typer.main
 
 from broker.blobs.directory import FileBlobs
-from fledge.cli.app import exit_code
+from fledge.cli.app import app, exit_code
 from fledge.federation import new_federation
 from fledge.process import log
 from fledge.runs.init_run import init_run
@@ -84,7 +89,7 @@ def test_every_error_has_its_exit_code(error: FledgeError, code: int) -> None:
 
 
 def test_a_missing_configuration_is_one_line_and_code_2(tmp_path: Path) -> None:
-    for command in (["aggregator", "--run", "r"], ["worker"], ["replay", "--run", "r"], ["export", "m", "--run", "r"]):
+    for command in (["aggregator", "--run", "r"], ["worker"], ["replay", "r"], ["export", "r", "-o", "m"]):
         done = fledge(*command, cwd=tmp_path)
         assert done.returncode == 2
         assert ".toml: No such file or directory; is the path right?" in complaint(done)
@@ -120,9 +125,60 @@ def test_passwords_in_urls_are_never_shown(place: Path) -> None:
 
 
 def test_real_servers_of_the_demo_come_in_pairs() -> None:
-    done = fledge("demo", "--broker", "amqp://user:hunter2@broker.example/x")
+    done = fledge("demo", "--broker", "amqp://broker.example/x")
     assert done.returncode == 2
     assert "--store" in complaint(done)
+
+
+LOGINS = {
+    "--broker": ("FLEDGE_BROKER", "amqps://user:hunter2@broker.example/x"),
+    "--store": ("FLEDGE_STORE", "s3s://KEY:hunter2@store.example/bucket"),
+    "--management": ("FLEDGE_MANAGEMENT", "https://admin:hunter2@broker.example:15671"),
+}
+
+
+def takers(group: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every command that has an option for a URL of a server, and the option."""
+    for name, command in group.commands.items():
+        if isinstance(command, typer.core.TyperGroup):
+            yield from takers(command, (*path, name))
+            continue
+        for parameter in command.params:
+            if any(word in f"{parameter.name} {getattr(parameter, 'help', '')}" for word in ("://", *LOGINS)):
+                yield (*path, name), parameter.opts[-1]
+            assert not re.search("password$|secret|token", parameter.opts[-1]), f"{path} {name} takes a secret"
+
+
+COMMANDS = typer.main.get_command(app)
+assert isinstance(COMMANDS, typer.core.TyperGroup)
+
+
+@pytest.mark.parametrize(("command", "option"), [*takers(COMMANDS)])
+def test_no_command_takes_a_login_as_an_argument(
+    command: tuple[str, ...], option: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FLEDGE_BROKER", "FLEDGE_STORE"):
+        monkeypatch.setenv(name, "")
+    variable, url = LOGINS[option]
+    others = {"--broker": "amqp://localhost/", "--store": "file:///srv/x"}
+    needed = {"new-federation": [str(place / "new"), "--site", "north"], "broker": ["--kit", str(place / "f")]}
+    arguments = [*command, *needed.get(command[-1], []), option, url]
+    if command[-1] != "broker":
+        arguments += [word for each, value in others.items() if each != option for word in (each, value)]
+    with pytest.raises(ConfigError, match=rf"arguments of a command.* into {variable}") as refused:
+        COMMANDS.main(arguments, standalone_mode=False)
+    assert "hunter2" not in str(refused.value)
+    assert not (place / "new").exists()
+
+
+def test_the_servers_of_a_new_federation_may_come_from_the_environment(place: Path) -> None:
+    given = {"FLEDGE_BROKER": "amqps://user:hunt%2Fer2@broker.example/x", "FLEDGE_STORE": "file:///srv/x"}
+    made = fledge("new-federation", place / "new", "--site", "north", **given)
+    assert made.returncode == 0, made.stderr
+    assert "hunt" not in made.stdout + made.stderr + (place / "new" / "aggregator.toml").read_text()
+    assert 'password = "hunt/er2"' in (place / "new" / "sites" / "north" / "credentials.toml").read_text()
+    nowhere = fledge("new-federation", place / "again", "--site", "north", "--broker", "amqp://localhost/")
+    assert "give --store URL, or put the URL with its login into FLEDGE_STORE" in complaint(nowhere)
 
 
 def test_a_federation_and_a_run_are_made_from_the_command_line(tmp_path: Path) -> None:
@@ -168,7 +224,7 @@ def test_the_aggregator_ends_in_order_when_it_is_told_to(place: Path, number: in
     with serving(place) as process:
         process.send_signal(number)
         assert process.wait(60) == 0
-    kept = fledge("export", place / "model", "--config", place / "f" / "aggregator.toml", "--run", place / "run")
+    kept = fledge("export", place / "run", "-o", place / "model", "--config", place / "f" / "aggregator.toml")
     assert kept.returncode == 0, kept.stderr
     assert (place / "model").read_bytes() == (place / "run" / "initial.safetensors").read_bytes()
 
@@ -189,8 +245,12 @@ def test_garbage_is_collected_only_where_a_run_says_what_is_needed(place: Path) 
         then = time.time() - age_days * 86400
         os.utime(place / "store" / key, (then, then))
     assert fledge("collect", "--config", config).stdout == "1 objects, 16 bytes collected\n"
-    kept = fledge("export", place / "model", "--config", config, "--run", "digits")
+    kept = fledge("export", place / "model", "--config", config, "--run", "digits")  # as it was once written
     assert kept.returncode == 0, kept.stderr
+    copied = fledge("audit", "export", "-o", place / "ledger", "--config", config)
+    assert copied.returncode == 0, copied.stderr
+    checked = fledge("audit", "verify", place / "ledger", "--kit", place / "f" / "sites" / "alpha")
+    assert "nothing was altered" in checked.stdout, checked.stderr
 
 
 @pytest.mark.parametrize(
@@ -231,8 +291,12 @@ def test_logs_never_hold_secrets() -> None:
         "store_password": "hunter2",
         "count": 3,
     }
-    shown = log.hide_secrets(None, "info", event)
-    assert "hunter2" not in json.dumps(shown)
+    said = io.StringIO()
+    log.configure(json_lines=True, file=said)
+    structlog.get_logger().info(**event)
+    structlog.reset_defaults()
+    shown = json.loads(said.getvalue())
+    assert "hunter2" not in said.getvalue()
     assert shown["url"] == "amqps://***@broker.example/x"
     assert shown["count"] == 3
 

@@ -23,7 +23,7 @@ from fledge.federation import new_federation
 from protocol.errors import ConfigError, StateError, Unauthorized
 from tests.support.dicom import write_series
 from worker.data.discovery import find
-from worker.data.volumes import save_nifti
+from worker.data.nifti import save_nifti
 from worker.inspection.inspector import Inspector
 
 HIPPOCAMPUS = Path(__file__).parents[5] / "shared" / "data" / "hippocampus"
@@ -230,6 +230,34 @@ def test_classes_are_folders(tmp_path: Path) -> None:
     assert found["labels"] == {"0": "ill", "1": "well"}
     assert sorted(entry["label"] for entry in entries(tmp_path / "out")) == [0] * 4 + [1] * 6
     assert list((tmp_path / "out" / "labelsTr").iterdir()) == []
+
+
+def picture(path: Path, values: np.ndarray, mode: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values)
+    (image.convert(mode) if mode else image).save(path)
+
+
+@pytest.mark.parametrize("link", ["--copy", "--link"])
+def test_pictures_of_any_mode_are_what_a_person_sees_whatever_reads_them(tmp_path: Path, link: str) -> None:
+    dice = np.random.default_rng(0)
+    seen = {}
+    for number, mode in enumerate(("", "P", "RGB", "RGBA", "LA", "")):
+        seen[f"a/{number}.png"] = dice.integers(0, 256, (8, 9)).astype(np.uint8)
+        picture(tmp_path / "in" / f"a/{number}.png", seen[f"a/{number}.png"], mode)
+    more = ("--task", "classification", "--validation", 0, "--mapping")
+    said("prepare", tmp_path / "in", tmp_path / "grey", *more, tmp_path / "who.csv", link)
+    for row in who(tmp_path):
+        with Image.open(tmp_path / "grey" / "imagesTr" / f"{row['case']}.png") as found:
+            assert found.mode == "L"
+            assert (np.asarray(found) == seen[row["image"]]).all()
+    picture(tmp_path / "in" / "a" / "red.png", np.full((8, 9, 3), (200, 0, 0), np.uint8))
+    said("prepare", tmp_path / "in", tmp_path / "colour", *more, tmp_path / "two.csv", link)
+    for path in (tmp_path / "colour" / "imagesTr").iterdir():
+        with Image.open(path) as found:
+            assert found.mode == "RGB"
+    figures = json.loads(said("stats", tmp_path / "colour", "--json", "--unsuppressed"))["figures"]
+    assert figures["intensity.c2.all.mean.min"] == 0
 
 
 def test_the_federations_classes_have_their_numbers_and_those_that_are_missing_are_said(tmp_path: Path) -> None:

@@ -167,3 +167,79 @@ def test_a_file_that_cannot_be_opened_is_an_error_with_a_name(tmp_path: Path) ->
     (tmp_path / "worker.log").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StateError, match=r"worker\.log"):
         LogFile(tmp_path / "worker.log", str)
+
+
+EVERYWHERE = """
+import asyncio, logging, sys, threading, traceback
+from pathlib import Path
+import structlog
+from broker.net.urls import split_url
+from fledge.process import log
+from fledge.process.tracebacks import guard_tracebacks
+
+guard_tracebacks()
+log.configure(json_lines={json_lines}, also=Path(sys.argv[1]))
+password = "hun ter2/MARK@#+"
+url = "amqp://me:" + password + "@hub.example/v"
+try:
+    split_url(url, "broker URL")
+except ValueError:
+    raise SystemExit("refused as it should be, but not by our error") from None
+except Exception:
+    pass
+
+class Connection:
+    def __repr__(self):
+        return "<Connection to " + url + ">"
+
+def fail():
+    try:
+        raise ValueError("bad URL " + url)
+    except ValueError as inner:
+        raise RuntimeError("no login as me:" + password, {{"url": url}}) from inner
+
+said = structlog.get_logger()
+for name in ("pika.adapters", "urllib3.connectionpool", "minio", "asyncio"):
+    try:
+        fail()
+    except RuntimeError:
+        logging.getLogger(name).exception("lost %s", Connection())
+        logging.getLogger(name).warning("sent Authorization: Basic %s", "aHVudGVyMi9NQVJL")
+try:
+    fail()
+except RuntimeError as error:
+    said.exception("training.failed", error=error, broker=Connection(), more={{"urls": [url, (password,)]}})
+thread = threading.Thread(target=fail, name="sender")
+thread.start()
+thread.join()
+
+async def late():
+    asyncio.get_running_loop().create_task(forgotten())
+    await asyncio.sleep(0)
+async def forgotten():
+    fail()
+asyncio.run(late())
+
+class Finalized:
+    def __del__(self):
+        fail()
+Finalized()
+fail()
+"""
+
+
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_no_log_and_no_traceback_of_a_process_shows_a_login(tmp_path: Path, json_lines: bool) -> None:
+    path = tmp_path / "worker.log"
+    program = [sys.executable, "-c", EVERYWHERE.format(json_lines=json_lines), str(path)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1, done.stderr
+    shown = [line for line in done.stderr.splitlines() if 'password = "' not in line]
+    for text in ("\n".join(shown), done.stdout, path.read_text()):
+        assert "MARK" not in text
+        assert "aHVudGVyMi9NQVJL" not in text
+    for told in ("pika.adapters", "minio", "training.failed", "in thread sender: ", "Task exception", "ignored: "):
+        assert told in done.stderr, told
+    assert done.stderr.count("no login as me:***") >= 8
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [entry["event"] for entry in entries].count("library.said") == 9

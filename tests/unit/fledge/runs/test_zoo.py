@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle.config_parser import ConfigParser
+from PIL import Image
 from typer.testing import CliRunner
 
 from fledge.cli.app import app
@@ -25,7 +26,7 @@ from fledge.runs.zoo import named, new_bundle, starting_points
 from protocol.errors import ConfigError
 from tests.support.monai_marks import MONAI
 from tests.support.training import control
-from tests.support.zoo_data import ZOO, Sample
+from tests.support.zoo_data import ZOO, Sample, prepared
 from worker.api.weights import Weights
 from worker.bundles.check import check_bundle
 from worker.trainers.initial import spec_and_payload
@@ -84,6 +85,7 @@ def test_what_is_in_the_zoo_is_what_a_new_bundle_has_but_for_the_name(tmp_path: 
     made, zoo = bundle(tmp_path, start), ROOT / "fledge" / "zoo" / start
     there = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
     wanted = {"configs/train.json", "configs/inference.json", "configs/metadata.json", "docs/README.md", "LICENSE"}
+    wanted |= {"docs/classes.txt"} if ZOO[start].classified else set()
     assert there == wanted
     for name in ("train", "inference"):
         assert (made / f"configs/{name}.json").read_bytes() == (zoo / f"configs/{name}.json").read_bytes()
@@ -185,9 +187,9 @@ def test_the_network_takes_and_gives_what_the_metadata_say_in_the_size_it_trains
 
 
 @pytest.mark.parametrize("start", ZOO)
-def test_a_starting_point_is_checked_trains_and_infers(tmp_path: Path, start: str) -> None:
+def test_a_starting_point_takes_what_prepare_makes_trains_and_infers(tmp_path: Path, start: str) -> None:
     sample = ZOO[start]
-    root, data = bundle(tmp_path, start), sample.data(tmp_path / "data")
+    root, data = bundle(tmp_path, start), prepared(start, tmp_path)
     report = check_bundle(root, data, overrides=sample.overrides)
     assert report.findings == ()
     assert report.training
@@ -203,12 +205,12 @@ def test_a_starting_point_is_checked_trains_and_infers(tmp_path: Path, start: st
     infer(root, data, sample)
 
 
-def infer(root: Path, data: Path, sample: Sample) -> None:
+def infer(root: Path, prepared: Path, sample: Sample) -> None:
     """Inference as MONAI alone does it, on a folder of images without a list."""
-    (data / "dataset.json").unlink(missing_ok=True)
-    shutil.rmtree(data / "labelsTr", ignore_errors=True)
-    for path in [path for path in sorted(data.rglob("*.*")) if path.is_file()][2:]:
-        path.unlink()
+    data = root.parent / "new"
+    data.mkdir()
+    for path in sorted((prepared / "imagesTr").iterdir())[:2]:
+        shutil.copy(path, data)
     out = root / "eval"
     overrides = {**sample.narrow, "dataset_dir": str(data), "output_dir": str(out), "dataloader#num_workers": 0}
     torch.manual_seed(0)
@@ -217,7 +219,7 @@ def infer(root: Path, data: Path, sample: Sample) -> None:
     (root / "models").mkdir()
     torch.save(network.state_dict(), root / "models" / "model.pt")
     parser.get_parsed_content("run")
-    images = [path for path in sorted(data.rglob("*.*")) if path.is_file()]
+    images = sorted(data.iterdir())
     if (out / "predictions.csv").exists():
         rows = list(csv.reader((out / "predictions.csv").read_text().splitlines()))
         assert [row[0] for row in rows] == [str(path) for path in images]
@@ -235,6 +237,36 @@ def infer(root: Path, data: Path, sample: Sample) -> None:
         assert made.get_data_dtype() == np.uint8
 
 
+def test_a_film_may_show_several_findings_and_a_finding_that_is_none_is_told(tmp_path: Path) -> None:
+    root, data = bundle(tmp_path, "chest-xray"), prepared("chest-xray", tmp_path)
+    found = json.loads((data / "dataset.json").read_text())
+    for label, told in (([0, 1] * 7 + [1], None), ([0, 1], "has 2 entries, and the bundle's network gives 15")):
+        found["training"][0]["label"] = label
+        (data / "dataset.json").write_text(json.dumps(found))
+        findings = check_bundle(root, data, overrides=ZOO["chest-xray"].overrides, quick=True).findings
+        assert [each.what for each in findings] == ([told] if told else [])
+    found["training"][0]["label"] = 15
+    (data / "dataset.json").write_text(json.dumps(found))
+    [finding] = check_bundle(root, data, overrides=ZOO["chest-xray"].overrides, quick=True).findings
+    assert "none of the classes that the bundle's network tells apart" in finding.what
+
+
+def test_a_film_is_the_same_to_the_network_as_a_picture_and_as_what_dicom_becomes(tmp_path: Path) -> None:
+    root = bundle(tmp_path, "chest-xray")
+    film = np.random.default_rng(0).integers(0, 256, (40, 48), np.uint8)
+    Image.fromarray(film).save(tmp_path / "a.png")
+    Image.fromarray(film.astype(np.uint16) * 16).save(tmp_path / "b.png")
+    nibabel.save(
+        nibabel.Nifti1Image(film.T[..., None].astype(np.int16) * 16, np.diag([-1, -1, 1, 1])), tmp_path / "c.nii.gz"
+    )
+    transforms = configuration(root, "inference", {"image_size": [48, 40]}).get_parsed_content("preprocessing")
+    seen = [np.asarray(transforms({"image": str(tmp_path / name)})["image"]) for name in ("a.png", "b.png", "c.nii.gz")]
+    assert seen[0].shape == (1, 48, 40)
+    assert (seen[0].min(), seen[0].max()) == (0, 1)
+    np.testing.assert_allclose(seen[1], seen[0], atol=1e-6)
+    np.testing.assert_allclose(seen[2], seen[0], atol=1e-6)
+
+
 def test_the_network_of_inference_is_that_of_training() -> None:
     for start in ZOO:
         folder = ROOT / "fledge" / "zoo" / start / "configs"
@@ -248,11 +280,15 @@ def test_digits_made_as_the_readme_says_are_learned_and_the_accuracy_is_that_of_
 ) -> None:
     root = bundle(tmp_path, "digits")
     [code] = re.findall(r"```python\n(.*?)```", (root / "docs/README.md").read_text(), re.DOTALL)
+    commands = re.findall(r"^fledge (data prepare .*)$", (root / "docs/README.md").read_text(), re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
+    for command in commands[:1]:
+        words = command.replace("docs/classes.txt", str(root / "docs/classes.txt")).split()
+        assert CliRunner().invoke(app, words).exit_code == 0
     data = tmp_path / "hospital0"
     report = check_bundle(root, data, quick=True)
-    assert (report.findings, report.training, report.validation) == ((), 719, 180)
+    assert (report.findings, (report.training or 0) + (report.validation or 0)) == ((), 899)
     trainer = bundle_trainer(root, dataset_dir=data, local_epochs=1)
     spec, payload = spec_and_payload(bundle_network(root))
     recorded = list(payload)
@@ -261,10 +297,12 @@ def test_digits_made_as_the_readme_says_are_learned_and_the_accuracy_is_that_of_
     accuracy = trainer.evaluate(Weights(spec, lambda: iter(trained)), control()).metrics["val_accuracy"]
     (root / "models").mkdir()
     torch.save(trainer.model.state_dict(), root / "models" / "model.pt")
-    places = {"dataset_dir": str(data / "validation"), "output_dir": str(root / "eval")}
+    places = {"dataset_dir": str(data), "output_dir": str(root / "eval")}
     configuration(root, "inference", places).get_parsed_content("run")
     rows = list(csv.reader((root / "eval" / "predictions.csv").read_text().splitlines()))
-    right = [int(Path(path).parent.name) == int(np.argmax([float(each) for each in shares])) for path, *shares in rows]
+    told = {path: int(np.argmax([float(each) for each in shares])) for path, *shares in rows}
+    listed = json.loads((data / "dataset.json").read_text())["validation"]
+    right = [told[str(data / each["image"])] == each["label"] for each in listed]
     assert accuracy == pytest.approx(sum(right) / len(right))
     assert accuracy > 0.8
 

@@ -28,6 +28,7 @@ from worker.bundles.check_configs import metadata_findings, packages
 from worker.bundles.check_data import Expected, Facts, judged, judged_answer
 from worker.bundles.check_expected import expected
 from worker.bundles.findings import Problem, Severity
+from worker.monai import parser as parsing
 from worker.trainers.monai_bundle import bundle_trainer
 
 pytestmark = MONAI
@@ -256,10 +257,11 @@ def test_files_that_are_no_json_object_are_told(bundle: Path, file: str, text: s
 
 
 def test_a_file_too_large_is_not_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_configs, "_LARGEST", 10)
+    monkeypatch.setattr(parsing, "LARGEST", 10)
+    assert "metadata.json has 0 MB, which is no configuration" in only(check_bundle(bundle)).what
+    (bundle / "configs" / "metadata.json").unlink()
     what = [each.what for each in check_bundle(bundle).findings]
-    assert any("which is no configuration" in each for each in what)
-    assert any("too much for metadata" in each for each in what)
+    assert any("train.json has 0 MB, which is no configuration" in each for each in what)
 
 
 def test_no_bundle_is_told(tmp_path: Path) -> None:
@@ -346,9 +348,11 @@ def test_a_name_that_others_put_behind_a_folder_is_no_list_by_itself(bundle: Pat
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"training": ', "cannot be read as JSON"),
-        ("[" * 100_000, "cannot be read as JSON"),
-        ("\udcff", "cannot be read as JSON"),
+        ('{"training": ', "is no datalist, for it is no JSON: line 1, column 14"),
+        ("[" * 100_000, "is no datalist"),
+        ("\udcff", "it is no text in UTF-8"),
+        ('\ufeff{"training": []}', "is in UTF-8 with a byte order mark, which MONAI does not read"),
+        ('{"training": [], "training": []}', "has 'training' twice"),
         ("[]", "holds no lists"),
         ('{"name": "x"}', "holds no lists"),
     ],
@@ -361,10 +365,17 @@ def test_a_list_that_is_none_is_told(bundle: Path, data: Path, text: str, told: 
 
 
 def test_a_list_that_is_missing_or_huge_is_not_read(bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_LARGEST_LIST", 10)
-    assert "which is no list of data" in only(check_bundle(bundle, data)).what
+    monkeypatch.setattr(check, "LIMIT", 10)
+    assert "is longer than 10 bytes" in only(check_bundle(bundle, data)).what
     (data / "dataset.json").unlink()
     assert only(check_bundle(bundle, data)).what == "is not there"
+
+
+def test_paths_as_windows_writes_them_get_a_warning_that_says_so(bundle: Path, data: Path) -> None:
+    lists = (data / "dataset.json").read_text()
+    (data / "dataset.json").write_text(lists.replace("images/case0", "images\\\\case0"))
+    found = check_bundle(bundle, data, quick=True).findings
+    assert any("writes paths as Windows does" in each.what for each in found)
 
 
 def test_paths_that_lead_out_of_the_folder_get_a_warning(bundle: Path, data: Path, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from tests.support import dicom
 from tests.support.dicom import write_series
 from worker.data.dicom import read_series, series
 from worker.data.discovery import find
+from worker.data.nifti import save_nifti
 from worker.data.sources import Admission
-from worker.data.volumes import Volume, save_nifti
+from worker.data.volumes import Volume
 
 
 def only(folder: Path) -> Volume:

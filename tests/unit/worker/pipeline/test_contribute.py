@@ -14,7 +14,17 @@ from structlog.testing import capture_logs
 from aggregator.pipeline.admission import inspect
 from protocol import limits
 from protocol.encodings import DENSE_F32
-from protocol.errors import Aborted, ConfigError, DiskFull, Diverged, OutOfMemory, StateError, TrainingError
+from protocol.errors import (
+    Aborted,
+    ConfigError,
+    DataError,
+    DiskFull,
+    Diverged,
+    NothingLearned,
+    OutOfMemory,
+    StateError,
+    TrainingError,
+)
 from protocol.keys import Identity, Role
 from protocol.messages import Fingerprint, Named
 from tests.support.training import FEDERATION, RAW, SITE, Adding, control, form, model
@@ -105,8 +115,10 @@ def test_training_in_double_precision_keeps_small_changes() -> None:
 
 def test_training_in_half_precision_sends_what_changed_and_not_the_rounding() -> None:
     spec, base = model({"w": np.array([1.0001, 3.14159], np.float32)})
-    formed = form(Adding({"w": np.zeros(2, np.float16)}, step=0.0), spec, base)
-    assert formed.delta["w"].tolist() == [0, 0]
+    with pytest.raises(NothingLearned):  # the rounding alone would be a change
+        form(Adding({"w": np.zeros(2, np.float16)}, step=0.0), spec, base)
+    formed = form(Adding({"w": np.zeros(2, np.float16)}, step=1.0), spec, base)
+    assert formed.delta["w"].tolist() == [1, 1]
 
 
 def test_arrays_of_any_layout_are_read_in_the_order_of_the_specification() -> None:
@@ -115,6 +127,7 @@ def test_arrays_of_any_layout_are_read_in_the_order_of_the_specification() -> No
 
     class Turned:
         def train(self, base: Weights, control: Control) -> TrainResult:
+            dict(base.tensors())
             return TrainResult(weights={"w": np.asfortranarray(given)}, examples=1, steps=1)
 
         def evaluate(self, model: Weights, control: Control) -> Any:
@@ -124,6 +137,36 @@ def test_arrays_of_any_layout_are_read_in_the_order_of_the_specification() -> No
 
 
 # ---- what is refused
+
+
+def test_a_training_that_changed_nothing_sends_nothing_whatever_the_filters_add() -> None:
+    spec, base = model(arrays())
+    noisy = build(
+        [Named(name="clip", parameters={"norm": 1.0}), Named(name="gaussian", parameters={"noise_multiplier": 1.0})]
+    )
+    for filters in (RAW, noisy):
+        with pytest.raises(NothingLearned, match=r"Adding took 1 steps.*nothing was sent"):
+            form(Adding(zeros(), step=0.0), spec, base, filters=filters)
+    # What the site keeps to itself is no reason to send zeros.
+    with pytest.raises(NothingLearned):
+        form(Adding(zeros(), step=0.0), spec, base, exclude=["head.*"])
+
+
+@pytest.mark.parametrize("result", [{"steps": 0}, {"examples": 0}])
+def test_a_training_without_a_step_sends_nothing(result: dict[str, int]) -> None:
+    spec, base = model(arrays())
+    with pytest.raises(DataError, match="nothing to send"):
+        form(Adding(zeros(), result=result), spec, base)
+
+
+def test_a_trainer_that_never_reads_the_base_is_refused() -> None:
+    class Own(Adding):
+        def train(self, base: Weights, control: Control) -> TrainResult:
+            return super().train(Weights(base.spec, recorded), control)
+
+    spec, recorded = model(arrays())
+    with pytest.raises(TrainingError, match="never read the version"):
+        form(Own(zeros()), spec, recorded)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
@@ -304,7 +347,7 @@ def test_a_tensor_that_is_shared_again_comes_from_the_version(tmp_path: Path) ->
 def test_own_values_lie_encrypted_and_private_on_the_disk(tmp_path: Path) -> None:
     mark = np.frombuffer(b"the heads of the patients are 4x", np.float32)
     spec, base = model({"head": mark, "body": np.zeros(1, np.float32)})
-    trainer = Adding({"head": np.zeros(8, np.float32), "body": np.zeros(1, np.float32)}, step=0.0)
+    trainer = Adding({"head": np.zeros(8, np.float32), "body": np.zeros(1, np.float32)}, step=1e-30)
     form(trainer, spec, base, exclude=["head"], own=own(tmp_path))
     (path,) = (tmp_path / "own").iterdir()
     assert b"patients" not in path.read_bytes()

@@ -146,7 +146,7 @@ def test_the_command_makes_a_run_of_a_bundle(tmp_path: Path) -> None:
     [
         (["--bundle", "nowhere"], "nowhere"),
         (["--bundle", "bundle", "--code", "bundle"], "leave out"),
-        (["trainer:trainer", "--weights", "x"], "--weights goes with --bundle"),
+        (["trainer:trainer", "--weights", "x"], "--weights and --config-file go with --bundle"),
         ([], "bundle"),
     ],
 )

@@ -69,6 +69,34 @@ def test_a_version_is_evaluated_before_it_is_trained_from(
     assert len(set(trainer.seeds)) == 2
 
 
+def test_the_last_version_is_measured_when_the_run_has_ended(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    start(centre, tmp_path, trainer, workers)
+    centre.announce(centre.version(0, evaluate=True))
+    centre.next_message(), centre.next_message()
+    last = centre.version(1, value=1.0, evaluate=True)
+    centre.announce(centre.head(last, 1, RunState.STOPPED))  # which it fetches: nobody announced it
+    message = centre.next_message()
+    assert (message.kind, message.core.version) == (Kind.EVALUATION, 1)
+    assert centre.body(message).metrics == {"accuracy": 0.9}
+    assert (trainer.evaluated, len(trainer.seeds)) == ([0, 1], 1)
+
+
+def test_a_site_that_took_no_part_does_not_measure_the_last_version(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
+) -> None:
+    seen = Seen()
+    worker = start(centre, tmp_path, trainer, workers, on_event=seen)
+    version = centre.version(0, evaluate=True)
+    centre.announce(centre.head(version, 0, RunState.STOPPED))
+    centre.announce(version)
+    seen.wait("evaluating", 0)
+    seen.wait("idle", 0)
+    stop(worker)
+    assert trainer.evaluated == []
+
+
 def test_a_site_whose_data_number_their_classes_otherwise_is_refused_before_it_trains(
     centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path
 ) -> None:

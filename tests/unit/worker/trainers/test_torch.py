@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from protocol.errors import Aborted, ConfigError, TrainingError
+from protocol.errors import Aborted, ConfigError, NothingLearned, TrainingError
 from protocol.spec import ModelSpec, TensorKind
 from tests.support.training import FEDERATION, SITE, control, form
 from worker.api.trainer import TrainResult
 from worker.api.weights import Records, Weights
 from worker.storage.local_tensors import LocalTensors
 from worker.trainers.initial import spec_and_payload
-from worker.trainers.torch import TorchTrainer, accuracy, load
+from worker.trainers.modules import load
+from worker.trainers.torch import TorchTrainer, accuracy
 
 
 def points(count: int = 65, *, seed: int = 3) -> TensorDataset:
@@ -188,8 +190,8 @@ def test_other_precisions_send_what_training_changed(dtype: torch.dtype) -> None
 
     spec, payload = spec_and_payload({"weight": np.full((2, 4), 0.1, np.float32), "bias": np.zeros(2, np.float32)})
     recorded = list(payload)
-    still = form(which(1e-30), spec, lambda: iter(recorded)).delta
-    assert not still["weight"].any()
+    with suppress(NothingLearned):  # where the bias is too coarse for it as well
+        assert not form(which(1e-30), spec, lambda: iter(recorded)).delta["weight"].any()
     moved = form(which(0.5), spec, lambda: iter(recorded)).delta
     assert moved["weight"].any()
     assert np.abs(moved["weight"]).max() < 1

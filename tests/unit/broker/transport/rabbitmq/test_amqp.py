@@ -48,8 +48,8 @@ def test_neither_text_nor_repr_shows_a_password() -> None:
     [
         ("http://u:hunter2@h/", "expected amqp"),
         ("amqp://u:hunter2@/v", "expected amqp"),
-        ("amqp://u:hunter2@h:port/", "have to be numbers"),
-        ("amqp://u:hunter2@h/?heartbeat=soon", "have to be numbers"),
+        ("amqp://u:hunter2@h:port/", "port has to be a number"),
+        ("amqp://u:hunter2@h/?heartbeat=soon", "heartbeat has to be a number"),
         ("amqp://u:hunter2@h/?heartbeat", "name=value"),
         ("amqp://u:hunter2@h/?heartbeat=0", "between 1 and 30"),
         ("amqp://u:hunter2@h/?heartbeat=31", "between 1 and 30"),
