@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from broker.runtime.private_folders import private_folder
 from protocol.errors import ConfigError, Malformed
 from protocol.keys import Identity
 
@@ -61,9 +62,7 @@ def private_directory(path: Path) -> None:
         ConfigError: it cannot be made.
     """
     try:
-        for missing in reversed([each for each in (path, *path.parents) if not each.exists()]):
-            missing.mkdir(exist_ok=True, mode=0o700)
-        path.mkdir(exist_ok=True)  # says so if a file is in the way
+        private_folder(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be made ({error.strerror or error})") from error
 

@@ -25,6 +25,7 @@ from aggregator.strategy.base import Strategy
 from aggregator.strategy.strategies import strategy, strategy_from
 from broker.runtime.code_archive import read_archive
 from broker.runtime.plugins import FAILURES
+from broker.runtime.private_folders import private_folder
 from protocol import limits
 from protocol.errors import ConfigError, StateError, WireError
 
@@ -59,7 +60,7 @@ class StrategyCode:
         path = self._path(name, hashlib.sha256(code).digest() if code else None)
         unfinished = path.with_suffix(".unfinished")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(path.parent)
             with unfinished.open("wb") as file:
                 file.write(code)
                 os.fsync(file.fileno())

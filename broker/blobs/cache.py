@@ -15,6 +15,7 @@ import structlog
 
 from broker.blobs.base import BlobStore, ObjectInfo, check_bytes, check_key
 from broker.blobs.directory import FileBlobs
+from broker.runtime.private_folders import private_folder
 from protocol.errors import Corrupt, Missing, StoreError, TooLarge
 
 _log = structlog.get_logger(__name__)
@@ -55,7 +56,7 @@ class CachedBlobs:
         self._small = small
         self._in_memory: OrderedDict[str, bytes] = OrderedDict()
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(directory)
             self._take_stock()
         except OSError as error:
             raise StoreError(f"cache directory {directory} cannot be used: {error.strerror or error}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from broker.blobs.base import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
+from broker.runtime.private_folders import private_folder
 from protocol.errors import ConfigError, Missing, StoreError, TooLarge
 
 _UNFINISHED = ".unfinished"
@@ -42,7 +43,7 @@ class FileBlobs:
         self._made: set[Path] = set()
         self._made_lock = threading.Lock()
         try:
-            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self._root)
             self._make(self._root / _UNFINISHED)
             self._sweep()
         except OSError as error:

@@ -29,17 +29,16 @@ operators:
   - {name: operator, email: operator@hub.example, org: hub, roles: [super]}
 trainer: fledge.demo.task:trainer
 END
-fledge provision provisioner/project.yml -o provisioner/federation >provisioner/shown
-while read -r name _ archive password _; do
-    case $name-$archive in
-        aggregator-*.zip) place=hub ;;
-        *.zip) place=$name ;;
-        *) continue ;;
+fledge provision provisioner/project.yml -o provisioner/federation >/dev/null
+for password in provisioner/federation/passwords/*; do
+    name=${password##*/}
+    case $name in
+        aggregator) place=hub ;;
+        *) place=$name ;;
     esac
-    printf '%s\n' "$password" >provisioner/password
-    fledge kit "$archive" -o "$place/kit" --password-file provisioner/password
-done <provisioner/shown
-rm provisioner/password provisioner/shown
+    fledge kit "provisioner/federation/kits/$name.zip" -o "$place/kit" --password-file "$password"
+done
+rm -r provisioner/federation/passwords
 
 # The servers run as users of their own, so what is theirs is for the group; the aggregator needs none of it.
 hand() { install -m 0640 "$1" "$2"; }
@@ -60,7 +59,7 @@ default_user_tags.administrator = true
 END
 printf 'https://admin:%s@%s\n' "$password" "${FLEDGE_DEMO_MANAGEMENT:-rabbitmq:15671}" >hub/management
 # SeaweedFS takes its identities from the first file; MinIO and its kin have one user to begin with, in the other two.
-python -m deploy.docker.seaweedfs demo provisioner/federation/store.json >store/identities.json
+python -m deploy.docker.seaweedfs demo provisioner/federation/store.json store/identities.json
 printf 'admin' >store/root-user
 secret >store/root-password
 chmod 0640 broker/admin.conf store/*

@@ -1,6 +1,6 @@
 """What SeaweedFS has to know about who may do what: the provisioner's `store.json` in SeaweedFS's own words.
 
-    python seaweedfs.py BUCKET[/PREFIX] store.json > identities.json
+    python -m deploy.docker.seaweedfs BUCKET[/PREFIX] store.json identities.json
 
 The rights are the policies of `deploy.servers.s3_policies`, word for word. SeaweedFS has words of its own, too (`Read`,
 `Write`), but `Write` includes deleting and `Admin` everything there is.
@@ -9,10 +9,14 @@ The rights are the policies of `deploy.servers.s3_policies`, word for word. Seaw
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from deploy.keyfiles import read_bounded, replace_private
 from deploy.servers.rabbitmq import Definition
 from deploy.servers.s3_policies import (
     aggregator_policy,
@@ -21,8 +25,10 @@ from deploy.servers.s3_policies import (
     site_policy,
     upload_signer_policy,
 )
+from protocol.errors import ConfigError
 from protocol.topology import AGGREGATOR
 
+_STORE_LIMIT = 16 * 1024**2
 _SITE, _OPERATOR = "site-", "operator-"
 
 
@@ -61,7 +67,31 @@ def _with_bucket(place: str, policy: Definition) -> Definition:
     return policy | {"Statement": [*policy["Statement"], made]}
 
 
+def write_identities(place: str, store: Path, out: Path) -> int:
+    """Write the configuration to `out` and return how many identities it holds; they are secret keys.
+
+    The file is its owner's alone. One that is there keeps owner and group, and whether the group may read it.
+
+    Raises:
+        ConfigError: `store` is not what the provisioner wrote, or `out` cannot be written.
+    """
+    try:
+        told = identities(place, json.loads(read_bounded(store, _STORE_LIMIT, "the provisioner's store.json")))
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{store} is not the provisioner's store.json; copy it from there again") from None
+    before = out.stat() if out.exists() else None
+    replace_private(out, json.dumps(told, indent=1).encode() + b"\n")
+    if before is not None:
+        with suppress(OSError):  # who may not give it away keeps it private
+            os.chown(out, before.st_uid if os.geteuid() == 0 else -1, before.st_gid)
+            out.chmod(0o600 | stat.S_IMODE(before.st_mode) & stat.S_IRGRP)
+    return len(told["identities"])
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(f"usage: python {sys.argv[0]} BUCKET[/PREFIX] store.json > identities.json")
-    sys.stdout.write(json.dumps(identities(sys.argv[1], json.loads(Path(sys.argv[2]).read_text())), indent=1) + "\n")
+    if len(sys.argv) != 4:
+        sys.exit(f"usage: python {sys.argv[0]} BUCKET[/PREFIX] store.json identities.json")
+    try:
+        write_identities(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    except ConfigError as error:
+        sys.exit(str(error))

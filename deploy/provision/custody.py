@@ -39,7 +39,7 @@ from protocol.registry import Registry, open_registry, sign_registry
 
 ROOT_KEYS, AUTHORITY_KEY, AUTHORITY_CERTIFICATE = "root.keys", "ca.key", "ca.pem"
 STATE, REGISTRY, STORE = "state.json", "registry.bin", "store.json"
-KITS, RENEWED = "kits", "renewed"
+KITS, PASSWORDS, RENEWED = "kits", "passwords", "renewed"
 SIGNING = {"upload": "sign-uploads", "download": "sign-downloads"}
 """Identities at the store that only sign URLs, each for one purpose, and the names of their policies."""
 _FIRST = {ROOT_KEYS, AUTHORITY_KEY, AUTHORITY_CERTIFICATE}

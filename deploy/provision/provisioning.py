@@ -18,6 +18,7 @@ from deploy.keyfiles import private_directory, replace_private
 from deploy.provision import kit_files, pki
 from deploy.provision.custody import (
     KITS,
+    PASSWORDS,
     REGISTRY,
     RENEWED,
     SIGNING,
@@ -48,7 +49,9 @@ class Issued:
     role: Role
     path: Path
     password: str = field(repr=False)
-    """Shown once and kept nowhere."""
+    """Shown once; it lies in `password_file` until somebody deletes that."""
+    password_file: Path
+    """Of mode 0600, as `fledge kit --password-file` takes it."""
     expires: datetime
     """When its certificate ends."""
 
@@ -153,6 +156,7 @@ def revoke(directory: Path, name: str, now: datetime) -> Provisioned:
         if _held(registry, name) is None:
             raise ConfigError(f"member {name!r}{nearest(name, _members(registry))}")
         (directory / KITS / f"{name}.zip").unlink(missing_ok=True)
+        (directory / PASSWORDS / name).unlink(missing_ok=True)
         return _carry_out(custody, _without(custody.state, name), registry.revoke(name), [], now)
 
 
@@ -298,9 +302,19 @@ def _issue(
         servers = {server: _new_server(custody, project, server, files, now) for server in SERVERS}
         update |= {"hub": hub, "servers": servers}
     path, password = custody.directory / KITS / f"{name}.zip", random_code(PASSWORD_GROUPS)
-    private_directory(path.parent)
+    password_file = custody.directory / PASSWORDS / name
+    for each in (path, password_file):
+        private_directory(each.parent)
     write_kit(path, files, password)
-    issued = Issued(name=name, role=role, path=path, password=password, expires=pki.expires(certificate))
+    replace_private(password_file, f"{password}\n".encode())
+    issued = Issued(
+        name=name,
+        role=role,
+        path=path,
+        password=password,
+        password_file=password_file,
+        expires=pki.expires(certificate),
+    )
     return state.model_copy(update=update), issued
 
 

@@ -22,6 +22,8 @@ from protocol.errors import ConfigError
 
 TLS_DIRECTORY = "/etc/rabbitmq/tls"
 """Where the server's `ca.pem`, `server.pem` and `server.key` lie unless something else is said."""
+AMQPS_PORT = 5671
+"""Where the server listens unless something else is said."""
 CONSUMER_TIMEOUT_MS = 1_800_000
 """Nothing of fledge holds a delivery for longer than it takes to write it down; this is for consumers that hang."""
 _PEOPLE = ("site-*.json", "operator-*.json")
@@ -67,7 +69,7 @@ def broker_definitions(vhost: str, members: BrokerMembers) -> Definition:
 
 
 def deployment_files(
-    vhost: str, place: str, members: BrokerMembers, *, tls: str = TLS_DIRECTORY, port: int = 5671
+    vhost: str, place: str, members: BrokerMembers, *, tls: str = TLS_DIRECTORY, port: int = AMQPS_PORT
 ) -> dict[str, bytes]:
     """All files by name; `place` is the bucket, or `bucket/prefix`, where the federation's objects are."""
     policies = {

@@ -35,6 +35,8 @@ class _Wanted:
     vhost: str
     ca: str | None
     store: str
+    port: int | None = None
+    """Of the broker's address."""
 
 
 @app.command()
@@ -84,18 +86,24 @@ def files(
     vhost: Vhost = "",
     bucket: Annotated[str, typer.Option(help="The bucket, or bucket/prefix; default: as in the kit's store URL.")] = "",
     tls: Annotated[str, typer.Option(help="Where ca.pem, server.pem and server.key lie on the broker.")] = "",
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Where RabbitMQ listens; default: the port in the kit's broker URL."),
+    ] = None,
 ) -> None:
     """Write RabbitMQ's definitions and settings and the store's policies; the same members give the same bytes."""
     from broker.net.urls import path_of
-    from deploy.servers.gitops import TLS_DIRECTORY, deployment_files, write_files
+    from deploy.servers.gitops import AMQPS_PORT, TLS_DIRECTORY, deployment_files, write_files
 
     wanted = _wanted(kit, registry, root, federation, vhost)
     bucket = bucket or path_of(wanted.store).strip("/")
     if not bucket:
         raise ConfigError("which bucket? give --bucket, or the hub's --kit")
-    changed = write_files(out, deployment_files(wanted.vhost, bucket, wanted.members, tls=tls or TLS_DIRECTORY))
+    listens = port or wanted.port or AMQPS_PORT
+    made = deployment_files(wanted.vhost, bucket, wanted.members, tls=tls or TLS_DIRECTORY, port=listens)
+    changed = write_files(out, made)
     _tell(changed, "wrote " if changed else "")
-    typer.echo(f"{out}: {_count(len(changed), False)}")
+    typer.echo(f"{out}: {_count(len(changed), False)}; RabbitMQ listens on port {listens}")
 
 
 def _wanted(kit: Path | None, registry: Path | None, root: str, federation: str, vhost: str) -> _Wanted:
@@ -105,8 +113,9 @@ def _wanted(kit: Path | None, registry: Path | None, root: str, federation: str,
     from protocol.limits import STORED_RECORD
     from protocol.registry import open_registry
 
-    ca, store = None, ""
+    ca, store, port = None, "", None
     if kit is not None:
+        from broker.net.urls import split_url
         from fledge.connections import tls_of
         from fledge.doctor.place import read_kit
 
@@ -114,6 +123,7 @@ def _wanted(kit: Path | None, registry: Path | None, root: str, federation: str,
         found = tls_of(place.config, kit)
         ca, store = None if found is None else found.ca, place.store
         registry, root = registry or kit / place.config.registry, root or place.config.root
+        port = split_url(place.config.broker, "broker URL").port if "://" in place.config.broker else None
         federation, vhost = federation or place.config.federation, vhost or place.vhost
     if registry is None or not (root and federation and vhost):
         raise ConfigError("whose broker? give the hub's --kit, or --registry, --root, --federation and --vhost")
@@ -122,7 +132,9 @@ def _wanted(kit: Path | None, registry: Path | None, root: str, federation: str,
     except ValueError:
         raise ConfigError("--root has to be the root's key in hex, as in aggregator.toml") from None
     record = read_bounded(registry, STORED_RECORD, "the signed registry")
-    return _Wanted(members=members_of(open_registry(record, key, federation)), vhost=vhost, ca=ca, store=store)
+    return _Wanted(
+        members=members_of(open_registry(record, key, federation)), vhost=vhost, ca=ca, store=store, port=port
+    )
 
 
 def _management(given: str) -> str:

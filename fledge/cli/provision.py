@@ -47,7 +47,7 @@ def provision(
 ) -> None:
     """Make every member's startup kit from a project file; run again, only what is new.
 
-    Passwords of kits are shown once and kept nowhere: send each kit one way and its password another.
+    Send each kit one way and its password another; delete the password's file then, in `passwords` of the folder.
     """
     from datetime import UTC, datetime
 
@@ -158,6 +158,7 @@ def _show(outcome: Provisioned) -> None:
         # As wide as it needs to be: half a password, or one in two lines, is none.
         wide = Console(width=10_000, highlight=False, markup=False)
         wide.print(table, soft_wrap=True, crop=False)
+        typer.echo(f"each password is in {outcome.kits[0].password_file.parent}, too; delete it there once it was sent")
     for renewed in outcome.renewed:
         until = f"{renewed.expires:%Y-%m-%d}"
         typer.echo(f"{renewed.name}: put what is in {renewed.folder} over the old files; good until {until}")

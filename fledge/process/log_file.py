@@ -15,6 +15,7 @@ from typing import cast
 
 import structlog
 
+from broker.runtime.private_folders import private_folder
 from protocol.errors import StateError
 
 SIZE, BEHIND = 4 * 1024**2, 4
@@ -46,7 +47,7 @@ class LogFile(RotatingFileHandler):
             StateError: it cannot be written.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(path.parent)
             super().__init__(path, maxBytes=SIZE, backupCount=BEHIND, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise StateError(f"log {path}: {error.strerror or error}; check the path and its permissions") from error

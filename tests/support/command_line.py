@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from unittest.mock import patch
@@ -25,6 +26,9 @@ def fledge(*arguments: str | Path, cwd: Path | None = None, **environment: str) 
         Path(os.devnull).open(encoding="utf-8") as nobody,
         patch.dict(os.environ, surroundings),
         patch.multiple(sys, argv=command, path=list(sys.path), stdin=nobody, stdout=out, stderr=err),
+        # The program has hooks of its own for these, and here they are pytest's.
+        patch.multiple(sys, excepthook=sys.excepthook, unraisablehook=sys.unraisablehook),
+        patch.object(threading, "excepthook", threading.excepthook),
     ):
         try:
             main()

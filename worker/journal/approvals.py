@@ -11,6 +11,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from broker.runtime.private_folders import private_folder
 from protocol.codec import is_word
 from protocol.errors import StateError
 
@@ -34,7 +35,7 @@ class Approvals:
         word = next(word for word, meaning in _WORDS.items() if meaning == approved)
         new = self._path(run, _NEW)
         try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self._directory)
             file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(file, "w", encoding="ascii") as opened:
                 opened.write(word)

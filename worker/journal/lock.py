@@ -6,6 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from broker.runtime.private_folders import private_folder
 from protocol.errors import StateError
 
 
@@ -16,7 +17,7 @@ def hold(state: Path) -> int:
         StateError: it cannot be used, or another worker uses it.
     """
     try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(state)
         file = os.open(state / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StateError(f"state directory {state}: {error.strerror}; check the path and its permissions") from error

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from broker.runtime.code_archive import read_archive
+from broker.runtime.private_folders import private_folder
 from protocol import limits
 from protocol.errors import DiskFull, StateError, Tampered, WireError
 
@@ -52,7 +53,7 @@ class CodeStore:
             )
         with self._lock:
             try:
-                self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+                private_folder(self.directory)
                 self._unpack(code, raw)
                 unfinished = self._unfinished()
                 _write(unfinished, raw)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from broker.net.redact import redacted
+from broker.runtime.private_folders import private_folder
 from protocol.errors import ConfigError
 
 NO_CASE = "-"
@@ -52,7 +53,7 @@ class Incidents:
         number = "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
         when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self._directory)
             self._drop_oldest()
             file = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(file, "wb") as opened:

@@ -17,6 +17,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from broker.runtime.private_folders import private_folder
 from protocol import limits
 from protocol.codec import Count, Word, decode, encode
 from protocol.errors import ConfigError, StateError, WireError
@@ -109,7 +110,7 @@ class KeptVersions:
         path = folder / f"{kept.version:010d}{_VERSION}"
         try:
             for private in (self._directory, folder):
-                private.mkdir(parents=True, exist_ok=True, mode=0o700)
+                private_folder(private)
             new = path.with_suffix(_NEW)
             with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
                 file.write(encode(kept))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from broker.runtime.private_folders import private_folder
 from protocol import limits
 from protocol.blob import Manifest, split_chunks
 from protocol.envelope import ContentKey, Sealer, unlock, verify
@@ -70,7 +71,7 @@ class LocalTensors:
         path = self._path(run)
         temporary = path.with_suffix(".new")
         try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self._directory)
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
                 self._write(file, run, ModelSpec(kept), arrays)
                 file.flush()

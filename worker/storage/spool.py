@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
+from broker.runtime.private_folders import private_folder
 from protocol.errors import DiskFull, StateError
 
 _NAME = 64
@@ -39,7 +40,7 @@ class Spool:
         self._sizes: dict[bytes, int] = {}
         self._lock = threading.Lock()
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(directory)
         except OSError as error:
             raise StateError(f"spool {directory}: {error.strerror}; check the path and its permissions") from error
 

@@ -61,9 +61,21 @@ def test_the_first_time_everybody_gets_a_kit(folder: Path) -> None:
         assert pki.common_name(files["tls/client.pem"]) == kit.name
 
 
-def test_no_password_and_no_participants_secret_is_kept(folder: Path) -> None:
+def test_each_password_is_in_a_file_of_its_own_until_the_member_is_revoked(folder: Path) -> None:
     outcome = provision(project(), folder, NOW)
-    kept = tree(folder)
+    for kit in outcome.kits:
+        assert kit.password_file == folder / "passwords" / kit.name
+        assert kit.password_file.read_text() == f"{kit.password}\n"
+        assert stat.S_IMODE(kit.password_file.stat().st_mode) == 0o600
+    again = reissue(folder, "north", NOW).kits[0]
+    assert again.password_file.read_text() == f"{again.password}\n"
+    revoke(folder, "north", NOW)
+    assert sorted(path.name for path in (folder / "passwords").iterdir()) == ["aggregator", "lead", "south"]
+
+
+def test_no_password_and_no_participants_secret_is_kept_elsewhere(folder: Path) -> None:
+    outcome = provision(project(), folder, NOW)
+    kept = {name: data for name, data in tree(folder).items() if not name.startswith("passwords/")}
     for kit in outcome.kits:
         assert kit.password not in repr(outcome)
         assert not [name for name, data in kept.items() if kit.password.encode() in data]
@@ -105,7 +117,7 @@ def test_whoever_joins_later_changes_nobody_elses_files(folder: Path) -> None:
     assert outcome.version > first.version
     after = tree(folder)
     changed = {name for name in after if after[name] != before.get(name)}
-    assert changed == {"kits/west.zip", "state.json", "registry.bin", "store.json"}
+    assert changed == {"kits/west.zip", "passwords/west", "state.json", "registry.bin", "store.json"}
     assert [member.name for member in registry(folder).members(Role.SITE)] == ["north", "south", "west"]
     # The newcomer's certificate is judged by the authority that everybody has.
     (kit,) = outcome.kits

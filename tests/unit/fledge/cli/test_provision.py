@@ -62,9 +62,12 @@ def test_from_a_project_to_an_unpacked_kit(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "north" / "site.keys").stat().st_mode) == 0o600
     again = fledge("provision", "project.yml", "-o", "p", cwd=tmp_path)
     assert again == "p/registry.bin: registry version 3 has not changed\n"
-    assert not [
-        path for path in (tmp_path / "p").rglob("*") if path.is_file() and password.encode() in path.read_bytes()
+    files = [path for path in (tmp_path / "p").rglob("*") if path.is_file()]
+    assert [path for path in files if password.encode() in path.read_bytes()] == [
+        tmp_path / "p" / "passwords" / "north"
     ]
+    told = fledge("kit", "p/kits/north.zip", "-o", "again", "--password-file", "p/passwords/north", cwd=tmp_path)
+    assert told.startswith("again: site north of clinics")
 
 
 def test_from_a_site_that_makes_its_own_keys_to_its_renewal_and_its_end(tmp_path: Path) -> None:
