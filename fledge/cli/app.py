@@ -42,8 +42,10 @@ app.add_typer(ctl, name="ctl")
 
 Config = Annotated[Path, typer.Option("--config", help="The aggregator's configuration file.")]
 RunDirectory = Annotated[
-    Path | None, typer.Option("--run", help="A directory that `fledge init-run` made: a run to begin with.")
+    Path | None, typer.Argument(metavar="RUN", help="A directory that `fledge init-run` made: a run to begin with.")
 ]
+
+OldRun = Annotated[str | None, typer.Option("--run", hidden=True, help="As RUN, which was once named so.")]
 
 RESTART = 75
 """Exit code of a worker that wants to be started again (a temporary failure, to its supervisor)."""
@@ -212,18 +214,19 @@ def init_run(
         typer.echo(f"code {hashlib.sha256(archive(read_code(out / CODE))).hexdigest()}")
         typer.echo(f"then `fledge ctl run create {out}`; sites train it once `run deploy` has brought them the code")
     else:
-        typer.echo(f"then `fledge ctl run create {out}`, or `fledge aggregator --run {out}` where the aggregator is")
+        typer.echo(f"then `fledge ctl run create {out}`, or `fledge aggregator {out}` where the aggregator is")
 
 
 @app.command()
-def aggregator(run: RunDirectory = None, config: Config = Path("aggregator.toml")) -> None:
+def aggregator(run: RunDirectory = None, config: Config = Path("aggregator.toml"), old: OldRun = None) -> None:
     """Serve a federation's runs: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
     from fledge.bootstrap import open_aggregator
     from fledge.process.memory import return_large_blocks
     from fledge.process.signals import stopped_by_signals
 
     return_large_blocks()
-    with open_aggregator(config, run) as service, stopped_by_signals(service.stop):
+    first = None if run is None and old is None else Path(the_run(None if run is None else str(run), old))
+    with open_aggregator(config, first) as service, stopped_by_signals(service.stop):
         service.start()
         service.join()
 
@@ -253,7 +256,6 @@ def worker(
 
 
 Run = Annotated[str | None, typer.Argument(metavar="RUN", help="The run's name, or its directory.")]
-OldRun = Annotated[str | None, typer.Option("--run", hidden=True, help="As RUN, which was once named so.")]
 Without = Annotated[list[str] | None, typer.Option(help="Leave out this site; may be given again.")]
 Otherwise = Annotated[str | None, typer.Option(help="Merge with this strategy instead.")]
 

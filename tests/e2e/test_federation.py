@@ -133,7 +133,7 @@ def look_after(walk: Walk) -> None:
     update = mine["values"]["update"][-1]
     attested, kept, ledger = (str(walk.folder / name) for name in ("attested.json", "kept.json", "ledger.jsonl"))
     walk.ctl("update", "receipt", update, "-o", attested, by="it-north")
-    known = json.loads(walk.fledge("site", "receipts", "--kit", str(walk.kit("north")), "--json"))
+    known = json.loads(walk.fledge("site", "receipts", "--kit", str(walk.kit("north")), "--limit", "9999", "--json"))
     assert "merged" in {each["outcome"] for each in known if each["update"].startswith(update)}
     walk.fledge("site", "receipt", update, "--kit", str(walk.kit("north")), "-o", kept)
     for path, kit in ((attested, "south"), (kept, "lead"), (kept, "aggregator")):
@@ -216,7 +216,7 @@ def test_a_federation_from_kits_to_an_exported_model(walk: Walk) -> None:
     assert walk.ctl("run", "resume")[0]["ok"]
     walk.grow()
     assert any("it-north" in entry for entry in walk.ctl("audit", "log", "--kind", "command")[0]["values"]["entry"])
-    [doctor] = walk.ctl("site", "doctor", "north", by="it-north")
+    [doctor] = walk.ctl("--timeout", "60", "site", "doctor", "north", by="it-north")
     assert "blocked" not in doctor["values"]["verdict"]
     [lines] = walk.ctl("logs", "north", by="it-north")
     assert any("update.settled" in line for line in lines["values"]["lines"])

@@ -26,8 +26,8 @@ from tests.support.federation import FEDERATION, RUN
 from tests.support.running_aggregator import ONE, Hub, one
 
 OWN, OTHERS = "site-0", ("site-1", "site-2")
-SECRETS = ("70001", "0.7077", "4242", "0.1234", "quarantined-word", "closed-ward", "31.4159")
-"""Of the other sites: examples, a metric, a queue's depth, progress, software, a reason, seconds."""
+SECRETS = ("70001", "0.7077", "4242", "0.1234", "closed-ward", "31.4159", "0.6661")
+"""Of the other sites: examples, a measure, a queue's depth, progress, software, seconds, a loss."""
 
 
 def hospitals(hub: Hub) -> Identity:
@@ -72,14 +72,19 @@ class Asker:
         for site in (OWN, *OTHERS):
             other = site != OWN
             examples, seconds, progress = (70001, 31.4159, 0.1234) if other else (11, 2.0, 0.5)
-            hub.send(site, hub.sites[site].update(ONE, examples=examples, seconds=seconds))
+            loss = 0.6661 if other else 0.25
+            hub.send(site, hub.sites[site].update(ONE, examples=examples, seconds=seconds, metrics={"loss": loss}))
             software = "closed-ward" if other else "test"
             sent(hub, site, Kind.EVENT, Event(state="idle", progress=progress, metrics={}, software=software))
-            sent(hub, site, Kind.EVALUATION, Evaluation(examples=70001, metrics={"quarantined-word": 0.7077}))
         hub.wait_outcome(OWN, Outcome.MERGED)
+        for site in (OWN, *OTHERS):
+            examples, measured = (11, 0.5) if site == OWN else (70001, 0.7077)
+            sent(hub, site, Kind.EVALUATION, Evaluation(examples=examples, metrics={"accuracy": measured}))
         hub.send(OTHERS[0], hub.sites[OTHERS[0]].update({n: np.full_like(v, np.nan) for n, v in ONE.items()}))
-        hub.send(OTHERS[1], b"nonsense")
-        hub.wait(lambda: len(hub.dead()) == 1)
+        for site in (OWN, OTHERS[1]):
+            hub.send(site, b"nonsense")
+        hub.wait(lambda: len(hub.dead()) == 2)
+        hub.wait(lambda: "rejected" in hub.happened)
         hub.wait(lambda: len([word for word in hub.happened if word == "idle"]) == 3)
         self.hub = hub
         listed = one(hub.console().ask("update.list", {})).values
@@ -109,6 +114,7 @@ def revealing(asker: Asker, answers: list[Answer], typed: str) -> list[str]:
 def test_hospital_it_sees_its_site_its_updates_with_their_reasons_and_its_queues(asker: Asker) -> None:
     status = one(asker.ask("status", {})).values
     assert (status["run"], status["site"], status["doing"]) == (RUN, (OWN,), ("idle",))
+    assert (status["loss"], status["measured_here"]) == ((0.25,), (0.5,))
     for arguments in ({}, {"site": OWN}):
         shown = one(asker.ask("site.show", arguments)).values
         assert (shown["site_name"], shown["state"], shown["reason"]) == (OWN, ("merged",), ("ok",))

@@ -89,7 +89,7 @@ def test_every_error_has_its_exit_code(error: FledgeError, code: int) -> None:
 
 
 def test_a_missing_configuration_is_one_line_and_code_2(tmp_path: Path) -> None:
-    for command in (["aggregator", "--run", "r"], ["worker"], ["replay", "r"], ["export", "r", "-o", "m"]):
+    for command in (["aggregator", "r"], ["worker"], ["replay", "r"], ["export", "r", "-o", "m"]):
         done = fledge(*command, cwd=tmp_path)
         assert done.returncode == 2
         assert ".toml: No such file or directory; is the path right?" in complaint(done)

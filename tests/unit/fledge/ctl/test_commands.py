@@ -179,7 +179,7 @@ def test_a_run_is_named_by_its_place_in_every_command() -> None:
     for name, found in commands(get_command(fledge_app)):
         places = [each.metavar or each.name.upper() for each in found.params if each.param_type_name == "argument"]
         options = {option for each in found.params if not getattr(each, "hidden", False) for option in each.opts}
-        assert "--run" not in options or name == "aggregator", name  # whose run is a folder to begin with
+        assert "--run" not in options, name
         assert "RUN" not in places[1:], name
         named += [name] if "RUN" in places else []
     assert {"ctl status", "ctl model show", "ctl model list", "ctl update list", "infer", "replay", "export"} <= {
