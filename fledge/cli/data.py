@@ -16,6 +16,7 @@ from fledge.cli.site import WORKER_TOML, state_of
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
+    from worker.data.datalist import Datalist
     from worker.data.prepare import PreparedData
     from worker.policy import SitePolicy
     from worker.statistics.figures import Value
@@ -113,6 +114,9 @@ def stats(
     unsuppressed: Annotated[
         bool, typer.Option("--unsuppressed", help="Show everything, for eyes at the hospital only.")
     ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="OUT.png", help="Draw them too, without what is withheld.")
+    ] = None,
     as_json: AsJson = False,
     share: Annotated[
         bool, typer.Option("--share", help="Let operators ask for these figures, as far as the policy allows.")
@@ -125,8 +129,10 @@ def stats(
     is shown here without --unsuppressed, and only when they ask.
     """
     from worker.data.datalist_parser import read_datalist
-    from worker.statistics.figures import DataSummary
+    from worker.statistics.figures import Cohort, DataSummary
+    from worker.statistics.histograms import histograms
     from worker.statistics.measure import class_names, measure, task_of
+    from worker.statistics.plot import check_free, draw
 
     state = policy = None
     if share:
@@ -140,14 +146,12 @@ def stats(
         task=task_of(datalist), classes=class_names(datalist), min_cell=min_cell, suppressed=not unsuppressed
     )
     if policy is not None:
-        policy.check_statistics(summary.classes)
-        if not datalist.patients_known:
-            raise ConfigError(
-                f"{directory / listed} does not say whose images it lists, and ten images may be of one patient; "
-                "`fledge data prepare` writes `patients`, or add it: pseudonyms, each with the list of its images"
-            )
+        _check_shared(policy, datalist, summary.classes, directory / listed)
+    if plot is not None:
+        check_free(plot)
     with _moving("measuring") as progress:
-        figures = summary.of(measure(datalist, directory, progress))
+        cohort = Cohort.of(measure(datalist, directory, progress), summary.classes, summary.task)
+    figures = summary.told_of(cohort)
     if as_json:
         typer.echo(json.dumps({"figures": figures, "patients_known": datalist.patients_known}))
     else:
@@ -156,8 +160,20 @@ def stats(
             typer.echo(f"figures of fewer than {min_cell} patients are withheld (--unsuppressed shows all)", err=True)
         if not datalist.patients_known:
             typer.echo("the datalist names no patients (`patients`): every image counted as one", err=True)
+    if plot is not None:
+        draw(drawn := list(histograms(summary, cohort, figures)), figures, plot)
+        typer.echo(f"{plot}: {len(drawn)} histograms, of figures whose number of patients is told", err=True)
     if state is not None:
         _share(state, figures)
+
+
+def _check_shared(policy: SitePolicy, datalist: Datalist, classes: Sequence[str], path: Path) -> None:
+    policy.check_statistics(classes)
+    if not datalist.patients_known:
+        raise ConfigError(
+            f"{path} does not say whose images it lists, and ten images may be of one patient; "
+            "`fledge data prepare` writes `patients`, or add it: pseudonyms, each with the list of its images"
+        )
 
 
 def _draw(figures: Mapping[str, Value]) -> None:

@@ -35,6 +35,32 @@ class CaseFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """The patients of a data set, each of whom counts once, whatever the number of their images."""
+
+    total: int
+    present: Mapping[str, int]
+    """How many patients have each class."""
+    columns: Mapping[str, Sequence[float]]
+    """The values of each figure, one for each patient who has it."""
+
+    @classmethod
+    def of(cls, cases: Iterable[CaseFigures], classes: Sequence[str], task: Task) -> Cohort:
+        """Gathered from images."""
+        by_patient: defaultdict[str, list[CaseFigures]] = defaultdict(list)
+        for case in cases:
+            by_patient[case.patient].append(case)
+        present = {
+            name: sum(any(case.voxels.get(name) for case in found) for found in by_patient.values()) for name in classes
+        }
+        columns: defaultdict[str, list[float]] = defaultdict(list)
+        for found in by_patient.values():
+            for name, value in _mean_of(found, task).items():
+                columns[name].append(value)
+        return cls(total=len(by_patient), present=present, columns=columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataSummary:
     """How a data set is summed up: `suppressed` for readers outside the hospital."""
 
@@ -46,18 +72,12 @@ class DataSummary:
 
     def of(self, cases: Iterable[CaseFigures]) -> dict[str, Value]:
         """Figures by name; each patient counts once, whatever the number of images."""
-        by_patient: defaultdict[str, list[CaseFigures]] = defaultdict(list)
-        for case in cases:
-            by_patient[case.patient].append(case)
-        total = len(by_patient)
-        present = {
-            name: sum(any(c.voxels.get(name) for c in found) for found in by_patient.values()) for name in self.classes
-        }
+        return self.told_of(Cohort.of(cases, self.classes, self.task))
+
+    def told_of(self, cohort: Cohort) -> dict[str, Value]:
+        """Likewise, of patients who were gathered before."""
+        total, present, columns = cohort.total, cohort.present, cohort.columns
         counts = self.counts(total, present)
-        columns: defaultdict[str, list[float]] = defaultdict(list)
-        for cases_of_one in by_patient.values():
-            for name, value in _mean_of(cases_of_one, self.task).items():
-                columns[name].append(value)
         found: dict[str, Value] = {"min_cell": self.min_cell, **counts}
         known = _known(counts)
         if self.suppressed and known < self.min_cell:

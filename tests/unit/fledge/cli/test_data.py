@@ -500,6 +500,17 @@ def test_figures_are_over_patients_and_suppressed_unless_somebody_here_says_so(d
     assert json.loads(said("stats", dataset, "--json", "--min-cell", 25))["figures"]["patients"] == "<25"
 
 
+def test_figures_are_drawn_as_they_are_told(dataset: Path, tmp_path: Path) -> None:
+    text = said("stats", dataset, "--plot", tmp_path / "x.png")
+    assert f"{tmp_path / 'x.png'}: 8 histograms" in text
+    with Image.open(tmp_path / "x.png") as drawn:
+        assert drawn.format == "PNG"
+    with pytest.raises(ConfigError, match="is there already; nothing is overwritten"):
+        said("stats", dataset, "--plot", tmp_path / "x.png")
+    with pytest.raises(ConfigError, match="nothing is of 25 patients or more"):
+        said("stats", dataset, "--min-cell", 25, "--plot", tmp_path / "y.png")
+
+
 def test_figures_leave_only_where_the_policy_says_so(dataset: Path, kit: Path) -> None:
     share = ("stats", dataset, "--json", "--share", "--kit", kit)
     with pytest.raises(ConfigError, match=r"write `statistics = true` into policy.toml"):
