@@ -28,7 +28,13 @@ _PAIRS = ("false_positive", "false_positives", "false_negative", "false_negative
 """Two words that are less as better together."""
 _ENDINGS = ("loss", "error", "accuracy", "dice", "iou", "auroc", "auc", "rmse", "mse", "mae", "recall", "perplexity")
 """What names end in that run their words together, such as valloss and meanIoU."""
-_NEGATED = frozenset(("neg", "negative", "minus"))
+_WHOLE = frozenset(
+    (
+        *("score", "mean", "avg", "average", "macro", "micro", "weighted", "coefficient", "index", "rate", "value"),
+        *("overall", "all", "total", "roc", "pr", "loss", "error", "accuracy"),
+    )
+)
+"""Last words of names that mean the whole, not one class of it."""
 _TOLD = 16
 """Metrics that a line of a log holds."""
 _WORDS = re.compile(r"[A-Za-z0-9]+")
@@ -38,17 +44,19 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 def direction_of(name: str) -> Direction | None:
     """Whether more or less of a metric is better; None if its name does not say so.
 
-    A word for an error counts before one for a merit (`dice_loss` is a loss), and `neg_` in front turns it round, as in
-    scikit-learn's `neg_mean_squared_error`.
+    A word for an error counts before one for a merit (`dice_loss` is a loss). `neg_` before it turns it round, as in
+    scikit-learn's `neg_mean_squared_error`; `negative` does so with a likelihood, and with others it may mean a class.
     """
     whole = [word.lower() for word in _WORDS.findall(name)]
     words = [*whole, *(part.lower() for word in _WORDS.findall(name) for part in _HUMP.split(word))]
     found = _found(words, whole)
-    if found is None or not _NEGATED & set(words):
+    if found is None or "false" in words:  # `false_negative_rate` negates nothing
         return found
-    if {"false", "true"} & set(words):  # `false_negative_rate` negates nothing
+    if "negative" in words:
+        return "min" if "likelihood" in words else None
+    if not {"neg", "minus"} & set(words):
         return found
-    return "max" if found == "min" else "min"
+    return None if whole[-1] in ("neg", "minus") else "max" if found == "min" else "min"
 
 
 def _found(words: list[str], whole: list[str]) -> Direction | None:
@@ -63,9 +71,21 @@ def _found(words: list[str], whole: list[str]) -> Direction | None:
 def key_of(names: Iterable[str]) -> str:
     """The metric by which versions are compared where nobody named one: the first, by its name, that says how good a
     model is, or else one that says how bad; empty if no name says either.
+
+    Where there is one for each class (`dice_liver`, `dice_spleen`), none of these stands for the whole.
     """
-    ranked = [(direction_of(name), name) for name in sorted(names)]
+    every = sorted(names)
+    parts = [name for name, stem in zip(every, map(_stem, every), strict=True) if stem]
+    several = {stem for stem in map(_stem, parts) if sum(_stem(other) == stem for other in parts) > 1}
+    ranked = [(direction_of(name), name) for name in every if _stem(name) not in several]
     return next((name for wanted in ("max", "min") for way, name in ranked if way == wanted), "")
+
+
+def _stem(name: str) -> str:
+    """Of a metric that may be one class's the metric's own name; empty for others."""
+    words = _WORDS.findall(name)
+    stem = "_".join(words[:-1])
+    return stem if stem and words[-1].lower() not in _WHOLE and direction_of(stem) else ""
 
 
 def told_of(metrics: Mapping[str, float]) -> dict[str, object]:

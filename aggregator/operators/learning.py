@@ -41,6 +41,8 @@ def amiss(run: Run) -> str:
         said = ", ".join(names[:_NAMES]) or "no number at all"
         return f"no site reports {wanted}, which the run is to be compared by; they report {said}"
     able = run.able(wanted)
+    if reporting and (others := len(run.evaluations.measuring) - reporting):
+        return f"{others} of {reporting + others} sites that measure do not report {wanted}, and are left out of it"
     if reporting and reporting * 2 <= len(able):
         return f"{wanted} ends nothing yet: {reporting} of {len(able)} sites report it, and more than half have to"
     return ""

@@ -61,9 +61,9 @@ class Evaluations:
         return frozenset(self._course(metric).measured)
 
     @property
-    def measuring(self) -> bool:
-        """Whether any site has measured anything."""
-        return bool(self._sites)
+    def measuring(self) -> frozenset[str]:
+        """The sites that have measured anything, or have said that they have nothing to measure on."""
+        return frozenset(self._sites)
 
     def newest(self, metric: str) -> dict[str, float]:
         """What each site came to in the newest version that it measured by this metric."""

@@ -114,6 +114,13 @@ def accuracy(weights: Weights, data: DemoImages) -> float:
     return float((scores.argmax(1) == data.labels).mean())
 
 
+def loss(weights: Weights, data: DemoImages) -> float:
+    """The mean cross-entropy."""
+    hidden = np.maximum(data.images @ weights["hidden.weight"] + weights["hidden.bias"], 0)
+    shares = _softmax(hidden @ weights["output.weight"] + weights["output.bias"])
+    return float(-np.log(np.maximum(shares[np.arange(len(data.labels)), data.labels], 1e-12)).mean())
+
+
 def _softmax(scores: Images) -> Images:
     powers = np.exp(scores - scores.max(1, keepdims=True))
     result: Images = powers / powers.sum(1, keepdims=True)
@@ -139,9 +146,10 @@ def trainer(seed: int, hospitals: int, hospital: int = 0, seconds: float = 0.0) 
     def fit(control: Control) -> int:
         began = time.monotonic()
         descend(weights, own, STEPS, np.random.default_rng(control.seed))
+        came_to = loss(weights, own)
         for tenth in range(1, 11):
             control.wait(seconds * tenth / 10 - (time.monotonic() - began))
-            control.progress(tenth / 10)
+            control.progress(tenth / 10, loss=came_to)
         return STEPS
 
     def evaluate(control: Control) -> EvaluationResult:

@@ -73,6 +73,8 @@ class Control:
         """In [0, 2**63), another one for each training (`training_seed`)."""
         self.fingerprint_key = fingerprint_key
         """For `worker.api.fingerprint`; never leaves the site."""
+        self.reported: dict[str, float] = {}
+        """What was said of each metric last; goes into the update of a trainer whose result names none."""
         self._on_progress = on_progress
         self._abort = abort or threading.Event()
 
@@ -101,9 +103,11 @@ class Control:
 
     def progress(self, fraction: float, **metrics: float) -> None:
         """Say how much is done, in [0, 1]; cheap enough for every step. Values that are not finite are left out."""
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        self.reported |= finite
         if self._on_progress is not None:
             share = min(1.0, max(0.0, fraction)) if math.isfinite(fraction) else 0.0
-            self._on_progress(share, {name: float(value) for name, value in metrics.items() if math.isfinite(value)})
+            self._on_progress(share, finite)
 
 
 class Trainer(Protocol):

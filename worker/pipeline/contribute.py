@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -103,10 +103,13 @@ def contribute(
     private = _private(spec, absent)
     weights = Weights(spec, base.payload, own.values(control.run, spec, private) if own and private else None)
     began = time.monotonic()
+    control.reported.clear()  # of an evaluation before
     with _foreign(trainer, "train"):
         result = trainer.train(weights, control)
     seconds = max(1e-6, time.monotonic() - began)
     _check_trained(trainer, weights, result)
+    if not result.metrics:
+        result = replace(result, metrics=dict(control.reported))
     update = _describe(trainer, result, seconds, egress.filters, absent, bundle)
     delta = _Delta(spec, base.payload, result, absent, control)
     manifest = delta.seal(egress.filters, egress.dice or fresh_dice(), output.sealer, output.emit)

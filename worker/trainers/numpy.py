@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol, Self
 
@@ -176,8 +177,18 @@ class EstimatorTrainer:
             chosen, order = order[:batch], order[batch:]
             self._estimator.partial_fit(self._features[chosen], self._labels[chosen], **self._classes)
             control.progress((step + 1) / steps)
-        printed = self._print(control.fingerprint_key)
-        return TrainResult(weights=self._arrays(), examples=len(self._labels), steps=steps, fingerprint=printed)
+        return TrainResult(
+            weights=self._arrays(),
+            examples=len(self._labels),
+            steps=steps,
+            metrics=self._loss(),
+            fingerprint=self._print(control.fingerprint_key),
+        )
+
+    def _loss(self) -> dict[str, float]:
+        """Of those estimators that tell it, such as MLPClassifier; linear ones do not."""
+        loss = getattr(self._estimator, "loss_", None)
+        return {"loss": float(loss)} if isinstance(loss, float) and math.isfinite(loss) else {}
 
     def holdings(self) -> Holdings:
         """What there is to divide among several sites."""

@@ -68,6 +68,24 @@ def test_an_update_says_what_was_done() -> None:
     assert update.metrics == {"loss": 0.5}
 
 
+class Reporting(Adding):
+    """Tells its loss as it goes, and returns no metrics."""
+
+    def train(self, base: Weights, control: Control) -> TrainResult:
+        """Two words on the loss, and one on what is no number."""
+        for loss in (0.5, 0.25):
+            control.progress(0.5, loss=loss, grad=float("nan"))
+        return super().train(base, control)
+
+
+def test_what_a_training_reported_last_is_told_if_its_result_names_no_metrics() -> None:
+    spec, base = model(arrays())
+    with_evaluation = control()
+    with_evaluation.progress(1.0, accuracy=0.5)
+    assert form(Reporting(zeros()), spec, base, training=with_evaluation).update.metrics == {"loss": 0.25}
+    assert form(Reporting(zeros(), result={"metrics": {"dice": 0.5}}), spec, base).update.metrics == {"dice": 0.5}
+
+
 def test_the_delta_is_trained_minus_base() -> None:
     spec, base = model(arrays())
     trainer = Adding(zeros())

@@ -162,3 +162,12 @@ def test_a_fingerprint_covers_features_and_labels() -> None:
 
     assert of(LABELS) == of(LABELS.copy())
     assert of(LABELS) != of(np.roll(LABELS, 1))
+
+
+def test_the_loss_of_an_estimator_that_tells_it_goes_into_the_update() -> None:
+
+    features, labels = np.random.default_rng(0).random((20, 3)), np.arange(20) % 2
+    for estimator, told in ((MLPClassifier((4,)), {"loss"}), (SGDClassifier(), set[str]())):
+        trainer = EstimatorTrainer(estimator, features, labels, classes=[0, 1])
+        base = Weights(trainer.spec, trainer.initial)
+        assert trainer.train(base, Control(run="r", version=0)).metrics.keys() == told
