@@ -8,7 +8,8 @@ from protocol.metrics import direction_of, key_of, signed_key, told_of
 
 LESS = """loss val_loss valLoss train.loss dice_loss CrossEntropyLoss auc_loss error error_rate mae rmse_mm
 perplexity ppl
-hd95 hausdorff95 HausdorffDistance surface_distance cross_entropy log_loss brier_score negative_log_likelihood neg_log_likelihood ece wer
+hd95 hausdorff95 HausdorffDistance surface_distance cross_entropy log_loss brier_score negative_log_likelihood
+neg_log_likelihood ece wer
 false_positive_rate false_negative_rate MSE"""
 MORE = """accuracy acc top5_acc accuracy:top1 val_mean_dice meanIoU mean_iou miou auc AUROC
 roc_auc F1 f1-macro f1_score
