@@ -6,12 +6,16 @@ it.
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from broker.blobs.cache import CacheReader
 from broker.blobs.open import open_blobs
@@ -27,6 +31,8 @@ from protocol.spec import ModelSpec
 from protocol.topology import model_chunk, record_key
 from worker.api.weights import Weights
 from worker.config import read_config, site_policy, trainer_home
+from worker.data.dicom_kinds import Beside
+from worker.data.sources import Admission
 from worker.intake import ModelRecord, Reader, read_registry
 from worker.journal.journal import Journal
 from worker.pipeline.code_loader import CodeLoader
@@ -36,12 +42,17 @@ from worker.storage.code_store import CodeStore
 from worker.storage.kept_versions import KeptVersion, KeptVersions, chosen
 from worker.storage.local_tensors import LocalTensors
 
+if TYPE_CHECKING:
+    from worker.bundles.inputs import InferenceInput
+
 ABOUT = "fledge.json"
 """In the results: which model made them."""
 _BUNDLE_TRAINER = "worker.trainers.monai_bundle:bundle_trainer"
 
-Progress = Callable[[int, int], None]
-"""Takes batches done and batches in all."""
+IMAGES = "images.csv"
+"""In the results: which name is which series; it says where images lie and stays private (mode 0600)."""
+Progress = Callable[[str, int, int], None]
+"""Takes what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +66,14 @@ class Inferred:
     images: int
     own_list: bool
     """Whether the bundle found the images by its own pattern or list; else they are all those in the folder."""
+    pictures: int = 0
+    """Of results on their images."""
+    elsewhere: Sequence[str] = ()
+    """Results that the bundle saves on another grid than their image's."""
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Files that were not taken, by what they are."""
+    dropped: Sequence[str] = ()
+    """What was there twice."""
 
 
 class SiteModels:
@@ -169,6 +188,9 @@ class InferenceRequest:
     """Empty: the site's, or else the bundle's."""
     config_file: tuple[str, ...] = ()
     """What the bundle infers by, merged in this order; empty: its `configs/inference.json`."""
+    drop_duplicates: bool = False
+    also: frozenset[Beside] = frozenset()
+    """What is taken for images although it is left out by itself."""
 
 
 def infer(config: Path, request: InferenceRequest, progress: Progress | None = None) -> Inferred:
@@ -179,6 +201,7 @@ def infer(config: Path, request: InferenceRequest, progress: Progress | None = N
         TrainingError: the bundle's inference failed; nothing is left in the output.
     """
     from worker.bundles.inference import BundleInference
+    from worker.bundles.inputs import Reading
 
     images, output = request.images, request.output
     if not images.is_dir():
@@ -192,21 +215,45 @@ def infer(config: Path, request: InferenceRequest, progress: Progress | None = N
         model, spec = models.opened(kept)
         root = request.bundle or stack.enter_context(models.bundle(model))
         folder = stack.enter_context(new_folder(output))
-        device, overrides = request.device or options.get("device", ""), options.get("overrides")
+        overrides = dict(options.get("overrides") or {})
+        if device := request.device or options.get("device", ""):
+            overrides["device"] = f"$torch.device({device!r})"
+        terms = Admission(nameless=True, drop_duplicates=request.drop_duplicates, also=request.also)
         inference = BundleInference(
             root,
             images=images,
             output=folder,
             overrides=overrides,
-            device=device,
             config_file=request.config_file,
+            reading=Reading(terms, None if progress is None else partial(progress, "reading")),
         )
         weights = models.weights(kept, model, spec, inference.keeps(options.get("keep_local")))
-        inference.run(weights, progress)
+        drawn = inference.run(weights, progress)
+        _write_images(folder / IMAGES, inference.inputs.images)
         about = {"run": kept.run, "version": kept.version, "sha256": model.manifest.digest.hex()}
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    count, own = inference.count, inference.found is None
-    return Inferred(run=kept.run, version=kept.version, metrics=kept.metrics, images=count, own_list=own)
+    return Inferred(
+        run=kept.run,
+        version=kept.version,
+        metrics=kept.metrics,
+        images=inference.count,
+        own_list=inference.own_list,
+        pictures=len(drawn.pictures),
+        elsewhere=drawn.elsewhere,
+        left_out=inference.inputs.left_out,
+        dropped=inference.inputs.dropped,
+    )
+
+
+def _write_images(path: Path, images: Sequence[InferenceInput]) -> None:
+    """Which result belongs to which series, where names do not say it."""
+    series = [(image.name, image.source) for image in images if image.source is not None]
+    with open(
+        path, "x", newline="", encoding="utf-8", errors="surrogateescape", opener=lambda n, f: os.open(n, f, 0o600)
+    ) as file:
+        rows = csv.writer(file)
+        rows.writerow(("result", "image", "series"))
+        rows.writerows((name, source.name, source.identity) for name, source in series)
 
 
 @contextmanager

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fledge.cli.options import ConfigFiles
+from fledge.cli.options import Also, ConfigFiles, DropDuplicates, taken
 from fledge.cli.site import WORKER_TOML, Config, Kit, at
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
 def infer(
@@ -26,23 +31,60 @@ def infer(
     ] = None,
     device: Annotated[str, typer.Option(help="Such as cpu or cuda:1; default: the site's, or the bundle's.")] = "",
     config_file: ConfigFiles = None,
+    drop_duplicates: DropDuplicates = False,
+    also: Also = None,
     config: Config = WORKER_TOML,
     kit: Kit = None,
 ) -> None:
     """Use a run's model on images of this hospital: offline, beside its worker, with the bundle's own inference."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from fledge import inference
+    from worker.data.sources import counted, few
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("inferring", total=None)
+    with _moving() as progress:
         done = inference.infer(
             at(config, kit),
-            inference.InferenceRequest(run, model, images, output, bundle, device, tuple(config_file or ())),
-            progress=lambda count, total: bars.update(task, completed=count, total=total or None),
+            inference.InferenceRequest(
+                run,
+                model,
+                images,
+                output,
+                bundle,
+                device,
+                tuple(config_file or ()),
+                drop_duplicates=drop_duplicates,
+                also=taken(also),
+            ),
+            progress=progress,
         )
     where = "the bundle's own list" if done.own_list else f"all images in {images}"
     did = "".join(f", {name} {value:.4g}" for name, value in done.metrics.items())
+    for line in counted(done.left_out):
+        typer.echo(f"left out, {line}")
+    if done.dropped:
+        typer.echo(f"left out as duplicates: {few(done.dropped)}")
+    if done.elsewhere:
+        typer.echo(f"the bundle saves these on another grid than their images': {few(done.elsewhere)}")
     typer.echo(f"{done.run} version {done.version}{did}")
-    typer.echo(f"{done.images} images ({where}); results in {output}")
+    drawn = f", {done.pictures} of them drawn on their images (*_overlay.png)" if done.pictures else ""
+    typer.echo(f"{done.images} images ({where}); results in {output}{drawn}")
+
+
+@contextmanager
+def _moving() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for what is being done on a terminal; elsewhere a line when something else begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    screen = Console(stderr=True)
+    shape = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*shape, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def moved(what: str, count: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+                if not screen.is_terminal:
+                    typer.echo(f"{what} {total} images", err=True)
+            bar.update(tasks[what], completed=count, total=total or None)
+
+        yield moved

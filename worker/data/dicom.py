@@ -20,7 +20,17 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from protocol.errors import ConfigError
-from worker.data.dicom_frames import PRIVATE, TAGS, Frame, are_crossed, check_frames, frames_of, image_types, stacked
+from worker.data.dicom_frames import (
+    PRIVATE,
+    TAGS,
+    Frame,
+    are_crossed,
+    are_scouts,
+    check_frames,
+    frames_of,
+    image_types,
+    stacked,
+)
 from worker.data.dicom_kinds import Beside, beside, is_slice
 from worker.data.discovery import FoundFiles
 from worker.data.matching import keys_of
@@ -33,7 +43,7 @@ _GREY = frozenset({"", "MONOCHROME1", "MONOCHROME2"})
 _LINE = 240
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ImageFile:
     """One file that is an image, or frames of one."""
 
@@ -75,10 +85,13 @@ def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
             raise ConfigError(f"{shown(image.path)} does not say which series it belongs to; leave it out")
         grouped[uid].append(image)
     names = _names(found, grouped)
+    spaces: defaultdict[str, list[Frame]] = defaultdict(list)
+    for image in images:
+        spaces[image.frames[0].space].extend(image.frames)
     sources = []
     for uid, files in sorted(grouped.items()):
         with _readable(files[0].path):
-            if (kind := _left_out_whole(files)) is not None and kind not in wanted.also:
+            if (kind := _left_out_whole(files, spaces)) is not None and kind not in wanted.also:
                 left_out[kind].extend(found.name(image.path) for image in files)
             else:
                 sources.append(_source(found, uid, names[uid], files, wanted))
@@ -190,12 +203,17 @@ def _kind(header: Dataset) -> Beside | None:
     )
 
 
-def _left_out_whole(files: Sequence[ImageFile]) -> Beside | None:
-    """What a series is if it is none of the patient's volumes, which its files show only together."""
+def _left_out_whole(files: Sequence[ImageFile], spaces: Mapping[str, Sequence[Frame]]) -> Beside | None:
+    """What a series is if it is none of the patient's volumes, by all its files and what else lies in its space."""
     frames = [frame for file in files for frame in file.frames]
-    if not files[0].is_projection and all(frame.position is None for frame in frames):
+    if files[0].is_projection:
+        return None
+    if all(frame.position is None for frame in frames):
         return Beside.NO_PLACE
-    return Beside.LOCALIZER if are_crossed(frames) else None
+    if are_crossed(frames):
+        return Beside.LOCALIZER
+    space = frames[0].space
+    return Beside.LOCALIZER if space and are_scouts(frames, spaces[space]) else None
 
 
 def _single(found: FoundFiles, images: Sequence[ImageFile], *, drop: bool) -> tuple[list[ImageFile], list[str]]:

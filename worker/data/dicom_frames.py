@@ -71,6 +71,8 @@ _UNEVEN, _UNEVEN_MM = 0.01, 0.01
 _TURNED, _CROSSED = 1e-3, 0.3
 """By how much directions may differ; and the cosine between slices that lie across one another."""
 _MOST_DIRECTIONS = 12
+SCOUTS = 3
+"""So many slices, at most, lie across others only to show where those were planned."""
 _WHOLE = 0.05
 _DIGITS = 4
 Value = str | float | tuple["Value", ...] | None
@@ -212,6 +214,15 @@ def are_crossed(frames: Sequence[Frame]) -> bool:
     cosines = np.abs(directions @ directions.T)[np.triu_indices(len(directions), 1)]
     parallel, across = cosines > 1 - _TURNED, cosines < _CROSSED
     return bool(across.any() and (parallel | across).all())
+
+
+def are_scouts(frames: Sequence[Frame], others: Sequence[Frame]) -> bool:
+    """Whether a few planes lie across many others of the same space: they show where those were planned."""
+    if len(frames) > SCOUTS or any(frame.orientation is None for frame in frames):
+        return False
+    planned = [frame for frame in others if frame.orientation is not None]
+    cosines = np.abs(np.array([f.normal for f in frames]) @ np.array([f.normal for f in planned]).T)
+    return bool((cosines < _CROSSED).sum(axis=1).min() > SCOUTS)
 
 
 def check_frames(name: str, frames: Sequence[Frame]) -> None:

@@ -163,7 +163,7 @@ class Inference:
         wanted = {**overrides, **places}
         self._overrides = {name: value for name, value in wanted.items() if has_place(found, name)}
 
-    def parser(self, images: Sequence[str] | None = None) -> ConfigParser:
+    def parser(self, images: Sequence[object] | None = None) -> ConfigParser:
         """A parser that is ready to be asked for objects; `images` go in the place of the bundle's own data."""
         # Names of files are handed over as they are: in a configuration some would be taken for expressions.
         parser = read(self._root, self._files, {} if images is None else {"fledge_images": list(images)})

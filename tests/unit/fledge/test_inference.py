@@ -36,7 +36,7 @@ from tests.support.fake_aggregator import RUN, Researchers
 from tests.support.monai_marks import MONAI
 from tests.support.running_worker import start, stop
 from tests.support.waiting import eventually
-from worker.bundles.inference import BundleInference, images_below
+from worker.bundles.inference import BundleInference
 from worker.domain.effects import KeepLast
 from worker.domain.events import NotKept
 from worker.domain.state import RunRow
@@ -339,18 +339,6 @@ def test_a_version_that_is_not_here_is_told(versions: list[KeptVersion], wanted:
         chosen("r", versions, wanted)
 
 
-def test_images_are_found_by_their_names(tmp_path: Path) -> None:
-    for name in ("a/x.nii.gz", "a/y.PNG", "b/1.dcm", "b/2.dcm", "c/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    assert images_below(tmp_path) == [str(tmp_path / name) for name in ("a/x.nii.gz", "a/y.PNG", "b")]
-    with pytest.raises(ConfigError, match="holds no images"):
-        images_below(tmp_path / "c")
-    (tmp_path / "c" / "x.nii.gz").write_bytes(b"")
-    with pytest.raises(ConfigError, match="have the same name"):
-        images_below(tmp_path)
-
-
 def test_the_last_version_is_asked_for_once_and_again_after_a_failure() -> None:
     keeping, ended = LastVersions(random.Random(1)), RunRow(run="r", state=RunState.STOPPED, version=3, digest=b"3")
     going, empty = RunRow(run="s", version=1, digest=b"1"), RunRow(run="t", state=RunState.ABORTED)
@@ -419,17 +407,6 @@ def test_a_version_in_another_runs_folder_is_not_taken_for_that_runs(tmp_path: P
     mine, other = (versions._folder(run) for run in ("r", "other"))
     shutil.copy(other / "0000000002.version", mine)
     assert [each.version for each in KeptVersions(tmp_path / "models").of("r")] == [1]
-
-
-@pytest.mark.parametrize(
-    "names", [("a.nii", "a.nii.gz"), ("1.2.840.7/x.dcm", "1.2.840.8/x.dcm"), ("p/a.png", "q/a.jpg")]
-)
-def test_no_result_replaces_another(tmp_path: Path, names: tuple[str, str]) -> None:
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    with pytest.raises(ConfigError, match=r"have the same name, and so would their results"):
-        images_below(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["$__import__('os').mkdir('pwned')", "@device", "%train.json", "a'b", "{x}"])

@@ -162,6 +162,22 @@ def test_planes_across_one_another_are_a_localizer_that_does_not_say_so(tmp_path
     assert counts(found) == {"localizers": 9}
 
 
+@pytest.mark.parametrize(("slices", "left_out"), [(1, True), (2, True), (4, False)])
+def test_few_slices_across_a_volume_of_their_space_are_its_scout(tmp_path: Path, slices: int, left_out: bool) -> None:
+    space = setting(FrameOfReferenceUID="1.2.3")
+    across = setting(ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+
+    def beside_one_another(image: Dataset, index: int) -> None:
+        image.ImagePositionPatient = [0.0, 5.0 * index, 0.0]
+
+    write_series(tmp_path / "in" / "ct", seed=1, change=space)
+    write_series(tmp_path / "in" / "scout", slices=slices, change=both(space, across, beside_one_another))
+    found = admitted(tmp_path / "in")
+    assert len(found.sources) == 1 + (not left_out)
+    assert counts(found) == ({"localizers": slices} if left_out else {})
+    assert len(admitted(tmp_path / "in", also=frozenset({Beside.LOCALIZER})).sources) == 2
+
+
 def test_hidden_files_folders_and_a_mediums_directory_are_passed_over(tmp_path: Path) -> None:
     written = write_series(tmp_path / "in" / "ct")
     file = min(written.folder.iterdir())
