@@ -43,9 +43,12 @@ def verify(
 
     registry, federation = members_of(kit)
     facts = check(read_bounded(file, LIMIT, "a receipt"), registry, federation)
+    ours = _is_ours(facts, kit)
     _show(facts, as_json)
     if not as_json:
         typer.echo(f"it holds: the aggregator of {federation} signed this, and nothing was altered")
+        if ours:
+            typer.echo("update_sha256 is that of the update which this site sealed and sent")
 
 
 def receipts(
@@ -129,6 +132,30 @@ def members_of(kit: Path) -> tuple[Registry, str]:
     place = read_kit(kit if kit.is_dir() else kit.parent)
     config = place.config
     return _newest(place.base, config.registry, bytes.fromhex(config.root), config), config.federation
+
+
+def _is_ours(facts: Facts, kit: Path) -> bool:
+    """Whether this site knows the update by its digest; nothing is said of other sites' and of those from before.
+
+    Raises:
+        Tampered: this site sealed the update, but not those bytes.
+    """
+    from fledge.cli.site import WORKER_TOML
+    from protocol.errors import Tampered
+    from worker.config import read_config
+    from worker.journal.journal import Journal
+
+    config, digest = kit / WORKER_TOML, facts.get("update_sha256")
+    if digest is None or not config.exists():
+        return False
+    database = kit / read_config(config).state / "worker.db"
+    sealed = Journal.digests_beside(database, bytes.fromhex(str(facts["update"]))) if database.exists() else ()
+    if sealed and bytes.fromhex(str(digest)) not in sealed:
+        raise Tampered(
+            f"the aggregator signed this, but for other bytes (SHA-256 {digest}) than those that this site sealed as "
+            f"update {str(facts['update'])[:_SHORT]}; tell the hub's administrators"
+        )
+    return bool(sealed)
 
 
 def _sent(config: Path) -> list[SentUpdate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -43,6 +44,7 @@ _replace_update = (
     .values({name: bindparam(f"new_{name}") for name in ("epoch", "sequence", "chunks", "envelope", "key")})
 )
 _forget_update = Statement(delete(tables.updates).where(tables.updates.c.row == bindparam("of")))
+_add_digest = Statement(upsert(tables.sealed_digests).on_conflict_do_nothing(), "id", "sha256")
 _add_receipt = Statement(upsert(tables.receipts).on_conflict_do_nothing(), *tables.receipts.columns.keys())
 _add_message = insert(tables.outbox)
 _forget_message = delete(tables.outbox).where(tables.outbox.c.id == bindparam("of"))
@@ -99,6 +101,12 @@ class Journal:
         """Every update that was made and what became of it, the newest first, read beside the worker; errors as with
         `beside`."""
         return _read_beside(path, _sent)
+
+    @classmethod
+    def digests_beside(cls, path: Path, id: bytes) -> frozenset[bytes]:
+        """SHA-256 of all envelopes that an update was sealed as here; errors as with `beside`."""
+        table = tables.sealed_digests.c
+        return _read_beside(path, lambda db: frozenset(db.scalars(select(table.sha256).where(table.id == id))))
 
     def _begin(self) -> AbstractContextManager[Connection]:
         return self._engine.begin()
@@ -177,11 +185,13 @@ class Journal:
     def _(self, write: writes.AddUpdate, db: Connection) -> None:
         made = {"row": write.row.row, "made": self._clock()}
         _add_update.run(db, _numbers(write.row) | _sealed(write.row, write.sealed) | made)
+        _note_digest(db, write)
 
     @_write.register
     def _(self, write: writes.ReplaceUpdate, db: Connection) -> None:
         values = {"epoch": write.row.epoch, "sequence": write.row.sequence} | _sealed(write.row, write.sealed)
         db.execute(_replace_update, {"of": write.row.row} | {f"new_{name}": value for name, value in values.items()})
+        _note_digest(db, write)
 
     @_write.register
     def _(self, write: writes.SettleUpdate, db: Connection) -> None:
@@ -330,6 +340,10 @@ def _load(db: Connection) -> Snapshot:
 
 def _run_values(row: RunRow) -> dict[str, object]:
     return {name: getattr(row, name) for name in ("run", *_run_names)} | {"state": row.state.value}
+
+
+def _note_digest(db: Connection, write: writes.AddUpdate | writes.ReplaceUpdate) -> None:
+    _add_digest.run(db, {"id": write.row.id, "sha256": hashlib.sha256(write.sealed.envelope).digest()})
 
 
 def _numbers(row: UpdateRow) -> dict[str, object]:

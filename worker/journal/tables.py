@@ -49,6 +49,14 @@ receipts = Table(
     *required(LargeBinary, "receipt"),
     *required(Float, "received"),
 )
+sealed_digests = Table(
+    "sealed_digests",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),
+    Column("sha256", LargeBinary, primary_key=True),
+)
+"""SHA-256 of every update's signed envelope, also of those it was sealed as before: what an aggregator's word on it is
+compared with."""
 answers = Table(
     "answers",
     metadata,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,21 @@ def test_a_site_lists_its_updates_and_writes_a_receipt_that_anybody_can_check(ki
     path.write_text(path.read_text().replace('"merged"', '"rejected"'))
     code, shown = fledge("receipt", "verify", path, "--kit", kit)
     assert (code, "outcome = 'rejected', but 'merged' was signed" in shown) == (1, True)
+
+
+def test_a_site_compares_the_attested_digest_with_what_it_sealed(kit: Path, tmp_path: Path) -> None:
+    def verify(envelope: bytes) -> tuple[int, str]:
+        said = replace(BODIES[Kind.ATTESTATION], digest=hashlib.sha256(envelope).digest())
+        path = tmp_path / "attested.json"
+        path.write_bytes(file(Kind.ATTESTATION, body=said))
+        return fledge("receipt", "verify", path, "--kit", kit)
+
+    assert "which this site sealed and sent" in verify(b"envelope")[1]
+    code, shown = verify(b"other bytes")
+    assert (code, "other bytes (SHA-256" in shown) == (1, True)
+    (kit / "state" / "worker.db").unlink()
+    code, shown = verify(b"other bytes")
+    assert (code, "nothing was altered" in shown, "sealed" in shown) == (0, True, False)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocol.errors import Unauthorized
-from protocol.rights import ROLES, STOCK, Action, Group, Organisation, Person, Policy, Rights
+from protocol.rights import RIGHTS, ROLES, STOCK, Action, Group, Organisation, Person, Policy, Rights
 
 SITES = {"own": "here", "other": "there", "aggregator": "hub", "strict": "guarded", "nowhere": "unknown-org"}
 ORGANISATIONS = (
@@ -106,3 +108,25 @@ def test_an_action_has_to_be_allowed_at_every_target_and_the_refusal_names_the_f
         rights("site_researcher").check("somebody", Action.TRAIN, ["own", "other"])
     with pytest.raises(Unauthorized, match="code of their own to strict"):
         rights("super").check("somebody", Action.BYOC, ["strict"])
+
+
+@given(
+    st.lists(st.sampled_from(ROLES), max_size=2),
+    st.sampled_from(["here", "there", "hub", "elsewhere"]),
+    st.dictionaries(st.sampled_from(ROLES), st.dictionaries(st.sampled_from(sorted(RIGHTS)), st.booleans())),
+    st.sampled_from([Action.VIEW, Action.OPERATE, Action.TRAIN, Action.DEPLOY]),
+)
+def test_what_an_answer_may_be_about_is_where_its_reader_has_the_right_or_everything_with_a_right_at_the_hub(
+    roles: list[str], at: str, own: dict[str, dict[str, bool]], action: Action
+) -> None:
+    groups = (*(each for each in STOCK.groups if each.name != "general"), Group(name="general", rules={}, rights=own))
+    known = rights(*roles, groups=groups, at=at)
+    allowed = {site for site in SITES if known.may("somebody", action, site)}
+    if not allowed:
+        with pytest.raises(Unauthorized):
+            known.reach("somebody", action, "aggregator")
+    else:
+        found = known.reach("somebody", action, "aggregator")
+        assert found == (None if "aggregator" in allowed else allowed)
+    with pytest.raises(Unauthorized):
+        known.reach("nobody", action, "aggregator")
