@@ -77,7 +77,10 @@ _set_state = Statement(
 class _Batch:
     """What the transaction under way still has to write: many rows of a kind at once cost little more than one."""
 
+    at: float = 0.0
+    """When, by the hub's clock."""
     states: list[dict[str, object]] = field(default_factory=list)
+    arrived: list[dict[str, object]] = field(default_factory=list)
     settled: list[dict[str, object]] = field(default_factory=list)
     entries: list[dict[str, object]] = field(default_factory=list)
     outgoing: list[OutboxRow] = field(default_factory=list)
@@ -135,7 +138,7 @@ class Journal(History):
             StateError: the database cannot be written (the commit may still have happened).
         """
         answers: list[events.Recorded] = []
-        batch = self._batch = _Batch()
+        batch = self._batch = _Batch(at=round(self._clock(), 3))
         try:
             with self._transaction() as db:
                 for write in decided:
@@ -174,6 +177,9 @@ class Journal(History):
         if self._batch.states:
             _set_state.run_many(db, self._batch.states)
             self._batch.states = []
+        if self._batch.arrived:
+            _add_times.run_many(db, self._batch.arrived)
+            self._batch.arrived = []
         if self._batch.settled:
             _set_settled.run_many(db, self._batch.settled)
             self._batch.settled = []
@@ -214,7 +220,7 @@ class Journal(History):
         if result.rowcount == 0:
             return self._known(write, db)
         order = int(result.lastrowid)
-        _add_times.run(db, {"id": notice.id, "arrived": self._now(), "settled": None})
+        self._batch.arrived.append({"id": notice.id, "arrived": self._batch.at, "settled": None})
         if kept:
             self._remember(notice.id, notice.envelope)
             place: dict[str, object] = {"id": notice.id, "run": notice.run, "site": notice.site}
@@ -250,7 +256,7 @@ class Journal(History):
         state = {"of": write.id, "new_state": write.state.value, "new_reason": write.reason}
         self._batch.states.append(state | {"new_version": write.version, "new_norm": write.norm})
         if write.state.final:
-            self._batch.settled.append({"of": write.id, "at": self._now()})
+            self._batch.settled.append({"of": write.id, "at": self._batch.at})
             self._forget(write.id)
 
     @_write.register
@@ -328,12 +334,9 @@ class Journal(History):
         batch = self._batch
         if batch.last_hash is None:
             batch.last_hash = _last_hash.run(db).scalar() or b""
-        packed = encode({**entry, AT: self._now()})
+        packed = encode({**entry, AT: batch.at})
         batch.last_hash = ledger_hash(batch.last_hash, kind, packed)
         batch.entries.append({"kind": kind, "entry": packed, "hash": batch.last_hash})
-
-    def _now(self) -> float:
-        return round(self._clock(), 3)
 
     # ---- envelopes
 
