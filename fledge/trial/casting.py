@@ -175,8 +175,9 @@ def _each_its_own(casting: Casting) -> Roster:
         options = {**casting.options, parameter: path}
         trainer, measure = (_made(casting, options) for _ in range(2))
         examples = None
-        if isinstance(trainer, Divisible) and isinstance(measure, Divisible):
-            dealt = _divided(trainer.holdings(), _alone(casting.terms), None)
+        known = _holdings(trainer)
+        if known is not None and isinstance(trainer, Divisible) and isinstance(measure, Divisible):
+            dealt = _divided(known, _alone(casting.terms), None)
             for each in (trainer, measure):
                 each.take(dealt.pooled, dealt.held_out)
             examples = len(dealt.pooled)
@@ -187,12 +188,20 @@ def _each_its_own(casting: Casting) -> Roster:
     )
 
 
+def _holdings(trainer: Trainer) -> Holdings | None:
+    """What a trainer trains on; None if that cannot be divided, such as a dataset that is a stream."""
+    try:
+        return trainer.holdings() if isinstance(trainer, Divisible) else None
+    except ConfigError:
+        return None
+
+
 def _alone(terms: Terms) -> Terms:
     return Terms(sites=1, seed=terms.seed, held_out=terms.held_out)
 
 
 def _joined(trainers: Sequence[Trainer]) -> Trainer | None:
-    first, alike = trainers[0], [each for each in trainers if isinstance(each, Divisible)]
+    first, alike = trainers[0], [each for each in trainers if isinstance(each, Divisible) and _holdings(each)]
     if len(alike) < len(trainers) or len({type(each) for each in trainers}) > 1:
         return None
     alike[0].join(alike[1:])
@@ -203,18 +212,31 @@ def _by_list(casting: Casting, folder: Path) -> Roster:
     """A folder with a dataset.json: each site gets a folder of its own with a share of the list."""
     parameter = _data_parameter(casting)
     dealt = folders.divide_list(folder, casting.terms, casting.place)
+    whole = _of_folder(casting, parameter, dealt.pooled, dealt.held_out)
     sites = []
     for index, share in enumerate(dealt.shares):
         options = {**casting.options, parameter: str(share.folder)}
-        trainer = _made(casting, options)
+        trainer = _of_folder(casting, parameter, share)
         sites.append(TrialSite(name=f"{_SITE}-{index + 1}", trainer=trainer, options=options, examples=share.images))
-    whole = _made(casting, {**casting.options, parameter: str(dealt.pooled.folder)})
-    return Roster(
-        sites=sites,
-        measuring=(whole,),
-        pooled=whole,
-        held_out=f"the list's validation: {dealt.held_out} images that no site trains on",
-    )
+    held_out = f"{dealt.held_out} image{'s' if dealt.held_out > 1 else ''} that no site trains on"
+    return Roster(sites=sites, measuring=(whole,), pooled=whole, held_out=held_out)
+
+
+def _of_folder(casting: Casting, parameter: str, share: folders.SiteFolder, held_out: int | None = None) -> Trainer:
+    """A folder's trainer, unless it tells that it trains on other images than the folder's list has.
+
+    A configuration may look for images by a pattern: then every site would have all of them.
+    """
+    made = _made(casting, {**casting.options, parameter: str(share.folder)})
+    sizes = getattr(made, "sizes", (None, None))
+    known = made.holdings().examples if isinstance(made, Divisible) else sizes[0]
+    if known not in (None, share.images) or (held_out is not None and sizes[1] not in (None, 0, held_out)):
+        raise ConfigError(
+            f"the training does not follow the lists of {folders.DATASET}: it has {known} images where {share.images} "
+            "are listed for it, perhaps because it looks for files by a pattern; give each site a folder of its own "
+            "(--data A --data B)"
+        )
+    return made
 
 
 def _made(casting: Casting, options: Mapping[str, object]) -> Trainer:

@@ -33,7 +33,9 @@ class Source:
     name: str
     factory: Callable[..., object]
     shown: str
-    """Where it is defined, `file:line`, as errors say it."""
+    """Where it is defined, `file:line`, as errors say it; of a bundle, its folder."""
+    title: str = ""
+    """What people call it; by default its name."""
 
     @classmethod
     def find(cls, name: str) -> Source:
@@ -61,7 +63,7 @@ class Source:
             raise ConfigError(f"{module} does not load: {told(cause, module)}") from error
         if not callable(found):
             raise ConfigError(f"{name} is a {type(found).__name__}; it has to be a function that makes a trainer")
-        return cls(name, found, _defined_at(found, module))
+        return cls(name, found, _defined_at(found, module), name)
 
     def data_parameter(self, options: Mapping[str, object]) -> str | None:
         """The argument that names the data, if these options leave one open; None: it takes none.

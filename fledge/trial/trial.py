@@ -134,8 +134,9 @@ def _source(options: TrialOptions) -> tuple[Source, dict[str, object]]:
 
     if not options.bundle.is_dir():
         raise ConfigError(f"--bundle {options.bundle}: there is no such folder")
-    name, root = (MMAR_TRAINER, "mmar") if is_mmar(options.bundle) else (BUNDLE_TRAINER, "bundle_root")
-    return Source.find(name), {root: str(options.bundle.absolute()), **options.options}
+    name, root = (MMAR_TRAINER, "mmar_root") if is_mmar(options.bundle) else (BUNDLE_TRAINER, "bundle_root")
+    found = replace(Source.find(name), shown=str(options.bundle), title=options.bundle.resolve().name)
+    return found, {root: str(options.bundle.absolute()), **options.options}
 
 
 def _data(options: TrialOptions, place: Path) -> dict[str, str]:
@@ -303,7 +304,7 @@ def _introduce(console: Console, source: Source, roster: Roster, settings: RunCo
         "each version takes an update of every site" if settings.release_decay == 0 else "nobody waits for the slowest"
     )
     console.print(
-        f"[bold]{source.name}[/bold] at {len(roster.sites)} sites, {roster.values:,} values in the model; "
+        f"[bold]{source.title}[/bold] at {len(roster.sites)} sites, {roster.values:,} values in the model; "
         f"strategy {settings.strategy.name}: {how}.\n"
         f"Measured on {roster.held_out}.",
         soft_wrap=True,
@@ -328,7 +329,7 @@ def _report(
         for site in roster.sites
     ]
     return reports.TrialReport(
-        trainer=source.name,
+        trainer=source.title,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         fledge=_version(),
         strategy=options.strategy,

@@ -95,6 +95,12 @@ class BundleTrainer:
         built = self._ready(self._batch)
         return "" if built.evaluator is None else built.evaluator.key_metric
 
+    @property
+    def sizes(self) -> tuple[int | None, int | None]:
+        """How many examples it trains on, and evaluates on; None where the bundle's data do not tell."""
+        built = self._ready(self._batch)
+        return _size(built.dataset), 0 if built.evaluator is None else _size(built.held_out)
+
     def initial(self) -> Iterator[bytes]:
         """The payload of the network as it stands: version 0 of a run that begins with it."""
         return self._ready(self._batch).tensors.payload(self.spec)

@@ -104,6 +104,22 @@ def plain(data=None):
     return Plain(builtin())
 
 
+class Listed(Mean):
+    '''Trains on what the dataset.json of its folder lists, or on all files there.'''
+
+    def __init__(self, folder, by_list):
+        import json
+        listed = json.loads((Path(folder) / "dataset.json").read_text())
+        names = [item["image"] for item in listed["training"]] if by_list else sorted(
+            path.name for path in (Path(folder) / "images").iterdir())
+        super().__init__([float(Path(name).stem) for name in names])
+        self.held_out = [float(Path(item["image"]).stem) for item in listed["validation"]]
+
+
+def listed(data, by_list=True):
+    return Listed(data, by_list)
+
+
 def exits(data=None):
     raise SystemExit(3)
 """
@@ -174,6 +190,29 @@ def test_sites_may_bring_their_own_data(module: str, screen: Console, tmp_path: 
         (folder / f"{name}.txt").write_text("1\n2\n3")
     report = tried(TrialOptions(factory=f"{module}:trainer", data=("sites",), per_site=True, versions=1), screen)
     assert [site.name for site in report.sites] == ["north", "south"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "folder" / "images").mkdir(parents=True)
+    items = [{"image": f"images/{index}.txt"} for index in range(12)]
+    for item in items:
+        (tmp_path / "folder" / item["image"]).write_text("")
+    (tmp_path / "folder" / "dataset.json").write_text(json.dumps({"training": items[:9], "validation": items[9:]}))
+    return tmp_path / "folder"
+
+
+def test_a_folder_with_a_list_is_divided_by_its_list(module: str, screen: Console, folder: Path) -> None:
+    report = tried(TrialOptions(factory=f"{module}:listed", data=(str(folder),), versions=1), screen)
+    assert [site.examples for site in report.sites] == [3, 3, 3]
+    assert report.held_out == "3 images that no site trains on"
+    assert report.pooled is not None
+
+
+def test_training_that_does_not_follow_the_list_is_refused(module: str, screen: Console, folder: Path) -> None:
+    options = TrialOptions(factory=f"{module}:listed", data=(str(folder),), options={"by_list": False}, versions=1)
+    with pytest.raises(ConfigError, match=r"does not follow the lists of dataset\.json: it has 12 images where 9 are"):
+        tried(options, screen)
 
 
 def test_a_trainer_with_data_of_its_own_is_divided_by_class(module: str, screen: Console) -> None:
