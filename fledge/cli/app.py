@@ -11,7 +11,19 @@ import typer
 from fledge.cli import audit as audit_commands
 from fledge.cli import bundle, data, deploy, health, infer, provision, receipt, site, trial
 from fledge.cli.doctor import doctor
-from fledge.cli.options import ConfigFiles, named_value, server_url, the_run
+from fledge.cli.options import (
+    AGGREGATOR_TOML,
+    WORKER_TOML,
+    ConfigFiles,
+    HubConfig,
+    HubKit,
+    SiteConfig,
+    SiteKit,
+    config_in,
+    named_value,
+    server_url,
+    the_run,
+)
 from fledge.ctl.app import app as ctl
 from fledge.process.tracebacks import guard_tracebacks, show
 from fledge.shell.command import shell
@@ -40,7 +52,6 @@ trial.register(app)
 ctl.command()(shell)
 app.add_typer(ctl, name="ctl")
 
-Config = Annotated[Path, typer.Option("--config", help="The aggregator's configuration file.")]
 RunDirectory = Annotated[
     Path | None, typer.Argument(metavar="RUN", help="A directory that `fledge init-run` made: a run to begin with.")
 ]
@@ -218,7 +229,9 @@ def init_run(
 
 
 @app.command()
-def aggregator(run: RunDirectory = None, config: Config = Path("aggregator.toml"), old: OldRun = None) -> None:
+def aggregator(
+    run: RunDirectory = None, config: HubConfig = AGGREGATOR_TOML, kit: HubKit = None, old: OldRun = None
+) -> None:
     """Serve a federation's runs: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
     from fledge.bootstrap import open_aggregator
     from fledge.process.memory import return_large_blocks
@@ -226,6 +239,7 @@ def aggregator(run: RunDirectory = None, config: Config = Path("aggregator.toml"
 
     return_large_blocks()
     first = None if run is None and old is None else Path(the_run(None if run is None else str(run), old))
+    config = config_in(kit, config, AGGREGATOR_TOML)
     with open_aggregator(config, first) as service, stopped_by_signals(service.stop):
         service.start()
         service.join()
@@ -234,19 +248,18 @@ def aggregator(run: RunDirectory = None, config: Config = Path("aggregator.toml"
 @app.command()
 def worker(
     context: typer.Context,
-    config: Annotated[Path, typer.Option("--config", help="The site's configuration file.")] = Path("worker.toml"),
-    kit: Annotated[Path | None, typer.Option(help="The site's kit: a folder that holds worker.toml.")] = None,
+    config: SiteConfig = WORKER_TOML,
+    kit: SiteKit = None,
 ) -> None:
     """Train at a site whenever there is something to train. Exit code 75: an operator ordered a restart."""
     from fledge.bootstrap import LOG, open_worker
-    from fledge.federation import WORKER_TOML
     from fledge.process import log
     from fledge.process.memory import return_large_blocks
     from fledge.process.signals import stopped_by_signals
     from worker.config import read_config
 
     return_large_blocks()
-    path = config if kit is None else kit / WORKER_TOML
+    path = config_in(kit, config, WORKER_TOML)
     log.configure(**context.meta[LOGGING], also=path.parent / read_config(path).state / LOG)
     with open_worker(path) as service, stopped_by_signals(service.stop):
         service.start()
@@ -263,7 +276,8 @@ Otherwise = Annotated[str | None, typer.Option(help="Merge with this strategy in
 @app.command()
 def replay(
     run: Run = None,
-    config: Config = Path("aggregator.toml"),
+    config: HubConfig = AGGREGATOR_TOML,
+    kit: HubKit = None,
     upto: Annotated[int | None, typer.Option(min=1, help="Stop after this version.")] = None,
     without: Without = None,
     strategy: Otherwise = None,
@@ -273,7 +287,7 @@ def replay(
     """Rebuild a run's versions from the journal and compare them, or see what would have been."""
     from fledge import history
 
-    name = the_run(run, old)
+    name, config = the_run(run, old), config_in(kit, config, AGGREGATOR_TOML)
     if audit:
         lines = history.audit_run(config, name)
     else:
@@ -293,7 +307,8 @@ def export(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A new file; the safetensors library opens it.")
     ] = None,
-    config: Config = Path("aggregator.toml"),
+    config: HubConfig = AGGREGATOR_TOML,
+    kit: HubKit = None,
     raw: Annotated[bool, typer.Option("--raw", help="The raw version, not the released average.")] = False,
     without: Without = None,
     strategy: Otherwise = None,
@@ -310,16 +325,17 @@ def export(
         raise ConfigError("name a new file for the model: fledge export RUN -o FILE")
     number = model if number is None else number
     otherwise = history.Otherwise(without=tuple(without or ()), strategy=strategy)
+    config = config_in(kit, config, AGGREGATOR_TOML)
     done = history.export_run(config, the_run(run, old), out, version=number, released=not raw, otherwise=otherwise)
     typer.echo(f"{out}: version {done.version}, {done.size} bytes")
 
 
 @app.command()
-def collect(config: Config = Path("aggregator.toml")) -> None:
+def collect(config: HubConfig = AGGREGATOR_TOML, kit: HubKit = None) -> None:
     """Delete objects older than 14 days that no run refers to any more (left by crashes and refused updates)."""
     from fledge import history
 
-    done = history.collect(config)
+    done = history.collect(config_in(kit, config, AGGREGATOR_TOML))
     typer.echo(f"{done.count} objects, {done.bytes} bytes collected")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fledge.cli.options import AsJson
+from fledge.cli.options import AGGREGATOR_TOML, AsJson, HubConfig, HubKit, config_in
 from fledge.cli.receipt import AnyKit, members_of
 from protocol.errors import ConfigError
 
@@ -20,14 +20,13 @@ app = typer.Typer(name="audit", help="The hub's ledger as a signed file.", no_ar
 @app.command()
 def export(
     out: Annotated[Path, typer.Option("-o", "--out", help="A new file; one JSON object a line.")],
-    config: Annotated[Path, typer.Option("--config", help="The aggregator's configuration file.")] = Path(
-        "aggregator.toml"
-    ),
+    config: HubConfig = AGGREGATOR_TOML,
+    kit: HubKit = None,
 ) -> None:
     """Write every entry of the ledger with its time, signed by the aggregator, beside it if it runs."""
     from fledge import history
 
-    typer.echo(f"{out}: {history.export_ledger(config, out)} entries")
+    typer.echo(f"{out}: {history.export_ledger(config_in(kit, config, AGGREGATOR_TOML), out)} entries")
 
 
 @app.command()

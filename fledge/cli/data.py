@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fledge.cli.options import Also, AsJson, DropDuplicates, taken
-from fledge.cli.site import WORKER_TOML, state_of
+from fledge.cli.options import WORKER_TOML, Also, AsJson, DropDuplicates, taken
+from fledge.cli.site import state_of
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:

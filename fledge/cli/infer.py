@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fledge.cli.options import Also, ConfigFiles, DropDuplicates, taken
-from fledge.cli.site import WORKER_TOML, Config, Kit, at
+from fledge.cli.options import WORKER_TOML, Also, ConfigFiles, DropDuplicates, SiteConfig, SiteKit, taken
+from fledge.cli.site import at
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -33,8 +33,8 @@ def infer(
     config_file: ConfigFiles = None,
     drop_duplicates: DropDuplicates = False,
     also: Also = None,
-    config: Config = WORKER_TOML,
-    kit: Kit = None,
+    config: SiteConfig = WORKER_TOML,
+    kit: SiteKit = None,
 ) -> None:
     """Use a run's model on images of this hospital: offline, beside its worker, with the bundle's own inference."""
     from fledge import inference

@@ -1,10 +1,11 @@
-"""What several commands understand in the same way: `--json`, `--also`, `--config-file`, and NAME=VALUE."""
+"""What several commands understand in the same way: `--kit`, `--json`, `--also`, `--config-file`, and NAME=VALUE."""
 
 from __future__ import annotations
 
 import os
 import tomllib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,6 +56,30 @@ def the_run(run: str | None, old: str | None) -> str:
     if (name := old if run is None else run) is None:
         raise ConfigError("for which run? name it")
     return name
+
+
+WORKER_TOML, AGGREGATOR_TOML = Path("worker.toml"), Path("aggregator.toml")
+SiteConfig = Annotated[Path, typer.Option("--config", help="The site's configuration file.")]
+SiteKit = Annotated[Path | None, typer.Option("--kit", help="Or: the site's kit, the folder that holds worker.toml.")]
+HubConfig = Annotated[Path, typer.Option("--config", help="The aggregator's configuration file.")]
+HubKit = Annotated[Path | None, typer.Option("--kit", help="Or: the hub's kit, the folder that holds aggregator.toml.")]
+_OWNERS = {"worker.toml": "a site", "aggregator.toml": "the hub", "operator.toml": "an operator"}
+
+
+def config_in(kit: Path | None, config: Path, default: Path) -> Path:
+    """The configuration file that `--kit` or `--config` names.
+
+    Raises:
+        ConfigError: both were given, or the kit is somebody else's.
+    """
+    if kit is None:
+        return config
+    if config != default:
+        raise ConfigError("give --kit or --config, not both")
+    other = next((name for name in _OWNERS if (kit / name).exists()), "")
+    if other and not (kit / default).exists():
+        raise ConfigError(f"{kit} is the kit of {_OWNERS[other]}; this needs one of {_OWNERS[default.name]}")
+    return kit / default
 
 
 def server_url(given: str, option: str, variable: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fledge.cli.options import AsJson
+from fledge.cli.options import WORKER_TOML, AsJson, SiteConfig, SiteKit
 from fledge.cli.site import at, state_of
 from protocol.errors import ConfigError
 
@@ -22,12 +22,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="receipt", help="Receipts that the aggregator signed.", no_args_is_help=True)
 
-SiteConfig = Annotated[Path, typer.Option("--config", help="The site's configuration file.")]
-SiteKit = Annotated[Path | None, typer.Option("--kit", help="Or: the site's kit, the folder that holds worker.toml.")]
 AnyKit = Annotated[
     Path, typer.Option("--kit", envvar="FLEDGE_KIT", help="Any kit of the federation: an unpacked folder.")
 ]
-WORKER_TOML = Path("worker.toml")
 _SHORT = 16
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fledge.cli.options import AsJson
+from fledge.cli.options import WORKER_TOML, AsJson, SiteConfig, SiteKit, config_in
 from protocol.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
@@ -21,14 +21,11 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Config = Annotated[Path, typer.Option("--config", help="The site's configuration file.")]
-Kit = Annotated[Path | None, typer.Option("--kit", help="Or: the site's kit, the folder that holds worker.toml.")]
 Run = Annotated[str, typer.Argument(help="The run's name, as `fledge site waiting` shows it.")]
-WORKER_TOML = Path("worker.toml")
 
 
 @app.command()
-def waiting(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
+def waiting(config: SiteConfig = WORKER_TOML, kit: SiteKit = None, as_json: AsJson = False) -> None:
     """List the runs that wait for a yes of this hospital."""
     from worker.config import read_config, site_policy
 
@@ -46,19 +43,19 @@ def waiting(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = Fal
 
 
 @app.command()
-def approve(run: Run, config: Config = WORKER_TOML, kit: Kit = None) -> None:
+def approve(run: Run, config: SiteConfig = WORKER_TOML, kit: SiteKit = None) -> None:
     """Let this site train a run; the worker hears of it with its next sign of life."""
     _say(at(config, kit), run, approved=True)
 
 
 @app.command()
-def refuse(run: Run, config: Config = WORKER_TOML, kit: Kit = None) -> None:
+def refuse(run: Run, config: SiteConfig = WORKER_TOML, kit: SiteKit = None) -> None:
     """Let this site not train a run: a training under way is stopped, and none begins."""
     _say(at(config, kit), run, approved=False)
 
 
 @app.command()
-def cases(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
+def cases(config: SiteConfig = WORKER_TOML, kit: SiteKit = None, as_json: AsJson = False) -> None:
     """List what went wrong here, the newest first; operators elsewhere see the numbers alone."""
     from worker.storage.incidents import Incidents
 
@@ -74,7 +71,9 @@ def cases(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False
 
 @app.command()
 def case(
-    number: Annotated[str, typer.Argument(help="The case's number.")], config: Config = WORKER_TOML, kit: Kit = None
+    number: Annotated[str, typer.Argument(help="The case's number.")],
+    config: SiteConfig = WORKER_TOML,
+    kit: SiteKit = None,
 ) -> None:
     """Show the full text of a case. It may name patients: it is for people of this hospital."""
     from worker.storage.incidents import Incidents
@@ -83,7 +82,7 @@ def case(
 
 
 @app.command()
-def models(config: Config = WORKER_TOML, kit: Kit = None, as_json: AsJson = False) -> None:
+def models(config: SiteConfig = WORKER_TOML, kit: SiteKit = None, as_json: AsJson = False) -> None:
     """List the versions of each run that `fledge infer` can use here, and how they did on this site's data."""
     from worker.service.assembly import MODELS
     from worker.storage.kept_versions import KeptVersions, best
@@ -111,8 +110,8 @@ def rehearse(
         Path | None, typer.Option(help="A run's code to be tried; by default the trainer that worker.toml names.")
     ] = None,
     versions: Annotated[int, typer.Option(min=1, max=1000, help="How many versions to train one after another.")] = 2,
-    config: Config = WORKER_TOML,
-    kit: Kit = None,
+    config: SiteConfig = WORKER_TOML,
+    kit: SiteKit = None,
     old: Annotated[str, typer.Option("--run", hidden=True, help="As RUN, which was once named so.")] = "",
 ) -> None:
     """Try a trainer with this site's data, filters and exclusions: everything is real but federation and store."""
@@ -143,7 +142,7 @@ def rehearse(
 
 def at(config: Path, kit: Path | None) -> Path:
     """The configuration file that two options name."""
-    return config if kit is None else kit / WORKER_TOML
+    return config_in(kit, config, WORKER_TOML)
 
 
 def state_of(config: Path) -> Path:

@@ -149,6 +149,18 @@ def takers(group: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterator
             assert not re.search("password$|secret|token", parameter.opts[-1]), f"{path} {name} takes a secret"
 
 
+def configured(
+    group: typer.core.TyperGroup, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], typer.core.TyperCommand]]:
+    """Every command that reads a configuration file of a site or of the hub."""
+    for name, command in group.commands.items():
+        if isinstance(command, typer.core.TyperGroup):
+            yield from configured(command, (*path, name))
+        elif path != ("bundle",) and any("--config" in parameter.opts for parameter in command.params):
+            assert isinstance(command, typer.core.TyperCommand)
+            yield (*path, name), command
+
+
 COMMANDS = typer.main.get_command(app)
 assert isinstance(COMMANDS, typer.core.TyperGroup)
 
@@ -169,6 +181,27 @@ def test_no_command_takes_a_login_as_an_argument(
         COMMANDS.main(arguments, standalone_mode=False)
     assert "hunter2" not in str(refused.value)
     assert not (place / "new").exists()
+
+
+EVERY_CONFIGURED = dict(configured(COMMANDS))
+
+
+@pytest.mark.parametrize("words", EVERY_CONFIGURED, ids=" ".join)
+def test_whoever_takes_a_configuration_takes_a_kit_likewise(words: tuple[str, ...], place: Path) -> None:
+    options = {option for parameter in EVERY_CONFIGURED[words].params for option in parameter.opts}
+    assert "--kit" in options
+    needed = {"infer": ["x", "--in", "x", "--out", "x"], "approve": ["x"], "refuse": ["x"], "case": ["x"]}
+    needed |= {"receipt": ["x"], "rehearse": [], "export": ["x", "-o", "x"] if words == ("export",) else ["-o", "x"]}
+    needed |= {"replay": ["x"]}
+    arguments = [*words, *needed.get(words[-1], [])]
+    with pytest.raises(ConfigError, match="give --kit or --config, not both"):
+        COMMANDS.main([*arguments, "--kit", str(place), "--config", "other.toml"], standalone_mode=False)
+    if words in (("doctor",), ("healthcheck",)):  # these take every kit
+        return
+    helps = " ".join(str(getattr(parameter, "help", "")) for parameter in EVERY_CONFIGURED[words].params)
+    theirs = place / "f" if "the site's" in helps.lower() else place / "f" / "sites" / "alpha"
+    with pytest.raises(ConfigError, match=r"is the kit of .*; this needs one of "):
+        COMMANDS.main([*arguments, "--kit", str(theirs)], standalone_mode=False)
 
 
 def test_the_servers_of_a_new_federation_may_come_from_the_environment(place: Path) -> None:
