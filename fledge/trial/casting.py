@@ -14,6 +14,7 @@ from protocol.errors import ConfigError
 from protocol.spec import ModelSpec
 from worker.api.division import Divisible, Holdings
 from worker.api.trainer import Trainer
+from worker.data.datalist import DATASET
 from worker.trainers.initial import HasModel
 
 _SITE = "site"
@@ -232,7 +233,7 @@ def _of_folder(casting: Casting, parameter: str, share: folders.SiteFolder, held
     known = made.holdings().examples if isinstance(made, Divisible) else sizes[0]
     if known not in (None, share.images) or (held_out is not None and sizes[1] not in (None, 0, held_out)):
         raise ConfigError(
-            f"the training does not follow the lists of {folders.DATASET}: it has {known} images where {share.images} "
+            f"the training does not follow the lists of {DATASET}: it has {known} images where {share.images} "
             "are listed for it, perhaps because it looks for files by a pattern; give each site a folder of its own "
             "(--data A --data B)"
         )
