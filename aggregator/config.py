@@ -107,6 +107,12 @@ def ending(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"stop": config.stop.model_copy(update={"max_versions": DEFAULT_VERSIONS})})
 
 
+def until(config: RunConfig, versions: int) -> RunConfig:
+    """The same settings with another end: after so many versions, whatever else was to end it."""
+    same = {"metric": config.stop.metric, "direction": config.stop.direction}
+    return config.model_copy(update={"stop": StopConfig.model_validate({**same, "max_versions": versions})})
+
+
 def kept(config: RunConfig) -> str:
     """A run's settings as the journal keeps them.
 

@@ -105,6 +105,14 @@ class SetRun:
     elapsed: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetEnd:
+    """A run ends after so many versions from now on, and by nothing else."""
+
+    run: str
+    versions: int
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """Write nothing, but look at the fence: an idle aggregator that was taken over from has to notice, too."""
@@ -202,7 +210,7 @@ class ForgetLetters:
     number: int | None
 
 
-OfRuns = CommitVersion | ReplaceRecord | StoreEvaluation | SetRun | CreateRun | OfferCode | DeleteRun
+OfRuns = CommitVersion | ReplaceRecord | StoreEvaluation | SetRun | SetEnd | CreateRun | OfferCode | DeleteRun
 """What becomes of a run."""
 OfModels = AddModel | Promote
 """What becomes of published models."""

@@ -7,6 +7,7 @@ from functools import singledispatch
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from aggregator.config import RunConfig, kept, until
 from aggregator.domain import writes
 from aggregator.journal import tables
 from broker.runtime.database import replacing
@@ -45,6 +46,13 @@ def _(write: writes.CreateRun, db: Connection) -> None:
     )
     first = {"version": 0, "digest": new.digest, "plan": b"", "record": new.record, "registry": new.registry}
     db.execute(insert(tables.versions).values(run=name, **first))
+
+
+@write_command.register
+def _(write: writes.SetEnd, db: Connection) -> None:
+    of_run = tables.runs.c.name == write.run
+    config = RunConfig.model_validate_json(db.execute(select(tables.runs.c.config).where(of_run)).scalar_one())
+    db.execute(update(tables.runs).where(of_run).values(config=kept(until(config, write.versions))))
 
 
 @write_command.register

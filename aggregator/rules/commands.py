@@ -150,7 +150,9 @@ MOST_RUNS = 256
 """Runs there may be at a time; each takes some memory for as long as it is there."""
 MOST_OF_ONE = 32
 """Runs of one operator that do not go on."""
-_GOES_ON_AGAIN = ("run.start", "run.resume")
+_MOST_VERSIONS = 2**31
+GOES_ON_AGAIN = ("run.start", "run.resume")
+"""Commands that take an end of their own, `until`."""
 TEXTS: Mapping[str, str] = {
     **{f"run_{state.value}": f"the run is {state.value}" for state in RunState},
     "unknown_run": "there is no such run; `run list` shows which there are",
@@ -159,7 +161,8 @@ TEXTS: Mapping[str, str] = {
     "run_exists": "a run of this name is there, or was: names are not used twice",
     "too_many_runs": "as many runs are there, or go on, as this aggregator takes; stop or delete one first",
     "busy": "this aggregator is still at work on an order of yours that takes time; give this one when it has answered",
-    "run_complete": "the run has reached one of the ends in its settings; clone it with others to train further",
+    "run_complete": "the run has reached one of the ends in its settings; `run start RUN --until VERSION` goes on",
+    "version_is_there": "the run has come to that version already; name a later one to end with",
     "not_measured": "no version of the run is known to be the best: its sites have measured none yet; name a version",
     "unknown_model": "no model was published under this name; `model search` shows which there are",
     "name_taken": "a model or a channel has this name; choose another one",
@@ -187,6 +190,8 @@ class Present:
     """Operators whose last command that takes time is still being worked on."""
     complete: Collection[str] = ()
     """Runs that have reached one of the ends in their settings."""
+    versions: Mapping[str, int] = field(default_factory=dict)
+    """The newest version of each run."""
     measured: Collection[str] = ()
     """Runs of which a version is known to be the best."""
     catalogue: Catalogue
@@ -231,11 +236,20 @@ def about_run(event: CommandArrived, present: Present) -> CommandVerdict:
     if wanted is not None and state not in wanted[1]:
         return CommandVerdict(f"run_{state.value}", run)
     going_on = sum(each in GOING_ON for each in present.runs.values())
-    if event.command in _GOES_ON_AGAIN and state not in GOING_ON and going_on >= MOST_GOING_ON:
+    if event.command in GOES_ON_AGAIN and state not in GOING_ON and going_on >= MOST_GOING_ON:
         return CommandVerdict("too_many_runs", run)
-    if event.command in _GOES_ON_AGAIN and run in present.complete:
-        return CommandVerdict("run_complete", run)
+    if event.command in GOES_ON_AGAIN:
+        return CommandVerdict(_going_on(arguments.get("until"), present.versions[run], run in present.complete), run)
     return CommandVerdict("ok", run)
+
+
+def _going_on(until: object, version: int, complete: bool) -> str:
+    """What speaks against letting a run go on, in a word; `until` is the version that is to end it now."""
+    if until is None:
+        return "run_complete" if complete else "ok"
+    if not isinstance(until, int) or isinstance(until, bool) or not 0 < until < _MOST_VERSIONS:
+        return "bad_argument"
+    return "ok" if until > version else "version_is_there"
 
 
 def _of_version(named: object, measured: bool) -> str:

@@ -29,7 +29,7 @@ from aggregator.domain.state import (
     UpdateState,
 )
 from aggregator.rules.catalogue import Catalogue
-from aggregator.rules.commands import OF_VERSIONS, PREPARED, REPLAYED, TEXTS, Commands, Present
+from aggregator.rules.commands import GOES_ON_AGAIN, OF_VERSIONS, PREPARED, REPLAYED, TEXTS, Commands, Present
 from aggregator.rules.decisions import Decisions
 from aggregator.rules.head import HeadNumbers
 from aggregator.rules.liveness import Liveness
@@ -255,6 +255,7 @@ class AggregatorRules:
             by={name: run.operator for name, run in self.runs.items()},
             taken=self._taken,
             busy=self._busy,
+            versions={name: run.version for name, run in self.runs.items()},
             measured=frozenset(run.name for run in self._all() if run.best is not None),
             complete=frozenset(run.name for run in self._all() if run.complete is not None),
             catalogue=self.catalogue,
@@ -267,6 +268,9 @@ class AggregatorRules:
                 self._out.await_reply(event.id, site)
                 self._out.pass_on(site, event.raw)
         elif (wanted := TRANSITIONS.get(event.command)) is not None:
+            until = event.arguments.get("until") if event.command in GOES_ON_AGAIN else None
+            if isinstance(until, int):
+                self.runs[run].end_at(until)
             reason = f"{event.command.removeprefix('run.')}-by-{event.operator}"[:64]
             self.runs[run].at(self._now).change(wanted[0], reason)
         elif (sanction := self.commands.sanction(event, self._root_registry.version)) is not None:

@@ -17,7 +17,7 @@ from aggregator.rules.head import HeadNumbers
 from aggregator.rules.liveness import Liveness
 from aggregator.strategy import buffer, plan
 from aggregator.strategy.evaluations import best_of
-from aggregator.strategy.stopping import VersionScore, reason_to_stop
+from aggregator.strategy.stopping import Stopping, VersionScore, reason_to_stop
 from protocol import limits, topology
 from protocol.codec import Value
 from protocol.errors import StrategyFailed
@@ -336,6 +336,14 @@ class Run:
                 self._finish(row, ended, reason)
             self._out.do(effects.Ended(run=self.name, reason=reason))
         self._heads.renew(self._now, announce=True)
+
+    def end_at(self, versions: int) -> None:
+        """From now on the run ends after so many versions, and by nothing else."""
+        old = self.rules.stopping
+        stopping = Stopping(metric=old.metric, direction=old.direction, max_versions=versions)
+        self.rules = replace(self.rules, stopping=stopping)
+        self._out.write(writes.SetEnd(run=self.name, versions=versions))
+        self._out.audit("run_end", {"run": self.name, "max_versions": versions})
 
     def evaluated(self, event: events.EvaluationArrived) -> None:
         """A site measured one of the versions."""

@@ -189,8 +189,9 @@ def _begin(ground: AggregatorGround, first: FirstRun) -> None:
     config, journal = first.config, ground.journal
     if config.name in journal.names():
         record = journal.run(config.name).record()
-        if RunConfig.model_validate_json(record.config).stop.named:  # one that was begun without an end goes on so
-            config = ending(config)
+        if not config.stop.named:  # it keeps the end that it has, or none
+            begun = RunConfig.model_validate_json(record.config).stop.model_dump(exclude={"metric", "direction"})
+            config = config.model_copy(update={"stop": config.stop.model_copy(update=begun)})
         settings, strategies = kept(config), ground.settings.strategies
         strategies.keep(config.strategy.name, first.code)
         # Before it is written: what cannot be made would be in the way of every later start, whatever it is given.

@@ -16,6 +16,7 @@ from typing import assert_never
 import nacl.utils
 import structlog
 
+from aggregator.config import until
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import UpdateState
 from aggregator.intake import Intake
@@ -254,6 +255,8 @@ class AggregatorService:
                 self.serving[offered.run].code_record = offered.code_record
             case writes.DeleteRun(run=run):
                 self.serving.pop(run, None)
+            case writes.SetEnd(run=run, versions=versions):
+                self.serving[run].config = until(self.serving[run].config, versions)
             case writes.JournalUpdate():
                 crash_point("aggregator.journalled")
             case _:

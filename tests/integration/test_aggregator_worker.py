@@ -22,6 +22,7 @@ from protocol.errors import TrainingError
 from protocol.messages import Named, Outcome
 from tests.e2e.trainers import trainer
 from tests.support.federation import FEDERATION, RUN, Federation
+from tests.support.waiting import eventually
 from worker.api.filters import build
 from worker.api.trainer import Control, EvaluationResult, TrainResult
 from worker.api.weights import Weights
@@ -127,6 +128,11 @@ def test_three_workers_train_until_the_run_ends_and_their_receipts_say_what_the_
 
     assert centre.rules.runs[RUN].version == 5
     assert audit(centre.journal, RUN) == []
+    taking_part = set(centre.journal.run(RUN).sites(5))
+    eventually(
+        lambda: taking_part <= {each.site for each in centre.journal.run(RUN).measurements(5)},
+        "everybody who took part has measured the last version",
+    )
     plans = centre.journal.run(RUN).plans()
     merged = {member.id: plan.version for plan, _ in plans for member in plan.members}
     said = {r["id"]: r["version"] for w in workers for r in receipts(w) if r["outcome"] == Outcome.MERGED.value}

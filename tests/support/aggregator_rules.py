@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 
+from aggregator.config import RunConfig, kept
 from aggregator.domain import effects, events, writes
 from aggregator.domain.state import NewRun, RunRules, UpdateNotice, UpdateState
 from aggregator.journal.journal import Journal
@@ -60,7 +61,7 @@ def new_run(rules: RunRules, registry: int, state: RunState = RunState.RUNNING) 
     """A run with its version 0, as it is taken over."""
     return NewRun(
         rules=rules,
-        config="",
+        config=kept(RunConfig(name=rules.run)),
         digest=GENESIS,
         record=b"record 0",
         spec=b"",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,10 @@ from fledge.ctl.options import (
     session_of,
     some_sites,
 )
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from protocol.codec import Value
 
 app = group("Runs: one training each.")
 
@@ -64,12 +68,22 @@ def deploy(
 
 @command(app, "start")
 def start(
-    context: typer.Context, run: ThisRun, sites: Sites = None, site: AlsoSites = None, everywhere: Everywhere = False
+    context: typer.Context,
+    run: ThisRun,
+    sites: Sites = None,
+    site: AlsoSites = None,
+    everywhere: Everywhere = False,
+    until: Annotated[
+        int | None, typer.Option(min=1, metavar="VERSION", help="End after this version, and by nothing else.")
+    ] = None,
 ) -> int:
     """Begin a run, or go on with one that was paused, stopped or aborted; with sites: as `run join`."""
     session = session_of(context)
     targets = some_sites(session, sites, site, everywhere)
-    return session.send("run.join" if targets else "run.start", {"run": run}, targets)
+    if targets and until is not None:
+        raise ConfigError("--until is about the run, not about single sites; leave one of them out")
+    arguments: dict[str, Value] = {"run": run} if until is None else {"run": run, "until": until}
+    return session.send("run.join" if targets else "run.start", arguments, targets)
 
 
 @command(app, "list")

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from aggregator.domain import effects, events
+from aggregator.config import RunConfig
+from aggregator.domain import effects, events, writes
 from aggregator.strategy.stopping import Stopping
 from protocol.messages import Evaluation, RunState
 from tests.support.aggregator_rules import RUN, Desk
@@ -69,6 +70,28 @@ def test_a_version_that_is_not_known_is_refused_in_a_word(named: str, reason: st
     desk.advance()
     order(desk, "model.publish", version=named)
     assert desk.only(effects.AnswerCommand).reason == reason
+
+
+def test_a_run_that_reached_its_end_goes_on_to_a_later_one() -> None:
+    desk = Desk(stopping=Stopping(max_versions=1, metric="accuracy", target=0.9))
+    desk.advance()
+    for until, reason in ((None, "run_complete"), (1, "version_is_there"), (0, "bad_argument"), (True, "bad_argument")):
+        order(desk, "run.start", **({} if until is None else {"until": until}))
+        assert desk.only(effects.AnswerCommand).reason == reason
+    desk.evaluate("alpha", 1, 0.99), desk.evaluate("beta", 1, 0.99)
+    order(desk, "run.start", until=2)
+    assert desk.only(effects.AnswerCommand).reason == "ok"
+    assert writes.SetEnd(run=RUN, versions=2) in desk.writes
+    assert RunConfig.model_validate_json(desk.journal.run(RUN).record().config).stop.max_versions == 2
+    assert desk.state_of_run.state == RunState.RUNNING  # the target ends it no more
+    desk.advance()
+    assert (desk.state_of_run.version, desk.state_of_run.state) == (2, RunState.STOPPED)
+
+
+def test_only_what_goes_on_takes_another_end() -> None:
+    desk = Desk()
+    order(desk, "run.pause", until=9)
+    assert desk.state_of_run.rules.stopping == Stopping()
 
 
 def test_what_is_measured_after_the_end_counts_for_the_best() -> None:

@@ -42,6 +42,7 @@ ORDERED: Sequence[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("site doctor --all", "site.doctor", {}, ("north", "south")),
     ("run offer chest", "run.offer", {"run": "chest"}, ()),
     ("run start chest", "run.start", {"run": "chest"}, ()),
+    ("run start chest --until 300", "run.start", {"run": "chest", "until": 300}, ()),
     ("run start chest north south", "run.join", {"run": "chest"}, ("north", "south")),
     ("run join chest --all", "run.join", {"run": "chest"}, ("north", "south")),
     ("run leave chest north --yes", "run.leave", {"run": "chest"}, ("north",)),
