@@ -31,7 +31,7 @@ from worker.data.dicom_frames import (
     image_types,
     stacked,
 )
-from worker.data.dicom_kinds import Beside, beside, is_slice
+from worker.data.dicom_kinds import Beside, beside, is_secondary, is_slice
 from worker.data.discovery import FoundFiles
 from worker.data.matching import keys_of
 from worker.data.sources import Admission, FoundImages, ImageKind, ImageSource, few, patient_in_path, shown
@@ -52,13 +52,41 @@ class ImageFile:
     frames: tuple[Frame, ...]
 
     def uid(self, tag: str) -> str:
-        """A UID of the file; nothing if it has none."""
+        """A UID of the file, or a text; nothing if it has none."""
         return str(self.header.get(tag) or "")
+
+    @property
+    def is_secondary(self) -> bool:
+        """Whether it says that it was made of other images, later on."""
+        return is_secondary(self.uid("SOPClassUID"), image_types(self.header)[0])
+
+    @property
+    def study(self) -> tuple[str, str]:
+        """In which study it lies, and by which modality."""
+        return self.uid("StudyInstanceUID"), self.uid("Modality")
 
     @property
     def is_projection(self) -> bool:
         """Whether it is an image by itself that lies nowhere, as an X-ray is."""
         return not is_slice(self.uid("SOPClassUID")) and all(frame.position is None for frame in self.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is there altogether, which some series have to be seen against."""
+
+    spaces: Mapping[str, Sequence[Frame]]
+    """The frames in each space."""
+    originals: frozenset[tuple[str, str]]
+    """The studies and modalities of which there are images that were not made of others."""
+
+    @classmethod
+    def of(cls, images: Sequence[ImageFile]) -> Surroundings:
+        """Of all images."""
+        spaces: defaultdict[str, list[Frame]] = defaultdict(list)
+        for image in images:
+            spaces[image.frames[0].space].extend(image.frames)
+        return cls(spaces, frozenset(image.study for image in images if not image.is_secondary))
 
 
 def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
@@ -85,13 +113,11 @@ def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
             raise ConfigError(f"{shown(image.path)} does not say which series it belongs to; leave it out")
         grouped[uid].append(image)
     names = _names(found, grouped)
-    spaces: defaultdict[str, list[Frame]] = defaultdict(list)
-    for image in images:
-        spaces[image.frames[0].space].extend(image.frames)
+    around = Surroundings.of(images)
     sources = []
     for uid, files in sorted(grouped.items()):
         with _readable(files[0].path):
-            if (kind := _left_out_whole(files, spaces)) is not None and kind not in wanted.also:
+            if (kind := _left_out_whole(files, around)) is not None and kind not in wanted.also:
                 left_out[kind].extend(found.name(image.path) for image in files)
             else:
                 sources.append(_source(found, uid, names[uid], files, wanted))
@@ -203,8 +229,8 @@ def _kind(header: Dataset) -> Beside | None:
     )
 
 
-def _left_out_whole(files: Sequence[ImageFile], spaces: Mapping[str, Sequence[Frame]]) -> Beside | None:
-    """What a series is if it is none of the patient's volumes, by all its files and what else lies in its space."""
+def _left_out_whole(files: Sequence[ImageFile], around: Surroundings) -> Beside | None:
+    """What a series is if it is none of the patient's volumes, by all its files and what else is there."""
     frames = [frame for file in files for frame in file.frames]
     if files[0].is_projection:
         return None
@@ -212,8 +238,10 @@ def _left_out_whole(files: Sequence[ImageFile], spaces: Mapping[str, Sequence[Fr
         return Beside.NO_PLACE
     if are_crossed(frames):
         return Beside.LOCALIZER
+    if all(file.is_secondary for file in files) and files[0].study in around.originals:
+        return Beside.DERIVED
     space = frames[0].space
-    return Beside.LOCALIZER if space and are_scouts(frames, spaces[space]) else None
+    return Beside.LOCALIZER if space and are_scouts(frames, around.spaces[space]) else None
 
 
 def _single(found: FoundFiles, images: Sequence[ImageFile], *, drop: bool) -> tuple[list[ImageFile], list[str]]:

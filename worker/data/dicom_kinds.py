@@ -90,12 +90,14 @@ def beside(
         return Beside.LOCALIZER
     if any(_SCREEN.fullmatch(word) for word in words):
         return Beside.SCREEN
-    derived = words[:1] == ["DERIVED"]
-    if any(_MADE.fullmatch(word) for word in (*words[2:], technique.upper())) or (
-        derived and words[1:2] == ["SECONDARY"] and is_slice(sop_class)
-    ):
+    if any(_MADE.fullmatch(word) for word in (*words[2:], technique.upper())):
         return Beside.DERIVED
     return None
+
+
+def is_secondary(sop_class: str, image_type: Sequence[str]) -> bool:
+    """Whether slices say that they were made of others later on; what they are depends on whether those are there."""
+    return is_slice(sop_class) and [word.strip().upper() for word in image_type[:2]] == ["DERIVED", "SECONDARY"]
 
 
 def is_slice(sop_class: str) -> bool:

@@ -66,7 +66,7 @@ BESIDE: Mapping[Beside, Sequence[dict[str, Any]]] = {
         {"ImageType": ["DERIVED", "SECONDARY", "SCOUT"]},
     ),
     Beside.DERIVED: (
-        {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"]},
+        {"ImageType": ["DERIVED", "SECONDARY", "MPR"]},
         {"ImageType": ["DERIVED", "PRIMARY", "PROJECTION IMAGE", "MIP"]},
         {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "MIP"]},
         {"ImageType": ["DERIVED", "PRIMARY", "REFORMATTED"], "SOPClassUID": MRImageStorage},
@@ -124,6 +124,7 @@ def test_what_is_asked_for_is_taken(tmp_path: Path, name: str) -> None:
         ["DERIVED", "PRIMARY", "DIFFUSION", "ADC", "NORM"],
         ["ORIGINAL", "PRIMARY", "M", "ND", "NORM"],
         ["DERIVED", "PRIMARY", "AXIAL", "CT_SOM7 SPI DUAL"],
+        ["DERIVED", "SECONDARY", "OTHER"],
         [],
     ],
 )
@@ -139,6 +140,17 @@ def test_x_rays_that_were_processed_for_presentation_stay() -> None:
 @given(some.text("0123456789.", max_size=40), some.lists(some.text(max_size=12), max_size=6))
 def test_whatever_an_object_says_it_is_an_image_or_of_one_kind(sop_class: str, words: list[str]) -> None:
     assert beside(sop_class, words) in {None, *Beside}
+
+
+@pytest.mark.parametrize("of_others", [True, False])
+def test_slices_made_of_others_later_on_are_left_out_where_those_are_there(tmp_path: Path, of_others: bool) -> None:
+    made = setting(ImageType=["DERIVED", "SECONDARY", "OTHER"], StudyInstanceUID="1.2.3")
+    write_series(tmp_path / "in" / "made", change=made)
+    write_series(tmp_path / "in" / "ct", seed=1, change=setting(StudyInstanceUID="1.2.3" if of_others else "1.2.4"))
+    found = admitted(tmp_path / "in")
+    assert {source.name for source in found.sources} == {"ct", *(() if of_others else ("made",))}
+    assert counts(found) == ({"derived images": 5} if of_others else {})
+    assert len(admitted(tmp_path / "in", also=frozenset({Beside.DERIVED})).sources) == 2
 
 
 def test_a_scout_within_its_series_is_left_out_alone(tmp_path: Path) -> None:
