@@ -18,7 +18,10 @@ from PIL import Image
 
 from protocol.errors import ConfigError
 from worker.bundles.findings import Problem
+from worker.data.discovery import FoundFiles, find, kind_of
+from worker.data.gatekeeper import sort_out, volume_of
 from worker.data.nifti import check_extensions
+from worker.data.sources import Admission, ImageKind, counted
 
 Item = Mapping[str, object]
 ANSWER = "label"
@@ -142,6 +145,8 @@ def look(path: Path, *, label: bool, quick: bool) -> Facts:
     if not (path.is_file() or path.is_dir()):
         raise Unreadable(path, "is no file but a pipe or a device", "take it out of the list of data")
     try:
+        if (files := _dicom_files(path)) is not None:
+            return _dicom(path, files, label=label)
         if name.endswith(_NIFTI):
             return _volume(path, label=label, quick=quick)
         if name.endswith(_PICTURES):
@@ -223,6 +228,34 @@ def _picture(path: Path, *, label: bool, quick: bool) -> Facts:
         _bounded(path, picture.size)
         facts = Facts(tuple(picture.size), len(picture.getbands()))
         return facts if quick else _valued(np.asarray(picture), facts, label)
+
+
+def _dicom_files(path: Path) -> FoundFiles | None:
+    """The DICOM files that stand for one image: a file, or all of a folder; None if there are none."""
+    if path.is_dir():
+        found = find(path)
+        return found if found.files[ImageKind.DICOM] else None
+    if kind_of(path) is not ImageKind.DICOM:
+        return None
+    return FoundFiles(path.parent, {**FoundFiles(path).files, ImageKind.DICOM: [path]})
+
+
+def _dicom(path: Path, files: FoundFiles, *, label: bool) -> Facts:
+    """A series or an X-ray, if that is all that MONAI would read here as one image."""
+    try:
+        found = sort_out(files, Admission(nameless=True))
+        beside = "".join(f"; {line}" for line in counted(found.left_out))
+        if len(found.sources) != 1 or found.left_out or found.sources[0].kind is not ImageKind.DICOM:
+            told = f"is read as one image, and holds {len(found.sources)}{beside}"
+            raise Unreadable(path, told, "make files of them with `fledge data prepare`")
+        values = volume_of(found.sources[0]).values
+    except Unreadable:
+        raise
+    except ConfigError as error:
+        raise Unreadable(
+            path, f"would be read wrongly: {error}", "make files of it with `fledge data prepare`"
+        ) from error
+    return _valued(values, Facts(tuple(map(int, values.shape)), 1), label)
 
 
 def _other(path: Path, *, label: bool, quick: bool) -> Facts:

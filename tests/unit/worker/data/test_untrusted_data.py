@@ -105,6 +105,30 @@ def test_a_deflated_dicom_file_is_refused_unread(tmp_path: Path) -> None:
         series(find(tmp_path))
 
 
+def test_dicom_in_a_bundles_list_is_judged_as_for_training(tmp_path: Path) -> None:
+    """MONAI reads all slices of a folder as one volume, whosever they are and whatever is missing."""
+    for name, skip in (("whole", ()), ("gap", (2,)), ("two", ())):
+        dicom.write_series(tmp_path / name, skip=skip)
+    dicom.write_series(tmp_path / "two" / "second")
+    found = list(
+        item_findings([{"image": str(tmp_path / n)} for n in ("whole", "gap", "two")], Expected(loaded=("image",)))
+    )
+    told = [str(each) for each in found]
+    assert len(told) == 2
+    assert "gap: would be read wrongly" in told[0]
+    assert "slices are missing" in told[0]
+    assert "two: is read as one image, and holds 2" in told[1]
+    assert all("fledge data prepare" in each for each in told)
+
+
+def test_figures_of_dicom_are_not_made_of_one_slice(tmp_path: Path) -> None:
+    dicom.write_series(tmp_path / "a", slices=1)
+    (file,) = (tmp_path / "a").iterdir()
+    datalist = parse(json.dumps({"training": [{"image": f"a/{file.name}", "label": 0}], "labels": {"0": "x"}}), "d")
+    with pytest.raises(ConfigError, match="prepare the data with `fledge data prepare`"):
+        list(measure(datalist, tmp_path, lambda done, total: None))
+
+
 ODD: Mapping[str, tuple[bytes, ...]] = {
     "Rows": (b"", b"\1\0\2\0"),
     "Columns": (b"", b"\1\0\2\0"),
