@@ -231,6 +231,8 @@ def _tell(out: Path, made: PreparedData, own_numbers: bool) -> None:
     typer.echo(f"classes: {few(f'{number} {name}' for number, name in sorted(made.datalist.labels.items()))}")
     if made.missing:
         typer.echo(f"classes that no image here has: {few(made.missing)}")
+    if made.white:
+        typer.echo("labels hold 0 and 255 alone, black and white: 255 became class 1")
     if own_numbers:
         typer.echo("classes are numbered by what is here; if other sites have others, say --classes with those of all")
     if made.unlabelled:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -11,6 +13,7 @@ from protocol.errors import ConfigError
 from worker.data.sources import ImageSource, few, shown
 
 Label = TypeVar("Label")
+_FIRST, _CHANNEL = "_0000", re.compile(r"_[0-9]{3}[1-9]$")
 ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".png", ".dcm")
 
 
@@ -22,9 +25,15 @@ def stem(path: str) -> str:
     return path
 
 
+def key_of(name: str) -> str:
+    """What of a path tells an image and its label together: no ending, and letters composed, as macOS has them not."""
+    return unicodedata.normalize("NFC", stem(name))
+
+
 def keys_of(*names: str) -> frozenset[str]:
-    """What a label of an image with these names may be called, without endings."""
-    return frozenset(stem(name) for name in names if name not in ("", "."))
+    """What a label of an image with these names may be called; nnU-Net numbers the channels of one image."""
+    keys = {key_of(name) for name in names if name not in ("", ".")}
+    return frozenset(keys | {key.removesuffix(_FIRST) for key in keys})
 
 
 def pair(
@@ -41,13 +50,13 @@ def pair(
     whole: defaultdict[str, set[ImageSource]] = defaultdict(set)
     last: defaultdict[str, set[ImageSource]] = defaultdict(set)
     for source in sources:
-        own[stem(source.name)].add(source)
+        own[key_of(source.name)].add(source)
         for key in source.keys:
             whole[key].add(source)
             last[PurePosixPath(key).name].add(source)
     found: defaultdict[ImageSource, list[str]] = defaultdict(list)
     for name in labels:
-        key = stem(name)
+        key = key_of(name)
         images = own.get(key) or whole.get(key) or last.get(key) or last.get(PurePosixPath(key).name) or set()
         if not images:
             raise ConfigError(
@@ -63,12 +72,23 @@ def pair(
         if len(names) > 1:
             raise ConfigError(f"{shown(source.name)} has several labels: {few(names)}; leave one of them")
     missing = [source.name for source in sources if source not in found]
+    channels = [name for name in missing if _CHANNEL.search(key_of(name)) and _first(key_of(name)) in own]
+    if channels:
+        raise ConfigError(
+            f"{few(channels)}: further channels of an image, as nnU-Net names them; join the channels of each image in "
+            "one NIfTI file, as its last axis"
+        )
     if missing and not unlabelled:
         raise ConfigError(
             f"{few(missing)}: no label; add one of the same name, or leave images without a label out "
             "with --skip-unlabelled"
         )
     return [(source, labels[found[source][0]]) for source in sources if source in found]
+
+
+def _first(key: str) -> str:
+    """What nnU-Net calls the first channel of the image whose channel this is."""
+    return _CHANNEL.sub(_FIRST, key)
 
 
 def classes_by_folder(sources: Sequence[ImageSource]) -> list[tuple[ImageSource, str]]:

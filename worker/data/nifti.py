@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from io import BufferedIOBase
 from pathlib import Path
 
 import nibabel
@@ -18,6 +22,7 @@ from worker.data.volumes import TOLERANCE_MM, Volume, check_size, corners, in_sp
 _EXTENSIONS = 16 * 1024**2
 _HEADER, _SECOND = 540, (b"n+2", b"ni2")
 _MAGIC = 344
+_GZIP = b"\x1f\x8b"
 _SPACE = 3
 _SMALL = 2
 """Bytes of a class's number in what is left as it is; others are written anew with less."""
@@ -31,8 +36,7 @@ def read_nifti(path: Path, name: str) -> Volume:
     Raises:
         ConfigError: it is damaged or too large, or lies nowhere.
     """
-    with readable(name):
-        image = _opened(path, name)
+    with readable(name), _opened(path, name) as image:
         affine = _place(image, name)
         values = np.asanyarray(image.dataobj)
         shape = _without_ones(values.shape)
@@ -67,8 +71,7 @@ def read_drawn(path: Path, name: str) -> Volume:
 
 def is_pair(path: Path) -> bool:
     """Whether the voxels of this header lie in a file of their own, so that no copy of one file is the image."""
-    with nibabel.openers.Opener(str(path)) as file:
-        head = file.read(_HEADER)
+    head = _head(path)
     return head[_MAGIC : _MAGIC + 3] == b"ni1" or head[4:7] == b"ni2"
 
 
@@ -78,8 +81,7 @@ def check_extensions(path: Path) -> None:
     Raises:
         ConfigError: it does.
     """
-    with nibabel.openers.Opener(str(path)) as file:
-        head = file.read(_HEADER)
+    head = _head(path)
     second = head[4:7] in _SECOND
     header = nibabel.Nifti2Header(head, check=False) if second else nibabel.Nifti1Header(head[:348], check=False)
     if not float(header["vox_offset"]) <= _EXTENSIONS:
@@ -88,20 +90,39 @@ def check_extensions(path: Path) -> None:
         )
 
 
+def _head(path: Path) -> bytes:
+    with _stream(path) as file:
+        return file.read(_HEADER)
+
+
+def _stream(path: Path) -> BufferedIOBase:
+    """A file's content, unpacked if it is packed."""
+    with path.open("rb") as file:
+        packed = file.read(2) == _GZIP
+    return gzip.open(path) if packed else path.open("rb")
+
+
 def save_nifti(volume: Volume, path: Path) -> None:
     """Write a NIfTI file with a header that says nothing but type, shape and place."""
     nibabel.save(nibabel.Nifti1Image(_smallest(volume.values), volume.affine), path)
 
 
-def _opened(path: Path, name: str) -> SpatialImage:
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[SpatialImage]:
+    """The image in a file by what is in it: many a `.nii` is packed, and endings are not believed."""
     check_extensions(path)
-    image = nibabel.load(path)
-    if not isinstance(image, SpatialImage):
-        raise TypeError("it holds no image")
-    check_size(name, image.shape)
-    if len(image.shape) < 2:
-        raise ConfigError(f"{shown(name)} is a row of {image.shape[0]} values and no image; leave it out")
-    return image
+    with _stream(path) as file:
+        if is_pair(path):
+            image = nibabel.load(path)
+        else:
+            kind = nibabel.Nifti2Image if _head(path)[4:7] in _SECOND else nibabel.Nifti1Image
+            image = kind.from_file_map({"image": nibabel.FileHolder(fileobj=file)})
+        if not isinstance(image, SpatialImage):
+            raise TypeError("it holds no image")
+        check_size(name, image.shape)
+        if len(image.shape) < 2:
+            raise ConfigError(f"{shown(name)} is a row of {image.shape[0]} values and no image; leave it out")
+        yield image
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,12 +15,12 @@ from worker.data.volumes import Volume, check_size, readable
 _HEAD = 26
 _DEPTH, _COLOUR = 24, 25
 """Where a PNG file says how many bits a sample has, and of what kind it is."""
-_GREY = 0
+_GREY, _BYTE = 0, 8
 _ORIENTATION = 0x0112
 """Where Exif says which side is up."""
 _GAMMA = 1 / 2.2
 """What every screen assumes; a file may say otherwise."""
-_PALETTE = ("P", "PA")
+_GREYS = ("1", "L")
 _ALPHA = ("LA", "PA", "RGBA")
 _BITS16 = ("I;16", "I")
 
@@ -33,9 +33,9 @@ def read_picture(path: Path, name: str) -> Volume:
     """
     with readable(name):
         with Image.open(path) as opened:
-            picture = _checked(opened, path, name)
+            picture, depth = _checked(opened, path, name)
             mode, turned = picture.mode, ImageOps.exif_transpose(picture)
-            values = _seen(turned, name)
+            values = _seen(turned, depth, name)
         plain = mode in ("L", "RGB", *_BITS16) and "transparency" not in turned.info
         return Volume(values, None, plain and not _turned(opened))
 
@@ -48,9 +48,9 @@ def read_drawn(path: Path, name: str) -> Volume:
     """
     with readable(name):
         with Image.open(path) as opened:
-            picture = _checked(opened, path, name)
+            picture, depth = _checked(opened, path, name)
             mode, turned = picture.mode, ImageOps.exif_transpose(picture)
-            values = np.asarray(turned) if mode in ("1", "P") else _seen(turned, name)
+            values = np.asarray(turned) if mode in ("1", "P") else _seen(turned, depth, name)
         if values.ndim == 3:
             if coloured(values):
                 raise ConfigError(
@@ -98,8 +98,8 @@ def save_picture(values: NDArray[np.number], path: Path) -> None:
     Image.fromarray(np.ascontiguousarray(values)).save(path, "png")
 
 
-def _checked(picture: Image.Image, path: Path, name: str) -> Image.Image:
-    """A picture that is small enough to be read, and whose samples are all read."""
+def _checked(picture: Image.Image, path: Path, name: str) -> tuple[Image.Image, int]:
+    """A picture that is small enough to be read and whose samples are all read, and the bits of each as stored."""
     check_size(name, (*picture.size, len(picture.getbands())))
     with path.open("rb") as file:
         head = file.read(_HEAD)
@@ -117,30 +117,32 @@ def _checked(picture: Image.Image, path: Path, name: str) -> Image.Image:
             "without that"
         )
     picture.load()
-    if (
-        picture.mode == "L" and "transparency" in picture.info
-    ):  # a sample as it is stored, which Pillow spreads over 8 bits
-        picture.info["transparency"] *= 255 // (2 ** head[_DEPTH] - 1)
-    return picture
+    return picture, head[_DEPTH]
 
 
-def _seen(picture: Image.Image, name: str) -> NDArray[np.number]:
-    if picture.mode in _BITS16:
-        values = np.asarray(picture).astype(np.uint16)
-        if (values == picture.info.get("transparency", -1)).any():
+def _seen(picture: Image.Image, depth: int, name: str) -> NDArray[np.number]:
+    if picture.mode in (*_GREYS, *_BITS16):
+        values = np.asarray(picture).astype(np.uint16) if picture.mode in _BITS16 else np.asarray(picture.convert("L"))
+        if (values == _clear(picture, depth)).any():
             raise _transparent(name)
         return values
     if picture.mode in _ALPHA or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         if np.asarray(picture)[..., 3].min() < 255:
             raise _transparent(name)
-    elif picture.mode == "1":
-        return np.asarray(picture.convert("L"))
-    if picture.mode not in ("L", "RGB"):
-        picture = picture.convert("RGB")
-        values = np.asarray(picture)
+    if picture.mode != "RGB":
+        values = np.asarray(picture.convert("RGB"))
         return values if coloured(values) else values[..., 0]
     return np.asarray(picture)
+
+
+def _clear(picture: Image.Image, depth: int) -> int:
+    """The grey that is transparent; -1: none. It is named as it is stored, and Pillow spreads samples over 8 bits."""
+    stored = int(picture.info.get("transparency", -1))
+    if stored < 0 or depth >= _BYTE:
+        return stored
+    most: int = 2**depth - 1
+    return min(stored, most) * (255 // most)
 
 
 def _transparent(name: str) -> ConfigError:

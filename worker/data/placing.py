@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from protocol.errors import ConfigError
 from worker.data.discovery import kind_of
@@ -19,6 +21,7 @@ from worker.data.volumes import Volume, check_values
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
 _GZIP = b"\x1f\x8b"
+_WHITE = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +71,25 @@ class Placing:
     """Share files with the images' folder instead of copying them."""
     colour: bool
     """Whether there are pictures in colour, so that all of them have three values for each pixel."""
+    white: bool
+    """Whether labels are black and white, 0 and 255, so that white is class 1."""
     duplicates: Duplicates
 
     @classmethod
-    def of(cls, sources: Collection[ImageSource], folder: Path, link: bool, drop_duplicates: bool) -> Placing:
-        """For these images.
+    def of(cls, pairs: Mapping[ImageSource, Path | int], folder: Path, link: bool, drop_duplicates: bool) -> Placing:
+        """For these images and their labels.
 
         Raises:
-            ConfigError: a picture cannot be read.
+            ConfigError: a picture or a label cannot be read.
         """
-        pictures = (source for source in sources if source.kind is ImageKind.PNG)
-        colour = any(in_colour(source.files[0], source.name) for source in pictures)
-        return cls(folder=folder, link=link, colour=colour, duplicates=Duplicates(drop=drop_duplicates))
+        pictures = (source for source in pairs if source.kind is ImageKind.PNG)
+        return cls(
+            folder=folder,
+            link=link,
+            colour=any(in_colour(source.files[0], source.name) for source in pictures),
+            white=_black_and_white([label for label in pairs.values() if isinstance(label, Path)]),
+            duplicates=Duplicates(drop=drop_duplicates),
+        )
 
     def put(self, name: str, source: ImageSource, label: Path | int) -> PreparedImage | None:
         """Put an image there under a name of its own, and its label; None: it was there already.
@@ -101,6 +111,8 @@ class Placing:
         drawn = self._copy(label, kind, self.folder / LABELS / name)
         found = read_label(drawn or label, kind, label.name)
         turned = on_grid(found, volume, label.name, film=source.kind is ImageKind.DICOM)
+        if self.white:
+            turned = Volume((turned.values > 0).astype(np.uint8), turned.affine, False)
         classes = check_classes(label.name, turned.values)
         written = self._written(drawn, turned, self.folder / LABELS / name)
         return PreparedImage(at, written.relative_to(self.folder).as_posix(), classes)
@@ -137,3 +149,14 @@ class Placing:
                 f"{shown(file)} cannot be linked from {to.parent} ({error.strerror}); say --copy"
             ) from error
         return to
+
+
+def _black_and_white(labels: Sequence[Path]) -> bool:
+    """Whether there is white in labels, and nothing between black and white; reads no further than it has to."""
+    white = False
+    for label in labels:
+        values = read_label(label, kind_of(label) or ImageKind.NIFTI, label.name).values
+        if not np.isin(values, (0, _WHITE)).all():
+            return False
+        white = white or bool((values == _WHITE).any())
+    return white

@@ -69,6 +69,8 @@ class PreparedData:
     unlabelled: int
     missing: Sequence[str]
     """Classes that no image here has."""
+    white: bool
+    """Whether labels were black and white, so that white became class 1."""
     patients_said: bool
     """Whether files or paths said who the patients are; otherwise each image was taken for one."""
 
@@ -99,7 +101,7 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     labels = dict(pairs)
     entries, present = [], set[int]()
     with _all_or_nothing(wanted.out) as place:
-        placing = Placing.of(named.values(), place, wanted.link, wanted.drop_duplicates)
+        placing = Placing.of(labels, place, wanted.link, wanted.drop_duplicates)
         for done, (name, source) in enumerate(named.items()):
             progress(done, len(named))
             placed = placing.put(name, source, labels[source])
@@ -126,6 +128,7 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
         dropped=[*found.dropped, *placing.duplicates.dropped],
         unlabelled=len(sources) - len(pairs),
         missing=[name for number, name in sorted(datalist.labels.items()) if number not in present],
+        white=placing.white,
         patients_said=wanted.patients is not None or sources[0].kind is ImageKind.DICOM,
     )
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import stat
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -406,6 +407,32 @@ def test_what_is_wrong_with_images_and_labels_is_one_sentence_and_leaves_nothing
     assert len(str(refused.value)) < 600
     assert not list(tmp_path.glob("out*"))
     assert not (tmp_path / "who.csv").exists()
+
+
+def test_white_on_black_is_class_one_if_there_is_nothing_between(tmp_path: Path) -> None:
+    folder = volumes(tmp_path / "in")
+    for path in (folder / "labels").iterdir():
+        overwrite(path, np.asarray(nibabel.load(path).dataobj) * np.uint8(255))
+    assert "255 became class 1" in prepared(folder, tmp_path / "white", "--classes", "background,vessel")
+    for entry in entries(tmp_path / "white"):
+        image, drawn = (np.asarray(nibabel.load(tmp_path / "white" / entry[key]).dataobj) for key in ("image", "label"))
+        assert ((image > 0.5) == drawn).all()
+    overwrite(label(folder), np.arange(120, dtype=np.uint8).reshape(6, 5, 4) % 3)
+    assert "became" not in prepared(folder, tmp_path / "three")
+    assert listed(tmp_path / "three")["labels"] == {"0": "background", "1": "1", "2": "2", "255": "255"}
+
+
+def test_names_as_nnu_net_and_macs_write_them_find_their_labels(tmp_path: Path) -> None:
+    folder = volumes(tmp_path / "in")
+    for number, path in enumerate(sorted((folder / "images").iterdir())):
+        apart, together = (unicodedata.normalize(form, f"pat{number}_Süd.nii.gz") for form in ("NFD", "NFC"))
+        (folder / "labels" / path.name).rename(folder / "labels" / together)
+        path.rename(folder / "images" / apart.replace(".nii", "_0000.nii"))
+    prepared(folder, tmp_path / "out")
+    assert len(entries(tmp_path / "out")) == 12
+    overwrite(folder / "images" / apart.replace(".nii", "_0001.nii"), np.ones((6, 5, 4), np.float32))
+    with pytest.raises(ConfigError, match=r"_0001.nii.gz: further channels of an image, as nnU-Net names them; join"):
+        prepared(folder, tmp_path / "two")
 
 
 def test_one_patients_image_twice_is_refused_or_dropped(tmp_path: Path) -> None:

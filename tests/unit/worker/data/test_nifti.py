@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,16 @@ def test_files_that_mean_the_same_are_read_the_same(tmp_path: Path, what: str, e
             assert (again.get_qform(), again.get_sform())[1] == pytest.approx(volume.affine, abs=1e-5)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "x.img", "x.hdr", "x.png", "x", "x.nii.gz.bak"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_file_is_what_is_in_it_whatever_it_is_called(tmp_path: Path, name: str, packed: bool, kind: Made) -> None:
+    raw = kind(VALUES, PLACE).to_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if packed else raw)
+    assert kind_of(tmp_path / name) is ImageKind.NIFTI
+    assert (read_image(tmp_path / name, ImageKind.NIFTI, "x").values == VALUES).all()
+
+
 @pytest.mark.parametrize("image", [(6, 5), (6, 5, 1), (6, 5, 1, 1)])
 @pytest.mark.parametrize("label", [(6, 5), (6, 5, 1), (6, 5, 1, 1)])
 def test_a_slice_has_two_axes_or_a_third_of_one(tmp_path: Path, image: tuple[int, ...], label: tuple[int, ...]) -> None:
@@ -196,6 +207,12 @@ def test_what_cannot_be_trained_on_is_refused_with_the_reason(tmp_path: Path, wh
     image, label, sentence = WRONG[what]
     with pytest.raises(ConfigError, match=sentence):
         taken(image(), label(), tmp_path)
+
+
+def test_a_label_of_grey_values_is_no_label() -> None:
+    check_classes("x", np.arange(128))
+    with pytest.raises(ConfigError, match="label x holds 129 different values; is it the image, or a label that was"):
+        check_classes("x", np.arange(129))
 
 
 def test_a_picture_is_drawn_on_a_film_and_on_no_other_volume() -> None:
