@@ -31,7 +31,7 @@ def export(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="A file of `fledge audit export`.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Of `fledge audit export`.")],
     kit: AnyKit = Path(),
     as_json: AsJson = False,
 ) -> None:

@@ -30,7 +30,9 @@ _SHORT = 16
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="A file of `fledge site receipt` or `fledge ctl update receipt`.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Of `fledge site receipt` or `fledge ctl update receipt`.")
+    ],
     kit: AnyKit = Path(),
     as_json: AsJson = False,
 ) -> None:
@@ -137,15 +139,15 @@ def _is_ours(facts: Facts, kit: Path) -> bool:
     Raises:
         Tampered: this site sealed the update, but not those bytes.
     """
-    from fledge.cli.site import WORKER_TOML
     from protocol.errors import Tampered
     from worker.config import read_config
     from worker.journal.journal import Journal
 
-    config, digest = kit / WORKER_TOML, facts.get("update_sha256")
+    folder, digest = kit if kit.is_dir() else kit.parent, facts.get("update_sha256")
+    config = folder / WORKER_TOML
     if digest is None or not config.exists():
         return False
-    database = kit / read_config(config).state / "worker.db"
+    database = folder / read_config(config).state / "worker.db"
     sealed = Journal.digests_beside(database, bytes.fromhex(str(facts["update"]))) if database.exists() else ()
     if sealed and bytes.fromhex(str(digest)) not in sealed:
         raise Tampered(
