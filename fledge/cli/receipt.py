@@ -30,9 +30,7 @@ _SHORT = 16
 
 @app.command()
 def verify(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Of `fledge site receipt` or `fledge ctl update receipt`.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Of `site receipt` or of `ctl update receipt`.")],
     kit: AnyKit = Path(),
     as_json: AsJson = False,
 ) -> None:
