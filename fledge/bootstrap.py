@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +26,10 @@ from broker.blobs.cache import CachedBlobs
 from broker.blobs.monitored import MonitoredBlobs
 from broker.blobs.s3.presigned import Ask
 from broker.net.urls import scheme_of
+from broker.runtime.files_read import FilesRead
 from broker.runtime.settings import given_urls, read_toml
 from deploy.keyfiles import read_bounded, read_identity
-from fledge.connections import admin_access_of, broker_of, days_left, granted_store, store_of
+from fledge.connections import CREDENTIALS_TOML, admin_access_of, broker_of, days_left, granted_store, store_of
 from fledge.runs.code_archive import load_code
 from fledge.runs.init_run import load_genesis, load_run
 from protocol.codec import Value
@@ -182,7 +183,9 @@ def open_worker(
         FledgeError: the state directory cannot be used, or whatever ended the worker.
     """
     start_by_forking()
+    read = FilesRead(config)
     settings, base = read_config(config), config.parent
+    read.add(base / settings.policy, base / CREDENTIALS_TOML)
     identity = read_identity(base / settings.keys)
     if settings.site not in (None, identity.name):
         raise ConfigError(
@@ -208,7 +211,7 @@ def open_worker(
             store = CachedBlobs(store, state / CACHE, settings.cache_mb * 1024**2)
         made = trainer or (load_trainer(settings.trainer, settings.options, base) if settings.trainer else None)
         service = assemble_worker(
-            _worker_settings(config, settings, identity, policy, made, seed),
+            replace(_worker_settings(config, settings, identity, policy, made, seed), changed=read.changed),
             transport=transport,
             store=store,
             state=state,

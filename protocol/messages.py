@@ -118,6 +118,8 @@ class Evaluation:
 
 CERTIFICATE_DAYS = "certificate.days"
 """The metric of a sign of life that tells how long the site's certificate lasts."""
+RESTART_NEEDED = "restart.needed"
+"""The metric of a sign of life of a site whose configuration is no longer the one that its worker runs with."""
 EXAMINED = "examined"
 """The state of a sign that a site's doctor gives, in which `code` is the first thing in the way."""
 DOCTOR = "doctor."

@@ -25,7 +25,7 @@ from protocol.codec import Plain, decode
 from protocol.commands import COMMANDS
 from protocol.errors import ConfigError, Unauthorized
 from protocol.keys import Role
-from protocol.messages import CERTIFICATE_DAYS, DOCTOR, DOCTOR_AT, Card, Evaluation, Event
+from protocol.messages import CERTIFICATE_DAYS, DOCTOR, DOCTOR_AT, RESTART_NEEDED, Card, Evaluation, Event
 
 MOST = 200
 """Rows of a table unless fewer are asked for."""
@@ -112,8 +112,14 @@ def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: i
         waiting,
         view.rules.commands.held(site),
         sign.event.metrics.get(CERTIFICATE_DAYS, -1.0),
-        f"{sign.event.code} {sign.event.case}" if sign.event.code != "-" else "",
+        _trouble(sign),
     )
+
+
+def _trouble(sign: SiteStatus) -> str:
+    failed = f"{sign.event.code} {sign.event.case}" if sign.event.code != "-" else ""
+    restart = "its configuration changed: restart it" if sign.event.metrics.get(RESTART_NEEDED) else ""
+    return "; ".join(filter(None, (failed, restart)))
 
 
 def _registry(view: QueryContext, arguments: Arguments) -> Values:

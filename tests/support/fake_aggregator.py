@@ -257,7 +257,7 @@ class Centre:
     def worker(self, state: Path, trainer: Any, transport: Any = None, **extra: Any) -> WorkerService:
         chosen: Mapping[str, Any] = {"seed": b"fixed", "heartbeat": 5.0} | {
             key: extra.pop(key)
-            for key in ("exclude", "spool_quota", "heartbeat", "seed", "policy", "options")
+            for key in ("exclude", "spool_quota", "heartbeat", "seed", "policy", "options", "changed")
             if key in extra
         }
         settings = WorkerSettings(

@@ -15,6 +15,7 @@ EVENTS: Final = frozenset(
     {
         *("broker.blocked", "broker.close_failed", "broker.connected", "broker.link_failed", "broker.lost"),
         *("broker.unblocked", "cache.dropped", "cache.not_written", "callback.failed", "code.dropped", "code.kept"),
+        "configuration.changed",
         *("consume.cancelled_by_broker", "consume.lost", "epoch.renewed", "event.dropped", "handler.failed"),
         *("handler.still_running", "head.not_there", "head.stale", "head.went_back", "journal.blocked"),
         *("grant.not_asked_for", "hello.dropped", "lane.failed", "order.obeyed", "store.retry", "worker.accepted"),

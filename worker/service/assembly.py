@@ -90,7 +90,7 @@ def _assembled(
 ) -> WorkerService:
     settings, state, store, context = ground.settings, ground.state, ground.store, ground.context
     policy, rules = settings.policy, _rules(ground, dice)
-    status = StatusReporter(context, transport, on_event, settings.certificate_days)
+    status = StatusReporter(context, transport, on_event, settings.certificate_days, settings.changed)
     health = Health(state / HEALTH, SITE_LONGEST_S)
     deployer = CodeDeployer(ground.codes, store, policy, context)
     kbit = policy.bandwidth_kbit

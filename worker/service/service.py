@@ -329,7 +329,7 @@ class WorkerService:
 
     def _report(self, report: effects.ReportStatus) -> None:
         self._parts.status.report(report)
-        self.health.stuck(self._parts.status.stuck)
+        self.health.stuck("; ".join(filter(None, (self._parts.status.stuck, self._parts.status.outdated))))
         if report.publish:
             for run, approved in self._parts.approvals.take().items():
                 self._actor.mailbox.put(events.RunAnswered(run=run, approved=approved))

@@ -41,6 +41,8 @@ class WorkerSettings:
     """Who answers operators' questions about this machine."""
     certificate_days: Callable[[], float | None] = lambda: None
     """Days until the site's certificate for the broker ends."""
+    changed: Callable[[], Sequence[str]] = tuple
+    """Names of configuration files that are no longer as they were read."""
     checks: Checks = no_checks
     """The site's own checks, for operators."""
     seed: bytes = field(default_factory=lambda: nacl.utils.random(32), repr=False)

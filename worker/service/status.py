@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import nacl.utils
@@ -13,7 +13,7 @@ from broker.transport.base import Transport
 from protocol import topology
 from protocol.envelope import NO_RUN, seal
 from protocol.errors import FledgeError
-from protocol.messages import CERTIFICATE_DAYS, Event, Kind
+from protocol.messages import CERTIFICATE_DAYS, RESTART_NEEDED, Event, Kind
 from worker.domain.effects import ReportStatus
 from worker.domain.state import LEFT, NO_TRAINER, NOT_DEPLOYED
 from worker.pipeline.context import SiteContext
@@ -58,19 +58,23 @@ class StatusReporter:
         transport: Transport,
         on_event: Observer,
         certificate_days: Callable[[], float | None],
+        changed: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`certificate_days`: how long the site's certificate lasts."""
+        """`certificate_days`: how long the certificate lasts; `changed`: files that differ from what was read."""
         self._site = context.site
         self._on_event = on_event
         self._transport = transport
         self._reader = context.reader
         self._log = context.log
         self._certificate_days = certificate_days
+        self._changed = changed
         self._software = software()
         self._shown = self._fresh("idle", "", -1)
         self._shown_at = float("-inf")
         self.stuck = ""
         """What keeps this site from training though it is healthy, in one sentence; empty: nothing."""
+        self.outdated = ""
+        """Which files the worker no longer runs with, in one sentence; empty: none."""
 
     def report(self, report: ReportStatus) -> None:
         """Show and tell what the rules report."""
@@ -117,11 +121,14 @@ class StatusReporter:
     def tell(self, state: str) -> None:
         """Tell the aggregator; the confirm is not waited for and a failure is dropped."""
         shown, reader, days = self._shown, self._reader(), self._certificate_days()
+        self._look_for_changes()
         try:
             event = Event(
                 state=state,
                 progress=shown.progress,
-                metrics=dict(shown.metrics) | ({} if days is None else {CERTIFICATE_DAYS: days}),
+                metrics=dict(shown.metrics)
+                | ({} if days is None else {CERTIFICATE_DAYS: days})
+                | ({RESTART_NEEDED: 1.0} if self.outdated else {}),
                 software=self._software,
                 code=shown.code,
                 case=shown.case,
@@ -139,6 +146,15 @@ class StatusReporter:
             self._transport.publish(topology.event_exchange(self._site), "", raw)
         except FledgeError as error:
             self._log.debug("event.dropped", error=str(error))
+
+    def _look_for_changes(self) -> None:
+        names = ", ".join(self._changed())
+        before, self.outdated = (
+            self.outdated,
+            f"{names} changed since the worker began: start it again" if names else "",
+        )
+        if self.outdated and self.outdated != before:
+            self._log.warning("configuration.changed", files=names, todo="start the worker again to have it read")
 
     def _fresh(self, state: str, run: str, version: int) -> WorkerEvent:
         return WorkerEvent(site=self._site, state=state, run=run, version=version, progress=0.0)
