@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from structlog.testing import capture_logs
 from aggregator.audit.export import write_file
 from aggregator.audit.replay import WhatIf, audit, read_version
 from aggregator.audit.retention import References, collect_garbage
-from aggregator.config import RunConfig
+from aggregator.config import DEFAULT_VERSIONS, RunConfig
 from aggregator.journal.history import History
 from aggregator.pipeline.records import Records
 from aggregator.service import assembly
@@ -427,3 +429,28 @@ def test_a_refused_login_is_not_taken_for_a_topology_that_others_declare(
     with capture_logs() as logs:
         bench.start()
     assert [log["event"] for log in logs if log["event"].startswith("topology.")] == [event]
+
+
+def test_a_run_keeps_the_end_that_it_began_with_until_its_file_names_another(bench: Bench) -> None:
+    ends: list[dict[str, int]] = [{}, {"max_versions": 7}, {}, {"max_versions": 0}, {}]
+    found = []
+    for stop in ends:
+        bench.start(stop=stop)
+        bench.stop()
+        kept = History.open(bench.state / "aggregator.db").run(RUN).record().config
+        found.append(RunConfig.model_validate_json(kept).stop.max_versions)
+    assert found == [DEFAULT_VERSIONS, 7, 7, 0, 0]
+
+
+def test_a_run_that_an_older_version_began_without_an_end_goes_on_without(bench: Bench) -> None:
+    bench.start(stop={"max_versions": 0})
+    bench.stop()
+    path = bench.state / "aggregator.db"
+    kept = History.open(path).run(RUN).record().config
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE runs SET config = ?", (kept.replace('"max_versions":0', '"max_versions":null'),))
+        db.execute("DROP TABLE reports")  # which older versions had not
+    service = bench.start(stop={})
+    assert service.rules.runs[RUN].rules.stopping.max_versions is None
+    bench.send("site-0", bench.sites["site-0"].update(ONE))
+    bench.wait(lambda: "validated" in bench.happened)
