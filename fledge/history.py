@@ -11,7 +11,9 @@ from aggregator.audit import ledger_file
 from aggregator.audit.export import write_file
 from aggregator.audit.replay import Replay, WhatIf, audit, read_version
 from aggregator.audit.retention import References, collect_garbage
+from aggregator.config import RunConfig
 from aggregator.service.service import DATABASE
+from aggregator.strategy.evaluations import best_version, why
 from aggregator.strategy.strategies import strategy as strategy_named
 from broker.blobs.garbage import Collected
 from fledge.bootstrap import AggregatorState, open_kept, read_centre
@@ -34,6 +36,8 @@ class Exported:
 
     version: int
     size: int
+    chosen: str = ""
+    """Why this version, where none was named by its number."""
 
 
 def run_name(run: str) -> str:
@@ -113,13 +117,15 @@ def export_run(
     run: str,
     out: Path,
     *,
-    version: int | None = None,
+    version: int | str | None = None,
     released: bool = True,
     otherwise: Otherwise | None = None,
 ) -> Exported:
-    """Write a version as a file that the safetensors library opens; the newest by default.
+    """Write a version as a file that the safetensors library opens.
 
     Args:
+        version: a number, "newest" or "best"; by default the best, and the newest as long as no site has measured one
+            or if it is to be different.
         released: the average over versions where the run keeps one, not the raw version.
         otherwise: what is to be different; the version is rebuilt first.
 
@@ -127,13 +133,28 @@ def export_run(
         StateError: there is no such run or version, or the file exists already.
     """
     with open_kept(read_centre(config), run_name(run)) as kept:
-        number = kept.run.newest() if version is None else version
-        if otherwise is None or otherwise == Otherwise():
+        as_it_is = otherwise is None or otherwise == Otherwise()
+        number, chosen = _meant(kept, version if as_it_is else version or "newest")
+        if otherwise is None or as_it_is:
             model = released_records(kept, number, released=released)
         else:
             changed = _what_if(kept, otherwise.without, otherwise.strategy)
             model = _replay(kept).model(number, changed, released=released)
-        return Exported(number, write_file(out, model))
+        return Exported(number, write_file(out, model), chosen)
+
+
+def _meant(kept: AggregatorState, version: int | str | None) -> tuple[int, str]:
+    """The version that a person means, and why where it was not named by its number."""
+    if isinstance(version, int):
+        return version, ""
+    if version == "newest":
+        return kept.run.newest(), "the newest"
+    stopping = RunConfig.model_validate_json(kept.run.record().config).stop.rules()
+    evaluations = kept.run.evaluations()
+    best = best_version(stopping, evaluations)
+    if best is None and version == "best":
+        raise StateError("no version is known to be the best: no site has measured one; name a version")
+    return kept.run.newest() if best is None else best.version, why(stopping, evaluations, best)
 
 
 def released_records(kept: AggregatorState, version: int, *, released: bool = True) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, Row, func, select
 
 from aggregator.domain.state import RunSnapshot, Sanction, Snapshot, UpdateRow, UpdateState
-from aggregator.journal.run_history import RunHistory
+from aggregator.journal.run_history import RunHistory, read_evaluations
 from aggregator.journal.tables import (
     DELETED,
     channels,
@@ -26,15 +26,13 @@ from aggregator.journal.tables import (
     updates,
     versions,
 )
-from aggregator.journal.tables import evaluations as evaluations_table
-from aggregator.strategy.evaluations import Evaluations
 from aggregator.strategy.weighting import SiteStatistics
 from broker.runtime.database import open_readonly
 from broker.transport.outbox import OutboxRow
 from protocol import limits
 from protocol.codec import decode, unpack
 from protocol.errors import StateError
-from protocol.messages import Evaluation, RunState
+from protocol.messages import RunState
 from protocol.registry import Registry
 
 _AS_STORED = ("order", "id", "run", "site", "epoch", "sequence", "base_version", "examples", "seconds", "norm")
@@ -195,10 +193,7 @@ def _run(db: Connection, name: str, rows: list[UpdateRow]) -> RunSnapshot:
         site_statistics.observe(row.site, row.examples, row.seconds)
         site_statistics.norms.append(row.norm)
     site_statistics.merged(())
-    kept = Evaluations()
-    measured = select(evaluations_table).where(evaluations_table.c.run == name)
-    for row in db.execute(measured.order_by(evaluations_table.c.version)):
-        kept.add(row.version, row.site, decode(Evaluation, row.body, limits.BODY))
+    kept = read_evaluations(db, name)
     return RunSnapshot(
         operator=current.operator,
         version=newest.version,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Engine, bindparam, func, select
+from sqlalchemy import Connection, Engine, bindparam, func, select
 
 from aggregator.journal.tables import DELETED, evaluations, members, runs, states, versions
+from aggregator.strategy.evaluations import Evaluations
 from aggregator.strategy.plan import MergePlan
 from broker.runtime.database import Statement, open_readonly
 from protocol import limits
@@ -41,6 +42,14 @@ class RunRecord:
 def read_plan(raw: bytes) -> MergePlan | None:
     """The plan of a version as its row holds it; None for version 0."""
     return decode(MergePlan, raw, _PLAN) if raw else None
+
+
+def read_evaluations(db: Connection, run: str) -> Evaluations:
+    """What sites measured of a run's versions."""
+    found = Evaluations()
+    for row in db.execute(select(evaluations).where(evaluations.c.run == run).order_by(evaluations.c.version)):
+        found.add(row.version, row.site, decode(Evaluation, row.body, limits.BODY))
+    return found
 
 
 class RunHistory:
@@ -132,6 +141,11 @@ class RunHistory:
             )
             said = [(row.site, decode(Evaluation, row.body, limits.BODY)) for row in rows]
         return tuple(Measurement(site=site, examples=it.examples, metrics=it.metrics) for site, it in said)
+
+    def evaluations(self) -> Evaluations:
+        """What sites measured of all versions, the newest ones."""
+        with self.engine.connect() as db:
+            return read_evaluations(db, self.run)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -31,6 +31,12 @@ def outcome(run: Run) -> dict[str, Value]:
     return told | ({"note": note} if note else {})
 
 
+def by_version(run: Run) -> dict[int, float]:
+    """What each version came to, by the metric that versions are compared by."""
+    name, _ = run.metric
+    return {score.version: score.value for score in run.evaluations.history(name)} if name else {}
+
+
 def amiss(run: Run) -> str:
     """Why the metric that is to end the run cannot, in one sentence; empty if it can."""
     wanted, names = run.rules.stopping.metric, run.evaluations.names()

@@ -190,14 +190,14 @@ def _model_list(view: QueryContext, arguments: Arguments) -> Values:
     run = view.run(arguments)
     of_run = select(versions).where(versions.c.run == run.name)
     found = view.rows(of_run.order_by(versions.c.version.desc()).limit(_limit(arguments)))
-    rows = []
+    rows, values = [], learning.by_version(run)
     for row in found:
         plan = read_plan(row.plan)
         merged = plan.members if plan else ()
         sites = ", ".join(sorted({member.site for member in merged}))[:200]
         stalest = max((member.staleness for member in merged), default=0)
-        rows.append((row.version, _short(row.digest), len(merged), sites, stalest))
-    return {"run": run.name} | _table(("version", "digest", "members", "sites", "staleness"), rows)
+        rows.append((row.version, _short(row.digest), len(merged), sites, stalest, values.get(row.version)))
+    return {"run": run.name} | _table(("version", "digest", "members", "sites", "staleness", "measured"), rows)
 
 
 def _model_show(view: QueryContext, arguments: Arguments) -> Values:

@@ -16,14 +16,14 @@ from aggregator.rules.decisions import Decisions
 from aggregator.rules.head import HeadNumbers
 from aggregator.rules.liveness import Liveness
 from aggregator.strategy import buffer, plan
-from aggregator.strategy.evaluations import best_of
+from aggregator.strategy.evaluations import best_version, compared_by, why
 from aggregator.strategy.stopping import Stopping, VersionScore, reason_to_stop
 from protocol import limits, topology
 from protocol.codec import Value
 from protocol.errors import StrategyFailed
 from protocol.keys import Role
 from protocol.messages import Outcome, RunState
-from protocol.metrics import Direction, direction_of, key_of
+from protocol.metrics import Direction
 from protocol.registry import Registry
 
 _RETRY = 30.0  # seconds until a parked update, or a record's new recipients, are tried again
@@ -95,17 +95,12 @@ class Run:
     @property
     def metric(self) -> tuple[str, Direction]:
         """By what versions are compared, and whether more of it is better; empty while no site reports such a thing."""
-        stopping = self.rules.stopping
-        if stopping.metric is not None:
-            return stopping.metric, stopping.direction
-        chosen = key_of(self.evaluations.names())
-        return chosen, direction_of(chosen) or "max"
+        return compared_by(self.rules.stopping, self.evaluations)
 
     @property
     def best(self) -> VersionScore | None:
         """The version that did best at the sites so far; None if none was measured by that metric."""
-        name, direction = self.metric
-        return best_of(self.evaluations.history(name), direction) if name else None
+        return best_version(self.rules.stopping, self.evaluations)
 
     def able(self, metric: str) -> frozenset[str]:
         """The sites whose word on a metric is waited for."""
@@ -119,10 +114,10 @@ class Run:
         named = arguments.get("version")
         if isinstance(named, int):
             return named, ""
-        best = None if named == NEWEST else self.best
-        if best is None:
-            return None, "the newest" if named == NEWEST else "the newest, because no site has measured one"
-        return best.version, f"the best by {self.metric[0]}: {best.value:.5g}"
+        if named == NEWEST:
+            return None, "the newest"
+        best = self.best
+        return None if best is None else best.version, why(self.rules.stopping, self.evaluations, best)
 
     def elapsed(self, now: float) -> float:
         """Seconds of training so far, pauses excluded."""

@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from aggregator.strategy.stopping import VersionScore
+from aggregator.strategy.stopping import Stopping, VersionScore
 from protocol.messages import Evaluation
-from protocol.metrics import Direction
+from protocol.metrics import Direction, direction_of, key_of
 
 _ABSURD = 1e100
 """No measure is that large; sums over such values would overflow."""
@@ -116,3 +116,24 @@ def best_of(scores: Sequence[VersionScore], direction: Direction) -> VersionScor
     sign = 1.0 if direction == "max" else -1.0
     finite = [score for score in scores if math.isfinite(score.value)]
     return max(finite, key=lambda score: (sign * score.value, score.version), default=None)
+
+
+def compared_by(stopping: Stopping, evaluations: Evaluations) -> tuple[str, Direction]:
+    """By what a run's versions are compared, and whether more of it is better; empty while no site reports such."""
+    if stopping.metric is not None:
+        return stopping.metric, stopping.direction
+    chosen = key_of(evaluations.names())
+    return chosen, direction_of(chosen) or "max"
+
+
+def best_version(stopping: Stopping, evaluations: Evaluations) -> VersionScore | None:
+    """The version of a run that did best at its sites so far; None if none was measured by that metric."""
+    name, direction = compared_by(stopping, evaluations)
+    return best_of(evaluations.history(name), direction) if name else None
+
+
+def why(stopping: Stopping, evaluations: Evaluations, best: VersionScore | None) -> str:
+    """Why this version is taken, or (None) the newest, where nobody named one."""
+    if best is None:
+        return "the newest, because no site has measured one"
+    return f"the best by {compared_by(stopping, evaluations)[0]}: {best.value:.5g}"

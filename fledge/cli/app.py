@@ -303,7 +303,9 @@ def replay(
 @app.command()
 def export(
     run: Run = None,
-    number: Annotated[int | None, typer.Argument(metavar="VERSION", min=0, help="Default: the newest.")] = None,
+    number: Annotated[
+        str | None, typer.Argument(metavar="VERSION", help="A number, best or newest; default: the best, if known.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A new file; the safetensors library opens it.")
     ] = None,
@@ -317,17 +319,19 @@ def export(
 ) -> None:
     """Write a version of the model, as it is or as it would have been, as a plain safetensors file."""
     from fledge import history
+    from fledge.ctl.model_actions import version_of
 
     if old is not None and out is None and run is not None:
         out = Path(run)  # as it was written once: `fledge export FILE --run RUN`
         run = None
     if out is None:
         raise ConfigError("name a new file for the model: fledge export RUN -o FILE")
-    number = model if number is None else number
+    version = model if number is None else version_of(number)
     otherwise = history.Otherwise(without=tuple(without or ()), strategy=strategy)
     config = config_in(kit, config, AGGREGATOR_TOML)
-    done = history.export_run(config, the_run(run, old), out, version=number, released=not raw, otherwise=otherwise)
-    typer.echo(f"{out}: version {done.version}, {done.size} bytes")
+    done = history.export_run(config, the_run(run, old), out, version=version, released=not raw, otherwise=otherwise)
+    chosen = f" ({done.chosen})" if done.chosen else ""
+    typer.echo(f"{out}: version {done.version}{chosen}, {done.size} bytes")
 
 
 @app.command()

@@ -107,7 +107,7 @@ def demonstrate(options: Options, console: Console) -> DemoSummary:
         model = directory / MODEL if options.out else Path(MODEL)
         if not options.out:
             model.unlink(missing_ok=True)
-        export_run(directory / ASYNCHRONOUS / "federation" / AGGREGATOR_TOML, RUN, model)
+        export_run(directory / ASYNCHRONOUS / "federation" / AGGREGATOR_TOML, RUN, model, version="newest")
         summary = _compare(cast, course, reached, synchronous_s, model)
     _show(summary, console)
     if options.out is not None:

@@ -49,11 +49,12 @@ def mytask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     sys.path[:] = [path for path in sys.path if not path.startswith(str(tmp_path))]
 
 
-def fledge(*arguments: str) -> None:
-    """Run a command in this process."""
+def fledge(*arguments: str) -> str:
+    """What a command says that is run in this process."""
     done = CliRunner().invoke(app, arguments)
     structlog.reset_defaults()  # it logs to a stream that is gone now
     assert done.exit_code == 0, done.output
+    return str(done.output)
 
 
 def test_the_users_example_trains_in_a_federation(mytask: Path) -> None:
@@ -83,7 +84,8 @@ def test_the_users_example_trains_in_a_federation(mytask: Path) -> None:
             stack.enter_context(open_worker(mytask / "clinics" / "sites" / site / "worker.toml")).start()
         assert ended.wait(60)
     out = mytask / "model.safetensors"
-    fledge("export", str(out), "--config", str(config), "--run", "run", "--raw")
+    told = fledge("export", str(out), "--config", str(config), "--run", "run", "--raw")
+    assert "(the best by accuracy: " in told
     weights = load_file(out)
     pixels, digits = load_digits(return_X_y=True)
     hidden = np.maximum(pixels / 16 @ weights["0.weight"].T + weights["0.bias"], 0)
