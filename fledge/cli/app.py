@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fledge.cli import audit as audit_commands
-from fledge.cli import bundle, data, deploy, health, infer, provision, receipt, site, trial
+from fledge.cli import bundle, data, deploy, health, infer, new, provision, receipt, site, trial
 from fledge.cli.doctor import doctor
 from fledge.cli.options import (
     AGGREGATOR_TOML,
@@ -49,6 +49,7 @@ app.command()(health.healthcheck)
 app.command()(infer.infer)
 provision.register(app)
 trial.register(app)
+app.command()(new.new)
 ctl.command()(shell)
 app.add_typer(ctl, name="ctl")
 
