@@ -228,7 +228,7 @@ def _tell(out: Path, made: PreparedData, own_numbers: bool) -> None:
         chosen = [entry for entry in entries if entry.split == split]
         if chosen:
             typer.echo(f"{split}: {len(chosen)} images of {len({entry.patient for entry in chosen})} patients")
-    typer.echo(f"classes: {few(f'{number} {name}' for number, name in sorted(made.datalist.labels.items()))}")
+    typer.echo(f"classes: {few(f'{number}={name}' for number, name in sorted(made.datalist.labels.items()))}")
     if made.missing:
         typer.echo(f"classes that no image here has: {few(made.missing)}")
     if made.white:

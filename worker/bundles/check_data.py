@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protocol.errors import ConfigError
-from worker.bundles.findings import Problem
+from worker.bundles.findings import Problem, Severity
 from worker.data.discovery import FoundFiles, find, kind_of
 from worker.data.gatekeeper import sort_out, volume_of
 from worker.data.nifti import check_extensions
+from worker.data.pictures import as_seen
 from worker.data.sources import Admission, ImageKind, counted
 
 Item = Mapping[str, object]
@@ -30,6 +31,7 @@ LABELS = ("label", "mask", "seg")
 """What a key's name has in it if labels stand under it."""
 _NIFTI = (".nii", ".nii.gz")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_SEEN = ("PNG", "JPEG")
 _VOXELS = 2**31
 _SHOWN = 6
 _BLOCK = 1024 * 1024
@@ -59,6 +61,8 @@ class Facts:
     whole: bool = True
     values: frozenset[int] | None = None
     """The distinct values of a label, if they are whole numbers and they were looked at."""
+    seen: bool = True
+    """Whether the numbers in it are what a person sees: MONAI takes the places of a palette, and transparency too."""
 
 
 def item_findings(items: Sequence[Item], expected: Expected, *, quick: bool = False) -> Iterator[Problem]:
@@ -103,6 +107,11 @@ def judged(facts: Mapping[str, tuple[str, Facts]], expected: Expected) -> Iterat
             )
         if not image.finite:
             yield Problem(where, "has intensities that are not finite", "repair the image or take it out")
+        if not image.seen:
+            told = (
+                "is stored with a palette, transparency, one bit or turned; MONAI reads other values than a person sees"
+            )
+            yield Problem(where, told, "have `fledge data prepare` write it anew", Severity.WARNING)
     for key, (where, label) in facts.items():
         if not labels(key):
             continue
@@ -199,6 +208,7 @@ def together(found: Sequence[Facts]) -> Facts:
         finite=all(each.finite for each in found),
         whole=all(each.whole for each in found),
         values=frozenset().union(*values) if values else None,
+        seen=all(each.seen for each in found),
     )
 
 
@@ -226,7 +236,8 @@ def _volume(path: Path, *, label: bool, quick: bool) -> Facts:
 def _picture(path: Path, *, label: bool, quick: bool) -> Facts:
     with Image.open(path) as picture:
         _bounded(path, picture.size)
-        facts = Facts(tuple(picture.size), len(picture.getbands()))
+        seen = picture.format not in _SEEN or as_seen(picture)
+        facts = Facts(tuple(picture.size), len(picture.getbands()), seen=seen)
         return facts if quick else _valued(np.asarray(picture), facts, label)
 
 
@@ -273,11 +284,11 @@ def _bounded(path: Path, shape: Sequence[int]) -> None:
 def _valued(array: NDArray[np.generic], facts: Facts, label: bool) -> Facts:
     finite = bool(np.isfinite(array).all())
     if not label or not finite:
-        return Facts(facts.shape, facts.channels, finite, whole=finite)
+        return replace(facts, finite=finite, whole=finite)
     if array.dtype.kind not in "iub" and bool((array != np.rint(array)).any()):
-        return Facts(facts.shape, facts.channels, finite, whole=False)
+        return replace(facts, whole=False)
     values = frozenset(int(value) for value in np.unique(array))
-    return Facts(facts.shape, facts.channels, finite, True, values)
+    return replace(facts, values=values)
 
 
 def _outside(where: str, values: frozenset[int], classes: frozenset[int]) -> Iterator[Problem]:

@@ -26,8 +26,8 @@ def stem(path: str) -> str:
 
 
 def key_of(name: str) -> str:
-    """What of a path tells an image and its label together: no ending, and letters composed, as macOS has them not."""
-    return unicodedata.normalize("NFC", stem(name))
+    """What of a path an image and its label share, however a system writes it: no ending, / between, letters whole."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(stem(name).replace("\\", "/"))))
 
 
 def keys_of(*names: str) -> frozenset[str]:

@@ -34,10 +34,9 @@ def read_picture(path: Path, name: str) -> Volume:
     with readable(name):
         with Image.open(path) as opened:
             picture, depth = _checked(opened, path, name)
-            mode, turned = picture.mode, ImageOps.exif_transpose(picture)
-            values = _seen(turned, depth, name)
-        plain = mode in ("L", "RGB", *_BITS16) and "transparency" not in turned.info
-        return Volume(values, None, plain and not _turned(opened))
+            plain = as_seen(picture)
+            values = _seen(ImageOps.exif_transpose(picture), depth, name)
+        return Volume(values, None, plain)
 
 
 def read_drawn(path: Path, name: str) -> Volume:
@@ -59,6 +58,12 @@ def read_drawn(path: Path, name: str) -> Volume:
                 )
             values = values[..., 0]
         return Volume(np.asarray(values, values.dtype if mode in _BITS16 else np.uint8), None, mode == "L")
+
+
+def as_seen(picture: Image.Image) -> bool:
+    """Whether the numbers in a file are what a person sees, the right side up, for whatever reads it."""
+    upright = bool(picture.getexif().get(_ORIENTATION, 1) == 1)
+    return picture.mode in ("L", "RGB", *_BITS16) and "transparency" not in picture.info and upright
 
 
 def in_colour(path: Path, name: str) -> bool:
@@ -150,7 +155,3 @@ def _transparent(name: str) -> ConfigError:
         f"{shown(name)} is transparent in places, so what is seen depends on what lies behind; save it without "
         "transparency"
     )
-
-
-def _turned(picture: Image.Image) -> bool:
-    return bool(picture.getexif().get(_ORIENTATION, 1) != 1)

@@ -309,6 +309,18 @@ def test_classes_stand_in_a_list(tmp_path: Path) -> None:
     assert listed(tmp_path / "one") | {"name": ""} == listed(tmp_path / "two") | {"name": ""}
 
 
+@pytest.mark.parametrize("written", ["./{}", "{}", "/archive/films/{}"])
+@pytest.mark.parametrize("between", ["/", "\\"])
+def test_a_list_may_write_paths_as_another_system_does(tmp_path: Path, written: str, between: str) -> None:
+    folder = films(tmp_path / "in")
+    rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in folder.rglob("*.png")]
+    lines = [written.format(row).replace("/", between) for row in rows]
+    (tmp_path / "classes.csv").write_text("\n".join(["image,label", *lines]))
+    listing = ("--labels", tmp_path / "classes.csv", "--validation", 0)
+    said("prepare", folder, tmp_path / "out", "--task", "classification", *listing)
+    assert sorted(entry["label"] for entry in entries(tmp_path / "out")) == [0] * 4 + [1] * 6
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.bundle.config_parser import ConfigParser
+from PIL import Image
 from typer.testing import CliRunner
 
 from fledge.cli.app import app
@@ -25,7 +26,7 @@ from tests.support.monai_marks import MONAI
 from worker.bundles import check, check_configs
 from worker.bundles.check import BundleReport, check_bundle, datalist_findings
 from worker.bundles.check_configs import metadata_findings, packages
-from worker.bundles.check_data import Expected, Facts, judged, judged_answer
+from worker.bundles.check_data import Expected, Facts, item_findings, judged, judged_answer
 from worker.bundles.check_expected import expected
 from worker.bundles.findings import Problem, Severity
 from worker.monai import parser as parsing
@@ -421,6 +422,15 @@ def test_a_file_that_cannot_be_read_is_named(bundle: Path, data: Path, damage: C
     found = only(check_bundle(bundle, data))
     assert found.where == str(path)
     assert found.what.startswith("cannot be read: ")
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "LA", "RGBA"])
+def test_a_picture_that_monai_reads_otherwise_than_it_is_seen_gets_a_warning(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert(mode).save(tmp_path / "x.png")
+    for quick in (False, True):
+        found = [*item_findings([{"image": str(tmp_path / "x.png")}], Expected(loaded=("image",)), quick=quick)]
+        assert [each.severity for each in found] == [Severity.WARNING]
+        assert "MONAI reads other values than a person sees" in found[0].what
 
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
