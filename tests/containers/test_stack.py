@@ -44,7 +44,7 @@ def test_the_images_are_small(federation: Stack, row: pytest.RecordProperty) -> 
         row("base in MB", round(size[base]))
         row("hub over it", round(size["fledge-hub:test"] - size[base]))
         row("site over it", round(size["fledge:test"] - size[base]))
-        tried = "import torch, monai, ignite, sklearn, nibabel, pydicom, highdicom, fledge; print(torch.version.cuda)"
+        tried = "import torch, monai, ignite, sklearn, nibabel, pydicom, fledge; print(torch.version.cuda)"
         cuda = docker("run", "--rm", "--entrypoint", "python", "fledge:test", "-c", tried).strip()
         row("CUDA", cuda)
         assert size["fledge-hub:test"] - size[base] <= 250

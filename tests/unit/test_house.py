@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.house import ROOMS, ROOT, repository_files
 
-HEAVY = {"torch", "monai", "ignite", "sklearn", "safetensors", "nibabel", "PIL", "highdicom", "pydicom"}
+HEAVY = {"torch", "monai", "ignite", "sklearn", "safetensors", "nibabel", "PIL", "pydicom"}
 ALLOWED = {
     "protocol": {"msgpack", "nacl", "numpy", "pydantic"},
     "broker": {"protocol", "cryptography", "pika", "minio", "pydantic", "urllib3", "structlog", "sqlalchemy"},
