@@ -113,6 +113,8 @@ def _verified(record: bytes, registry: Registry, federation: str) -> Verified:
             raise type(error)(f"{error}: {todo}", error.reason) from None
         if error.reason == "bad_signature":
             raise type(error)(f"{error}: the record was altered after it was signed", error.reason) from None
+        if isinstance(error, Malformed):
+            raise Malformed(f"the file's record is damaged ({error}); have it written anew", error.reason) from None
         raise
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from deploy.keyfiles import write_identity
 from fledge.cli.app import app
 from fledge.receipts import SignedReceipt, check
-from protocol.errors import FledgeError, Tampered, Untrusted, WireError, WrongContext
+from protocol.errors import FledgeError, Malformed, Tampered, Untrusted, WireError, WrongContext
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Outcome
 from tests.support.wire import BODIES, FEDERATION, REGISTRY, ROOT, RUN, SITE_A, SITE_B, fixed, make
@@ -102,6 +102,12 @@ MAIMED = ANYTHING.map(lambda it: json.dumps({"receipt": 1, "says": it, "record":
 def test_what_is_no_receipt_is_called_so(raw: bytes) -> None:
     with pytest.raises(WireError):
         check(raw, REGISTRY, FEDERATION)
+
+
+def test_a_record_that_is_none_is_called_damaged() -> None:
+    for record in (b"", b"\0", make(Kind.ATTESTATION).raw[:-1]):
+        with pytest.raises(Malformed, match=r"is damaged .*; have it written anew"):
+            SignedReceipt(record).facts(REGISTRY, FEDERATION)
 
 
 def test_receipts_of_others_are_refused_with_the_reason() -> None:
