@@ -33,22 +33,29 @@ def list_points(as_json: AsJson = False) -> None:
         return
     width = max(len(each.name) for each in known)
     for each in known:
-        typer.echo(f"{each.name:<{width}}  {each.description}")
+        trained = f" [pretrained: {each.pretrained}]" if each.pretrained else ""
+        typer.echo(f"{each.name:<{width}}  {each.description}{trained}")
 
 
 @app.command()
 def new(
     folder: Annotated[Path, typer.Argument(metavar="NAME", help="A new folder; its last part is the bundle's name.")],
     start: Annotated[str, typer.Option("--from", help="The starting point; `fledge bundle list` shows all.")],
+    weights: Annotated[
+        str, typer.Option(help="random; or pretrained, for the starting points that come with trained weights.")
+    ] = "random",
 ) -> None:
-    """Make a MONAI bundle of a starting point: complete configurations to read and edit, random weights.
+    """Make a MONAI bundle of a starting point: complete configurations to read and edit, and weights to begin with.
 
     Nothing is downloaded. docs/README.md in the new folder says how the data have to lie and what to look at first.
     """
+    from fledge.runs.pretrained import CARD
     from fledge.runs.zoo import new_bundle
 
-    new_bundle(folder, start)
+    card = new_bundle(folder, start, weights=weights)
     typer.echo(f"{folder}: a bundle made of {start}; read {folder / 'docs' / 'README.md'}")
+    if card is not None:
+        typer.echo(f"trained weights: {card.told()}; {card.licence}; {folder / CARD} says what they are")
     typer.echo(f"then `fledge bundle check {folder} --data DIR`, and `fledge init-run --bundle {folder} -o run`")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from aggregator.config import RunConfig
 from fledge.runs.code_archive import ENTRY, read_files
 from fledge.runs.init_run import configured, write_run
+from fledge.runs.pretrained import CARD, WEIGHTS, pretrained
 from protocol.errors import ConfigError
 from protocol.spec import ModelSpec
 
@@ -35,7 +36,7 @@ class Chosen:
     """What a run is made of, where it is not what the bundle has by itself."""
 
     weights: Path | None = None
-    """A file of trained weights for version 0; by default those are random."""
+    """A file of trained weights for version 0; by default the bundle's pretrained ones, or random ones."""
     config_file: Sequence[str] = ()
     """By which sites train unless their own options name others; by default the bundle's `train`."""
 
@@ -52,7 +53,7 @@ def init_bundle_run(
     """Make a run of a MONAI bundle: its network becomes version 0, its files the run's code.
 
     The network's part of the bundle's configuration is evaluated here, so this is for its owner's machine. A
-    Clara MMAR is translated first, and then `tell` is called with what people have to know about it.
+    Clara MMAR is translated first, and `tell` is called with what people have to know about it and about version 0.
 
     Raises:
         ConfigError: it is no bundle that can be trained, or the directory is in use.
@@ -72,7 +73,11 @@ def init_bundle_run(
             return init_bundle_run(found.bundle, directory, name=name, chosen=chosen, settings=found.settings)
     config = configured(name, settings)
     files = bundle_files(bundle, chosen.config_file)
-    network = bundle_network(bundle, weights=chosen.weights, config_file=chosen.config_file)
+    weights = chosen.weights
+    if weights is None and (trained := pretrained(bundle)) is not None:
+        weights, card = trained
+        tell(f"version 0 has the weights in {weights} ({card.told()}); remove {CARD} to begin with random ones")
+    network = bundle_network(bundle, weights=weights, config_file=chosen.config_file)
     return write_run(directory, config, network, files)
 
 
@@ -92,6 +97,8 @@ def bundle_files(bundle: Path, config_file: Sequence[str] = ()) -> dict[str, byt
         parts = path.relative_to(bundle).parts
         if parts[0] == "docs":
             return path.suffix.lower() in _TEXT
+        if path == bundle / WEIGHTS:  # they are version 0, and need not travel twice
+            return False
         return parts[0] != "eval" and (parts[0] != "models" or path.stat().st_size <= _SMALL)
 
     files = read_files(bundle, wanted)

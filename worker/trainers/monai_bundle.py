@@ -36,6 +36,7 @@ from worker.monai.configs import NETWORKS, Configs
 from worker.monai.datalist import listed
 from worker.monai.engine import Beginning, Engine, seed
 from worker.monai.errors import explained
+from worker.monai.weights import load_weights
 from worker.trainers.bundle_options import BundleOptions
 from worker.trainers.modules import Live, ModuleTensors, distinct, unwrapped
 
@@ -357,7 +358,7 @@ def bundle_network(
     if not isinstance(network, nn.Module):
         raise ConfigError(f"the bundle's {named} is a {type(network).__name__}; it has to be a torch module")
     if weights is not None:
-        _load_file(unwrapped(network), weights)
+        load_weights(unwrapped(network), weights)
     return unwrapped(network)
 
 
@@ -370,24 +371,6 @@ def batchnorm(network: nn.Module) -> frozenset[str]:
         for name in module.state_dict()
     }
     return frozenset(names[0] for names, each in distinct(network) if each.is_floating_point() and inside & set(names))
-
-
-def _load_file(network: nn.Module, file: Path) -> None:
-    """Trained weights as MONAI saves them: a state dict, perhaps under the key `model` or `state_dict`."""
-    try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{file} is not there; name a file of trained weights") from None
-    except Exception as error:
-        raise ConfigError(f"{file} holds no plain weights that torch can read: {type(error).__name__}") from error
-    for key in ("model", "state_dict"):
-        if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
-            saved = saved[key]
-    try:
-        network.load_state_dict(saved)
-    except (RuntimeError, TypeError) as error:
-        told = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{file} does not hold the weights of the bundle's network: {told}") from error
 
 
 def _set_amp(engine: Workflow, wanted: bool | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from monai.data import Dataset
 
@@ -287,10 +288,15 @@ def test_version_0_follows_from_the_seed_or_from_trained_weights(spleen: Place, 
     assert same(*(copied(bundle_network(spleen.bundle).state_dict()) for _ in range(2)))
     assert not same(copied(one.state_dict()), copied(other.state_dict()))
     torch.save({"model": other.state_dict()}, tmp_path / "model.pt")
-    given = bundle_network(spleen.bundle, weights=tmp_path / "model.pt")
-    assert same(copied(given.state_dict()), copied(other.state_dict()))
+    safetensors.torch.save_file(other.state_dict(), tmp_path / "model.safetensors")
+    for name in ("model.pt", "model.safetensors"):
+        given = bundle_network(spleen.bundle, weights=tmp_path / name)
+        assert same(copied(given.state_dict()), copied(other.state_dict()))
     torch.save({"first.weight": torch.ones(3)}, tmp_path / "other.pt")
-    for file, text in (("other.pt", "does not hold the weights"), ("none.pt", "is not there")):
+    torch.save([1], tmp_path / "list.pt")
+    shutil.copy(tmp_path / "model.pt", tmp_path / "renamed.safetensors")
+    told = {"other.pt": "does not hold the weights", "list.pt": "does not hold the weights", "none.pt": "is not there"}
+    for file, text in {**told, "renamed.safetensors": "holds no plain weights"}.items():
         with pytest.raises(ConfigError, match=text):
             bundle_network(spleen.bundle, weights=tmp_path / file)
 
