@@ -18,7 +18,7 @@ from monai.bundle.workflows import ConfigWorkflow
 from monai.utils.misc import set_determinism
 from safetensors.torch import save
 
-from fledge.runs.pretrained import Card
+from fledge.runs.pretrained import WeightsCard
 from fledge.runs.zoo import new_bundle
 
 SEED = 0
@@ -98,6 +98,6 @@ def write_card(weights: Path, value: float, **said: object) -> None:
     """Write the card beside the weights; what can be computed of them is added to what is `said`."""
     raw = weights.read_bytes()
     known = {"value": round(value, 4), "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest(), "seed": SEED}
-    card = Card.model_validate({**said, **known, "versions": {name: version(name) for name in PACKAGES}})
+    card = WeightsCard.model_validate({**said, **known, "versions": {name: version(name) for name in PACKAGES}})
     weights.with_suffix(".json").write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     print(f"{weights}: {card.told()}, {card.bytes} bytes")

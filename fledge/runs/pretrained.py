@@ -16,7 +16,7 @@ WEIGHTS, CARD = "models/pretrained.safetensors", "models/pretrained.json"
 _CARD_BYTES = 64 * 1024
 
 
-class Card(BaseModel):
+class WeightsCard(BaseModel):
     """What has to be known of weights before they are used."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,7 @@ class Card(BaseModel):
         return f"{self.metric} {self.value:.3f} on {self.held_out} images that were not trained on"
 
 
-def card_of(folder: Traversable) -> Card | None:
+def card_of(folder: Traversable) -> WeightsCard | None:
     """The card of a bundle's pretrained weights, or of an entry's of the zoo; None if it has none.
 
     Raises:
@@ -55,12 +55,12 @@ def card_of(folder: Traversable) -> Card | None:
         return None
     try:
         with place.open("rb") as file:
-            return Card.model_validate_json(file.read(_CARD_BYTES))
+            return WeightsCard.model_validate_json(file.read(_CARD_BYTES))
     except ValidationError as error:
         raise ConfigError(f"{place} is no card of weights; make the bundle again with `fledge bundle new`") from error
 
 
-def weights_of(folder: Traversable, card: Card) -> bytes:
+def weights_of(folder: Traversable, card: WeightsCard) -> bytes:
     """The weights that a card is about.
 
     Raises:
@@ -80,7 +80,7 @@ def weights_of(folder: Traversable, card: Card) -> bytes:
     return raw
 
 
-def pretrained(bundle: Path) -> tuple[Path, Card] | None:
+def pretrained(bundle: Path) -> tuple[Path, WeightsCard] | None:
     """A bundle's pretrained weights, looked at, with their card; None if it begins with random ones.
 
     Raises:

@@ -11,7 +11,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
-from fledge.runs.pretrained import CARD, WEIGHTS, Card, card_of, weights_of
+from fledge.runs.pretrained import CARD, WEIGHTS, WeightsCard, card_of, weights_of
 from protocol.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -41,12 +41,12 @@ def starting_points() -> tuple[StartingPoint, ...]:
     return tuple(_starting_point(folder, card_of(folder)) for folder in folders)
 
 
-def _starting_point(folder: Traversable, card: Card | None) -> StartingPoint:
+def _starting_point(folder: Traversable, card: WeightsCard | None) -> StartingPoint:
     description = json.loads((folder / str(_METADATA)).read_text(encoding="utf-8"))["description"]
     return StartingPoint(folder.name, description, "" if card is None else card.told())
 
 
-def new_bundle(folder: Path, start: str, *, weights: str = RANDOM) -> Card | None:
+def new_bundle(folder: Path, start: str, *, weights: str = RANDOM) -> WeightsCard | None:
     """Make a bundle of the starting point `start` in a new folder, whose name becomes the bundle's.
 
     With `pretrained` weights it gets them, looked at, and the card that says what they are, which is returned; they
@@ -92,7 +92,7 @@ def named(contents: dict[PurePosixPath, str], start: str, name: str) -> dict[Pur
     }
 
 
-def _card(start: str, weights: str) -> Card | None:
+def _card(start: str, weights: str) -> WeightsCard | None:
     """The card of the weights that are wanted; None for random ones."""
     if weights == RANDOM:
         return None
@@ -113,7 +113,7 @@ def _weighs(path: PurePosixPath) -> bool:
     return path.parts[0] == _MODEL.parts[0]
 
 
-def _saying(contents: Mapping[PurePosixPath, str], card: Card) -> dict[PurePosixPath, str]:
+def _saying(contents: Mapping[PurePosixPath, str], card: WeightsCard) -> dict[PurePosixPath, str]:
     """What a bundle says of its weights, if they are trained."""
     trained = f"The weights are trained: {card.told()}. `{CARD}` says by which recipe, and under which licence."
     return {

@@ -21,7 +21,7 @@ from fledge.cli.app import app
 from fledge.runs import zoo
 from fledge.runs.from_bundle import bundle_files, init_bundle_run
 from fledge.runs.init_run import CODE, load_genesis
-from fledge.runs.pretrained import CARD, WEIGHTS, Card, card_of, weights_of
+from fledge.runs.pretrained import CARD, WEIGHTS, WeightsCard, card_of, weights_of
 from fledge.runs.zoo import new_bundle, starting_points
 from protocol.errors import ConfigError
 from tests.support.monai_marks import MONAI
@@ -38,7 +38,7 @@ TRAINED = [each.name for each in starting_points() if each.pretrained]
 pytestmark = MONAI
 
 
-def card(start: str) -> Card:
+def card(start: str) -> WeightsCard:
     """The card of an entry that has one."""
     found = card_of(ZOO / start)
     assert found is not None
@@ -78,7 +78,11 @@ def test_weights_fit_their_card_and_their_network_and_the_card_says_all_there_is
 
 
 def test_the_docs_state_what_the_cards_state() -> None:
-    rows = [line for line in (ROOT / "docs/zoo.md").read_text().splitlines() if "pretrained.json" in line]
+    rows = [
+        line
+        for line in (ROOT / "docs/zoo.md").read_text().splitlines()
+        if line.startswith("| `") and "pretrained.json" in line
+    ]
     assert len(rows) == len(TRAINED)
     for start in TRAINED:
         [row] = [line for line in rows if line.startswith(f"| `{start}` |")]
