@@ -17,6 +17,8 @@ from worker.data.text import read_text
 
 _LIST_BYTES = 16 * 1024**2
 _MOST = 256
+_GREYS = 64
+"""Classes of one label, at most, that need no list."""
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _DELIMITERS = ",;\t"
 
@@ -77,12 +79,17 @@ def _parts(name: str) -> list[tuple[int, str]]:
     return [(len(digits := part.lstrip("0")), digits) if n % 2 else (0, part) for n, part in enumerate(parts)]
 
 
-def check_seen(label: str, seen: Iterable[int], wanted: Sequence[str]) -> None:
-    """Let the label of a segmentation pass whose values the list names.
+def check_seen(label: str, seen: Sequence[int], wanted: Sequence[str]) -> None:
+    """Let the label of a segmentation pass whose values the list names; without a list, one of few enough.
 
     Raises:
-        ConfigError: it holds another.
+        ConfigError: it holds another, or so many that they are rather grey values.
     """
+    if not wanted and len(seen) > _GREYS:
+        raise ConfigError(
+            f"the label of {shown(label)} holds {len(seen)} different values; is it an image, or was it resampled or "
+            "saved as JPEG? If not, name its classes with --classes"
+        )
     if wanted and (unknown := [str(number) for number in seen if number >= len(wanted)]):
         raise ConfigError(
             f"label {shown(label)} holds {few(unknown)}, and --classes names 0 to {len(wanted) - 1}; correct one of "
@@ -158,7 +165,9 @@ def check_run(task: Mapping[str, object], options: Mapping[str, object]) -> None
     for number, name in sorted(read_datalist(path).labels.items()):
         there = names[number] if 0 <= number < len(names) else "no class"
         if plain(name) != there:
+            listed = ",".join(names)
+            again = listed if shown(listed) == listed and "," not in "".join(names) else "and a file of the run's names"
             raise DataError(
                 f"{path} calls class {number} {shown(name)}, and in the run it is {shown(there)}; prepare the data "
-                f"again with --classes {shown(','.join(names))}"
+                f"again with --classes {again}"
             )

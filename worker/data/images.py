@@ -16,8 +16,6 @@ from worker.data.sources import ImageKind, shown
 from worker.data.volumes import TOLERANCE_MM, Volume, corners
 
 _CLASSES = 255
-_MOST = 128
-"""Classes of one label: more are grey values."""
 
 
 def read_image(path: Path, kind: ImageKind, name: str) -> Volume:
@@ -84,17 +82,12 @@ def check_classes(name: str, values: NDArray[np.number]) -> tuple[int, ...]:
     """The classes in a label, smallest first.
 
     Raises:
-        ConfigError: its values are no whole numbers from 0 to 255, or too many.
+        ConfigError: its values are no whole numbers from 0 to 255.
     """
     found = np.unique(values)
     if found.dtype.kind not in "biuf" or (found != np.rint(found)).any() or found[0] < 0 or found[-1] > _CLASSES:
         raise ConfigError(
             f"label {shown(name)} holds other values than the whole numbers 0 to {_CLASSES}; is it the image?"
-        )
-    if len(found) > _MOST:
-        raise ConfigError(
-            f"label {shown(name)} holds {len(found)} different values; is it the image, or a label that was resampled "
-            "or saved as JPEG?"
         )
     return tuple(int(value) for value in found)
 

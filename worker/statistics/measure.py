@@ -107,7 +107,8 @@ def _named(where: str, number: int, labels: Mapping[int, str]) -> str:
 
 
 def _figures(image: Volume, foreground: NDArray[np.bool_] | None) -> dict[str, float]:
-    shape = image.values.shape[:3] if image.affine is not None else image.values.shape[:2]
+    # A picture's rows come first, and x goes along them.
+    shape = image.values.shape[:3] if image.affine is not None else image.values.shape[1::-1]
     found = {f"shape.{axis}": float(size) for axis, size in zip(_AXES, shape, strict=False)}
     found |= {f"spacing.{axis}": size for axis, size in zip(_AXES, image.spacing[: len(shape)], strict=False)}
     depth = len(shape)

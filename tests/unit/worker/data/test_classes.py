@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError, DataError
-from worker.data.classes import check_renamed, check_run, class_list, in_order, numbered, read_classes
+from worker.data.classes import check_renamed, check_run, check_seen, class_list, in_order, numbered, read_classes
 
 ALL = ("covid", "normal", "pneumonia")
 names = st.text(st.characters(codec="utf-8", exclude_characters=",\n\r"), min_size=1, max_size=8)
@@ -93,6 +93,15 @@ def test_another_name_changes_no_number(given: Mapping[int, str], fine: bool) ->
             check_renamed(given, here)
 
 
+def test_a_label_of_grey_values_is_no_label_unless_its_classes_are_named() -> None:
+    check_seen("x", range(64), ())
+    with pytest.raises(ConfigError, match=r"the label of x holds 65 different values; is it an image, or was it"):
+        check_seen("x", range(65), ())
+    check_seen("x", range(200), [str(number) for number in range(200)])
+    with pytest.raises(ConfigError, match=r"label x holds 2, and --classes names 0 to 1"):
+        check_seen("x", [0, 2], ("background", "liver"))
+
+
 @pytest.mark.parametrize("by", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("header", [("image", "label"), ("Label ", "age", '"Image"')])
@@ -142,6 +151,13 @@ def test_data_that_number_them_otherwise_are_refused(data: Path, labels: object,
     listed(data, labels)
     with pytest.raises(DataError, match=f"{sentence}; prepare the data again with --classes covid,normal,pneumonia"):
         check_run({"classes": ALL}, {"dataset_dir": str(data)})
+
+
+def test_names_that_do_not_fit_on_a_line_are_to_be_written_into_a_file(data: Path) -> None:
+    listed(data, {"0": "flu"})
+    for names in (["covid, severe", "normal"], [f"a rather long name {number}" for number in range(20)]):
+        with pytest.raises(DataError, match=r"--classes and a file of the run's names$"):
+            check_run({"classes": names}, {"dataset_dir": str(data)})
 
 
 @pytest.mark.parametrize("task", [{}, {"classes": 3}, {"classes": (1, 2)}])

@@ -215,6 +215,7 @@ def test_channels_in_files_of_their_own_are_one_image(tmp_path: Path) -> None:
         Image.fromarray(np.full(shape, number * 10, np.uint8)).save(tmp_path / name)
     (case,) = measure(read(training=[{"image": ["a.png", "b.png"]}]), tmp_path, lambda done, total: None)
     assert (case.figures["intensity.c0.all.mean"], case.figures["intensity.c1.all.mean"]) == (0, 10)
+    assert (case.figures["shape.x"], case.figures["shape.y"]) == (4, 3)
     with pytest.raises(ConfigError, match=r"a.png and the other files of its image differ in size"):
         list(measure(read(training=[{"image": ["a.png", "c.png"]}]), tmp_path, lambda done, total: None))
 

@@ -209,12 +209,6 @@ def test_what_cannot_be_trained_on_is_refused_with_the_reason(tmp_path: Path, wh
         taken(image(), label(), tmp_path)
 
 
-def test_a_label_of_grey_values_is_no_label() -> None:
-    check_classes("x", np.arange(128))
-    with pytest.raises(ConfigError, match="label x holds 129 different values; is it the image, or a label that was"):
-        check_classes("x", np.arange(129))
-
-
 def test_a_picture_is_drawn_on_a_film_and_on_no_other_volume() -> None:
     film = Volume(np.zeros((7, 4, 1), np.int16), PLACE)
     picture = Volume(np.arange(28, dtype=np.uint8).reshape(4, 7) % 3, None)
