@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from protocol.topology import Exchange as Exchange
     from protocol.topology import Queue as Queue
     from protocol.topology import Topology as Topology
+    from worker.api.division import Divisible as Divisible
+    from worker.api.division import Holdings as Holdings
     from worker.api.filters import FilterChain as FilterChain
     from worker.api.filters import PrivacyFilter as PrivacyFilter
     from worker.api.filters import privacy_filters as privacy_filters
@@ -102,6 +104,7 @@ _NAMES = {
     "protocol.messages": ("Fingerprint",),
     "protocol.spec": ("ModelSpec", "TensorKind", "TensorSpec"),
     "protocol.topology": ("Binding", "Exchange", "Queue", "Topology"),
+    "worker.api.division": ("Divisible", "Holdings"),
     "worker.api.filters": ("FilterChain", "PrivacyFilter", "privacy_filters"),
     "worker.api.fingerprint": ("fingerprint",),
     "worker.api.trainer": ("Control", "EvaluationResult", "TrainResult", "Trainer"),

@@ -94,6 +94,17 @@ def test_the_users_example_trains_in_a_federation(mytask: Path) -> None:
     assert (guesses == digits).mean() > 0.5
 
 
+def test_the_users_example_is_tried_by_the_command_shown(mytask: Path) -> None:
+    (shown,) = (line for line in README.splitlines() if line.startswith("fledge try"))
+    command = shlex.split(shown, comments=True)[1:]
+    done = CliRunner().invoke(app, [*command, "--versions", "4", "--no-compare"])
+    structlog.reset_defaults()
+    assert done.exit_code == 0, done.output
+    accuracy = re.search(r"^federated +([\d.]+)%", done.output, re.MULTILINE)
+    assert accuracy is not None, done.output
+    assert float(accuracy[1]) > 50
+
+
 def test_the_users_example_travels_as_a_runs_code(mytask: Path) -> None:
     (mytask / "mycode").mkdir()
     (mytask / "mytask.py").rename(mytask / "mycode" / "trainer.py")
@@ -110,6 +121,7 @@ DEPTH = {"deploy": 2, "site": 2, "bundle": 2, "data": 2, "ctl": 3}
 PAGES = {
     "README.md": 17,
     "docs/tutorial.md": 7,
+    "docs/trying.md": 4,
     "docs/federation.md": 13,
     "docs/training.md": 3,
     "docs/zoo.md": 3,
