@@ -29,9 +29,10 @@ from worker.data.dicom_frames import (
     check_frames,
     frames_of,
     image_types,
+    is_functional,
     stacked,
 )
-from worker.data.dicom_kinds import Beside, beside, is_secondary, is_slice
+from worker.data.dicom_kinds import Beside, beside, is_raw, is_secondary, is_slice
 from worker.data.discovery import FoundFiles
 from worker.data.matching import keys_of
 from worker.data.sources import Admission, FoundImages, ImageKind, ImageSource, few, patient_in_path, shown
@@ -40,6 +41,9 @@ from worker.data.volumes import Volume, check_size, in_space
 _WANTED = [*map(Tag, TAGS), *map(Tag, PRIVATE)]
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _GREY = frozenset({"", "MONOCHROME1", "MONOCHROME2"})
+_MOSAIC = frozenset({"MOSAIC", "VFRAME"})
+"""How Siemens and United Imaging call pictures in which many slices lie side by side."""
+_SIZES = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 _LINE = 240
 
 
@@ -61,6 +65,11 @@ class ImageFile:
         return is_secondary(self.uid("SOPClassUID"), image_types(self.header)[0])
 
     @property
+    def is_raw(self) -> bool:
+        """Whether it is a film that is not made to be looked at."""
+        return is_raw(self.uid("SOPClassUID"))
+
+    @property
     def study(self) -> tuple[str, str]:
         """In which study it lies, and by which modality."""
         return self.uid("StudyInstanceUID"), self.uid("Modality")
@@ -79,6 +88,8 @@ class Surroundings:
     """The frames in each space."""
     originals: frozenset[tuple[str, str]]
     """The studies and modalities of which there are images that were not made of others."""
+    films: frozenset[tuple[str, str]]
+    """Those of which there are films to be looked at."""
 
     @classmethod
     def of(cls, images: Sequence[ImageFile]) -> Surroundings:
@@ -86,7 +97,11 @@ class Surroundings:
         spaces: defaultdict[str, list[Frame]] = defaultdict(list)
         for image in images:
             spaces[image.frames[0].space].extend(image.frames)
-        return cls(spaces, frozenset(image.study for image in images if not image.is_secondary))
+        return cls(
+            spaces=spaces,
+            originals=frozenset(image.study for image in images if not image.is_secondary),
+            films=frozenset(image.study for image in images if image.is_projection and not image.is_raw),
+        )
 
 
 def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
@@ -233,7 +248,7 @@ def _left_out_whole(files: Sequence[ImageFile], around: Surroundings) -> Beside 
     """What a series is if it is none of the patient's volumes, by all its files and what else is there."""
     frames = [frame for file in files for frame in file.frames]
     if files[0].is_projection:
-        return None
+        return Beside.RAW if files[0].is_raw and files[0].study in around.films else None
     if all(frame.position is None for frame in frames):
         return Beside.NO_PLACE
     if are_crossed(frames):
@@ -303,6 +318,10 @@ def _source(found: FoundFiles, uid: str, name: str, files: Sequence[ImageFile], 
     check_size(name, (int(header.Columns), int(header.Rows), len(frames)))
     for file in files:
         _check_pixels(name, file.header)
+    if _MOSAIC & set(image_types(header)[0]) and not is_functional(header):
+        raise ConfigError(
+            f"{shown(name)} is a mosaic of slices side by side; have single slices or enhanced objects exported"
+        )
     patient = _patient(found, files, wanted)
     if not files[0].is_projection:
         _check_whole(name, files)
@@ -389,6 +408,9 @@ def _stack(planes: Sequence[tuple[Path, Frame]]) -> NDArray[np.floating]:
 
 def _scaled(pixels: NDArray[np.generic], image: Dataset, frame: Frame) -> NDArray[np.float64]:
     """What the scanner measured: neither windows nor colours nor units of a vendor's own."""
+    if pixels.dtype.kind in "iu":  # some decoders leave overlays in the bits beside those that are stored
+        unused = pixels.dtype.itemsize * 8 - int(image.BitsStored)
+        pixels = np.right_shift(np.left_shift(pixels, unused), unused)
     if image.get("ModalityLUTSequence"):
         return apply_modality_lut(pixels, image).astype(np.float64)
     slope = 1.0 if frame.slope is None else frame.slope
@@ -400,7 +422,7 @@ def _projection(image: Dataset, frame: Frame) -> Volume:
     values = _scaled(image.pixel_array, image, frame)
     if image.get("PhotometricInterpretation") == "MONOCHROME1":
         values = values.max() + values.min() - values
-    rows, columns = (float(size) for size in image.get("PixelSpacing") or image.get("ImagerPixelSpacing") or (1, 1))
+    rows, columns = map(float, next(filter(None, (image.get(tag) for tag in _SIZES)), (1, 1)))
     return Volume(values.T[..., None], in_space(np.diag([-columns, -rows, 1.0, 1.0])))
 
 

@@ -13,6 +13,7 @@ class Beside(Enum):
     LOCALIZER = "localizers"
     DERIVED = "derived images"
     """Projections, renderings, reformats: made of images that lie beside them."""
+    RAW = "raw films beside those made of them"
     SECONDARY_CAPTURE = "secondary captures"
     SCREEN = "dose screens and screenshots"
     DOSE = "dose reports"
@@ -65,6 +66,8 @@ _SLICES = frozenset(
     f"{_STORAGE}.{end}" for end in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4", "20", "128", "128.1", "130")
 )
 """CT, MR, PET and nuclear medicine: their images lie somewhere in the patient."""
+_RAW = frozenset(f"{_STORAGE}.{end}" for end in ("1.1.1", "1.2.1", "1.3.1"))
+"""Films for processing: what a detector saw, of which those for people are made."""
 _LOCALIZER = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVEY"})
 _SCREEN = re.compile(r"DOSE|DOSE[_ ](INFO|REPORT)|SCREEN[_ ]?(SAVE|SHOT|CAPTURE)|.* PROT")
 _MADE = re.compile(r"MIP|MINIP|MPR|CPR|VRT?|SSD|\w+_IP|\w+_RENDER|\w+_MPR|PROJECTION IMAGE|REFORMATTED|VOLUME RENDER.*")
@@ -98,6 +101,11 @@ def beside(
 def is_secondary(sop_class: str, image_type: Sequence[str]) -> bool:
     """Whether slices say that they were made of others later on; what they are depends on whether those are there."""
     return is_slice(sop_class) and [word.strip().upper() for word in image_type[:2]] == ["DERIVED", "SECONDARY"]
+
+
+def is_raw(sop_class: str) -> bool:
+    """Whether films of this class are not made to be looked at."""
+    return sop_class in _RAW
 
 
 def is_slice(sop_class: str) -> bool:

@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from pydicom import Dataset, dcmread
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    JPEGLSLossless,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+)
 
 from protocol.errors import ConfigError
 from tests.support import dicom
@@ -72,6 +78,7 @@ BESIDE: Mapping[Beside, Sequence[dict[str, Any]]] = {
         {"ImageType": ["DERIVED", "PRIMARY", "REFORMATTED"], "SOPClassUID": MRImageStorage},
         {"VolumeBasedCalculationTechnique": "MAX_IP"},
     ),
+    Beside.RAW: (),  # only beside others, below
     Beside.SECONDARY_CAPTURE: ({"SOPClassUID": f"{STORAGE}.7"}, {"SOPClassUID": f"{STORAGE}.7.2"}),
     Beside.SCREEN: (
         {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
@@ -151,6 +158,30 @@ def test_slices_made_of_others_later_on_are_left_out_where_those_are_there(tmp_p
     assert {source.name for source in found.sources} == {"ct", *(() if of_others else ("made",))}
     assert counts(found) == ({"derived images": 5} if of_others else {})
     assert len(admitted(tmp_path / "in", also=frozenset({Beside.DERIVED})).sources) == 2
+
+
+@pytest.mark.parametrize("beside_others", [True, False])
+def test_films_for_processing_are_left_out_where_there_are_those_for_people(
+    tmp_path: Path, beside_others: bool
+) -> None:
+    film = setting(ImagePositionPatient=None, ImageOrientationPatient=None, Modality="DX", StudyInstanceUID="1.2.3")
+    write_series(tmp_path / "in" / "raw", slices=1, change=both(film, setting(SOPClassUID=f"{STORAGE}.1.1.1")))
+    if beside_others:
+        write_series(tmp_path / "in" / "dx", slices=1, change=both(film, setting(SOPClassUID=f"{STORAGE}.1.1")))
+    found = admitted(tmp_path / "in")
+    assert len(found.sources) == 1
+    assert counts(found) == ({"raw films beside those made of them": 1} if beside_others else {})
+
+
+@pytest.mark.parametrize(("enhanced", "word"), [(False, "MOSAIC"), (False, "VFRAME"), (True, "MOSAIC")])
+def test_a_mosaic_is_no_slice_but_some_scanners_call_what_is_none_so(tmp_path: Path, enhanced: bool, word: str) -> None:
+    written = write_series(tmp_path / "slices", change=setting(ImageType=["ORIGINAL", "PRIMARY", "M", "ND", word]))
+    if enhanced:
+        dicom.write_frames(tmp_path / "in" / "bold" / "file", list(written.folder.iterdir()))
+        assert volume_of(admitted(tmp_path / "in").sources[0]).values.shape == (6, 8, 5)
+        return
+    with pytest.raises(ConfigError, match="is a mosaic of slices side by side"):
+        admitted(tmp_path / "slices")
 
 
 def test_a_scout_within_its_series_is_left_out_alone(tmp_path: Path) -> None:
@@ -329,6 +360,47 @@ def test_only_the_stored_bits_count_whatever_else_stands_in_them(tmp_path: Path,
     if signed:
         pixels[1::2] -= (pixels[1::2] & 0x0800) * 2
     assert (volume_of(source).values.transpose(2, 1, 0)[::-1] == pixels + dicom.INTERCEPT).all()
+
+
+def test_overlays_that_a_decoder_leaves_do_not_count(tmp_path: Path) -> None:
+    """Lossless compression keeps all 16 bits; pydicom then gives them all (pydicom's issue 2260)."""
+    pytest.importorskip("jpeg_ls")  # without a wheel for Python 3.14 so far
+
+    def packed(image: Dataset, _: int) -> None:
+        pixels = np.frombuffer(image.PixelData, np.uint16).copy() & 0x0FFF
+        pixels[::3] |= 0x1000
+        image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 15, 0
+        image.PixelData = pixels.tobytes()
+        image.compress(JPEGLSLossless, generate_instance_uid=False)
+        image.BitsStored, image.HighBit = 12, 11
+
+    written = write_series(tmp_path / "in", change=packed)
+    pixels = (written.values - dicom.INTERCEPT).astype(int) & 0x0FFF
+    values = volume_of(admitted(tmp_path / "in").sources[0]).values
+    assert (values.transpose(2, 1, 0)[::-1] == pixels + dicom.INTERCEPT).all()
+
+
+@pytest.mark.parametrize(
+    ("tag", "spacing"),
+    [
+        ("ImagerPixelSpacing", (0.2, 0.1)),
+        ("NominalScannedPixelSpacing", (0.2, 0.1)),
+        ("PixelAspectRatio", (2, 1)),
+        ("Rows", (1, 1)),
+    ],
+)
+def test_a_film_has_the_size_that_it_says_in_one_way_or_another(
+    tmp_path: Path, tag: str, spacing: tuple[float, float]
+) -> None:
+    film = setting(
+        SOPClassUID=f"{STORAGE}.1",
+        Modality="CR",
+        ImagePositionPatient=None,
+        PixelSpacing=None,
+        **({} if tag == "Rows" else {tag: list(spacing)}),
+    )
+    write_series(tmp_path / "in", slices=1, change=film)
+    assert volume_of(admitted(tmp_path / "in").sources[0]).spacing[:2] == pytest.approx(spacing[::-1])
 
 
 @pytest.mark.parametrize(
