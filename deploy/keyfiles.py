@@ -8,7 +8,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from broker.runtime.private_folders import private_folder
@@ -53,6 +53,22 @@ def replace_private(path: Path, data: bytes) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def replace_as_was(path: Path, data: bytes) -> None:
+    """As `replace_private`, but a file that is there keeps its owner and group, and whether the group may read it.
+
+    For files of a server or service that runs as somebody else than who brings the new one.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    before = path.stat() if path.exists() else None
+    replace_private(path, data)
+    if before is not None:
+        with suppress(OSError):  # who may not give it away keeps it private
+            os.chown(path, before.st_uid if os.geteuid() == 0 else -1, before.st_gid)
+            path.chmod(0o600 | stat.S_IMODE(before.st_mode) & stat.S_IRGRP)
 
 
 def private_directory(path: Path) -> None:

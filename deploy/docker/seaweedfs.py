@@ -9,14 +9,11 @@ The rights are the policies of `deploy.servers.s3_policies`, word for word. Seaw
 from __future__ import annotations
 
 import json
-import os
-import stat
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
-from deploy.keyfiles import read_bounded, replace_private
+from deploy.keyfiles import read_bounded, replace_as_was
 from deploy.servers.rabbitmq import Definition
 from deploy.servers.s3_policies import (
     aggregator_policy,
@@ -79,12 +76,7 @@ def write_identities(place: str, store: Path, out: Path) -> int:
         told = identities(place, json.loads(read_bounded(store, _STORE_LIMIT, "the provisioner's store.json")))
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{store} is not the provisioner's store.json; copy it from there again") from None
-    before = out.stat() if out.exists() else None
-    replace_private(out, json.dumps(told, indent=1).encode() + b"\n")
-    if before is not None:
-        with suppress(OSError):  # who may not give it away keeps it private
-            os.chown(out, before.st_uid if os.geteuid() == 0 else -1, before.st_gid)
-            out.chmod(0o600 | stat.S_IMODE(before.st_mode) & stat.S_IRGRP)
+    replace_as_was(out, json.dumps(told, indent=1).encode() + b"\n")
     return len(told["identities"])
 
 

@@ -267,7 +267,7 @@ def _carry_out(
         state, renewed = _served_elsewhere(custody, state, now)
     state = state.model_copy(update={"registry": base64.b64encode(record).decode()})
     if changed:
-        notes += (f"the broker has to learn of it: fledge deploy broker, with {custody.directory / REGISTRY}",)
+        notes += (f"the hub has to learn of it: fledge deploy members, with {custody.directory / REGISTRY}",)
     if (state.hub, state.sites, state.operators) != (before.hub, before.sites, before.operators):
         notes += (f"the store has to know the identities in {custody.directory / STORE}",)
     if state != before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,12 +27,22 @@ Root = Annotated[str, typer.Option(help="With --registry: the federation root's 
 Federation = Annotated[str, typer.Option(help="With --registry: the federation's name.")]
 Vhost = Annotated[str, typer.Option(help="The vhost; default: the one in the kit's broker URL.")]
 
+ManagementUrl = Annotated[
+    str,
+    typer.Option(help=f"http(s)://user@host:port of the management interface; default: {MANAGEMENT}, password too."),
+]
+Authorities = Annotated[Path | None, typer.Option(help="Authorities to believe for https; default: the kit's.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow http to another machine.")]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
     """What a federation needs, and where."""
 
     members: BrokerMembers
+    registry: Path
+    version: int
+    """Of the list of members."""
     vhost: str
     ca: str | None
     store: str
@@ -46,14 +57,9 @@ def broker(
     root: Root = "",
     federation: Federation = "",
     vhost: Vhost = "",
-    management: Annotated[
-        str,
-        typer.Option(
-            help=f"http(s)://user@host:port of the management interface; default: {MANAGEMENT}, password too."
-        ),
-    ] = "",
-    ca: Annotated[Path | None, typer.Option(help="Authorities to believe for https; default: the kit's.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow http to another machine.")] = False,
+    management: ManagementUrl = "",
+    ca: Authorities = None,
+    insecure: Insecure = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,6 +78,63 @@ def broker(
     for note in done.notes:
         typer.secho(f"note: {note}", fg=typer.colors.YELLOW, err=True)
     typer.echo(f"vhost {wanted.vhost}: {_count(len(changes), dry_run)} for {len(wanted.members.logins)} members")
+
+
+@app.command()
+def members(
+    provisioner: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The provisioner's registry.bin and store.json, or copies of them.")
+    ],
+    kit: Annotated[Path, typer.Option(help="The hub's kit: a folder that holds aggregator.toml.")],
+    operator: Annotated[
+        Path | None, typer.Option(help="An operator's kit, which puts the list of members in force.")
+    ] = None,
+    identities: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="SeaweedFS's identities.json, to be written anew.")
+    ] = None,
+    management: ManagementUrl = "",
+    ca: Authorities = None,
+    insecure: Insecure = False,
+) -> None:
+    """Let in who has joined and shut out who has left: broker, store, list of members, in this order. Idempotent."""
+    from broker.net.urls import path_of
+    from deploy.docker.seaweedfs import write_identities
+    from deploy.keyfiles import replace_as_was
+
+    new, own = provisioner / "registry.bin", _wanted(kit, None, "", "", "")
+    wanted = _wanted(kit, new, "", "", "")
+    if wanted.version < own.version:
+        raise ConfigError(
+            f"{new} is version {wanted.version} of the list of members, and {kit} has version {own.version} already;"
+            " bring the provisioner's newest"
+        )
+    _bring(wanted, management, ca, insecure)
+    if wanted.version > own.version:
+        replace_as_was(own.registry, new.read_bytes())  # what a later `deploy broker --kit` begins from
+    if identities is not None:
+        count = write_identities(path_of(wanted.store).strip("/"), provisioner / "store.json", identities)
+        typer.echo(f"{identities}: {count} identities; have SeaweedFS read it again: kill -HUP its process")
+    if operator is None:
+        typer.echo(f"to put it in force: fledge ctl --kit OPERATOR registry put {new}")
+        return
+    from fledge.ctl.commands.registry import put_in_force
+    from fledge.ctl.session import Session
+
+    with closing(Session(operator)) as session:
+        if code := put_in_force(session, new):
+            raise typer.Exit(code)
+
+
+def _bring(wanted: _Wanted, management: str, ca: Path | None, insecure: bool) -> None:
+    """Bring the broker to what the members need, and say what that took."""
+    from deploy.servers.apply import Management, apply_members
+
+    with Management(_management(management), ca=str(ca) if ca else wanted.ca, insecure=insecure) as interface:
+        done = apply_members(interface, wanted.vhost, wanted.members)
+    _tell(map(str, done.changes), "")
+    for note in done.notes:
+        typer.secho(f"note: {note}", fg=typer.colors.YELLOW, err=True)
+    typer.echo(f"vhost {wanted.vhost}: {_count(len(done.changes), False)} for {len(wanted.members.logins)} members")
 
 
 @app.command()
@@ -132,8 +195,15 @@ def _wanted(kit: Path | None, registry: Path | None, root: str, federation: str,
     except ValueError:
         raise ConfigError("--root has to be the root's key in hex, as in aggregator.toml") from None
     record = read_bounded(registry, STORED_RECORD, "the signed registry")
+    listed = open_registry(record, key, federation)
     return _Wanted(
-        members=members_of(open_registry(record, key, federation)), vhost=vhost, ca=ca, store=store, port=port
+        members=members_of(listed),
+        registry=registry,
+        version=listed.version,
+        vhost=vhost,
+        ca=ca,
+        store=store,
+        port=port,
     )
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.strategy.strategies import strategy
+from broker.runtime.private_folders import private_folder
 from fledge.process import log
 from fledge.runs.init_run import load_genesis
 from fledge.trial import report as reports
@@ -177,7 +178,7 @@ def _place(out: Path | None) -> Iterator[Path]:
             yield Path(scratch)
         return
     try:
-        out.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(out)
         used = any(out.iterdir())
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror or error}; name a new directory") from error

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from deploy.provision.custody import open_custody
+from deploy.provision.kits import open_kit
+from deploy.provision.provisioning import provision
 from deploy.servers.apply import Management, apply_members
 from deploy.servers.members import members_of
+from fledge.bootstrap import open_aggregator
 from fledge.doctor.adversarial import attack
 from fledge.doctor.checks.local import check_keys, check_registry
 from fledge.doctor.examine import examine
 from fledge.doctor.findings import Verdict
 from fledge.doctor.place import read_kit
+from tests.support.command_line import fledge
 from tests.support.ports import free_ports
 from tests.support.rabbit import RabbitNode, require_rabbit
 from tests.support.seaweed import FEDERATION, OPERATORS, SITES, Provisioned, SeaweedServer, require_seaweed
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers
 
@@ -30,6 +38,8 @@ class Whole:
 
     federation: Provisioned
     store: SeaweedServer
+    management: str
+    """The URL of the broker's management, with a login."""
 
     def kit(self, name: str) -> Path:
         """Somebody's unpacked kit."""
@@ -57,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
         with Management(node.management_url) as management:
             apply_members(management, FEDERATION, members_of(registry))
         store = SeaweedServer(federation, folder / "data", folder / "log")
-        yield Whole(federation, store)
+        yield Whole(federation, store, node.management_url)
         store.stop()
     finally:
         node.close()
@@ -127,3 +137,42 @@ def test_a_hub_that_lacks_rights_at_the_store_is_told(whole: Whole, right: str) 
         whole.store.kill()
         told.write_text(before, encoding="utf-8")
         whole.store.start()
+
+
+def test_a_site_that_comes_later_joins_by_two_commands_at_the_hub(
+    whole: Whole, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Last: from here on the federation has a site more."""
+    place, hub, lead = whole.kit("provisioner"), whole.kit("aggregator"), whole.kit(OPERATORS[0])
+    now = datetime.now(UTC)
+    with open_custody(place, None, now) as custody:
+        project = custody.state.project
+    late = project.model_copy(update={"sites": (*project.sites, type(project.sites[0])(name="late", org="new"))})
+    (made,) = provision(late, place, now).kits
+    open_kit(made.path, made.password, tmp_path / "late", now)
+    older = (hub / "registry.bin").read_bytes()
+
+    monkeypatch.setenv("FLEDGE_MANAGEMENT", whole.management)
+    told = whole.federation.identities
+    told.chmod(0o640)
+    with open_aggregator(hub / "aggregator.toml") as service:
+        service.start()
+        # The first command, and the second.
+        done = fledge("deploy", "members", place, "--kit", hub, "--operator", lead, "--identities", told)
+        whole.store.reload()
+        assert done.returncode == 0, done.stderr
+        listed = fledge("ctl", "--kit", lead, "--timeout", "30", "site", "list", "--json")
+    assert '"late"' in listed.stdout, listed.stderr
+    eventually(lambda: examine(read_kit(tmp_path / "late"), {}, machine=False).ok, "the site can take part", 30.0)
+    report = attack(read_kit(tmp_path / "late"), {})
+    assert report.ok, report.lines()
+
+    assert stat.S_IMODE(told.stat().st_mode) == 0o640
+    assert (hub / "registry.bin").read_bytes() == (place / "registry.bin").read_bytes()
+    again = fledge("deploy", "broker", "--kit", hub)
+    assert "nothing to change" in again.stdout, again.stderr
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "registry.bin").write_bytes(older)
+    back = fledge("deploy", "members", tmp_path / "older", "--kit", hub)
+    assert back.returncode == 2
+    assert "bring the provisioner's newest" in back.stderr

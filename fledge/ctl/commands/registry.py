@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fledge.ctl.options import command, group, session_of
+from fledge.ctl.session import Session
 from protocol.errors import ConfigError
 from protocol.limits import BODY
 
@@ -23,6 +24,15 @@ _LARGEST = BODY * 3 // 4 - 4096
 @command(app, "put")
 def put(context: typer.Context, file: Annotated[Path, typer.Argument(help="The newer registry.bin.")]) -> int:
     """Put a newer list of members, signed by the root, in force."""
+    return put_in_force(session_of(context), file)
+
+
+def put_in_force(session: Session, file: Path) -> int:
+    """Bring the aggregator a newer list of members, show its answer, and return the exit code.
+
+    Raises:
+        ConfigError: the file cannot be read, or is too large for a message.
+    """
     try:
         with file.open("rb") as opened:
             record = opened.read(_LARGEST + 1)
@@ -34,4 +44,4 @@ def put(context: typer.Context, file: Annotated[Path, typer.Argument(help="The n
         )
     text = base64.b64encode(record).decode("ascii")
     lines = tuple(text[at : at + _LINE] for at in range(0, len(text), _LINE))
-    return session_of(context).send("registry.put", {"record": lines})
+    return session.send("registry.put", {"record": lines})
