@@ -54,11 +54,13 @@ def draw(found: Sequence[Histogram], told: Mapping[str, Value], path: Path) -> N
 
 
 def check_free(path: Path) -> None:
-    """Let a picture be written where nothing is.
+    """Let a picture be written into a folder that is there, where nothing is.
 
     Raises:
-        ConfigError: something is.
+        ConfigError: something is, or there is no folder.
     """
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: {path.parent} is no folder; make it, or name another place")
     if os.path.lexists(path):
         raise ConfigError(f"{path} is there already; nothing is overwritten: remove it, or name another")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Mapping
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,19 @@ def test_files_that_mean_the_same_are_read_the_same(tmp_path: Path, what: str, e
         if not each.plain:
             assert again.get_data_dtype() in (np.uint8, np.int16)
             assert (again.get_qform(), again.get_sform())[1] == pytest.approx(volume.affine, abs=1e-5)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_a_label_along_any_axes_is_turned_onto_its_image(order: tuple[int, ...]) -> None:
+    oblique = PLACE @ np.array([[0.9, -0.2, 0.1, 5], [0.2, 0.9, 0.3, 7], [-0.1, -0.3, 0.9, -3], [0, 0, 0, 1]])
+    image = Volume(VALUES, oblique)
+    for flips in product((1, -1), repeat=3):
+        there = made(DRAWN, oblique).as_reoriented(np.array([*zip(order, flips, strict=True)]))
+        label = Volume(np.asanyarray(there.dataobj), np.asarray(there.affine))
+        found = on_grid(label, image, "x")
+        assert (found.values == DRAWN).all()
+        assert found.affine is oblique
+        assert found.plain is ((order, flips) == ((0, 1, 2), (1, 1, 1)))
 
 
 @pytest.mark.parametrize("packed", [False, True])
