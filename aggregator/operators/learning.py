@@ -50,7 +50,7 @@ def amiss(run: Run) -> str:
     if reporting and (others := len(run.evaluations.measuring) - reporting):
         return f"{others} of {reporting + others} sites that measure do not report {wanted}, and are left out of it"
     if reporting and reporting * 2 <= len(able):
-        return f"{wanted} ends nothing yet: {reporting} of {len(able)} sites report it, and more than half have to"
+        return f"{wanted} does not count yet: {reporting} of {len(able)} sites report it, and more than half have to"
     return ""
 
 

@@ -240,7 +240,7 @@ class AggregatorRules:
             self._out.tell(event, "defect", {}, text=text)
 
     def _judge(self, event: events.CommandArrived) -> None:
-        verdict = self.commands.judge(event, self._out, self._present())
+        verdict = self.commands.judge(event, self._out, self._present(event.command))
         seen = self._liveness.ages(self._now)
         if verdict.why != "ok":
             counter = self.commands.counter(event) if verdict.why == REPLAYED else 0
@@ -248,7 +248,7 @@ class AggregatorRules:
         elif self._obey(event, verdict.run, seen):
             self._out.tell(event, "ok", seen)
 
-    def _present(self) -> Present:
+    def _present(self, command: str) -> Present:
         return Present(
             sites=self._sites(),
             runs={name: run.state for name, run in self.runs.items()},
@@ -256,7 +256,7 @@ class AggregatorRules:
             taken=self._taken,
             busy=self._busy,
             versions={name: run.version for name, run in self.runs.items()},
-            measured=frozenset(run.name for run in self._all() if run.best is not None),
+            measured=frozenset(run.name for run in self._all() if command in OF_VERSIONS and run.best is not None),
             complete=frozenset(run.name for run in self._all() if run.complete is not None),
             catalogue=self.catalogue,
         )

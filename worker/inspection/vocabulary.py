@@ -21,12 +21,12 @@ EVENTS: Final = frozenset(
         *("grant.not_asked_for", "hello.dropped", "lane.failed", "order.obeyed", "store.retry", "worker.accepted"),
         *("kit.used_twice", "site.member_again", "site.revoked"),
         *("message.dead_lettered", "message.dropped", "message.oversize", "message.refused", "metric.left_out"),
-        *("model.kept", "model.not_kept", "run.waiting"),
+        *("measuring.started", "model.kept", "model.not_kept", "run.waiting"),
         *("observer.failed", "outbox.dropped", "outbox.retry", "own.not_dropped", "privacy.off", "publish.refused"),
         *("record.not_read", "record.refused", "registry.changed", "registry.went_back", "training.aborted"),
         *("training.done", "training.failed", "training.started", "training.still_running", "update.published"),
         *("update.resealed", "update.settled", "update.spooled", "upload.done", "upload.failed"),
-        *("upload.started", "version.received", "worker.failed", "worker.opened", "worker.started"),
+        *("upload.started", "version.measured", "version.received", "worker.failed", "worker.opened", "worker.started"),
         *("worker.stopped",),
     }
 )
@@ -45,7 +45,7 @@ NUMBERS: Final = frozenset(
     {
         *("accepted", "again_in_s", "anew", "born", "bytes", "cache_mb", "chunks", "count"),
         *("epoch", "examples", "exclude", "heartbeat", "known"),
-        *("leftovers", "limit", "lost", "number", "overdue_s", "pid", "progress", "registry"),
+        *("leftovers", "limit", "loss", "lost", "number", "overdue_s", "pid", "progress", "registry"),
         *("returns", "seconds", "seen", "sequence", "spool_mb", "started", "steps", "updates"),
         *("version", "waited_s"),
     }

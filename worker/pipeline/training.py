@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from structlog.typing import FilteringBoundLogger
+
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.transfer import read_blob
@@ -192,24 +194,30 @@ class Training:
 
     def run(self, job: Job) -> None:
         """Train; tells `Evaluated` if it was asked for, then `Trained` or `TrainingFailed`."""
+        told = self._told(job)
+        told.info("training.started")
         self._tell(self._attempt(job, "training", self._train))
 
     def measure(self, job: Job) -> None:
         """Measure the last version of a run that has ended; tells `Evaluated` or `TrainingFailed`."""
         if self._kept.of(job.training.run):
+            told = self._told(job)
+            told.info("measuring.started")
             self._tell(self._attempt(job, "measuring", self._measure))
         else:  # the site took no part
             self._tell(Evaluated(id=job.training.id, envelope=b""))
 
+    def _told(self, job: Job) -> FilteringBoundLogger:
+        training = job.training
+        return self._log.bind(run=training.run, version=training.version, update=training.id.hex()[:8])
+
     def _attempt(self, job: Job, what: str, work: Callable[[Job], Event]) -> Event:
         """What comes of it, or why nothing did."""
-        training = job.training
-        told = self._log.bind(run=training.run, version=training.version, update=training.id.hex()[:8])
-        told.info(f"{what}.started")
+        training, told = job.training, self._told(job)
         try:
             return work(job)
         except errors.Aborted:
-            told.info(f"{what}.aborted")
+            told.info("training.aborted")
             return TrainingFailed(id=training.id, code="aborted")
         except (Exception, SystemExit) as error:
             # A trainer is foreign code at a thread's edge. What it says may name a patient, so it goes into a case, and
@@ -219,11 +227,11 @@ class Training:
             sentence = [f"{error}\n\n"] if isinstance(error, errors.FledgeError) else []
             case = self._cases.keep(title, "".join([*sentence, *traceback.format_exception(error)]))
             todo = f"`fledge site case {case}` with this kit shows what happened"
-            told.error(f"{what}.failed", kind=type(error).__name__, code=code, case=case, todo=todo)
+            told.error("training.failed", kind=type(error).__name__, code=code, case=case, todo=todo)
             return TrainingFailed(id=training.id, code=code, case=case)
 
     def _train(self, job: Job) -> Trained:
-        training, began = job.training, time.monotonic()
+        training, told, began = job.training, self._told(job), time.monotonic()
         ready = self._begin(job)
         length = ready.base.spec.update_length
         self._spool.check_room(length + limits.OVERHEAD * records(length))
@@ -231,11 +239,8 @@ class Training:
             self._tell(self._evaluate(training, ready))
         sealed, said = self._contribute(training, ready)
         self._keep(ready.reader, ready.model, job.record)
-        self._log.info(
+        told.info(
             "training.done",
-            run=training.run,
-            version=training.version,
-            update=training.id.hex()[:8],
             seconds=round(time.monotonic() - began, 3),
             steps=said.steps,
             examples=said.examples,

@@ -60,7 +60,7 @@ def test_each_site_has_the_loss_of_its_newest_training_and_what_it_measured_last
             "no site reports dice, which the run is to be compared by; they report accuracy, loss",
         ),
         ([("alpha", {})], "no site reports dice, which the run is to be compared by; they report no number at all"),
-        ([("alpha", {"dice": 0.5})], "dice ends nothing yet: 1 of 2 sites report it, and more than half have to"),
+        ([("alpha", {"dice": 0.5})], "dice does not count yet: 1 of 2 sites report it, and more than half have to"),
         (
             [("alpha", {"dice": 0.5}), ("beta", {"loss": 0.5})],
             "1 of 2 sites that measure do not report dice, and are left out of it",
