@@ -18,8 +18,10 @@ _SHORTEST = 8
 _MOST = 256
 _EXAMPLES = ("user:password", "KEY:SECRET")
 """How our own sentences say what a login looks like."""
+_ENCODED = "%3a%2f%2f"
+"""`://` within another URL."""
 _RUN = re.compile(r"\S+")
-_SIGNED = re.compile(r"((?:credential|signature|security-token|awsaccesskeyid)=)[^&\s\"'<>,]+", re.IGNORECASE)
+_SIGNED = re.compile(r"((?:credential|signature|security-token|accesskeyid)=)[^&\s\"'<>,]+", re.IGNORECASE)
 _HEADER = re.compile(r"(authorization[\"']?\s*[:=]\s*[b\"']{0,2}[\w-]+\s+)[^\s,\"']+", re.IGNORECASE)
 
 
@@ -64,7 +66,7 @@ def remember(*secrets: str) -> None:
 def redacted(text: str) -> str:
     """The text without secrets: what stands in a URL before its last @, signatures, and whatever is remembered."""
     shown = _SECRETS.hide(text)
-    if "://" in shown:
+    if "://" in shown or "%40" in shown:
         shown = _RUN.sub(_without_login, shown)
     if "=" in shown or ":" in shown:
         shown = _HEADER.sub(rf"\1{HIDDEN}", _SIGNED.sub(rf"\1{HIDDEN}", shown))
@@ -83,9 +85,11 @@ def _without_login(run: re.Match[str]) -> str:
     while start >= 0 and text[:start].endswith("file") and text.startswith("/", start + 3):
         start = text.find("://", start + 3)  # a directory of this machine has no login, and may hold an @
     end = text.rfind("@")
-    if start < 0 or end < start or text[start + 3 : end] in _EXAMPLES:
-        return text
-    return f"{text[: start + 3]}{HIDDEN}{text[end:]}"
+    if 0 <= start < end and text[start + 3 : end] not in _EXAMPLES:
+        text = f"{text[: start + 3]}{HIDDEN}{text[end:]}"
+    # As a part of another URL.
+    start, end = text.lower().find(_ENCODED), text.rfind("%40")
+    return f"{text[: start + len(_ENCODED)]}{HIDDEN}{text[end:]}" if 0 <= start < end else text
 
 
 def _spellings(secret: str) -> set[str]:

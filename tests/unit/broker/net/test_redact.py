@@ -108,6 +108,20 @@ def test_a_url_that_nothing_has_read_shows_no_login_either(password: str) -> Non
         ("nothing of the kind: a@b, 10:30, s3://host/b", None),
         ("store file:///srv/me@home/store is full", None),
         ("file:///srv/x,s3://K:hunter2@h/b", "file:///srv/x,s3://***@h/b"),
+        # Reported of others: celery 1338, onestep 93, databricks-sql-python 340, agbcloud-sdk 14, minio-py 345.
+        (
+            "to amqp://me@amqp%3A%2F%2Fme%3Ahush%40h%3A5672%2F%2Fx%3Bamqp%3A%2F%2Fme%3Ahush%40h:5672//x",
+            "***%40h:5672//x",
+        ),
+        ("cannot connect to amqp://me:hush@h//x;amqp://me:hush@h2//x: timed out", "to amqp://***@h2//x: timed out"),
+        (
+            '"GET /b/o?Expires=9&OSSAccessKeyId=LTAI&Signature=ab%2F HTTP/1.1" 200',
+            'OSSAccessKeyId=***&Signature=*** HTTP/1.1" 200',
+        ),
+        (
+            "Authorization: AWS4-HMAC-SHA256 Credential=AK/1/s3/aws4_request, SignedHeaders=host, Signature=ab12",
+            "Signature=***",
+        ),
         ("GET http://h/b/o?X-Amz-Credential=AK%2F1&X-Amz-Signature=ab12&x=1", "***&X-Amz-Signature=***&x=1"),
         (
             "Invalid header value b'AWS4-HMAC-SHA256 Credential=AK\\n/1/s3, Signature=ab12'",
@@ -126,6 +140,22 @@ def test_a_key_with_a_line_break_is_refused_before_a_header_repeats_it(name: str
     with pytest.raises(ConfigError, match="is it a line break") as refused:
         parse_s3_url("s3s://store.example/bucket", environ={name: key})
     assert key.strip() not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("amqp://me:hush#hush@h:5672/v", "write # as %23"),  # celery 5876: such a password failed in silence
+        ("s3://AKIA:B/hush/A@s3.example/bucket", "write / as %2F"),  # apt-golang-s3 11: `invalid port ":B/hush/A"`
+        ("s3://key:my/hush@s3host/us-east-1/log?ssl=true", "write / as %2F"),  # fn 1124: taken for a region
+        ("amqp://me:hush@h:5672//x;amqp://me:hush@h2:5672//x", "write / as %2F"),  # celery 1338: two brokers in one
+        ("amqp://me:hush%@h:5672/v", "write it as %25"),
+    ],
+)
+def test_what_others_reported_is_refused_with_what_to_write(url: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as refused:
+        split_url(url, "the URL")
+    assert "hush" not in str(refused.value)
 
 
 def test_a_key_that_was_put_where_a_url_belongs_is_not_shown() -> None:

@@ -70,6 +70,18 @@ def test_from_a_project_to_an_unpacked_kit(tmp_path: Path) -> None:
     assert told.startswith("again: site north of clinics")
 
 
+def test_the_brokers_settings_listen_where_the_project_says(tmp_path: Path) -> None:
+    written(tmp_path / "project.yml", PROJECT.replace("{org", "{broker_port: 5699, org", 1))
+    fledge("provision", "project.yml", "-o", "p", cwd=tmp_path)
+    fledge("kit", "p/kits/aggregator.zip", "-o", "hub", "--password-file", "p/passwords/aggregator", cwd=tmp_path)
+    assert "5699" in (tmp_path / "hub" / "aggregator.toml").read_text()
+    for more, port in (((), 5699), (("--port", "5671"), 5671)):
+        shown = fledge("deploy", "files", "--kit", "hub", "-o", "broker", *more, cwd=tmp_path)
+        assert f"RabbitMQ listens on port {port}" in shown
+        settings = (tmp_path / "broker" / "rabbitmq" / "rabbitmq.conf").read_text()
+        assert f"listeners.ssl.default = {port}\n" in settings
+
+
 def test_from_a_site_that_makes_its_own_keys_to_its_renewal_and_its_end(tmp_path: Path) -> None:
     written(tmp_path / "project.yml", PROJECT + SITE % ("south", "sh", ", enrol: true"))
     shown = fledge("provision", "project.yml", "-o", "p", cwd=tmp_path)
