@@ -44,7 +44,8 @@ evaluate = {evaluate}
 # fedbuff (asynchronous), fedasync, fedavg (synchronous) or fedadam; other keys are its parameters.
 [strategy]
 {strategy}
-# Plain values for the sites' trainers; all know lr, local_steps and batch_size.
+# Plain values for the sites' trainers; all know lr, local_steps and batch_size. A list `classes` names those of the
+# data in the order of their numbers; a site whose prepared data number them otherwise does not train.
 [task]
 {task}
 # The run ends by the first of these; if none is given, after {versions} versions. max_versions 0: not by itself.

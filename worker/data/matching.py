@@ -13,6 +13,8 @@ from protocol.errors import ConfigError
 from worker.data.sources import ImageSource, few, shown
 
 Label = TypeVar("Label")
+_PARTS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+"""What folders are called that hold parts of a split."""
 _FIRST, _CHANNEL = "_0000", re.compile(r"_[0-9]{3}[1-9]$")
 ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".png", ".dcm")
 
@@ -95,7 +97,7 @@ def classes_by_folder(sources: Sequence[ImageSource]) -> list[tuple[ImageSource,
     """Each image with its class: the first folder of its path.
 
     Raises:
-        ConfigError: an image lies in no folder.
+        ConfigError: an image lies in no folder, or the folders are those of a split.
     """
     bare = [source.name for source in sources if len(PurePosixPath(source.name).parts) < 2]
     if bare:
@@ -103,4 +105,10 @@ def classes_by_folder(sources: Sequence[ImageSource]) -> list[tuple[ImageSource,
             f"{few(bare)}: without a list of classes every image lies in a folder named after its class; "
             "move it there, or name a list with --labels FILE.csv"
         )
-    return [(source, PurePosixPath(source.name).parts[0]) for source in sources]
+    found = [(source, PurePosixPath(source.name).parts[0]) for source in sources]
+    if (parts := {name for _, name in found}) and all(name.lower() in _PARTS for name in parts):
+        raise ConfigError(
+            f"the folders {few(sorted(parts))} are parts of a split and no classes; move the folders of the classes "
+            "together (patients are split here), or name a list with --labels FILE.csv"
+        )
+    return found

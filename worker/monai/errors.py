@@ -23,6 +23,14 @@ _KNOWN: tuple[tuple[type[TrainingError], str, _Say], ...] = (
     ),
     (
         DataError,
+        r"Unexpected UTF-8 BOM|'utf-8' codec can't decode byte 0xf[ef] in position 0",
+        lambda m: (
+            "the bundle's list of data is in UTF-16 or begins with a byte order mark, which MONAI does not read; save "
+            "it as UTF-8 without one"
+        ),
+    ),
+    (
+        DataError,
         r"expected input\[[^\]]*\] to have (\d+) channels, but got (\d+) channels",
         lambda m: (
             f"the bundle's network takes images with {m[1]} channels, and an image here has {m[2]}; give it the "

@@ -309,6 +309,13 @@ def test_classes_stand_in_a_list(tmp_path: Path) -> None:
     assert listed(tmp_path / "one") | {"name": ""} == listed(tmp_path / "two") | {"name": ""}
 
 
+def test_parts_of_a_split_are_not_taken_for_classes(tmp_path: Path) -> None:
+    for part in ("train", "val", "Test"):
+        films(tmp_path / "in" / part)
+    with pytest.raises(ConfigError, match="the folders Test, train, val are parts of a split and no classes"):
+        said("prepare", tmp_path / "in", tmp_path / "out", "--task", "classification")
+
+
 @pytest.mark.parametrize("written", ["./{}", "{}", "/archive/films/{}"])
 @pytest.mark.parametrize("between", ["/", "\\"])
 def test_a_list_may_write_paths_as_another_system_does(tmp_path: Path, written: str, between: str) -> None:

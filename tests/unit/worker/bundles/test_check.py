@@ -21,6 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fledge.cli.app import app
+from protocol.errors import DataError
 from tests.support import monai_bundles as bundles
 from tests.support.monai_marks import MONAI
 from worker.bundles import check, check_configs
@@ -370,6 +371,14 @@ def test_a_list_that_is_missing_or_huge_is_not_read(bundle: Path, data: Path, mo
     assert "is longer than 10 bytes" in only(check_bundle(bundle, data)).what
     (data / "dataset.json").unlink()
     assert only(check_bundle(bundle, data)).what == "is not there"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_trainer_says_of_a_list_what_a_check_does(bundle: Path, data: Path, encoding: str) -> None:
+    (data / "dataset.json").write_bytes((data / "dataset.json").read_text().encode(encoding))
+    assert "which MONAI does not read" in only(check_bundle(bundle, data, quick=True)).what
+    with pytest.raises(DataError, match="which MONAI does not read; save it as UTF-8 without one"):
+        bundle_trainer(bundle, dataset_dir=data)
 
 
 def test_paths_as_windows_writes_them_get_a_warning_that_says_so(bundle: Path, data: Path) -> None:
