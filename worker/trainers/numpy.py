@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from protocol.errors import ConfigError, TrainingError
+from protocol.errors import ConfigError, Diverged, TrainingError
 from protocol.messages import Fingerprint
 from protocol.spec import ModelSpec
 from worker.api.division import Holdings
@@ -80,11 +81,53 @@ class Estimator(Protocol):
         """Takes features and labels."""
 
 
+_LINEAR = ("coef_", "intercept_", "offset_")
+_LAYERED = ("coefs_", "intercepts_")
+_TRIED = 8
+"""By how many examples an estimator is tried."""
+_FOLLOWS = 0.5
+"""How far apart two trainings have to end, at least in one value of each array, that began 1 apart in all."""
+
+
+class _Kept:
+    """What an estimator keeps besides its learned arrays, as it was at first."""
+
+    def __init__(self, estimator: Estimator) -> None:
+        """
+        Raises:
+            ConfigError: it cannot be copied.
+        """
+        try:
+            self._values = self._copied({n: v for n, v in vars(estimator).items() if not _is_learned(n)}, estimator)
+        except TypeError as error:
+            raise ConfigError(
+                f"{type(estimator).__name__} cannot be copied ({error}), so no training could begin anew; write a "
+                "NumpyTrainer for it"
+            ) from error
+
+    def restore(self, estimator: Estimator, seed: int) -> None:
+        """Let everything but the learned arrays be as it was; dice without a fixed seed begin with this one."""
+        values = vars(estimator)
+        for name in [name for name in values if not _is_learned(name)]:
+            del values[name]
+        values.update(self._copied(self._values, estimator))
+        values.pop("_optimizer", None)  # a network's moments, which belong to other weights
+        if "random_state" in values and not isinstance(values["random_state"], int):
+            values["random_state"] = seed % 2**32
+
+    @staticmethod
+    def _copied(values: Mapping[str, object], estimator: Estimator) -> dict[str, object]:
+        # What refers to the learned arrays goes on referring to them.
+        return copy.deepcopy(dict(values), {id(array): array for array in _learned(estimator).values()})
+
+
 class EstimatorTrainer:
     """Trains an estimator that has `partial_fit`, such as scikit-learn's SGDClassifier or MLPClassifier.
 
-    Its learned attributes are the model: `coef_` and `intercept_`, or the lists `coefs_` and `intercepts_` as
-    `coefs_.0`, `coefs_.1`, … What else the estimator keeps (its count of steps, momentum) stays at the site, in memory.
+    Its learned attributes are the model: `coef_`, `intercept_` and `offset_`, or the lists `coefs_` and `intercepts_`
+    as `coefs_.0`, `coefs_.1`, … What else the estimator keeps (its count of steps, momentum, dice) begins anew with
+    every training, so that one follows from its base and its seed alone. One that predicts by more than the model, or
+    trains something else, is refused.
     """
 
     def __init__(
@@ -108,14 +151,16 @@ class EstimatorTrainer:
             fingerprint: whether updates carry a keyed fingerprint of the data.
 
         Raises:
-            ConfigError: there is no `partial_fit`, there are no data, or `classes` is missing.
+            ConfigError: there is no `partial_fit`, there are no data, `classes` is missing, or the learned attributes
+                are not all of what it learns.
         """
         if not hasattr(estimator, "partial_fit"):
             raise ConfigError(
                 f"{type(estimator).__name__} has no partial_fit; federated training continues from given weights"
             )
-        if len(features) != len(labels) or len(labels) == 0:
-            raise ConfigError(f"there are {len(features)} rows of features and {len(labels)} labels")
+        features, labels = _rows(features), _rows(labels)
+        if features.shape[:1] != labels.shape[:1] or len(labels) == 0:
+            raise ConfigError(f"there are {features.shape[0]} rows of features and {len(labels)} labels")
         takes_classes = "classes" in inspect.signature(estimator.partial_fit).parameters
         if takes_classes and classes is None:
             raise ConfigError(
@@ -125,32 +170,93 @@ class EstimatorTrainer:
         self._features, self._labels = features, labels
         self._classes = {"classes": np.asarray(classes)} if takes_classes else {}
         self._epochs, self._batch_size = epochs, batch_size
-        self._evaluate_on = evaluate_on
+        self._evaluate_on = None if evaluate_on is None else (_rows(evaluate_on[0]), _rows(evaluate_on[1]))
+        if evaluate_on is not None and not hasattr(estimator, "score"):
+            raise ConfigError(
+                f"{type(estimator).__name__} has no score, so it cannot be evaluated; leave evaluate_on out"
+            )
         self._fingerprint = fingerprint
         self._allocate()
+        self._kept = _Kept(estimator)
+        self._check_complete()
 
     def _allocate(self) -> None:
         """Have the estimator make its arrays; linear models begin with zeros, as scikit-learn's own `fit` does."""
         if not self._arrays():
-            self._estimator.partial_fit(self._features[:1], self._labels[:1], **self._classes)
+            try:
+                self._show(self._estimator, slice(1))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{type(self._estimator).__name__} makes no model of a single example: {error}"
+                ) from error
             for name, array in self._arrays().items():
-                if name in ("coef_", "intercept_"):
+                if name in _LINEAR:
                     array[...] = 0
+            if hasattr(self._estimator, "t_"):  # it has seen an example, which taught it nothing
+                self._estimator.t_ -= 1
         if not self._arrays():
             raise ConfigError(
                 f"{type(self._estimator).__name__} learns neither coef_ nor coefs_; write a NumpyTrainer for it"
             )
 
+    def _check_complete(self) -> None:
+        """Try with copies whether the arrays are all that predicts, and whether training begins with them.
+
+        Raises:
+            ConfigError: they are not, or it does not.
+        """
+        name, rows = type(self._estimator).__name__, slice(_TRIED)
+        arrays = ", ".join(sorted({each.partition(".")[0] for each in self._arrays()}))
+        if getattr(self._estimator, "average", False):
+            raise ConfigError(
+                f"{name}(average=…) trains other weights than those it predicts by, and only {arrays} would be shared; "
+                "set average=False, versions are means already"
+            )
+        used = self._copy()
+        for _ in range(2):
+            self._show(used, rows)
+        fresh = self._copy()
+        _write(fresh, _learned(used), 0.0)
+        if not _predict_alike(fresh, used, self._features[rows]):
+            raise ConfigError(
+                f"{name} predicts by more than {arrays}, which alone would be shared; write a NumpyTrainer that shares "
+                "the rest, too"
+            )
+        # Two that begin apart end apart; several examples are tried, because one may happen to undo it.
+        if not any(self._follows(slice(row, row + 1)) for row in range(min(_TRIED, len(self._labels)))):
+            raise ConfigError(
+                f"{name} does not train on from {arrays}, so it keeps elsewhere what it trains; write a NumpyTrainer "
+                "for it"
+            )
+
+    def _follows(self, rows: slice) -> bool:
+        """Whether what training comes to moves with the values that it begins with."""
+        came_to = []
+        for shift in (0.0, 1.0):
+            tried = self._copy()
+            _write(tried, self._arrays(), shift)
+            self._show(tried, rows)
+            came_to.append({name: array.copy() for name, array in _learned(tried).items()})
+        first, second = came_to
+        return all(np.abs(second[name] - first[name]).max() > _FOLLOWS for name in first if first[name].size)
+
+    def _copy(self) -> Estimator:
+        copied = copy.deepcopy(self._estimator)
+        if hasattr(copied, "random_state"):
+            copied.random_state = 0
+        return copied
+
+    def _show(self, estimator: Estimator, rows: slice | Array) -> None:
+        """Take one step by these examples."""
+        try:
+            estimator.partial_fit(self._features[rows], self._labels[rows], **self._classes)
+        except ValueError as error:
+            if "overflow" not in str(error):
+                raise
+            raise Diverged(f"{type(estimator).__name__}: {error}; nothing was sent") from error
+
     def _arrays(self) -> dict[str, Array]:
-        """The learned arrays as they are now: some estimators replace them when they learn."""
-        found: dict[str, Array] = {}
-        for name in ("coef_", "intercept_", "coefs_", "intercepts_"):
-            value = getattr(self._estimator, name, None)
-            if isinstance(value, np.ndarray):
-                found[name] = value
-            elif isinstance(value, list):
-                found |= {f"{name}.{index}": array for index, array in enumerate(value)}
-        return found
+        return _learned(self._estimator)
 
     @property
     def spec(self) -> ModelSpec:
@@ -163,6 +269,7 @@ class EstimatorTrainer:
 
     def train(self, base: Weights, control: Control) -> TrainResult:
         wanted = overrides(control.task)
+        self._kept.restore(self._estimator, control.seed)
         if wanted.lr is not None:
             self._set_rate(wanted.lr)
         base.copy_into(self._arrays())
@@ -175,7 +282,7 @@ class EstimatorTrainer:
             if order.size == 0:
                 order = dice.permutation(len(self._labels))
             chosen, order = order[:batch], order[batch:]
-            self._estimator.partial_fit(self._features[chosen], self._labels[chosen], **self._classes)
+            self._show(self._estimator, chosen)
             control.progress((step + 1) / steps)
         return TrainResult(
             weights=self._arrays(),
@@ -211,6 +318,11 @@ class EstimatorTrainer:
         self._features, self._labels = features, np.concatenate([each._labels for each in everybody])
 
     def _set_rate(self, rate: float) -> None:
+        if getattr(self._estimator, "learning_rate", "") == "optimal":
+            raise TrainingError(
+                f"the run's task sets lr, and {type(self._estimator).__name__} goes by learning_rate='optimal', which "
+                "heeds none; give it learning_rate='constant'"
+            )
         for name in ("eta0", "learning_rate_init"):
             if hasattr(self._estimator, name):
                 setattr(self._estimator, name, rate)
@@ -229,3 +341,43 @@ class EstimatorTrainer:
         features, labels = self._evaluate_on
         name = "accuracy" if self._classes else "r2"
         return EvaluationResult(examples=len(labels), metrics={name: float(self._estimator.score(features, labels))})
+
+
+def _is_learned(name: str) -> bool:
+    return name in _LINEAR or name in _LAYERED
+
+
+def _learned(estimator: Estimator) -> dict[str, Array]:
+    """The learned arrays as they are now: some estimators replace them when they learn."""
+    found: dict[str, Array] = {}
+    for name in (*_LINEAR, *_LAYERED):
+        value = getattr(estimator, name, None)
+        if isinstance(value, np.ndarray):
+            found[name] = value
+        elif isinstance(value, list):
+            found |= {f"{name}.{index}": array for index, array in enumerate(value)}
+    return found
+
+
+def _write(estimator: Estimator, arrays: Arrays, shift: float) -> None:
+    for name, array in _learned(estimator).items():
+        array[...] = arrays[name] + shift
+
+
+def _predict_alike(first: Estimator, second: Estimator, features: Array) -> bool:
+    """Whether two estimators say the same of some rows; so do two that predict nothing."""
+    for name in ("decision_function", "predict_proba", "predict"):
+        if hasattr(first, name):
+            one, other = (np.asarray(getattr(each, name)(features)) for each in (first, second))
+            return (
+                bool(np.allclose(one, other, equal_nan=True))
+                if one.dtype.kind in "iufb"
+                else bool((one == other).all())
+            )
+    return True
+
+
+def _rows(given: Array) -> Array:
+    """Data that rows can be picked from: arrays, tables (by their values), sparse matrices."""
+    rows: Array = given.tocsr() if hasattr(given, "tocsr") else np.asarray(given)
+    return rows

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
-from sklearn.neural_network import MLPClassifier
+from scipy.sparse import csr_matrix
+from sklearn.base import clone
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.linear_model import LogisticRegression, Perceptron, SGDClassifier, SGDOneClassSVM, SGDRegressor
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 
-from protocol.errors import Aborted, ConfigError, TrainingError
+from protocol.errors import Aborted, ConfigError, Diverged, TrainingError
 from protocol.spec import TensorKind
 from tests.support.training import control, form
 from worker.api.trainer import Control, EvaluationResult
@@ -171,3 +175,171 @@ def test_the_loss_of_an_estimator_that_tells_it_goes_into_the_update() -> None:
         trainer = EstimatorTrainer(estimator, features, labels, classes=[0, 1])
         base = Weights(trainer.spec, trainer.initial)
         assert trainer.train(base, Control(run="r", version=0)).metrics.keys() == told
+
+
+class Plain:
+    """Least squares by single steps, in the manner of scikit-learn."""
+
+    def __init__(self, hidden: str = "") -> None:
+        self.hidden = hidden
+        self.velocity: np.ndarray | float = 0.0
+        self.scale_ = 1.0
+
+    def partial_fit(self, features: np.ndarray, labels: np.ndarray) -> Plain:
+        """Take a step."""
+        if not hasattr(self, "coef_"):
+            self.coef_ = np.zeros(features.shape[1])
+            self._trained = self.coef_.copy()
+        trained = self._trained if self.hidden == "weights" else self.coef_
+        self.velocity = 0.9 * self.velocity + (labels - features @ trained) @ features / len(labels)
+        trained += 0.05 * self.velocity
+        self.coef_[...] = trained
+        if self.hidden == "scale":
+            self.scale_ *= 1.5
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """What is predicted."""
+        predicted: np.ndarray = self.scale_ * (features @ self.coef_)
+        return predicted
+
+    def score(self, features: np.ndarray, labels: np.ndarray) -> float:
+        """Nothing of interest."""
+        return 0.0
+
+
+LINE = FEATURES @ np.array([1.0, -2.0, 0.5])
+TRAINABLE = {
+    "SGDClassifier": SGDClassifier(),
+    "SGDClassifier, no intercept": SGDClassifier(loss="log_loss", fit_intercept=False, penalty="l1"),
+    "SGDClassifier, passive-aggressive": SGDClassifier(loss="hinge", penalty=None, learning_rate="pa1", eta0=1.0),
+    "SGDClassifier, dice of its own": SGDClassifier(random_state=np.random.RandomState(3)),
+    "SGDRegressor": SGDRegressor(),
+    "SGDOneClassSVM": SGDOneClassSVM(),
+    "Perceptron": Perceptron(),
+    "MLPClassifier": MLPClassifier((6,)),
+    "MLPClassifier, sgd": MLPClassifier((6,), solver="sgd", learning_rate="invscaling"),
+    "MLPRegressor": MLPRegressor(hidden_layer_sizes=(6,)),
+    "momentum": Plain(),
+}
+
+
+def fresh(kind: str) -> EstimatorTrainer:
+    model = TRAINABLE[kind]
+    model = Plain() if isinstance(model, Plain) else clone(model)
+    sorts = kind.partition(",")[0] in ("SGDClassifier", "Perceptron", "MLPClassifier")
+    labels = LABELS if sorts else LINE
+    held_out = None if kind == "SGDOneClassSVM" else (FEATURES, labels)
+    return EstimatorTrainer(model, FEATURES, labels, classes=[0, 1, 2] if sorts else None, evaluate_on=held_out)
+
+
+def weights(arrays: dict[str, np.ndarray]) -> Weights:
+    spec, payload = spec_and_payload(arrays)
+    recorded = list(payload)
+    return Weights(spec, lambda: iter(recorded))
+
+
+@pytest.mark.filterwarnings("ignore")  # scikit-learn's own, of losses that have not converged
+@pytest.mark.parametrize("kind", TRAINABLE)
+def test_a_training_follows_from_its_base_and_its_seed_alone(kind: str) -> None:
+    which = fresh(kind)
+    start = {name: array.copy() + 0.1 for name, array in which._arrays().items()}
+
+    def trained(by: EstimatorTrainer, base: dict[str, np.ndarray], seed: int, **task: Any) -> dict[str, np.ndarray]:
+        result = by.train(weights(base), control(seed=seed, task=task))
+        return {name: array.copy() for name, array in result.weights.items()}
+
+    first = trained(which, start, 1)
+    for seed in (5, 6):
+        trained(which, {name: array * 3 for name, array in start.items()}, seed)
+    np.random.random(7)  # others draw from numpy's dice meanwhile
+    again, elsewhere = trained(which, start, 1), trained(fresh(kind), start, 1)
+    for name in first:
+        np.testing.assert_array_equal(again[name], first[name])
+        np.testing.assert_array_equal(elsewhere[name], first[name])
+    shifted = trained(which, {name: array + 1000 for name, array in start.items()}, 1)
+    assert all(np.abs(shifted[name] - first[name]).max() > 1 for name in first)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", TRAINABLE)
+def test_a_version_predicts_the_same_at_every_site(kind: str) -> None:
+    here, there = fresh(kind), fresh(kind)
+    result = here.train(base_of(here), control(task={"local_steps": 3}))
+    base = {name: array.copy() for name, array in result.weights.items()}
+    there.train(base_of(there), control(seed=99))
+    if kind == "SGDOneClassSVM":  # it has no score
+        weights(base).copy_into(there._arrays())
+    else:
+        there.evaluate(weights(base), control())
+    said = [which._estimator.predict(FEATURES) for which in (here, there)]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(*said, rtol=1e-5, atol=1e-6)  # versions are float32
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (SGDClassifier(average=True), r"SGDClassifier\(average=…\) trains other weights .* set average=False"),
+        (SGDRegressor(average=20), r"SGDRegressor\(average=…\) trains other weights"),
+        (Plain("scale"), "Plain predicts by more than coef_"),
+        (Plain("weights"), "Plain does not train on from coef_"),
+        (GaussianNB(), "GaussianNB learns neither coef_ nor coefs_"),
+        (MiniBatchKMeans(), "MiniBatchKMeans makes no model of a single example"),
+    ],
+)
+def test_an_estimator_whose_arrays_are_not_all_it_learns_is_refused(model: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        EstimatorTrainer(model, FEATURES, LABELS, classes=[0, 1, 2])
+
+
+def test_looking_at_an_estimator_leaves_it_and_the_process_alone() -> None:
+    model = SGDClassifier(loss="log_loss")
+    which = EstimatorTrainer(model, FEATURES, LABELS, classes=[0, 1, 2])
+    assert not any(array.any() for array in which._arrays().values())
+    assert model.t_ == 1.0
+    np.random.seed(4)
+    which.train(base_of(which), control())
+    assert np.random.random() == np.random.RandomState(4).random()
+
+
+def test_a_rate_holds_for_the_training_whose_task_sets_it() -> None:
+    which = EstimatorTrainer(MLPClassifier((6,)), FEATURES, LABELS, classes=[0, 1, 2])
+    base = base_of(which)
+    usual, slow, again = (
+        {name: array.copy() for name, array in which.train(base, control(task=task)).weights.items()}
+        for task in ({}, {"lr": 1e-9}, {})
+    )
+    np.testing.assert_array_equal(usual["coefs_.0"], again["coefs_.0"])
+    assert np.abs(slow["coefs_.0"] - dict(base.tensors())["coefs_.0"]).max() < 1e-6
+    optimal = EstimatorTrainer(SGDClassifier(), FEATURES, LABELS, classes=[0, 1, 2])
+    with pytest.raises(TrainingError, match="learning_rate='optimal', which heeds none"):
+        optimal.train(base_of(optimal), control(task={"lr": 0.1}))
+
+
+def test_an_estimator_that_overflows_diverged() -> None:
+    which = EstimatorTrainer(SGDRegressor(learning_rate="constant"), FEATURES, LINE)
+    with pytest.raises(Diverged, match="SGDRegressor: .*overflow"):
+        which.train(base_of(which), control(task={"lr": 1e300}))
+
+
+def test_data_may_be_tables_and_sparse_matrices() -> None:
+    class Table:  # as pandas' are: columns by name, rows not by number
+        def __init__(self, values: np.ndarray) -> None:
+            self._values = values
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            return self._values
+
+    want = sgd().train(base_of(sgd()), control()).weights["coef_"]
+    for features, labels in ((Table(FEATURES), Table(LABELS)), (csr_matrix(FEATURES), LABELS.tolist())):
+        model = SGDClassifier(loss="log_loss", learning_rate="constant", eta0=0.05, random_state=1)
+        made: Any = features
+        which = EstimatorTrainer(model, made, labels, classes=[0, 1, 2], evaluate_on=(made, labels))  # type: ignore[arg-type]
+        result = which.train(base_of(which), control())
+        np.testing.assert_allclose(result.weights["coef_"], want, rtol=0.2, atol=0.05)
+        assert which.evaluate(base_of(which), control()).examples == 90
+
+
+def test_what_cannot_score_is_not_evaluated() -> None:
+    with pytest.raises(ConfigError, match="SGDOneClassSVM has no score"):
+        EstimatorTrainer(SGDOneClassSVM(), FEATURES, LABELS, evaluate_on=(FEATURES, LABELS))
