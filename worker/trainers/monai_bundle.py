@@ -111,6 +111,8 @@ class BundleTrainer:
         epochs = positive_whole(control.task, "local_epochs")
         steps = wanted.local_steps or (None if epochs else self._options.local_steps)
         built = self._ready(wanted.batch_size)
+        if built.trainer.length == 0:
+            raise _no_batch(built.trainer.engine)
         built.network.train()  # before weights are written: some adapters fuse theirs while they evaluate
         built.tensors.load(base)
         if not self._keep_momentum:
@@ -146,7 +148,7 @@ class BundleTrainer:
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
         built = self._ready(self._batch)
-        if built.evaluator is None or not _size(built.held_out):
+        if built.evaluator is None or not _size(built.held_out) or built.evaluator.length == 0:
             return EvaluationResult(examples=0)
         built.network.train()
         built.tensors.load(model)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from monai.data import Dataset
+from structlog.testing import capture_logs
 
 from protocol.errors import Aborted, ConfigError, DataError, TrainingError
 from protocol.spec import ModelSpec, TensorKind
@@ -23,6 +25,7 @@ from tests.support.training import FEDERATION, SITE, control, form
 from worker.api.trainer import Control
 from worker.api.weights import Records, Weights, write_records
 from worker.monai.datalist import listed
+from worker.monai.errors import explained
 from worker.storage.local_tensors import LocalTensors
 from worker.trainers.initial import spec_and_payload
 from worker.trainers.monai_bundle import BundleTrainer, batchnorm, bundle_network, bundle_trainer, site_trainer
@@ -301,6 +304,48 @@ def test_version_0_follows_from_the_seed_or_from_trained_weights(spleen: Place, 
             bundle_network(spleen.bundle, weights=tmp_path / file)
 
 
+WRAPPED: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "checkpoint": lambda saved: {"model": saved, "optimizer": {"state": {}, "param_groups": []}},
+    "parallel": lambda saved: {f"module.{name}": value for name, value in saved.items()},
+    "compiled": lambda saved: {"network": {f"_orig_mod.{name}": value for name, value in saved.items()}},
+    "lightning": lambda saved: {
+        "epoch": 3,
+        "state_dict": {**{f"net.{name}": value for name, value in saved.items()}, "loss.weight": torch.ones(2)},
+    },
+    "half": lambda saved: {name: value.half() for name, value in saved.items()},
+    "mean beside it": lambda saved: {"ema": {n: 0 * value for n, value in saved.items()}, "model": saved},
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_trained_weights_are_found_however_they_were_saved(spleen: Place, tmp_path: Path, form: str) -> None:
+    trained_ones = bundle_network(spleen.bundle, seed=5).state_dict()
+    torch.save(WRAPPED[form](trained_ones), tmp_path / "model.pt")
+    found = bundle_network(spleen.bundle, weights=tmp_path / "model.pt").state_dict()
+    for name, value in trained_ones.items():
+        assert torch.allclose(found[name], value, atol=1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda saved: dict(list(saved.items())[1:]),
+            "does not hold the weights of .*Missing key",
+        ),
+        (lambda saved: {**saved, "more": torch.ones(1)}, "Unexpected key"),
+        (lambda saved: {"a": saved, "b": saved}, "Missing key"),
+        (lambda saved: torch.nn.Linear(1, 1), "holds no plain weights .*save the network's state_dict\\(\\) alone"),
+    ],
+)
+def test_a_file_without_the_networks_weights_is_refused(
+    spleen: Place, tmp_path: Path, change: Callable[[Mapping[str, Any]], Any], told: str
+) -> None:
+    torch.save(change(bundle_network(spleen.bundle).state_dict()), tmp_path / "model.pt")
+    with pytest.raises(ConfigError, match=told):
+        bundle_network(spleen.bundle, weights=tmp_path / "model.pt")
+
+
 # ---- what is wrong
 
 
@@ -371,6 +416,35 @@ def test_labels_outside_the_classes_are_told(tmp_path: Path, films: Place) -> No
     (films.data / "1").rename(films.data / "4")
     with pytest.raises(TrainingError, match=r"a label here has the value 4.*none of the classes"):
         trained(films.trainer(), *films.base())
+
+
+def test_a_site_with_fewer_images_than_a_batch_says_so_and_trains_nothing(spleen: Place) -> None:
+    """Where incomplete batches are dropped, there is none at all."""
+    trainer = spleen.trainer(overrides={"train#dataloader#drop_last": True, "train#dataloader#batch_size": 8})
+    told = r"makes batches of 8, drops incomplete ones, and has only 4 to train on here; add images, or set overrides"
+    with pytest.raises(DataError, match=told):
+        trained(trainer, *spleen.base())
+    with pytest.raises(DataError, match=told):
+        trainer.rehearse()
+
+
+def test_a_dice_without_foreground_anywhere_is_no_metric_and_named_once(spleen: Place) -> None:
+    trainer = spleen.trainer()
+    spec, records = spleen.base()
+    assert "val_mean_dice" in trainer.evaluate(Weights(spec, records), control()).metrics
+    for label in (spleen.data / "labels").iterdir():
+        nibabel.save(nibabel.Nifti1Image(np.zeros((bundles.SIZE,) * 3, np.uint8), np.eye(4)), label)
+    trainer = spleen.trainer()
+    with capture_logs() as logged:
+        found = [trainer.evaluate(Weights(spec, records), control()) for _ in range(2)]
+    assert [(each.examples, "val_mean_dice" in each.metrics) for each in found] == [(1, False)] * 2
+    assert [each["metric"] for each in logged if each["event"] == "metric.left_out"] == ["val_mean_dice"]
+
+
+def test_a_single_value_per_channel_is_no_batch_for_a_norm() -> None:
+    error = ValueError("Expected more than 1 value per channel when training, got input size torch.Size([1, 8])")
+    assert isinstance(explained(error, "the bundle's training"), DataError)
+    assert "make the batch or the crop larger" in str(explained(error, "the bundle's training"))
 
 
 def test_a_loss_that_is_not_finite_is_told(spleen: Place) -> None:

@@ -318,7 +318,7 @@ def test_a_rate_holds_for_the_training_whose_task_sets_it() -> None:
 
 def test_an_estimator_that_overflows_diverged() -> None:
     which = EstimatorTrainer(SGDRegressor(learning_rate="constant"), FEATURES, LINE)
-    with pytest.raises(Diverged, match="SGDRegressor: .*overflow"):
+    with pytest.raises(Diverged, match=r"SGDRegressor: .*overflow"):
         which.train(base_of(which), control(task={"lr": 1e300}))
 
 
