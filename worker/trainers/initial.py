@@ -43,11 +43,12 @@ def spec_and_payload(source: object, *, buffers: Collection[str] = ()) -> tuple[
     if "torch" in sys.modules:
         from torch import nn
 
-        from worker.trainers.modules import model_payload, model_spec
+        from worker.trainers.modules import ModuleTensors
 
         if isinstance(source, nn.Module):
-            spec = model_spec(source)
-            return spec, model_payload(source, spec)
+            tensors = ModuleTensors(source)
+            spec = tensors.spec
+            return spec, tensors.payload(spec)
     raise ConfigError(
         f"a {type(source).__name__} is no model; give a trainer, a torch module, or a mapping of names to numpy arrays"
     )

@@ -106,7 +106,7 @@ class ModuleTensors:
                     f"tensor {tensor.name!r} is {list(found.shape)} {found.dtype} in this model and "
                     f"{list(tensor.shape)} {tensor.dtype} in the run's"
                 )
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items() if _is_array(tensor)}
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items() if _is_array(tensor) and tensor.numel()}
         whole: Array = np.empty(0)
         for piece in weights.pieces():
             name = piece.tensor.name
@@ -149,11 +149,6 @@ def model_spec(model: nn.Module) -> ModelSpec:
     return ModuleTensors(model).spec
 
 
-def model_payload(model: nn.Module, spec: ModelSpec) -> Iterator[bytes]:
-    """The payload of a module's present values, record by record."""
-    return ModuleTensors(model).payload(spec)
-
-
 def load(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
     """Overwrite a module's tensors in place; returns them under the names of the specification.
 
@@ -180,8 +175,8 @@ def distinct(model: nn.Module) -> list[tuple[list[str], Tensor]]:
 
 def unwrapped(network: nn.Module) -> nn.Module:
     """A network without what was put around it for several GPUs or by `torch.compile`."""
-    inner = network._modules.get("module" if isinstance(network, _PARALLEL) else _WRAPPED)
-    return unwrapped(inner) if isinstance(inner, nn.Module) else network
+    inner = dict(network.named_children()).get("module" if isinstance(network, _PARALLEL) else _WRAPPED)
+    return network if inner is None else unwrapped(inner)
 
 
 def _added(model: nn.Module) -> list[tuple[str, str]]:
@@ -191,7 +186,7 @@ def _added(model: nn.Module) -> list[tuple[str, str]]:
         outer = f"{prefix}." if prefix else ""
         if isinstance(module, _PARALLEL):
             found.append((f"{outer}module.", outer))
-        elif _WRAPPED in module._modules:
+        elif _WRAPPED in dict(module.named_children()):
             found.append((f"{outer}{_WRAPPED}.", outer))
     return sorted(found, key=lambda each: -len(each[0]))
 

@@ -27,6 +27,8 @@ Optimizer = torch.optim.Optimizer
 
 TARGETS = ("labels", "label", "targets", "target", "y")
 """What the targets are called in a batch that is a mapping."""
+_UNATTACHED = "is not attached to a"
+"""What a LightningModule says when it is asked for a trainer that it has not."""
 _UNSAID = re.compile(r"[^A-Za-z0-9._:+-]")
 _log = structlog.get_logger(__name__)
 
@@ -153,6 +155,7 @@ class Steps:
         if metrics:
             raise ConfigError(f"{name} has metrics of its own (self.log in validation_step); give none beside them")
         self._logged: dict[str, object] = {}
+        self._told = False
 
     def loss(self, batch: Batch, index: int) -> Tensor | None:
         with self._logging():
@@ -178,7 +181,8 @@ class Steps:
                 f"{type(self._model).__name__}.configure_optimizers gives {len(optimizers)} optimizers; fledge takes "
                 "one, or write a trainer"
             )
-        if schedules:
+        if schedules and not self._told:
+            self._told = True
             _log.warning("schedule.left_out", model=type(self._model).__name__, reason="every training begins anew")
         return optimizers[0]
 
@@ -227,6 +231,13 @@ class Steps:
         self._model.log_dict = lambda values, *_, **__: self._logged.update({str(k): v for k, v in values.items()})
         try:
             yield
+        except RuntimeError as error:
+            if _UNATTACHED not in str(error):
+                raise
+            raise TrainingError(
+                f"{type(self._model).__name__} asks for Lightning's Trainer, and there is none here; let its steps do "
+                "without self.trainer, or write a trainer for it"
+            ) from error
         finally:
             del self._model.log, self._model.log_dict
 

@@ -33,8 +33,21 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 _RATE = 0.01
 _REPORTS = 100
 """How often a training looks at its loss, at most: on a GPU every look waits for the steps before it."""
-_ALONE = "Expected more than 1 value per channel"
-"""How torch says that BatchNorm was given a single example."""
+_KNOWN: tuple[tuple[str, type[TrainingError], str], ...] = (
+    (
+        "Expected more than 1 value per channel",
+        DataError,
+        "a batch has a single example, by which BatchNorm cannot be trained; add examples, make batches larger, or "
+        "take another norm such as GroupNorm",
+    ),
+    (
+        "resize storage that is not resizable",
+        TrainingError,
+        "the model changes the size of a tensor while it trains, as observers for quantisation do, and only tensors of "
+        "a fixed size can be shared; quantise what the federation has trained",
+    ),
+)
+"""What torch says, and what it means."""
 _log = structlog.get_logger(__name__)
 
 
@@ -139,13 +152,11 @@ class TorchTrainer:
         losses: list[float] = []
         try:
             steps, examples = self._train(optimizer, wanted, control, losses)
-        except ValueError as error:
-            if _ALONE not in str(error):
-                raise
-            raise DataError(
-                "a batch has a single example, by which BatchNorm cannot be trained; add examples, make batches "
-                "larger, or take another norm such as GroupNorm"
-            ) from error
+        except (ValueError, RuntimeError) as error:
+            for said, kind, meaning in _KNOWN:
+                if said in str(error):
+                    raise kind(meaning) from error
+            raise
         finally:
             # Gradients and moments take as much memory as the model, and the update is still to be formed.
             self.model.zero_grad(set_to_none=True)

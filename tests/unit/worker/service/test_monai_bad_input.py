@@ -116,6 +116,18 @@ BAD = {
         word="diverged",
         says="the loss is nan after 1 iterations; nothing was sent. Try a smaller learning rate",
     ),
+    "fewer images than a batch": Bad(
+        config={"train#dataloader#batch_size": 8, "train#dataloader#drop_last": True},
+        word="data",
+        says="the bundle makes batches of 8, drops incomplete ones, and has only 4 to train on here; add images, or",
+    ),
+    "nothing learned": Bad(
+        bundle=bundles.brats,
+        data=lambda folder: bundles.volumes(folder, 3, channels=4, classes=5),
+        config={"optimizer#params": "$[torch.nn.Parameter(torch.zeros(1))]"},
+        word="unchanged",
+        says="and every shared tensor is as it was before; nothing was sent. Look whether the trainer returns the",
+    ),
     "GPU memory": Bad(
         config={"loss": raising("torch.OutOfMemoryError('CUDA out of memory')")["func"].replace("image", "p, t", 1)},
         word="memory",

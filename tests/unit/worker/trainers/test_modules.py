@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from protocol.errors import TrainingError
 from protocol.spec import TensorKind
 from worker.api.weights import Weights
-from worker.trainers.modules import Live, ModuleTensors, model_payload, model_spec, unwrapped
+from worker.trainers.initial import spec_and_payload
+from worker.trainers.modules import Live, ModuleTensors, model_spec, unwrapped
 
 
 def raw(model: nn.Module) -> dict[str, bytes]:
@@ -34,8 +35,8 @@ def with_buffer(value: Tensor) -> nn.Module:
 
 def round_trip(model: nn.Module, other: nn.Module) -> ModuleTensors:
     """Write one module's values into another."""
-    spec = model_spec(model)
-    records = list(model_payload(model, spec))
+    spec, payload = spec_and_payload(model)
+    records = list(payload)
     tensors = ModuleTensors(other)
     tensors.load(Weights(spec, lambda: iter(records)))
     return tensors
@@ -142,7 +143,7 @@ def test_a_model_that_cannot_be_shared_is_refused_by_the_name_of_its_tensor(kind
     make, told = REFUSED[kind]
     model = make()
     with pytest.raises(TrainingError, match=told):
-        list(model_payload(model, model_spec(model)))
+        list(spec_and_payload(model)[1])
 
 
 def normed() -> nn.Module:
@@ -179,11 +180,12 @@ SHARED: dict[str, Callable[[], nn.Module]] = {
     "extra state": lambda: Remembering({"calls": 3}),
     "bytes as extra state": lambda: Remembering(torch.zeros(5, dtype=torch.uint8)),
     "double": lambda: nn.Linear(3, 3).double(),
+    "scripted": lambda: torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))),
     "parallel": lambda: nn.Sequential(nn.DataParallel(nn.Linear(3, 3))),
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch's own about old weight norm
+@pytest.mark.filterwarnings("ignore")  # of torch's own about old weight norm and scripts
 @pytest.mark.parametrize("kind", SHARED)
 def test_a_model_that_can_be_shared_takes_every_value_and_is_otherwise_left_alone(kind: str) -> None:
     torch.manual_seed(1)
@@ -257,7 +259,7 @@ def test_infinite_weights_and_statistics_are_broken_and_no_masks() -> None:
         with torch.no_grad():
             model.state_dict()[name][0] = float("inf")
         with pytest.raises(TrainingError, match=f"'{name}' holds values that are not finite"):
-            list(model_payload(model, model_spec(model)))
+            list(spec_and_payload(model)[1])
 
 
 def test_what_wraps_a_model_is_not_in_its_names_and_older_runs_may_still_have_it() -> None:

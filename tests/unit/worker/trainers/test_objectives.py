@@ -483,6 +483,15 @@ def test_a_lightning_module_without_validation_tells_the_loss_of_its_training_st
     assert which.evaluate(base_of(which), control()).metrics.keys() == {"loss"}
 
 
+def test_a_lightning_module_that_asks_for_its_librarys_trainer_is_told_that_there_is_none() -> None:
+    class Attached(Lit):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise RuntimeError("Attached is not attached to a `Trainer`.")
+
+    with pytest.raises(TrainingError, match="Attached asks for Lightning's Trainer, and there is none here"):
+        train(lit(Attached()))
+
+
 def test_a_lightning_module_may_leave_batches_out_but_not_all() -> None:
     class Choosy(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
