@@ -16,7 +16,7 @@ _KEYS = ("model", "state_dict")
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
-    """Put a file's weights into a network: a state dict as it is or in a checkpoint, perhaps with a prefix to its names.
+    """Put a file's weights into a network: a state dict as it is, in a checkpoint, or with a prefix to all names.
 
     Raises:
         ConfigError: the file is not there, holds something else, or the weights of another network.
@@ -40,7 +40,7 @@ def load_weights(network: nn.Module, file: Path) -> None:
 
 
 def _weights_in(saved: Any, names: Collection[str]) -> Any:  # whatever was read
-    """The values of exactly these names, with one prefix to all of them, as other libraries save them (`module.`, `net.`).
+    """The values of exactly these names, or with one prefix to all, as others save them (`module.`, `net.`).
 
     In a checkpoint MONAI's own keys go before others, of which only one may hold such values (means of the weights may
     lie beside them). What cannot be found is for torch to say.

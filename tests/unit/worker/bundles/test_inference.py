@@ -24,7 +24,7 @@ from worker.bundles.inputs import Reading, images_below
 from worker.bundles.overlay import lies_alike, picture, results_of
 from worker.data.sources import Admission
 from worker.data.volumes import Volume
-from worker.trainers.modules import model_payload, model_spec
+from worker.trainers.initial import spec_and_payload
 
 pytestmark = MONAI
 AS_EVER = Reading()
@@ -81,8 +81,8 @@ def inferred(root: Path, images: Path, output: Path, **more: Any) -> tuple[Bundl
     inference = BundleInference(root, images=images, output=output, **more)
     for value in inference.network.parameters():
         value.data.fill_(1 if value.ndim > 1 else 0)
-    spec = model_spec(inference.network)
-    payload = list(model_payload(inference.network, spec))
+    spec, records = spec_and_payload(inference.network)
+    payload = list(records)
     return inference, inference.run(Weights(spec, lambda: iter(payload)))
 
 
