@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -152,6 +153,7 @@ def _frame(header: Dataset, index: int) -> Frame:
     meaning["ImageType"] = tuple(word for word in _words(header.get("ImageType"))[2:] if not word.isdecimal())
     slope, intercept = number("RescaleSlope"), number("RescaleIntercept")
     meaning["RealWorldValueMappingSequence"] = _real_world(header, index, slope, intercept)
+    meaning["ModalityLUTSequence"] = _lookup(header)
     meaning["RescaleType"] = _plain(_value(header, index, "RescaleType", _SCALE["RescaleType"]))
     return Frame(
         index=index,
@@ -197,6 +199,12 @@ def _real_world(header: Dataset, index: int, slope: float | None, intercept: flo
         ratio = float(steep) / (slope or 1.0)
         mapped.append((_plain(ratio), _plain(float(base or 0) - ratio * (intercept or 0.0)), *units))
     return tuple(mapped) or None
+
+
+def _lookup(header: Dataset) -> Value:
+    """A table by which stored numbers become values, as a number of its own."""
+    told = [f"{each.get('LUTDescriptor')} {each.get('LUTData')}" for each in header.get("ModalityLUTSequence") or ()]
+    return hashlib.sha256("".join(told).encode()).hexdigest()[:8] if told else None
 
 
 def _words(value: object) -> list[str]:

@@ -327,6 +327,25 @@ def test_a_slope_of_its_own_is_applied_to_each_slice_whose_units_are_known(tmp_p
     assert np.allclose(volume_of(source).values.transpose(2, 1, 0)[::-1], expected)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_table_of_values_is_applied_if_it_is_the_same_in_all_slices(tmp_path: Path, alike: bool) -> None:
+    def tabled(image: Dataset, index: int) -> None:
+        table = Dataset()
+        table.LUTDescriptor, table.ModalityLUTType = [4096, 0, 16], "US"
+        table.LUTData = (np.arange(4096) * (2 if alike or index else 3)).astype("<u2").tobytes()
+        image.ModalityLUTSequence = [table]
+        image.PixelRepresentation = 0
+        del image.RescaleSlope, image.RescaleIntercept
+
+    written = write_series(tmp_path / "in", change=tabled)
+    if not alike:
+        with pytest.raises(ConfigError, match="differ in ModalityLUTSequence"):
+            admitted(tmp_path / "in")
+        return
+    values = volume_of(admitted(tmp_path / "in").sources[0]).values
+    assert (values.transpose(2, 1, 0)[::-1] == (written.values - dicom.INTERCEPT) * 2).all()
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
