@@ -218,14 +218,15 @@ def infer(config: Path, request: InferenceRequest, progress: Progress | None = N
         overrides = dict(options.get("overrides") or {})
         if device := request.device or options.get("device", ""):
             overrides["device"] = f"$torch.device({device!r})"
-        terms = Admission(nameless=True, drop_duplicates=request.drop_duplicates, also=request.also)
+        looking, reading = (partial(progress, what) if progress else None for what in ("looking at files", "reading"))
+        terms = Admission(nameless=True, drop_duplicates=request.drop_duplicates, also=request.also, progress=looking)
         inference = BundleInference(
             root,
             images=images,
             output=folder,
             overrides=overrides,
             config_file=request.config_file,
-            reading=Reading(terms, None if progress is None else partial(progress, "reading")),
+            reading=Reading(terms, reading),
         )
         weights = models.weights(kept, model, spec, inference.keeps(options.get("keep_local")))
         drawn = inference.run(weights, progress)

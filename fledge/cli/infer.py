@@ -84,7 +84,7 @@ def _moving() -> Iterator[Callable[[str, int, int], None]]:
             if what not in tasks:
                 tasks[what] = bar.add_task(what)
                 if not screen.is_terminal:
-                    typer.echo(f"{what} {total} images", err=True)
+                    typer.echo(f"{what}: {total}", err=True)
             bar.update(tasks[what], completed=count, total=total or None)
 
         yield moved

@@ -113,7 +113,9 @@ def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
     wanted = wanted or Admission()
     left_out: defaultdict[Beside, list[str]] = defaultdict(list)
     images: list[ImageFile] = []
-    for path in found.files[ImageKind.DICOM]:
+    for done, path in enumerate(found.files[ImageKind.DICOM]):
+        if wanted.progress is not None:
+            wanted.progress(done, len(found.files[ImageKind.DICOM]))
         header = _header(path)
         with _readable(path):
             kind = _kind(header)

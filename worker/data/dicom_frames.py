@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,7 @@ SCOUTS = 3
 """So many slices, at most, lie across others only to show where those were planned."""
 _WHOLE = 0.05
 _DIGITS = 4
+Header = Mapping[str | int, Any]  # values of a DICOM file, which have whatever type their tag says
 Value = str | float | tuple["Value", ...] | None
 
 
@@ -123,13 +124,15 @@ class Frame:
 
 def frames_of(header: Dataset) -> tuple[Frame, ...]:
     """The frames of a file, as each says of itself, or its functional groups say for it."""
-    return tuple(_frame(header, index) for index in range(int(header.get("NumberOfFrames") or 1)))
+    values = {element.keyword or int(element.tag): element.value for element in header}
+    return tuple(_frame(values, index) for index in range(int(str(values.get("NumberOfFrames") or 1))))
 
 
 def image_types(header: Dataset) -> tuple[list[str], str]:
     """The words of an object's ImageType and of its first frame's, and how it was calculated of a volume."""
-    found = [_words(header.get("ImageType")), _words(_value(header, 0, "FrameType", _TYPES))]
-    return [*found[0], *found[1][2:]], str(_value(header, 0, _TECHNIQUE, _TYPES) or "")
+    values: Header = {name: header.get(name) for name in ("ImageType", "FrameType", _TECHNIQUE, *_GROUPS)}
+    found = [_words(values["ImageType"]), _words(_value(values, 0, "FrameType", _TYPES))]
+    return [*found[0], *found[1][2:]], str(_value(values, 0, _TECHNIQUE, _TYPES) or "")
 
 
 def is_functional(header: Dataset) -> bool:
@@ -137,7 +140,7 @@ def is_functional(header: Dataset) -> bool:
     return any(group in header for group in _GROUPS)
 
 
-def _frame(header: Dataset, index: int) -> Frame:
+def _frame(header: Header, index: int) -> Frame:
     def numbers(name: str, count: int) -> tuple[float, ...] | None:
         value = _value(header, index, name, _PLACES[name])
         if not isinstance(value, Sequence) or len(value) != count:
@@ -149,7 +152,7 @@ def _frame(header: Dataset, index: int) -> Frame:
         return None if value in (None, "") else float(str(value))
 
     meaning = {name: _plain(_value(header, index, name, groups)) for name, groups in _MEANING.items()}
-    meaning |= {name: _plain(each.value) for tag, name in PRIVATE.items() if (each := header.get(tag)) is not None}
+    meaning |= {name: _plain(header[tag]) for tag, name in PRIVATE.items() if tag in header}
     meaning["ImageType"] = tuple(word for word in _words(header.get("ImageType"))[2:] if not word.isdecimal())
     slope, intercept = number("RescaleSlope"), number("RescaleIntercept")
     meaning["RealWorldValueMappingSequence"] = _real_world(header, index, slope, intercept)
@@ -170,7 +173,7 @@ def _frame(header: Dataset, index: int) -> Frame:
     )
 
 
-def _value(header: Dataset, index: int, name: str, groups: Sequence[str]) -> object:
+def _value(header: Header, index: int, name: str, groups: Sequence[str]) -> object:
     """A value of one frame: its own group's, else the shared group's, else the file's."""
     own, shared = header.get(_GROUPS[1]), header.get(_GROUPS[0])
     for of_all, number in ((own, index), (shared, 0)):
@@ -182,7 +185,7 @@ def _value(header: Dataset, index: int, name: str, groups: Sequence[str]) -> obj
     return header.get(name)
 
 
-def _real_world(header: Dataset, index: int, slope: float | None, intercept: float | None) -> Value:
+def _real_world(header: Header, index: int, slope: float | None, intercept: float | None) -> Value:
     """How a vendor's own units follow from the rescaled values; the same in slices that are each scaled differently."""
     own, shared = header.get(_GROUPS[1]), header.get(_GROUPS[0])
     name, found = "RealWorldValueMappingSequence", None
@@ -201,7 +204,7 @@ def _real_world(header: Dataset, index: int, slope: float | None, intercept: flo
     return tuple(mapped) or None
 
 
-def _lookup(header: Dataset) -> Value:
+def _lookup(header: Header) -> Value:
     """A table by which stored numbers become values, as a number of its own."""
     told = [f"{each.get('LUTDescriptor')} {each.get('LUTData')}" for each in header.get("ModalityLUTSequence") or ()]
     return hashlib.sha256("".join(told).encode()).hexdigest()[:8] if told else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
@@ -53,6 +53,8 @@ class Admission:
     """Leave out what is there twice, instead of refusing it."""
     also: frozenset[Beside] = frozenset()
     """What is taken although it is left out by itself."""
+    progress: Callable[[int, int], None] | None = None
+    """Takes how many files have been looked at, and of how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
