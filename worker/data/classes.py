@@ -11,7 +11,7 @@ from pathlib import Path
 
 from protocol.errors import ConfigError, DataError
 from worker.data.datalist import DATASET
-from worker.data.datalist_parser import read_datalist
+from worker.data.datalist_parser import read_labels
 from worker.data.sources import few, shown
 from worker.data.text import read_text
 
@@ -162,7 +162,7 @@ def check_run(task: Mapping[str, object], options: Mapping[str, object]) -> None
     if not isinstance(folder, str) or not os.path.isfile(path := Path(folder, DATASET)):
         return
     names = [plain(name) for name in wanted]
-    for number, name in sorted(read_datalist(path).labels.items()):
+    for number, name in sorted(read_labels(path).items()):
         there = names[number] if 0 <= number < len(names) else "no class"
         if plain(name) != there:
             listed = ",".join(names)

@@ -35,6 +35,17 @@ def read_datalist(path: Path) -> Datalist:
     return parse(text, path.name, folder=path.parent, encoding=encoding)
 
 
+def read_labels(path: Path) -> Mapping[int, str]:
+    """The classes that a list names by their numbers, whatever else is in it.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    text, _ = read_text(path, LIMIT, "the datalist")
+    document = document_of(text, path.name)
+    return _Parser(path.name, None).classes(document.get("labels")) if isinstance(document, dict) else {}
+
+
 def parse(text: str, name: str, *, folder: Path | None = None, encoding: str = "utf-8") -> Datalist:
     """The list in a file's text, called `name` in errors; `folder` is where it lies, for paths from the root.
 
@@ -95,7 +106,7 @@ class _Parser:
             raise self.wrong('is a list of examples alone; write {"training": …} around it')
         if not isinstance(document, dict):
             raise self.wrong(f"is no datalist; {_AS_WRITTEN}")
-        self.labels = self._labels(document.get("labels"))
+        self.labels = self.classes(document.get("labels"))
         known = self._patients(document.get("patients"))
         entries = [entry for split in SPLITS for entry in self._split(split, document.get(split), known)]
         if not entries:
@@ -126,7 +137,7 @@ class _Parser:
             return self.wrong(f"lists no image under {', '.join(SPLITS)}, but under {few(lists)}; call it training")
         return self.wrong("lists no image; name another one with --list")
 
-    def _labels(self, value: object) -> dict[int, str]:
+    def classes(self, value: object) -> dict[int, str]:
         """The classes: names by number, as the Decathlon has them; numbers by name, as nnU-Net does; or a list."""
         if value is None:
             return {}

@@ -153,6 +153,24 @@ def test_data_that_number_them_otherwise_are_refused(data: Path, labels: object,
         check_run({"classes": ALL}, {"dataset_dir": str(data)})
 
 
+@pytest.mark.parametrize(
+    ("text", "fine"),
+    [
+        ("[]", True),
+        ('{"train": [{"img": "a.png"}]}', True),
+        ('{"train": [], "labels": ["covid", "normal"]}', True),
+        ('{"train": [], "labels": ["normal"]}', False),
+    ],
+)
+def test_a_list_of_another_make_is_compared_by_its_labels_alone(data: Path, text: str, fine: bool) -> None:
+    (data / "dataset.json").write_text(text)
+    if fine:
+        check_run({"classes": ALL}, {"dataset_dir": str(data)})
+    else:
+        with pytest.raises(DataError, match="calls class 0 normal"):
+            check_run({"classes": ALL}, {"dataset_dir": str(data)})
+
+
 def test_names_that_do_not_fit_on_a_line_are_to_be_written_into_a_file(data: Path) -> None:
     listed(data, {"0": "flu"})
     for names in (["covid, severe", "normal"], [f"a rather long name {number}" for number in range(20)]):
