@@ -12,6 +12,8 @@ from statistics import pstdev
 from worker.statistics.figures import PATIENTS, VOXELS, Cohort, DataSummary, Value
 
 _DRAWN = re.compile(rf"shape\..+|spacing\..+|intensity\..+\.mean|{VOXELS}\..+")
+_QUARTILES = 1.35
+"""Standard deviations that the middle half of a normal distribution spans."""
 _MOST = 40
 """Bars of one histogram, where those of a few patients are shown too."""
 
@@ -46,16 +48,21 @@ def histograms(summary: DataSummary, cohort: Cohort, told: Mapping[str, Value]) 
         counts = (told.get(PATIENTS), told.get(f"{PATIENTS}.{name.removeprefix(f'{VOXELS}.')}"))
         if summary.suppressed and (f"{name}.mean" not in told or len(values) not in counts):
             continue
-        found = histogram(name, values, summary.min_cell if summary.suppressed else 0)
+        found = histogram(name, values, summary.min_cell if summary.suppressed else 0, _middle(name, told))
         if len(found.bars) > 1 or found.step == 0:
             yield found
 
 
-def histogram(name: str, values: Sequence[float], least: int) -> Histogram:
-    """Bars of at least `least` patients between round bounds; 0 for bars of one width."""
+def histogram(name: str, values: Sequence[float], least: int, middle: float = math.inf) -> Histogram:
+    """Bars of at least `least` patients between round bounds; 0 for bars of one width.
+
+    `middle` is what the middle half of them spans, where that is told: a few patients far from the others then do not
+    make one bar of all others.
+    """
     spread = pstdev(values)
     if not 0 < spread < math.inf:
         return Histogram(name, 0.0, [Bar(values[0], values[0], len(values))])
+    spread = min(spread, middle / _QUARTILES)
     step = _round(spread / 2)
     if not least:
         while (max(values) - min(values)) / step > _MOST:
@@ -75,6 +82,12 @@ def histogram(name: str, values: Sequence[float], least: int) -> Histogram:
         return Histogram(name, step, [])
     *others, last = bars
     return Histogram(name, step, [*others, Bar(last.low, None, last.count + count)])
+
+
+def _middle(name: str, told: Mapping[str, Value]) -> float:
+    low, high = told.get(f"{name}.p25"), told.get(f"{name}.p75")
+    spans = high - low if isinstance(low, float) and isinstance(high, float) else 0.0
+    return spans if spans > 0 else math.inf
 
 
 def _round(width: float) -> float:

@@ -84,6 +84,12 @@ def test_a_figure_is_drawn_if_the_number_of_its_patients_is_told() -> None:
     assert [each.name for each in found] == ["shape.x", "shape.z", "voxels.a"]
 
 
+def test_a_few_far_off_do_not_make_one_bar_of_all_others() -> None:
+    _, (found, *_) = told([*SIZES, 1e6, 2e6], ["a"] * 42, Task.SEGMENTATION)
+    assert [(bar.low, bar.high) for bar in found.bars] == [(None, 10), (10, 20), (20, 30), (30, None)]
+    assert [bar.count for bar in found.bars] == [10, 10, 10, 12]
+
+
 def test_what_is_the_same_for_all_is_one_bar() -> None:
     _, (found, *_) = told([3.0] * 12, ["a"] * 12, Task.CLASSIFICATION)
     assert [(bar.low, bar.count) for bar in found.bars] == [(3.0, 12)]
