@@ -15,6 +15,8 @@ from urllib.parse import quote
 HIDDEN = "***"
 _SHORTEST = 8
 """Characters of a secret that is looked for everywhere; a shorter one would take words out of every sentence."""
+_WORD = re.compile(r"[a-z]{1,16}")
+"""So would one that is a word; stars in place of "password" would even tell it."""
 _MOST = 256
 _EXAMPLES = ("user:password", "KEY:SECRET")
 """How our own sentences say what a login looks like."""
@@ -34,8 +36,13 @@ class Secrets:
         self._pattern: re.Pattern[str] | None = None
 
     def remember(self, *secrets: str) -> None:
-        """Keep these out of every text from now on, in the spellings that URLs, JSON and Python have for them."""
-        forms = {form for secret in secrets for form in _spellings(secret) if len(form) >= _SHORTEST}
+        """Keep these out of every text from now on, in the spellings of URLs, JSON and Python."""
+        forms = {
+            form
+            for secret in secrets
+            for form in _spellings(secret)
+            if len(form) >= _SHORTEST and not _WORD.fullmatch(form)
+        }
         if forms <= self._known.keys():
             return
         with self._lock:

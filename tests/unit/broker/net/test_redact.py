@@ -94,6 +94,11 @@ def test_no_message_and_no_text_about_a_url_shows_its_login(scheme: str, user: s
     assert login not in redacted(f"sent Basic {login} to it")
 
 
+def test_a_password_that_is_a_word_takes_no_words_out_of_sentences() -> None:
+    split_url("amqp://me:password@hub.example/v", "broker URL")
+    assert redacted("check user and password at amqp://me:password@h") == "check user and password at amqp://***@h"
+
+
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Z", "Cc"])).filter(str.isprintable))
 def test_a_url_that_nothing_has_read_shows_no_login_either(password: str) -> None:
