@@ -185,7 +185,11 @@ def init_run(
         ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="With --bundle: trained weights to begin with, such as its models/model.pt.")
+        Path | None,
+        typer.Option(
+            help="With --bundle: weights to begin with, .safetensors or as torch saves them; default: its pretrained "
+            "ones, or random ones."
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="The run's name; default: the directory's.")] = "",
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the factory; may be given again.")] = None,

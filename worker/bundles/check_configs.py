@@ -159,7 +159,7 @@ def travelling(root: Path, taken: Sequence[Path], where: str) -> Iterator[Proble
 
 
 def _train_ids(parser: BundleParser, where: str) -> Iterator[Problem]:
-    yield from _ids(parser, where, REQUIRED, "a bundle that trains has them")
+    yield from _ids(parser, where, REQUIRED, "a bundle that trains has them, if in several files (--config-file)")
     if not any(name in parser for name in NETWORKS):
         yield from _ids(parser, where, NETWORKS[:1], "version 0 of a run is made of it")
     if "validate#evaluator" not in parser:

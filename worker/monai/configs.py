@@ -100,7 +100,7 @@ class Configs:
         if missing:
             raise ConfigError(
                 f"the bundle lacks the required {', '.join(missing)} in {' and '.join(each.name for each in train)}; a "
-                f"MONAI bundle that trains has {', '.join(REQUIRED)}"
+                f"MONAI bundle that trains has {', '.join(REQUIRED)}: add them, or name all files with config_file"
             )
         unknown = [name for name in overrides if not has_place(found, name)]
         if unknown:

@@ -142,6 +142,8 @@ def test_the_zoo_travels_with_the_package() -> None:
     for start in ZOO:
         for name in ("train", "inference", "metadata"):
             assert (zoo / start / "configs" / f"{name}.json").is_file()
+    ignored = (ROOT / ".gitignore").read_text().split()  # hatch leaves out what git does
+    assert not [pattern for pattern in ignored if pattern.rstrip("/") in ("models", "*.safetensors", "*.pt")]
 
 
 # ---- sizes

@@ -292,7 +292,8 @@ def test_version_0_follows_from_the_seed_or_from_trained_weights(spleen: Place, 
     assert not same(copied(one.state_dict()), copied(other.state_dict()))
     torch.save({"model": other.state_dict()}, tmp_path / "model.pt")
     safetensors.torch.save_file(other.state_dict(), tmp_path / "model.safetensors")
-    for name in ("model.pt", "model.safetensors"):
+    torch.save(torch.nn.DataParallel(other).state_dict(), tmp_path / "parallel.pt")
+    for name in ("model.pt", "model.safetensors", "parallel.pt"):
         given = bundle_network(spleen.bundle, weights=tmp_path / name)
         assert same(copied(given.state_dict()), copied(other.state_dict()))
     torch.save({"first.weight": torch.ones(3)}, tmp_path / "other.pt")
