@@ -185,11 +185,7 @@ def init_run(
         ),
     ] = None,
     weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --bundle: weights to begin with, .safetensors or as torch saves them; default: its pretrained "
-            "ones, or random ones."
-        ),
+        Path | None, typer.Option(help="With --bundle: weights for version 0, .safetensors or as torch saves them.")
     ] = None,
     name: Annotated[str, typer.Option(help="The run's name; default: the directory's.")] = "",
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the factory; may be given again.")] = None,
