@@ -20,7 +20,7 @@ from fledge.history import released_records
 from fledge.runs.init_run import write_run
 from fledge.trial.casting import Roster
 from fledge.trial.source import Source, told
-from fledge.trial.turns import Player, Turns
+from fledge.trial.turns import Turns, player
 from protocol.errors import ConfigError, FledgeError, StateError, TrainingError
 from worker.api.trainer import TrainResult
 from worker.service.service import WorkerService
@@ -32,6 +32,8 @@ _LOOK_S = 0.5
 _NOTHING_FOR_S = 60.0
 _END_S = 30.0
 _FINE = ("-", "aborted")
+_UNCHANGED = "unchanged"
+"""How a worker calls a training that changed no tensor: a mistake at first, and an end later."""
 Measure = Callable[[Callable[[], Iterator[bytes]]], Mapping[str, float]]
 """Takes what opens a model's records."""
 
@@ -71,6 +73,8 @@ class TrialCourse:
     """The last that each site's training told."""
     examples: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    settled: str = ""
+    """The site at which training changed nothing any more, after which there was nothing to go on with."""
 
 
 def _ended(service: AggregatorService | WorkerService) -> None:
@@ -128,16 +132,17 @@ class Federation:
             self._measure(kept, 0, measure, began)
             for site in self._roster.sites:
                 kit = self._place / "federation" / "sites" / site.name / WORKER_TOML
-                player = Player(site.name, site.trainer, self.turns, trained=self._on_trained, failed=self._on_failed)
+                playing = player(site.name, site.trainer, self.turns, trained=self._on_trained, failed=self._on_failed)
                 seed = f"{self._seed}/{site.name}".encode()
-                opened = open_worker(kit, on_event=self._on_worker, trainer=player, seed=seed)
+                opened = open_worker(kit, on_event=self._on_worker, trainer=playing, seed=seed)
                 worker = stack.enter_context(opened)
                 stack.callback(_ended, worker)
                 worker.start()
             stack.callback(self.turns.stop)
             last = self._settings.stop.max_versions or 1
             for version in range(1, last + 1):
-                self._await(version, service)
+                if not self._await(version, service):
+                    break
                 self._measure(kept, version, measure, began)
         return self.course
 
@@ -157,9 +162,16 @@ class Federation:
         self.course.points.append(point)
         self._view.measured(point)
 
-    def _await(self, version: int, service: AggregatorService) -> None:
+    def _await(self, version: int, service: AggregatorService) -> bool:
+        """Whether the version came; no: there is nothing more to learn.
+
+        Raises:
+            TrainingError: it will never come.
+        """
         with self._changed:
             while self._newest < version:
+                if self.course.settled:
+                    return False
                 if self._error is not None:
                     raise TrainingError(self._error)
                 if service.ended.is_set():
@@ -171,6 +183,7 @@ class Federation:
                         f"nothing happened for {_NOTHING_FOR_S:.0f} s; keep the log with --out DIRECTORY"
                     )
                 self._changed.wait(_LOOK_S)
+        return True
 
     # ---- told by the threads of the others
 
@@ -212,7 +225,11 @@ class Federation:
         with self._changed:
             if (loss := event.metrics.get("loss")) is not None:
                 self.course.losses[event.site] = loss
-        if event.code not in _FINE:
+        if event.code == _UNCHANGED and self._newest:
+            with self._changed:
+                self.course.settled = event.site
+                self._changed.notify_all()
+        elif event.code not in _FINE:
             self._fail(f"training at {event.site} failed ({event.code}): {self._case(event)}")
 
     def _case(self, event: WorkerEvent) -> str:

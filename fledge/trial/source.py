@@ -47,6 +47,7 @@ class Source:
         module, colon, factory = name.partition(":")
         if not (module and colon and factory):
             raise ConfigError(f"{name!r}: write your training code as module:factory, for example mytask:trainer")
+        seeded(0)  # a module may throw dice when it is imported
         try:
             found = find_factory(name, Path.cwd())
         except BaseException as error:

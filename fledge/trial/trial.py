@@ -23,6 +23,7 @@ from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.strategy.strategies import strategy
 from broker.runtime.private_folders import private_folder
 from fledge.process import log
+from fledge.process.memory import return_large_blocks
 from fledge.runs.init_run import load_genesis
 from fledge.trial import report as reports
 from fledge.trial.casting import Casting, Roster, assemble
@@ -42,6 +43,8 @@ REPORT = "report.json"
 _MEMORY = Path("/dev/shm")
 _SMALL = 64 * 1024**2
 """Bytes of journals."""
+_MOST_IN_MEMORY = 256 * 1024**2
+"""Bytes; what lies in memory may count against a container's limit."""
 _SMALL_MODEL = 1_000_000
 """Values; from here on threads are worth it."""
 
@@ -62,6 +65,7 @@ def run_trial(options: TrialOptions) -> bool:
         ConfigError: something is missing or wrong in what was asked for, or in the trainer's factory.
         TrainingError: a training failed.
     """
+    return_large_blocks()
     screen = Console(highlight=False)
     if not screen.is_terminal:
         screen = Console(highlight=False, width=110)  # a pipe has no width, and 80 breaks lines
@@ -105,6 +109,8 @@ def tried(options: TrialOptions, console: Console) -> reports.TrialReport:
         compared = _Compared()
         with watch:
             complete = _until_stopped(lambda: federation.train(measured))
+            if site := federation.course.settled:
+                compared.notes.append(f"It ended early: training at {site} changed nothing any more.")
             if complete and options.compare:
                 start = _Start(genesis.spec, genesis.payload, federation.course.steps, options.seed)
                 _compare(roster, start, measured, watch, compared, source)
@@ -214,7 +220,7 @@ def _ground(place: Path, out: Path | None, needed: int) -> Iterator[Path]:
     """
     free = shutil.disk_usage(place).free
     # Where every step is made durable, a disk would cost most of a small trial's time.
-    if out is None and _has_room(_MEMORY, 8 * (needed + _SMALL)):
+    if out is None and needed <= _MOST_IN_MEMORY and _has_room(_MEMORY, 8 * (needed + _SMALL)):
         with tempfile.TemporaryDirectory(prefix="fledge-try-", dir=_MEMORY) as fast:
             yield Path(fast)
         return

@@ -102,6 +102,19 @@ class Turns:
         return not self._in_order or (not self._under_way and self._sites[self._next] == site)
 
 
+def player(
+    site: str,
+    trainer: Trainer,
+    turns: Turns,
+    *,
+    trained: Callable[[str, int, TrainResult], None],
+    failed: Callable[[str, BaseException], None],
+) -> Player:
+    """A player of its trainer's class name, by which workers call it where something is wrong with it."""
+    kind: type[Player] = type(type(trainer).__name__, (Player,), {})
+    return kind(site, trainer, turns, trained=trained, failed=failed)
+
+
 class Player:
     """A site's trainer that waits for its turn, and whose failures are seen."""
 
@@ -131,7 +144,7 @@ class Player:
                 result = self.trainer.train(base, control)
             except Aborted:
                 raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # an exit or an interrupt, too: nobody waits for what will never come
                 self._failed(self._site, error)
                 raise
             self._trained(self._site, control.version, result)

@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import chain
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.trial.division import Terms, divide
@@ -28,6 +28,7 @@ def problems(draw: st.DrawFn) -> tuple[int, Terms, list[int] | None, list[int] |
     return examples, terms, classes, groups
 
 
+@settings(deadline=None)
 @given(problems())
 def test_every_example_goes_one_way_and_every_site_gets_some(
     problem: tuple[int, Terms, list[int] | None, list[int] | None],

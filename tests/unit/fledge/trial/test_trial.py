@@ -83,6 +83,24 @@ def fails(data, at=3):
     return made
 
 
+def settles(at):
+    made = builtin()
+    fit, made.done = made._fit, 0
+    def fitted(control):
+        made.done += 1
+        return fit(control) if made.done < at else 1
+    made._fit = fitted
+    return made
+
+
+def interrupted():
+    made = builtin()
+    def interrupt(control):
+        raise KeyboardInterrupt
+    made._fit = interrupt
+    return made
+
+
 def wild(data):
     made = Mean(read(data))
     made._fit = lambda control: made.model["mean"].fill(np.inf) or 1
@@ -227,10 +245,19 @@ def test_an_asynchronous_strategy_waits_for_nobody(module: str, screen: Console)
     assert tried(options, screen).federated.version == 3
 
 
+def test_a_trial_ends_where_training_changes_nothing_any_more(module: str, screen: Console) -> None:
+    report = tried(TrialOptions(factory=f"{module}:settles", options={"at": 3}, versions=50), screen)
+    assert (report.federated.version, report.complete) == (2, True)
+    assert report.notes == ("It ended early: training at site-1 changed nothing any more.",)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # what an interrupt leaves behind
 @pytest.mark.parametrize(
     ("factory", "asked_for", "said"),
     [
         ("fails", {"data": ("all.txt",)}, r"training at site-1 failed: {m}\.py:\d+: ValueError: the scanner said no"),
+        ("settles", {"options": {"at": 1}}, r"training at site-1 failed \(unchanged\): Mean took 1 steps"),
+        ("interrupted", {}, r"training at site-1 failed: {m}\.py:\d+: KeyboardInterrupt"),
         ("wild", {"data": ("all.txt",)}, r"training at site-1 failed \(diverged\): .*finite"),
     ],
 )
