@@ -1,28 +1,18 @@
-"""DICOM files: which of them are images, which make one series, and the volume of a series."""
+"""DICOM files: which of them are images, and which make one series."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_dataset, read_preamble
-from pydicom.pixels.processing import apply_modality_lut
-from pydicom.tag import Tag
-from pydicom.uid import UID
+from pydicom import Dataset
 
 from protocol.errors import ConfigError
+from worker.data.dicom_files import header_of, read_file, readable_values
 from worker.data.dicom_frames import (
-    PRIVATE,
-    TAGS,
     Frame,
     are_crossed,
     are_scouts,
@@ -30,21 +20,17 @@ from worker.data.dicom_frames import (
     frames_of,
     image_types,
     is_functional,
-    stacked,
 )
 from worker.data.dicom_kinds import Beside, beside, is_raw, is_secondary, is_slice
 from worker.data.discovery import FoundFiles
 from worker.data.matching import keys_of
 from worker.data.sources import Admission, FoundImages, ImageKind, ImageSource, few, patient_in_path, shown
-from worker.data.volumes import Volume, check_size, in_space
+from worker.data.volumes import check_size
 
-_WANTED = [*map(Tag, TAGS), *map(Tag, PRIVATE)]
-_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _GREY = frozenset({"", "MONOCHROME1", "MONOCHROME2"})
+_TOLD = 10
 _MOSAIC = frozenset({"MOSAIC", "VFRAME"})
 """How Siemens and United Imaging call pictures in which many slices lie side by side."""
-_SIZES = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
-_LINE = 240
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,8 +102,8 @@ def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
     for done, path in enumerate(found.files[ImageKind.DICOM]):
         if wanted.progress is not None:
             wanted.progress(done, len(found.files[ImageKind.DICOM]))
-        header = _header(path)
-        with _readable(path):
+        header = header_of(path)
+        with readable_values(path):
             kind = _kind(header)
             if kind is None or kind in wanted.also:
                 images.append(ImageFile(path, header, frames_of(header)))
@@ -131,105 +117,28 @@ def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
         grouped[uid].append(image)
     names = _names(found, grouped)
     around = Surroundings.of(images)
-    sources = []
+    sources, refused = [], []
     for uid, files in sorted(grouped.items()):
-        with _readable(files[0].path):
-            if (kind := _left_out_whole(files, around)) is not None and kind not in wanted.also:
-                left_out[kind].extend(found.name(image.path) for image in files)
-            else:
-                sources.append(_source(found, uid, names[uid], files, wanted))
+        try:
+            with readable_values(files[0].path):
+                if (kind := _left_out_whole(files, around)) is not None and kind not in wanted.also:
+                    left_out[kind].extend(found.name(image.path) for image in files)
+                else:
+                    sources.append(_source(found, uid, names[uid], files, wanted))
+        except ConfigError as error:
+            refused.append(error)
+    _refuse(refused)
     listed = {kind.value: left_out[kind] for kind in Beside if left_out[kind] and kind is not Beside.DIRECTORY}
     return FoundImages(sources=sources, left_out=listed, dropped=dropped)
 
 
-def read_series(source: ImageSource) -> Volume:
-    """The volume of a series as (column, row, slice), or a projection as (column, row), in the scanner's units.
-
-    Raises:
-        ConfigError: pixels are missing or cannot be decoded; says in which series.
-    """
-    try:
-        with _quiet():
-            planes = [(path, frame) for path in source.files for frame in frames_of(_read(path, header=True))]
-            if planes[0][1].position is None:
-                return _projection(_read(source.files[0]), planes[0][1])
-            order, matrix = stacked([frame for _, frame in planes])
-            values = _stack([planes[index] for index in order])
-        return Volume(values, in_space(_TO_RAS @ matrix))
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever damaged values make of a library
-        raise ConfigError(
-            f"{shown(source.name)}: the pixels cannot be made a volume ({_reason(error)}); "
-            "export the series again, uncompressed and complete, or leave it out"
-        ) from error
-
-
-# ---- files
-
-
-def _header(path: Path) -> Dataset:
-    try:
-        _check_plain(path)
-        header = _read(path, header=True)
-        if "SOPClassUID" not in header and hasattr(header, "file_meta"):
-            header.SOPClassUID = header.file_meta.get("MediaStorageSOPClassUID")  # a DICOMDIR has it there alone
-        if not header.get("SOPClassUID") or ("Rows" not in header and "Image Storage" in header.SOPClassUID.name):
-            raise InvalidDicomError  # a file that ends early has no tags behind its end
-        return header
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever a damaged file makes of a parser
-        raise ConfigError(
-            f"{shown(path)} is a damaged DICOM file ({type(error).__name__}); export it again, or leave it out"
-        ) from error
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Say of a value that is missing or none of its kind which file, or which series beginning with it, has it."""
-    try:
-        with _quiet():
-            yield
-    except ConfigError:
-        raise
-    except Exception as error:  # values are parsed when they are asked for
-        raise ConfigError(
-            f"{shown(path)}: this file or another of its series has a value that is missing or damaged "
-            f"({type(error).__name__}); export the series again, or leave it out"
-        ) from error
-
-
-def _check_plain(path: Path) -> None:
-    """Refuse a file that is compressed as a whole: it is unpacked, to whatever size, before anything is read of it.
-
-    Raises:
-        ConfigError: it is.
-    """
-    with path.open("rb") as file:
-        read_preamble(file, True)
-        about = read_dataset(file, False, True, stop_when=lambda tag, representation, length: tag.group != 2)
-    if "deflated" in UID(about.get("TransferSyntaxUID") or "").name.lower():
-        raise ConfigError(f"{shown(path)} is compressed as a whole (deflated); export it uncompressed, or leave it out")
-
-
-def _read(path: Path, *, header: bool = False) -> Dataset:
-    with _quiet():
-        return dcmread(path, force=True, stop_before_pixels=header, specific_tags=_WANTED if header else None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What a parser thinks of values not needed here is not said for every slice; pydicom warns and logs it."""
-    log = logging.getLogger("pydicom")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(before)
+def _refuse(errors: Sequence[ConfigError]) -> None:
+    """Say of all series at once why they cannot be used, so that nobody mends an archive one by one."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        told = " · ".join(map(str, errors[:_TOLD]))
+        raise ConfigError(f"{len(errors)} series cannot be used: {told}{' · …' if len(errors) > _TOLD else ''}")
 
 
 # ---- series
@@ -243,6 +152,7 @@ def _kind(header: Dataset) -> Beside | None:
         modality=str(header.get("Modality") or ""),
         technique=technique,
         pixels="Rows" in header,
+        grey=_is_grey(header),
     )
 
 
@@ -290,8 +200,8 @@ def _single(found: FoundFiles, images: Sequence[ImageFile], *, drop: bool) -> tu
 def _is_same(one: ImageFile, other: ImageFile) -> bool:
     if (one.uid("PatientID"), one.frames) != (other.uid("PatientID"), other.frames):
         return False
-    with _readable(other.path):
-        return bool(np.array_equal(_read(one.path).pixel_array, _read(other.path).pixel_array))
+    with readable_values(other.path):
+        return bool(np.array_equal(read_file(one.path).pixel_array, read_file(other.path).pixel_array))
 
 
 def _names(found: FoundFiles, grouped: Mapping[str, Sequence[ImageFile]]) -> Mapping[str, str]:
@@ -315,8 +225,6 @@ def _source(found: FoundFiles, uid: str, name: str, files: Sequence[ImageFile], 
     for tag, means in (("Rows", "sizes"), ("Columns", "sizes"), ("SamplesPerPixel", "kinds of pixels")):
         if len({each.header.get(tag) for each in files}) > 1:
             raise ConfigError(f"{shown(name)}: the slices of this series have different {means}; export it again")
-    if int(header.get("SamplesPerPixel") or 1) != 1:
-        raise ConfigError(f"{shown(name)} is in colour; export it as grey values, or leave it out")
     check_size(name, (int(header.Columns), int(header.Rows), len(frames)))
     for file in files:
         _check_pixels(name, file.header)
@@ -344,9 +252,14 @@ def _source(found: FoundFiles, uid: str, name: str, files: Sequence[ImageFile], 
     )
 
 
+def _is_grey(header: Dataset) -> bool:
+    plain = str(header.get("PhotometricInterpretation") or "") in _GREY
+    return plain and int(header.get("SamplesPerPixel") or 1) == 1
+
+
 def _check_pixels(name: str, header: Dataset) -> None:
     """Refuse pixels whose numbers are no grey values, or stand where no decoder looks for them."""
-    if str(header.get("PhotometricInterpretation") or "") not in _GREY:
+    if not _is_grey(header):
         raise ConfigError(f"{shown(name)} is in colour; export it as grey values, or leave it out")
     stored, high = header.get("BitsStored"), header.get("HighBit")
     if stored and high is not None and int(high) != int(stored) - 1:
@@ -383,52 +296,3 @@ def _patient(found: FoundFiles, files: Sequence[ImageFile], wanted: Admission) -
             "find out whose images they are, and leave the others out"
         )
     return named.pop()
-
-
-# ---- pixels
-
-
-def _stack(planes: Sequence[tuple[Path, Frame]]) -> NDArray[np.floating]:
-    """The values of frames in this order; one file at a time is decoded."""
-    at: defaultdict[Path, list[tuple[int, Frame]]] = defaultdict(list)
-    for place, (path, frame) in enumerate(planes):
-        at[path].append((place, frame))
-    values: NDArray[np.floating] | None = None
-    for path, frames in at.items():
-        image = _read(path)
-        pixels = image.pixel_array.reshape(-1, int(image.Rows), int(image.Columns))
-        if values is None:
-            # Exact for whole numbers of 16 bits.
-            kind = np.float32 if int(image.BitsAllocated) <= 16 else np.float64
-            values = np.empty((int(image.Columns), int(image.Rows), len(planes)), kind)
-        for place, frame in frames:
-            values[..., place] = _scaled(pixels[frame.index], image, frame).T
-    if values is None:
-        raise ValueError("there are no pixels")
-    return values
-
-
-def _scaled(pixels: NDArray[np.generic], image: Dataset, frame: Frame) -> NDArray[np.float64]:
-    """What the scanner measured: neither windows nor colours nor units of a vendor's own."""
-    if pixels.dtype.kind in "iu":  # some decoders leave overlays in the bits beside those that are stored
-        unused = pixels.dtype.itemsize * 8 - int(image.BitsStored)
-        pixels = np.right_shift(np.left_shift(pixels, unused), unused)
-    if image.get("ModalityLUTSequence"):
-        return apply_modality_lut(pixels, image).astype(np.float64)
-    slope = 1.0 if frame.slope is None else frame.slope
-    return pixels.astype(np.float64) * slope + (frame.intercept or 0.0)
-
-
-def _projection(image: Dataset, frame: Frame) -> Volume:
-    """An X-ray: it has a size, and no place in space; white is dense, whichever way the file has it."""
-    values = _scaled(image.pixel_array, image, frame)
-    if image.get("PhotometricInterpretation") == "MONOCHROME1":
-        values = values.max() + values.min() - values
-    rows, columns = map(float, next(filter(None, (image.get(tag) for tag in _SIZES)), (1, 1)))
-    return Volume(values.T[..., None], in_space(np.diag([-columns, -rows, 1.0, 1.0])))
-
-
-def _reason(error: Exception) -> str:
-    """What a library says, in one short line; it may name tags, which stay here."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LINE else f"{text[:_LINE]}…"

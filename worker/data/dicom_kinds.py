@@ -25,6 +25,8 @@ class Beside(Enum):
     SEGMENTATION = "segmentations, registrations and raw data"
     MAP = "parametric maps"
     WAVEFORM = "waveforms and spectra"
+    COLOURED = "slices in colour"
+    """Maps and fusions: no scanner measures colours."""
     NO_PLACE = "slices that do not say where they lie"
     NO_PIXELS = "DICOM objects without pixels"
     DIRECTORY = "DICOM directories"
@@ -75,7 +77,13 @@ _MADE = re.compile(r"MIP|MINIP|MPR|CPR|VRT?|SSD|\w+_IP|\w+_RENDER|\w+_MPR|PROJEC
 
 
 def beside(
-    sop_class: str, image_type: Sequence[str], *, modality: str = "", technique: str = "", pixels: bool = True
+    sop_class: str,
+    image_type: Sequence[str],
+    *,
+    modality: str = "",
+    technique: str = "",
+    pixels: bool = True,
+    grey: bool = True,
 ) -> Beside | None:
     """What an object is if it is no image of the patient; None if it is one.
 
@@ -83,6 +91,7 @@ def beside(
         image_type: of the object and of its frames.
         technique: how it was calculated of a volume (VolumeBasedCalculationTechnique).
         pixels: whether it has rows and columns.
+        grey: whether those are grey values.
     """
     words = [word.strip().upper() for word in image_type]
     if (kind := _by_class(sop_class) or _MODALITIES.get(modality.upper())) is not None:
@@ -93,6 +102,8 @@ def beside(
         return Beside.LOCALIZER
     if any(_SCREEN.fullmatch(word) for word in words):
         return Beside.SCREEN
+    if not grey and is_slice(sop_class):
+        return Beside.COLOURED
     if any(_MADE.fullmatch(word) for word in (*words[2:], technique.upper())):
         return Beside.DERIVED
     return None

@@ -69,7 +69,7 @@ def volume_of(source: ImageSource) -> Volume:
     from worker.data.volumes import check_values
 
     if source.kind is ImageKind.DICOM:
-        from worker.data.dicom import read_series
+        from worker.data.dicom_files import read_series
 
         volume = read_series(source)
     else:

@@ -174,7 +174,8 @@ def test_the_decathlons_own_folders_need_no_labels_to_be_named(tmp_path: Path) -
 def test_dicom_series_with_labels_become_volumes_in_their_place(tmp_path: Path) -> None:
     for name, patient, seed in (("a/ct1", "4711", 1), ("a/ct2", "4711", 2), ("b/ct", "4712", 3), ("c/ct", "4713", 4)):
         write_series(tmp_path / "in" / name, patient, seed=seed)
-    from worker.data.dicom import read_series, series  # not there wherever the other tests run
+    from worker.data.dicom import series  # not there wherever the other tests run
+    from worker.data.dicom_files import read_series
 
     found = series(find(tmp_path / "in")).sources
     for source in found:

@@ -11,12 +11,13 @@ import nibabel
 import numpy as np
 import pytest
 from pydicom import Dataset
-from pydicom.uid import BasicTextSRStorage, ComputedRadiographyImageStorage
+from pydicom.uid import BasicTextSRStorage, ComputedRadiographyImageStorage, UltrasoundImageStorage
 
 from protocol.errors import ConfigError
 from tests.support import dicom
 from tests.support.dicom import write_series
-from worker.data.dicom import read_series, series
+from worker.data.dicom import series
+from worker.data.dicom_files import read_series
 from worker.data.discovery import find
 from worker.data.nifti import save_nifti
 from worker.data.sources import Admission
@@ -176,7 +177,7 @@ def turned(image: Dataset, index: int) -> None:
 
 
 def coloured(image: Dataset, _: int) -> None:
-    image.SamplesPerPixel = 3
+    image.SamplesPerPixel, image.SOPClassUID, image.Modality = 3, UltrasoundImageStorage, "US"
 
 
 def huge(image: Dataset, _: int) -> None:

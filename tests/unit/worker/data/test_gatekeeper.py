@@ -94,6 +94,10 @@ BESIDE: Mapping[Beside, Sequence[dict[str, Any]]] = {
     Beside.SEGMENTATION: ({"SOPClassUID": f"{STORAGE}.66.4"}, {"SOPClassUID": f"{STORAGE}.66"}, {"Modality": "SEG"}),
     Beside.MAP: ({"SOPClassUID": f"{STORAGE}.30"},),
     Beside.WAVEFORM: ({"SOPClassUID": f"{STORAGE}.9.1.1"}, {"SOPClassUID": f"{STORAGE}.4.2"}),
+    Beside.COLOURED: (
+        {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
+        {"PhotometricInterpretation": "PALETTE COLOR"},
+    ),
     Beside.NO_PLACE: ({"ImagePositionPatient": None, "ImageOrientationPatient": None},),
     Beside.NO_PIXELS: ({"Rows": None, "Columns": None, "PixelData": None, "SOPClassUID": f"{STORAGE}.200.1"},),
     Beside.DIRECTORY: ({"SOPClassUID": "1.2.840.10008.1.3.10"},),
@@ -426,7 +430,7 @@ def test_a_film_has_the_size_that_it_says_in_one_way_or_another(
     ("values", "sentence"),
     [
         ({"BitsStored": 12, "HighBit": 15}, "HighBit is 15 with 12 bits stored"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "is in colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR", "SOPClassUID": f"{STORAGE}.6.1"}, "is in colour"),
     ],
 )
 def test_pixels_that_are_no_plain_grey_values_are_refused(
@@ -504,6 +508,15 @@ def test_functional_groups_say_what_a_slice_says_also_with_one_frame(tmp_path: P
     assert (volume.values == expected.values).all()
     assert volume.affine is not None
     assert np.allclose(volume.affine, expected.affine, atol=1e-6)
+
+
+def test_all_that_is_refused_is_said_at_once(tmp_path: Path) -> None:
+    for number in range(12):
+        write_series(tmp_path / "in" / f"p{number:02}", f"{number}", skip=[2])
+    with pytest.raises(ConfigError, match=r"^12 series cannot be used: ") as refused:
+        admitted(tmp_path / "in")
+    assert str(refused.value).count("slices are missing") == 10
+    assert str(refused.value).endswith(" · …")
 
 
 def test_two_series_in_one_folder_are_two_images_with_names_of_their_own(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from tests.support import dicom
 from worker.bundles.check_data import Expected, duplicates, item_findings
 from worker.data.datalist import Task
 from worker.data.datalist_parser import parse
-from worker.data.dicom import read_series, series
+from worker.data.dicom import series
+from worker.data.dicom_files import read_series
 from worker.data.discovery import find, kind_of
 from worker.data.images import on_grid, read_image
 from worker.data.nifti import save_nifti
