@@ -85,7 +85,7 @@ def _stem(name: str) -> str:
     """Of a metric that may be one class's the metric's own name; empty for others."""
     words = _WORDS.findall(name)
     stem = "_".join(words[:-1])
-    return stem if stem and words[-1].lower() not in _WHOLE and direction_of(stem) else ""
+    return stem if words and words[-1].lower() not in _WHOLE and direction_of(stem) else ""
 
 
 def told_of(metrics: Mapping[str, float]) -> dict[str, object]:

@@ -43,6 +43,7 @@ def test_a_name_says_which_way_is_better_or_nothing(name: str, expected: str | N
         (["dice_1", "dice_2", "dice_mean"], "dice_mean", "dice_mean"),
         (["VAL-F1-SCORE-Effusion", "VAL-F1-SCORE-Mass", "VAL_LOSS"], "VAL_LOSS", "-VAL_LOSS"),
         (["recall_0", "recall_1"], "", ""),
+        (["val_auc", "val_dice", "loss", "-"], "val_auc", "val_auc"),
         (["val_accuracy", "val_auc", "val_loss"], "val_accuracy", "val_accuracy"),
         (["f1_score", "f1_macro", "accuracy_top1"], "accuracy_top1", "accuracy_top1"),
     ],

@@ -70,6 +70,13 @@ def test_what_was_measured_before_or_is_not_to_be_is_left_alone(known: RunRow) -
     assert not some(effects.Train, turn(rules(Snapshot(runs=(known,))), head(3, STOPPED)).effects)
 
 
+def test_nothing_is_measured_before_the_end_is_noted() -> None:
+    """A head that was noted by the process before may not have been noted of this run."""
+    known = replace(LAST, state=RunState.RUNNING, sent=1)
+    machine = rules(Snapshot(head=3, runs=(known,)))
+    assert not some(effects.Train, turn(machine, head(3, STOPPED)).effects)
+
+
 def test_nothing_is_measured_of_an_aborted_run() -> None:
     assert not some(effects.Train, ended(RunState.ABORTED)[1].effects)
 
