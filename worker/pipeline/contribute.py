@@ -116,8 +116,8 @@ def contribute(
     if not delta.changed:
         raise NothingLearned(
             f"{type(trainer).__name__} took {result.steps} steps, and every shared tensor is as it was before; nothing "
-            "was sent. Look whether the trainer returns the tensors that it trains, and whether its learning rate is "
-            "not 0"
+            "was sent. Look whether the trainer returns the very tensors that its optimizer trains, and whether its "
+            "learning rate is not 0"
         )
     if own and private:
         # A crash after this repeats the training with own values that have been trained once more: no harm.
@@ -137,6 +137,11 @@ def evaluate(
     weights = as_here(_keeps(trainer), control.run, base, exclude, own)
     with _foreign(trainer, "evaluate"):
         result: EvaluationResult = trainer.evaluate(weights, control)
+    if not isinstance(result, EvaluationResult):
+        given = type(result).__name__
+        raise TrainingError(
+            f"{type(trainer).__name__}.evaluate returned a {given}; it has to return a fledge.EvaluationResult"
+        )
     if result.examples < 0:
         raise TrainingError(f"the trainer evaluated on {result.examples} examples")
     return Evaluation(examples=int(result.examples), metrics=_metrics(result.metrics))
@@ -209,6 +214,8 @@ def _foreign(trainer: Trainer, what: str) -> Iterator[None]:
 def _check_trained(trainer: Trainer, base: Weights, result: TrainResult) -> None:
     """Whether a training began with the base, and took a step."""
     name = type(trainer).__name__
+    if not isinstance(result, TrainResult):
+        raise TrainingError(f"{name}.train returned a {type(result).__name__}; it has to return a fledge.TrainResult")
     if not base.was_read:
         raise TrainingError(
             f"{name}.train never read the version that it was given; let it begin with base.copy_into(…) or "
@@ -374,7 +381,12 @@ class _Delta:
         """The current tensor, flat; kept until the next one, because fetching it may mean copying from a GPU."""
         if self._flat is None or span.tensor.name != self._name:
             self._flat = None  # before the next one is fetched
-            array = np.asarray(self._result.weights[span.tensor.name])
+            try:
+                array = np.asarray(self._result.weights[span.tensor.name])
+            except (TypeError, ValueError, RuntimeError) as error:  # as torch's tensors with gradients
+                raise TrainingError(
+                    f"tensor {span.tensor.name!r} of the training's result cannot be read as an array: {error}"
+                ) from error
             check_array(span.tensor, array)
             self._name = span.tensor.name
             self._flat = array.reshape(-1) if array.flags.c_contiguous else array.flat

@@ -276,7 +276,12 @@ def _probe(model: nn.Module, found: Mapping[str, Tensor]) -> None:
             _write(tensor, at, probe)
         again = _entries(model)
         for (name, _, at), probe in zip(ends, probes, strict=True):
-            if name not in again or not torch.equal(again[name].detach()[at], probe):
+            if name not in again:
+                raise TrainingError(
+                    f"tensor {name!r} of {type(model).__name__} is in the state dict once and not again; let "
+                    "state_dict() give the same names whenever it is asked"
+                )
+            if not torch.equal(again[name].detach()[at], probe):
                 raise TrainingError(
                     f"tensor {name!r} of {type(model).__name__}: what is written to it does not reach the model, "
                     "because state_dict() gives a copy of it; let state_dict() and its hooks give the module's own "

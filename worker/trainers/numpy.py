@@ -47,6 +47,7 @@ class NumpyTrainer:
         self._examples = examples
         self._evaluate = evaluate
         self._buffers = buffers
+        self._looked = False
 
     @property
     def spec(self) -> ModelSpec:
@@ -58,9 +59,14 @@ class NumpyTrainer:
         return spec_and_payload(self._arrays, buffers=self._buffers)[1]
 
     def train(self, base: Weights, control: Control) -> TrainResult:
+        if not self._looked:
+            _check_live(self._arrays)
+            self._looked = True
         base.copy_into(self._arrays)
-        steps = self._fit(control)
-        return TrainResult(weights=self._arrays, examples=self._examples, steps=steps)
+        steps: object = self._fit(control)
+        if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
+            raise TrainingError(f"fit returned {steps!r}; it has to return how many optimizer steps it took")
+        return TrainResult(weights=self._arrays, examples=self._examples, steps=int(steps))
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
         if self._evaluate is None:
@@ -341,6 +347,27 @@ class EstimatorTrainer:
         features, labels = self._evaluate_on
         name = "accuracy" if self._classes else "r2"
         return EvaluationResult(examples=len(labels), metrics={name: float(self._estimator.score(features, labels))})
+
+
+def _check_live(arrays: Arrays) -> None:
+    """Whether a mapping gives the arrays themselves: write to the beginning of each, read it back and restore it.
+
+    Raises:
+        TrainingError: it gives a copy each time.
+    """
+    for name in arrays:
+        array = arrays[name]
+        if array.size and array.flags.writeable:
+            at = (0,) * array.ndim
+            before = array[at].copy()
+            array[at] = not before if array.dtype == np.bool_ else 2 if before == 1 else 1
+            reached = bool(arrays[name][at] == array[at])
+            array[at] = before
+            if not reached:
+                raise TrainingError(
+                    f"array {name!r}: the trainer's mapping gives a copy each time, so what is written to it is lost; "
+                    "give the arrays themselves"
+                )
 
 
 def _is_learned(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,41 @@ def test_a_training_without_a_step_sends_nothing(result: dict[str, int]) -> None
     spec, base = model(arrays())
     with pytest.raises(DataError, match="nothing to send"):
         form(Adding(zeros(), result=result), spec, base)
+
+
+@dataclass
+class Returning(Adding):
+    """Returns something else than a trainer has to."""
+
+    given: Any = None
+
+    def train(self, base: Weights, control: Control) -> Any:
+        super().train(base, control)
+        return self.given
+
+    def evaluate(self, model: Weights, control: Control) -> Any:
+        return self.given
+
+
+def test_a_trainer_that_returns_something_else_is_told_what_it_has_to_return() -> None:
+    spec, base = model(arrays())
+    for given in (None, {"weights": zeros()}, 3):
+        told = type(given).__name__
+        with pytest.raises(TrainingError, match=f"Returning.train returned a {told}; it has to return a fledge.Train"):
+            form(Returning(zeros(), given=given), spec, base)
+        with pytest.raises(TrainingError, match=f"evaluate returned a {told}; it has to return a fledge.Evaluation"):
+            evaluate(Returning(zeros(), given=given), BaseVersion(spec, base), control=control())
+
+
+def test_a_result_that_is_no_array_is_named() -> None:
+    class Graded:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad")
+
+    spec, base = model({"w": np.zeros(2, np.float32)})
+    given = TrainResult(weights={"w": Graded()}, examples=1, steps=1)  # type: ignore[dict-item]
+    with pytest.raises(TrainingError, match=r"tensor 'w' of the training's result cannot be read.*requires grad"):
+        form(Returning({"w": np.zeros(2, np.float32)}, given=given), spec, base)
 
 
 def test_a_trainer_that_never_reads_the_base_is_refused() -> None:

@@ -126,7 +126,7 @@ BAD = {
         data=lambda folder: bundles.volumes(folder, 3, channels=4, classes=5),
         config={"optimizer#params": "$[torch.nn.Parameter(torch.zeros(1))]"},
         word="unchanged",
-        says="and every shared tensor is as it was before; nothing was sent. Look whether the trainer returns the",
+        says="and every shared tensor is as it was before; nothing was sent. Look whether the trainer returns the very",
     ),
     "GPU memory": Bad(
         config={"loss": raising("torch.OutOfMemoryError('CUDA out of memory')")["func"].replace("image", "p, t", 1)},

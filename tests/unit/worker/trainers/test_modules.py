@@ -83,6 +83,16 @@ class Remembering(nn.Linear):
         """Nothing."""
 
 
+class Once(nn.Linear):
+    """Gives its tensors once, as an adapter's state dict that is filtered twice."""
+
+    asked = 0
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        self.asked += 1
+        return super().state_dict(*args, **kwargs) if self.asked == 1 else {}
+
+
 class Dictionary(nn.Linear):
     """Gives something that is no tensor among its tensors."""
 
@@ -111,6 +121,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "frozen copies": (lambda: Copied(3, 3).requires_grad_(False), "'weight' of Copied.*does not reach the model"),
     "trained and not shared": (lambda: Some(frozen=False), "'base.weight' of Some is trained"),
     "extra state": (lambda: Remembering(torch.ones(2)), "'_extra_state' of Remembering.*does not reach the model"),
+    "gone": (lambda: Once(3, 3), "'weight' of Once is in the state dict once and not again"),
     "no tensor": (lambda: Dictionary(3, 3), "'config' in the state dict of Dictionary is a dict and no tensor"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "'0.weight' of Sequential has no shape yet; pass one batch"),
     "meta": (meta, r"'weight' of Linear has no values yet \(device \"meta\"\)"),

@@ -20,7 +20,7 @@ from tests.support.training import control, form
 from worker.api.trainer import Control, EvaluationResult
 from worker.api.weights import Weights
 from worker.trainers.initial import spec_and_payload
-from worker.trainers.numpy import EstimatorTrainer, NumpyTrainer
+from worker.trainers.numpy import EstimatorTrainer, NumpyTrainer, _check_live
 
 DICE = np.random.default_rng(8)
 FEATURES = DICE.normal(size=(90, 3))
@@ -64,6 +64,36 @@ def test_plain_arrays_are_trained_in_place() -> None:
         assert result.weights["w"].tolist() == [1, 1, 1]
     assert which.evaluate(base, control()).metrics == {"sum": 0.0}
     assert NumpyTrainer(arrays, fit, examples=9).evaluate(base, control()).examples == 0
+
+
+class Copies(dict[str, np.ndarray]):
+    """A mapping that gives copies, as of another library's parameters."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return super().__getitem__(name).copy()
+
+
+def test_a_mapping_of_copies_is_refused_and_arrays_are_left_as_they_are() -> None:
+    trainer = NumpyTrainer(Copies(w=np.zeros(3, np.float32)), lambda control: 1, examples=1)
+    with pytest.raises(TrainingError, match="array 'w': the trainer's mapping gives a copy each time"):
+        trainer.train(base_of(trainer), control())
+    arrays = {
+        "nan": np.full((2, 2), np.nan),
+        "turned": np.asfortranarray(np.ones((2, 3))),
+        "flags": np.array([True, False]),
+        "number": np.array(1.0),
+        "none": np.empty(0),
+    }
+    before = {name: array.tobytes() for name, array in arrays.items()}
+    _check_live(arrays)
+    assert {name: array.tobytes() for name, array in arrays.items()} == before
+
+
+@pytest.mark.parametrize("steps", [None, True, 2.5])
+def test_a_fit_has_to_say_how_many_steps_it_took(steps: Any) -> None:
+    trainer = NumpyTrainer({"w": np.zeros(3, np.float32)}, lambda control: steps, examples=1)
+    with pytest.raises(TrainingError, match=f"fit returned {steps}; it has to return how many optimizer steps"):
+        trainer.train(base_of(trainer), control())
 
 
 @pytest.mark.parametrize("make", [sgd, mlp])
