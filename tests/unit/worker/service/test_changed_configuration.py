@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,22 @@ def test_the_log_says_it_once_and_healthcheck_and_status_until_it_is_put_back(
 ) -> None:
     toml = tmp_path / "worker.toml"
     toml.write_text("heartbeat = 20")
-    seen, read = Seen(), FilesRead(toml)
+    seen, read, asked = Seen(), FilesRead(toml), itertools.count(1)
+    last = 0
+
+    def changed() -> tuple[str, ...]:
+        nonlocal last
+        last = next(asked)
+        return read.changed()
+
     with capture_logs() as logs:
-        worker = start(centre, tmp_path, trainer, workers, on_event=seen, heartbeat=0.1, changed=read.changed)
+        worker = start(centre, tmp_path, trainer, workers, on_event=seen, heartbeat=0.1, changed=changed)
         worker.health.accepted()
         assert stuck(tmp_path / HEALTH) == ""
         toml.write_text("heartbeat = 30")
         eventually(lambda: "worker.toml changed" in stuck(tmp_path / HEALTH), "the change is noted")
+        then = last
+        eventually(lambda: last > then + 3, "some more signs of life")
         toml.write_text("heartbeat = 20")
         eventually(lambda: stuck(tmp_path / HEALTH) == "", "the old text is back")
     said = [log for log in logs if log["event"] == "configuration.changed"]
