@@ -174,8 +174,9 @@ def test_no_command_takes_a_login_as_an_argument(
     variable, url = LOGINS[option]
     others = {"--broker": "amqp://localhost/", "--store": "file:///srv/x"}
     needed = {"new-federation": [str(place / "new"), "--site", "north"], "broker": ["--kit", str(place / "f")]}
+    needed |= {"members": [str(place / "f"), "--kit", str(place / "f")]}
     arguments = [*command, *needed.get(command[-1], []), option, url]
-    if command[-1] != "broker":
+    if option != "--management":
         arguments += [word for each, value in others.items() if each != option for word in (each, value)]
     with pytest.raises(ConfigError, match=rf"arguments of a command.* into {variable}") as refused:
         COMMANDS.main(arguments, standalone_mode=False)
