@@ -24,7 +24,7 @@ from aggregator.strategy.base import Span
 from aggregator.strategy.strategies import strategy
 from benchmarks.convergence_sim import Federation
 from benchmarks.hippocampus_bundle import Volume, split, write_bundle, write_list
-from fledge.runs.from_bundle import init_bundle_run
+from fledge.runs.from_bundle import Chosen, init_bundle_run
 from fledge.runs.init_run import load_genesis
 from protocol import limits
 from worker.api.trainer import Control, training_seed
@@ -133,7 +133,7 @@ def compare(hospitals: Sequence[Sequence[Volume]], effort: Effort, work: Path) -
     judge = bundle_trainer(bundle, dataset_dir=judged)
     curves = []
     for start, weights in (("given model", work / "given.pt"), ("from scratch", None)):
-        init_bundle_run(bundle, work / start, name="transfer", weights=weights)
+        init_bundle_run(bundle, work / start, name="transfer", chosen=Chosen(weights=weights))
         curves.append(Curve(start=start, dice=_train(BundleTask(work / start, trainers, judge, effort.seed), effort)))
     return curves[0], curves[1]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from torch import Tensor, nn
@@ -143,6 +143,7 @@ class Once(IterableDataset[Any]):
         return self.rest
 
 
+@settings(max_examples=30)
 @given(count=st.integers(1, 20), size=st.integers(1, 7), steps=st.none() | st.integers(1, 12), epochs=st.integers(1, 3))
 def test_data_without_a_length_give_as_many_steps_and_examples_as_were_asked_for(
     count: int, size: int, steps: int | None, epochs: int
