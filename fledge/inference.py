@@ -32,7 +32,7 @@ from protocol.topology import model_chunk, record_key
 from worker.api.weights import Weights
 from worker.config import read_config, site_policy, trainer_home
 from worker.data.dicom_kinds import Beside
-from worker.data.sources import Admission
+from worker.data.sources import Admission, ImageKind
 from worker.intake import ModelRecord, Reader, read_registry
 from worker.journal.journal import Journal
 from worker.pipeline.code_loader import CodeLoader
@@ -254,7 +254,8 @@ def _write_images(path: Path, images: Sequence[InferenceInput]) -> None:
     ) as file:
         rows = csv.writer(file)
         rows.writerow(("result", "image", "series"))
-        rows.writerows((name, source.name, source.identity) for name, source in series)
+        for name, source in series:
+            rows.writerow((name, source.name, source.identity if source.kind is ImageKind.DICOM else ""))
 
 
 @contextmanager

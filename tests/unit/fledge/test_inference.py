@@ -247,6 +247,11 @@ def test_what_the_site_keeps_to_itself_is_part_of_its_model(
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "with own")])
     assert done.exit_code == 0, done.output
     assert "1 images (all images in" in done.output
+    assert "1 of them drawn on their images" in done.output
+    assert "inferring: 1" in done.output
+    named = tmp_path / "with own" / "images.csv"
+    assert named.stat().st_mode & 0o777 == 0o600
+    assert named.read_text().splitlines() == ["result,image,series", "$print('case'),$print('case').nii.gz,"]
     shutil.rmtree(hospital.state / "own")
     infer(hospital.kit / "worker.toml", InferenceRequest(RUN, "global", loose, tmp_path / "without"))
     mine, without = written(tmp_path / "with own"), written(tmp_path / "without")
