@@ -18,8 +18,8 @@ from monai.bundle.workflows import ConfigWorkflow
 from monai.utils.misc import set_determinism
 from safetensors.torch import save
 
-from fledge.runs.pretrained import WeightsCard
 from fledge.runs.zoo import new_bundle
+from worker.monai.pretrained import WeightsCard
 
 SEED = 0
 PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite", "safetensors")

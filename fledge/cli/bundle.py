@@ -49,8 +49,8 @@ def new(
 
     Nothing is downloaded. docs/README.md in the new folder says how the data have to lie and what to look at first.
     """
-    from fledge.runs.pretrained import CARD
     from fledge.runs.zoo import new_bundle
+    from worker.monai.pretrained import CARD
 
     card = new_bundle(folder, start, weights=weights)
     typer.echo(f"{folder}: a bundle made of {start}; read {folder / 'docs' / 'README.md'}")

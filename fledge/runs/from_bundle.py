@@ -10,9 +10,9 @@ from pathlib import Path
 from aggregator.config import RunConfig
 from fledge.runs.code_archive import ENTRY, read_files
 from fledge.runs.init_run import configured, write_run
-from fledge.runs.pretrained import CARD, WEIGHTS, pretrained
 from protocol.errors import ConfigError
 from protocol.spec import ModelSpec
+from worker.monai.pretrained import CARD, WEIGHTS, pretrained
 
 _TRAINER = '''\
 """Trains the MONAI bundle in this folder with the site's own fledge; written by `fledge init-run --bundle`."""
@@ -73,11 +73,10 @@ def init_bundle_run(
             return init_bundle_run(found.bundle, directory, name=name, chosen=chosen, settings=found.settings)
     config = configured(name, settings)
     files = bundle_files(bundle, chosen.config_file)
-    weights = chosen.weights
-    if weights is None and (trained := pretrained(bundle)) is not None:
-        weights, card = trained
-        tell(f"version 0 has the weights in {weights} ({card.told()}); remove {CARD} to begin with random ones")
-    network = bundle_network(bundle, weights=weights, config_file=chosen.config_file)
+    if chosen.weights is None and (trained := pretrained(bundle)) is not None:
+        place, card = trained
+        tell(f"version 0 has the weights in {place} ({card.told()}); remove {CARD} to begin with random ones")
+    network = bundle_network(bundle, weights=chosen.weights, config_file=chosen.config_file)
     return write_run(directory, config, network, files)
 
 
@@ -97,7 +96,7 @@ def bundle_files(bundle: Path, config_file: Sequence[str] = ()) -> dict[str, byt
         parts = path.relative_to(bundle).parts
         if parts[0] == "docs":
             return path.suffix.lower() in _TEXT
-        if path == bundle / WEIGHTS:  # they are version 0, and need not travel twice
+        if path in (bundle / WEIGHTS, bundle / CARD):  # they are version 0, and need not travel twice
             return False
         return parts[0] != "eval" and (parts[0] != "models" or path.stat().st_size <= _SMALL)
 

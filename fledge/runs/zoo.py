@@ -11,8 +11,8 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
-from fledge.runs.pretrained import CARD, WEIGHTS, WeightsCard, card_of, weights_of
 from protocol.errors import ConfigError
+from worker.monai.pretrained import CARD, WEIGHTS, WeightsCard, card_of, weights_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LICENCE = "LICENSE"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from protocol.errors import ConfigError
+from worker.monai.pretrained import CARD, pretrained
 
 _KEYS = ("model", "state_dict")
 """Where MONAI puts a state dict in a checkpoint."""
@@ -37,6 +38,21 @@ def load_weights(network: nn.Module, file: Path) -> None:
     except (RuntimeError, TypeError, AttributeError) as error:
         told = " ".join(str(error).split())[:300]
         raise ConfigError(f"{file} does not hold the weights of the bundle's network: {told}") from error
+
+
+def load_pretrained(network: nn.Module, bundle: Path) -> None:
+    """Put a bundle's pretrained weights into its network, if it has some.
+
+    Raises:
+        ConfigError: they are damaged, or another network's.
+    """
+    found = pretrained(bundle)
+    if found is None:
+        return
+    try:
+        load_weights(network, found[0])
+    except ConfigError as error:
+        raise ConfigError(f"{error}; remove {bundle / CARD} to begin with random weights") from error
 
 
 def _weights_in(saved: Any, names: Collection[str]) -> Any:  # whatever was read

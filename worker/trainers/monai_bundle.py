@@ -36,7 +36,7 @@ from worker.monai.configs import NETWORKS, Configs
 from worker.monai.datalist import listed
 from worker.monai.engine import Beginning, Engine, seed
 from worker.monai.errors import explained
-from worker.monai.weights import load_weights
+from worker.monai.weights import load_pretrained, load_weights
 from worker.trainers.bundle_options import BundleOptions
 from worker.trainers.modules import Live, ModuleTensors, distinct, unwrapped
 
@@ -226,6 +226,7 @@ class BundleTrainer:
         if not isinstance(trainer, SupervisedTrainer):
             raise ConfigError(f"train#trainer is a {type(trainer).__name__}; fledge trains with a SupervisedTrainer")
         network = unwrapped(trainer.network)
+        load_pretrained(network, self._configs.root)
         _set_amp(trainer, amp)
         made = list(parser.ref_resolver.resolved_content.values())
         optimizers = {id(each): each for each in [*made, trainer.optimizer] if isinstance(each, torch.optim.Optimizer)}
@@ -338,7 +339,7 @@ def bundle_network(
     overrides: Mapping[str, object] | None = None,
     config_file: str | Sequence[str] | None = None,
 ) -> nn.Module:
-    """The network that a bundle defines, with random weights that follow from `seed`, or those of a file.
+    """The network that a bundle defines, with a file's weights, its pretrained ones, or random ones by `seed`.
 
     No data are needed; of the configuration only the network is evaluated, with `overrides` in their places.
 
@@ -361,6 +362,8 @@ def bundle_network(
         raise ConfigError(f"the bundle's {named} is a {type(network).__name__}; it has to be a torch module")
     if weights is not None:
         load_weights(unwrapped(network), weights)
+    else:
+        load_pretrained(unwrapped(network), bundle_root)
     return unwrapped(network)
 
 

@@ -21,14 +21,14 @@ from fledge.cli.app import app
 from fledge.runs import zoo
 from fledge.runs.from_bundle import bundle_files, init_bundle_run
 from fledge.runs.init_run import CODE, load_genesis
-from fledge.runs.pretrained import CARD, WEIGHTS, WeightsCard, card_of, weights_of
 from fledge.runs.zoo import new_bundle, starting_points
 from protocol.errors import ConfigError
 from tests.support.monai_marks import MONAI
 from tests.support.training import control
 from worker.api.weights import Weights
 from worker.config import call_factory
-from worker.trainers.monai_bundle import BundleTrainer, bundle_network
+from worker.monai.pretrained import CARD, WEIGHTS, WeightsCard, card_of, weights_of
+from worker.trainers.monai_bundle import BundleTrainer, bundle_network, bundle_trainer
 
 ROOT = Path(__file__).resolve().parents[4]
 ZOO = ROOT / "fledge" / "zoo"
@@ -103,7 +103,7 @@ def test_a_new_bundle_has_the_weights_and_a_run_begins_with_them(tmp_path: Path,
     assert f"The weights are trained: {made.told()}" in readme
     assert "random" not in readme.splitlines()[4]
     assert "not yet trained" not in (tmp_path / "mine" / "configs" / "metadata.json").read_text()
-    assert not {WEIGHTS} & set(bundle_files(tmp_path / "mine"))
+    assert not {WEIGHTS, CARD} & set(bundle_files(tmp_path / "mine"))
     told: list[str] = []
     init_bundle_run(tmp_path / "mine", tmp_path / "run", name="r", tell=told.append)
     assert made.told() in told[0]
@@ -187,7 +187,7 @@ def test_a_network_that_was_changed_is_told_and_may_begin_with_random_weights(tm
     new_bundle(tmp_path / "mine", "digits", weights="pretrained")
     path = tmp_path / "mine" / "configs" / "train.json"
     path.write_text(path.read_text().replace('"channels": [16, 32]', '"channels": [8, 32]'))
-    with pytest.raises(ConfigError, match="does not hold the weights of the bundle's network"):
+    with pytest.raises(ConfigError, match=r"does not hold the weights of the bundle's network.*; remove .*json"):
         init_bundle_run(tmp_path / "mine", tmp_path / "run", name="r")
     (tmp_path / "mine" / CARD).unlink()
     init_bundle_run(tmp_path / "mine", tmp_path / "run", name="r")
@@ -215,6 +215,19 @@ def test_version_0_recognises_digits_as_well_as_its_card_says(
     assert (len(lists["training"]), len(lists["validation"])) == (said.trained_on, said.held_out)
     (tmp_path / "data" / "dataset.json").write_text(json.dumps({**lists, "training": lists["training"][:9]}))
     assert evaluated("digits", tmp_path, tmp_path / "data")["val_accuracy"] == pytest.approx(said.value, abs=0.01)
+
+
+def test_a_trainer_of_the_bundle_itself_begins_with_them_too(
+    tmp_path: Path, recipes: Callable[[str], ModuleType]
+) -> None:
+    new_bundle(tmp_path / "mine", "digits", weights="pretrained")
+    (tmp_path / "data").mkdir()
+    some = {name: items[:3] for name, items in recipes("digits").written(tmp_path / "data").items()}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(some))
+    begins = bundle_trainer(tmp_path / "mine", dataset_dir=tmp_path / "data").initial()
+    wanted = safetensors.numpy.load((ZOO / "digits" / WEIGHTS).read_bytes())
+    for name, array in safetensors.numpy.load(b"".join(begins)).items():
+        np.testing.assert_array_equal(array, wanted[name].astype(np.float32))
 
 
 def test_version_0_segments_hippocampi_as_well_as_its_card_says(
