@@ -26,6 +26,9 @@ from fledge import Control, EvaluationResult, NumpyTrainer, TrainResult
 from worker.api.division import Holdings
 
 
+TRAINED, MEASURED = set(), set()
+
+
 class Mean(NumpyTrainer):
     '''Learns the mean of its values.'''
 
@@ -35,6 +38,7 @@ class Mean(NumpyTrainer):
         super().__init__(self.model, self.fit, examples=len(values), evaluate=self.measure)
 
     def fit(self, control):
+        TRAINED.update(self.values)
         for step in range(5):
             control.check()
             value = np.random.choice(self.values)  # not its own dice: those of the process
@@ -45,6 +49,8 @@ class Mean(NumpyTrainer):
     def measure(self, control):
         if not len(self.held_out):
             return EvaluationResult(examples=0)
+        MEASURED.update(self.held_out)
+        np.random.seed()  # what others in the process do with its dice
         error = float(abs(np.mean(self.held_out) - self.model["mean"][0]))
         return EvaluationResult(examples=len(self.held_out), metrics={"error": error})
 
@@ -181,6 +187,23 @@ def test_data_are_divided_trained_on_measured_and_compared(module: str, screen: 
     assert report.complete
     for said in ("site-3 alone", "federated", "all data pooled", "untrained", "8 examples that no site has"):
         assert said in text(screen)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"data": ("all.txt",)}, {"data": ("all.txt", "more.txt")}, {"data": ("folder",)}, {"alpha": 0.5}],
+    ids=["divided", "each its own", "listed", "by class"],
+)
+def test_nothing_is_measured_on_that_was_trained_on_in_any_comparison(
+    module: str, screen: Console, folder: Path, data: dict[str, object]
+) -> None:
+    (folder.parent / "more.txt").write_text("\n".join(map(str, range(100, 120))))
+    factory = {"alpha": "builtin", "data": "listed" if data.get("data") == ("folder",) else "trainer"}[next(iter(data))]
+    tried(TrialOptions(factory=f"{module}:{factory}", versions=1, **data), screen)
+    trained, measured = sys.modules[module].TRAINED, sys.modules[module].MEASURED
+    assert trained
+    assert measured
+    assert not trained & measured
 
 
 def test_the_same_seed_gives_the_same_and_another_seed_another(module: str, screen: Console) -> None:
