@@ -131,14 +131,27 @@ class Outputs:
         named = [name for name in TARGETS if name in batch]
         targets = batch[named[0]] if named else None
         if self._loss is None:
-            return _Called((), batch, targets)
+            return _Called((), self._fitting(batch), targets)
         if len(named) != 1:
             raise TrainingError(
                 f"a batch has the keys {sorted(map(str, batch))}, of which exactly one of {', '.join(TARGETS)} would "
                 "be the targets; give TorchTrainer a prepare_batch that returns inputs and targets"
             )
         rest = {name: value for name, value in batch.items() if name != named[0]}
-        return _Called((), rest, targets) if len(rest) > 1 else _Called(tuple(rest.values()), {}, targets)
+        return (
+            _Called((), self._fitting(rest), targets) if len(rest) > 1 else _Called(tuple(rest.values()), {}, targets)
+        )
+
+    def _fitting(self, keywords: Mapping[str, Batch]) -> Mapping[str, Batch]:
+        """The same, if the model takes them."""
+        try:
+            inspect.signature(self._model.forward).bind(**keywords)
+        except TypeError as error:
+            raise TrainingError(
+                f"{type(self._model).__name__} is called with {', '.join(map(str, keywords))} of a batch: {error}; "
+                "leave out of the examples what it does not take, or give TorchTrainer a prepare_batch"
+            ) from error
+        return keywords
 
 
 class Steps:

@@ -115,6 +115,10 @@ def test_a_lone_tensor_is_its_own_target(alone: Callable[[int], Any]) -> None:
     ("batch", "told"),
     [
         ({"image": X[0], "mask": X[0]}, r"keys \['image', 'mask'\], of which exactly one .* prepare_batch"),
+        (
+            {"image": X[0], "label": Y[0], "start": Y[0]},
+            r"Two is called with image, start of a batch: .*'start'; leave out of the examples",
+        ),
         ({"image": X[0], "label": Y[0], "y": Y[0]}, r"keys \['image', 'label', 'y'\]"),
     ],
 )
