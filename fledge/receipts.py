@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from protocol import limits
+from protocol import limits, unique_json
 from protocol.codec import Plain
 from protocol.envelope import ContentKey, Core, Verified, body, disclosed, unlock, verify
 from protocol.errors import Malformed, Tampered, WireError
@@ -21,6 +21,8 @@ from protocol.registry import Registry
 
 _KINDS = frozenset({Kind.RECEIPT, Kind.ATTESTATION})
 _FORMAT = 1
+_PARTS = frozenset({"receipt", "says", "record", "key"})
+_SHOWN = 80
 LIMIT = 64 * 1024
 """Bytes of a receipt's file; the largest honest one has some 3,000."""
 
@@ -54,6 +56,8 @@ class SignedReceipt:
         verified = _verified(self.record, registry, federation)
         core = verified.core
         told: Facts = {"federation": core.federation, "signed_by": verified.sender.name}
+        if self.key and not verified.recipients:
+            raise Tampered("the record is not sealed, and a key was added to it")
         if verified.kind == Kind.ATTESTATION:
             return told | _stated(core, body(verified, Attestation))
         key = disclosed(verified, self.key) if verified.recipients else None
@@ -82,26 +86,34 @@ def check(raw: bytes, registry: Registry, federation: str) -> Facts:
     facts = receipt.facts(registry, federation)
     for name in dict.fromkeys((*facts, *said)):
         if (told := said.get(name)) != (signed := facts.get(name)) or type(told) is not type(signed):
-            raise Tampered(f"the file says {name} = {_word(told)}, but {_word(signed)} was signed: it was altered")
+            raise Tampered(
+                f"the file says {name[:_SHOWN]} = {_word(told)}, but {_word(signed)} was signed: it was altered"
+            )
     return facts
 
 
 def _parsed(raw: bytes) -> tuple[dict[str, object], SignedReceipt]:
     try:
-        table = json.loads(raw)
-        if not isinstance(table, dict) or table.get("receipt") != _FORMAT:
+        table = unique_json.loads(raw)
+        if not isinstance(table, dict) or type(table["receipt"]) is not int or table["receipt"] != _FORMAT:
             raise ValueError
         record, key = (base64.b64decode(table[name], validate=True) for name in ("record", "key"))
-        said = dict(table["says"])
+        said = table["says"]
+        if not isinstance(said, dict):
+            raise ValueError
+    except unique_json.SaidTwice as error:
+        raise Tampered(f"the file says {_word(error.name)} twice: it was altered") from None
     except (ValueError, LookupError, TypeError, RecursionError):
         raise Malformed(
             "this is no receipt of fledge; `fledge site receipt` and `fledge ctl update receipt` write them"
         ) from None
+    if extra := sorted(table.keys() - _PARTS):
+        raise Tampered(f"{_word(extra[0])} was added to the file")
     return said, SignedReceipt(record, key)
 
 
 def _word(value: object) -> str:
-    return "nothing" if value is None else repr(value)[:80]
+    return "nothing" if value is None else repr(value)[:_SHOWN]
 
 
 def _verified(record: bytes, registry: Registry, federation: str) -> Verified:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 import nacl.utils
 
 from aggregator.journal.history import LedgerRow, ledger_hash, read_entry
-from protocol import limits
+from protocol import limits, unique_json
 from protocol.envelope import body, seal, verify
 from protocol.errors import Malformed, Tampered, WireError
 from protocol.keys import Identity
@@ -24,6 +24,7 @@ from protocol.registry import Registry
 
 LINE = 4 * limits.STORED_RECORD
 """Bytes of a line, at most."""
+_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +105,16 @@ def _checked(at: int, number: int, table: dict[str, object], previous: bytes) ->
     except WireError as error:
         raise Tampered(f"line {at}: the entry's bytes cannot be read ({error})") from error
     for name, value in expected.items():
-        if table.get(name) != json.loads(json.dumps(value)):
+        if not _is_same(table.get(name), json.loads(json.dumps(value))):
             raise Tampered(f"line {at}: {name} is not what entry {number} says; it was changed")
     if extra := sorted(table.keys() - expected.keys() - {"bytes", "hash"}):
-        raise Tampered(f"line {at}: {extra[0]!r} was added")
+        raise Tampered(f"line {at}: {extra[0][:_SHOWN]!r} was added")
     return found
+
+
+def _is_same(told: object, signed: object) -> bool:
+    """Also of one type: in Python true is 1, and to people it is not."""
+    return told == signed and json.dumps(told, sort_keys=True) == json.dumps(signed, sort_keys=True)
 
 
 def _words(kind: str, entry: bytes) -> dict[str, object]:
@@ -131,7 +137,9 @@ def _when(seconds: float | None) -> str | None:
 
 def _parsed(at: int, line: bytes) -> dict[str, object]:
     try:
-        table = json.loads(line)
+        table = unique_json.loads(line)
+    except unique_json.SaidTwice as error:
+        raise Tampered(f"line {at}: {error.name[:_SHOWN]!r} was added, so that it stands there twice") from None
     except (ValueError, RecursionError):
         table = None
     if not isinstance(table, dict):

@@ -17,7 +17,7 @@ _SHORTEST = 8
 """Characters of a secret that is looked for everywhere; a shorter one would take words out of every sentence."""
 _WORD = re.compile(r"[a-z]{1,16}")
 """So would one that is a word; stars in place of "password" would even tell it."""
-_MOST = 256
+_MOST = 1024
 _EXAMPLES = ("user:password", "KEY:SECRET")
 """How our own sentences say what a login looks like."""
 _ENCODED = "%3a%2f%2f"
@@ -103,4 +103,7 @@ def _spellings(secret: str) -> set[str]:
     # What no text can hold as it is stands in it by an escape.
     plain = secret.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     quoted = {quote(plain, safe=""), quote(plain), quote(secret, safe="", errors="replace")}
-    return {secret, plain, repr(secret)[1:-1], json.dumps(secret)[1:-1], *quoted}
+    told = {repr(secret)[1:-1], ascii(secret)[1:-1], repr(secret.encode("utf-8", "surrogatepass"))[2:-1]}
+    # In a longer text with both kinds of quotes, Python escapes the single ones, and JSON may keep letters as they are.
+    told |= {each.replace("\\'", "'").replace("'", "\\'") for each in told}
+    return {secret, plain, *told, *(json.dumps(secret, ensure_ascii=strict)[1:-1] for strict in (True, False)), *quoted}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
+from protocol import unique_json
 from protocol.errors import ConfigError
 from worker.data.datalist import LIMIT, Datalist, DatalistEntry
 from worker.data.sources import few, shown
@@ -61,24 +62,18 @@ def document_of(text: str, name: str) -> object:
     Raises:
         ConfigError: it is none, or says something twice.
     """
-
-    def table(pairs: Sequence[tuple[str, object]]) -> Table:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ConfigError(f"{shown(name)} has {shown(repr(twice))} twice in one place; leave one of them")
-        return found
-
     try:
-        document: object = json.loads(text, object_pairs_hook=table)
+        return unique_json.loads(text)
+    except unique_json.SaidTwice as error:
+        raise ConfigError(
+            f"{shown(name)} has {shown(repr(error.name))} twice in one place; leave one of them"
+        ) from error
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{shown(name)} is no datalist, for it is no JSON: line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{shown(name)} is no datalist ({type(error).__name__}); {_AS_WRITTEN}") from error
-    return document
 
 
 def unlike_utf8(name: str, encoding: str) -> Iterator[str]:

@@ -31,6 +31,7 @@ _GREY = frozenset({"", "MONOCHROME1", "MONOCHROME2"})
 _TOLD = 10
 _MOSAIC = frozenset({"MOSAIC", "VFRAME"})
 """How Siemens and United Imaging call pictures in which many slices lie side by side."""
+_MOST_FRAMES = 16_384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +107,7 @@ def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
         with readable_values(path):
             kind = _kind(header)
             if kind is None or kind in wanted.also:
+                _check_count(path, header)
                 images.append(ImageFile(path, header, frames_of(header)))
             else:
                 left_out[kind].append(found.name(path))
@@ -139,6 +141,19 @@ def _refuse(errors: Sequence[ConfigError]) -> None:
     if errors:
         told = " · ".join(map(str, errors[:_TOLD]))
         raise ConfigError(f"{len(errors)} series cannot be used: {told}{' · …' if len(errors) > _TOLD else ''}")
+
+
+def _check_count(path: Path, header: Dataset) -> None:
+    """Refuse more frames than any image has: a header may say any number, whatever is in the file.
+
+    Raises:
+        ConfigError: it says so.
+    """
+    if (count := int(header.get("NumberOfFrames") or 1)) > _MOST_FRAMES:
+        raise ConfigError(
+            f"{shown(path)} says that it has {count:,} frames; one file may have {_MOST_FRAMES:,}: export it as "
+            "several series, or leave it out"
+        )
 
 
 # ---- series

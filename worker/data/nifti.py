@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,8 @@ _EXTENSIONS = 16 * 1024**2
 _HEADER, _SECOND = 540, (b"n+2", b"ni2")
 _MAGIC = 344
 _GZIP = b"\x1f\x8b"
+_MOST_PACKED = 1032
+"""How many times smaller gzip makes anything, at most."""
 _SPACE = 3
 _SMALL = 2
 """Bytes of a class's number in what is left as it is; others are written anew with less."""
@@ -120,9 +123,26 @@ def _opened(path: Path, name: str) -> Iterator[SpatialImage]:
         if not isinstance(image, SpatialImage):
             raise TypeError("it holds no image")
         check_size(name, image.shape)
+        _check_there(name, Path(image.file_map["image"].filename or path) if is_pair(path) else path, image)
         if len(image.shape) < 2:
             raise ConfigError(f"{shown(name)} is a row of {image.shape[0]} values and no image; leave it out")
         yield image
+
+
+def _check_there(name: str, path: Path, image: SpatialImage) -> None:
+    """Refuse a file that cannot hold the voxels of its header, for which memory would be taken before they are read.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    with path.open("rb") as file:
+        packed = file.read(2) == _GZIP
+    needed, there = math.prod(image.shape) * image.get_data_dtype().itemsize, path.stat().st_size
+    if needed > there * (_MOST_PACKED if packed else 1):
+        raise ConfigError(
+            f"{shown(name)} says that it has {needed:,} bytes of voxels, and its file has {there:,}; copy it here "
+            "again, or leave it out"
+        )
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

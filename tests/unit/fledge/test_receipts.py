@@ -81,6 +81,31 @@ def test_words_that_were_altered_are_named(kind: Kind) -> None:
         check(json.dumps({**honest, "says": {**honest["says"], "praise": "all"}}).encode(), REGISTRY, FEDERATION)
 
 
+FORGED = {
+    '"outcome":': '"outcome": "merged", "outcome":',
+    '"outcome": "': '"outc\\u006fme": "merged", "outcome": "',
+    '"says"': '"says": {"outcome": "merged"}, "says"',
+    '"receipt": 1': '"receipt": 1, "endorsed_by": "the hub"',
+    '"record"': '"record": "", "record"',
+}
+"""What people would read in a file, and a program that takes the last of two would not."""
+
+
+@pytest.mark.parametrize("honest", FORGED)
+@pytest.mark.parametrize("kind", [Kind.RECEIPT, Kind.ATTESTATION])
+def test_nothing_stands_in_a_receipt_that_was_not_compared(kind: Kind, honest: str) -> None:
+    text = file(kind).decode()
+    assert honest in text
+    with pytest.raises(Tampered, match=r"twice: it was altered|was added to the file"):
+        check(text.replace(honest, FORGED[honest], 1).encode(), REGISTRY, FEDERATION)
+
+
+def test_a_key_beside_a_record_in_the_clear_was_added() -> None:
+    added = {**json.loads(file(Kind.ATTESTATION)), "key": base64.b64encode(bytes(32)).decode()}
+    with pytest.raises(Tampered, match="a key was added"):
+        check(json.dumps(added).encode(), REGISTRY, FEDERATION)
+
+
 @given(st.sampled_from([Kind.RECEIPT, Kind.ATTESTATION]), st.data())
 @settings(max_examples=60, deadline=None)
 def test_no_altered_byte_of_a_record_or_its_key_is_believed(kind: Kind, data: Any) -> None:

@@ -61,6 +61,23 @@ def test_a_changed_word_is_found_with_its_line(name: str) -> None:
             check(changed, REGISTRY, FEDERATION)
 
 
+FORGED = [
+    ('"entry": ', '"entry": {"run": "another"}, "entry": '),
+    ('"kind": ', '"k\\u0069nd": "version", "kind": '),
+    ('"number": 1', '"number": true'),
+    ('"number": 1', '"number": 1.0'),
+    ('"number": 1', '"number": 1, "signed": "by the hub"'),
+]
+
+
+@pytest.mark.parametrize(("honest", "forged"), FORGED)
+def test_nothing_stands_on_a_line_that_was_not_compared(honest: str, forged: str) -> None:
+    first, *rest = written()
+    assert honest.encode() in first
+    with pytest.raises(Tampered, match="line 1: "):
+        check([first.replace(honest.encode(), forged.encode(), 1), *rest], REGISTRY, FEDERATION)
+
+
 LOST: list[Callable[[list[bytes]], list[bytes]]] = [
     lambda all: all[1:],
     lambda all: all[:2] + all[3:],

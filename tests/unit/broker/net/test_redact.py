@@ -80,6 +80,7 @@ def test_a_login_that_nobody_encoded_is_read_as_it_was_meant_or_refused(scheme: 
 
 @settings(deadline=None)
 @given(st.sampled_from(SCHEMES), USER, SECRET, st.sampled_from(("", ":9000", ":port", "/", "/a@b")))
+@example("amqp", "us er", "é MARK's \u202e", "")
 def test_no_message_and_no_text_about_a_url_shows_its_login(scheme: str, user: str, password: str, rest: str) -> None:
     url = f"{scheme}://{user}:{password}@127.0.0.1{rest}"
     redact._SECRETS = redact.Secrets()
@@ -89,6 +90,15 @@ def test_no_message_and_no_text_about_a_url_shows_its_login(scheme: str, user: s
         assert "MARK" not in traceback_of(made)
     sent = quote(password, safe="", errors="replace")
     for text in (url, repr(url), json.dumps({"url": url}), f"tried {url}: no", f"http://h/?key={sent}", password):
+        assert "MARK" not in redacted(text)
+    raw = url.encode("utf-8", "surrogatepass")
+    for text in (
+        ascii(url),
+        repr(raw),
+        repr(f'it\'s "{url}"'),
+        repr(b'it\'s "%s"' % raw),
+        json.dumps([url], ensure_ascii=False),
+    ):
         assert "MARK" not in redacted(text)
     login = basic_login(user, password)
     assert login not in redacted(f"sent Basic {login} to it")

@@ -91,6 +91,37 @@ def test_what_stands_between_header_and_voxels_is_bounded_before_it_is_read(tmp_
     assert "voxels begin behind" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("kind", "ending"),
+    [
+        *((nibabel.Nifti1Image, ending) for ending in ("nii", "nii.gz")),
+        *((nibabel.Nifti2Image, ending) for ending in ("nii", "nii.gz")),
+        (nibabel.Nifti1Pair, "hdr"),
+    ],
+)
+def test_no_memory_is_taken_for_voxels_that_no_file_holds(
+    tmp_path: Path, kind: type[nibabel.Nifti1Pair], ending: str
+) -> None:
+    path, second = tmp_path / f"x.{ending}", kind is nibabel.Nifti2Image
+    nibabel.save(kind(np.ones((4, 5, 6)), np.eye(4)), path)
+    whole = path.read_bytes()
+    raw = bytearray(gzip.decompress(whole) if ending.endswith("gz") else whole)
+    sizes = (3, 32_000, 32_000, 2, 1, 1, 1, 1)
+    raw[16 if second else 40 : 80 if second else 56] = struct.pack("<8q" if second else "<8h", *sizes)
+    path.write_bytes(gzip.compress(raw) if ending.endswith("gz") else raw)
+    with pytest.raises(ConfigError, match=r"it has 16,384,000,000 bytes of voxels, and its file has [0-9,]+;"):
+        read_image(path, ImageKind.NIFTI, "x")
+
+
+def test_frames_are_not_made_because_a_header_counts_them(tmp_path: Path) -> None:
+    def change(image: Dataset, index: int) -> None:
+        image.NumberOfFrames = 2**31 - 1
+
+    dicom.write_series(tmp_path / "series", slices=1, change=change)
+    with pytest.raises(ConfigError, match=r"IM0000 says that it has 2,147,483,647 frames; .*or leave it out"):
+        series(find(tmp_path))
+
+
 def test_a_deflated_dicom_file_is_refused_unread(tmp_path: Path) -> None:
     dicom.write_series(tmp_path / "series")
     for path in (files := sorted(path for path in tmp_path.rglob("*") if path.is_file())):
