@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,21 +130,31 @@ def _written(source: ImageSource, name: str, scratch: Path) -> InferenceInput:
     if source.kind is ImageKind.DICOM or not volume.plain:
         scratch.mkdir(exist_ok=True)
         path = save(volume, scratch / name)
+    elif (own := InferenceInput(path=path).name) != name:
+        scratch.mkdir(exist_ok=True)
+        link = scratch / f"{name}{path.name[len(own) :]}"
+        link.symlink_to(path)
+        path = link
     return InferenceInput(path=path, source=source)
 
 
 def _names(sources: Sequence[ImageSource]) -> Mapping[ImageSource, str]:
-    """What results are called: a file by its name; a series by its modality and a part of a hash of its UID, which
-    says nothing about a patient."""
+    """What results are called: a file by its name, and a part of a hash of its path where others have that name; a
+    series by its modality and a part of a hash of its UID, which says nothing about a patient."""
     hashes = {source: hashlib.sha256(source.identity.encode()).hexdigest() for source in sources}
     length = _DIGITS
     while len({each[:length] for each in hashes.values()}) < len(hashes):
         length += 1
-    return {
-        source: f"{source.modality.lower() or 'image'}-{hashes[source][:length]}"
+    plain = {
+        source: source.modality.lower() or "image"
         if source.kind is ImageKind.DICOM
         else InferenceInput(path=source.files[0]).name
         for source in sources
+    }
+    often = Counter(plain.values())
+    return {
+        source: f"{name}-{hashes[source][:length]}" if source.kind is ImageKind.DICOM or often[name] > 1 else name
+        for source, name in plain.items()
     }
 
 

@@ -159,8 +159,9 @@ def mixed(folder: Path) -> None:
 
 
 def same_names(folder: Path) -> None:
-    nifti(folder / "p" / "x.nii.gz")
-    nifti(folder / "q" / "x.nii")
+    for place in "pq":
+        (folder / place).mkdir(parents=True)
+        (folder / place / "x.jpg").write_bytes(b"\xff\xd8\xff")
 
 
 REFUSED: Mapping[str, tuple[Fill, str]] = {
@@ -180,6 +181,19 @@ def test_what_training_would_refuse_is_refused_with_the_same_sentence(tmp_path: 
     (tmp_path / "out").mkdir()
     with pytest.raises(ConfigError, match=sentence):
         BundleInference(bundle(tmp_path / "bundle"), images=tmp_path / "in", output=tmp_path / "out")
+
+
+def test_images_of_one_name_have_results_of_their_own(tmp_path: Path) -> None:
+    for number, name in enumerate(("p/ct.nii.gz", "q/ct.nii.gz", "q/mr.nii")):
+        nifti(tmp_path / "in" / name, number)
+    inference, drawn = inferred(bundle(tmp_path / "bundle"), tmp_path / "in", tmp_path / "out")
+    found = results(tmp_path / "out")
+    assert len(found) == len(drawn.pictures) == 3
+    assert [name.partition("-")[0] for name in found] == ["ct", "ct", "mr_seg.nii.gz"]
+    named = {image.name: image.source.name for image in inference.inputs.images if image.source is not None}
+    for name, image in found.items():
+        source = nibabel.load(tmp_path / "in" / named[name.removesuffix("_seg.nii.gz")])
+        assert ((source.get_fdata() >= 0.5) == (image.get_fdata() > 0)).all()
 
 
 def test_images_without_a_patient_are_no_trouble_and_what_is_there_twice_may_be_dropped(tmp_path: Path) -> None:
