@@ -26,7 +26,7 @@ from broker.blobs.cache import CachedBlobs
 from broker.blobs.monitored import MonitoredBlobs
 from broker.blobs.s3.presigned import Ask
 from broker.net.urls import scheme_of
-from broker.runtime.files_read import FilesRead
+from broker.runtime.file_digests import FileDigests
 from broker.runtime.settings import given_urls, read_toml
 from deploy.keyfiles import read_bounded, read_identity
 from fledge.connections import CREDENTIALS_TOML, admin_access_of, broker_of, days_left, granted_store, store_of
@@ -183,7 +183,7 @@ def open_worker(
         FledgeError: the state directory cannot be used, or whatever ended the worker.
     """
     start_by_forking()
-    read = FilesRead(config)
+    read = FileDigests(config)
     settings, base = read_config(config), config.parent
     read.add(base / settings.policy, base / CREDENTIALS_TOML)
     identity = read_identity(base / settings.keys)

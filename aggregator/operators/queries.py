@@ -17,7 +17,7 @@ from aggregator.journal.history import History, read_entry
 from aggregator.journal.run_history import read_plan
 from aggregator.journal.tables import evaluations as evaluations_table
 from aggregator.journal.tables import ledger, letters, members, models, updates, versions
-from aggregator.operators import learning
+from aggregator.operators import run_metrics
 from aggregator.operators.view import Arguments, Found, QueryContext, Values
 from aggregator.strategy.plan import Member
 from protocol import limits
@@ -88,8 +88,8 @@ def _status(view: QueryContext, arguments: Arguments) -> Values:
         run = view.run(arguments)
         scalars = {"run": run.name, "state": run.state.value, "version": run.version}
         scalars |= {"reason": run.reason} if run.reason != "ok" else {}
-        scalars |= learning.outcome(run) if view.only is None else {}
-        found = learning.of_sites(run, view.rows, sites)
+        scalars |= run_metrics.outcome(run) if view.only is None else {}
+        found = run_metrics.of_sites(run, view.rows, sites)
         rows = [(*row[:-1], *found[site], row[-1]) for row, site in zip(rows, sites, strict=True)]
         columns = (*columns, "certificate", "loss", "measured_here")
     else:
@@ -180,7 +180,7 @@ def _run_show(view: QueryContext, arguments: Arguments) -> Values:
     stop = {"stop." + name: value for name, value in settings.stop.model_dump().items() if value is not None}
     task = {"task." + name: value for name, value in settings.task.items()}
     state: Values = {"state": run.state.value, "reason": run.reason, "version": run.version}
-    state |= learning.outcome(run) if view.only is None else {}
+    state |= run_metrics.outcome(run) if view.only is None else {}
     state |= {"code": run.rules.bundle.hex()} if run.rules.bundle else {}
     told = {**flat, **state, **strategy, **stop, **task}
     return {name[:64]: value for name, value in list(told.items())[:64] if not isinstance(value, dict)}
@@ -190,7 +190,7 @@ def _model_list(view: QueryContext, arguments: Arguments) -> Values:
     run = view.run(arguments)
     of_run = select(versions).where(versions.c.run == run.name)
     found = view.rows(of_run.order_by(versions.c.version.desc()).limit(_limit(arguments)))
-    rows, values = [], learning.by_version(run)
+    rows, values = [], run_metrics.by_version(run)
     for row in found:
         plan = read_plan(row.plan)
         merged = plan.members if plan else ()

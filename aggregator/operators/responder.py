@@ -17,8 +17,8 @@ from aggregator.domain import effects, events
 from aggregator.domain.state import SiteStatus
 from aggregator.operators.admin_access import AdminAccess
 from aggregator.operators.attestations import attest
+from aggregator.operators.letter_replay import Again, LetterReplay
 from aggregator.operators.queries import look_up
-from aggregator.operators.replaying import Again, Replaying
 from aggregator.operators.view import QueryContext
 from broker.blobs.s3.grants import Granted
 from broker.transport.base import Transport
@@ -146,7 +146,7 @@ class Responder:
     def _replay(self, command: events.CommandArrived) -> None:
         """Its answer comes from the rules, once they are done with all messages."""
         try:
-            Replaying(self._queries.history, command, self._actions.tell).start(self._actions.again)
+            LetterReplay(self._queries.history, command, self._actions.tell).start(self._actions.again)
         except FledgeError as error:
             self._answer(command.operator, command.id, "not_possible", str(error)[:_TEXT], {})
 

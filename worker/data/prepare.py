@@ -17,8 +17,8 @@ from worker.data.datalist import DATASET, Datalist, DatalistEntry, Task
 from worker.data.dicom_kinds import Beside
 from worker.data.discovery import find
 from worker.data.gatekeeper import admit
+from worker.data.image_writer import IMAGES, LABELS, ImageWriter
 from worker.data.matching import classes_by_folder, pair
-from worker.data.placing import IMAGES, LABELS, Placing
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
 from worker.data.sources import Admission, ImageKind, ImageSource, counted
 from worker.data.splits import Shares, split
@@ -101,10 +101,10 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     labels = dict(pairs)
     entries, present = [], set[int]()
     with _all_or_nothing(wanted.out) as place:
-        placing = Placing.of(labels, place, wanted.link, wanted.drop_duplicates)
+        writer = ImageWriter.of(labels, place, wanted.link, wanted.drop_duplicates)
         for done, (name, source) in enumerate(named.items()):
             progress(done, len(named))
-            placed = placing.put(name, source, labels[source])
+            placed = writer.put(name, source, labels[source])
             if placed is not None:
                 check_seen(source.name, placed.classes, wanted.classes)
                 present |= set(placed.classes)
@@ -125,10 +125,10 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     return PreparedData(
         datalist=datalist,
         left_out=found.left_out,
-        dropped=[*found.dropped, *placing.duplicates.dropped],
+        dropped=[*found.dropped, *writer.duplicates.dropped],
         unlabelled=len(sources) - len(pairs),
         missing=[name for number, name in sorted(datalist.labels.items()) if number not in present],
-        white=placing.white,
+        white=writer.white,
         patients_said=wanted.patients is not None or sources[0].kind is ImageKind.DICOM,
     )
 

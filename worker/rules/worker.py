@@ -19,7 +19,7 @@
    that was left is not trained (`deployments.py`).
 10. A revoked site trains and sends nothing, until it is a member again (`standing.py`).
 11. The last version of a run that has ended is fetched, for the site's own use (`fetching.py`), and measured, if the
-    run evaluates (`measuring.py`).
+    run evaluates (`last_evaluation.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from worker.rules.commands import CommandCounter
 from worker.rules.decisions import Decisions, pause
 from worker.rules.fetching import HeadPolling, LastVersions
 from worker.rules.gate import Gate
-from worker.rules.measuring import LastMeasurements
+from worker.rules.last_evaluation import LastEvaluations
 from worker.rules.membership import Membership
 from worker.rules.outgoing import Outgoing
 from worker.rules.reporting import Reports, Shown
@@ -88,7 +88,7 @@ class WorkerRules:
         self._membership = membership or Membership(None, Registry(version=0, entries=()))
         self._pulls = HeadPolling(dice)
         self._keeping = LastVersions(dice)
-        self._measuring = LastMeasurements()
+        self._last_evaluations = LastEvaluations()
         self._reporting = Reports(terms.heartbeat)
         self._head = snapshot.head
         self._registry = snapshot.registry
@@ -229,7 +229,7 @@ class WorkerRules:
         if event.wall > head.not_after + HEAD_TOLERANCE:
             self._alarm("head.stale", number=head.number, overdue_s=round(event.wall - head.not_after))
         self._pulls.told()
-        self._measuring.heard(head)
+        self._last_evaluations.heard(head)
         wanted: list[effects.Effect] = []
         if head.registry != self._registry_digest:
             wanted.append(effects.FetchRegistry(digest=head.registry))
@@ -293,11 +293,11 @@ class WorkerRules:
         """What to train next, or else to measure."""
         if (run := self._candidate()) is not None or self._membership.why:
             return run
-        return self._measuring.due(self._runs.values(), self._gate)
+        return self._last_evaluations.due(self._runs.values(), self._gate)
 
     def _ended(self, training: effects.Train) -> bool:
         run = self._runs[training.run]
-        return not self._measuring.allows(run) if training.measure_only else run.state in ENDED
+        return not self._last_evaluations.allows(run) if training.measure_only else run.state in ENDED
 
     def _unwanted(self, training: effects.Train) -> bool:
         return self._ended(training) or self._gate.forbids(training.run, training.bundle)
@@ -370,7 +370,7 @@ class WorkerRules:
         self._training = None
         # Another run goes first next time: code that never loads must not keep the site from everything else.
         self._runs = {training.run: self._runs[training.run]} | self._runs
-        if training.measure_only and self._measuring.in_vain(event.code):
+        if training.measure_only and self._last_evaluations.in_vain(event.code):
             self._measured(training)
         if event.code == CODE_LOST:
             self._gate.deployments.lost(training.run, self._decided)

@@ -21,7 +21,7 @@ from worker.api.processes import start_by_forking
 from worker.api.trainer import Control, EvaluationResult, Overrides, TrainResult, overrides
 from worker.api.weights import Weights
 from worker.trainers.batches import Batch, Data, Feed, count, length, moved, passes
-from worker.trainers.dividing import classes_of, groups_of
+from worker.trainers.dataset_metadata import classes_of, groups_of
 from worker.trainers.modules import Live, ModuleTensors
 from worker.trainers.objectives import Loss, Metric, Prepare, accuracy, objective
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from aggregator.domain.state import SiteStatus
 from aggregator.operators.queries import _trouble
-from broker.runtime.files_read import FilesRead
+from broker.runtime.file_digests import FileDigests
 from broker.runtime.health import HEALTH, stuck
 from protocol.messages import RESTART_NEEDED, Event
 from tests.support.fake_aggregator import AddOne, Centre
@@ -23,7 +23,7 @@ def test_what_is_changed_written_anew_or_gone_differs_and_what_is_put_back_does_
     toml, policy, logins = (tmp_path / name for name in ("worker.toml", "policy.toml", "credentials.toml"))
     toml.write_text("heartbeat = 20")
     policy.write_text("")
-    read = FilesRead(toml)
+    read = FileDigests(toml)
     read.add(policy, logins)
     assert read.changed() == ()
     toml.write_text("heartbeat = 30")
@@ -42,7 +42,7 @@ def test_the_log_says_it_once_and_healthcheck_and_status_until_it_is_put_back(
 ) -> None:
     toml = tmp_path / "worker.toml"
     toml.write_text("heartbeat = 20")
-    seen, read, asked = Seen(), FilesRead(toml), itertools.count(1)
+    seen, read, asked = Seen(), FileDigests(toml), itertools.count(1)
     last = 0
 
     def changed() -> tuple[str, ...]:

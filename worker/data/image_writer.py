@@ -63,7 +63,7 @@ class Duplicates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placing:
+class ImageWriter:
     """How images are put into a folder."""
 
     folder: Path
@@ -76,7 +76,9 @@ class Placing:
     duplicates: Duplicates
 
     @classmethod
-    def of(cls, pairs: Mapping[ImageSource, Path | int], folder: Path, link: bool, drop_duplicates: bool) -> Placing:
+    def of(
+        cls, pairs: Mapping[ImageSource, Path | int], folder: Path, link: bool, drop_duplicates: bool
+    ) -> ImageWriter:
         """For these images and their labels.
 
         Raises:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from worker.api.division import Divisible
 from worker.api.trainer import Control
 from worker.api.weights import Weights
-from worker.trainers.dividing import Indexed, classes_of, groups_of
+from worker.trainers.dataset_metadata import Indexed, classes_of, groups_of
 from worker.trainers.numpy import EstimatorTrainer
 from worker.trainers.torch import TorchTrainer
 

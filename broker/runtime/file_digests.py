@@ -8,7 +8,7 @@ from pathlib import Path
 _LIMIT = 1024**2
 
 
-class FilesRead:
+class FileDigests:
     """The digests of some files; one that is not there counts as empty."""
 
     def __init__(self, *paths: Path) -> None:

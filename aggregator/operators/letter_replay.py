@@ -50,7 +50,7 @@ class _Letter:
 
 
 @dataclass(slots=True)
-class Replaying:
+class LetterReplay:
     """One command's messages; everything happens on the thread that owns the journal."""
 
     history: History

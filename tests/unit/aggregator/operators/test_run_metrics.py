@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Executable, Row
 
 from aggregator.domain import events
-from aggregator.operators.learning import amiss, of_sites, outcome
+from aggregator.operators.run_metrics import amiss, of_sites, outcome
 from aggregator.strategy.stopping import Stopping
 from protocol.messages import Evaluation
 from tests.support.aggregator_rules import RUN, Desk

@@ -15,7 +15,7 @@ _AGAIN = ("store", "disk_full", "aborted")
 """Failures after which another attempt may go well."""
 
 
-class LastMeasurements:
+class LastEvaluations:
     """The last versions, as the newest head tells them; of an aborted run nothing is measured."""
 
     def __init__(self) -> None:
