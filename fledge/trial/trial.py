@@ -69,12 +69,15 @@ def run_trial(options: TrialOptions) -> bool:
     screen = Console(highlight=False)
     if not screen.is_terminal:
         screen = Console(highlight=False, width=110)  # a pipe has no width, and 80 breaks lines
-    # Being told to stop is like Ctrl-C: what there is so far is shown.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Being told to stop, or losing the terminal, is like Ctrl-C: what there is so far is shown, and nothing is left.
+    stopping = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]
+    for each in stopping:
+        signal.signal(each, signal.default_int_handler)
     try:
         return tried(options, screen).complete
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each in stopping:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def tried(options: TrialOptions, console: Console) -> reports.TrialReport:
@@ -180,7 +183,7 @@ def _for_sites(settings: RunConfig, sites: int) -> RunConfig:
 @contextmanager
 def _place(out: Path | None) -> Iterator[Path]:
     if out is None:
-        with tempfile.TemporaryDirectory(prefix="fledge-try-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="fledge-try-", ignore_cleanup_errors=True) as scratch:
             yield Path(scratch)
         return
     try:
@@ -221,7 +224,7 @@ def _ground(place: Path, out: Path | None, needed: int) -> Iterator[Path]:
     free = shutil.disk_usage(place).free
     # Where every step is made durable, a disk would cost most of a small trial's time.
     if out is None and needed <= _MOST_IN_MEMORY and _has_room(_MEMORY, 8 * (needed + _SMALL)):
-        with tempfile.TemporaryDirectory(prefix="fledge-try-", dir=_MEMORY) as fast:
+        with tempfile.TemporaryDirectory(prefix="fledge-try-", dir=_MEMORY, ignore_cleanup_errors=True) as fast:
             yield Path(fast)
         return
     if needed > free:
