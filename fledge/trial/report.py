@@ -175,7 +175,7 @@ def _rows(report: TrialReport) -> Iterator[tuple[str, str, str]]:
     yield "federated", goal.shown(last.metrics), f"version {last.version}{others}"
     if report.pooled is not None:
         yield "all data pooled", goal.shown(report.pooled), f"in one place, the {report.steps} steps of all sites"
-    yield "untrained", goal.shown(report.versions[0].metrics), "version 0"
+    yield "at the start", goal.shown(report.versions[0].metrics), "version 0"
 
 
 def _remarks(report: TrialReport) -> Iterator[str]:

@@ -185,7 +185,7 @@ def test_data_are_divided_trained_on_measured_and_compared(module: str, screen: 
     assert report.pooled is not None
     assert all(site.alone for site in report.sites)
     assert report.complete
-    for said in ("site-3 alone", "federated", "all data pooled", "untrained", "8 examples that no site has"):
+    for said in ("site-3 alone", "federated", "all data pooled", "at the start", "8 examples that no site has"):
         assert said in text(screen)
 
 
