@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fledge.trial.federation import Scored
 from protocol.errors import ConfigError
@@ -124,8 +126,7 @@ def show(report: TrialReport, console: Console) -> None:
     table.add_column("value", justify="right")
     table.add_column("note", style="dim")
     for what, value, note in _rows(report):
-        bold = what == "federated"
-        table.add_row(what, f"[bold]{value}[/bold]" if bold else value, note)
+        table.add_row(what, Text(value, style="bold" if what == "federated" else ""), note)
     console.print()
     console.print(table)
     for line in _remarks(report):
@@ -139,12 +140,14 @@ def write(report: TrialReport, path: Path) -> None:
         ConfigError: it cannot be written.
     """
     text = _json(report) if path.suffix == ".json" else _markdown(report)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        with part.open("x", encoding="utf-8") as file:
             file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        os.replace(part, path)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise ConfigError(f"--report {path}: {error.strerror or error}; name a file that can be written") from error
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from broker.net.redact import redacted
+from fledge.process.terminal import clean
 from protocol.errors import ConfigError, FledgeError
 from worker.api.trainer import Trainer
 from worker.config import find_factory, is_trainer
@@ -145,7 +147,7 @@ def told(error: BaseException, where: str) -> str:
             where = line
             break
         origin = origin.__cause__
-    words = " ".join(str(error).split()) or "no reason given"
+    words = clean(redacted(" ".join(str(error).split()))) or "no reason given"
     words = words if len(words) <= _LONGEST else f"{words[:_LONGEST]} …"
     kind = "" if isinstance(error, FledgeError) else f"{type(error).__name__}: "
     return f"{where}: {kind}{words}"

@@ -15,15 +15,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO
 
 import structlog
 from rich.console import Console
+from rich.text import Text
 
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.strategy.strategies import strategy
+from broker.net.redact import redacted
 from broker.runtime.private_folders import private_folder
 from fledge.process import log
 from fledge.process.memory import return_large_blocks
+from fledge.process.terminal import clean
 from fledge.runs.init_run import load_genesis
 from fledge.trial import report as reports
 from fledge.trial.casting import Casting, Roster, assemble
@@ -66,18 +70,30 @@ def run_trial(options: TrialOptions) -> bool:
         TrainingError: a training failed.
     """
     return_large_blocks()
-    screen = Console(highlight=False)
-    if not screen.is_terminal:
-        screen = Console(highlight=False, width=110)  # a pipe has no width, and 80 breaks lines
-    # Being told to stop, or losing the terminal, is like Ctrl-C: what there is so far is shown, and nothing is left.
-    stopping = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]
-    for each in stopping:
-        signal.signal(each, signal.default_int_handler)
+    with stopped_by_signals():
+        return tried(options, open_screen()).complete
+
+
+def open_screen(file: IO[str] | None = None) -> Console:
+    """Where a trial is shown; what stands in brackets in the words of others is no markup of ours."""
+    made = Console(file=file, highlight=False, markup=False, emoji=False)
+    if not made.is_terminal:
+        made.width = 110  # a pipe has no width, and 80 breaks lines
+    return made
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Being told to stop, or a terminal that goes away, is like Ctrl-C: what there is is shown, and nothing left."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
-        return tried(options, screen).complete
+        yield
     finally:
-        for each in stopping:
-            signal.signal(each, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tried(options: TrialOptions, console: Console) -> reports.TrialReport:
@@ -314,9 +330,11 @@ def _introduce(console: Console, source: Source, roster: Roster, settings: RunCo
         "each version takes an update of every site" if settings.release_decay == 0 else "nobody waits for the slowest"
     )
     console.print(
-        f"[bold]{source.title}[/bold] at {len(roster.sites)} sites, {roster.values:,} values in the model; "
-        f"strategy {settings.strategy.name}: {how}.\n"
-        f"Measured on {roster.held_out}.",
+        Text.assemble(
+            (clean(source.title), "bold"),
+            f" at {len(roster.sites)} sites, {roster.values:,} values in the model; "
+            f"strategy {settings.strategy.name}: {how}.\nMeasured on {roster.held_out}.",
+        ),
         soft_wrap=True,
     )
 
@@ -340,7 +358,7 @@ def _report(
     ]
     return reports.TrialReport(
         trainer=source.title,
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=redacted(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         fledge=_version(),
         strategy=options.strategy,
         seed=options.seed,

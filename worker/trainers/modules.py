@@ -57,6 +57,7 @@ class ModuleTensors:
         self._model = model
         found = _entries(model)
         _check_trained(model, found)
+        _check_copies(model, found)
         _probe(model, found)
         self._constant = frozenset(_constants(model, found))
         if self._constant:
@@ -259,6 +260,24 @@ def _check_trained(model: nn.Module, found: Mapping[str, Tensor]) -> None:
             )
 
 
+def _check_copies(model: nn.Module, found: Mapping[str, Tensor]) -> None:
+    """Whether the state dict gives a module's own tensors under their names: a copy that is kept passes any probe."""
+    own = dict(model.named_buffers()) | dict(model.named_parameters())
+    for name, tensor in found.items():
+        if (mine := own.get(name)) is None or _fault(mine) or not mine.numel() or not tensor.numel():
+            continue
+        if mine.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+            raise _copied(model, name)
+
+
+def _copied(model: nn.Module, name: str) -> TrainingError:
+    return TrainingError(
+        f"tensor {name!r} of {type(model).__name__}: what is written to it does not reach the model, because "
+        "state_dict() gives a copy of it; let state_dict() and its hooks give the module's own tensors, or register it "
+        "as a buffer"
+    )
+
+
 def _probe(model: nn.Module, found: Mapping[str, Tensor]) -> None:
     """Write to both ends of each tensor, read them back from the module, and restore them bit by bit."""
     ends = [
@@ -282,11 +301,7 @@ def _probe(model: nn.Module, found: Mapping[str, Tensor]) -> None:
                     "state_dict() give the same names whenever it is asked"
                 )
             if not torch.equal(again[name].detach()[at], probe):
-                raise TrainingError(
-                    f"tensor {name!r} of {type(model).__name__}: what is written to it does not reach the model, "
-                    "because state_dict() gives a copy of it; let state_dict() and its hooks give the module's own "
-                    "tensors, or register it as a buffer"
-                )
+                raise _copied(model, name)
     finally:
         for (_, tensor, at), value in zip(ends[:written], before, strict=False):
             _write(tensor, at, value)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,9 +16,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fledge.trial.federation import Scored
 from fledge.trial.options import TrialOptions, asked
-from fledge.trial.report import TrialReport
-from fledge.trial.trial import run_trial, tried
+from fledge.trial.report import SiteReport, TrialReport, show, write
+from fledge.trial.source import told
+from fledge.trial.trial import open_screen, run_trial, stopped_by_signals, tried
+from fledge.trial.view import TrialWatch
 from protocol.errors import ConfigError, TrainingError
 
 CODE = """
@@ -166,7 +172,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def screen() -> Console:
-    return Console(file=io.StringIO(), width=110, highlight=False)
+    return open_screen(io.StringIO())
 
 
 def text(screen: Console) -> str:
@@ -374,3 +380,57 @@ def test_a_project_says_what_to_try_and_the_command_line_says_otherwise(tmp_path
     (tmp_path / "pyproject.toml").write_text("[tool.fledge.try]\nsite = 4\n")
     with pytest.raises(ConfigError, match=r"\[tool.fledge.try\] site: "):
         asked({}, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_trial_that_is_told_to_stop_shows_what_there_is(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stopped_by_signals(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+    signal.signal(number, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+
+
+def test_words_of_others_neither_steer_the_terminal_nor_tell_a_login(tmp_path: Path) -> None:
+    error = RuntimeError("[/bold] [batch, 10] \x1b[2J at amqp://me:MARK-MARK@hub.example/v")
+    note = told(error, "mytask.py:3")
+    assert note == r"mytask.py:3: RuntimeError: [/bold] [batch, 10] \x1b[2J at amqp://***@hub.example/v"
+    point = Scored(0, 0.0, {"[/bold]": 0.5})
+    site = SiteReport(name="site-1", examples=3, classes={"[/red]": 3}, updates=1, steps=2, loss=None)
+    report = TrialReport(
+        trainer="[/bold]",
+        command="fledge try",
+        fledge="1",
+        strategy="fedavg",
+        seed=0,
+        parameters=1,
+        held_out="[/dim]",
+        key_metric="[/bold]",
+        more_is_better=True,
+        versions=[point],
+        sites=[site],
+        steps=2,
+        training_seconds=0.0,
+        seconds=0.0,
+        complete=True,
+        notes=[note],
+    )
+    screen = io.StringIO()
+    console = open_screen(screen)
+    watch = TrialWatch(console, [("site-1", 3, 1)], 1)
+    watch.measured(point)
+    watch.doing("[/bold]", 0.0)
+    show(report, console)
+    shown = screen.getvalue()
+    assert "[/bold] on [/dim]" in shown
+    assert note in shown
+    for umask, mode in ((0o077, 0o600), (0o022, 0o644)):
+        before = os.umask(umask)
+        write(report, tmp_path / "report.md")
+        os.umask(before)
+        assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()] == [mode]

@@ -109,6 +109,14 @@ def hooked() -> nn.Module:
     return model
 
 
+def kept_copy() -> nn.Module:
+    """A hook that makes copies once and gives them for ever: what is written to one is read from it again."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    kept = {name: each.clone() for name, each in model.named_buffers()}
+    model._register_state_dict_hook(lambda module, state, prefix, _: state.update(kept))
+    return model
+
+
 def meta() -> nn.Module:
     with torch.device("meta"):
         return nn.Linear(3, 3)
@@ -121,6 +129,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "frozen copies": (lambda: Copied(3, 3).requires_grad_(False), "'weight' of Copied.*does not reach the model"),
     "trained and not shared": (lambda: Some(frozen=False), "'base.weight' of Some is trained"),
     "extra state": (lambda: Remembering(torch.ones(2)), "'_extra_state' of Remembering.*does not reach the model"),
+    "kept copies": (kept_copy, "'1.running_mean' of Sequential.*does not reach the model"),
     "gone": (lambda: Once(3, 3), "'weight' of Once is in the state dict once and not again"),
     "no tensor": (lambda: Dictionary(3, 3), "'config' in the state dict of Dictionary is a dict and no tensor"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "'0.weight' of Sequential has no shape yet; pass one batch"),
