@@ -117,7 +117,8 @@ def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: i
 
 
 def _trouble(sign: SiteStatus) -> str:
-    failed = f"{sign.event.code} {sign.event.case}" if sign.event.code != "-" else ""
+    case = f", case {sign.event.case}" if sign.event.case != "-" else ""
+    failed = f"{sign.event.code}{case}" if sign.event.code != "-" else ""
     restart = "its configuration changed: restart it" if sign.event.metrics.get(RESTART_NEEDED) else ""
     return "; ".join(filter(None, (failed, restart)))
 

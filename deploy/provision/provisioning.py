@@ -266,10 +266,15 @@ def _carry_out(
     if state.servers and AGGREGATOR not in {new_kit.wanted.name for new_kit in new_kits}:
         state, renewed = _served_elsewhere(custody, state, now)
     state = state.model_copy(update={"registry": base64.b64encode(record).decode()})
-    if changed:
-        notes += (f"the hub has to learn of it: fledge deploy members, with {custody.directory / REGISTRY}",)
+    if changed and before.certificates:  # the hub's first kit holds the list itself
+        notes += (
+            f"at the hub `fledge deploy members {custody.directory} --kit HUB --operator OPERATOR` puts it in force",
+        )
     if (state.hub, state.sites, state.operators) != (before.hub, before.sites, before.operators):
-        notes += (f"the store has to know the identities in {custody.directory / STORE}",)
+        notes += (
+            f"the store has to know the identities in {custody.directory / STORE}; of SeaweedFS `deploy members` "
+            "writes them anew with --identities FILE",
+        )
     if state != before:
         custody.save(state)
     return Provisioned(

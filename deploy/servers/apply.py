@@ -77,8 +77,10 @@ class Management:
             raise TransportError(
                 f"{what}: not reached ({type(error).__name__}); is the management plugin on?"
             ) from error
-        if answer.status in (401, 403):
-            raise NotAllowed(f"{what}: {answer.status}; the user needs the administrator tag")
+        if answer.status == 401:  # RabbitMQ's answer also to a user who may not use the management at all
+            raise NotAllowed(f"{what}: 401; user or password is wrong, or the user lacks the administrator tag")
+        if answer.status == 403:
+            raise NotAllowed(f"{what}: 403; the user needs the administrator tag")
         if answer.status == 404 and missing_ok:
             return None
         if answer.status >= 400:

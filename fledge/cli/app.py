@@ -224,7 +224,7 @@ def init_run(
         import hashlib
 
         typer.echo(f"code {hashlib.sha256(archive(read_code(out / CODE))).hexdigest()}")
-        typer.echo(f"then `fledge ctl run create {out}`; sites train it once `run deploy` has brought them the code")
+        typer.echo(f"then `fledge ctl run create {out}`, `run deploy` (sites take the code over), `run start`")
     else:
         typer.echo(f"then `fledge ctl run create {out}`, or `fledge aggregator {out}` where the aggregator is")
 

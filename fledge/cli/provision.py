@@ -162,7 +162,7 @@ def _show(outcome: Provisioned) -> None:
     for renewed in outcome.renewed:
         until = f"{renewed.expires:%Y-%m-%d}"
         typer.echo(f"{renewed.name}: put what is in {renewed.folder} over the old files; good until {until}")
-    new = " is new; `fledge ctl registry put` puts it in force" if outcome.changed else " has not changed"
+    new = " is new" if outcome.changed else " has not changed"
     typer.echo(f"{outcome.registry}: registry version {outcome.version}{new}")
     for note in outcome.notes:
         typer.echo(f"note: {note}")

@@ -384,10 +384,9 @@ def _deliver(made: reports.TrialReport, options: TrialOptions, console: Console)
         console.print(f"{options.report}: the report", soft_wrap=True)
     if options.out is not None:
         reports.write(made, options.out / REPORT)
-        config = options.out / "federation" / "aggregator.toml"
-        console.print(
-            f"To take the model with you: fledge export model.safetensors --config {config} --run {RUN}", soft_wrap=True
-        )
+        kit = options.out / "federation"
+        told = f"fledge export {RUN} -o model.safetensors --kit {kit}"
+        console.print(f"To take the model with you: {told}", soft_wrap=True)
 
 
 def _version() -> str:

@@ -200,8 +200,9 @@ def _check_options(run: str, factory: Callable[..., Trainer], options: Mapping[s
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
+        given = f"the options {sorted(options)}" if options else "no options at all"
         raise ConfigError(
-            f"the trainer of run {run} does not take the options {sorted(options)}: {error}; "
+            f"the trainer of run {run} was given {given}, and cannot be called so: {error}; "
             f'correct [options] in worker.toml, or write [runs."{run}".options]'
         ) from error
     except ValueError:  # a factory that does not tell what it takes

@@ -83,7 +83,7 @@ def _login(way: Way, url: AmqpUrl, found: list[Finding]) -> Probe:
             found.append(good("broker.login", "known to the broker"))
             cause = f"vhost {url.vhost} does not exist or is not ours to use"
             raise Blocked(bad("broker.vhost", "refused", cause, DEPLOY, server=server)) from error
-        advice = "the hub does not know us, or has cut us off: ask it"
+        advice = "the hub has to run fledge deploy broker, unless it has cut us off: ask it; at the hub, run it"
         cause = "the broker has no user of our certificate's name"
         raise Blocked(bad("broker.login", "refused", cause, advice, server=server)) from error
     except TransportError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from broker.net.tls import Tls
-from broker.runtime.health import HEALTH, HUB_LONGEST_S, SITE_LONGEST_S, last_holder, trouble
+from broker.runtime.health import HEALTH, HUB_LONGEST_S, SITE_LONGEST_S, last_holder, stuck, trouble
 from deploy.keyfiles import read_bounded, read_identity
 from deploy.provision import pki
 from fledge.connections import CREDENTIALS_TOML, tls_of
@@ -79,7 +79,7 @@ def check_service(place: Place, now: float) -> Iterator[Finding]:
     longest = SITE_LONGEST_S if place.role == Role.SITE else HUB_LONGEST_S
     try:
         holder = last_holder(note)
-        why = trouble(note, now, longest)
+        why, waits = trouble(note, now, longest), stuck(note)
     except StateError as error:
         yield bad(check, "state", str(error), "run this as the service's user")
         return
@@ -88,6 +88,8 @@ def check_service(place: Place, now: float) -> Iterator[Finding]:
     if why:
         advice = "if all else is well here, its log says what it met; it goes on by itself as soon as it can"
         yield bad(check, "red", why, advice)
+    elif waits:
+        yield warning(check, "stuck", f"healthy, but {waits}", "once that is done it goes on")
     else:
         yield good(check, "the service that runs from here is healthy")
 

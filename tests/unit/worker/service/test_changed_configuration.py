@@ -65,13 +65,21 @@ def test_the_log_says_it_once_and_healthcheck_and_status_until_it_is_put_back(
 
 
 @pytest.mark.parametrize(
-    ("code", "metrics", "shown"),
+    ("code", "case", "metrics", "shown"),
     [
-        ("-", {}, ""),
-        ("-", {RESTART_NEEDED: 1.0}, "its configuration changed: restart it"),
-        ("RuntimeError", {RESTART_NEEDED: 1.0}, "RuntimeError abcd; its configuration changed: restart it"),
+        ("-", "-", {}, ""),
+        ("-", "-", {RESTART_NEEDED: 1.0}, "its configuration changed: restart it"),
+        ("left", "-", {}, "left"),
+        (
+            "RuntimeError",
+            "abcd",
+            {RESTART_NEEDED: 1.0},
+            "RuntimeError, case abcd; its configuration changed: restart it",
+        ),
     ],
 )
-def test_the_status_of_the_site_says_that_it_wants_a_restart(code: str, metrics: dict[str, float], shown: str) -> None:
-    event = Event(state="idle", progress=0.0, metrics=metrics, software="fledge", code=code, case="abcd")
+def test_the_status_of_the_site_says_what_its_trouble_is(
+    code: str, case: str, metrics: dict[str, float], shown: str
+) -> None:
+    event = Event(state="idle", progress=0.0, metrics=metrics, software="fledge", code=code, case=case)
     assert _trouble(SiteStatus(event=event, run="digits", version=1)) == shown
