@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder, sync_folder
 from protocol.errors import ConfigError, Malformed
 from protocol.keys import Identity
 
@@ -45,11 +45,7 @@ def replace_private(path: Path, data: bytes) -> None:
     write_private(beside, data)
     try:
         os.replace(beside, path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error

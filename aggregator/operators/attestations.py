@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 
 import nacl.utils
 
 from aggregator.domain.state import OUTCOME, UpdateState
 from aggregator.operators.queries import as_member, update_row
-from aggregator.operators.view import Arguments, QueryContext, Values
+from aggregator.operators.view import Arguments, QueryContext, Values, base64_lines
 from protocol.envelope import seal
 from protocol.keys import Identity
 from protocol.messages import Attestation, Kind, Outcome
-
-_LINE = 1024
 
 
 def attest(view: QueryContext, arguments: Arguments, identity: Identity, federation: str, now: float) -> Values:
@@ -43,8 +40,7 @@ def attest(view: QueryContext, arguments: Arguments, identity: Identity, federat
     record = seal(
         identity, Kind.ATTESTATION, said, (), federation=federation, message_id=nacl.utils.random(16), **place
     )
-    text = base64.b64encode(record).decode()
-    return {"record": tuple(text[at : at + _LINE] for at in range(0, len(text), _LINE))}
+    return {"record": base64_lines(record)}
 
 
 def _milliseconds(seconds: float | None) -> int | None:

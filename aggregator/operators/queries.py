@@ -5,7 +5,6 @@ Values are plain. A table is one tuple for each column; ids and digests are show
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from aggregator.journal.run_history import read_plan
 from aggregator.journal.tables import evaluations as evaluations_table
 from aggregator.journal.tables import ledger, letters, members, models, updates, versions
 from aggregator.operators import run_metrics
-from aggregator.operators.view import Arguments, Found, QueryContext, Values
+from aggregator.operators.view import Arguments, Found, QueryContext, Values, base64_lines
 from aggregator.strategy.plan import Member
 from protocol import limits
 from protocol.codec import Plain, decode
@@ -30,7 +29,6 @@ from protocol.messages import CERTIFICATE_DAYS, DOCTOR, DOCTOR_AT, RESTART_NEEDE
 MOST = 200
 """Rows of a table unless fewer are asked for."""
 _ENTRY = 800
-_LINE = 1024
 _REGISTRY = 128 * 1024
 """Bytes of a signed registry that an answer holds."""
 
@@ -129,8 +127,7 @@ def _registry(view: QueryContext, arguments: Arguments) -> Values:
         raise ConfigError(
             "the registry is too large for a message; fetch the newest registry.bin from whoever signs it"
         )
-    text = base64.b64encode(record).decode()
-    return {"record": tuple(text[at : at + _LINE] for at in range(0, len(text), _LINE))}
+    return {"record": base64_lines(record)}
 
 
 def _site_list(view: QueryContext, arguments: Arguments) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +25,13 @@ from protocol.registry import Registry
 Values = dict[str, Value]
 Arguments = Mapping[str, Value]
 Found = Row[tuple[object, ...]]
+_LINE = 1024
+
+
+def base64_lines(record: bytes) -> tuple[str, ...]:
+    """A signed record as an answer holds it."""
+    text = base64.b64encode(record).decode()
+    return tuple(text[at : at + _LINE] for at in range(0, len(text), _LINE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

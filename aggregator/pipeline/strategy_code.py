@@ -24,8 +24,8 @@ from typing import TypeGuard
 from aggregator.strategy.base import Strategy
 from aggregator.strategy.strategies import strategy, strategy_from
 from broker.runtime.code_archive import read_archive
+from broker.runtime.folders import private_folder, sync_folder
 from broker.runtime.plugins import FAILURES
-from broker.runtime.private_folders import private_folder
 from protocol import limits
 from protocol.errors import ConfigError, StateError, WireError
 
@@ -65,11 +65,7 @@ class StrategyCode:
                 file.write(code)
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(path.parent)
         except OSError as error:
             raise StateError(f"{path}: {error.strerror or error}; the run's strategy could not be kept") from error
 

@@ -15,7 +15,7 @@ import structlog
 
 from broker.blobs.base import BlobStore, ObjectInfo, check_bytes, check_key
 from broker.blobs.directory import FileBlobs
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder
 from protocol.errors import Corrupt, Missing, StoreError, TooLarge
 
 _log = structlog.get_logger(__name__)

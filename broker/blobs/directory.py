@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from broker.blobs.base import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder, sync_folder
 from protocol.errors import ConfigError, Missing, StoreError, TooLarge
 
 _UNFINISHED = ".unfinished"
@@ -130,7 +130,7 @@ class FileBlobs:
             except BaseException:
                 unfinished.unlink(missing_ok=True)
                 raise
-            _sync_directory(target.parent)
+            sync_folder(target.parent)
         except OSError as error:
             raise self._failure(f"storing {len(data)} bytes of", key, error) from error
 
@@ -159,7 +159,7 @@ class FileBlobs:
             levels = [folder, *(p for p in folder.parents if p != self._root and self._root in p.parents)]
             for level in reversed(levels):
                 level.mkdir(mode=0o700, exist_ok=True)
-                _sync_directory(level.parent)
+                sync_folder(level.parent)
             self._made.add(folder)
 
     def _sweep(self) -> None:
@@ -195,11 +195,3 @@ def _read_exactly(descriptor: int, size: int) -> bytes:
             break
         data += more
     return data
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fledge.cli.options import WORKER_TOML, Also, AsJson, DropDuplicates, taken
+from fledge.cli.progress import progress_bars
 from fledge.cli.site import state_of
 from protocol.errors import ConfigError
 
@@ -101,8 +102,8 @@ def prepare(
         key=key,
         mapping=mapping,
     )
-    with _moving("preparing") as progress:
-        made = make(wanted, progress)
+    with progress_bars() as progress:
+        made = make(wanted, partial(progress, "preparing"))
     _tell(out, made, task == Task.CLASSIFICATION.value and classes is None)
 
 
@@ -149,8 +150,8 @@ def stats(
         _check_shared(policy, datalist, summary.classes, directory / listed)
     if plot is not None:
         check_free(plot)
-    with _moving("measuring") as progress:
-        cohort = Cohort.of(measure(datalist, directory, progress), summary.classes, summary.task)
+    with progress_bars() as progress:
+        cohort = Cohort.of(measure(datalist, directory, partial(progress, "measuring")), summary.classes, summary.task)
     figures = summary.told_of(cohort)
     if as_json:
         typer.echo(json.dumps({"figures": figures, "patients_known": datalist.patients_known}))
@@ -265,16 +266,3 @@ def _label_names(given: Sequence[str]) -> dict[int, str]:
             )
         names[int(number)] = name.strip()
     return names
-
-
-@contextmanager
-def _moving(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    screen = Console(stderr=True)
-    shape = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*shape, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task(what)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

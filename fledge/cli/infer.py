@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fledge.cli.options import WORKER_TOML, Also, ConfigFiles, DropDuplicates, SiteConfig, SiteKit, taken
+from fledge.cli.progress import progress_bars
 from fledge.cli.site import at
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
 
 
 def infer(
@@ -40,7 +36,7 @@ def infer(
     from fledge import inference
     from worker.data.sources import counted, few
 
-    with _moving() as progress:
+    with progress_bars(lines=True) as progress:
         done = inference.infer(
             at(config, kit),
             inference.InferenceRequest(
@@ -67,24 +63,3 @@ def infer(
     typer.echo(f"{done.run} version {done.version}{did}")
     drawn = f", {done.pictures} of them drawn on their images (*_overlay.png)" if done.pictures else ""
     typer.echo(f"{done.images} images ({where}); results in {output}{drawn}")
-
-
-@contextmanager
-def _moving() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for what is being done on a terminal; elsewhere a line when something else begins."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    screen = Console(stderr=True)
-    shape = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*shape, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def moved(what: str, count: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-                if not screen.is_terminal:
-                    typer.echo(f"{what}: {total}", err=True)
-            bar.update(tasks[what], completed=count, total=total or None)
-
-        yield moved

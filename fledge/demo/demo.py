@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +15,7 @@ from fledge.demo.stage import RUN, Cast, Course, Stage, Until
 from fledge.demo.view import Watch
 from fledge.federation import AGGREGATOR_TOML
 from fledge.history import export_run
-from fledge.process import log
+from fledge.process.foreground import interruptible, logging_to, open_screen, place_for
 from protocol.errors import ConfigError, TrainingError
 
 GOAL = 0.95
@@ -84,15 +79,8 @@ def run_demo(options: Options) -> bool:
         ConfigError: the options do not go together.
         FledgeError: the training failed.
     """
-    screen = Console(highlight=False)
-    if not screen.is_terminal:
-        screen = Console(highlight=False, width=110)  # a pipe has no width, and 80 breaks lines
-    # Being told to stop means to stop all of them, as with Ctrl-C.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return demonstrate(options, screen).good
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with interruptible():
+        return demonstrate(options, open_screen(markup=True)).good
 
 
 def demonstrate(options: Options, console: Console) -> DemoSummary:
@@ -100,7 +88,7 @@ def demonstrate(options: Options, console: Console) -> DemoSummary:
     if bool(options.broker) != bool(options.store) or (options.processes and not options.broker):
         raise ConfigError("real servers come in pairs: give --broker and --store; --processes needs both")
     cast = _cast(options)
-    with _directory(options.out) as directory, _logging_to(directory / LOG):
+    with place_for(options.out, "fledge-demo-") as directory, logging_to(directory / LOG):
         _introduce(cast, console)
         course, reached = _asynchronous(directory, cast, console)
         synchronous_s = _synchronous(directory, cast, console, reached)
@@ -113,34 +101,6 @@ def demonstrate(options: Options, console: Console) -> DemoSummary:
     if options.out is not None:
         _what_next(options.out, console)
     return summary
-
-
-@contextmanager
-def _directory(out: Path | None) -> Iterator[Path]:
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="fledge-demo-") as scratch:
-            yield Path(scratch)
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        used = any(out.iterdir())
-    except OSError as error:
-        raise ConfigError(f"{out}: {error.strerror or error}; name a new directory") from error
-    if used:
-        raise ConfigError(f"{out} is not empty; name a new directory")
-    yield out
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """The screen belongs to the demo; what aggregator and workers say goes to a file."""
-    before = structlog.get_config()
-    with path.open("w", encoding="utf-8") as file:
-        log.configure(file=file)
-        try:
-            yield
-        finally:
-            structlog.configure(**before)
 
 
 def _cast(options: Options) -> Cast:

@@ -15,7 +15,7 @@ from typing import cast
 
 import structlog
 
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder
 from protocol.errors import StateError
 
 SIZE, BEHIND = 4 * 1024**2, 4

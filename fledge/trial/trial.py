@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -15,17 +14,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO
 
-import structlog
 from rich.console import Console
 from rich.text import Text
 
 from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.strategy.strategies import strategy
 from broker.net.redact import redacted
-from broker.runtime.private_folders import private_folder
-from fledge.process import log
+from fledge.process.foreground import interruptible, logging_to, open_screen, place_for
 from fledge.process.memory import return_large_blocks
 from fledge.process.terminal import clean
 from fledge.runs.init_run import load_genesis
@@ -70,30 +66,8 @@ def run_trial(options: TrialOptions) -> bool:
         TrainingError: a training failed.
     """
     return_large_blocks()
-    with stopped_by_signals():
+    with interruptible():
         return tried(options, open_screen()).complete
-
-
-def open_screen(file: IO[str] | None = None) -> Console:
-    """Where a trial is shown; what stands in brackets in the words of others is no markup of ours."""
-    made = Console(file=file, highlight=False, markup=False, emoji=False)
-    if not made.is_terminal:
-        made.width = 110  # a pipe has no width, and 80 breaks lines
-    return made
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Being told to stop, or a terminal that goes away, is like Ctrl-C: what there is is shown, and nothing left."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def tried(options: TrialOptions, console: Console) -> reports.TrialReport:
@@ -101,8 +75,8 @@ def tried(options: TrialOptions, console: Console) -> reports.TrialReport:
     began = time.monotonic()
     reports.check_place(options.report)
     with ExitStack() as stack:
-        place = stack.enter_context(_place(options.out))
-        stack.enter_context(_logging_to(place / LOG))
+        place = stack.enter_context(place_for(options.out, "fledge-try-"))
+        stack.enter_context(logging_to(place / LOG))
         stack.enter_context(offered_by_project(Path.cwd(), place))
         settings = _settings(options)
         source, given = _source(options)
@@ -194,34 +168,6 @@ def _for_sites(settings: RunConfig, sites: int) -> RunConfig:
     if not strategy(settings.strategy.name).synchronous:
         return settings
     return settings.model_copy(update={"min_sites": sites, "release_decay": 0.0})
-
-
-@contextmanager
-def _place(out: Path | None) -> Iterator[Path]:
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="fledge-try-", ignore_cleanup_errors=True) as scratch:
-            yield Path(scratch)
-        return
-    try:
-        private_folder(out)
-        used = any(out.iterdir())
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror or error}; name a new directory") from error
-    if used:
-        raise ConfigError(f"--out {out} is not empty; name a new directory")
-    yield out.absolute()
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """The screen belongs to the trial; what aggregator and workers say goes to a file."""
-    before = structlog.get_config()
-    with path.open("w", encoding="utf-8") as file:
-        log.configure(file=file)
-        try:
-            yield
-        finally:
-            structlog.configure(**before)
 
 
 def _needed(roster: Roster, settings: RunConfig) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from worker.api.weights import Array, Weights
 
 Progress = Callable[[float, Mapping[str, float]], None]
 """Takes how much of a training is done, in [0, 1], and the metrics so far."""
+_UNNAMED = re.compile(r"[^A-Za-z0-9._:+-]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +155,11 @@ def overrides(task: Mapping[str, Value]) -> Overrides:
     """
     lr, steps, batch = (_positive(task, name) for name in ("lr", "local_steps", "batch_size"))
     return Overrides(lr=lr, local_steps=_whole("local_steps", steps), batch_size=_whole("batch_size", batch))
+
+
+def metric_name(said: str) -> str:
+    """A library's name of a metric as an update can carry it."""
+    return _UNNAMED.sub("_", said)[:64]
 
 
 def positive_whole(task: Mapping[str, Value], name: str) -> int | None:

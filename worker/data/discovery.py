@@ -84,6 +84,12 @@ def kind_of(path: Path) -> ImageKind | None:
     return None
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file is packed by gzip, whatever its name says."""
+    with path.open("rb") as file:
+        return file.read(len(_GZIP)) == _GZIP
+
+
 def _is_foreign(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(_HEAD).startswith(_FOREIGN)

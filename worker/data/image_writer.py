@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from protocol.errors import ConfigError
-from worker.data.discovery import kind_of
+from worker.data.discovery import is_packed, kind_of
 from worker.data.gatekeeper import volume_of
 from worker.data.images import check_classes, on_grid, read_image, read_label, save
 from worker.data.nifti import is_pair
@@ -20,7 +20,6 @@ from worker.data.sources import ImageKind, ImageSource, few, shown
 from worker.data.volumes import Volume, check_values
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
-_GZIP = b"\x1f\x8b"
 _WHITE = 255
 
 
@@ -138,9 +137,7 @@ class ImageWriter:
         """A file in the folder; None where voxels and header are two, which are written as one."""
         if kind is ImageKind.NIFTI and is_pair(file):
             return None
-        with file.open("rb") as opened:
-            packed = opened.read(2) == _GZIP
-        to = path.with_name(path.name + (".png" if kind is ImageKind.PNG else ".nii.gz" if packed else ".nii"))
+        to = path.with_name(path.name + (".png" if kind is ImageKind.PNG else ".nii.gz" if is_packed(file) else ".nii"))
         if not self.link:
             shutil.copyfile(file, to)
             return to

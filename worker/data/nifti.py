@@ -17,13 +17,13 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from protocol.errors import ConfigError
+from worker.data.discovery import is_packed
 from worker.data.sources import shown
 from worker.data.volumes import TOLERANCE_MM, Volume, check_size, corners, in_space, readable
 
 _EXTENSIONS = 16 * 1024**2
 _HEADER, _SECOND = 540, (b"n+2", b"ni2")
 _MAGIC = 344
-_GZIP = b"\x1f\x8b"
 _MOST_PACKED = 1032
 """How many times smaller gzip makes anything, at most."""
 _SPACE = 3
@@ -100,9 +100,7 @@ def _head(path: Path) -> bytes:
 
 def _stream(path: Path) -> BufferedIOBase:
     """A file's content, unpacked if it is packed."""
-    with path.open("rb") as file:
-        packed = file.read(2) == _GZIP
-    return gzip.open(path) if packed else path.open("rb")
+    return gzip.open(path) if is_packed(path) else path.open("rb")
 
 
 def save_nifti(volume: Volume, path: Path) -> None:
@@ -135,10 +133,8 @@ def _check_there(name: str, path: Path, image: SpatialImage) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    with path.open("rb") as file:
-        packed = file.read(2) == _GZIP
     needed, there = math.prod(image.shape) * image.get_data_dtype().itemsize, path.stat().st_size
-    if needed > there * (_MOST_PACKED if packed else 1):
+    if needed > there * (_MOST_PACKED if is_packed(path) else 1):
         raise ConfigError(
             f"{shown(name)} says that it has {needed:,} bytes of voxels, and its file has {there:,}; copy it here "
             "again, or leave it out"

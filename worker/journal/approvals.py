@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder
 from protocol.codec import is_word
 from protocol.errors import StateError
 

@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder
 from protocol.errors import StateError
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, SupportsFloat, TypeVar
@@ -21,14 +20,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from protocol.errors import Diverged
-from worker.api.trainer import Control
+from worker.api.trainer import Control, metric_name
 from worker.monai.configs import LEFT_OUT
 
 _REPORTS = 100
 """How often a training looks at its loss, at most: on a GPU every look waits for the iterations before it."""
 _SEEDS = 2**32
 _E = TypeVar("_E", bound=Workflow)
-_UNSAID = re.compile(r"[^A-Za-z0-9._:+-]")
 _log = structlog.get_logger(__name__)
 _quiet = logging.getLogger(f"{__name__}.quiet")
 _quiet.addHandler(logging.NullHandler())
@@ -102,7 +100,7 @@ class Engine(Generic[_E]):
 
         A minus sign before it: smaller is better.
         """
-        name = _said(str(getattr(self.engine.state, "key_metric_name", None) or ""))
+        name = metric_name(str(getattr(self.engine.state, "key_metric_name", None) or ""))
         return f"-{name}" if name and self.engine.metric_cmp_fn(0.25, 0.75) else name
 
     def metrics(self) -> dict[str, float]:
@@ -114,7 +112,7 @@ class Engine(Generic[_E]):
         details = self.engine.state.metric_details
         empty = {name for name in self.engine.state.metrics if _nothing(details.get(name))}
         for name in sorted(empty - self._unsaid):
-            _log.warning("metric.left_out", metric=_said(name), reason="no image here has what it measures")
+            _log.warning("metric.left_out", metric=metric_name(name), reason="no image here has what it measures")
         self._unsaid |= empty
         return numbers({name: value for name, value in self.engine.state.metrics.items() if name not in empty})
 
@@ -224,12 +222,8 @@ def numbers(metrics: Mapping[str, object]) -> dict[str, float]:
         except (TypeError, ValueError, RuntimeError, OverflowError):
             continue
         if math.isfinite(number):
-            found[_said(str(name))] = number
+            found[metric_name(str(name))] = number
     return found
-
-
-def _said(name: str) -> str:
-    return _UNSAID.sub("_", name)[:64]
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:

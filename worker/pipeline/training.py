@@ -54,13 +54,6 @@ _WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str],
     (errors.Diverged, "diverged"),
     (errors.NothingLearned, "unchanged"),
 )
-_MEANINGS = {
-    "data": "the data here are not what the trainer can train on",
-    "diverged": "a loss or a trained value is not finite",
-    "unchanged": "the training left every shared value as it was",
-    "memory": "training needs more memory than there is",
-}
-"""What some of these words mean, for the log; nothing of what a trainer said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from broker.runtime.code_archive import read_archive
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder, sync_folder
 from protocol import limits
 from protocol.errors import DiskFull, StateError, Tampered, WireError
 
@@ -58,7 +58,7 @@ class CodeStore:
                 unfinished = self._unfinished()
                 _write(unfinished, raw)
                 os.replace(unfinished, self._zip(code))
-                _sync(self.directory)
+                sync_folder(self.directory)
             except OSError as error:
                 raise _failed(self.directory, error) from error
             finally:
@@ -168,14 +168,6 @@ def _delete(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _failed(directory: Path, error: OSError) -> StateError:

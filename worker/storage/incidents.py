@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from broker.net.redact import redacted
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder
 from protocol.errors import ConfigError
 
 NO_CASE = "-"

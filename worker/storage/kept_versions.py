@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder
 from protocol import limits
 from protocol.codec import Count, Word, decode, encode
 from protocol.errors import ConfigError, StateError, WireError

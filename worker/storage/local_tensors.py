@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder, sync_folder
 from protocol import limits
 from protocol.blob import Manifest, split_chunks
 from protocol.envelope import ContentKey, Sealer, unlock, verify
@@ -77,7 +77,7 @@ class LocalTensors:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync(self._directory)
+            sync_folder(self._directory)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -192,11 +192,3 @@ def _stored_spec(records: Iterator[bytes]) -> ModelSpec:
 
 def _write_all(file: IO[bytes], data: bytes) -> None:
     file.write(data)
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from broker.runtime.private_folders import private_folder
+from broker.runtime.folders import private_folder
 from protocol.errors import DiskFull, StateError
 
 _NAME = 64

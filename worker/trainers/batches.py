@@ -102,9 +102,12 @@ class Feed:
             yield items[index]
 
 
-def length(batches: Iterable[Batch]) -> int | None:
-    """How many batches a pass gives, if that can be known."""
-    return _length(batches)
+def length(data: object) -> int | None:
+    """How many examples a dataset has, or a pass batches, if that can be known."""
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:  # torch's datasets and loaders without a length raise it
+        return None
 
 
 def passes(batches: Iterable[Batch], *, steps: int | None, epochs: int) -> Iterator[tuple[int, Batch]]:
@@ -162,15 +165,8 @@ def _tensors(value: Batch) -> Iterator[Tensor]:
 
 def _examples(data: Data) -> int | None:
     if not isinstance(data, DataLoader):
-        return _length(data)
-    whole = _length(data.dataset)
+        return length(data)
+    whole = length(data.dataset)
     if whole is None or isinstance(data.dataset, IterableDataset):
         return whole
-    return min(whole, _length(data.sampler) or whole)
-
-
-def _length(data: object) -> int | None:
-    try:
-        return len(data) if isinstance(data, Sized) else None
-    except TypeError:  # torch's datasets and loaders without a length raise it
-        return None
+    return min(whole, length(data.sampler) or whole)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
+
+from worker.trainers.batches import Examples, length
 
 _TARGETS = ("targets", "labels")
 """Where datasets keep them by custom (torchvision's, MedMNIST's)."""
@@ -15,27 +17,19 @@ _KEYS = ("label", "labels", "target", "targets", "class", "y")
 """What an example that is a mapping calls its target."""
 
 
-class Indexed(Protocol):
-    """A dataset with a length, such as every map-style `torch.utils.data.Dataset`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...  # whatever the dataset gives
-
-
-def classes_of(dataset: Indexed) -> Sequence[Hashable] | None:
+def classes_of(dataset: Examples) -> Sequence[Hashable] | None:
     """The class of every example; None if their targets are no classes, such as masks or measurements.
 
     A dataset that keeps no `targets` or `labels` is read once in full.
     """
     if isinstance(dataset, Subset):
-        inner = classes_of(cast(Indexed, dataset.dataset))
+        inner = classes_of(cast(Examples, dataset.dataset))
         return None if inner is None else [inner[index] for index in dataset.indices]
     if isinstance(dataset, TensorDataset):
         return _classes(dataset.tensors[-1]) if len(dataset.tensors) > 1 else None
     for name in _TARGETS:
         kept = getattr(dataset, name, None)
-        if kept is not None and not callable(kept) and _long(kept) == len(dataset):
+        if kept is not None and not callable(kept) and length(kept) == len(dataset):
             return _classes(kept)
     found = []
     for index in range(len(dataset)):
@@ -47,22 +41,15 @@ def classes_of(dataset: Indexed) -> Sequence[Hashable] | None:
     return _classes(found)
 
 
-def groups_of(dataset: Indexed) -> Sequence[Hashable] | None:
+def groups_of(dataset: Examples) -> Sequence[Hashable] | None:
     """To whom every example belongs, where the dataset says so by an attribute `groups`."""
     if isinstance(dataset, Subset):
-        inner = groups_of(cast(Indexed, dataset.dataset))
+        inner = groups_of(cast(Examples, dataset.dataset))
         return None if inner is None else [inner[index] for index in dataset.indices]
     groups = getattr(dataset, "groups", None)
-    if groups is None or callable(groups) or _long(groups) != len(dataset):
+    if groups is None or callable(groups) or length(groups) != len(dataset):
         return None
     return [each.item() if isinstance(each, Tensor | np.generic) else each for each in groups]
-
-
-def _long(value: object) -> int | None:
-    try:
-        return len(value)  # type: ignore[arg-type]  # what has no length says so
-    except TypeError:
-        return None
 
 
 def _target(example: object) -> Any:  # whatever the dataset gives

@@ -12,7 +12,7 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from worker.monai.datalist import listed
 from worker.monai.engine import Beginning, Engine, seed
 from worker.monai.errors import explained
 from worker.monai.weights import load_pretrained, load_weights
+from worker.trainers.batches import length
 from worker.trainers.bundle_options import BundleOptions
 from worker.trainers.modules import Live, ModuleTensors, distinct, unwrapped
 
@@ -100,7 +101,7 @@ class BundleTrainer:
     def sizes(self) -> tuple[int | None, int | None]:
         """How many examples it trains on, and evaluates on; None where the bundle's data do not tell."""
         built = self._ready(self._batch)
-        return _size(built.dataset), 0 if built.evaluator is None else _size(built.held_out)
+        return length(built.dataset), 0 if built.evaluator is None else length(built.held_out)
 
     def initial(self) -> Iterator[bytes]:
         """The payload of the network as it stands: version 0 of a run that begins with it."""
@@ -148,7 +149,7 @@ class BundleTrainer:
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
         built = self._ready(self._batch)
-        if built.evaluator is None or not _size(built.held_out) or built.evaluator.length == 0:
+        if built.evaluator is None or not length(built.held_out) or built.evaluator.length == 0:
             return EvaluationResult(examples=0)
         built.network.train()
         built.tensors.load(model)
@@ -176,7 +177,7 @@ class BundleTrainer:
         engine = built.trainer.engine
         seed(0, [engine.data_loader], [built.dataset])
         try:
-            if built.evaluator is not None and _size(built.held_out):
+            if built.evaluator is not None and length(built.held_out):
                 next(iter(built.evaluator.engine.data_loader))
             batch = engine.prepare_batch(
                 next(iter(engine.data_loader)), engine.state.device, engine.non_blocking, **engine.to_kwargs
@@ -391,16 +392,9 @@ def _watched(examples: Iterator[object], control: Control) -> Iterator[object]:
         yield example
 
 
-def _size(dataset: object) -> int | None:
-    try:
-        return len(dataset) if isinstance(dataset, Sized) else None
-    except TypeError:  # torch's datasets without a length raise it
-        return None
-
-
 def _no_batch(engine: Workflow) -> DataError:
     loader = engine.data_loader
-    size, batch = _size(getattr(loader, "dataset", None)), getattr(loader, "batch_size", None)
+    size, batch = length(getattr(loader, "dataset", None)), getattr(loader, "batch_size", None)
     if size and batch and getattr(loader, "drop_last", False):
         return DataError(
             f"the bundle makes batches of {batch}, drops incomplete ones, and has only {size} to train on here; add "
@@ -413,5 +407,5 @@ def _no_batch(engine: Workflow) -> DataError:
 
 
 def _examples(dataset: object, engine: Engine[SupervisedTrainer] | Engine[SupervisedEvaluator], done: int) -> int:
-    size = _size(dataset)
+    size = length(dataset)
     return done * int(getattr(engine.engine.data_loader, "batch_size", None) or 1) if size is None else size

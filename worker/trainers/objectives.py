@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from protocol.errors import ConfigError, TrainingError
+from worker.api.trainer import metric_name
 from worker.trainers.batches import Batch
 from worker.trainers.modules import unwrapped
 
@@ -29,7 +29,6 @@ TARGETS = ("labels", "label", "targets", "target", "y")
 """What the targets are called in a batch that is a mapping."""
 _UNATTACHED = "is not attached to a"
 """What a LightningModule says when it is asked for a trainer that it has not."""
-_UNSAID = re.compile(r"[^A-Za-z0-9._:+-]")
 _log = structlog.get_logger(__name__)
 
 
@@ -179,7 +178,7 @@ class Steps:
             if index == 0:
                 self._hook("on_validation_epoch_start")
             given = self._call("validation_step", batch, index) if hasattr(self._model, "validation_step") else None
-            found = {_said(name): value for name, value in self._logged.items() if _is_number(value)}
+            found = {metric_name(name): value for name, value in self._logged.items() if _is_number(value)}
             loss = self._loss_of(given) if given is not None else None
             if loss is None and not self._logged:
                 loss = self._loss_of(self._call("training_step", batch, index))
@@ -211,7 +210,7 @@ class Steps:
             if isinstance(value, _Accumulating):
                 value.reset()
             if _is_number(come_to):
-                found[_said(name)] = float(cast(SupportsFloat, come_to))
+                found[metric_name(name)] = float(cast(SupportsFloat, come_to))
         return found
 
     def _call(self, name: str, batch: Batch, index: int) -> object:
@@ -291,10 +290,6 @@ def _optimizers(made: object) -> tuple[list[Optimizer], bool]:
 
 def _is_number(value: object) -> bool:
     return (isinstance(value, Tensor) and value.numel() == 1) or isinstance(value, int | float)
-
-
-def _said(name: str) -> str:
-    return _UNSAID.sub("_", name)[:64]
 
 
 def _logits(outputs: Batch) -> Batch:

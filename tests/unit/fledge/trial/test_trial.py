@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fledge.process.foreground import interruptible, open_screen
 from fledge.trial.federation import Scored
 from fledge.trial.options import TrialOptions, asked
 from fledge.trial.report import SiteReport, TrialReport, show, write
 from fledge.trial.source import told
-from fledge.trial.trial import open_screen, run_trial, stopped_by_signals, tried
+from fledge.trial.trial import run_trial, tried
 from fledge.trial.view import TrialWatch
 from protocol.errors import ConfigError, TrainingError
 
@@ -385,12 +386,12 @@ def test_a_project_says_what_to_try_and_the_command_line_says_otherwise(tmp_path
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_trial_that_is_told_to_stop_shows_what_there_is(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with stopped_by_signals(), pytest.raises(KeyboardInterrupt):
+    with interruptible(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
     signal.signal(number, signal.SIG_IGN)
     try:
-        with stopped_by_signals():
+        with interruptible():
             signal.raise_signal(number)
     finally:
         signal.signal(number, before)

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from worker.api.division import Divisible
 from worker.api.trainer import Control
 from worker.api.weights import Weights
-from worker.trainers.dataset_metadata import Indexed, classes_of, groups_of
+from worker.trainers.batches import Examples
+from worker.trainers.dataset_metadata import classes_of, groups_of
 from worker.trainers.numpy import EstimatorTrainer
 from worker.trainers.torch import TorchTrainer
 
@@ -56,7 +57,7 @@ def trainer(**settings: object) -> TorchTrainer:
         ([{"image": f} for f in FEATURES], None),
     ],
 )
-def test_classes_are_found_where_datasets_keep_them(dataset: Indexed, classes: Sequence[Hashable] | None) -> None:
+def test_classes_are_found_where_datasets_keep_them(dataset: Examples, classes: Sequence[Hashable] | None) -> None:
     assert classes_of(dataset) == classes
 
 
