@@ -6,9 +6,7 @@ it.
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,6 +31,7 @@ from worker.api.weights import Weights
 from worker.config import read_config, site_policy, trainer_home
 from worker.data.dicom_kinds import Beside
 from worker.data.sources import Admission, ImageKind
+from worker.data.text import write_private_table
 from worker.intake import ModelRecord, Reader, read_registry
 from worker.journal.journal import Journal
 from worker.pipeline.code_loader import CodeLoader
@@ -249,13 +248,8 @@ def infer(config: Path, request: InferenceRequest, progress: Progress | None = N
 def _write_images(path: Path, images: Sequence[InferenceInput]) -> None:
     """Which result belongs to which series, where names do not say it."""
     series = [(image.name, image.source) for image in images if image.source is not None]
-    with open(
-        path, "x", newline="", encoding="utf-8", errors="surrogateescape", opener=lambda n, f: os.open(n, f, 0o600)
-    ) as file:
-        rows = csv.writer(file)
-        rows.writerow(("result", "image", "series"))
-        for name, source in series:
-            rows.writerow((name, source.name, source.identity if source.kind is ImageKind.DICOM else ""))
+    rows = [(name, of.name, of.identity if of.kind is ImageKind.DICOM else "") for name, of in series]
+    write_private_table(path, [("result", "image", "series"), *rows])
 
 
 @contextmanager

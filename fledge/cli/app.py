@@ -25,6 +25,7 @@ from fledge.cli.options import (
     the_run,
 )
 from fledge.ctl.app import app as ctl
+from fledge.ctl.options import OldRun
 from fledge.process.tracebacks import guard_tracebacks, show
 from fledge.shell.command import shell
 from protocol.errors import ConfigError, Fenced, FledgeError
@@ -56,8 +57,6 @@ app.add_typer(ctl, name="ctl")
 RunDirectory = Annotated[
     Path | None, typer.Argument(metavar="RUN", help="A directory that `fledge init-run` made: a run to begin with.")
 ]
-
-OldRun = Annotated[str | None, typer.Option("--run", hidden=True, help="As RUN, which was once named so.")]
 
 RESTART = 75
 """Exit code of a worker that wants to be started again (a temporary failure, to its supervisor)."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fledge.ctl.options import the_run as one_run
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def the_run(run: str | None, old: str | None) -> str:
     Raises:
         ConfigError: it is named in neither way, or in both.
     """
-    if run is not None and old is not None:
-        raise ConfigError(f"the run is named twice, {run} and {old}; name it once, without --run")
-    if (name := old if run is None else run) is None:
+    if (name := one_run(run, old)) is None:
         raise ConfigError("for which run? name it")
     return name
 

@@ -18,9 +18,9 @@ from fledge.bootstrap import AggregatorState, open_aggregator, open_kept, open_w
 from fledge.federation import AGGREGATOR_TOML, WORKER_TOML, new_federation
 from fledge.history import released_records
 from fledge.runs.init_run import write_run
-from fledge.trial.casting import Roster
+from fledge.trial.roster import Roster
+from fledge.trial.scheduler import ScheduledTrainer, Scheduler
 from fledge.trial.source import Source, told
-from fledge.trial.turns import Turns, player
 from protocol.errors import ConfigError, FledgeError, StateError, TrainingError
 from worker.api.trainer import TrainResult
 from worker.service.service import WorkerService
@@ -94,7 +94,7 @@ class Federation:
         self._place, self._source, self._roster = place, source, roster
         self._settings, self._seed, self._view = settings, seed, view
         self._sites = [site.name for site in roster.sites]
-        self.turns = Turns(self._sites, in_order=settings.min_sites == len(self._sites))
+        self.scheduler = Scheduler(self._sites, in_order=settings.min_sites == len(self._sites))
         self._changed = threading.Condition()
         self._newest = 0
         self._error: str | None = None
@@ -132,13 +132,17 @@ class Federation:
             self._measure(kept, 0, measure, began)
             for site in self._roster.sites:
                 kit = self._place / "federation" / "sites" / site.name / WORKER_TOML
-                playing = player(site.name, site.trainer, self.turns, trained=self._on_trained, failed=self._on_failed)
+                # Workers name a trainer by its class where something is wrong with it.
+                kind: type[ScheduledTrainer] = type(type(site.trainer).__name__, (ScheduledTrainer,), {})
+                playing = kind(
+                    site.name, site.trainer, self.scheduler, trained=self._on_trained, failed=self._on_failed
+                )
                 seed = f"{self._seed}/{site.name}".encode()
                 opened = open_worker(kit, on_event=self._on_worker, trainer=playing, seed=seed)
                 worker = stack.enter_context(opened)
                 stack.callback(_ended, worker)
                 worker.start()
-            stack.callback(self.turns.stop)
+            stack.callback(self.scheduler.stop)
             last = self._settings.stop.max_versions or 1
             for version in range(1, last + 1):
                 if not self._await(version, service):
@@ -150,14 +154,14 @@ class Federation:
         self.course.seconds = time.monotonic() - began
 
     def _measure(self, kept: AggregatorState, version: int, measure: Measure, began: float) -> None:
-        with self.turns.measuring():
+        with self.scheduler.measuring():
             try:
                 metrics = measure(partial(released_records, kept, version))
             except TrainingError as error:
                 what = f"evaluating version {version} failed: {told(error.__cause__ or error, self._source.shown)}"
                 raise TrainingError(what) from error
         if self._newest <= version:
-            self.turns.release()
+            self.scheduler.release()
         point = Scored(version, time.monotonic() - began, metrics)
         self.course.points.append(point)
         self._view.measured(point)
@@ -176,7 +180,7 @@ class Federation:
                     raise TrainingError(self._error)
                 if service.ended.is_set():
                     raise TrainingError("the aggregator ended by itself; keep its log with --out DIRECTORY")
-                if not self.turns.quiet:
+                if not self.scheduler.quiet:
                     self._heard = time.monotonic()
                 if time.monotonic() - self._heard > _NOTHING_FOR_S:
                     raise TrainingError(
@@ -190,7 +194,7 @@ class Federation:
     def _on_aggregator(self, event: str, fields: Mapping[str, object]) -> None:
         match event, fields:
             case "version", {"version": int(version), "sites": list(sites), "staleness": list(staleness)}:
-                self.turns.hold()
+                self.scheduler.hold()
                 self._view.merged(version, sites)
                 with self._changed:
                     for site, late in zip(sites, staleness, strict=True):
@@ -200,7 +204,7 @@ class Federation:
                     self._newest, self._heard = version, time.monotonic()
                     self._changed.notify_all()
             case "update", {"state": "validated"}:
-                self.turns.arrived()
+                self.scheduler.arrived()
             case "update", {"state": "rejected", "reason": str(reason)} if not self._is_over:
                 self._fail(f"the aggregator refused an update ({reason}); keep its log with --out DIRECTORY")
             case "run", {"state": "paused", "reason": str(reason)}:

@@ -10,7 +10,9 @@ from pathlib import Path
 from fledge.trial.division import Terms, divide
 from protocol.errors import ConfigError
 from worker.data.datalist import DATASET, LIMIT
+from worker.data.datalist_parser import document_of
 from worker.data.splits import TRAINING, VALIDATION
+from worker.data.text import read_text
 
 _Item = Mapping[str, object] | str
 
@@ -72,12 +74,7 @@ def divide_list(folder: Path, terms: Terms, place: Path) -> DividedList:
 
 
 def _read(path: Path) -> dict[str, object]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(LIMIT + 1)
-        document = json.loads(raw.decode("utf-8-sig")) if len(raw) <= LIMIT else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    document = document_of(read_text(path, LIMIT, "the datalist")[0], path.name)
     if not isinstance(document, dict):
         raise ConfigError(f"{path} is no datalist; it has lists under training and validation")
     return document

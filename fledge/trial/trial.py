@@ -26,12 +26,12 @@ from fledge.process.memory import return_large_blocks
 from fledge.process.terminal import clean
 from fledge.runs.init_run import load_genesis
 from fledge.trial import report as reports
-from fledge.trial.casting import Casting, Roster, assemble
 from fledge.trial.compare import Records, measure, train_for
 from fledge.trial.division import Terms
 from fledge.trial.federation import RUN, Federation
 from fledge.trial.options import BUNDLE_TRAINER, MMAR_TRAINER, TrialOptions
 from fledge.trial.project import offered_by_project
+from fledge.trial.roster import Roster, RosterSetup, assemble
 from fledge.trial.samples import PREFIX, sample
 from fledge.trial.source import Source, told
 from fledge.trial.view import TrialWatch
@@ -84,7 +84,7 @@ def tried(options: TrialOptions, console: Console) -> reports.TrialReport:
         count = len(data) if len(data) > 1 else options.sites
         terms = Terms(sites=count, seed=options.seed, alpha=options.alpha, held_out=options.held_out)
         where = place / "data"
-        roster = assemble(Casting(source=source, options=given, data=data, terms=terms, place=where))
+        roster = assemble(RosterSetup(source=source, options=given, data=data, terms=terms, place=where))
         settings = _for_sites(settings, len(roster.sites))
         key = str(getattr(roster.measuring[0], "key_metric", ""))
         ground = stack.enter_context(_ground(place, options.out, _needed(roster, settings)))

@@ -23,6 +23,7 @@ from worker.data.gatekeeper import sort_out, volume_of
 from worker.data.nifti import check_extensions
 from worker.data.pictures import as_seen
 from worker.data.sources import Admission, ImageKind, counted
+from worker.data.volumes import VOXELS
 
 Item = Mapping[str, object]
 ANSWER = "label"
@@ -32,9 +33,7 @@ LABELS = ("label", "mask", "seg")
 _NIFTI = (".nii", ".nii.gz")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _SEEN = ("PNG", "JPEG")
-_VOXELS = 2**31
 _SHOWN = 6
-_BLOCK = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +276,7 @@ def _other(path: Path, *, label: bool, quick: bool) -> Facts:
 
 
 def _bounded(path: Path, shape: Sequence[int]) -> None:
-    if math.prod(shape) > _VOXELS:
+    if math.prod(shape) > VOXELS:
         raise Unreadable(path, f"says it has the shape {tuple(shape)}", "copy it anew: no scanner makes such images")
 
 
@@ -310,9 +309,6 @@ def _files(items: Iterable[Item], keys: Iterable[str]) -> dict[Path, None]:
 
 def _digest(path: Path, known: dict[Path, bytes]) -> bytes:
     if path not in known:
-        digest = hashlib.sha256()
         with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        known[path] = digest.digest()
+            known[path] = hashlib.file_digest(file, "sha256").digest()
     return known[path]

@@ -21,7 +21,7 @@ from pydicom.uid import UID
 from protocol.errors import ConfigError
 from worker.data.dicom_frames import PRIVATE, TAGS, Frame, frames_of, stacked
 from worker.data.sources import ImageSource, shown
-from worker.data.volumes import Volume, in_space
+from worker.data.volumes import Volume, in_space, readable
 
 _WANTED = [*map(Tag, TAGS), *map(Tag, PRIVATE)]
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -58,7 +58,7 @@ def header_of(path: Path) -> Dataset:
     Raises:
         ConfigError: it is damaged.
     """
-    try:
+    with readable(path, " is a damaged DICOM file", "export it again, or leave it out"):
         _check_plain(path)
         header = read_file(path, header=True)
         if "SOPClassUID" not in header and hasattr(header, "file_meta"):
@@ -66,27 +66,14 @@ def header_of(path: Path) -> Dataset:
         if not header.get("SOPClassUID") or ("Rows" not in header and "Image Storage" in header.SOPClassUID.name):
             raise InvalidDicomError  # a file that ends early has no tags behind its end
         return header
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever a damaged file makes of a parser
-        raise ConfigError(
-            f"{shown(path)} is a damaged DICOM file ({type(error).__name__}); export it again, or leave it out"
-        ) from error
 
 
 @contextmanager
 def readable_values(path: Path) -> Iterator[None]:
     """Say of a value that is missing or none of its kind which file, or which series beginning with it, has it."""
-    try:
-        with quietly():
-            yield
-    except ConfigError:
-        raise
-    except Exception as error:  # values are parsed when they are asked for
-        raise ConfigError(
-            f"{shown(path)}: this file or another of its series has a value that is missing or damaged "
-            f"({type(error).__name__}); export the series again, or leave it out"
-        ) from error
+    told = ": this file or another of its series has a value that is missing or damaged"
+    with readable(path, told, "export the series again, or leave it out"), quietly():
+        yield  # values are parsed when they are asked for
 
 
 def _check_plain(path: Path) -> None:

@@ -57,26 +57,8 @@ PRIVATE = {0x0019100C: "b-value", 0x00431039: "b-value", 0x20011003: "b-value"}
 _TECHNIQUE = "VolumeBasedCalculationTechnique"
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 TAGS = (
-    *(
-        "SOPClassUID",
-        "SOPInstanceUID",
-        "SeriesInstanceUID",
-        "StudyInstanceUID",
-        "FrameOfReferenceUID",
-        "PatientID",
-        "ImageType",
-    ),
-    *(
-        "PatientID",
-        "ImageType",
-        "NumberOfFrames",
-        "Rows",
-        "Columns",
-        "SamplesPerPixel",
-        "BitsAllocated",
-        "BitsStored",
-        "HighBit",
-    ),
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID"),
+    *("ImageType", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit"),
     *("NumberOfSlices", "NumberOfTimeSlices", "InConcatenationTotalNumber"),
     *("RealWorldValueMappingSequence", "ModalityLUTSequence", _TECHNIQUE),
     *(*_PLACES, *_SCALE, *_MEANING, *_GROUPS),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from worker.data.matching import classes_by_folder, pair
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
 from worker.data.sources import Admission, ImageKind, ImageSource, counted
 from worker.data.splits import Shares, split
+from worker.data.text import write_private_table
 
 KEY = ".patients.key"
 UNFINISHED = ".unfinished"
@@ -223,9 +223,5 @@ def _write_private(path: Path, raw: bytes) -> None:
 
 
 def _write_mapping(path: Path, named: Mapping[str, ImageSource]) -> None:
-    with open(
-        path, "x", newline="", encoding="utf-8", errors="surrogateescape", opener=lambda n, f: os.open(n, f, 0o600)
-    ) as file:
-        rows = csv.writer(file)
-        rows.writerow(("case", "patient", "image"))
-        rows.writerows((name, source.patient, source.name) for name, source in sorted(named.items()))
+    rows = [(name, source.patient, source.name) for name, source in sorted(named.items())]
+    write_private_table(path, [("case", "patient", "image"), *rows])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import csv
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from protocol.errors import ConfigError
@@ -43,3 +46,14 @@ def read_text(path: Path, limit: int, what: str) -> tuple[str, str]:
             f"{shown(path)} cannot be read: it is no text in UTF-8 (or UTF-16 with a byte order mark); save {what} "
             "as UTF-8"
         ) from error
+
+
+def write_private_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write a new CSV file of mode 0600, whose names are as the disk has them.
+
+    Raises:
+        OSError: it is there already, or cannot be written.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(handle, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows(rows)

@@ -86,7 +86,9 @@ def check_values(name: str, values: NDArray[np.number]) -> None:
 
 
 @contextmanager
-def readable(name: str) -> Iterator[None]:
+def readable(
+    name: object, told: str = " cannot be read", advice: str = "copy it here again, or leave it out"
+) -> Iterator[None]:
     """What a damaged file makes of a reader becomes a sentence about it.
 
     Raises:
@@ -97,9 +99,7 @@ def readable(name: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:  # whatever a damaged file makes of a reader
-        raise ConfigError(
-            f"{shown(name)} cannot be read ({type(error).__name__}); copy it here again, or leave it out"
-        ) from error
+        raise ConfigError(f"{shown(name)}{told} ({type(error).__name__}); {advice}") from error
 
 
 def corners(shape: Sequence[int]) -> NDArray[np.float64]:

@@ -61,8 +61,8 @@ class Roster:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Casting:
-    """What a cast is made of.
+class RosterSetup:
+    """What a roster is made of.
 
     Args:
         data: none: what the factory has by itself; one: divided; several: each a site's own, by site name.
@@ -76,58 +76,58 @@ class Casting:
     place: Path
 
 
-def assemble(casting: Casting) -> Roster:
+def assemble(setup: RosterSetup) -> Roster:
     """Make every trainer.
 
     Raises:
         ConfigError: the data cannot be divided like that, or the factory fails.
     """
-    if len(casting.data) > 1:
-        return _each_its_own(casting)
-    options, folder = dict(casting.options), None
-    if casting.data:
-        path = next(iter(casting.data.values()))
-        options[_data_parameter(casting)] = path
+    if len(setup.data) > 1:
+        return _each_its_own(setup)
+    options, folder = dict(setup.options), None
+    if setup.data:
+        path = next(iter(setup.data.values()))
+        options[_data_parameter(setup)] = path
         folder = Path(path)
-    elif needed := casting.source.needs(options):
+    elif needed := setup.source.needs(options):
         raise ConfigError(
-            f"{casting.source.name} needs {', '.join(needed)}: give the data by --data PATH, and other arguments by "
+            f"{setup.source.name} needs {', '.join(needed)}: give the data by --data PATH, and other arguments by "
             "--option NAME=VALUE"
         )
     if folder is not None and folders.is_listed(folder):
-        return _by_list(casting, folder)
-    return _by_example(casting, options)
+        return _by_list(setup, folder)
+    return _by_example(setup, options)
 
 
-def _data_parameter(casting: Casting) -> str:
-    name = casting.source.data_parameter(casting.options)
+def _data_parameter(setup: RosterSetup) -> str:
+    name = setup.source.data_parameter(setup.options)
     if name is None:
         raise ConfigError(
-            f"{casting.source.name} takes no data ({casting.source.shown}); leave out --data, or give the function an "
+            f"{setup.source.name} takes no data ({setup.source.shown}); leave out --data, or give the function an "
             "argument called data"
         )
     return name
 
 
-def _by_example(casting: Casting, options: Mapping[str, object]) -> Roster:
+def _by_example(setup: RosterSetup, options: Mapping[str, object]) -> Roster:
     """One data set that every site's trainer loads, and of which each keeps its share."""
-    terms = casting.terms
-    whole = _made(casting, options)
+    terms = setup.terms
+    whole = _made(setup, options)
     if not isinstance(whole, Divisible):
         raise ConfigError(
-            f"{casting.source.name} makes a {type(whole).__name__}, whose data cannot be divided; give each site its "
+            f"{setup.source.name} makes a {type(whole).__name__}, whose data cannot be divided; give each site its "
             "own (--data A --data B), or let the class have `holdings`, `take` and `join` as fledge.TorchTrainer has"
         )
     known = whole.holdings()
-    classes = _classes_for(known, terms, casting.source)
+    classes = _classes_for(known, terms, setup.source)
     dealt = _divided(known, terms, classes)
     sites = []
     for index, share in enumerate(dealt.shares):
-        trainer = _made(casting, options)
+        trainer = _made(setup, options)
         if not isinstance(trainer, Divisible) or trainer.holdings().examples != known.examples:
             raise ConfigError(
-                f"{casting.source.name} gives another number of examples every time it is called "
-                f"({casting.source.shown}); let its data be the same for the same arguments"
+                f"{setup.source.name} gives another number of examples every time it is called "
+                f"({setup.source.shown}); let its data be the same for the same arguments"
             )
         trainer.take(share, ())
         counted = _counted(classes, share)
@@ -166,19 +166,19 @@ def _counted(classes: Sequence[Hashable] | None, share: Sequence[int]) -> dict[s
     return {str(name): counts[name] for name in sorted(counts, key=lambda name: (str(type(name)), name))}
 
 
-def _each_its_own(casting: Casting) -> Roster:
+def _each_its_own(setup: RosterSetup) -> Roster:
     """Every site has data of its own, of which a part is held out where its trainer does not do that itself."""
-    parameter = _data_parameter(casting)
-    if casting.terms.alpha is not None:
+    parameter = _data_parameter(setup)
+    if setup.terms.alpha is not None:
         raise ConfigError("--alpha divides one data set; leave it out where every site has its own --data")
     sites, measuring = [], []
-    for name, path in casting.data.items():
-        options = {**casting.options, parameter: path}
-        trainer, measure = (_made(casting, options) for _ in range(2))
+    for name, path in setup.data.items():
+        options = {**setup.options, parameter: path}
+        trainer, measure = (_made(setup, options) for _ in range(2))
         examples = None
         known = _holdings(trainer)
         if known is not None and isinstance(trainer, Divisible) and isinstance(measure, Divisible):
-            dealt = _divided(known, _alone(casting.terms), None)
+            dealt = _divided(known, _alone(setup.terms), None)
             for each in (trainer, measure):
                 each.take(dealt.pooled, dealt.held_out)
             examples = len(dealt.pooled)
@@ -209,26 +209,26 @@ def _joined(trainers: Sequence[Trainer]) -> Trainer | None:
     return first
 
 
-def _by_list(casting: Casting, folder: Path) -> Roster:
+def _by_list(setup: RosterSetup, folder: Path) -> Roster:
     """A folder with a dataset.json: each site gets a folder of its own with a share of the list."""
-    parameter = _data_parameter(casting)
-    dealt = folders.divide_list(folder, casting.terms, casting.place)
-    whole = _of_folder(casting, parameter, dealt.pooled, dealt.held_out)
+    parameter = _data_parameter(setup)
+    dealt = folders.divide_list(folder, setup.terms, setup.place)
+    whole = _of_folder(setup, parameter, dealt.pooled, dealt.held_out)
     sites = []
     for index, share in enumerate(dealt.shares):
-        options = {**casting.options, parameter: str(share.folder)}
-        trainer = _of_folder(casting, parameter, share)
+        options = {**setup.options, parameter: str(share.folder)}
+        trainer = _of_folder(setup, parameter, share)
         sites.append(TrialSite(name=f"{_SITE}-{index + 1}", trainer=trainer, options=options, examples=share.images))
     held_out = f"{dealt.held_out} image{'s' if dealt.held_out > 1 else ''} that no site trains on"
     return Roster(sites=sites, measuring=(whole,), pooled=whole, held_out=held_out)
 
 
-def _of_folder(casting: Casting, parameter: str, share: folders.SiteFolder, held_out: int | None = None) -> Trainer:
+def _of_folder(setup: RosterSetup, parameter: str, share: folders.SiteFolder, held_out: int | None = None) -> Trainer:
     """A folder's trainer, unless it tells that it trains on other images than the folder's list has.
 
     A configuration may look for images by a pattern: then every site would have all of them.
     """
-    made = _made(casting, {**casting.options, parameter: str(share.folder)})
+    made = _made(setup, {**setup.options, parameter: str(share.folder)})
     sizes = getattr(made, "sizes", (None, None))
     known = made.holdings().examples if isinstance(made, Divisible) else sizes[0]
     if known not in (None, share.images) or (held_out is not None and sizes[1] not in (None, 0, held_out)):
@@ -240,5 +240,5 @@ def _of_folder(casting: Casting, parameter: str, share: folders.SiteFolder, held
     return made
 
 
-def _made(casting: Casting, options: Mapping[str, object]) -> Trainer:
-    return casting.source.make(options, casting.terms.seed)
+def _made(setup: RosterSetup, options: Mapping[str, object]) -> Trainer:
+    return setup.source.make(options, setup.terms.seed)

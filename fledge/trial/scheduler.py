@@ -15,7 +15,7 @@ _LOOK_S = 0.05
 """How often a site that waits for its turn looks whether it was told to stop."""
 
 
-class Turns:
+class Scheduler:
     """Whose turn it is; called from the sites' training threads, the aggregator's and the one that measures."""
 
     def __init__(self, sites: Sequence[str], *, in_order: bool) -> None:
@@ -102,27 +102,14 @@ class Turns:
         return not self._in_order or (not self._under_way and self._sites[self._next] == site)
 
 
-def player(
-    site: str,
-    trainer: Trainer,
-    turns: Turns,
-    *,
-    trained: Callable[[str, int, TrainResult], None],
-    failed: Callable[[str, BaseException], None],
-) -> Player:
-    """A player of its trainer's class name, by which workers call it where something is wrong with it."""
-    kind: type[Player] = type(type(trainer).__name__, (Player,), {})
-    return kind(site, trainer, turns, trained=trained, failed=failed)
-
-
-class Player:
+class ScheduledTrainer:
     """A site's trainer that waits for its turn, and whose failures are seen."""
 
     def __init__(
         self,
         site: str,
         trainer: Trainer,
-        turns: Turns,
+        scheduler: Scheduler,
         *,
         trained: Callable[[str, int, TrainResult], None],
         failed: Callable[[str, BaseException], None],
@@ -130,7 +117,7 @@ class Player:
         """`trained` is told the site, the base version and the result."""
         self.trainer = trainer
         self._site = site
-        self._turns = turns
+        self._scheduler = scheduler
         self._trained, self._failed = trained, failed
 
     def __getattr__(self, name: str) -> object:
@@ -138,7 +125,7 @@ class Player:
 
     def train(self, base: Weights, control: Control) -> TrainResult:
         """Train when it is this site's turn."""
-        with self._turns.training(self._site, control):
+        with self._scheduler.training(self._site, control):
             try:
                 seeded(control.seed)
                 result = self.trainer.train(base, control)
@@ -152,5 +139,5 @@ class Player:
 
     def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
         """Evaluate when nobody trains."""
-        with self._turns.measuring():
+        with self._scheduler.measuring():
             return self.trainer.evaluate(model, control)
