@@ -119,7 +119,7 @@ def export_run(
     *,
     version: int | str | None = None,
     released: bool = True,
-    otherwise: Otherwise | None = None,
+    otherwise: Otherwise = Otherwise(),
 ) -> Exported:
     """Write a version as a file that the safetensors library opens.
 
@@ -133,11 +133,11 @@ def export_run(
         StateError: there is no such run or version, or the file exists already.
     """
     with open_kept(read_centre(config), run_name(run)) as kept:
-        as_it_is = otherwise is None or otherwise == Otherwise()
-        number, chosen = _meant(kept, version if as_it_is else version or "newest")
-        if otherwise is None or as_it_is:
+        if otherwise == Otherwise():
+            number, chosen = _meant(kept, version)
             model = released_records(kept, number, released=released)
         else:
+            number, chosen = _meant(kept, version or "newest")
             changed = _what_if(kept, otherwise.without, otherwise.strategy)
             model = _replay(kept).model(number, changed, released=released)
         return Exported(number, write_file(out, model), chosen)
