@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 from monai.transforms.io.array import LoadImage
 from nibabel.dataobj_images import DataobjImage
+from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,7 +21,7 @@ from protocol.errors import ConfigError
 from worker.bundles.findings import Problem, Severity
 from worker.data.discovery import FoundFiles, find, kind_of
 from worker.data.gatekeeper import sort_out, volume_of
-from worker.data.nifti import check_extensions
+from worker.data.nifti import check_extensions, in_mm
 from worker.data.pictures import as_seen
 from worker.data.sources import Admission, ImageKind, counted
 from worker.data.volumes import VOXELS
@@ -62,6 +63,8 @@ class Facts:
     """The distinct values of a label, if they are whole numbers and they were looked at."""
     seen: bool = True
     """Whether the numbers in it are what a person sees: MONAI takes the places of a palette, and transparency too."""
+    unit: float = 1.0
+    """How many millimetres its unit of length is: MONAI takes every one for a millimetre."""
 
 
 def item_findings(items: Sequence[Item], expected: Expected, *, quick: bool = False) -> Iterator[Problem]:
@@ -110,6 +113,10 @@ def judged(facts: Mapping[str, tuple[str, Facts]], expected: Expected) -> Iterat
             told = (
                 "is stored with a palette, transparency, one bit or turned; MONAI reads other values than a person sees"
             )
+            yield Problem(where, told, "have `fledge data prepare` write it anew", Severity.WARNING)
+    for where, each in facts.values():
+        if each.unit != 1:
+            told = f"is measured in units of {each.unit:g} mm (xyzt_units), which MONAI takes for millimetres"
             yield Problem(where, told, "have `fledge data prepare` write it anew", Severity.WARNING)
     for key, (where, label) in facts.items():
         if not labels(key):
@@ -208,6 +215,7 @@ def together(found: Sequence[Facts]) -> Facts:
         whole=all(each.whole for each in found),
         values=frozenset().union(*values) if values else None,
         seen=all(each.seen for each in found),
+        unit=next((each.unit for each in found if each.unit != 1), 1.0),
     )
 
 
@@ -227,9 +235,8 @@ def _volume(path: Path, *, label: bool, quick: bool) -> Facts:
     shape = tuple(map(int, volume.shape))
     _bounded(path, shape)
     channels = math.prod(shape[3:]) if len(shape) > 3 else 1
-    if quick:
-        return Facts(shape[:3], channels)
-    return _valued(np.asanyarray(volume.dataobj), Facts(shape[:3], channels), label)
+    facts = Facts(shape[:3], channels, unit=in_mm(volume) if isinstance(volume, SpatialImage) else 1.0)
+    return facts if quick else _valued(np.asanyarray(volume.dataobj), facts, label)
 
 
 def _picture(path: Path, *, label: bool, quick: bool) -> Facts:

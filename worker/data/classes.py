@@ -21,6 +21,8 @@ _GREYS = 64
 """Classes of one label, at most, that need no list."""
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _DELIMITERS = ",;\t"
+_BEYOND = ""
+"""What is said to stand in columns beyond those of the first line."""
 
 
 def class_list(text: str) -> tuple[str, ...]:
@@ -128,19 +130,27 @@ def read_classes(path: Path) -> dict[str, str]:
     lines = read_text(path, _LIST_BYTES, "a CSV file (image,label)")[0].splitlines()
     header = lines[0] if lines else ""
     by = max(_DELIMITERS, key=header.count)
-    rows = csv.DictReader([by.join(_columns(header, by)), *lines[1:]], delimiter=by)
-    if not {"image", "label"} <= set(rows.fieldnames or ()):
+    columns = _columns(header, by)
+    if columns.count("image") != 1 or columns.count("label") != 1:
         raise ConfigError(f"{path}: the first line has to be image,label; then one line for each image")
+    rows = csv.DictReader([by.join(columns), *lines[1:]], delimiter=by, restkey=_BEYOND, strict=True)
     classes: dict[str, str] = {}
-    for row in rows:
-        image, name = (row["image"] or "").strip(), plain(row["label"] or "")
-        if not image or not name:
-            raise ConfigError(f"{path}, line {rows.line_num}: write an image and its class")
-        if classes.setdefault(image, name) != name:
-            raise ConfigError(
-                f"{path}: {shown(image)} has two classes, {few((classes[image], name))}; leave one of them"
-            )
+    try:
+        for row in rows:
+            _add_class(classes, row, f"{path}, line {rows.line_num}")
+    except csv.Error as error:  # such as a quote that is never closed, which would swallow the lines after it
+        raise ConfigError(f"{path}, behind line {rows.line_num}: {error}; close every quote, or write none") from error
     return classes
+
+
+def _add_class(classes: dict[str, str], row: Mapping[str, str | None], where: str) -> None:
+    if "".join(row.get(_BEYOND) or ""):
+        raise ConfigError(f"{where} has more columns than the first line; put names with a comma in them in quotes")
+    image, name = ((row[key] or "").strip() for key in ("image", "label"))
+    if not image or not name:
+        raise ConfigError(f"{where}: write an image and its class")
+    if classes.setdefault(image, plain(name)) != plain(name):
+        raise ConfigError(f"{where}: {shown(image)} has two classes, {few((classes[image], name))}; leave one of them")
 
 
 def _columns(header: str, by: str) -> list[str]:

@@ -148,6 +148,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _place(image: SpatialImage, name: str) -> NDArray[np.float64]:
     affine = np.array(image.affine, dtype=np.float64)
+    affine[:3] *= in_mm(image)
     if (*image.shape, 1)[2] == 1 and np.isfinite(affine).all() and not affine[:3, 2].any():
         normal = np.cross(affine[:3, 0], affine[:3, 1])  # some programs give a slice no thickness
         affine[:3, 2] = normal / (np.linalg.norm(normal) or 1)
@@ -160,6 +161,12 @@ def _place(image: SpatialImage, name: str) -> NDArray[np.float64]:
         ) from error
 
 
+def in_mm(image: SpatialImage) -> float:
+    """How many millimetres the unit of a header is; most say millimetres, or nothing."""
+    unit = image.header.get_xyzt_units()[0] if isinstance(image.header, nibabel.Nifti1Header) else "mm"
+    return {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
+
+
 def _contradicts(image: SpatialImage, affine: NDArray[np.float64], name: str) -> bool:
     """Whether the header names two places, as it may; the sform counts, as in training.
 
@@ -170,6 +177,7 @@ def _contradicts(image: SpatialImage, affine: NDArray[np.float64], name: str) ->
     if not isinstance(header, nibabel.Nifti1Header) or not (header["sform_code"] > 0 and header["qform_code"] > 0):
         return False
     other = header.get_qform()
+    other[:3] *= in_mm(image)
     if not np.isfinite(other).all() or np.linalg.matrix_rank(other[:3, :3]) < _SPACE:
         return True
     if aff2axcodes(affine) != aff2axcodes(other):

@@ -157,8 +157,8 @@ class EstimatorTrainer:
             fingerprint: whether updates carry a keyed fingerprint of the data.
 
         Raises:
-            ConfigError: there is no `partial_fit`, there are no data, `classes` is missing, or the learned attributes
-                are not all of what it learns.
+            ConfigError: there is no `partial_fit`, there are no data, `classes` is missing or lacks a label, or the
+                learned attributes are not all of what it learns.
         """
         if not hasattr(estimator, "partial_fit"):
             raise ConfigError(
@@ -182,9 +182,19 @@ class EstimatorTrainer:
                 f"{type(estimator).__name__} has no score, so it cannot be evaluated; leave evaluate_on out"
             )
         self._fingerprint = fingerprint
+        self._check_labels()
         self._allocate()
         self._kept = _Kept(estimator)
         self._check_complete()
+
+    def _check_labels(self) -> None:
+        for where, labels in (("labels", self._labels), ("evaluate_on", (self._evaluate_on or ((), ()))[1])):
+            if self._classes and (unknown := set(np.unique(labels).tolist()) - set(self._classes["classes"].tolist())):
+                told = ", ".join(sorted(map(repr, unknown))[:_TRIED])
+                raise ConfigError(
+                    f"{where} holds {told}, and `classes` names no such class; name all classes of the federation, "
+                    "numbers as numbers and words as words"
+                )
 
     def _allocate(self) -> None:
         """Have the estimator make its arrays; linear models begin with zeros, as scikit-learn's own `fit` does."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,24 @@ TARGETS = ("labels", "label", "targets", "target", "y")
 """What the targets are called in a batch that is a mapping."""
 _UNATTACHED = "is not attached to a"
 """What a LightningModule says when it is asked for a trainer that it has not."""
+_CHANGING = (
+    "on_before_zero_grad",
+    "optimizer_zero_grad",
+    "backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "optimizer_step",
+    "configure_gradient_clipping",
+    "training_step_end",
+    "validation_step_end",
+    "validation_epoch_end",
+)
+"""Hooks of a LightningModule that may change gradients, steps or results, and that nothing calls here."""
+_LIGHTNING = frozenset({"lightning", "pytorch_lightning"})
+_REDUCTIONS: Mapping[str, Callable[[tuple[float, float]], float]] = {"sum": sum, "min": min, "max": max}
+"""How a LightningModule may want what it logs of each batch to become one number, other than as a mean."""
+_IGNORED = -100
+_ALIKE = 1e-4
 _log = structlog.get_logger(__name__)
 
 
@@ -43,6 +63,9 @@ class Objective(Protocol):
 
     def optimizer(self) -> Optimizer | None:
         """The model's own optimizer, made anew; None if it has none."""
+
+    def stepped(self, batch: Batch, index: int) -> None:
+        """Told after each step of the optimizer."""
 
     def finish(self) -> Mapping[str, float]:
         """What only a whole evaluation gives."""
@@ -77,6 +100,7 @@ class Outputs:
     ) -> None:
         """Without `metrics` the accuracy is measured, where there are scores of classes."""
         self._model, self._loss, self._prepare, self._metrics = model, loss, prepare, metrics
+        self._paired = False
 
     def loss(self, batch: Batch, index: int) -> Tensor | None:
         called = self._taken_apart(batch)
@@ -99,11 +123,17 @@ class Outputs:
     def optimizer(self) -> Optimizer | None:
         return None
 
+    def stepped(self, batch: Batch, index: int) -> None:
+        """Nothing: a module that is called has no hooks."""
+
     def finish(self) -> Mapping[str, float]:
         return {}
 
     def _loss_of(self, outputs: Batch, targets: Batch) -> Tensor:
         if self._loss is not None:
+            if not self._paired:
+                _check_paired(self._loss, outputs, targets)
+                self._paired = True
             return self._loss(outputs, targets)
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
         if not isinstance(loss, Tensor):
@@ -166,22 +196,39 @@ class Steps:
             )
         if metrics:
             raise ConfigError(f"{name} has metrics of its own (self.log in validation_step); give none beside them")
+        if changing := [hook for hook in _CHANGING if _is_overridden(self._model, hook)]:
+            raise ConfigError(
+                f"{name}.{changing[0]} has its part in training or evaluation, and only Lightning's Trainer calls it, "
+                "which is not here; move it into training_step or on_train_batch_end, or write a trainer"
+            )
         self._logged: dict[str, object] = {}
+        self._reductions: dict[str, str] = {}
+        self._reduced: dict[str, float] = {}
         self._told = False
 
     def loss(self, batch: Batch, index: int) -> Tensor | None:
         with self._logging():
-            return self._loss_of(self._call("training_step", batch, index))
+            return self._loss_of(self._call("training_step", self._arrived(batch), index))
+
+    def stepped(self, batch: Batch, index: int) -> None:
+        if callable(hook := getattr(self._model, "on_train_batch_end", None)):
+            with self._logging():
+                hook(None, batch, index)
 
     def measures(self, batch: Batch, index: int) -> Mapping[str, Tensor | float]:
         with self._logging():
             if index == 0:
+                self._reduced.clear()
                 self._hook("on_validation_epoch_start")
+            batch = self._arrived(batch)
             given = self._call("validation_step", batch, index) if hasattr(self._model, "validation_step") else None
             found = {metric_name(name): value for name, value in self._logged.items() if _is_number(value)}
             loss = self._loss_of(given) if given is not None else None
             if loss is None and not self._logged:
                 loss = self._loss_of(self._call("training_step", batch, index))
+        for name, value in self._logged.items():
+            if (reduction := self._reductions.get(name)) and found.pop(metric_name(name), None) is not None:
+                self._reduce(metric_name(name), float(cast(SupportsFloat, value)), reduction)
         measures = {name: float(cast(SupportsFloat, value)) for name, value in found.items()}
         return measures if loss is None else {"loss": float(loss), **measures}
 
@@ -204,7 +251,7 @@ class Steps:
         with self._logging():
             self._hook("on_validation_epoch_end")
             pending |= self._logged
-        found = {}
+        found = dict(self._reduced)
         for name, value in pending.items():
             come_to = value.compute() if isinstance(value, _Accumulating) else value
             if isinstance(value, _Accumulating):
@@ -235,12 +282,32 @@ class Steps:
             "its steps have to return the loss, or a mapping with it as `loss`"
         )
 
+    def _arrived(self, batch: Batch) -> Batch:
+        """A batch as the module's own hooks make it; it is on the device already."""
+        for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
+            if callable(hook := getattr(self._model, name, None)):
+                batch = hook(batch, 0)
+        return batch
+
+    def _log(self, name: object, value: object, *_: object, reduce_fx: object = "mean", **__: object) -> None:
+        self._logged[str(name)] = value
+        how = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "")
+        if how in _REDUCTIONS:
+            self._reductions[str(name)] = how
+
+    def _log_all(self, values: Mapping[object, object], *_: object, **how: object) -> None:
+        for name, value in values.items():
+            self._log(name, value, **how)
+
+    def _reduce(self, name: str, value: float, how: str) -> None:
+        self._reduced[name] = _REDUCTIONS[how]((self._reduced[name], value)) if name in self._reduced else value
+
     @contextmanager
     def _logging(self) -> Iterator[None]:
         """Take what the module logs: its own `log` wants the library's trainer."""
         self._logged = {}
-        self._model.log = lambda name, value, *_, **__: self._logged.update({str(name): value})
-        self._model.log_dict = lambda values, *_, **__: self._logged.update({str(k): v for k, v in values.items()})
+        self._model.log = self._log
+        self._model.log_dict = self._log_all
         try:
             yield
         except RuntimeError as error:
@@ -255,9 +322,10 @@ class Steps:
 
 
 def accuracy(outputs: Batch, targets: Tensor) -> Tensor:
-    """The share of examples whose largest output is the target's class."""
+    """The share of examples whose largest output is the target's class; targets of -100 are left out, as by losses."""
     scores: Tensor = _logits(outputs)
-    return (scores.argmax(1) == targets).float().mean()
+    counted = targets != _IGNORED
+    return (scores.argmax(1) == targets)[counted].float().mean()
 
 
 def objective(
@@ -286,6 +354,37 @@ def _optimizers(made: object) -> tuple[list[Optimizer], bool]:
         parts = [_optimizers(each) for each in made]
         return [each for found, _ in parts for each in found], any(schedules for _, schedules in parts)
     return [], False
+
+
+def _is_overridden(model: object, hook: str) -> bool:
+    """Whether a hook is the module's own rather than Lightning's."""
+    owner = next((each for each in type(model).__mro__ if hook in vars(each)), None)
+    return owner is not None and owner.__module__.partition(".")[0] not in _LIGHTNING
+
+
+def _check_paired(loss: Loss, outputs: Batch, targets: Batch) -> None:
+    """Refuse a loss that compares each example with each, because outputs and targets differ in shape.
+
+    Raises:
+        TrainingError: of two examples it gives another mean than of each by itself, and in one shape it does not.
+    """
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or outputs.shape == targets.shape:
+        return
+    if outputs.numel() != targets.numel() or outputs.shape[:1] != targets.shape[:1] or outputs.shape[:1] < (2,):
+        return
+    one, other = outputs.detach()[:2], targets[:2]
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            alone = sum(float(loss(one[row : row + 1], other[row : row + 1])) for row in range(2)) / 2
+            both, alike = float(loss(one, other)), float(loss(one.reshape(other.shape), other))
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return  # a loss that heeds shapes itself
+    if math.isclose(alike, alone, rel_tol=_ALIKE) and not math.isclose(both, alone, rel_tol=_ALIKE):
+        raise TrainingError(
+            f"the model gives {list(outputs.shape)} and the targets are {list(targets.shape)}, so that the loss "
+            "compares each example with each; give both one shape, such as outputs.squeeze(1)"
+        )
 
 
 def _is_number(value: object) -> bool:

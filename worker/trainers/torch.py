@@ -185,12 +185,14 @@ class TorchTrainer:
             taken += 1
             seen += count(batch) if self._feed.size is None and number == 0 else 0
             optimizer.zero_grad(set_to_none=True)
-            loss = self._objective.loss(moved(batch, self._device), taken - 1)
+            batch = moved(batch, self._device)
+            loss = self._objective.loss(batch, taken - 1)
             if loss is None:
                 continue
             _check(loss)
             torch.autograd.backward(loss)
             optimizer.step()
+            self._objective.stepped(batch, taken - 1)
             steps += 1
             if taken % max(1, (total or _REPORTS) // _REPORTS) == 0 or taken == total:
                 losses.append(_finite(loss, steps))

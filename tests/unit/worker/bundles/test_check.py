@@ -442,6 +442,17 @@ def test_a_picture_that_monai_reads_otherwise_than_it_is_seen_gets_a_warning(tmp
         assert "MONAI reads other values than a person sees" in found[0].what
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_volume_in_another_unit_than_millimetres_gets_a_warning(tmp_path: Path, quick: bool) -> None:
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.diag([900, 900, 2000, 1]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "x.nii")
+    items = [{"image": str(tmp_path / "x.nii")}]
+    (found,) = item_findings(items, Expected(loaded=("image",)), quick=quick)
+    assert found.severity is Severity.WARNING
+    assert found.what == "is measured in units of 0.001 mm (xyzt_units), which MONAI takes for millimetres"
+
+
 def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     bundle, data = bundles.films(tmp_path / "bundle"), bundles.pictures(tmp_path / "data")
     path = data / "1" / "film1.png"

@@ -187,3 +187,25 @@ def test_a_run_without_names_of_classes_asks_nothing(data: Path, task: Mapping[s
 @pytest.mark.parametrize("options", [{}, {"dataset_dir": 7}, {"dataset_dir": "/nowhere"}])
 def test_data_without_a_list_say_nothing_of_classes(options: Mapping[str, object]) -> None:
     check_run({"classes": ALL}, options)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('image,label\na,"ill\nb,well\nc,ill\n', "behind line 1: unexpected end of data; close every quote"),
+        ('image,label\na,well\nb,"ill"x\n', "behind line 2: .*close every quote"),
+        (f"image,label\na,{'x' * 200_000}\n", "behind line 1: field larger than field limit"),
+        ("image,label\na,left, upper lobe\n", "line 2 has more columns than the first line; .*in quotes"),
+        ("image,image,label\na,b,ill\n", "the first line has to be image,label"),
+        ("image,label,Label\na,ill,well\n", "the first line has to be image,label"),
+    ],
+)
+def test_no_line_of_a_list_of_classes_is_swallowed(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_classes(tmp_path / "x.csv")
+
+
+def test_empty_columns_at_the_end_of_a_line_are_no_matter(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('image;label\na;"left; upper";;\n')
+    assert read_classes(tmp_path / "x.csv") == {"a": "left; upper"}

@@ -74,6 +74,16 @@ def thin() -> Made:
     return nibabel.Nifti1Image(VALUES[..., 0], affine, image.header)
 
 
+def measured(image: Made, unit: str, size: float) -> Made:
+    """The same in another unit."""
+    affine = image.affine.copy()
+    affine[:3] /= size
+    image = image.__class__(np.asanyarray(image.dataobj), affine)
+    image.set_qform(affine, 1)
+    image.header.set_xyzt_units(unit)
+    return image
+
+
 MOVED = PLACE.copy()
 MOVED[0, 3] = 30
 SHEARED = PLACE.copy()
@@ -94,6 +104,8 @@ FINE: Mapping[str, Callable[[], tuple[Made, Made]]] = {
     "two forms that differ": lambda: (forms(made(VALUES), MOVED, PLACE), made(DRAWN)),
     "sheared": lambda: (made(VALUES, SHEARED), made(DRAWN, SHEARED)),
     "mirrored": lambda: (made(VALUES), mirrored()),
+    "microns": lambda: (measured(made(VALUES), "micron", 0.001), made(DRAWN)),
+    "metres": lambda: (made(VALUES), measured(made(DRAWN), "meter", 1000)),
     "a hair beside": lambda: (made(VALUES), made(DRAWN, PLACE + np.eye(4, k=3) * 0.001)),
 }
 

@@ -189,6 +189,17 @@ def test_what_cannot_be_trained_is_refused() -> None:
         EstimatorTrainer(SGDRegressor(), FEATURES, LABELS[1:])
 
 
+@pytest.mark.parametrize(
+    ("classes", "told"), [([0, 1], "labels holds 2,"), (["0", "1", "2"], "labels holds 0, 1, 2,"), ([0, 1, 2], None)]
+)
+def test_a_label_that_is_none_of_the_classes_is_named_before_anything_is_trained(
+    classes: Any, told: str | None
+) -> None:
+    labels = np.sort(LABELS)  # the unknown one comes last
+    with pytest.raises(ConfigError, match=told or "evaluate_on holds 7, and `classes` names no such class"):
+        EstimatorTrainer(MLPClassifier((2,)), FEATURES, labels, classes=classes, evaluate_on=(FEATURES[:1], [7]))
+
+
 def test_a_fingerprint_covers_features_and_labels() -> None:
     def of(labels: np.ndarray) -> Any:
         which = EstimatorTrainer(SGDRegressor(), FEATURES, labels, fingerprint=True)

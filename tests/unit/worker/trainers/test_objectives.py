@@ -326,6 +326,41 @@ def test_nothing_is_left_out_of_a_loss() -> None:
     assert "loss" not in which.evaluate(base_of(which), control()).metrics
 
 
+def test_examples_that_a_loss_leaves_out_do_not_count_for_the_accuracy() -> None:
+    scores = torch.eye(3)
+    assert float(accuracy(scores, torch.tensor([0, 2, -100]))) == 0.5
+    assert accuracy(scores, torch.tensor([-100, -100, -100])).isnan()
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs - targets) ** 2).mean()
+
+
+SHAPES: dict[str, tuple[Any, Callable[[int], Tensor], bool]] = {
+    "each with each": (mse, lambda i: X[i, 0], True),
+    "a loss of one's own": (squared, lambda i: X[i, 0], True),
+    "a sum": (lambda out, y: mse(out, y, reduction="sum") / len(y), lambda i: X[i, 0], True),
+    "one shape": (mse, lambda i: X[i, :1], False),
+    "squeezed by the loss": (lambda out, y: mse(out.squeeze(1), y), lambda i: X[i, 0], False),
+    "unsqueezed by the loss": (lambda out, y: squared(out, y[:, None]), lambda i: X[i, 0], False),
+    "any shape by the loss": (lambda out, y: squared(out.view_as(y), y), lambda i: X[i, 0], False),
+    "no mean of examples": (lambda out, y: (out[:, 0].std() - y.std()) ** 2, lambda i: X[i, 0], False),
+}
+
+
+@pytest.mark.parametrize("what", SHAPES)
+def test_a_loss_that_compares_each_example_with_each_is_refused(what: str) -> None:
+    loss, target, refused = SHAPES[what]
+    which = TorchTrainer(nn.Linear(4, 1), Listing((X[i], target(i)) for i in range(20)), loss, batch_size=5)
+    if refused:
+        with pytest.raises(
+            TrainingError, match=r"gives \[5, 1\] and the targets are \[5\], .* such as outputs.squeeze"
+        ):
+            train(which)
+    else:
+        assert train(which).steps == 4
+
+
 # ---- models that bring their loss: stand-ins with the interfaces of Hugging Face and Lightning
 
 
@@ -539,3 +574,51 @@ def test_optimizers_come_in_every_form_and_one_is_taken(many: bool) -> None:
         return
     with pytest.raises(ConfigError, match="gives 2 optimizers; fledge takes one"):
         train(lit(Formed()))
+
+
+class Hooked(Lit):
+    """Scales what arrives, follows what is trained, and logs what is no mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.follower = nn.Linear(4, 2).requires_grad_(False)
+        self.seen: list[float] = []
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] * 0 + 7, batch[1]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.follower.weight.data.copy_(self.layer.weight.data)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.seen.append(float(batch[0].mean()))
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any) -> None:
+        self.seen.append(float(batch[0].mean()))
+        size = float(len(batch[1]))
+        self.log("seen", size, reduce_fx="sum")
+        self.log_dict({"least": size}, reduce_fx=min)
+        self.log("most", size, reduce_fx=torch.max)
+        self.log("mean", size)
+
+
+def test_what_a_lightning_module_makes_of_a_batch_and_after_it_counts() -> None:
+    data = TensorDataset(X, Y)
+    model = Hooked()
+    which = TorchTrainer(model, data, batch_size=8, evaluate_on=data)
+    train(which)
+    torch.testing.assert_close(model.follower.weight, model.layer.weight)
+    for _ in range(2):
+        found = which.evaluate(base_of(which), control()).metrics
+        assert found == {"seen": 20.0, "least": 4.0, "most": 8.0, "mean": pytest.approx((8 * 8 + 8 * 8 + 4 * 4) / 20)}
+    assert set(model.seen) == {7.0}
+
+
+@pytest.mark.parametrize("hook", ["optimizer_step", "configure_gradient_clipping", "validation_epoch_end", "backward"])
+def test_a_lightning_module_whose_hooks_nobody_would_call_is_refused(hook: str) -> None:
+    own = type("Own", (Lit,), {hook: lambda self, *args: None})
+    with pytest.raises(ConfigError, match=rf"^Own\.{hook} has its part .* only Lightning's Trainer calls it"):
+        TorchTrainer(own(), TensorDataset(X, Y))
+    theirs = type("Base", (Lit,), {hook: lambda self, *args: None, "__module__": "lightning.pytorch.core"})
+    TorchTrainer(type("Module", (theirs,), {})(), TensorDataset(X, Y))
