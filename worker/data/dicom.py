@@ -264,6 +264,7 @@ def _source(found: FoundFiles, uid: str, name: str, files: Sequence[ImageFile], 
         identity=uid,
         keys=keys_of(name, _folder(found, files), uid, files[0].uid("SeriesInstanceUID"), patient),
         modality=str(header.get("Modality") or ""),
+        units=frames[0].values_in,
     )
 
 

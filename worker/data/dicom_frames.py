@@ -98,6 +98,12 @@ class Frame:
     meaning: Mapping[str, Value] = field(default_factory=dict)
 
     @property
+    def values_in(self) -> str:
+        """In which units the values say they are; nothing if they do not."""
+        units = str(self.meaning.get("Units") or self.units)
+        return "" if units in _UNSPECIFIED else units
+
+    @property
     def normal(self) -> NDArray[np.float64]:
         """The direction across the plane."""
         turn = np.array(self.orientation, float)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from worker.data.gatekeeper import admit
 from worker.data.image_writer import IMAGES, LABELS, ImageWriter
 from worker.data.matching import classes_by_folder, pair
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
-from worker.data.sources import Admission, ImageKind, ImageSource, counted
+from worker.data.sources import Admission, ImageKind, ImageSource, counted, few
 from worker.data.splits import Shares, split
 from worker.data.text import write_private_table
 
@@ -96,6 +97,7 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     pairs, names = _labelled(sources, label_files, wanted)
     if not pairs:
         raise ConfigError(f"{wanted.images} holds no image with a label; name the labels as their images")
+    _check_units([source for source, _ in pairs])
     named = pseudonyms.names([source for source, _ in pairs])
     splits = split({source.patient for source, _ in pairs}, wanted.shares)
     labels = dict(pairs)
@@ -180,6 +182,21 @@ def _labelled(
     names = {number: name for name, number in numbers.items()}
     check_renamed(wanted.names, names)
     return [(source, numbers[plain(name)]) for source, name in classes], names
+
+
+def _check_units(sources: Sequence[ImageSource]) -> None:
+    """Refuse images of one modality whose values are in different units, as PET has them by vendor."""
+    found: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
+    for source in sources:
+        if source.units:
+            found[source.modality].setdefault(source.units, []).append(source.name)
+    for modality, units in found.items():
+        if len(units) > 1:
+            told = "; ".join(f"{unit}: {few(names)}" for unit, names in sorted(units.items()))
+            raise ConfigError(
+                f"the images ({modality}) are in different units ({told}), so the same value does not mean the same; "
+                "convert them to one (PET to SUV), or prepare each kind by itself"
+            )
 
 
 # ---- what is made

@@ -39,6 +39,8 @@ class ImageSource:
     keys: frozenset[str] = frozenset()
     """What a label's name may be to belong to it."""
     modality: str = ""
+    units: str = ""
+    """In which units its values say they are, such as HU or BQML; nothing if they do not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

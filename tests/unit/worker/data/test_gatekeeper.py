@@ -23,9 +23,12 @@ from pydicom.uid import (
 from protocol.errors import ConfigError
 from tests.support import dicom
 from tests.support.dicom import write_series
+from worker.data.datalist import Task
 from worker.data.dicom_kinds import TAKEN, Beside, beside
 from worker.data.gatekeeper import admit, volume_of
+from worker.data.prepare import PrepareRequest, prepare
 from worker.data.sources import Admission, FoundImages
+from worker.data.splits import Shares
 
 Set = Callable[[Dataset], None]
 STORAGE = "1.2.840.10008.5.1.4.1.1"
@@ -548,3 +551,32 @@ def test_a_film_is_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "cine", slices=1, change=both(film, setting(NumberOfFrames=2, PixelData=bytes(192))))
     with pytest.raises(ConfigError, match="is a film: 2 frames"):
         admitted(tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            ({"Modality": "PT", "Units": "BQML"}, {"Modality": "PT", "Units": "CNTS"}),
+            "PT.*BQML: a/0; CNTS: b/1",
+        ),
+        (({"RescaleType": "HU"}, {"RescaleType": "MGML"}), "CT.*HU: a/0; MGML: b/1"),
+        (({"RescaleType": "HU"}, {}, {"RescaleType": "US"}), None),
+        (({"RescaleType": "HU"}, {"Modality": "PT", "Units": "BQML"}), None),
+    ],
+)
+def test_images_whose_values_are_in_different_units_are_not_prepared_together(
+    tmp_path: Path, values: Sequence[dict[str, Any]], told: str | None
+) -> None:
+    for number, each in enumerate(values):
+        folder = tmp_path / "in" / "abc"[number] / str(number)
+        write_series(folder, str(number), seed=number, change=setting(**each))
+    request = PrepareRequest(
+        images=tmp_path / "in", out=tmp_path / "out", task=Task.CLASSIFICATION, shares=Shares(validation=0.0)
+    )
+    if told is None:
+        assert len(prepare(request, lambda done, of: None).datalist.entries) == len(values)
+    else:
+        with pytest.raises(ConfigError, match=rf"{told}\), so the same value does not mean the same; convert"):
+            prepare(request, lambda done, of: None)
+        assert not (tmp_path / "out").exists()
