@@ -73,6 +73,8 @@ class Inferred:
     """Files that were not taken, by what they are."""
     dropped: Sequence[str] = ()
     """What was there twice."""
+    refused: Sequence[str] = ()
+    """Why images were left out that cannot be used, in a sentence for each."""
 
 
 class SiteModels:
@@ -190,6 +192,8 @@ class InferenceRequest:
     drop_duplicates: bool = False
     also: frozenset[Beside] = frozenset()
     """What is taken for images although it is left out by itself."""
+    skip_refused: bool = False
+    """Leave out images that cannot be used."""
 
 
 def infer(config: Path, request: InferenceRequest, progress: Progress | None = None) -> Inferred:
@@ -218,7 +222,13 @@ def infer(config: Path, request: InferenceRequest, progress: Progress | None = N
         if device := request.device or options.get("device", ""):
             overrides["device"] = f"$torch.device({device!r})"
         looking, reading = (partial(progress, what) if progress else None for what in ("looking at files", "reading"))
-        terms = Admission(nameless=True, drop_duplicates=request.drop_duplicates, also=request.also, progress=looking)
+        terms = Admission(
+            nameless=True,
+            drop_duplicates=request.drop_duplicates,
+            skip_refused=request.skip_refused,
+            also=request.also,
+            progress=looking,
+        )
         inference = BundleInference(
             root,
             images=images,
@@ -242,6 +252,7 @@ def infer(config: Path, request: InferenceRequest, progress: Progress | None = N
         elsewhere=drawn.elsewhere,
         left_out=inference.inputs.left_out,
         dropped=inference.inputs.dropped,
+        refused=inference.inputs.refused,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fledge.cli.options import WORKER_TOML, Also, AsJson, DropDuplicates, taken
+from fledge.cli.options import WORKER_TOML, Also, AsJson, DropDuplicates, SkipRefused, taken
 from fledge.cli.progress import progress_bars
 from fledge.cli.site import state_of
 from protocol.errors import ConfigError
@@ -42,6 +42,7 @@ Classes = Annotated[
     str | None,
     typer.Option(metavar="NAMES", help="All classes of the federation in the order of their numbers: a,b,c or a file."),
 ]
+SkipUnlabelled = Annotated[bool, typer.Option("--skip-unlabelled", help="Leave out images without a label.")]
 
 
 @app.command()
@@ -60,9 +61,8 @@ def prepare(
     modality: Annotated[str, typer.Option(help="Such as CT; DICOM says it itself.")] = "",
     drop_duplicates: DropDuplicates = False,
     also: Also = None,
-    skip_unlabelled: Annotated[
-        bool, typer.Option("--skip-unlabelled", help="Leave out images without a label.")
-    ] = False,
+    skip_unlabelled: SkipUnlabelled = False,
+    skip_refused: SkipRefused = False,
     key: Annotated[
         Path | None, typer.Option(help="The .patients.key of an earlier OUT: patients are called the same again.")
     ] = None,
@@ -99,6 +99,7 @@ def prepare(
         drop_duplicates=drop_duplicates,
         also=taken(also),
         skip_unlabelled=skip_unlabelled,
+        skip_refused=skip_refused,
         key=key,
         mapping=mapping,
     )
@@ -221,7 +222,7 @@ def _site(kit: Path | None) -> tuple[Path, SitePolicy]:
 
 
 def _tell(out: Path, made: PreparedData, own_numbers: bool) -> None:
-    from worker.data.sources import counted, few
+    from worker.data.sources import counted, few, told_lines
     from worker.data.splits import SPLITS
 
     entries = made.datalist.entries
@@ -242,6 +243,8 @@ def _tell(out: Path, made: PreparedData, own_numbers: bool) -> None:
         typer.echo(f"left out as duplicates: {few(made.dropped)}")
     for line in counted(made.left_out):
         typer.echo(f"left out, {line}")
+    for line in told_lines(made.refused):
+        typer.echo(line)
     if not made.patients_said:
         typer.echo("every image was taken for a patient of its own; if that is wrong, say --patients REGEX")
     typer.echo(f"{out}: the dataset_dir of a run; look at it with `fledge data stats {out}`")

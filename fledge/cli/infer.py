@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fledge.cli.options import WORKER_TOML, Also, ConfigFiles, DropDuplicates, SiteConfig, SiteKit, taken
+from fledge.cli.options import WORKER_TOML, Also, ConfigFiles, DropDuplicates, SiteConfig, SiteKit, SkipRefused, taken
 from fledge.cli.progress import progress_bars
 from fledge.cli.site import at
 
@@ -29,12 +29,13 @@ def infer(
     config_file: ConfigFiles = None,
     drop_duplicates: DropDuplicates = False,
     also: Also = None,
+    skip_refused: SkipRefused = False,
     config: SiteConfig = WORKER_TOML,
     kit: SiteKit = None,
 ) -> None:
     """Use a run's model on images of this hospital: offline, beside its worker, with the bundle's own inference."""
     from fledge import inference
-    from worker.data.sources import counted, few
+    from worker.data.sources import counted, few, told_lines
 
     with progress_bars(lines=True) as progress:
         done = inference.infer(
@@ -49,6 +50,7 @@ def infer(
                 tuple(config_file or ()),
                 drop_duplicates=drop_duplicates,
                 also=taken(also),
+                skip_refused=skip_refused,
             ),
             progress=progress,
         )
@@ -56,6 +58,8 @@ def infer(
     did = "".join(f", {name} {value:.4g}" for name, value in done.metrics.items())
     for line in counted(done.left_out):
         typer.echo(f"left out, {line}")
+    for line in told_lines(done.refused):
+        typer.echo(line)
     if done.dropped:
         typer.echo(f"left out as duplicates: {few(done.dropped)}")
     if done.elsewhere:

@@ -32,6 +32,10 @@ Also = Annotated[
 ]
 DropDuplicates = Annotated[bool, typer.Option("--drop-duplicates", help="Leave out images that one patient has twice.")]
 
+SkipRefused = Annotated[
+    bool, typer.Option("--skip-refused", help="Leave out images that cannot be used, and say of each why.")
+]
+
 
 def taken(also: Iterable[str] | None) -> frozenset[Beside]:
     """The kinds that `--also` names.

@@ -23,7 +23,7 @@ from worker.data.discovery import FoundFiles, find, kind_of
 from worker.data.gatekeeper import sort_out, volume_of
 from worker.data.nifti import check_extensions, in_mm
 from worker.data.pictures import as_seen
-from worker.data.sources import Admission, ImageKind, counted
+from worker.data.sources import Admission, ImageKind, counted, told
 from worker.data.volumes import VOXELS
 
 Item = Mapping[str, object]
@@ -260,11 +260,13 @@ def _dicom_files(path: Path) -> FoundFiles | None:
 def _dicom(path: Path, files: FoundFiles, *, label: bool) -> Facts:
     """A series or an X-ray, if that is all that MONAI would read here as one image."""
     try:
-        found = sort_out(files, Admission(nameless=True))
+        found = sort_out(files, Admission(nameless=True, skip_refused=True))
+        if found.refused:
+            raise ConfigError(told(found.refused.values()))
         beside = "".join(f"; {line}" for line in counted(found.left_out))
         if len(found.sources) != 1 or found.left_out or found.sources[0].kind is not ImageKind.DICOM:
-            told = f"is read as one image, and holds {len(found.sources)}{beside}"
-            raise Unreadable(path, told, "make files of them with `fledge data prepare`")
+            holds = f"is read as one image, and holds {len(found.sources)}{beside}"
+            raise Unreadable(path, holds, "make files of them with `fledge data prepare`")
         values = volume_of(found.sources[0]).values
     except Unreadable:
         raise

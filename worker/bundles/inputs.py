@@ -7,13 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from protocol.errors import ConfigError
 from worker.data.discovery import find, kind_of
 from worker.data.gatekeeper import FOREIGN, sort_out, volume_of
 from worker.data.images import save
-from worker.data.sources import Admission, ImageKind, ImageSource, counted, shown
+from worker.data.sources import Admission, ImageKind, ImageSource, Refusals, counted, shown
 
 _DIGITS = 8
 
@@ -48,6 +49,8 @@ class InferenceInputs:
     images: Sequence[InferenceInput]
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     dropped: Sequence[str] = ()
+    refused: Sequence[str] = ()
+    """Why images are left out that cannot be used, in a sentence for each."""
 
 
 def images_below(folder: Path, scratch: Path, reading: Reading) -> InferenceInputs:
@@ -59,7 +62,8 @@ def images_below(folder: Path, scratch: Path, reading: Reading) -> InferenceInpu
     files = find(folder.resolve())
     found = sort_out(files, reading.terms)
     left_out = {kind: names for kind, names in found.left_out.items() if kind != FOREIGN}
-    if not found.sources and not files.foreign:
+    refusals = Refusals(skip=reading.terms.skip_refused, found=dict(found.refused))
+    if not found.sources and not files.foreign and not refusals.found:
         beside = "".join(f"; left out, {line}" for line in counted(left_out))
         raise ConfigError(f"{folder} holds no images; those are DICOM, NIfTI, PNG and the bundle's own kinds{beside}")
     images: list[InferenceInput] = []
@@ -67,10 +71,14 @@ def images_below(folder: Path, scratch: Path, reading: Reading) -> InferenceInpu
     for done, source in enumerate(found.sources):
         if reading.progress is not None:
             reading.progress(done, len(found.sources))
-        images.append(_written(source, names[source], scratch))
+        if (image := refusals.read(source, partial(_written, source, names[source], scratch))) is not None:
+            images.append(image)
     images += [InferenceInput(path=path) for path in files.foreign]
+    if not images:
+        raise refusals.nothing_left(folder)
     _check_names(images)
-    return InferenceInputs(images=images, left_out=left_out, dropped=found.dropped)
+    refused = list(refusals.found.values())
+    return InferenceInputs(images=images, left_out=left_out, dropped=found.dropped, refused=refused)
 
 
 def images_listed(
@@ -86,17 +94,22 @@ def images_listed(
     seen = [item for item in items if not any(path.name.startswith(".") for path in _paths(item))]
     if not seen or any(_is_dicom(path) for item in seen for path in _paths(item)):
         return None
-    taken = []
+    taken, refusals = [], Refusals(skip=reading.terms.skip_refused)
     for done, item in enumerate(seen):
         if reading.progress is not None:
             reading.progress(done, len(seen))
-        files = [_taken(path, folder, scratch) for path in _paths(item)]
-        images += files
-        taken.append([str(file.path) for file in files])
+        tried = [_taken(path, folder, scratch, refusals) for path in _paths(item)]
+        files = [file for file in tried if file is not None]
+        if len(files) == len(tried):  # an image of several files is whole, or left out
+            images += files
+            taken.append([str(file.path) for file in files])
+    if not taken:
+        raise refusals.nothing_left(folder)
+    refused = list(refusals.found.values())
     same = len(seen) == len(items) and taken == [[str(path) for path in _paths(item)] for item in seen]
     if same:
         return InferenceInputs(images=images), None
-    return InferenceInputs(images=images), [files[0] if len(files) == 1 else files for files in taken]
+    return InferenceInputs(images=images, refused=refused), [files[0] if len(files) == 1 else files for files in taken]
 
 
 def _paths(item: object) -> Iterator[Path]:
@@ -114,14 +127,14 @@ def _is_dicom(path: Path) -> bool:
     return path.is_dir() or (path.is_file() and kind_of(path) is ImageKind.DICOM)
 
 
-def _taken(path: Path, folder: Path, scratch: Path) -> InferenceInput:
-    """A file of the bundle's own list."""
+def _taken(path: Path, folder: Path, scratch: Path, refusals: Refusals) -> InferenceInput | None:
+    """A file of the bundle's own list; None if it cannot be used."""
     kind = kind_of(path) if path.is_file() else None
     if kind is None:
         return InferenceInput(path=path)
     name = os.path.relpath(path, folder)
     source = ImageSource(name=name, kind=kind, files=(path,), patient=name, identity=name)
-    return _written(source, InferenceInput(path=path).name, scratch)
+    return refusals.read(source, partial(_written, source, InferenceInput(path=path).name, scratch))
 
 
 def _written(source: ImageSource, name: str, scratch: Path) -> InferenceInput:

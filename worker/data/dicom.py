@@ -24,11 +24,10 @@ from worker.data.dicom_frames import (
 from worker.data.dicom_kinds import Beside, beside, is_raw, is_secondary, is_slice
 from worker.data.discovery import FoundFiles
 from worker.data.matching import keys_of
-from worker.data.sources import Admission, FoundImages, ImageKind, ImageSource, few, patient_in_path, shown
+from worker.data.sources import Admission, FoundImages, ImageKind, ImageSource, Refusals, few, patient_in_path, shown
 from worker.data.volumes import check_size
 
 _GREY = frozenset({"", "MONOCHROME1", "MONOCHROME2"})
-_TOLD = 10
 _MOSAIC = frozenset({"MOSAIC", "VFRAME"})
 """How Siemens and United Imaging call pictures in which many slices lie side by side."""
 _MOST_FRAMES = 16_384
@@ -119,7 +118,7 @@ def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
         grouped[uid].append(image)
     names = _names(found, grouped)
     around = Surroundings.of(images)
-    sources, refused = [], []
+    sources, refusals = [], Refusals(skip=wanted.skip_refused)
     for uid, files in sorted(grouped.items()):
         try:
             with readable_values(files[0].path):
@@ -128,19 +127,11 @@ def series(found: FoundFiles, wanted: Admission | None = None) -> FoundImages:
                 else:
                     sources.append(_source(found, uid, names[uid], files, wanted))
         except ConfigError as error:
-            refused.append(error)
-    _refuse(refused)
+            patients = dict.fromkeys(image.uid("PatientID").strip() for image in files)
+            refusals.found[_described(found, uid, names[uid], files, *patients)] = str(error)
+    refusals.check()
     listed = {kind.value: left_out[kind] for kind in Beside if left_out[kind] and kind is not Beside.DIRECTORY}
-    return FoundImages(sources=sources, left_out=listed, dropped=dropped)
-
-
-def _refuse(errors: Sequence[ConfigError]) -> None:
-    """Say of all series at once why they cannot be used, so that nobody mends an archive one by one."""
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        told = " · ".join(map(str, errors[:_TOLD]))
-        raise ConfigError(f"{len(errors)} series cannot be used: {told}{' · …' if len(errors) > _TOLD else ''}")
+    return FoundImages(sources=sources, left_out=listed, dropped=dropped, refused=refusals.found)
 
 
 def _check_count(path: Path, header: Dataset) -> None:
@@ -256,15 +247,19 @@ def _source(found: FoundFiles, uid: str, name: str, files: Sequence[ImageFile], 
             f"{shown(name)} is a film: {len(frames)} frames that do not say where they lie; "
             "export single images, or leave it out"
         )
+    return _described(found, uid, name, files, patient)
+
+
+def _described(found: FoundFiles, uid: str, name: str, files: Sequence[ImageFile], *patients: str) -> ImageSource:
     return ImageSource(
         name=name,
         kind=ImageKind.DICOM,
         files=tuple(file.path for file in files),
-        patient=patient,
+        patient=patients[0],
         identity=uid,
-        keys=keys_of(name, _folder(found, files), uid, files[0].uid("SeriesInstanceUID"), patient),
-        modality=str(header.get("Modality") or ""),
-        units=frames[0].values_in,
+        keys=keys_of(name, _folder(found, files), uid, files[0].uid("SeriesInstanceUID"), *patients),
+        modality=files[0].uid("Modality"),
+        units=files[0].frames[0].values_in,
     )
 
 

@@ -61,9 +61,12 @@ def header_of(path: Path) -> Dataset:
     with readable(path, " is a damaged DICOM file", "export it again, or leave it out"):
         _check_plain(path)
         header = read_file(path, header=True)
+        cut = "SOPClassUID" in header and "SOPInstanceUID" not in header
         if "SOPClassUID" not in header and hasattr(header, "file_meta"):
             header.SOPClassUID = header.file_meta.get("MediaStorageSOPClassUID")  # a DICOMDIR has it there alone
-        if not header.get("SOPClassUID") or ("Rows" not in header and "Image Storage" in header.SOPClassUID.name):
+        if not header.get("SOPClassUID") or (
+            "Rows" not in header and (cut or "Image Storage" in header.SOPClassUID.name)
+        ):
             raise InvalidDicomError  # a file that ends early has no tags behind its end
         return header
 

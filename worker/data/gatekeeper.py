@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def sort_out(found: FoundFiles, wanted: Admission) -> FoundImages:
                 f"DICOM files need {error.name}; install it with: pip install 'fledge-fl[dicom]'"
             ) from error
         taken = series(found, wanted)
-        return FoundImages(sources=taken.sources, left_out={**taken.left_out, **beside}, dropped=taken.dropped)
+        return replace(taken, left_out={**taken.left_out, **beside})
     sources = []
     for kind in (ImageKind.NIFTI, ImageKind.PNG):
         for path in found.files[kind]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ import numpy as np
 from protocol.errors import ConfigError
 from worker.data.discovery import is_packed, kind_of
 from worker.data.gatekeeper import volume_of
-from worker.data.images import check_classes, on_grid, read_image, read_label, save
+from worker.data.images import check_classes, on_grid, read_label, save
 from worker.data.nifti import is_pair
 from worker.data.pictures import alike, in_colour
-from worker.data.sources import ImageKind, ImageSource, few, shown
-from worker.data.volumes import Volume, check_values
+from worker.data.sources import ImageKind, ImageSource, Refusals, few, shown
+from worker.data.volumes import Volume
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
 _WHITE = 255
@@ -73,34 +74,43 @@ class ImageWriter:
     white: bool
     """Whether labels are black and white, 0 and 255, so that white is class 1."""
     duplicates: Duplicates
+    refusals: Refusals
 
     @classmethod
     def of(
-        cls, pairs: Mapping[ImageSource, Path | int], folder: Path, link: bool, drop_duplicates: bool
+        cls,
+        pairs: Mapping[ImageSource, Path | int],
+        folder: Path,
+        link: bool,
+        drop_duplicates: bool,
+        refusals: Refusals,
     ) -> ImageWriter:
         """For these images and their labels.
 
         Raises:
-            ConfigError: a picture or a label cannot be read.
+            ConfigError: a label cannot be read, or a picture, which `refusals` may leave out.
         """
         pictures = (source for source in pairs if source.kind is ImageKind.PNG)
         return cls(
             folder=folder,
             link=link,
-            colour=any(in_colour(source.files[0], source.name) for source in pictures),
+            colour=any(refusals.read(source, partial(in_colour, source.files[0], source.name)) for source in pictures),
             white=_black_and_white([label for label in pairs.values() if isinstance(label, Path)]),
             duplicates=Duplicates(drop=drop_duplicates),
+            refusals=refusals,
         )
 
     def put(self, name: str, source: ImageSource, label: Path | int) -> PreparedImage | None:
-        """Put an image there under a name of its own, and its label; None: it was there already.
+        """Put an image there under a name of its own, and its label; None: it was there already, or is refused.
 
         Raises:
             ConfigError: image or label cannot be used, or do not fit each other.
         """
-        image, volume = self._image(name, source)
-        check_values(source.name, volume.values)
-        if not self.duplicates.is_new(source, volume.digest):
+        image = None
+        if source.kind is not ImageKind.DICOM:
+            image = self._copy(source.files[0], source.kind, self.folder / IMAGES / name)
+        volume = self.refusals.read(source, partial(self._read, image, source))
+        if volume is None or not self.duplicates.is_new(source, volume.digest):
             if image is not None:
                 image.unlink()
             return None
@@ -118,13 +128,10 @@ class ImageWriter:
         written = self._written(drawn, turned, self.folder / LABELS / name)
         return PreparedImage(at, written.relative_to(self.folder).as_posix(), classes)
 
-    def _image(self, name: str, source: ImageSource) -> tuple[Path | None, Volume]:
-        """An image and its copy in the folder, where its file may be one."""
-        if source.kind is ImageKind.DICOM:
-            return None, volume_of(source)
-        copy = self._copy(source.files[0], source.kind, self.folder / IMAGES / name)
-        volume = read_image(copy or source.files[0], source.kind, source.name)
-        return copy, alike(volume, self.colour, source.name) if source.kind is ImageKind.PNG else volume
+    def _read(self, copy: Path | None, source: ImageSource) -> Volume:
+        """An image, out of its copy in the folder where there is one."""
+        volume = volume_of(source if copy is None else replace(source, files=(copy,)))
+        return alike(volume, self.colour, source.name) if source.kind is ImageKind.PNG else volume
 
     def _written(self, copy: Path | None, volume: Volume, path: Path) -> Path:
         if copy is not None and volume.plain:

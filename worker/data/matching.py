@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TypeVar
 
@@ -39,9 +39,14 @@ def keys_of(*names: str) -> frozenset[str]:
 
 
 def pair(
-    sources: Sequence[ImageSource], labels: Mapping[str, Label], *, unlabelled: bool = False
+    sources: Sequence[ImageSource],
+    labels: Mapping[str, Label],
+    *,
+    unlabelled: bool = False,
+    refused: Container[ImageSource] = (),
 ) -> list[tuple[ImageSource, Label]]:
     """Each image with its label; `labels` by path below their folder, `unlabelled` leaves out images without one.
+    Those of `sources` that are `refused` need none; a label may be theirs all the same.
 
     An image's own path counts before a series' or a patient's name, and a whole path before its last part.
 
@@ -73,7 +78,7 @@ def pair(
     for source, names in found.items():
         if len(names) > 1:
             raise ConfigError(f"{shown(source.name)} has several labels: {few(names)}; leave one of them")
-    missing = [source.name for source in sources if source not in found]
+    missing = [source.name for source in sources if source not in found and source not in refused]
     channels = [name for name in missing if _CHANNEL.search(key_of(name)) and _first(key_of(name)) in own]
     if channels:
         raise ConfigError(

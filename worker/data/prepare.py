@@ -20,7 +20,7 @@ from worker.data.gatekeeper import admit
 from worker.data.image_writer import IMAGES, LABELS, ImageWriter
 from worker.data.matching import classes_by_folder, pair
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
-from worker.data.sources import Admission, ImageKind, ImageSource, counted, few
+from worker.data.sources import Admission, FoundImages, ImageKind, ImageSource, Refusals, counted, few
 from worker.data.splits import Shares, split
 from worker.data.text import write_private_table
 
@@ -52,6 +52,8 @@ class PrepareRequest:
     also: frozenset[Beside] = frozenset()
     """What is taken for images although it is left out by itself."""
     skip_unlabelled: bool = False
+    skip_refused: bool = False
+    """Leave out images that cannot be used."""
     key: Path | None = None
     """The key of an earlier folder, so that patients are called the same."""
     mapping: Path | None = None
@@ -67,6 +69,8 @@ class PreparedData:
     """Files that are not taken, by what they are."""
     dropped: Sequence[str]
     """Repeated images."""
+    refused: Sequence[str]
+    """Why images are left out that cannot be used, in a sentence for each."""
     unlabelled: int
     missing: Sequence[str]
     """Classes that no image here has."""
@@ -86,15 +90,11 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     images, label_files = _folders(wanted)
     _check_free(wanted)
     pseudonyms = Pseudonyms(_read_key(wanted.key)) if wanted.key else Pseudonyms.new()
-    terms = Admission(patients=wanted.patients, drop_duplicates=wanted.drop_duplicates, also=wanted.also)
-    found = admit(images, terms)
-    sources = found.sources
+    found = admit(images, _terms(wanted))
+    sources, refusals = found.sources, Refusals(skip=wanted.skip_refused, found=dict(found.refused))
     if not sources:
-        beside = "".join(f"; left out, {line}" for line in counted(found.left_out))
-        raise ConfigError(
-            f"{wanted.images} holds no image that can be used; those are DICOM, NIfTI or PNG files{beside}"
-        )
-    pairs, names = _labelled(sources, label_files, wanted)
+        raise refusals.nothing_left(images) if refusals.found else _no_image(images, found.left_out)
+    pairs, names = _labelled(found, label_files, wanted)
     if not pairs:
         raise ConfigError(f"{wanted.images} holds no image with a label; name the labels as their images")
     _check_units([source for source, _ in pairs])
@@ -103,7 +103,7 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
     labels = dict(pairs)
     entries, present = [], set[int]()
     with _all_or_nothing(wanted.out) as place:
-        writer = ImageWriter.of(labels, place, wanted.link, wanted.drop_duplicates)
+        writer = ImageWriter.of(labels, place, wanted.link, wanted.drop_duplicates, refusals)
         for done, (name, source) in enumerate(named.items()):
             progress(done, len(named))
             placed = writer.put(name, source, labels[source])
@@ -113,6 +113,10 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
                 patient, part = pseudonyms.patient(source.patient), splits[source.patient]
                 entries.append(DatalistEntry(image=placed.image, label=placed.label, patient=patient, split=part))
         progress(len(named), len(named))
+        if not entries:
+            raise refusals.nothing_left(images)
+        named = {name: source for name, source in named.items() if source not in refusals.found}
+        split({source.patient for source in named.values()}, wanted.shares)
         datalist = Datalist(
             entries=sorted(entries, key=lambda entry: entry.image),
             labels={number: _class_name(number, names, wanted) for number in sorted({*names, *present})},
@@ -128,6 +132,7 @@ def prepare(wanted: PrepareRequest, progress: Progress) -> PreparedData:
         datalist=datalist,
         left_out=found.left_out,
         dropped=[*found.dropped, *writer.duplicates.dropped],
+        refused=list(refusals.found.values()),
         unlabelled=len(sources) - len(pairs),
         missing=[name for number, name in sorted(datalist.labels.items()) if number not in present],
         white=writer.white,
@@ -164,24 +169,44 @@ def _check_free(wanted: PrepareRequest) -> None:
             raise ConfigError(f"{wanted.out} would lie inside {source}; choose a place outside")
 
 
+def _no_image(folder: Path, left_out: Mapping[str, Sequence[str]]) -> ConfigError:
+    beside = "".join(f"; left out, {line}" for line in counted(left_out))
+    return ConfigError(f"{folder} holds no image that can be used; those are DICOM, NIfTI or PNG files{beside}")
+
+
+def _terms(wanted: PrepareRequest) -> Admission:
+    return Admission(
+        patients=wanted.patients,
+        drop_duplicates=wanted.drop_duplicates,
+        skip_refused=wanted.skip_refused,
+        also=wanted.also,
+    )
+
+
 def _labelled(
-    sources: Sequence[ImageSource], labels: Path | None, wanted: PrepareRequest
+    images: FoundImages, labels: Path | None, wanted: PrepareRequest
 ) -> tuple[Sequence[tuple[ImageSource, Path | int]], Mapping[int, str]]:
-    """Images with their labels, and for a classification the classes by number."""
+    """Images with their labels, and for a classification the classes by number.
+
+    What is refused is no image here, but its label is no other image's, and its class keeps its number.
+    """
+    sources, refused = [*images.sources, *images.refused], images.refused
     if wanted.task is Task.SEGMENTATION:
         found = find(labels or wanted.images)
         if found.files[ImageKind.DICOM]:
             raise ConfigError(f"{labels} holds DICOM files; labels are NIfTI or PNG files: convert them first")
         files = {found.name(path): path for kind in (ImageKind.NIFTI, ImageKind.PNG) for path in found.files[kind]}
-        return pair(sources, files, unlabelled=wanted.skip_unlabelled), wanted.names or dict(enumerate(wanted.classes))
+        pairs = pair(sources, files, unlabelled=wanted.skip_unlabelled, refused=refused)
+        drawn = [(source, label) for source, label in pairs if source not in refused]
+        return drawn, wanted.names or dict(enumerate(wanted.classes))
     if labels is None:
-        classes = classes_by_folder(sources)
+        classes = classes_by_folder([source for source in sources if source not in refused or "/" in source.name])
     else:
-        classes = pair(sources, read_classes(labels), unlabelled=wanted.skip_unlabelled)
+        classes = pair(sources, read_classes(labels), unlabelled=wanted.skip_unlabelled, refused=refused)
     numbers = numbered([name for _, name in classes], wanted.classes)
     names = {number: name for name, number in numbers.items()}
     check_renamed(wanted.names, names)
-    return [(source, numbers[plain(name)]) for source, name in classes], names
+    return [(source, numbers[plain(name)]) for source, name in classes if source not in refused], names
 
 
 def _check_units(sources: Sequence[ImageSource]) -> None:

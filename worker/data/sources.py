@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from protocol.errors import ConfigError
 from worker.data.dicom_kinds import Beside
 
-_SHOWN = 5
+Read = TypeVar("Read")
+_SHOWN, _REASONS = 5, 10
 _LONGEST = 120
 
 
@@ -53,6 +55,8 @@ class Admission:
     """Whether images may come without a patient, where nobody asks whose they are."""
     drop_duplicates: bool = False
     """Leave out what is there twice, instead of refusing it."""
+    skip_refused: bool = False
+    """Leave out series that cannot be used, instead of refusing all."""
     also: frozenset[Beside] = frozenset()
     """What is taken although it is left out by itself."""
     progress: Callable[[int, int], None] | None = None
@@ -68,6 +72,42 @@ class FoundImages:
     """The files that are not taken, by what they are."""
     dropped: Sequence[str] = ()
     """What is there twice."""
+    refused: Mapping[ImageSource, str] = field(default_factory=dict)
+    """What cannot be used, as far as it is known, and why."""
+
+
+@dataclass(slots=True)
+class Refusals:
+    """Images that cannot be used, and why; the first stops everything, unless `skip` leaves them out."""
+
+    skip: bool = False
+    found: dict[ImageSource, str] = field(default_factory=dict)
+
+    def read(self, source: ImageSource, read: Callable[[], Read]) -> Read | None:
+        """What `read` makes of an image; None: it cannot be used, and is left out.
+
+        Raises:
+            ConfigError: it cannot be used, and `skip` is not set.
+        """
+        try:
+            return read()
+        except ConfigError as error:
+            self.found[source] = str(error)
+            self.check()
+            return None
+
+    def check(self) -> None:
+        """Say of all images at once why they cannot be used, so that nobody mends an archive one by one.
+
+        Raises:
+            ConfigError: there are such images, and `skip` is not set.
+        """
+        if self.found and not self.skip:
+            raise ConfigError(f"{told(self.found.values())}; or go on without such images, with --skip-refused")
+
+    def nothing_left(self, folder: Path) -> ConfigError:
+        """What is wrong where every image is left out."""
+        return ConfigError(f"{folder} holds no image that can be used: {told(self.found.values())}")
 
 
 def patient_in_path(path: PurePath, pattern: re.Pattern[str]) -> str:
@@ -89,6 +129,25 @@ def patient_in_path(path: PurePath, pattern: re.Pattern[str]) -> str:
 def counted(left_out: Mapping[str, Sequence[str]]) -> list[str]:
     """What was left out, in a line for each kind: how many, and the first names."""
     return [f"{kind}: {len(names)} ({few(names)})" for kind, names in left_out.items()]
+
+
+def told(reasons: Iterable[str]) -> str:
+    """Why images cannot be used: the first sentences of many, and how many there are."""
+    listed = list(reasons)
+    if len(listed) == 1:
+        return listed[0]
+    more = " · …" if len(listed) > _REASONS else ""
+    return f"{len(listed)} images cannot be used: {' · '.join(listed[:_REASONS])}{more}"
+
+
+def told_lines(refused: Iterable[str]) -> Iterator[str]:
+    """What was left out because it cannot be used, in lines: how many, and the first sentences."""
+    listed = list(refused)
+    if listed:
+        yield f"left out, images that cannot be used: {len(listed)}"
+        yield from (f"  {reason}" for reason in listed[:_REASONS])
+        if len(listed) > _REASONS:
+            yield f"  and {len(listed) - _REASONS} more"
 
 
 def few(names: Iterable[object]) -> str:

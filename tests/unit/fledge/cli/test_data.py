@@ -25,6 +25,7 @@ from protocol.errors import ConfigError, StateError, Unauthorized
 from tests.support.dicom import write_series
 from worker.data.discovery import find
 from worker.data.nifti import save_nifti
+from worker.data.sources import Admission
 from worker.inspection.inspector import Inspector
 
 HIPPOCAMPUS = Path(__file__).parents[5] / "shared" / "data" / "hippocampus"
@@ -344,6 +345,116 @@ def test_a_list_of_classes_that_does_not_fit_is_refused(tmp_path: Path, text: st
     with pytest.raises(ConfigError, match=sentence):
         said("prepare", films(tmp_path / "in"), tmp_path / "out", "--task", "classification", "--labels",
              tmp_path / "classes.csv")  # fmt: skip
+
+
+# ---- what is left out
+
+
+def spoil(folder: Path) -> None:
+    """Make three of the images of `volumes` such that they cannot be used."""
+    values = np.full((6, 5, 4), np.nan, np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), image(folder, "pat0_visit1.nii.gz"))
+    raw = image(folder, "pat3_visit0.nii.gz").read_bytes()
+    image(folder, "pat3_visit0.nii.gz").write_bytes(raw[: len(raw) // 2 + 200])
+    nibabel.save(nibabel.Nifti1Image(values + 1j, np.eye(4)), image(folder, "pat5_visit0.nii.gz"))
+
+
+@pytest.mark.parametrize("how", ["--copy", "--link"])
+def test_images_that_cannot_be_used_are_left_out_with_their_labels_if_that_is_wanted(tmp_path: Path, how: str) -> None:
+    folder, out = volumes(tmp_path / "in"), tmp_path / "out"
+    spoil(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"or go on without such images, with --skip-refused$"):
+        prepared(folder, out, how)
+    assert not list(tmp_path.glob("out*"))
+    text = prepared(folder, out, how, "--skip-refused", "--mapping", tmp_path / "who.csv")
+    assert "left out, images that cannot be used: 3\n" in text
+    for name in ("pat0_visit1", "pat3_visit0", "pat5_visit0"):
+        assert f"  {name}.nii.gz " in text
+    kept = {name for entry in entries(out) for name in (entry["image"], entry["label"])}
+    assert len(kept) == 18
+    assert kept == {f"{path.parent.name}/{path.name}" for path in out.glob("*Tr/*")}
+    assert len(who(tmp_path)) == 9
+    assert sum(len(images) for images in listed(out)["patients"].values()) == 9
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_many_refusals_are_told_by_the_first_ten_and_their_number(tmp_path: Path) -> None:
+    folder = volumes(tmp_path / "in", 14)
+    for number in range(12):
+        image(folder, f"pat{number // 2}_visit{number % 2}.nii.gz").write_bytes(b"n+1".rjust(347) + b"\0" * 20)
+    text = prepared(folder, tmp_path / "out", "--skip-refused", "--validation", 0)
+    assert "left out, images that cannot be used: 12\n" in text
+    assert text.count(" cannot be read (") == 10
+    assert "\n  and 2 more\n" in text
+
+
+def test_pictures_that_cannot_be_used_are_left_out_and_no_class_gets_another_number(tmp_path: Path) -> None:
+    folder = films(tmp_path / "in")
+    for name in ("a/clear", "ill/clear", "well/clear"):
+        picture(folder / f"{name}.png", np.full((8, 9, 4), (9, 9, 9, 0), np.uint8))
+    arguments = ("prepare", folder, tmp_path / "out", "--task", "classification")
+    with pytest.raises(ConfigError, match=r"a/clear.png is transparent .* with --skip-refused"):
+        said(*arguments)
+    text = said(*arguments, "--skip-refused")
+    assert "left out, images that cannot be used: 3\n" in text
+    assert "classes that no image here has: a\n" in text
+    assert listed(tmp_path / "out")["labels"] == {"0": "a", "1": "ill", "2": "well"}
+
+
+def test_where_every_image_is_left_out_nothing_is_made(tmp_path: Path) -> None:
+    folder = volumes(tmp_path / "in", 2)
+    for path in (folder / "images").iterdir():
+        nibabel.save(nibabel.Nifti1Image(np.full((6, 5, 4), np.nan), np.eye(4)), path)
+    with pytest.raises(ConfigError, match=r"holds no image that can be used: 2 images .*NaN.* · .*NaN"):
+        prepared(folder, tmp_path / "out", "--skip-refused", "--validation", 0)
+    for number in range(2):
+        write_series(tmp_path / "dicom" / f"p{number}", str(number), skip=[2])
+    with pytest.raises(ConfigError, match=r"holds no image that can be used: 2 images .*p0: slices are missing"):
+        said("prepare", tmp_path / "dicom", tmp_path / "out", "--labels", folder / "labels", "--skip-refused")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_no_list_that_was_asked_for_is_empty_because_its_images_are_left_out(tmp_path: Path) -> None:
+    folder = volumes(tmp_path / "in")
+    prepared(folder, tmp_path / "all", "--mapping", tmp_path / "who.csv")
+    held = {Path(entry["image"]).name.partition(".")[0] for entry in listed(tmp_path / "all")["validation"]}
+    for row in who(tmp_path):
+        if row["case"].rpartition("-")[0] in {name.rpartition("-")[0] for name in held}:
+            nothing = np.full((6, 5, 4), np.nan, np.float32)
+            nibabel.save(nibabel.Nifti1Image(nothing, np.eye(4)), image(folder, row["image"]))
+    with pytest.raises(ConfigError, match=r"none of the . patients falls into validation"):
+        prepared(folder, tmp_path / "out", "--skip-refused")
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_the_label_of_a_series_that_is_left_out_is_no_other_series(tmp_path: Path, task: str) -> None:
+    from worker.data.dicom import series
+    from worker.data.dicom_files import read_series
+
+    write_series(tmp_path / "in" / "a" / "ct", "1", seed=1, skip=[2])
+    write_series(tmp_path / "in" / "b" / "ct", "2", seed=2)
+    write_series(tmp_path / "in" / "c" / "ct", "3", seed=3)
+    labels = tmp_path / "labels"
+    if task == "classification":
+        labels = tmp_path / "labels.csv"
+        labels.write_text("image,label\n1,alone\nb/ct,well\n3,ill\n")
+    else:
+        for source in series(find(tmp_path / "in"), Admission(skip_refused=True)).sources:
+            volume = read_series(source)
+            (labels / source.name).parent.mkdir(parents=True)
+            save_nifti(
+                type(volume)((volume.values > 500).astype(np.uint8), volume.affine), labels / f"{source.name}.nii.gz"
+            )
+        (labels / "a").mkdir()
+        shutil.copy(labels / "b" / "ct.nii.gz", labels / "a")
+    arguments = ("prepare", tmp_path / "in", tmp_path / "out", "--labels", labels, "--task", task)
+    text = said(*arguments, "--skip-refused", "--validation", 0)
+    assert "left out, images that cannot be used: 1\n  a/ct: slices are missing" in text
+    assert len(entries(tmp_path / "out")) == 2
+    if task == "classification":
+        assert listed(tmp_path / "out")["labels"] == {"0": "alone", "1": "ill", "2": "well"}
 
 
 # ---- what is wrong

@@ -183,6 +183,41 @@ def test_what_training_would_refuse_is_refused_with_the_same_sentence(tmp_path: 
         BundleInference(bundle(tmp_path / "bundle"), images=tmp_path / "in", output=tmp_path / "out")
 
 
+SKIP = Reading(Admission(nameless=True, skip_refused=True))
+
+
+@pytest.mark.parametrize("place", ["listed", "elsewhere"])
+def test_what_would_be_refused_is_left_out_if_that_is_wanted(tmp_path: Path, place: str) -> None:
+    not_finite(tmp_path / "in")
+    (tmp_path / "in" / place).mkdir()
+    shutil.copy(tmp_path / "in" / "x.nii.gz", tmp_path / "in" / place / "a.nii.gz")
+    (tmp_path / "in" / "x.nii.gz").rename(tmp_path / "in" / place / "b.nii.gz")
+    root = bundle(tmp_path / "bundle")
+    with pytest.raises(ConfigError, match="with --skip-refused"):
+        BundleInference(root, images=tmp_path / "in", output=tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"in holds no image that can be used: 2 images cannot be used: .*NaN.*NaN"):
+        BundleInference(root, images=tmp_path / "in", output=tmp_path / "none", reading=SKIP)
+    nifti(tmp_path / "in" / place / "right.nii.gz")
+    inference, drawn = inferred(root, tmp_path / "in", tmp_path / "out", reading=SKIP)
+    assert inference.own_list is (place == "listed")
+    assert [name.partition("_")[0] for name in results(tmp_path / "out")] == ["right"]
+    assert len(drawn.pictures) == inference.count == 1
+    assert [reason.partition(" holds")[0] for reason in inference.inputs.refused] == [
+        f"{place}/a.nii.gz",
+        f"{place}/b.nii.gz",
+    ]
+
+
+def test_series_that_would_be_refused_are_left_out_if_that_is_wanted(tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "gap", skip=[2])
+    with pytest.raises(ConfigError, match="holds no image that can be used: gap: slices are missing"):
+        images_below(tmp_path / "in", tmp_path / "s", SKIP)
+    write_series(tmp_path / "in" / "right", seed=1)
+    found = images_below(tmp_path / "in", tmp_path / "s", SKIP)
+    assert [image.source.name for image in found.images if image.source] == ["right"]
+    assert len(found.refused) == 1
+
+
 def test_images_of_one_name_have_results_of_their_own(tmp_path: Path) -> None:
     for number, name in enumerate(("p/ct.nii.gz", "q/ct.nii.gz", "q/mr.nii")):
         nifti(tmp_path / "in" / name, number)

@@ -516,10 +516,40 @@ def test_functional_groups_say_what_a_slice_says_also_with_one_frame(tmp_path: P
 def test_all_that_is_refused_is_said_at_once(tmp_path: Path) -> None:
     for number in range(12):
         write_series(tmp_path / "in" / f"p{number:02}", f"{number}", skip=[2])
-    with pytest.raises(ConfigError, match=r"^12 series cannot be used: ") as refused:
+    with pytest.raises(ConfigError, match=r"^12 images cannot be used: ") as refused:
         admitted(tmp_path / "in")
     assert str(refused.value).count("slices are missing") == 10
-    assert str(refused.value).endswith(" · …")
+    assert str(refused.value).endswith(" · …; or go on without such images, with --skip-refused")
+
+
+def test_series_that_cannot_be_used_are_left_out_if_that_is_wanted(tmp_path: Path) -> None:
+    wrong: Mapping[str, tuple[Any, str]] = {
+        "gap": ({"skip": [2]}, "slices are missing"),
+        "kernel": ({"change": setting([1], ConvolutionKernel="B70f")}, "differ in ConvolutionKernel"),
+        "pixels": ({"change": setting([1], HighBit=11)}, "HighBit is 11"),
+        "nobody": ({"patient": None}, "has no PatientID"),
+        "two": ({"change": setting([1], PatientID="4712")}, "one series with several patients"),
+    }
+    for seed, (name, (how, _)) in enumerate(wrong.items()):
+        write_series(tmp_path / "in" / name, seed=seed, **how)
+    write_series(tmp_path / "in" / "right", seed=9)
+    found = admitted(tmp_path / "in", skip_refused=True)
+    assert [source.name for source in found.sources] == ["right"]
+    why = {source.name: reason for source, reason in found.refused.items()}
+    assert why.keys() == wrong.keys()
+    for name, (_, reason) in wrong.items():
+        assert reason in why[name]
+        assert "--skip-refused" not in why[name]
+    with pytest.raises(ConfigError, match=r"^5 images cannot be used"):
+        admitted(tmp_path / "in")
+
+
+@pytest.mark.parametrize("cut", [200, 400, 600, 900])
+def test_a_damaged_file_may_be_a_slice_of_any_series_and_is_refused_all_the_same(tmp_path: Path, cut: int) -> None:
+    last = max(write_series(tmp_path / "in" / "p").folder.iterdir(), key=lambda path: dcmread(path).InstanceNumber)
+    last.write_bytes(last.read_bytes()[:cut])
+    with pytest.raises(ConfigError, match="is a damaged DICOM file"):
+        admitted(tmp_path / "in", skip_refused=True)
 
 
 def test_two_series_in_one_folder_are_two_images_with_names_of_their_own(tmp_path: Path) -> None:
