@@ -37,7 +37,7 @@ from protocol.envelope import NO_RUN
 from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
 from protocol.limits import STORED_RECORD
-from protocol.messages import Grant, Named, Request
+from protocol.messages import Grant, Request
 from protocol.registry import Registry, open_registry
 from worker.api.filters import build
 from worker.api.processes import start_by_forking
@@ -193,7 +193,7 @@ def open_worker(
         )
     state = base / settings.state
     policy = site_policy(settings, base)
-    policy.check_filters(_filters(settings))
+    policy.check_filters(settings.chain)
     if policy.code is not None and settings.trainer is not None:
         policy.check_code(trainer_digest(settings.trainer, base))
     line = settings
@@ -223,10 +223,6 @@ def open_worker(
             yield service
 
 
-def _filters(settings: WorkerConfig) -> list[Named]:
-    return [Named(name=each.name, parameters=each.parameters) for each in settings.filters]
-
-
 def _worker_settings(
     config: Path,
     settings: WorkerConfig,
@@ -243,7 +239,7 @@ def _worker_settings(
         root=bytes.fromhex(settings.root),
         trainer=trainer,
         options=settings.options_of,
-        filters=build(_filters(settings)),
+        filters=build(settings.chain),
         exclude=settings.exclude,
         spool_quota=settings.spool_mb * 1024**2,
         heartbeat=settings.heartbeat,

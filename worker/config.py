@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from broker.runtime.settings import TlsConfig, given_urls, read_toml
 from protocol.codec import Value, Word
 from protocol.errors import ConfigError, FledgeError
+from protocol.messages import Named
 from worker.api.trainer import Trainer
 from worker.policy import SitePolicy, read_policy
 
@@ -85,6 +86,11 @@ class WorkerConfig(BaseModel):
     """How the store lets the site in: by keys of its own, or by URLs that the aggregator grants."""
     policy: Path = Path("policy.toml")
     """What the hospital allows; without this file everything that the registry allows."""
+
+    @property
+    def chain(self) -> list[Named]:
+        """The privacy filters as updates tell them."""
+        return [Named(name=each.name, parameters=each.parameters) for each in self.filters]
 
     def options_of(self, run: str) -> Options:
         """The arguments of the factory in a run's code."""

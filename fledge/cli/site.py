@@ -116,7 +116,6 @@ def rehearse(
 ) -> None:
     """Try a trainer with this site's data, filters and exclusions: everything is real but federation and store."""
     from fledge.runs.code_archive import CODE
-    from protocol.messages import Named
     from worker.api.filters import build
     from worker.config import load_trainer, read_config
     from worker.pipeline.code_loader import FACTORY
@@ -131,7 +130,7 @@ def rehearse(
         raise ConfigError(f"{config} names no trainer; say with --code which run's code to try")
     options = settings.options_of(run) if run else settings.options
     trainer = load_trainer(factory, options, config.parent if code is None else code)
-    filters = build([Named(name=each.name, parameters=each.parameters) for each in settings.filters])
+    filters = build(settings.chain)
     for done in rehearse(trainer, filters, versions=versions, exclude=settings.exclude):
         did = "".join(f"  {name} {value:.4g}" for name, value in done.metrics.items())
         typer.echo(

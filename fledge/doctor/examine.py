@@ -17,6 +17,7 @@ from fledge.connections import broker_url, signers_of, store_url, tls_of
 from fledge.doctor.checks.broker import check_broker
 from fledge.doctor.checks.local import (
     check_certificate,
+    check_filters,
     check_keys,
     check_machine,
     check_private,
@@ -66,7 +67,7 @@ def examine(place: Place, environ: Mapping[str, str] = os.environ, *, machine: b
     keys, identity = check_keys(place)
     registry_found, registry = check_registry(place, identity)
     name = identity.name if identity is not None else None
-    findings = [keys, registry_found, *check_private(place)]
+    findings = [keys, registry_found, *check_private(place), *check_filters(place)]
     findings.append(check_certificate(tls_of(place.config, place.base), name, now))
     line = read_line(place, environ)
     findings += line.findings

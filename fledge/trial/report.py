@@ -40,9 +40,9 @@ class Goal:
         return cls(name, direction_of(name) != "min")
 
     def best(self, points: Sequence[Scored]) -> Scored:
-        """The version that did best; of equals the first."""
+        """The version that did best; of equals the newest."""
         sign = 1.0 if self.more_is_better else -1.0
-        return max(points, key=lambda point: (sign * point.metrics[self.name], -point.version))
+        return max(points, key=lambda point: (sign * point.metrics[self.name], point.version))
 
     def shown(self, metrics: Mapping[str, float] | None) -> str:
         """A model's value as people read it."""

@@ -25,6 +25,8 @@ from protocol.errors import ConfigError, StateError, WireError
 from protocol.keys import Identity, Role, titled
 from protocol.limits import STORED_RECORD
 from protocol.registry import Registry, open_registry
+from worker.api.filters import build
+from worker.config import WorkerConfig, site_policy
 
 RENEW_WITHIN_DAYS = 21
 _GIB = 1024**3
@@ -103,6 +105,20 @@ def check_private(place: Place) -> Iterator[Finding]:
         yield bad("files.private", "readable", f"{path} can be read by others", f"run: chmod 600 {path}")
     if not loose:
         yield good("files.private", "nobody else can read what is secret")
+
+
+def check_filters(place: Place) -> Iterator[Finding]:
+    """A site's privacy filters: they can be made, and do what its policy demands."""
+    if not isinstance(place.config, WorkerConfig):
+        return
+    chain = place.config.chain
+    try:
+        site_policy(place.config, place.base).check_filters(chain)
+        build(chain)
+    except ConfigError as error:
+        yield bad("files.filters", "config", str(error), "the worker starts once this is right")
+    else:
+        yield good("files.filters", ", ".join(each.name for each in chain))
 
 
 def check_certificate(tls: Tls | None, name: str | None, now: datetime) -> Finding:

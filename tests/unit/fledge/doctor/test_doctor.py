@@ -28,6 +28,7 @@ from fledge.connections import broker_of
 from fledge.doctor.checks.local import (
     check_certificate,
     check_disk,
+    check_filters,
     check_keys,
     check_memory,
     check_private,
@@ -209,6 +210,25 @@ def test_good_files_are_called_good(kit: Path) -> None:
     assert keys.cause == "keys of site site-a"
     assert registry is not None
     assert [finding.code for finding in check_private(place)] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "policy", "said"),
+    [
+        ('[{name = "clip", norm = 1.0}]', "", ""),
+        ('[{name = "clip", norms = 1.0}]', "", "norms"),
+        ('[{name = "clips"}]', "", "clips"),
+        ("[]", "", "no privacy filter is configured"),
+        ('[{name = "unsafe-none"}]', '[[filters]]\nname = "clip"\nnorm = { at_most = 2.0 }\n', "policy.toml demands"),
+    ],
+)
+def test_privacy_filters_are_made_as_the_worker_makes_them(kit: Path, filters: str, policy: str, said: str) -> None:
+    before, _, _ = (kit / "worker.toml").read_text().partition("[[filters]]")
+    (kit / "worker.toml").write_text(f"filters = {filters}\n{before}")
+    (kit / "policy.toml").write_text(policy)
+    [found] = check_filters(read_kit(kit))
+    assert found.verdict == (Verdict.BAD if said else Verdict.GOOD)
+    assert said in found.cause
 
 
 def test_the_doctor_is_red_wherever_the_healthcheck_is(kit: Path, kits: Kits, tmp_path: Path) -> None:
