@@ -65,7 +65,9 @@ def images_below(folder: Path, scratch: Path, reading: Reading) -> InferenceInpu
     refusals = Refusals(skip=reading.terms.skip_refused, found=dict(found.refused))
     if not found.sources and not files.foreign and not refusals.found:
         beside = "".join(f"; left out, {line}" for line in counted(left_out))
-        raise ConfigError(f"{folder} holds no images; those are DICOM, NIfTI, PNG and the bundle's own kinds{beside}")
+        raise ConfigError(
+            f"{folder} holds no images; they are DICOM, NIfTI, PNG, JPEG or the bundle's own kinds{beside}"
+        )
     images: list[InferenceInput] = []
     names = _names(found.sources)
     for done, source in enumerate(found.sources):

@@ -15,11 +15,12 @@ from worker.data.sources import ImageKind, shown
 _PREAMBLE = 128
 _HEAD = 352
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
 _GZIP = b"\x1f\x8b"
 _WITHOUT_PREAMBLE = (b"\x08\x00", b"\x02\x00")
 """DICOM files of old begin with their first group."""
-_FOREIGN = (b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"NRRD0", b"ObjectType = ", b"GIF8")
-"""How JPEG, BMP, TIFF, NRRD, MetaImage and GIF files begin."""
+_FOREIGN = (b"BM", b"II*\0", b"MM\0*", b"NRRD0", b"ObjectType = ", b"GIF8")
+"""How BMP, TIFF, NRRD, MetaImage and GIF files begin."""
 _DIRECTORY = "DICOMDIR"
 
 
@@ -30,7 +31,7 @@ class FoundFiles:
     folder: Path
     files: dict[ImageKind, list[Path]] = field(default_factory=lambda: {kind: [] for kind in ImageKind})
     foreign: list[Path] = field(default_factory=list)
-    """Images in formats that only a bundle's own readers may know: JPEG, BMP, TIFF, NRRD, MetaImage."""
+    """Images in formats that only a bundle's own readers may know: BMP, TIFF, NRRD, MetaImage."""
     others: list[Path] = field(default_factory=list)
     """What is no image."""
 
@@ -77,6 +78,8 @@ def kind_of(path: Path) -> ImageKind | None:
         _unreadable(error)
     if head.startswith(_PNG):
         return ImageKind.PNG
+    if head.startswith(_JPEG):
+        return ImageKind.JPEG
     if head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2"):
         return ImageKind.NIFTI
     if head[_PREAMBLE : _PREAMBLE + 4] == b"DICM" or (head[:2] in _WITHOUT_PREAMBLE and head[3:4] == b"\0"):

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from protocol.errors import ConfigError
 from worker.data.discovery import FoundFiles, find
 from worker.data.matching import keys_of
-from worker.data.sources import Admission, FoundImages, ImageKind, ImageSource, patient_in_path
+from worker.data.sources import PICTURES, Admission, FoundImages, ImageKind, ImageSource, patient_in_path
 
 if TYPE_CHECKING:
     from worker.data.volumes import Volume
 
-FOREIGN = "images that are neither DICOM nor NIfTI nor PNG"
+FOREIGN = "images that are neither DICOM nor NIfTI nor PNG nor JPEG"
+BESIDE_DICOM = "JPEG pictures beside DICOM"
 NO_IMAGES = "files that are no images"
 
 
@@ -48,9 +49,11 @@ def sort_out(found: FoundFiles, wanted: Admission) -> FoundImages:
                 f"DICOM files need {error.name}; install it with: pip install 'fledge-fl[dicom]'"
             ) from error
         taken = series(found, wanted)
+        if found.files[ImageKind.JPEG]:  # previews, as viewers export them
+            beside[BESIDE_DICOM] = [found.name(path) for path in found.files[ImageKind.JPEG]]
         return replace(taken, left_out={**taken.left_out, **beside})
     sources = []
-    for kind in (ImageKind.NIFTI, ImageKind.PNG):
+    for kind in (ImageKind.NIFTI, *PICTURES):
         for path in found.files[kind]:
             name, pattern = found.name(path), wanted.patients
             patient = name if pattern is None else patient_in_path(path.relative_to(found.folder), pattern)

@@ -17,7 +17,7 @@ from worker.data.gatekeeper import volume_of
 from worker.data.images import check_classes, on_grid, read_label, save
 from worker.data.nifti import is_pair
 from worker.data.pictures import alike, in_colour
-from worker.data.sources import ImageKind, ImageSource, Refusals, few, shown
+from worker.data.sources import PICTURES, ImageKind, ImageSource, Refusals, few, shown
 from worker.data.volumes import Volume
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
@@ -90,7 +90,7 @@ class ImageWriter:
         Raises:
             ConfigError: a label cannot be read, or a picture, which `refusals` may leave out.
         """
-        pictures = (source for source in pairs if source.kind is ImageKind.PNG)
+        pictures = (source for source in pairs if source.kind in PICTURES)
         return cls(
             folder=folder,
             link=link,
@@ -131,7 +131,7 @@ class ImageWriter:
     def _read(self, copy: Path | None, source: ImageSource) -> Volume:
         """An image, out of its copy in the folder where there is one."""
         volume = volume_of(source if copy is None else replace(source, files=(copy,)))
-        return alike(volume, self.colour, source.name) if source.kind is ImageKind.PNG else volume
+        return alike(volume, self.colour, source.name) if source.kind in PICTURES else volume
 
     def _written(self, copy: Path | None, volume: Volume, path: Path) -> Path:
         if copy is not None and volume.plain:
@@ -141,8 +141,8 @@ class ImageWriter:
         return save(volume, path)
 
     def _copy(self, file: Path, kind: ImageKind, path: Path) -> Path | None:
-        """A file in the folder; None where voxels and header are two, which are written as one."""
-        if kind is ImageKind.NIFTI and is_pair(file):
+        """A file in the folder; None where voxels and header are two, or it is JPEG: those are written anew."""
+        if kind is ImageKind.JPEG or (kind is ImageKind.NIFTI and is_pair(file)):
             return None
         to = path.with_name(path.name + (".png" if kind is ImageKind.PNG else ".nii.gz" if is_packed(file) else ".nii"))
         if not self.link:

@@ -1,4 +1,4 @@
-"""Images and the labels drawn on them, out of NIfTI and PNG files: read one at a time, checked before much is read."""
+"""Images and the labels drawn on them, out of NIfTI, PNG and JPEG files: one at a time, checked before much is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from protocol.errors import ConfigError
 from worker.data import nifti, pictures
-from worker.data.sources import ImageKind, shown
+from worker.data.sources import PICTURES, ImageKind, shown
 from worker.data.volumes import TOLERANCE_MM, Volume, corners
 
 _CLASSES = 255
@@ -24,7 +24,7 @@ def read_image(path: Path, kind: ImageKind, name: str) -> Volume:
     Raises:
         ConfigError: it is damaged or too large, or what it shows does not follow from it; says which.
     """
-    return pictures.read_picture(path, name) if kind is ImageKind.PNG else nifti.read_nifti(path, name)
+    return pictures.read_picture(path, name) if kind in PICTURES else nifti.read_nifti(path, name)
 
 
 def read_label(path: Path, kind: ImageKind, name: str) -> Volume:
@@ -33,6 +33,10 @@ def read_label(path: Path, kind: ImageKind, name: str) -> Volume:
     Raises:
         ConfigError: as `read_image`; or it holds no numbers of classes.
     """
+    if kind is ImageKind.JPEG:
+        raise ConfigError(
+            f"label {shown(name)} is JPEG, which does not keep numbers of classes; save it as PNG where it was drawn"
+        )
     return pictures.read_drawn(path, name) if kind is ImageKind.PNG else nifti.read_drawn(path, name)
 
 

@@ -16,7 +16,7 @@ Label = TypeVar("Label")
 _PARTS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 """What folders are called that hold parts of a split."""
 _FIRST, _CHANNEL = "_0000", re.compile(r"_[0-9]{3}[1-9]$")
-ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".png", ".dcm")
+ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".png", ".jpg", ".jpeg", ".dcm")
 
 
 def stem(path: str) -> str:

@@ -1,4 +1,4 @@
-"""PNG files as a person sees them: grey, or in colour; what a number stands for does not depend on how it is stored."""
+"""PNG and JPEG files as a person sees them: grey, or in colour; a number means the same however it is stored."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _ORIENTATION = 0x0112
 _GAMMA = 1 / 2.2
 """What every screen assumes; a file may say otherwise."""
 _GREYS = ("1", "L")
+_PRINT = "CMYK"
 _ALPHA = ("LA", "PA", "RGBA")
 _BITS16 = ("I;16", "I")
 
@@ -106,6 +107,16 @@ def save_picture(values: NDArray[np.number], path: Path) -> None:
 def _checked(picture: Image.Image, path: Path, name: str) -> tuple[Image.Image, int]:
     """A picture that is small enough to be read and whose samples are all read, and the bits of each as stored."""
     check_size(name, (*picture.size, len(picture.getbands())))
+    if picture.mode == _PRINT:
+        raise ConfigError(
+            f"{shown(name)} has colours for print (CMYK), which every screen shows otherwise; save it as grey values "
+            "or RGB"
+        )
+    if getattr(picture, "n_frames", 1) > 1:
+        raise ConfigError(f"{shown(name)} is a film of several pictures; save each as a file, or leave it out")
+    if picture.format != "PNG":
+        picture.load()
+        return picture, _BYTE
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head[_DEPTH] == 16 and head[_COLOUR] != _GREY:
@@ -113,8 +124,6 @@ def _checked(picture: Image.Image, path: Path, name: str) -> tuple[Image.Image, 
             f"{shown(name)} has 16 bits in colour or with transparency, of which only 8 would be read; save it as grey "
             "with 16 bits, or in colour with 8"
         )
-    if getattr(picture, "n_frames", 1) > 1:
-        raise ConfigError(f"{shown(name)} is a film of several pictures; save each as a file, or leave it out")
     gamma = picture.info.get("gamma")
     if isinstance(gamma, float) and "srgb" not in picture.info and abs(gamma - _GAMMA) > 0.01:
         raise ConfigError(

@@ -20,7 +20,7 @@ from worker.data.gatekeeper import admit
 from worker.data.image_writer import IMAGES, LABELS, ImageWriter
 from worker.data.matching import classes_by_folder, pair
 from worker.data.pseudonyms import KEY_BYTES, Pseudonyms
-from worker.data.sources import Admission, FoundImages, ImageKind, ImageSource, Refusals, counted, few
+from worker.data.sources import PICTURES, Admission, FoundImages, ImageKind, ImageSource, Refusals, counted, few
 from worker.data.splits import Shares, split
 from worker.data.text import write_private_table
 
@@ -171,7 +171,7 @@ def _check_free(wanted: PrepareRequest) -> None:
 
 def _no_image(folder: Path, left_out: Mapping[str, Sequence[str]]) -> ConfigError:
     beside = "".join(f"; left out, {line}" for line in counted(left_out))
-    return ConfigError(f"{folder} holds no image that can be used; those are DICOM, NIfTI or PNG files{beside}")
+    return ConfigError(f"{folder} holds no image that can be used; those are DICOM, NIfTI, PNG or JPEG files{beside}")
 
 
 def _terms(wanted: PrepareRequest) -> Admission:
@@ -195,7 +195,7 @@ def _labelled(
         found = find(labels or wanted.images)
         if found.files[ImageKind.DICOM]:
             raise ConfigError(f"{labels} holds DICOM files; labels are NIfTI or PNG files: convert them first")
-        files = {found.name(path): path for kind in (ImageKind.NIFTI, ImageKind.PNG) for path in found.files[kind]}
+        files = {found.name(path): path for kind in (ImageKind.NIFTI, *PICTURES) for path in found.files[kind]}
         pairs = pair(sources, files, unlabelled=wanted.skip_unlabelled, refused=refused)
         drawn = [(source, label) for source, label in pairs if source not in refused]
         return drawn, wanted.names or dict(enumerate(wanted.classes))

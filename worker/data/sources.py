@@ -24,6 +24,11 @@ class ImageKind(Enum):
     DICOM = "DICOM"
     NIFTI = "NIfTI"
     PNG = "PNG"
+    JPEG = "JPEG"
+
+
+PICTURES = (ImageKind.PNG, ImageKind.JPEG)
+"""What lies nowhere in space."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

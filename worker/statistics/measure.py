@@ -93,7 +93,7 @@ def _file(folder: Path, name: str) -> tuple[Path, ImageKind, str]:
         raise ConfigError(f"{shown(name)} is not there, or is no file; put it there, or correct the datalist")
     kind = kind_of(path)
     if kind is None or kind is ImageKind.DICOM:
-        raise ConfigError(f"{shown(name)} is neither NIfTI nor PNG; prepare the data with `fledge data prepare`")
+        raise ConfigError(f"{shown(name)} is no NIfTI, PNG or JPEG file; prepare the data with `fledge data prepare`")
     return path, kind, name
 
 

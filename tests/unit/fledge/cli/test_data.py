@@ -347,6 +347,54 @@ def test_a_list_of_classes_that_does_not_fit_is_refused(tmp_path: Path, text: st
              tmp_path / "classes.csv")  # fmt: skip
 
 
+# ---- JPEG
+
+
+def jpeg(path: Path, mode: str, turned: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    ramp = np.add.outer(np.arange(16) * 9, np.arange(24) * 4).astype(np.uint8)
+    Image.fromarray(ramp).convert(mode).save(path, "jpeg", quality=95, exif=exif)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("turned", [1, 3, 6, 8])
+def test_jpeg_becomes_png_as_a_person_sees_it(tmp_path: Path, mode: str, turned: int) -> None:
+    for name in "ab":
+        jpeg(tmp_path / "in" / name / f"{name}.wrong-ending", mode, turned)
+    more = ("--task", "classification", "--validation", 0, "--drop-duplicates", "--patients", "wrong")
+    said("prepare", tmp_path / "in", tmp_path / "out", *more)
+    (entry,) = entries(tmp_path / "out")
+    assert entry["image"].endswith(".png")
+    with Image.open(tmp_path / "out" / entry["image"]) as found, Image.open(tmp_path / "in/a/a.wrong-ending") as source:
+        assert (found.format, found.mode, found.size) == ("PNG", "L", (24, 16) if turned < 5 else (16, 24))
+        values = np.asarray(source.convert("L"))
+        assert (np.asarray(found) == np.rot90(values, {1: 0, 3: 2, 6: 3, 8: 1}[turned])).all()
+
+
+def test_jpeg_for_print_cut_or_as_a_label_is_refused(tmp_path: Path) -> None:
+    arguments = ("prepare", tmp_path / "in", tmp_path / "out", "--task", "classification", "--validation", 0)
+    jpeg(tmp_path / "in" / "a" / "x.jpg", "CMYK")
+    with pytest.raises(ConfigError, match=r"a/x.jpg has colours for print \(CMYK\)"):
+        said(*arguments)
+    jpeg(tmp_path / "in" / "a" / "x.jpg", "L")
+    (tmp_path / "in" / "a" / "x.jpg").write_bytes((tmp_path / "in" / "a" / "x.jpg").read_bytes()[:-60])
+    with pytest.raises(ConfigError, match=r"a/x.jpg cannot be read"):
+        said(*arguments)
+    jpeg(tmp_path / "in" / "a" / "x.jpg", "L")
+    jpeg(tmp_path / "labels" / "x.jpg", "L")
+    with pytest.raises(ConfigError, match=r"label x.jpg is JPEG, which does not keep numbers of classes"):
+        said("prepare", tmp_path / "in" / "a", tmp_path / "out", "--labels", tmp_path / "labels", "--validation", 0)
+
+
+def test_jpeg_beside_dicom_is_a_preview_and_left_out(tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "a" / "ct")
+    jpeg(tmp_path / "in" / "a" / "x.jpg", "L")
+    text = said("prepare", tmp_path / "in", tmp_path / "out", "--task", "classification", "--validation", 0)
+    assert "left out, JPEG pictures beside DICOM: 1 (a/x.jpg)" in text
+
+
 # ---- what is left out
 
 
@@ -782,7 +830,7 @@ def test_sharing_needs_a_site_and_is_never_unsuppressed(dataset: Path, tmp_path:
         ('{"training": [{"image": "../x.nii"}]}', "which lies elsewhere"),
         ('{"training": [{"image": "/x.nii"}]}', "which lies elsewhere"),
         ('{"training": [{"image": "no.nii"}]}', "no.nii"),
-        ('{"training": ["dataset.json"]}', "is neither NIfTI nor PNG"),
+        ('{"training": ["dataset.json"]}', "is no NIfTI, PNG or JPEG file"),
         ('{"training": [{"image": "a.png", "label": 3}]}', "which `labels` of the datalist does not name"),
         ('{"training": [{"image": "a.png"}], "labels": {"0": "x", "1": "x"}}', "have the same name"),
     ],

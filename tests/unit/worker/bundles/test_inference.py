@@ -161,7 +161,7 @@ def mixed(folder: Path) -> None:
 def same_names(folder: Path) -> None:
     for place in "pq":
         (folder / place).mkdir(parents=True)
-        (folder / place / "x.jpg").write_bytes(b"\xff\xd8\xff")
+        (folder / place / "x.bmp").write_bytes(b"BM")
 
 
 REFUSED: Mapping[str, tuple[Fill, str]] = {
@@ -241,10 +241,10 @@ def test_images_without_a_patient_are_no_trouble_and_what_is_there_twice_may_be_
 
 def test_what_only_a_bundles_own_readers_know_is_given_to_them(tmp_path: Path) -> None:
     nifti(tmp_path / "in" / "a" / "x.nii.gz")
-    for name, content in (("y.jpg", b"\xff\xd8\xff"), ("z.nrrd", b"NRRD0004"), ("notes.txt", b"x"), ("._x.png", b"")):
+    for name, content in (("y.bmp", b"BM"), ("z.nrrd", b"NRRD0004"), ("notes.txt", b"x"), ("._x.png", b"")):
         (tmp_path / "in" / name).write_bytes(content)
     found = images_below(tmp_path / "in", tmp_path / "s", AS_EVER)
-    assert [image.path.name for image in found.images] == ["x.nii.gz", "y.jpg", "z.nrrd"]
+    assert [image.path.name for image in found.images] == ["x.nii.gz", "y.bmp", "z.nrrd"]
     assert found.left_out == {"files that are no images": ["notes.txt"]}
 
 

@@ -238,7 +238,7 @@ def test_hidden_files_folders_and_a_mediums_directory_are_passed_over(tmp_path: 
     (tmp_path / "in" / "ct" / "notes").write_text("x")
     found = admitted(tmp_path / "in")
     assert [len(source.files) for source in found.sources] == [5]
-    assert counts(found) == {"images that are neither DICOM nor NIfTI nor PNG": 1, "files that are no images": 1}
+    assert counts(found) == {"JPEG pictures beside DICOM": 1, "files that are no images": 1}
 
 
 # ---- what is there twice

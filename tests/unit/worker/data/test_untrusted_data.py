@@ -42,18 +42,19 @@ def nifti() -> bytes:
     return nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
 
 
-def png() -> bytes:
+def picture(kind: str) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12)).save(buffer, "png")
+    Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12)).save(buffer, kind)
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("kind", "ending"), [(ImageKind.NIFTI, "nii"), (ImageKind.NIFTI, "nii.gz"), (ImageKind.PNG, "png")]
+    ("kind", "ending"),
+    [(ImageKind.NIFTI, "nii"), (ImageKind.NIFTI, "nii.gz"), (ImageKind.PNG, "png"), (ImageKind.JPEG, "jpeg")],
 )
 def test_whatever_bytes_an_image_has_it_is_read_or_refused(tmp_path: Path, kind: ImageKind, ending: str) -> None:
     dice, path = random.Random(7), tmp_path / f"x.{ending}"
-    good = nifti() if kind is ImageKind.NIFTI else png()
+    good = nifti() if kind is ImageKind.NIFTI else picture(ending)
     refused = 0
     for _ in range(400):
         raw = bytearray(good)
