@@ -117,8 +117,8 @@ def _wrong(rest: str, login: str) -> str:
     """What keeps a URL from being read in one way only, and what to write."""
     if not rest.isprintable() or " " in rest:
         return (
-            "a blank, a line break or another invisible character stands in it; within user and password write a space"
-            " as %20"
+            "a blank, a line break or another invisible character stands in it; take it out, or write a space that"
+            " belongs there as %20"
         )
     for char in "/?#":
         if char in login:

@@ -94,7 +94,7 @@ def test_what_was_configured_is_called_and_signed_and_every_signed_url_is_used(
         ("s3-eu-west-1.amazonaws.com/clinics", "would call s3-eu-west-1.us-east-1.amazonaws.com instead"),
         ("s3.eu-central-1.amazonaws.com:8443/clinics", "without a port"),
         ("ec2.eu-central-1.amazonaws.com/clinics", "invalid Amazon AWS host"),
-        ("host/clinics?region=eu west", "region 'eu west' has to be one word"),
+        ("host/clinics?region=eu%20west", "region 'eu west' has to be one word"),
         ("host/192.168.1.1", "IP address"),
         ("host/two..dots", "successive characters"),
     ],

@@ -53,6 +53,7 @@ def bring(walk: Walk) -> str:
         ("^heartbeat = .*$", "heartbeat = 2.0"),
         ("^# max_wait = .*$", "max_wait = 3.0"),
         (r"^\[strategy\]$", "[strategy]\nbuffer = 2"),
+        (r"^\[stop\]$", "[stop]\nmax_versions = 0"),
     ):
         settings, count = re.subn(old, new, settings, count=1, flags=re.MULTILINE)
         assert count == 1, (old, settings)

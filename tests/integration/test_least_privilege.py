@@ -286,7 +286,10 @@ def test_the_files_are_written_by_the_command_and_do_not_change(tmp_path: Path) 
     whose = ["--registry", tmp_path / "registry.bin", "--root", bytes(root.sign.verify_key).hex()]
     whose += ["--federation", "fl", "--vhost", "fl", "--bucket", "fledge", "-o", tmp_path / "out"]
     assert "wrote s3/site-site-a.json" in fledge("deploy", "files", *whose).stdout
-    assert fledge("deploy", "files", *whose).stdout == f"{tmp_path / 'out'}: nothing to change\n"
+    assert (
+        fledge("deploy", "files", *whose).stdout
+        == f"{tmp_path / 'out'}: nothing to change; RabbitMQ listens on port 5671\n"
+    )
     stranger = fledge("deploy", "files", *whose, "--federation", "other")
     assert stranger.returncode == 1
     assert len(stranger.stderr.splitlines()) == 1

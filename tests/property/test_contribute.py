@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from protocol import limits
+from protocol.errors import NothingLearned
 from protocol.messages import Named
 from protocol.spec import records
 from tests.support.training import RAW, Adding, Arrays, form, model
@@ -55,6 +57,10 @@ def test_a_delta_is_trained_minus_base_in_every_record(chosen: tuple[Arrays, lis
     arrays, excluded = chosen
     spec, base = model(arrays)
     trainer = Adding({name: np.zeros_like(array) for name, array in arrays.items() if array.dtype.kind == "f"}, step)
+    if not any(values.any() for values in expected(arrays, excluded, step).values()):
+        with pytest.raises(NothingLearned):
+            form(trainer, spec, base, exclude=excluded)
+        return
     formed = form(trainer, spec, base, exclude=excluded)
     assert formed.update.absent == tuple(sorted(excluded))
     assert len(formed.payload) == spec.update_length
@@ -72,6 +78,7 @@ def clip(norm: float) -> FilterChain:
 @given(models(), st.floats(1e-3, 1e3))
 def test_clipping_keeps_the_direction_and_bounds_the_norm(chosen: tuple[Arrays, list[str]], norm: float) -> None:
     arrays, excluded = chosen
+    assume(any(values.any() for values in expected(arrays, excluded, 1.0).values()))
     spec, base = model(arrays)
     floats = {name: np.zeros_like(array) for name, array in arrays.items() if array.dtype.kind == "f"}
     raw = form(Adding({n: a.copy() for n, a in floats.items()}), spec, base, exclude=excluded, filters=RAW).delta
@@ -87,12 +94,13 @@ def test_clipping_keeps_the_direction_and_bounds_the_norm(chosen: tuple[Arrays, 
 @given(models(), st.integers(0, 2**32))
 def test_noise_touches_every_shared_value_and_nothing_else(chosen: tuple[Arrays, list[str]], seed: int) -> None:
     arrays, excluded = chosen
+    assume(any(values.any() for values in expected(arrays, excluded, 1.0).values()))
     spec, base = model(arrays)
     floats = {name: np.zeros_like(array) for name, array in arrays.items() if array.dtype.kind == "f"}
     noisy = build(
         [Named(name="clip", parameters={"norm": 1.0}), Named(name="gaussian", parameters={"noise_multiplier": 1.0})]
     )
-    trainer = Adding(floats, step=0.0)
+    trainer = Adding(floats, step=1.0)
     formed = form(trainer, spec, base, exclude=excluded, filters=noisy, dice=np.random.default_rng(seed))
     assert formed.payload.startswith(spec.header)
     for name, values in formed.delta.items():

@@ -24,8 +24,10 @@ from protocol.errors import Tampered, WireError
 from protocol.keys import Identity, Role
 from protocol.messages import (
     BODY,
+    Attestation,
     Bundle,
     Card,
+    Checkpoint,
     Command,
     Evaluation,
     Event,
@@ -164,6 +166,22 @@ BODIES: dict[Kind, st.SearchStrategy[Any]] = {
             tuple
         ),
     ),
+    Kind.ATTESTATION: st.builds(
+        Attestation,
+        update=ID,
+        site=WORD,
+        base_version=COUNT,
+        outcome=st.sampled_from(Outcome),
+        reason=WORD,
+        digest=st.none() | DIGEST,
+        examples=COUNT,
+        weight=st.none() | REAL,
+        model=st.none() | DIGEST,
+        arrived=st.none() | COUNT,
+        settled=st.none() | COUNT,
+        issued=COUNT,
+    ),
+    Kind.CHECKPOINT: st.builds(Checkpoint, number=COUNT, hash=st.none() | DIGEST, issued=COUNT),
 }
 CONTEXTS = st.fixed_dictionaries(
     {

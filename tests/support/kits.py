@@ -72,6 +72,7 @@ class Kits:
         lines |= {"store": store} if store else {}
         lines |= {"trainer": "mytask:trainer"} if role == Role.SITE else {}
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+        text += 'filters = [{ name = "unsafe-none" }]\n' if role == Role.SITE else ""
         text += f'{extra}\n[tls]\nca = "tls/ca.pem"\ncert = "tls/client.pem"\nkey = "tls/client.key"\n'
         (folder / configuration).write_text(text)
         write_identity(folder / keys, self.identities[name])

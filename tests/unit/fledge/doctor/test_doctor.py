@@ -223,8 +223,8 @@ def test_good_files_are_called_good(kit: Path) -> None:
     ],
 )
 def test_privacy_filters_are_made_as_the_worker_makes_them(kit: Path, filters: str, policy: str, said: str) -> None:
-    before, _, _ = (kit / "worker.toml").read_text().partition("[[filters]]")
-    (kit / "worker.toml").write_text(f"filters = {filters}\n{before}")
+    config = (kit / "worker.toml").read_text()
+    (kit / "worker.toml").write_text(config.replace('[{ name = "unsafe-none" }]', filters))
     (kit / "policy.toml").write_text(policy)
     [found] = check_filters(read_kit(kit))
     assert found.verdict == (Verdict.BAD if said else Verdict.GOOD)
