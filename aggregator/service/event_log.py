@@ -43,6 +43,7 @@ class EventLog:
                 self._observer("version", {"version": plan.version, "sites": sites, "staleness": stale})
             case writes.JournalUpdate(notice=notice, objection="ok"):
                 self._trained(notice)
+                self._observer("received", {"site": notice.site, "base": notice.base_version})
             case writes.StoreEvaluation(run=run, site=site, version=version, evaluation=said):
                 told = told_of(said.metrics)
                 self._log.info("version.measured", run=run, site=site, version=version, examples=said.examples, **told)
