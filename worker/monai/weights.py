@@ -28,7 +28,7 @@ def load_weights(network: nn.Module, file: Path) -> None:
         saved = _weights_in(_read(file), network.state_dict().keys())
     except ModuleNotFoundError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever torch and safetensors make of a file of another kind
         raise ConfigError(
             f"{file} holds no plain weights that can be read ({type(error).__name__}); save the network's state_dict() "
             "alone"

@@ -352,7 +352,7 @@ def test_ctrl_c_ends_it_with_what_there_is(module: str, screen: Console, monkeyp
     measured = federation.Federation._measure
 
     def third(self: federation.Federation, kept: object, version: int, *rest: object) -> None:
-        measured(self, kept, version, *rest)  # type: ignore[arg-type]
+        measured(self, kept, version, *rest)
         if version == 3:
             raise KeyboardInterrupt
 

@@ -22,4 +22,4 @@ def trainer(data: str) -> object:
 )
 def test_options_that_do_not_fit_are_told_as_they_were_given(options: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        _check_options("chest", trainer, options)  # type: ignore[arg-type]
+        _check_options("chest", trainer, options)

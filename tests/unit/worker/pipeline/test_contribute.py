@@ -208,7 +208,7 @@ def test_a_result_that_is_no_array_is_named() -> None:
             raise RuntimeError("Can't call numpy() on Tensor that requires grad")
 
     spec, base = model({"w": np.zeros(2, np.float32)})
-    given = TrainResult(weights={"w": Graded()}, examples=1, steps=1)  # type: ignore[dict-item]
+    given = TrainResult(weights={"w": Graded()}, examples=1, steps=1)
     with pytest.raises(TrainingError, match=r"tensor 'w' of the training's result cannot be read.*requires grad"):
         form(Returning({"w": np.zeros(2, np.float32)}, given=given), spec, base)
 

@@ -45,7 +45,7 @@ def round_trip(model: nn.Module, other: nn.Module) -> ModuleTensors:
 class Copied(nn.Linear):
     """Its state dict is a copy, as adapters' and exporters' are."""
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {name: each.detach().clone() for name, each in self.named_parameters()}
 
 
@@ -56,7 +56,7 @@ class Some(nn.Module):
         super().__init__()
         self.base, self.adapter = nn.Linear(3, 3).requires_grad_(not frozen), nn.Linear(3, 3)
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
         return {f"lora.{name}": each.detach() for name, each in self.adapter.named_parameters()}
 
 
@@ -88,7 +88,7 @@ class Once(nn.Linear):
 
     asked = 0
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self.asked += 1
         return super().state_dict(*args, **kwargs) if self.asked == 1 else {}
 
@@ -96,7 +96,7 @@ class Once(nn.Linear):
 class Dictionary(nn.Linear):
     """Gives something that is no tensor among its tensors."""
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {**super().state_dict(*args, **kwargs), "config": {"depth": 3}}
 
 

@@ -313,7 +313,7 @@ def test_a_version_predicts_the_same_at_every_site(kind: str) -> None:
         weights(base).copy_into(there._arrays())
     else:
         there.evaluate(weights(base), control())
-    said = [which._estimator.predict(FEATURES) for which in (here, there)]  # type: ignore[attr-defined]
+    said = [which._estimator.predict(FEATURES) for which in (here, there)]
     np.testing.assert_allclose(*said, rtol=1e-5, atol=1e-6)  # versions are float32
 
 
@@ -375,7 +375,7 @@ def test_data_may_be_tables_and_sparse_matrices() -> None:
     for features, labels in ((Table(FEATURES), Table(LABELS)), (csr_matrix(FEATURES), LABELS.tolist())):
         model = SGDClassifier(loss="log_loss", learning_rate="constant", eta0=0.05, random_state=1)
         made: Any = features
-        which = EstimatorTrainer(model, made, labels, classes=[0, 1, 2], evaluate_on=(made, labels))  # type: ignore[arg-type]
+        which = EstimatorTrainer(model, made, labels, classes=[0, 1, 2], evaluate_on=(made, labels))
         result = which.train(base_of(which), control())
         np.testing.assert_allclose(result.weights["coef_"], want, rtol=0.2, atol=0.05)
         assert which.evaluate(base_of(which), control()).examples == 90

@@ -243,7 +243,7 @@ def test_the_last_loss_is_always_looked_at() -> None:
 
 def test_memory_that_an_optimizer_exchanges_is_read_where_it_is() -> None:
     class Exchanging(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: Any = None) -> None:
             for group in self.param_groups:
                 for each in group["params"]:
                     each.data = each.data - group["lr"] * each.grad
@@ -463,7 +463,7 @@ class Measuring(Lit):
         super().__init__()
         self.counting = Counting()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         inputs, targets = batch
         self.counting.right += int((self(inputs).argmax(1) == targets).sum())
         self.counting.seen += len(targets)
@@ -473,7 +473,7 @@ class Measuring(Lit):
         self.log_dict({"seen": self.counting.seen, "names": "none"})
 
 
-Lit.log_dict = Lit.log  # type: ignore[attr-defined]
+Lit.log_dict = Lit.log
 
 
 def lit(model: nn.Module, **more: Any) -> TorchTrainer:
