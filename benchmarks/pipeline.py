@@ -52,6 +52,7 @@ def overhead(result: Result) -> dict[str, float]:
         "ms a version": 1000 * (at[last] - at[first]) / (last - first),
         "versions measured": last - first,
         **{f"{name} a version": count / (last - first) for name, count in counts.items()},
+        "CPU ms an update": 1000 * result.cpu_s(at[first], at[last]) / counts["merged"],
         "first local step s": min(steps) - result.began,
         "first step of the last site s": max(steps) - result.began,
     }

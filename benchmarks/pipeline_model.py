@@ -7,6 +7,7 @@ holds the model, takes the steps and prints its own peak memory: the yardstick f
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def peak_kib(pid: int | str = "self", field: str = "VmHWM") -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1])
     raise ProcessLookupError(f"process {pid} has ended")
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that all threads of a process have used, its own and the kernel's for it."""
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

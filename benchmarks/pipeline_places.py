@@ -12,8 +12,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import pipeline_events
-from benchmarks.pipeline_model import peak_kib
+from benchmarks.pipeline_model import cpu_s, peak_kib
 from fledge.federation import AGGREGATOR_TOML, new_federation
 from fledge.runs.init_run import init_run
 
@@ -54,6 +56,13 @@ class Result:
     """KiB: `aggregator idle` (resident), `aggregator`, `worker`, or `all idle` (resident), `all` (peaks)."""
     stored: dict[str, int] = field(default_factory=dict)
     """Bytes in the store by kind."""
+    busy: list[tuple[float, float]] = field(default_factory=list)
+    """When (seconds since the epoch), and the CPU seconds that aggregator and workers had used by then."""
+
+    def cpu_s(self, start: float, end: float) -> float:
+        """CPU seconds of aggregator and workers between two times; broker and store are not among them."""
+        at, used = zip(*self.busy, strict=True)
+        return float(np.interp(end, at, used) - np.interp(start, at, used))
 
 
 def fsync_ms(folder: Path, rounds: int = 51) -> float:
@@ -121,6 +130,7 @@ class Processes:
     def __init__(self, work: Path) -> None:
         self._work = work
         self.running: dict[str, subprocess.Popen[str]] = {}
+        self.busy: list[tuple[float, float]] = []
 
     def start(self, name: str, *command: str, stdin: int = subprocess.DEVNULL) -> None:
         """Start `python COMMAND`; what it writes to standard error is its log."""
@@ -147,7 +157,13 @@ class Processes:
                     raise RuntimeError(f"{each} ended by itself:\n{self.log(each).read_text()[-3000:]}")
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{name}: no {event} within {seconds} s:\n{self.log(name).read_text()[-3000:]}")
+            self._look()
             time.sleep(_LOOK_EVERY_S)
+        self._look()
+
+    def _look(self) -> None:
+        used = sum(cpu_s(process.pid) for process in self.running.values())
+        self.busy.append((time.time(), used))
 
     def peak(self, name: str, field: str = "VmHWM") -> int:
         """KiB of a running process."""
@@ -179,7 +195,7 @@ def run(task: Task, work: Path, *, seconds: float) -> Result:
         finally:
             processes.stop()
         logs = [processes.log(name) for name in processes.running]
-        return Result(pipeline_events.read(logs), began, memory, _stored(store))
+        return Result(pipeline_events.read(logs), began, memory, _stored(store), processes.busy)
 
 
 def _together(task: Task, work: Path, processes: Processes, seconds: float) -> tuple[float, dict[str, list[int]]]:

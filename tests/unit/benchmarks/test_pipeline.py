@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks import pipeline, pipeline_events
-from benchmarks.pipeline_model import NoiseModel, peak_kib
+from benchmarks.pipeline_model import NoiseModel, cpu_s, peak_kib
 from benchmarks.pipeline_places import Result
 
 
@@ -54,9 +56,14 @@ def test_stages_are_read_from_the_logs(tmp_path: Path) -> None:
 
 def test_overhead_leaves_the_warm_up_out(tmp_path: Path) -> None:
     lines = [line(0.5 * v if v <= 2 else v - 1, "version.committed", version=v) for v in range(1, 21)]
+    lines += [line(v - 1.5, "update.merged") for v in range(3, 21) for _ in range(2)]
     found = entries(tmp_path, line(0.25, "step.began", site="a"), *lines, line(0.75, "step.began", site="b"))
-    numbers = pipeline.overhead(Result(found, began=found[0].at - 1))
+    start = found[0].at - 1
+    # One CPU second a second until the end of the warm-up, a tenth of one from there.
+    busy = [(start, 0.0), (start + 2.75, 2.75), (start + 12.75, 3.75), (start + 22.75, 4.75)]
+    numbers = pipeline.overhead(Result(found, began=start, busy=busy))
     assert numbers["ms a version"] == pytest.approx(1000)
+    assert numbers["CPU ms an update"] == pytest.approx(50)
     assert (numbers["first local step s"], numbers["first step of the last site s"]) == (1.0, 1.5)
 
 
@@ -69,6 +76,14 @@ def test_the_trained_model_is_as_large_as_asked_for_and_changes_everywhere() -> 
 
 def test_memory_is_read_from_the_system() -> None:
     assert peak_kib() >= peak_kib(field="VmRSS") - 64 > 0
+
+
+def test_cpu_seconds_are_read_from_the_system() -> None:
+    before = cpu_s(os.getpid())
+    until = time.process_time() + 0.1
+    while time.process_time() < until:
+        pass
+    assert cpu_s(os.getpid()) - before == pytest.approx(0.1, abs=0.08)
 
 
 def test_one_tiny_federation_is_measured_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,4 +106,5 @@ def test_overhead_of_a_tiny_federation(tmp_path: Path, capsys: pytest.CaptureFix
     row = json.loads(out.read_text())["rounds"][0]
     assert row["versions measured"] == 5
     assert row["merged a version"] == 2
+    assert row["CPU ms an update"] > 0
     assert "ms a version" in capsys.readouterr().out
