@@ -1,0 +1,286 @@
+"""What one pass over the bytes costs here and now: the library calls alone, into buffers that are used again.
+
+Every call handles one record of 1 MiB, so that what it reads and writes stays in the processor's cache, as in a stream
+that goes record by record. Nothing of the product is timed but the client of a remote store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+# Importing the bindings initialises libsodium; without that it runs slow portable code and says nothing.
+import nacl.bindings as sodium
+import numpy as np
+from nacl._sodium import ffi, lib
+from numpy.typing import NDArray
+
+from broker.blobs.base import BlobStore
+from protocol import limits, topology
+
+Call = Callable[[], object]
+GB = 1e9
+_MIB = 1 << 20
+_ROUNDS = 3
+_TRANSFERS = 4
+"""Objects under way at once, as in the product's pools."""
+_BLOCK = 32_768
+"""Elements that the merge adds up at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one GB."""
+
+    seconds: float
+    cpu: float
+    """CPU seconds."""
+
+
+Prices = Mapping[str, Cost]
+"""What a pass through each primitive costs; the names are those of `floor.Passes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A cipher of records, and what goes with it."""
+
+    name: str
+    overhead: int
+    """Bytes that a record grows by."""
+    update_digest: bool
+    """Whether updates carry a hash of their plaintext beside the names of their chunks."""
+    calls: Callable[[Buffers, int], tuple[Call, Call]]
+    """Makes the calls that encrypt the record, and decrypt it again."""
+
+
+@dataclass(slots=True)
+class Buffers:
+    """What the calls read and write, again and again."""
+
+    overhead: int
+    record: NDArray[np.float32] = field(init=False)
+    out: NDArray[np.float32] = field(init=False)
+    sealed: bytearray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.record = np.random.default_rng(1).standard_normal(limits.RECORD // 4, dtype=np.float32)
+        self.out = np.zeros_like(self.record)
+        self.sealed = bytearray(limits.RECORD + self.overhead)
+
+
+def measure(directory: Path, suite: Suite, *, store: BlobStore | None = None, size: int = 64 * _MIB) -> Prices:
+    """Time each primitive with `size` bytes, three times, and keep the least of each.
+
+    `directory`: on the disk that stages write to. `store`: a remote one, whose own client is timed too.
+    """
+    buffers = Buffers(suite.overhead)
+    encrypt, decrypt = suite.calls(buffers, suite.overhead)
+    encrypt()
+    count = max(1, size // limits.RECORD)
+    calls = {"encrypt": encrypt, "decrypt": decrypt, "hash": _hash(buffers), **_arithmetic(buffers)}
+    prices = {name: _cost(call, count) for name, call in calls.items()}
+    chunks = max(1, count // limits.RECORDS_PER_CHUNK)
+    with _file(directory, buffers, chunks) as read:
+        prices["read"] = _cost(read, chunks, limits.CHUNK)
+    prices["write"] = _cost(_write(directory, buffers, durable=True), chunks, limits.CHUNK)
+    prices["keep"] = _cost(_write(directory, buffers, durable=False), chunks, limits.CHUNK)
+    if store is not None:
+        prices |= _transfers(store, max(_TRANSFERS, chunks))
+    return prices
+
+
+def _cost(call: Call, count: int, size: int = limits.RECORD) -> Cost:
+    call()
+    wall, cpu = [], []
+    for _ in range(_ROUNDS):
+        began, busy = time.perf_counter(), time.process_time()
+        for _ in range(count):
+            call()
+        wall.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - busy)
+    return Cost(min(wall) / (count * size) * GB, min(cpu) / (count * size) * GB)
+
+
+# ---- ciphers
+
+
+def _secretstream(buffers: Buffers, overhead: int) -> tuple[Call, Call]:
+    key, associated = bytes(32), bytes(40)
+    state = ffi.new("unsigned char[]", sodium.crypto_secretstream_xchacha20poly1305_STATEBYTES)
+    header = ffi.new("unsigned char[]", sodium.crypto_secretstream_xchacha20poly1305_HEADERBYTES)
+    tag = ffi.new("unsigned char *")
+    plain, sealed, out = _views(buffers)
+
+    def encrypt() -> None:
+        lib.crypto_secretstream_xchacha20poly1305_init_push(state, header, key)
+        _done(
+            lib.crypto_secretstream_xchacha20poly1305_push(
+                state, sealed, ffi.NULL, plain, limits.RECORD, associated, len(associated), 0
+            )
+        )
+
+    def decrypt() -> None:
+        lib.crypto_secretstream_xchacha20poly1305_init_pull(state, header, key)
+        size = limits.RECORD + overhead
+        _done(
+            lib.crypto_secretstream_xchacha20poly1305_pull(
+                state, out, ffi.NULL, tag, sealed, size, associated, len(associated)
+            )
+        )
+
+    return encrypt, decrypt
+
+
+def _aegis256(buffers: Buffers, overhead: int) -> tuple[Call, Call]:
+    key, nonce, associated = bytes(32), bytes(32), bytes(40)
+    plain, sealed, out = _views(buffers)
+
+    def encrypt() -> None:
+        _done(
+            lib.crypto_aead_aegis256_encrypt(
+                sealed, ffi.NULL, plain, limits.RECORD, associated, len(associated), ffi.NULL, nonce, key
+            )
+        )
+
+    def decrypt() -> None:
+        size = limits.RECORD + overhead
+        _done(
+            lib.crypto_aead_aegis256_decrypt(
+                out, ffi.NULL, ffi.NULL, sealed, size, associated, len(associated), nonce, key
+            )
+        )
+
+    return encrypt, decrypt
+
+
+def _views(buffers: Buffers) -> tuple[Any, Any, Any]:
+    """The buffers as C sees them; it checks no lengths."""
+    return (
+        ffi.from_buffer(buffers.record),
+        ffi.from_buffer(buffers.sealed, require_writable=True),
+        ffi.from_buffer(buffers.out, require_writable=True),
+    )
+
+
+def _done(code: int) -> None:
+    if code != 0:
+        raise RuntimeError("libsodium refuses the benchmark's own record")
+
+
+SECRETSTREAM = Suite("secretstream", limits.OVERHEAD, True, _secretstream)
+AEGIS256 = Suite("aegis256", 32, False, _aegis256)
+SUITES = {suite.name: suite for suite in (SECRETSTREAM, AEGIS256)}
+
+
+# ---- hash and arithmetic
+
+
+def _hash(buffers: Buffers) -> Call:
+    running, record = hashlib.sha256(), memoryview(buffers.record)
+    return lambda: running.update(record)
+
+
+def _arithmetic(buffers: Buffers) -> dict[str, Call]:
+    record, out = buffers.record, buffers.out
+    wide, spare, total = np.empty(record.size), np.empty(_BLOCK), np.empty(_BLOCK)
+    finite = np.empty(record.size, np.bool_)
+    parts = [slice(start, start + _BLOCK) for start in range(0, record.size, _BLOCK)]
+
+    def copy() -> None:
+        np.copyto(out, record)
+
+    def norm() -> None:
+        np.copyto(wide, record)
+        np.einsum("i,i->", wide, wide)
+
+    def subtract() -> None:
+        np.subtract(record, out, out=out)
+        np.isfinite(out, out=finite).all()
+
+    def axpy() -> None:
+        for part in parts:
+            np.multiply(record[part], 0.25, out=spare, dtype=np.float64)
+            np.add(total, spare, out=total)
+
+    def average() -> None:
+        for part in parts:
+            np.multiply(record[part], 0.8, out=total, dtype=np.float64)
+            np.multiply(out[part], 0.2, out=spare, dtype=np.float64)
+            np.add(total, spare, out=out[part], casting="same_kind")
+
+    total[:] = 0.0
+    return {"copy": copy, "norm": norm, "subtract": subtract, "axpy": axpy, "average": average}
+
+
+# ---- files and objects
+
+
+@contextmanager
+def _file(directory: Path, buffers: Buffers, chunks: int) -> Iterator[Call]:
+    """A call that reads the next chunk of a file from the page cache, record by record, and begins anew at its end."""
+    path = directory / "floor-read"
+    with path.open("wb") as file:
+        for _ in range(chunks * limits.RECORDS_PER_CHUNK):
+            file.write(buffers.sealed)
+    step = len(buffers.sealed)
+    target = bytearray(step)
+    starts = cycle(range(0, chunks * limits.RECORDS_PER_CHUNK * step, step))
+    descriptor = os.open(path, os.O_RDONLY)
+
+    def read() -> None:
+        for start in islice(starts, limits.RECORDS_PER_CHUNK):
+            os.preadv(descriptor, [target], start)
+
+    try:
+        yield read
+    finally:
+        os.close(descriptor)
+        path.unlink()
+
+
+def _write(directory: Path, buffers: Buffers, *, durable: bool) -> Call:
+    """A call that writes a new file of one chunk, and syncs it. It is deleted again: its pages are then used anew, so
+    this is what writing costs in memory that the machine has touched before."""
+    path = directory / "floor-write"
+
+    def write() -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            for _ in range(limits.RECORDS_PER_CHUNK):
+                os.write(descriptor, buffers.sealed)
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+            path.unlink()
+
+    return write
+
+
+def _transfers(store: BlobStore, count: int) -> dict[str, Cost]:
+    """A remote store's own raw time: new chunks by its client, several at once; `get` compares each with its hash."""
+    chunks: dict[str, bytes] = {}
+    for _ in range(count):
+        chunk = os.urandom(limits.CHUNK)
+        chunks[topology.update_chunk("floor", hashlib.sha256(chunk).hexdigest())] = chunk
+
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        costs = {
+            "put": _cost(lambda: list(pool.map(store.put, chunks, chunks.values())), 1, count * limits.CHUNK),
+            "get": _cost(
+                lambda: list(pool.map(partial(store.get, limit=limits.CHUNK), chunks)), 1, count * limits.CHUNK
+            ),
+        }
+    for key in chunks:
+        store.delete(key)
+    return costs

@@ -1,0 +1,81 @@
+"""The floor: which passes each stage needs by its design, and that a pass does the work it is timed for."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import floor as floors
+from benchmarks.floor import Design, Floor, Passes, floor
+from benchmarks.floor_calls import AEGIS256, SECRETSTREAM, SUITES, Buffers, Cost, Suite, measure
+from broker.blobs.memory import MemoryBlobs
+
+NAMES = {each.name for each in fields(Passes)}
+
+
+def test_what_each_stage_has_to_do_over_a_directory() -> None:
+    design = Design()
+    assert design.load() == Passes(read=1, decrypt=1, hash=2, copy=1)
+    assert design.form() == Passes(read=2, decrypt=2, subtract=2, norm=1, encrypt=1, hash=2, write=1)
+    assert design.upload() == Passes()
+    assert design.admission() == Passes(read=1, decrypt=1, hash=2, norm=1)
+    assert design.merge(4) == Passes(read=6, decrypt=6, axpy=5, average=1, encrypt=2, hash=4, write=2)
+
+
+def test_a_filter_that_measures_nothing_looks_at_the_base_once() -> None:
+    assert Design(measuring=False).form() == Passes(read=1, decrypt=1, subtract=1, encrypt=1, hash=2, write=1)
+
+
+def test_a_suite_without_a_hash_of_an_updates_plaintext_saves_that_pass_of_updates_alone() -> None:
+    aegis, stream = Design(suite=AEGIS256), Design(suite=SECRETSTREAM)
+    assert [aegis.form().hash, aegis.admission().hash] == [1, 1]
+    assert (aegis.load(), aegis.merge(4)) == (stream.load(), stream.merge(4))
+
+
+def test_a_remote_store_is_asked_once_for_everything_and_what_it_gave_is_kept() -> None:
+    design = Design(remote=True)
+    assert design.load() == Passes(get=1, keep=1, decrypt=1, hash=1, copy=1)
+    assert design.upload() == Passes(read=1, put=1)
+    assert design.admission() == Passes(get=1, keep=1, decrypt=1, hash=1, norm=1)
+    merged = design.merge(2)
+    assert (merged.write, merged.put, merged.keep, merged.read, merged.get) == (0, 2, 2, 4, 0)
+
+
+def test_a_version_is_every_sites_stages_and_one_merge() -> None:
+    design = Design()
+    site = design.load() + design.form() + design.upload() + design.admission()
+    assert design.version(3) == site + site + site + design.merge(3)
+
+
+def test_the_floor_is_the_processors_or_the_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floors, "LANES", 2)
+    prices = dict.fromkeys(NAMES, Cost(seconds=5.0, cpu=1.0))
+    assert floor(Passes(decrypt=6), prices, 500_000_000) == Floor(wall=1.5, cpu=3.0, raw=0.0)
+    assert floor(Passes(decrypt=6, write=1), prices, 10**9) == Floor(wall=5.0, cpu=7.0, raw=0.0)
+    assert floor(Passes(decrypt=6, get=1, put=1), prices, 10**9) == Floor(wall=5.0, cpu=8.0, raw=10.0)
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+def test_a_suite_encrypts_and_decrypts_the_record(suite: Suite) -> None:
+    buffers = Buffers(suite.overhead)
+    encrypt, decrypt = suite.calls(buffers, suite.overhead)
+    encrypt()
+    assert any(buffers.sealed[-suite.overhead :])
+    decrypt()
+    np.testing.assert_array_equal(buffers.out, buffers.record)
+    buffers.sealed[1000] ^= 1
+    with pytest.raises(RuntimeError, match="refuses"):
+        decrypt()
+
+
+def test_every_pass_of_the_design_has_a_price(tmp_path: Path) -> None:
+    store = MemoryBlobs()
+    local = measure(tmp_path, SECRETSTREAM, size=1 << 20)
+    remote = measure(tmp_path, SECRETSTREAM, store=store, size=1 << 20)
+    assert (set(local), set(remote)) == (NAMES - {"get", "put"}, NAMES)
+    assert min(cost.seconds for cost in remote.values()) > 0
+    assert local["copy"].cpu < local["decrypt"].cpu
+    assert (list(tmp_path.iterdir()), list(store.list(""))) == ([], [])
