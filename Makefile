@@ -36,6 +36,7 @@ benchmarks: setup
 	$(PYTHON) -m benchmarks.pipeline
 	$(PYTHON) -m benchmarks.pipeline --overhead --json out/overhead.json
 	$(PYTHON) -m benchmarks.stages --json out/stages.json
+	$(PYTHON) -m benchmarks.stages --store s3 --json out/stages_s3.json
 	$(PYTHON) -m benchmarks.bundle_memory --json out/bundle_memory.json
 
 # The documentation as a site in out/site, and the picture in it; dead links fail.
