@@ -3,10 +3,11 @@
     python -m benchmarks.pipeline --size-mb 840 --broker amqp --store s3 --json out/pipeline.json
     python -m benchmarks.pipeline --overhead
 
-Without `--overhead`: time per stage, memory, bytes moved. `--broker memory` runs everything as threads of one process,
-`--broker amqp` starts a private RabbitMQ node and one process each for the aggregator and every site; `--store s3`
-starts a private S3 server. With `--overhead`: a digits-sized model and a trainer that does nothing, so that what is
-left is the pipeline's own time; it is printed beside what one fsync of the same disk takes.
+Without `--overhead`: time per stage, CPU time, page faults, memory, bytes moved, and what a version costs beside
+the floor, which is computed from library calls timed just before. `--broker memory` runs everything as threads of one
+process, `--broker amqp` starts a private RabbitMQ node and one process each for the aggregator and every site;
+`--store s3` starts a private S3 server. With `--overhead`: a digits-sized model and a trainer that does nothing, so
+that what is left is the pipeline's own time; it is printed beside what one fsync of the same disk takes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pipeline_events
+from benchmarks.floor import Design, floor
+from benchmarks.floor_calls import SECRETSTREAM, SUITES, Suite
 from benchmarks.pipeline_places import Result, Task, alone_kib, fsync_ms, run, table
+from benchmarks.usage import reading
 
 WARM_UP = 20
 MEASURED = 200
@@ -58,16 +62,48 @@ def overhead(result: Result) -> dict[str, float]:
     }
 
 
-def size(result: Result, task: Task) -> dict[str, float]:
-    """Median seconds of each stage, memory in MiB, bytes in MB."""
+def size(result: Result, task: Task, suite: Suite) -> dict[str, float]:
+    """Median seconds of each stage, what a version costs beside its floor, memory in MiB, bytes in MB."""
     found = pipeline_events.stages(result.entries)
     at = pipeline_events.commits(result.entries)
     row: dict[str, float] = {f"{name} s": value for name, value in found.medians().items()}
     row["wall time s"] = max(at.values()) - result.began
     row["updates"] = len(found.upload)
     row["versions"] = len(at)
+    row |= cost(result, task, suite)
     row |= memory(result, task)
     row |= {f"stored {kind} MB": stored / 1e6 for kind, stored in sorted(result.stored.items())}
+    return row
+
+
+def cost(result: Result, task: Task, suite: Suite) -> dict[str, float]:
+    """What aggregator and workers used from start to end, and a version's share, beside the least that it can cost.
+
+    A version's seconds and CPU seconds count from the first local step to the last commit; training, and updates
+    that came too late for the last version, are in them.
+    """
+    used = result.used
+    if used is None:
+        return {}
+    at = pipeline_events.commits(result.entries)
+    began, ended = min(pipeline_events.first_steps(result.entries).values()), max(at.values())
+    wall, cpu = (ended - began) / len(at), result.cpu_s(began, ended) / len(at)
+    row = {
+        "user s": used.user,
+        "sys s": used.sys,
+        "kernel's share %": 100 * used.kernel,
+        "page faults": used.faults,
+        "waits": used.voluntary,
+        "preempted": used.involuntary,
+        "a version s": wall,
+        "a version CPU s": cpu,
+    }
+    if result.prices:
+        # What `fledge new-federation` gives every site is the filter `clip`, which measures.
+        design = Design(suite=suite, remote=task.store != "file", measuring=True)
+        least = floor(design.version(task.buffer or task.sites), result.prices, task.size_mb * 1_000_000)
+        row |= {"floor of a version s": least.wall, "floor of a version CPU s": least.cpu}
+        row |= {"a version x floor": wall / least.wall, "a version x floor CPU": cpu / least.cpu}
     return row
 
 
@@ -88,27 +124,26 @@ def memory(result: Result, task: Task) -> dict[str, float]:
     return row
 
 
-def measure(task: Task, rounds: int, *, small: bool) -> list[dict[str, Any]]:
-    """Run the task in a fresh directory `rounds` times; each row also says how busy the machine was."""
+def measure(task: Task, rounds: int, *, suite: Suite | None) -> list[dict[str, Any]]:
+    """Run the task in a fresh directory `rounds` times; each row also says how busy the machine was.
+
+    `suite`: what the floor is computed for; None: only a version's overhead is measured.
+    """
     rows = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="fledge-pipeline-") as folder:
             work = Path(folder)
-            load, fsync, busy = os.getloadavg()[0], fsync_ms(work), _children_s()
-            result = run(task, work, seconds=7200)
-            numbers: dict[str, Any] = dict(overhead(result) if small else size(result, task))
-            numbers["processor s in all processes"] = _children_s() - busy
+            load, fsync, before = os.getloadavg()[0], fsync_ms(work), reading(resource.RUSAGE_CHILDREN)
+            result = run(task, work, seconds=7200, suite=suite)
+            used = reading(resource.RUSAGE_CHILDREN).since(before)
+            numbers: dict[str, Any] = dict(overhead(result) if suite is None else size(result, task, suite))
+            numbers["processor s in all processes"] = used.cpu
             numbers["fsync p50 ms, before"] = fsync
             numbers["fsync p50 ms, after"] = fsync_ms(work)
             numbers["load average before"] = load
             numbers["warnings"] = pipeline_events.problems(result.entries)
             rows.append(numbers)
     return rows
-
-
-def _children_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -148,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--buffer", type=int, help="K; default: all sites, with --overhead the strategy's own")
     parser.add_argument("--store", choices=("file", "s3"), default="file")
     parser.add_argument("--broker", choices=("memory", "amqp"), default="memory")
+    parser.add_argument("--suite", choices=SUITES, default=SECRETSTREAM.name, help="what the floor is computed for")
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("out/pipeline.json"))
@@ -163,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         broker=options.broker,
         train=not small,
     )
-    rows = measure(task, options.rounds, small=small)
+    rows = measure(task, options.rounds, suite=None if small else SUITES[options.suite])
     print(render(task, rows))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"task": asdict(task), "median": summary(rows), "rounds": rows}, indent=2))

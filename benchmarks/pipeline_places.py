@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import pipeline_events
+from benchmarks.floor_calls import Prices, Suite, measure
 from benchmarks.pipeline_model import cpu_s, peak_kib
+from benchmarks.usage import Usage, reading
 from fledge.federation import AGGREGATOR_TOML, new_federation
 from fledge.runs.init_run import init_run
 
@@ -58,6 +61,10 @@ class Result:
     """Bytes in the store by kind."""
     busy: list[tuple[float, float]] = field(default_factory=list)
     """When (seconds since the epoch), and the CPU seconds that aggregator and workers had used by then."""
+    used: Usage | None = None
+    """By aggregator and workers together, from their start to their end; broker and store are left out."""
+    prices: Prices = field(default_factory=dict)
+    """What the floor is computed from, timed just before."""
 
     def cpu_s(self, start: float, end: float) -> float:
         """CPU seconds of aggregator and workers between two times; broker and store are not among them."""
@@ -181,21 +188,43 @@ class Processes:
                 process.communicate()
 
 
-def run(task: Task, work: Path, *, seconds: float) -> Result:
+def run(task: Task, work: Path, *, seconds: float, suite: Suite | None = None) -> Result:
     """Found a federation in the empty directory `work`, run it to its last version and measure it.
+
+    `suite`: time what a floor is computed from too.
 
     Raises:
         RuntimeError: a process ended by itself, or `seconds` were not enough.
     """
     with servers(task, work) as (broker, store):
         found(task, work, broker, store)
+        prices = {} if suite is None else _prices(task, work, store, suite)
         processes = Processes(work)
+        before = reading(resource.RUSAGE_CHILDREN)
         try:
             began, memory = (_together if task.broker == "memory" else _apart)(task, work, processes, seconds)
         finally:
             processes.stop()
+        used = reading(resource.RUSAGE_CHILDREN).since(before)
         logs = [processes.log(name) for name in processes.running]
-        return Result(pipeline_events.read(logs), began, memory, _stored(store), processes.busy)
+        return Result(
+            entries=pipeline_events.read(logs),
+            began=began,
+            memory=memory,
+            stored=_stored(store),
+            busy=processes.busy,
+            used=used,
+            prices=prices,
+        )
+
+
+def _prices(task: Task, work: Path, url: str, suite: Suite) -> Prices:
+    if task.store == "file":
+        return measure(work, suite)
+    from broker.blobs.open import open_blobs
+
+    with closing(open_blobs(url)) as store:
+        return measure(work, suite, store=store)
 
 
 def _together(task: Task, work: Path, processes: Processes, seconds: float) -> tuple[float, dict[str, list[int]]]:

@@ -98,6 +98,9 @@ def test_one_tiny_federation_is_measured_shown_and_written(tmp_path: Path, capsy
     assert row["versions"] == 1
     assert row["stored models MB"] > 2
     assert row["merge s"] > 0
+    assert min(row["user s"], row["sys s"], row["page faults"], row["waits"], row["kernel's share %"]) > 0
+    assert row["a version CPU s"] == pytest.approx(row["a version x floor CPU"] * row["floor of a version CPU s"])
+    assert row["a version s"] == pytest.approx(row["a version x floor"] * row["floor of a version s"])
 
 
 def test_overhead_of_a_tiny_federation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
