@@ -74,6 +74,7 @@ class Job:
     seed: int
     silent: bool = False
     data: Path | None = None
+    horizon: float = HORIZON
 
 
 def run_job(job: Job) -> History:
@@ -87,7 +88,7 @@ def run_job(job: Job) -> History:
         task=Heart(job.data, job.seed) if job.data is not None else Digits(job.seed, sites=SITES),
         strategy=strategy(name, **parameters),
         seconds=seconds,
-        horizon=HEART_HORIZON if heart else HORIZON,
+        horizon=job.horizon,
         release=release,
         silence=silence,
     ).run()
@@ -100,26 +101,26 @@ def run_jobs(jobs: Sequence[Job]) -> list[History]:
         return list(pool.map(run_job, jobs, chunksize=4))
 
 
-def speed_up(base: Sequence[History], other: Sequence[History]) -> float:
+def speed_up(base: Sequence[History], other: Sequence[History], horizon: float = HORIZON) -> float:
     """Return the median over seeds of the baseline's time to the goal by the other's.
 
     A run that never got there counts as if it had at the horizon, which flatters the baseline.
     """
-    times = zip(_times(base), _times(other), strict=True)
+    times = zip(_times(base, horizon), _times(other, horizon), strict=True)
     return statistics.median(slow / fast for slow, fast in times)
 
 
-def _times(histories: Sequence[History]) -> list[float]:
-    return [history.first_time(*GOAL) or HORIZON for history in histories]
+def _times(histories: Sequence[History], horizon: float) -> list[float]:
+    return [history.first_time(*GOAL) or horizon for history in histories]
 
 
-def digits(seeds: Sequence[int], silent: bool) -> list[dict[str, Any]]:
+def digits(seeds: Sequence[int], silent: bool, horizon: float = HORIZON) -> list[dict[str, Any]]:
     """Return one row per rule.
 
     `t95` is the median time to 95 % and `reached` how many seeds got there; `accuracy` is the mean at the horizon;
     `dropped` counts updates over all seeds that were superseded or too stale.
     """
-    jobs = [Job(rule=rule, seed=seed, silent=silent) for rule in range(len(RULES)) for seed in seeds]
+    jobs = [Job(rule=rule, seed=seed, silent=silent, horizon=horizon) for rule in range(len(RULES)) for seed in seeds]
     histories = run_jobs(jobs)
     by_rule = [histories[i : i + len(seeds)] for i in range(0, len(histories), len(seeds))]
     rows = []
@@ -127,9 +128,9 @@ def digits(seeds: Sequence[int], silent: bool) -> list[dict[str, Any]]:
         rows.append(
             {
                 "rule": label,
-                "t95": statistics.median(_times(found)),
+                "t95": statistics.median(_times(found, horizon)),
                 "reached": sum(history.first_time(*GOAL) is not None for history in found),
-                "speed-up": speed_up(by_rule[0], found),
+                "speed-up": speed_up(by_rule[0], found, horizon),
                 "accuracy": statistics.fmean(history.points[-1].metrics["accuracy"] for history in found),
                 "versions": statistics.fmean(history.points[-1].version for history in found),
                 "staleness": statistics.fmean(history.staleness for history in found),
@@ -141,7 +142,11 @@ def digits(seeds: Sequence[int], silent: bool) -> list[dict[str, Any]]:
 
 def heart(data: Path) -> list[dict[str, Any]]:
     """Return one row per rule, and FLamby's published ones: accuracy per hospital, their average, pooled."""
-    jobs = [Job(rule=rule, seed=seed, data=data) for rule in range(len(RULES)) for seed in HEART_SEEDS]
+    jobs = [
+        Job(rule=rule, seed=seed, data=data, horizon=HEART_HORIZON)
+        for rule in range(len(RULES))
+        for seed in HEART_SEEDS
+    ]
     histories = run_jobs(jobs)
     rows: list[dict[str, Any]] = []
     for index, (label, *_) in enumerate(RULES):
@@ -169,13 +174,14 @@ def judge(console: Console, measured: dict[str, float]) -> bool:
     return all(value >= BARS[name] for name, value in measured.items())
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 if a bar was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convergence", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with the four processed.*.data files of UCI Heart Disease")
     parser.add_argument("--seeds", type=int, default=30, help="seeds for digits (default 30; 5 give a first idea)")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
-    options = parser.parse_args()
+    parser.add_argument("--horizon", type=float, default=HORIZON, help="time units that digits are trained for")
+    options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error("--seeds must be at least 1")
     if options.data is not None and not (options.data / "processed.cleveland.data").is_file():
@@ -184,7 +190,10 @@ def main() -> int:
     if not console.is_terminal:
         console = Console(width=110)  # a pipe has no width, and 80 cuts columns
     seeds = range(100, 100 + options.seeds)
-    tables = {"digits": digits(seeds, False), "digits, one site silent": digits(seeds, True)}
+    tables = {
+        "digits": digits(seeds, False, options.horizon),
+        "digits, one site silent": digits(seeds, True, options.horizon),
+    }
     at_default = [label for label, *_ in RULES].index(DEFAULT)
     measured = {name: rows[at_default]["speed-up"] for name, rows in tables.items()}
     if options.data is not None:

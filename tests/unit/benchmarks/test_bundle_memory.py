@@ -39,7 +39,6 @@ def test_both_ways_train_a_model_of_this_size(tmp_path: Path, monkeypatch: pytes
     assert len([update for update in (tmp_path / "spool").rglob("*") if update.is_file()]) == 2
 
 
-@pytest.mark.long
 def test_both_processes_train_and_tell_their_peaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--size-mb", "4", "--epochs", "1", "--optimizer", "sgd", "--json", str(tmp_path / "out.json")]) == 0
     assert "nothing to judge" in capsys.readouterr().out
