@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +24,30 @@ class NoiseModel:
     """Float32 layers of 64 MiB, or with size 0 a digits-sized perceptron; training adds small noise in place."""
 
     def __init__(self, size_mb: int) -> None:
-        self.weights = {name: np.full(shape, 0.01, np.float32) for name, shape in _shapes(size_mb).items()}
-        self._noise = np.random.default_rng(7).normal(0, 1e-3, _PART).astype(np.float32)
+        self.weights = {name: np.full(shape, 0.01, np.float32) for name, shape in shapes(size_mb).items()}
+        self._noise = noise(7)
 
     def train(self) -> None:
         """One step over every weight; no temporary is larger than 1 MiB."""
-        for weight in self.weights.values():
-            flat = weight.reshape(-1)
-            for start in range(0, flat.size, _PART):
-                part = flat[start : start + _PART]
-                np.add(part, self._noise[: part.size], out=part)
+        add(self.weights.values(), self._noise)
 
 
-def _shapes(size_mb: int) -> dict[str, tuple[int, ...]]:
+def noise(seed: int) -> Array:
+    """What one step adds to every 1 MiB of the weights."""
+    return np.random.default_rng(seed).normal(0, 1e-3, _PART).astype(np.float32)
+
+
+def add(weights: Iterable[Array], noise: Array) -> None:
+    """Add noise to every weight, in place."""
+    for weight in weights:
+        flat = weight.reshape(-1)
+        for start in range(0, flat.size, _PART):
+            part = flat[start : start + _PART]
+            np.add(part, noise[: part.size], out=part)
+
+
+def shapes(size_mb: int) -> dict[str, tuple[int, ...]]:
+    """The layers of a model of this size."""
     if size_mb == 0:
         return {
             "hidden.weight": (64, 32),

@@ -19,6 +19,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "protocol/SPEC.md": "spec.md",
     "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/peers.md": "peers.md",
 }
 """Pages that do not lie in docs/, and what they are called on the site."""
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")

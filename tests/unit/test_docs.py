@@ -12,7 +12,7 @@ from tests.support.house import ROOMS, repository_files
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 100
-OURS = ("docs/", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "protocol/SPEC.md", "benchmarks/README.md")
+OURS = ("docs/", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "protocol/SPEC.md", "benchmarks/")
 PAGES = sorted(name for name in repository_files() if name.endswith(".md") and name.startswith(OURS))
 LINKED = sorted(
     {*PAGES, *(name for name in repository_files() if name.endswith(".md") and not name.startswith("deploy/"))}
