@@ -12,7 +12,8 @@
 5. A reused sequence means that the journal is older than what the aggregator has seen (a restored backup): a higher
    key epoch begins; that update, and whatever has not left the site yet, is sealed again under it. Message ids stay.
 6. Nothing is decided while events of one batch are still coming in: `Tick`, which ends each batch, decides.
-7. A version or receipt that starts nothing waits up to `HOLD` seconds for a commit to share, and is acked after it.
+7. A version or receipt that starts nothing waits up to `HOLD` seconds for a commit to share, and is acked after it; of
+   several versions of a run only the newest is written.
 8. The site has its own say (`gate.py`): a drained site begins no training, nor any site outside its hours; a run it
    wants to be asked about waits for a person's yes, and a no ends the training under way. What is made is sent.
 9. A run that brings code is trained by exactly that code, once an operator has deployed it for this run, and a run
@@ -49,6 +50,9 @@ HEAD_TOLERANCE = 10 * 60.0
 """Seconds by which this machine's clock may be wrong."""
 HOLD = 0.25
 """Seconds; with sites that train for milliseconds this saves every third commit, with slower ones it costs nothing."""
+READ_NOTHING_HELD = effects.ReportStatus | effects.Upload | effects.Publish
+"""What overtakes what is held; nothing else does, since it may read that: a run's last version, say. A sign of life
+comes with every version, which would otherwise be committed alone."""
 ON_THEIR_WAY = 2
 """Updates of a run without a final receipt that a site may always have: one is sent while the next is trained."""
 NOT_FAILED = ("-", "-")
@@ -168,8 +172,8 @@ class WorkerRules:
                 self._gate.on_said(event, self._runs, self._training, now, decided)
             case _:
                 assert_never(event)
-        # What is decided later may read what was held: a run's last version, say. So nothing overtakes it.
-        if self._decided.writes or self._decided.effects or now >= self._held_until:
+        reads = any(not isinstance(effect, READ_NOTHING_HELD) for effect in self._decided.effects)
+        if self._decided.writes or reads or now >= self._held_until:
             self._release()
         return Step(tuple(self._decided.writes), tuple(self._decided.effects))
 
@@ -180,7 +184,9 @@ class WorkerRules:
         """
         if not self._decided.writes and not self._held.writes:
             return
-        self._held.writes += self._decided.writes
+        newer = {write.row.run for write in self._decided.writes if isinstance(write, writes.NoteVersion)}
+        kept = (w for w in self._held.writes if not isinstance(w, writes.NoteVersion) or w.row.run not in newer)
+        self._held.writes = [*kept, *self._decided.writes]
         self._held.effects += self._decided.effects
         self._held_until = min(self._held_until, now + HOLD)
         self._decided = Decisions()

@@ -1,8 +1,12 @@
-"""Statements that are turned into SQL once."""
+"""Databases that a killed process leaves, and statements that are turned into SQL once."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import (
@@ -71,3 +75,48 @@ def test_a_failure_is_the_same_error_as_of_any_statement(database: Engine) -> No
 def test_a_missing_parameter_is_an_error(database: Engine) -> None:
     with database.begin() as db, pytest.raises(KeyError, match="body"):
         ADD.run(db, {"order": "a"})
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.unit.broker.runtime.test_database import ADD, METADATA
+from broker.runtime.database import open_database
+
+database = open_database(Path(sys.argv[1]), METADATA, 1)
+for number in range(3):
+    with database.begin() as db:
+        ADD.run(db, {"order": f"committed {number}", "body": bytes(5000)})
+with database.begin() as db:
+    db.exec_driver_sql("PRAGMA cache_size=1")  # so that pages are written before the commit
+    for number in range(400):
+        ADD.run(db, {"order": f"half {number}", "body": bytes(5000)})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_committed_and_nothing_else_is_there_after_a_kill_in_mid_transaction(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "database"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    journal = path.with_name("database-journal")
+    assert path.stat().st_size > 1_000_000, "the kill came before anything was written"
+    assert journal.read_bytes()[:8] == b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+    database = open_database(path, METADATA, 1)
+    with database.begin() as db:
+        assert [row.order for row in ALL.run(db)] == ["committed 0", "committed 1", "committed 2"]
+    database.dispose()
+
+
+def test_the_journal_stays_empty_and_private_between_commits(tmp_path: Path) -> None:
+    path = tmp_path / "database"
+    database = open_database(path, METADATA, 1)
+    with database.begin() as db:
+        ADD.run_many(db, [{"order": "large", "body": bytes(5000)} for _ in range(1000)])
+    with database.begin() as db:
+        db.exec_driver_sql("UPDATE things SET body = x'00'")
+    journal = path.with_name("database-journal")
+    assert journal.read_bytes()[:28] == bytes(28)
+    assert journal.stat().st_size <= 1024**2
+    assert journal.stat().st_mode & 0o777 == 0o600
+    database.dispose()

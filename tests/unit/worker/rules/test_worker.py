@@ -139,6 +139,22 @@ def test_nothing_that_is_decided_later_overtakes_what_is_held() -> None:
     assert only(writes.NoteVersion, step.writes).record == b"record 1"
 
 
+def test_signs_of_life_and_what_is_sent_overtake_versions_of_which_the_newest_is_noted() -> None:
+    machine = rules()
+    first = trained(machine, version(0))
+    trained(machine, version(1))  # as many updates are on their way as may be: the site waits for their receipts
+    steps = [turn(machine, version(number), now=0.1) for number in (2, 3, 4)]
+    steps.append(turn(machine, events.Uploaded(row=first.row), now=0.1))
+    assert not [write for step in steps for write in step.writes]
+    assert [effect.version for step in steps for effect in some(effects.ReportStatus, step.effects)] == [2, 3, 4]
+    assert only(effects.Publish, steps[-1].effects).row == first.row
+    step = turn(machine, version(0, run="other", quota=0), now=0.1 + HOLD)
+    noted = some(writes.NoteVersion, step.writes)
+    assert [(write.row.run, write.row.version) for write in noted] == [("r", 4), ("other", 0)]
+    assert noted[0].record == b"record 4"
+    assert len(some(effects.Settle, step.effects)) == 4
+
+
 # ---- heads
 
 
