@@ -157,7 +157,7 @@ def _meant(kept: AggregatorState, version: int | str | None) -> tuple[int, str]:
     return kept.run.newest() if best is None else best.version, why(stopping, evaluations, best)
 
 
-def released_records(kept: AggregatorState, version: int, *, released: bool = True) -> Iterator[bytes]:
+def released_records(kept: AggregatorState, version: int, *, released: bool = True) -> Iterator[memoryview]:
     """The plaintext records of a version's model, in order."""
     record, states = kept.run.version_record(version), kept.run.state_records(version)
     return read_version(kept.records, kept.registry, record, states, released=released)

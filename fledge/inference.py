@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker.blobs.cache import CacheReader
+from broker.blobs.chunks import Gets
 from broker.blobs.open import open_blobs
-from broker.blobs.transfer import Getter, read_blob
+from broker.blobs.transfer import read_blob, read_whole
 from broker.net.urls import scheme_of
 from deploy.keyfiles import new_folder, read_bounded, read_identity
 from fledge.bootstrap import CACHE
@@ -97,7 +98,7 @@ class SiteModels:
         self._kept = KeptVersions(self._state / MODELS)
         # In front of a store that is a directory of this machine there is no cache.
         local = scheme_of(self.settings.store) == "file"
-        self._store: Getter[bytes] = open_blobs(self.settings.store) if local else CacheReader(self._state / CACHE)
+        self._store: Gets = open_blobs(self.settings.store) if local else CacheReader(self._state / CACHE)
 
     def version(self, run: str, wanted: str) -> KeptVersion:
         """A version of a run: "best", "global" or a number.
@@ -120,7 +121,7 @@ class SiteModels:
         record = self._reader.spec(self._spec_record(kept, model))
         if record.manifest.length > limits.SPEC:
             raise Tampered(f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed")
-        spec = ModelSpec.from_bytes(b"".join(self._blob(record.manifest, record.key)))
+        spec = ModelSpec.from_bytes(read_whole(self._store, record.key.reader(record.manifest), model_chunk))
         if spec.digest != model.spec or model.manifest.length != spec.model_length:
             raise Tampered(f"version {kept.version} of run {kept.run} and its specification do not fit each other")
         return model, spec
@@ -169,7 +170,7 @@ class SiteModels:
             finally:
                 deployed.put_away()
 
-    def _blob(self, manifest: Manifest, key: ContentKey) -> Iterator[bytes]:
+    def _blob(self, manifest: Manifest, key: ContentKey) -> Iterator[memoryview]:
         return read_blob(self._store, key.reader(manifest), model_chunk)
 
 

@@ -1,8 +1,11 @@
 """Blobs: a payload as a stream of encrypted records, cut into content-named chunks.
 
-A record is 1 MiB of plaintext and one push of libsodium's secretstream (XChaCha20-Poly1305). Its associated data is the
-hash of the message's core and the record's index, so no record can be moved; the tag FINAL stands on the last one and
-nowhere else, so no stream can be cut short. Eight records make a chunk, named by the SHA-256 of its ciphertext.
+A record is 1 MiB of plaintext, encrypted by the stream's suite (`protocol.cipher`) with the hash of the message's core
+and the record's index as associated data, so that no record can be moved; the last one is marked, so that no stream can
+be cut short. Eight records make a chunk, named by the SHA-256 of its ciphertext.
+
+Nothing is allocated per record: buffers are lent. What `BlobReader.read` gives is the reader's again when the next but
+one record is asked for; what a `ChunkSink` gave as room is the sink's again once the chunk is emitted.
 """
 
 from __future__ import annotations
@@ -10,21 +13,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
-
-import nacl.bindings as sodium
-import nacl.exceptions
+from typing import TYPE_CHECKING, Protocol
 
 from protocol import limits
-from protocol.errors import Malformed, Tampered, TooLarge
+from protocol.cipher import Octets, RecordCipher, Suite, opening, size_of, suite_of
+from protocol.errors import Corrupt, Malformed, StoreError, Tampered, TooLarge
 from protocol.spec import records
 
-FINAL = sodium.crypto_secretstream_xchacha20poly1305_TAG_FINAL
-MESSAGE = sodium.crypto_secretstream_xchacha20poly1305_TAG_MESSAGE
-_STREAM_HEADER = sodium.crypto_secretstream_xchacha20poly1305_HEADERBYTES
-StreamState = sodium.crypto_secretstream_xchacha20poly1305_state
-Emit = Callable[[bytes, bytes], None]
-"""Takes a finished chunk: its SHA-256 and its bytes."""
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,20 +31,26 @@ class Manifest:
     length: int
     """Plaintext bytes."""
     stream: bytes
-    """The secretstream header, 24 bytes."""
+    """The stream header, which names the suite."""
     chunks: tuple[bytes, ...]
     """SHA-256 of each chunk's ciphertext, in order."""
     digest: bytes
-    """SHA-256 of the plaintext."""
+    """SHA-256 of the plaintext; empty where the writer left it out, which only newer suites may."""
+
+    @property
+    def suite(self) -> Suite:
+        """How the records are encrypted."""
+        return suite_of(self.stream)
 
     @property
     def size(self) -> int:
         """Ciphertext bytes."""
-        return self.length + limits.OVERHEAD * records(self.length)
+        return sealed_size(self.length, self.suite)
 
     def chunk_size(self, index: int) -> int:
         """Ciphertext bytes of chunk `index`."""
-        return min(limits.CHUNK, self.size - index * limits.CHUNK)
+        whole = limits.RECORDS_PER_CHUNK * (limits.RECORD + self.suite.overhead)
+        return min(whole, self.size - index * whole)
 
     def check(self) -> None:
         """Refuse a manifest whose parts contradict each other.
@@ -55,134 +58,236 @@ class Manifest:
         Raises:
             TooLarge: over the limit of a blob.
             Malformed: the stream header or the digest has the wrong size.
+            WrongContext: the suite is unknown (`upgrade_needed`).
             Tampered: the number of chunks does not follow from the length.
         """
-        if len(self.stream) != _STREAM_HEADER or len(self.digest) != hashlib.sha256().digest_size:
-            raise Malformed("the blob's stream header or digest has the wrong size")
+        if len(self.digest) != hashlib.sha256().digest_size and (self.digest or self.suite is Suite.XCHACHA20):
+            raise Malformed("the blob's digest has the wrong size")
         if self.length > limits.BLOB:
             raise TooLarge(f"a blob of {self.length} bytes; at most {limits.BLOB} are allowed")
         if len(self.chunks) != -(-records(self.length) // limits.RECORDS_PER_CHUNK):
             raise Tampered(f"{len(self.chunks)} chunks cannot hold {self.length} bytes", "truncated")
 
 
-class BlobWriter:
-    """Encrypts records in order and hands over finished chunks; holds one chunk, and a second while handing it over."""
+def sealed_size(length: int, suite: Suite) -> int:
+    """Ciphertext bytes of a blob of `length` bytes."""
+    return length + suite.overhead * records(length)
 
-    def __init__(self, stream: bytes, state: StreamState, associated: bytes, length: int, emit: Emit) -> None:
-        self._state = state
-        self._associated = associated
-        self._length = length
-        self._stream = stream
+
+class ChunkSink(Protocol):
+    """Takes finished chunks; gives the room to make them in."""
+
+    def room(self, size: int) -> memoryview:
+        """A buffer of `size` bytes: the writer's until it emits the chunk."""
+
+    def emit(self, name: bytes, chunk: memoryview) -> None:
+        """Take the chunk called by its SHA-256; its buffer goes back to the sink."""
+
+
+class OwnedChunks:
+    """A sink that hands each chunk on as bytes of its own, for what is small or stays in memory anyway."""
+
+    def __init__(self, emit: Callable[[bytes, bytes], None]) -> None:
         self._emit = emit
-        # One buffer for the whole stream: a list of records, joined, spends a quarter of the time in page faults.
-        self._pending = bytearray(min(limits.CHUNK, length + limits.OVERHEAD * records(length)))
-        self._filled = 0
-        self._chunks: list[bytes] = []
-        self._digest = hashlib.sha256()
+
+    def room(self, size: int) -> memoryview:
+        """A new buffer."""
+        return memoryview(bytearray(size))
+
+    def emit(self, name: bytes, chunk: memoryview) -> None:
+        """Hand a copy on."""
+        self._emit(name, bytes(chunk))
+
+
+class BlobWriter:
+    """Encrypts records in order, straight into the sink's chunks."""
+
+    def __init__(self, cipher: RecordCipher, stream: bytes, length: int, sink: ChunkSink, *, digest: bool) -> None:
+        """`digest`: hash the plaintext too."""
+        self._cipher = cipher
+        self._stream = stream
+        self._length = length
+        self._sink = sink
+        self._digest = hashlib.sha256() if digest else None
         self._index = 0
         self._last = records(length) - 1
+        self._names: list[bytes] = []
+        self._chunk = memoryview(b"")
+        self._filled = 0
+        self._name = hashlib.sha256()
 
-    def write(self, record: bytes) -> None:
+    def write(self, record: Octets) -> None:
         """Add the next record: exactly 1 MiB, except the last, which ends the declared length."""
         expected = min(limits.RECORD, self._length - self._index * limits.RECORD)
-        if self._index > self._last or len(record) != expected:
-            raise Tampered(f"record {self._index} has {len(record)} bytes, expected {expected}")
-        self._digest.update(record)
-        tag = FINAL if self._index == self._last else MESSAGE
-        associated = self._associated + self._index.to_bytes(8, "big")
-        sealed = sodium.crypto_secretstream_xchacha20poly1305_push(self._state, record, associated, tag)
-        self._pending[self._filled : self._filled + len(sealed)] = sealed
+        if self._index > self._last or size_of(record) != expected:
+            raise Tampered(f"record {self._index} has {size_of(record)} bytes, expected {expected}")
+        if self._index % limits.RECORDS_PER_CHUNK == 0:
+            rest = self._length - self._index * limits.RECORD
+            plain = min(limits.RECORDS_PER_CHUNK * limits.RECORD, rest)
+            self._chunk = self._sink.room(sealed_size(plain, self._cipher.suite))
+            self._filled, self._name = 0, hashlib.sha256()
+        sealed = self._chunk[self._filled : self._filled + expected + self._cipher.suite.overhead]
+        self._cipher.seal(self._index, self._index == self._last, record, sealed)
+        self._name.update(sealed)  # while it is in the processor's cache
+        if self._digest is not None:
+            self._digest.update(record)
         self._filled += len(sealed)
         self._index += 1
-        if self._filled == limits.CHUNK or tag == FINAL:
-            self._flush()
-
-    def _flush(self) -> None:
-        chunk = bytes(memoryview(self._pending)[: self._filled])
-        self._filled = 0
-        name = hashlib.sha256(chunk).digest()
-        self._chunks.append(name)
-        self._emit(name, chunk)
+        if self._filled == len(self._chunk):
+            self._names.append(self._name.digest())
+            chunk, self._chunk = self._chunk, memoryview(b"")
+            self._sink.emit(self._names[-1], chunk)
 
     def finish(self) -> Manifest:
         """The manifest, once every record is written."""
         if self._index != self._last + 1:
             raise Tampered(f"the blob ends after record {self._index} of {self._last + 1}", "truncated")
-        return Manifest(
-            length=self._length, stream=self._stream, chunks=tuple(self._chunks), digest=self._digest.digest()
-        )
+        digest = b"" if self._digest is None else self._digest.digest()
+        return Manifest(length=self._length, stream=self._stream, chunks=tuple(self._names), digest=digest)
 
 
-class Slices(Protocol):
-    """A chunk's bytes, whole or to be read slice by slice."""
+class Chunk(Protocol):
+    """A chunk that was fetched, to be read record by record by one reader."""
+
+    checked: bool
+    """Whether its bytes have been compared with its name."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, part: slice, /) -> bytes: ...
+    def part(self, start: int, stop: int, spare: memoryview) -> memoryview:
+        """Bytes `start` to `stop`: a view of its own memory, or read into `spare`, which has that size.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+
+    def renew(self) -> Chunk:
+        """A checked copy from the place this one is a copy of; this one is not what its name says.
+
+        Raises:
+            StoreError, Tampered: there is no such place, or the chunk is as wrong there.
+        """
+
+    def close(self, *, right: bool) -> None:
+        """The reader needs it no more; `right`: all of it was read and is what its name says."""
 
 
-def split_chunks(manifest: Manifest, chunks: Iterable[Slices], *, verify: bool = True) -> Iterator[bytes]:
-    """Encrypted records from whole chunks fetched in order, each checked by size and (`verify`) by hash.
+class HeldChunk:
+    """A chunk whose bytes are in memory."""
 
-    Raises:
-        Tampered: a chunk is not the one that was signed, or one is missing.
-    """
-    count = 0
-    for index, chunk in enumerate(chunks):
-        if index >= len(manifest.chunks) or len(chunk) != manifest.chunk_size(index):
-            raise Tampered(f"chunk {index} has the wrong size", "truncated")
-        if verify and hashlib.sha256(chunk[:]).digest() != manifest.chunks[index]:
-            raise Tampered(f"chunk {index} is not the one that was signed")
-        count += 1
-        step = limits.RECORD + limits.OVERHEAD
-        for start in range(0, len(chunk), step):
-            yield chunk[start : start + step]
-    if count != len(manifest.chunks):
-        raise Tampered(f"{count} of {len(manifest.chunks)} chunks", "truncated")
+    def __init__(self, data: bytes | memoryview, *, checked: bool = False) -> None:
+        self._data = memoryview(data)
+        self.checked = checked
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def part(self, start: int, stop: int, spare: memoryview) -> memoryview:
+        """A view."""
+        return self._data[start:stop]
+
+    def renew(self) -> Chunk:
+        """There is no other copy."""
+        raise Tampered("a chunk is not the one that was signed")
+
+    def close(self, *, right: bool) -> None:
+        """Nothing is to be done."""
 
 
 class BlobReader:
     """Decrypts records in order; nothing decrypted is complete before the last one has been accepted."""
 
-    def __init__(self, key: bytes, associated: bytes, manifest: Manifest, *, digest: bool = True) -> None:
-        """`digest=False` leaves out the plaintext hash, for bytes whose hash was checked at admission; every record is
-        authenticated all the same."""
+    def __init__(
+        self, key: bytes, associated: bytes, manifest: Manifest, *, digest: bool | None = None, proven: bool = False
+    ) -> None:
+        """Prepare to read a blob once.
+
+        Args:
+            digest: compare the plaintext's hash too; None: where the suite asks for it. Every record is authenticated
+                and every chunk hashed all the same.
+            proven: this process has read all of it before and found it right; nothing is hashed again.
+        """
         manifest.check()
         self.manifest = manifest
         """Of the blob that is read."""
-        self._associated = associated
-        self._state = sodium.crypto_secretstream_xchacha20poly1305_state()
-        sodium.crypto_secretstream_xchacha20poly1305_init_pull(self._state, manifest.stream, key)
+        self._cipher = opening(manifest.stream, key, associated)
+        self._overhead = manifest.suite.overhead
+        self._proven = proven
+        if digest is None:
+            digest = manifest.suite is Suite.XCHACHA20
+        self._digest = hashlib.sha256() if digest and manifest.digest and not proven else None
         self._index = 0
         self._last = records(manifest.length) - 1
-        self._digest = hashlib.sha256() if digest else None
+        size = min(limits.RECORD, manifest.length)
+        self._plain = [memoryview(bytearray(size)) for _ in range(min(2, self._last + 1))]
+        self._sealed = memoryview(bytearray(size + self._overhead))
 
-    def open(self, record: bytes) -> bytes:
-        """The plaintext of the next record.
+    def read(self, chunks: Iterable[Chunk]) -> Iterator[memoryview]:
+        """Plaintext records from the chunks in order; each is valid until the next but one is asked for.
 
         Raises:
-            Tampered: wrong key, wrong place, changed bytes, an early or missing end, or a wrong plaintext hash.
+            Tampered: wrong key, wrong place, changed bytes, an early or missing end, or a wrong hash.
+            StoreError: a chunk cannot be read.
         """
-        expected = min(limits.RECORD, self.manifest.length - self._index * limits.RECORD) + limits.OVERHEAD
-        if self._index > self._last or len(record) != expected:
-            raise Tampered(f"record {self._index} has the wrong size", "truncated")
-        associated = self._associated + self._index.to_bytes(8, "big")
+        count = 0
+        for number, chunk in enumerate(chunks):
+            if number >= len(self.manifest.chunks) or len(chunk) != self.manifest.chunk_size(number):
+                chunk.close(right=False)
+                raise Tampered(f"chunk {number} has the wrong size", "truncated")
+            yield from self._chunk(chunk, self.manifest.chunks[number])
+            count += 1
+        if count != len(self.manifest.chunks):
+            raise Tampered(f"{count} of {len(self.manifest.chunks)} chunks", "truncated")
+
+    def _chunk(self, chunk: Chunk, name: bytes) -> Iterator[memoryview]:
+        right = False
+        hashed = None if self._proven or chunk.checked else hashlib.sha256()
         try:
-            plain, tag = sodium.crypto_secretstream_xchacha20poly1305_pull(self._state, record, associated)
-        except nacl.exceptions.CryptoError:
-            raise Tampered(f"record {self._index} does not decrypt") from None
-        if tag != (FINAL if self._index == self._last else MESSAGE):
-            raise Tampered(f"record {self._index} ends the stream in the wrong place", "truncated")
+            for start in range(0, len(chunk), limits.RECORD + self._overhead):
+                try:
+                    plain = self._record(chunk, start, hashed, name)
+                except (Tampered, Corrupt):
+                    if self._is_intact(chunk, name):
+                        raise
+                    chunk, hashed = chunk.renew(), None
+                    plain = self._record(chunk, start, hashed, name)
+                done = start + limits.RECORD + self._overhead >= len(chunk)
+                right = done and (chunk.checked or hashed is not None)
+                yield plain
+        finally:
+            chunk.close(right=right)
+
+    def _record(self, chunk: Chunk, start: int, hashed: Hash | None, name: bytes) -> memoryview:
+        sealed = self._part(chunk, start)
+        if hashed is not None:
+            hashed.update(sealed)
+            if start + len(sealed) == len(chunk) and hashed.digest() != name:
+                raise Tampered("a chunk is not the one that was signed")
+        return self._open(sealed)
+
+    def _part(self, chunk: Chunk, start: int) -> memoryview:
+        size = min(limits.RECORD + self._overhead, len(chunk) - start)
+        return chunk.part(start, start + size, self._sealed[:size])
+
+    def _is_intact(self, chunk: Chunk, name: bytes) -> bool:
+        """Something is wrong: was it sealed like that, or is it the chunk's bytes that are?"""
+        found = hashlib.sha256()
+        try:
+            for start in range(0, len(chunk), limits.RECORD + self._overhead):
+                found.update(self._part(chunk, start))
+        except StoreError:
+            return False
+        return found.digest() == name
+
+    def _open(self, sealed: memoryview) -> memoryview:
+        """The plaintext of the next record."""
+        last = self._index == self._last
+        expected = min(limits.RECORD, self.manifest.length - self._index * limits.RECORD)
+        plain = self._plain[self._index % len(self._plain)][:expected]
+        self._cipher.open(self._index, last, sealed, plain)
         if self._digest is not None:
             self._digest.update(plain)
-            if self._index == self._last and self._digest.digest() != self.manifest.digest:
+            if last and self._digest.digest() != self.manifest.digest:
                 raise Tampered("the plaintext is not the one that was signed")
         self._index += 1
-        return bytes(plain)
-
-    def read(self, encrypted: Iterable[bytes]) -> Iterator[bytes]:
-        """Plaintext records from encrypted ones; refuses a stream that stops early."""
-        for record in encrypted:
-            yield self.open(record)
-        if self._index != self._last + 1:
-            raise Tampered(f"the stream stops after record {self._index} of {self._last + 1}", "truncated")
+        return plain.toreadonly()

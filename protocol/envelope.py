@@ -26,7 +26,8 @@ import nacl.utils
 from pydantic import Field
 
 from protocol import limits
-from protocol.blob import BlobReader, BlobWriter, Emit, Manifest
+from protocol.blob import BlobReader, BlobWriter, ChunkSink, Manifest
+from protocol.cipher import NewStream, Suite
 from protocol.codec import EXACT, Bytes, Count, Digest, Id, Word, decode, encode, many, unpack
 from protocol.errors import Malformed, Tampered, TooLarge, Untrusted, WrongContext
 from protocol.keys import Identity, Participant
@@ -53,7 +54,7 @@ class Trust(Protocol):
 
 _Version = Annotated[int, Field(strict=True, ge=1, le=1)]
 _Empty = Annotated[bytes, Field(strict=True, max_length=0)]
-_Stream = Annotated[bytes, Field(strict=True, min_length=24, max_length=24)]
+_Stream = Annotated[bytes, Field(strict=True, min_length=24, max_length=25)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +123,9 @@ class ContentKey:
     def __repr__(self) -> str:
         return "ContentKey(…)"
 
-    def reader(self, manifest: Manifest, *, digest: bool = True) -> BlobReader:
-        """A reader of the message's blob."""
-        return BlobReader(self.secret, self.associated, manifest, digest=digest)
+    def reader(self, manifest: Manifest, *, digest: bool | None = None, proven: bool = False) -> BlobReader:
+        """A reader of the message's blob; arguments as `BlobReader` takes them."""
+        return BlobReader(self.secret, self.associated, manifest, digest=digest, proven=proven)
 
 
 class Sealer:
@@ -148,6 +149,7 @@ class Sealer:
         spec: bytes = b"",
         length: int = 0,
         clear: bool = False,
+        suite: Suite = Suite.XCHACHA20,
     ) -> None:
         """Fix the core; a new content key comes from the operating system's randomness.
 
@@ -159,10 +161,7 @@ class Sealer:
         self._signer = signer
         self._kind = kind
         self._secret = b"" if clear else nacl.utils.random(32)
-        self._state = sodium.crypto_secretstream_xchacha20poly1305_state()
-        stream = b""
-        if length:
-            stream = sodium.crypto_secretstream_xchacha20poly1305_init_push(self._state, self._secret)
+        self._stream = NewStream(suite, self._secret) if length else None
         self.core = Core(
             v=1,
             kind=int(kind),
@@ -176,7 +175,7 @@ class Sealer:
             spec=spec,
             length=length,
             record=limits.RECORD if length else 0,
-            stream=stream,
+            stream=self._stream.header if self._stream else b"",
             commitment=b"" if clear else _commitment(self._secret),
         )
         self._core = encode(self.core)
@@ -187,9 +186,17 @@ class Sealer:
         """The content key, for reading back what is being written."""
         return ContentKey(self._secret, self._associated)
 
-    def writer(self, emit: Emit) -> BlobWriter:
-        """The one writer of the message's blob."""
-        return BlobWriter(self.core.stream, self._state, self._associated, self.core.length, emit)
+    def writer(self, sink: ChunkSink) -> BlobWriter:
+        """The one writer of the message's blob.
+
+        Raises:
+            Malformed: it has none.
+        """
+        if self._stream is None:
+            raise Malformed(f"a {self._kind.name} message without a blob has no writer")
+        cipher, length = self._stream.cipher(self._associated), self.core.length
+        digest = hashes_plaintext(self._kind, cipher.suite)
+        return BlobWriter(cipher, self._stream.header, length, sink, digest=digest)
 
     def finish(self, body: bytes, recipients: Sequence[Participant], manifest: Manifest | None = None) -> bytes:
         """The signed envelope.
@@ -309,7 +316,18 @@ def _manifest(core: Core, header: _Header) -> Manifest | None:
         raise Malformed("the blob's record size is wrong, or there is no key for it")
     manifest = Manifest(length=core.length, stream=core.stream, chunks=header.chunks, digest=header.digest)
     manifest.check()
+    if bool(header.digest) != hashes_plaintext(core.kind, manifest.suite):
+        raise Malformed("the hash of the blob's plaintext is missing, or there is one where none belongs")
     return manifest
+
+
+def hashes_plaintext(kind: int, suite: Suite) -> bool:
+    """Whether a blob's plaintext is hashed beside its chunks.
+
+    The first suite always does. Later ones where the hash names something, as it does a version: that the bytes are
+    those of the sender the signed chunk hashes and the records' tags show by themselves.
+    """
+    return suite is Suite.XCHACHA20 or kind not in (Kind.UPDATE, Kind.STATE)
 
 
 def unlock(verified: Verified, identity: Identity) -> ContentKey:

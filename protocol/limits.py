@@ -21,8 +21,8 @@ RECORD: Final = 1024 * 1024
 RECORDS_PER_CHUNK: Final = 8
 OVERHEAD: Final = 17
 """Ciphertext bytes a secretstream push adds."""
-CHUNK: Final = RECORDS_PER_CHUNK * (RECORD + OVERHEAD)
-"""Ciphertext bytes of one chunk object, at most."""
+CHUNK: Final = RECORDS_PER_CHUNK * (RECORD + 32)
+"""Ciphertext bytes of one chunk object, at most, whatever the suite."""
 CHUNKS: Final = 2048
 """Chunks of one blob; 16 GiB of plaintext."""
 BLOB: Final = CHUNKS * RECORDS_PER_CHUNK * RECORD

@@ -9,7 +9,8 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol import limits
-from protocol.codec import EXACT, TEXT, Count, Word, decode, encode, many
+from protocol.cipher import Suite
+from protocol.codec import EXACT, TEXT, Count, Word, decode, encode, many, unpack
 from protocol.envelope import raw_body, seal, verify
 from protocol.errors import ConfigError, Malformed, Untrusted
 from protocol.keys import Identity, Participant, Role, key_id
@@ -51,6 +52,17 @@ class Registry:
     entries: Annotated[tuple[Entry, ...], many(4 * limits.RECIPIENTS)]
     policy: Policy = NO_POLICY
     """What operators may do where; without one no operator may more than the defaults say."""
+    cipher: Word = Suite.XCHACHA20.word
+    """The suite that members encrypt their blobs with; all of them read every suite they know."""
+
+    @cached_property
+    def suite(self) -> Suite:
+        """What `cipher` names.
+
+        Raises:
+            WrongContext: a suite that this version does not know (`upgrade_needed`).
+        """
+        return Suite.named(self.cipher)
 
     @cached_property
     def rights(self) -> Rights:
@@ -152,6 +164,10 @@ class Registry:
 def sign_registry(registry: Registry, root: Identity, federation: str, message_id: bytes) -> bytes:
     """The root-signed record of a registry, in the clear."""
     body = encode(registry)
+    said = unpack(body, limits.STORED_RECORD)
+    if isinstance(said, dict) and registry.suite is Suite.XCHACHA20:
+        del said["cipher"]  # as before there was a choice, so that older members read it
+        body = encode(said)
     return seal(root, Kind.REGISTRY, body, (), federation=federation, message_id=message_id, sequence=registry.version)
 
 
@@ -164,6 +180,7 @@ def open_registry(raw: bytes, root: bytes, federation: str) -> Registry:
     verified = verify(raw, _Root(root), federation=federation, kinds={Kind.REGISTRY}, limit=limits.STORED_RECORD)
     registry = decode(Registry, raw_body(verified), limits.STORED_RECORD)
     names = [entry.name for entry in registry.entries if entry.revoked is None]
+    _ = registry.suite  # refused here, before anybody wants to encrypt
     if registry.version != verified.core.sequence or len(set(names)) != len(names):
         raise Malformed("the registry's version is not its record's sequence, or a name stands for two members")
     return registry

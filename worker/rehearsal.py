@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.blob import split_chunks
+from protocol.blob import HeldChunk, OwnedChunks
+from protocol.cipher import Octets
 from protocol.envelope import Sealer
 from protocol.keys import Identity, Role
 from protocol.messages import Kind
@@ -79,11 +80,11 @@ def _rehearse(
         trainer,
         base,
         Egress(filters=filters, exclude=exclude),
-        UpdateOutput(sealer, lambda _name, chunk: chunks.append(chunk)),
+        UpdateOutput(sealer, OwnedChunks(lambda _name, chunk: chunks.append(chunk))),
         control=control,
     )
     sealing = max(0.0, time.monotonic() - began - update.seconds)
-    squares = _add(spec, model, sealer.key.reader(manifest).read(split_chunks(manifest, chunks)))
+    squares = _add(spec, model, sealer.key.reader(manifest).read(map(HeldChunk, chunks)))
     return Rehearsed(
         version=version,
         metrics=found.metrics,
@@ -95,7 +96,7 @@ def _rehearse(
     )
 
 
-def _add(spec: ModelSpec, model: list[bytes], delta: Iterator[bytes]) -> float:
+def _add(spec: ModelSpec, model: list[bytes], delta: Iterable[Octets]) -> float:
     squares = 0.0
     for index, record in enumerate(delta):
         changed = bytearray(model[index])

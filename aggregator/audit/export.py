@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from protocol.cipher import Octets
 from protocol.errors import StateError
 
 _WRITE_EXCLUSIVELY = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
-def write_file(path: Path, records: Iterator[bytes], *, progress: Callable[[int], None] | None = None) -> int:
+def write_file(path: Path, records: Iterable[Octets], *, progress: Callable[[int], None] | None = None) -> int:
     """Write plaintext records to `path` (0600, complete or not at all); returns the bytes written.
 
     The payload's layout *is* the safetensors layout, so nothing is converted.

@@ -89,7 +89,7 @@ class Replay:
         for replayed, _, _ in self._walk(upto, what_if or WhatIf()):
             yield replayed
 
-    def model(self, version: int, what_if: WhatIf, *, released: bool) -> Iterator[bytes]:
+    def model(self, version: int, what_if: WhatIf, *, released: bool) -> Iterator[memoryview]:
         """Rebuild up to `version` and yield its plaintext payload (or the released average's), record by record.
 
         Raises:
@@ -151,7 +151,7 @@ class Replay:
 
 def read_version(
     records: Records, registry: Registry, record: bytes, states: Mapping[str, bytes], *, released: bool
-) -> Iterator[bytes]:
+) -> Iterator[memoryview]:
     """Plaintext records of a version's model: the raw one, or the released average where there is one."""
     if released and RELEASED in states:
         opened = records.open(states[RELEASED], registry, Kind.STATE)

@@ -146,7 +146,7 @@ class Preparation:
         if not serving.code_record:
             return b""
         opened = serving.records.open(serving.code_record, registry, Kind.CODE)
-        return b"".join(serving.records.read(opened.blob, topology.model_chunk, digest=True))
+        return serving.records.read_whole(opened.blob, topology.model_chunk)
 
     def _offer(self, command: CommandArrived, source: VersionSource) -> Prepared:
         serving = source.serving
@@ -255,7 +255,7 @@ def _fitting(card: Card) -> Card:
 class _Parts:
     """Cuts a stream of records into parts that follow each other, and records again."""
 
-    def __init__(self, stream: Iterator[bytes]) -> None:
+    def __init__(self, stream: Iterator[memoryview]) -> None:
         self._stream = stream
         self._left = b""
 
@@ -270,7 +270,7 @@ class _Parts:
             record = next(self._stream, None)
             if record is None:
                 raise Malformed("the upload ends too early", "truncated")
-            parts.append(record)
+            parts.append(bytes(record))
             got += len(record)
         whole = b"".join(parts)
         self._left = whole[size:]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
 from broker.runtime.crash_points import crash_point
 from protocol import limits
+from protocol.cipher import Octets
 from protocol.errors import Tampered
 from protocol.spec import ModelSpec
 
@@ -17,7 +18,7 @@ MAX_NORM = 1e18
 """A delta of a larger L2 norm would overflow float32 when combined; it is refused as `too_large_norm`."""
 
 
-def inspect(spec: ModelSpec, payload: Iterator[bytes]) -> float:
+def inspect(spec: ModelSpec, payload: Iterable[Octets]) -> float:
     """The L2 norm of a delta whose every record holds what it has to.
 
     `payload` must itself refuse wrong hashes, lengths and tags (as `broker.blobs.transfer.read_blob` does).
@@ -37,7 +38,7 @@ def inspect(spec: ModelSpec, payload: Iterator[bytes]) -> float:
             raise Tampered("the payload's header is not the run's", "wrong_header")
         values = np.frombuffer(record, np.float32, (len(record) - inside) // 4, inside)
         view = wide[: values.size]
-        view[:] = values
+        np.copyto(view, values)
         # The square of any finite float32 fits float64, so the sum is finite exactly when every value is.
         # einsum, because BLAS would wake all its threads for a dot product of this size (2.1 against 0.2 ms of CPU).
         squares += float(np.einsum("i,i->", view, view))

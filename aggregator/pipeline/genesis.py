@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import nacl.utils
@@ -15,6 +15,7 @@ from aggregator.domain.state import NewRun, RunRules
 from aggregator.journal.journal import Journal
 from aggregator.pipeline.records import Records
 from aggregator.pipeline.strategy_code import NO_CODE, StrategyCode
+from protocol.cipher import Octets
 from protocol.codec import encode
 from protocol.errors import Tampered
 from protocol.keys import Role
@@ -30,7 +31,7 @@ class Genesis:
     """Version 0: the model's specification and a fresh iterator over its payload's records."""
 
     spec: ModelSpec
-    payload: Callable[[], Iterator[bytes]]
+    payload: Callable[[], Iterator[Octets]]
 
 
 def registry_in_force(journal: Journal, given: bytes, root: bytes, federation: str) -> tuple[Registry, bytes]:
@@ -136,7 +137,7 @@ def take_over(
     )
 
 
-def _sound(spec: ModelSpec, payload: Iterator[bytes]) -> Iterator[bytes]:
+def _sound(spec: ModelSpec, payload: Iterable[Octets]) -> Iterator[Octets]:
     """The same records, once each was found to be what the specification says and finite."""
     position = 0
     for record in payload:

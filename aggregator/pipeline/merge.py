@@ -19,11 +19,14 @@ from aggregator.strategy.strategies import STRATEGIES
 from broker.runtime.plugins import FAILURES
 from broker.runtime.threads import Here
 from protocol import limits
+from protocol.cipher import Octets
 from protocol.errors import StrategyFailed, Tampered, TrainingError
 from protocol.spec import ModelSpec, TensorKind, records
 
-Source = Iterator[bytes]
-Sink = Callable[[bytes], None]
+Source = Iterator[Octets]
+"""Gives records that are valid until the next but one is asked for."""
+Sink = Callable[[memoryview], None]
+"""Takes a record, and is through with it when it returns."""
 Array = NDArray[np.float32]
 RELEASED = "released"
 
@@ -61,10 +64,11 @@ class _Stretch:
 
 def blank(spec: ModelSpec) -> Source:
     """A state stream of zeros, as every stream is before version 1."""
+    zeros = memoryview(bytes(min(limits.RECORD, spec.update_length)))
     for index in range(records(spec.update_length)):
         size = min(limits.RECORD, spec.update_length - index * limits.RECORD)
         head = spec.header[index * limits.RECORD : index * limits.RECORD + size]
-        yield head + bytes(size - len(head))
+        yield head + zeros[: size - len(head)] if head else zeros[:size]
 
 
 def merge(
@@ -85,7 +89,7 @@ def merge(
         Tampered, StoreError: a source failed; the sinks' chunks are orphans then.
         TrainingError: the result does not fit float32; `StrategyFailed` if another package's strategy failed.
     """
-    combiner = _Combiner(spec, plan, strategy, step)
+    combiner, made = _Combiner(spec, plan, strategy, step), _Made(spec, sinks)
     count, update_count = records(spec.model_length), records(spec.update_length)
     if count == 1:
         pool = Here()
@@ -99,28 +103,77 @@ def merge(
         if index + 1 < update_count:
             more = more + short
         coming = _start(pool, more)
+        deltas, states = got[len(streams) :][: len(sources.deltas)], got[len(streams) + len(sources.deltas) :]
+        out = made.record(index, got[0], states)
         if index < update_count:
-            parts = got[len(streams) :]
-            made = combiner.combine(index, got[0], parts[: len(sources.deltas)], parts[len(sources.deltas) :])
-        else:
-            made = (got[0], ())
-        model, states = made
-        outputs: list[tuple[Sink, bytes]] = [(sinks.model, model), *zip(sinks.states, states, strict=False)]
-        if sinks.released is not None and sources.released is not None:
-            outputs.append((sinks.released, combiner.release(index, got[1], model)))
+            combiner.combine(index, got[0], deltas, states, out)
+        if sources.released is not None and out.released is not None:
+            combiner.release(index, got[1], out)
         _finish(writing)
-        writing = [pool.submit(sink, record) for sink, record in outputs]
+        writing = [pool.submit(sink, record) for sink, record in made.outputs(out)]
     _finish(writing)
     for stream in streams + short:
         if next(stream, None) is not None:
             raise Tampered("a stream goes on after its last record")
 
 
-def _start(pool: Executor, streams: Sequence[Source]) -> list[Future[bytes]]:
+@dataclass(frozen=True, slots=True)
+class _Out:
+    """One record of every new stream, in the making."""
+
+    model: memoryview
+    states: Sequence[memoryview]
+    released: memoryview | None
+
+
+class _Made:
+    """The buffers that new records are made in: two for each stream, one being written while the other is filled."""
+
+    def __init__(self, spec: ModelSpec, sinks: Sinks) -> None:
+        self._sinks = sinks
+        size = min(limits.RECORD, spec.model_length)
+        self._turns = [
+            _Out(
+                _buffer(size),
+                [_buffer(size) for _ in sinks.states],
+                None if sinks.released is None else _buffer(size),
+            )
+            for _ in range(2)
+        ]
+
+    def record(self, index: int, old: Octets, states: Sequence[Octets]) -> _Out:
+        """Record `index`, which begins as what it was before; that of two records ago is overwritten."""
+        turn = self._turns[index % 2]
+        return _Out(
+            _begin(turn.model, old),
+            [_begin(buffer, state) for buffer, state in zip(turn.states, states, strict=False)],
+            None if turn.released is None else _begin(turn.released, old),
+        )
+
+    def outputs(self, out: _Out) -> Iterator[tuple[Sink, memoryview]]:
+        """Where each of it goes."""
+        yield self._sinks.model, out.model
+        yield from zip(self._sinks.states, out.states, strict=False)
+        if self._sinks.released is not None and out.released is not None:
+            yield self._sinks.released, out.released
+
+
+def _buffer(size: int) -> memoryview:
+    return memoryview(bytearray(size))
+
+
+def _begin(buffer: memoryview, before: Octets) -> memoryview:
+    begun = buffer[: len(before)]
+    # Unlike the assignment of a slice, numpy's copy lets other threads run.
+    np.copyto(np.frombuffer(begun, np.uint8), np.frombuffer(before, np.uint8))
+    return begun
+
+
+def _start(pool: Executor, streams: Sequence[Source]) -> list[Future[Octets]]:
     return [pool.submit(_next, stream) for stream in streams]
 
 
-def _next(stream: Source) -> bytes:
+def _next(stream: Source) -> Octets:
     record = next(stream, None)
     if record is None:
         raise Tampered("a stream ends before its last record", "truncated")
@@ -146,22 +199,17 @@ class _Combiner:
         self._others = strategy.name not in STRATEGIES.builtins
         self._lacking: Mapping[str, frozenset[int]] = _lacking(plan)
 
-    def combine(
-        self, index: int, old: bytes, deltas: Sequence[bytes], states: Sequence[bytes]
-    ) -> tuple[bytes, Sequence[bytes]]:
+    def combine(self, index: int, old: Octets, deltas: Sequence[Octets], states: Sequence[Octets], out: _Out) -> None:
         """Record `index` of the new model and of each state stream."""
-        out = bytearray(old)
-        out_states = [bytearray(state) for state in states]
         for stretch in self._stretches(index):
             spans = [
                 None if position in stretch.lacking else _view(delta, stretch) for position, delta in enumerate(deltas)
             ]
             if stretch.kind == TensorKind.PARAMETER:
-                given, made = [_view(each, stretch) for each in states], [_view(each, stretch) for each in out_states]
-                self._merge(_view(old, stretch), spans, given, _view(out, stretch), made)
+                given, made = [_view(each, stretch) for each in states], [_view(each, stretch) for each in out.states]
+                self._merge(_view(old, stretch), spans, given, _view(out.model, stretch), made)
             else:
-                merge_buffers(_view(old, stretch), spans, self._step.weights, _view(out, stretch), self._scratch)
-        return bytes(out), [bytes(state) for state in out_states]
+                merge_buffers(_view(old, stretch), spans, self._step.weights, _view(out.model, stretch), self._scratch)
 
     def _merge(
         self, old: Array, deltas: Sequence[Array | None], state: Sequence[Array], out: Array, out_state: Sequence[Array]
@@ -181,12 +229,13 @@ class _Combiner:
         if self._others and not all(np.isfinite(each).all() for each in (out, *out_state)):
             raise StrategyFailed(f"strategy {self._strategy.name!r}: merge leaves values that are no finite numbers")
 
-    def release(self, index: int, before: bytes, raw: bytes) -> bytes:
+    def release(self, index: int, before: Octets, out: _Out) -> None:
         """Record `index` of the released average."""
-        out = bytearray(raw)
+        if out.released is None:
+            return
         for stretch in self._stretches(index):
-            ema_release(_view(before, stretch), _view(raw, stretch), self._decay, _view(out, stretch), self._scratch)
-        return bytes(out)
+            raw, released = _view(out.model, stretch), _view(out.released, stretch)
+            ema_release(_view(before, stretch), raw, self._decay, released, self._scratch)
 
     def _stretches(self, index: int) -> list[_Stretch]:
         result: list[_Stretch] = []
@@ -207,5 +256,5 @@ def _lacking(plan: MergePlan) -> dict[str, frozenset[int]]:
     return {name: frozenset(i for i, m in enumerate(plan.members) if name in m.absent) for name in names}
 
 
-def _view(buffer: bytes | bytearray, stretch: _Stretch) -> Array:
+def _view(buffer: Octets, stretch: _Stretch) -> Array:
     return np.frombuffer(buffer, np.float32, (stretch.stop - stretch.start) // 4, stretch.start)

@@ -86,13 +86,13 @@ class Production:
             released=(own.get(RELEASED) or again) if self._average else None,
         )
 
-    def _delta(self, id: bytes, site: str, raw: bytes, registry: Registry) -> Iterator[bytes]:
+    def _delta(self, id: bytes, site: str, raw: bytes, registry: Registry) -> Iterator[memoryview]:
         records = self.records
         try:
             blob = records.opened.get(raw) or records.open_update(raw, _Known(registry))
             key_of = partial(topology.update_chunk, site)
             reader = blob.key.reader(blob.manifest, digest=False)
-            yield from read_blob(records.trusted, reader, key_of, pool=records.pool)
+            yield from read_blob(records.store, reader, key_of, pool=records.pool)
         except (WireError, StoreError) as error:
             raise BadMember(id, error) from error
 
@@ -145,10 +145,10 @@ class _Output:
         records = self._records = production.records
         self._sealer: Sealer = records.sealer(kind, id, production.spec, length, version=plan.version)
         self._uploads: ChunkUploads = records.output(key_of)
-        self._writer: BlobWriter = self._sealer.writer(self._uploads.emit)
+        self._writer: BlobWriter = self._sealer.writer(self._uploads)
         self.digest = b""
 
-    def write(self, record: bytes) -> None:
+    def write(self, record: memoryview) -> None:
         """Encrypt the next record."""
         crash_point("aggregator.merging")
         self._writer.write(record)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from aggregator.pipeline.envelope_cache import EnvelopeCache, OpenEnvelope
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
-from broker.blobs.transfer import ChunkUploads, Getter, read_blob
+from broker.blobs.transfer import ChunkUploads, read_blob, read_whole
 from protocol import limits, topology
-from protocol.blob import Manifest, Slices
+from protocol.blob import Manifest
+from protocol.cipher import Octets
 from protocol.envelope import ContentKey, Sealer, Trust, Verified, raw_body, reissue, seal, unlock, verify
 from protocol.errors import Malformed
 from protocol.keys import Identity, Participant, Role
@@ -60,8 +61,6 @@ class Records:
         self.pool = pool
         self.opened = opened or EnvelopeCache()
         """What was opened lately, by its signed bytes."""
-        self.trusted: Getter[Slices] = store.authenticated if isinstance(store, CachedBlobs) else store
-        """For blobs that passed admission or that we wrote: our own copies are authenticated, not hashed again."""
 
     def distrust(self) -> None:
         """Drop our own copies: one of them did not authenticate, so the store is asked again."""
@@ -101,10 +100,13 @@ class Records:
         verified = verify(raw, trust, federation=self.federation, kinds={Kind.UPDATE})
         return Opened(verified, unlock(verified, self.identity)).blob
 
-    def read(self, blob: OpenEnvelope, key_of: Callable[[str], str], *, digest: bool = False) -> Iterator[bytes]:
-        """The plaintext records of a record's blob."""
-        source = self.store if digest else self.trusted
-        return read_blob(source, blob.key.reader(blob.manifest, digest=digest), key_of, pool=self.pool)
+    def read(self, blob: OpenEnvelope, key_of: Callable[[str], str], *, digest: bool = False) -> Iterator[memoryview]:
+        """The plaintext records of a record's blob, lent as `read_blob` does; `digest`: compare their hash too."""
+        return read_blob(self.store, blob.key.reader(blob.manifest, digest=digest), key_of, pool=self.pool)
+
+    def read_whole(self, blob: OpenEnvelope, key_of: Callable[[str], str]) -> bytes:
+        """The plaintext of a small blob."""
+        return read_whole(self.store, blob.key.reader(blob.manifest, digest=True), key_of, pool=self.pool)
 
     # ---- making
 
@@ -128,10 +130,10 @@ class Records:
         parts = (raw[index * limits.RECORD : (index + 1) * limits.RECORD] for index in range(records(len(raw))))
         return sealer.finish(b"", self.entitled(registry), self.upload(sealer, parts))
 
-    def upload(self, sealer: Sealer, payload: Iterable[bytes]) -> Manifest:
+    def upload(self, sealer: Sealer, payload: Iterable[Octets]) -> Manifest:
         """Encrypt a payload's records and put them as chunks of models; durable on return."""
         uploads = self.output(topology.model_chunk)
-        writer = sealer.writer(uploads.emit)
+        writer = sealer.writer(uploads)
         for record in payload:
             writer.write(record)
         manifest = writer.finish()
@@ -153,7 +155,7 @@ class Records:
 
     def output(self, key_of: Callable[[str], str]) -> ChunkUploads:
         """Where the chunks of a new blob go."""
-        return ChunkUploads(self.store, key_of, self.pool)
+        return ChunkUploads.to(self.store, key_of, self.pool)
 
     def entitled(self, registry: Registry) -> list[Participant]:
         """Who may read versions: every site, and the aggregator itself."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from broker.blobs.base import BlobStore, ObjectInfo, check_bytes, check_key
-from broker.blobs.directory import FileBlobs
+from broker.blobs.chunks import FileChunk, SharesFiles, open_chunk
 from broker.runtime.folders import private_folder
+from protocol import limits
+from protocol.blob import Chunk, HeldChunk
 from protocol.errors import Corrupt, Missing, StoreError, TooLarge
 
 _log = structlog.get_logger(__name__)
@@ -29,8 +30,8 @@ class CachedBlobs:
     """A `BlobStore` that keeps up to `quota_bytes` of what `get` brought in `directory`, least recently used out first.
 
     The directory is one process's alone and survives restarts. Nothing in it is trusted or synced: each hit of `get`
-    is hashed again, and a file that fails is deleted and fetched anew. Heads are never cached. A cache that cannot
-    write (a full disk) only costs speed.
+    is hashed again, and of `open` authenticated record by record by whoever reads it; a file that fails is deleted and
+    fetched anew. Heads are never cached. A cache that cannot write (a full disk) only costs speed.
     """
 
     def __init__(
@@ -45,8 +46,6 @@ class CachedBlobs:
         """
         self._store = store
         self._keep_puts = keep_puts
-        self.authenticated = _Authenticated(self)
-        """The same for callers who authenticate every record they read: hits are not hashed again."""
         self._directory = directory
         self._quota = quota_bytes
         self._lock = threading.Lock()
@@ -72,29 +71,45 @@ class CachedBlobs:
         data = self._hit(name, key, limit)
         if data is None:
             data = self._store.get(key, limit)
-            self._keep(key, name, data)
+            self._keep(key, data)
         return data
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Store `data`; without `keep_puts` it enters the cache when it is read."""
         self._store.put(key, data)
         if self._keep_puts:
-            self._keep(key, check_key(key), data)
+            self._keep(key, data)
 
-    def slices(self, key: str) -> bytes | FileChunk | None:
-        """The cached object, unhashed and to be read slice by slice; None if it is not in the cache."""
+    def open(self, key: str, limit: int) -> Chunk:
+        """The object for a reader who authenticates every record: a hit is not hashed again.
+
+        What comes from the store enters the cache once its reader has found it to be what its name says.
+        """
         name = check_key(key)
         with self._lock:
-            if name in self._in_memory:
-                return self._in_memory[name]
-            if name not in self._sizes:
-                return None
-            self._sizes.move_to_end(name)
-        try:
-            return FileChunk(self._directory / name)
-        except OSError:
-            self._forget(name)
-            return None
+            held, size = self._in_memory.get(name), self._sizes.get(name)
+            if size is not None:
+                self._sizes.move_to_end(name)
+        if held is not None and len(held) <= limit:
+            return HeldChunk(held, checked=True)
+        if size is not None and size <= limit:
+            try:
+                return _CachedChunk(self, key, limit, self._directory / name)
+            except OSError:
+                self._forget(name)
+        return _EnteringChunk(self, key, open_chunk(self._store, key, limit))
+
+    def link(self, key: str, target: Path) -> bool:
+        """As the store does."""
+        return isinstance(self._store, SharesFiles) and self._store.link(key, target)
+
+    def put_file(self, key: str, path: Path) -> bool:
+        """As the store does; with `keep_puts` it is in the cache then."""
+        if not (isinstance(self._store, SharesFiles) and self._store.put_file(key, path)):
+            return False
+        if self._keep_puts:
+            self._enter(key, path.stat().st_size, lambda unfinished: os.link(path, unfinished))
+        return True
 
     def touch(self, keys: Iterable[str]) -> None:
         """Count these objects as used just now, as far as they are in the directory."""
@@ -156,28 +171,38 @@ class CachedBlobs:
             return None
         return data
 
-    def _keep(self, key: str, name: str, data: bytes | memoryview) -> None:
-        if len(data) > self._quota:
-            return
+    def _keep(self, key: str, data: bytes | memoryview) -> None:
         if len(data) <= self._small:
             with self._lock:
-                self._in_memory[name] = bytes(data)
+                self._in_memory[check_key(key)] = bytes(data)
                 while len(self._in_memory) > _MOST_IN_MEMORY:
                     self._in_memory.popitem(last=False)
+        else:
+            self._enter(key, len(data), lambda unfinished: _write_private(unfinished, [data]))
+
+    def _keep_chunk(self, key: str, chunk: Chunk) -> None:
+        if len(chunk) <= self._small:
+            self._keep(key, chunk.part(0, len(chunk), memoryview(bytearray(len(chunk)))))
+        else:
+            self._enter(key, len(chunk), lambda unfinished: _write_private(unfinished, _parts(chunk)))
+
+    def _enter(self, key: str, size: int, make: Callable[[Path], None]) -> None:
+        """Put a file into the cache; in front of a local directory it is one that the store has anyway."""
+        if size > self._quota:
             return
-        unfinished = self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
+        name, unfinished = check_key(key), self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
         try:
-            # In front of a local directory a second name for the same file saves writing every byte twice.
-            if not (isinstance(self._store, FileBlobs) and self._store.link(key, unfinished)):
-                _write_private(unfinished, data)
+            if not self.link(key, unfinished):
+                make(unfinished)
             with self._lock:
-                self._make_room(len(data) - self._sizes.get(name, 0))
+                self._make_room(size - self._sizes.get(name, 0))
                 os.replace(unfinished, self._directory / name)
-                self._used += len(data) - self._sizes.pop(name, 0)
-                self._sizes[name] = len(data)
+                self._used += size - self._sizes.pop(name, 0)
+                self._sizes[name] = size
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             _log.warning("cache.not_written", directory=str(self._directory), reason=error.strerror)
+        finally:
+            unfinished.unlink(missing_ok=True)  # still there if it failed, or if both names were one file's before
 
     def _make_room(self, needed: int) -> None:
         while self._sizes and self._used + needed > self._quota:
@@ -226,37 +251,63 @@ class CacheReader:
             raise Missing(f"{key} is not in the cache {self._directory}") from error
 
 
-class FileChunk:
-    """A cached object that is read slice by slice, so that a stream holds one record and not a whole chunk."""
+class _CachedChunk(FileChunk):
+    """A chunk in the cache; one that has changed there is forgotten and fetched again."""
 
-    __slots__ = ("__weakref__", "_descriptor", "_size")
+    __slots__ = ("_cache", "_key", "_limit")
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._size = os.fstat(self._descriptor).st_size
-        weakref.finalize(self, os.close, self._descriptor)
+    def __init__(self, cache: CachedBlobs, key: str, limit: int, path: Path) -> None:
+        super().__init__(path, f"{key} in the cache", checked=True)
+        self._cache = cache
+        self._key = key
+        self._limit = limit
+
+    def renew(self) -> Chunk:
+        """The store's."""
+        _log.warning("cache.dropped", key=self._key, reason="Tampered")
+        self.close(right=False)
+        self._cache._forget(check_key(self._key))
+        return HeldChunk(self._cache.get(self._key, self._limit), checked=True)
+
+
+class _EnteringChunk:
+    """A chunk from the store that enters the cache when its reader has found it right."""
+
+    def __init__(self, cache: CachedBlobs, key: str, chunk: Chunk) -> None:
+        self._cache = cache
+        self._key = key
+        self._chunk = chunk
+        self.checked = chunk.checked
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._chunk)
 
-    def __getitem__(self, part: slice) -> bytes:
-        start, stop, _ = part.indices(self._size)
-        return os.pread(self._descriptor, stop - start, start)
+    def part(self, start: int, stop: int, spare: memoryview) -> memoryview:
+        """The store's."""
+        return self._chunk.part(start, stop, spare)
+
+    def renew(self) -> Chunk:
+        """Only the store's own copy has been read."""
+        return self._chunk.renew()
+
+    def close(self, *, right: bool) -> None:
+        """Keep a right one."""
+        if right:
+            self._cache._keep_chunk(self._key, self._chunk)
+        self._chunk.close(right=right)
 
 
-class _Authenticated:
-    """A view of the cache whose hits are not hashed."""
-
-    def __init__(self, cache: CachedBlobs) -> None:
-        self._cache = cache
-
-    def get(self, key: str, limit: int) -> bytes | FileChunk:
-        """The object; authenticate every record of it."""
-        return self._cache.slices(key) or self._cache.get(key, limit)
+def _parts(chunk: Chunk) -> Iterator[memoryview]:
+    """All of a chunk, piece by piece."""
+    spare = memoryview(bytearray(min(limits.RECORD, len(chunk))))
+    for start in range(0, len(chunk), limits.RECORD):
+        size = min(limits.RECORD, len(chunk) - start)
+        yield chunk.part(start, start + size, spare[:size])
 
 
-def _write_private(path: Path, data: bytes | memoryview) -> None:
+def _write_private(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0) as file:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[file.write(rest) :]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from broker.blobs.base import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
+from broker.blobs.chunks import FileChunk
 from broker.runtime.folders import private_folder, sync_folder
 from protocol.errors import ConfigError, Missing, StoreError, TooLarge
 
 _UNFINISHED = ".unfinished"
 _ABANDONED_AFTER_S = 24 * 3600.0
+_NOT_COPIED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How older kernels and some file systems say that they do not copy from one file to another by themselves."""
 
 
 def directory_of(url: str) -> Path:
@@ -65,18 +70,40 @@ class FileBlobs:
         check_key(key)
         data = self._read(key, limit)
         if data is None:
-            raise Missing(f"{key}: no such object in {self._root}")
+            raise self._missing(key)
         return check_bytes(key, data)
 
-    def link(self, key: str, target: Path) -> bool:
-        """Make `target` a second name of the object's file, if both lie on one file system; tells whether it did.
-
-        What is put under the key later is a new file, so the second name keeps the bytes it has.
-        """
+    def open(self, key: str, limit: int) -> FileChunk:
+        """The object, whose reader compares its bytes with its name."""
+        check_key(key)
         try:
-            os.link(self._root / check_key(key), target)
+            chunk = FileChunk(self._root / key, f"{key} in {self._root}")
+        except FileNotFoundError:
+            raise self._missing(key) from None
+        except OSError as error:
+            raise self._failure("reading", key, error) from error
+        if len(chunk) > limit:
+            chunk.close(right=False)
+            raise self._too_large(key, len(chunk), limit)
+        return chunk
+
+    def link(self, key: str, target: Path) -> bool:
+        check_key(key)
+        try:
+            os.link(self._root / key, target)
         except OSError:
             return False
+        return True
+
+    def put_file(self, key: str, path: Path) -> bool:
+        """As `SharesFiles` says; where the file lies elsewhere, the system copies it."""
+        check_key(key)
+        try:
+            self._place(key, lambda unfinished: _link_or_copy(path, unfinished))
+        except OSError as error:
+            if error.errno in _NOT_COPIED:
+                return False
+            raise self._failure(f"storing {path.name} as", key, error) from error
         return True
 
     def has(self, key: str) -> bool:
@@ -120,19 +147,22 @@ class FileBlobs:
         """Nothing is held open between calls."""
 
     def _write(self, key: str, data: bytes | memoryview) -> None:
-        target = self._root / key
-        unfinished = self._root / _UNFINISHED / secrets.token_hex(16)
         try:
-            self._make(target.parent)
-            try:
-                _write_durably(unfinished, data)
-                os.replace(unfinished, target)
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
-            sync_folder(target.parent)
+            self._place(key, lambda unfinished: _write_durably(unfinished, data))
         except OSError as error:
             raise self._failure(f"storing {len(data)} bytes of", key, error) from error
+
+    def _place(self, key: str, make: Callable[[Path], None]) -> None:
+        """Have a file made durably beside, and rename it to the key's place."""
+        target = self._root / key
+        unfinished = self._root / _UNFINISHED / secrets.token_hex(16)
+        self._make(target.parent)
+        try:
+            make(unfinished)
+            os.replace(unfinished, target)
+        finally:
+            unfinished.unlink(missing_ok=True)  # still there after an error, or if both names were one file's before
+        sync_folder(target.parent)
 
     def _read(self, key: str, limit: int) -> bytes | None:
         try:
@@ -144,7 +174,7 @@ class FileBlobs:
         try:
             size = os.fstat(descriptor).st_size
             if size > limit:
-                raise TooLarge(f"{key}: {size} bytes stored in {self._root}, at most {limit} expected; refused unread")
+                raise self._too_large(key, size, limit)
             return _read_exactly(descriptor, size)
         except OSError as error:
             raise self._failure("reading", key, error) from error
@@ -171,12 +201,22 @@ class FileBlobs:
             except FileNotFoundError:  # another process was faster
                 continue
 
+    def _missing(self, key: str) -> Missing:
+        return Missing(f"{key}: no such object in {self._root}")
+
+    def _too_large(self, key: str, size: int, limit: int) -> TooLarge:
+        return TooLarge(f"{key}: {size} bytes stored in {self._root}, at most {limit} expected; refused unread")
+
     def _failure(self, doing: str, key: str, error: OSError) -> StoreError:
         return StoreError(f"{doing} {key} in {self._root} failed: {error.strerror or error}")
 
 
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
 def _write_durably(path: Path, data: bytes | memoryview) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = _create(path)
     try:
         rest = memoryview(data)
         while rest:
@@ -184,6 +224,24 @@ def _write_durably(path: Path, data: bytes | memoryview) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Another name for a synced file; where that cannot be, a copy of it that the system makes."""
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    with source.open("rb") as file:
+        descriptor = _create(target)
+        try:
+            left = os.fstat(file.fileno()).st_size
+            while left and (done := os.copy_file_range(file.fileno(), descriptor, left)):
+                left -= done
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if left:
+        raise OSError(errno.EIO, f"{source.name} became shorter while it was copied")
 
 
 def _read_exactly(descriptor: int, size: int) -> bytes:

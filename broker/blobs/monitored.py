@@ -6,8 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from broker.blobs.base import BlobStore, ObjectInfo
+from broker.blobs.chunks import SharesFiles, open_chunk
+from protocol.blob import Chunk
 from protocol.errors import Corrupt, Forbidden, Missing, StoreError, TooLarge
 
 _FORGOTTEN_S = 600.0
@@ -45,6 +48,19 @@ class MonitoredBlobs:
     def get(self, key: str, limit: int) -> bytes:
         with self._watch("read"):
             return self._inner.get(key, limit)
+
+    def open(self, key: str, limit: int) -> Chunk:
+        with self._watch("read"):
+            return open_chunk(self._inner, key, limit)
+
+    def link(self, key: str, target: Path) -> bool:
+        return isinstance(self._inner, SharesFiles) and self._inner.link(key, target)
+
+    def put_file(self, key: str, path: Path) -> bool:
+        if not isinstance(self._inner, SharesFiles):
+            return False
+        with self._watch("write"):
+            return self._inner.put_file(key, path)
 
     def has(self, key: str) -> bool:
         with self._watch("read", Forbidden):  # who may put and not look asks all the same, and puts

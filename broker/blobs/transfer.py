@@ -4,66 +4,96 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from broker.blobs.base import BlobStore
+from broker.blobs.chunks import Gets, open_chunk
 from protocol import limits
-from protocol.blob import BlobReader, Slices, split_chunks
+from protocol.blob import BlobReader
 from protocol.errors import Forbidden
 
+T = TypeVar("T")
 KeyOf = Callable[[str], str]
 """From a chunk's SHA-256 in hex to its object key."""
 
 
 def read_blob(
-    store: Getter[Slices], reader: BlobReader, key_of: KeyOf, *, pool: ThreadPoolExecutor | None = None, ahead: int = 1
-) -> Iterator[bytes]:
-    """The plaintext records of a blob, in order; at most `ahead` + 1 chunks are in memory.
+    store: Gets, reader: BlobReader, key_of: KeyOf, *, pool: Executor | None = None, ahead: int = 1
+) -> Iterator[memoryview]:
+    """The plaintext records of a blob, in order, each valid until the next but one is asked for.
 
     Raises:
         Tampered: the bytes are not what was signed.
         StoreError: a chunk is missing, corrupt or the store is away.
     """
     keys = (key_of(name.hex()) for name in reader.manifest.chunks)
-    chunks = fetch_ahead(store, keys, limits.CHUNK, ahead=ahead, pool=pool)
-    # The store has compared each chunk with the hash in its name.
-    return reader.read(split_chunks(reader.manifest, chunks, verify=False))
+    return reader.read(fetch_ahead(partial(open_chunk, store), keys, limits.CHUNK, ahead=ahead, pool=pool))
+
+
+def read_whole(store: Gets, reader: BlobReader, key_of: KeyOf, *, pool: Executor | None = None) -> bytes:
+    """The whole plaintext of a small blob; raises what `read_blob` does."""
+    whole = bytearray()
+    for record in read_blob(store, reader, key_of, pool=pool):
+        whole += record
+    return bytes(whole)
 
 
 class ChunkUploads:
-    """Takes finished chunks and puts them while the next ones are being made; at most `pending` are in memory."""
+    """A sink that puts chunks while the next ones are being made, in `pending` + 1 buffers that are used in turn."""
 
-    def __init__(self, store: BlobStore, key_of: KeyOf, pool: ThreadPoolExecutor, *, pending: int = 2) -> None:
-        self._store = store
-        self._key_of = key_of
+    def __init__(self, put: Callable[[bytes, memoryview], None], pool: Executor, *, pending: int = 2) -> None:
+        """`put` stores a chunk called by its SHA-256, durably on return."""
+        self._put = put
         self._pool = pool
         self._limit = pending
-        self._pending: deque[Future[None]] = deque()
+        self._pending: deque[tuple[Future[None], memoryview]] = deque()
+        self._free: list[memoryview] = []
 
-    def emit(self, name: bytes, chunk: bytes) -> None:
-        """Start putting a chunk; waits while too many are under way. The last one is put before this returns.
+    @classmethod
+    def to(cls, store: BlobStore, key_of: KeyOf, pool: Executor, *, pending: int = 2) -> ChunkUploads:
+        """Into a store."""
+        return cls(lambda name, chunk: store.put(key_of(name.hex()), chunk), pool, pending=pending)
+
+    def room(self, size: int) -> memoryview:
+        """A buffer, as soon as one is free.
 
         Raises:
-            StoreError: an earlier put failed.
+            StoreError: an earlier put failed; whatever else putting raises.
         """
-        while len(self._pending) >= self._limit:
-            self._pending.popleft().result()
-        if len(chunk) < limits.CHUNK:  # only the last one is shorter: nothing is left to do beside its transfer
-            self._store.put(self._key_of(name.hex()), chunk)
+        if not self._free and len(self._pending) >= self._limit:
+            self._await_first()
+        buffer = self._free.pop() if self._free else memoryview(bytearray(size))
+        return buffer[:size] if len(buffer) >= size else memoryview(bytearray(size))
+
+    def emit(self, name: bytes, chunk: memoryview) -> None:
+        """Start putting a chunk; the last one is put before this returns."""
+        if len(chunk) < limits.RECORDS_PER_CHUNK * limits.RECORD:  # nothing is left to be made beside its transfer
+            self._put(name, chunk)
             return
-        self._pending.append(self._pool.submit(self._store.put, self._key_of(name.hex()), chunk))
+        self._pending.append((self._pool.submit(self._put, name, chunk), chunk))
 
     def finish(self) -> None:
         """Return once every chunk is durable.
 
         Raises:
-            StoreError: a put failed.
+            StoreError: a put failed; whatever else putting raises.
         """
         while self._pending:
-            self._pending.popleft().result()
+            self._await_first()
+
+    def abandon(self) -> None:
+        """Wait for what is under way, whatever becomes of it."""
+        wait([future for future, _ in self._pending])
+        self._pending.clear()
+
+    def _await_first(self) -> None:
+        future, buffer = self._pending.popleft()
+        future.result()
+        self._free.append(buffer)
 
 
 Item = tuple[str, Callable[[], bytes | memoryview]]
@@ -107,44 +137,34 @@ def upload(store: BlobStore, items: Iterable[Item], *, parallel: int = 4) -> Upl
     return UploadResult(sent=len(sent), skipped=len(sizes) - len(sent), sent_bytes=sum(sent))
 
 
-S_co = TypeVar("S_co", bound=Slices, covariant=True)
-
-
-class Getter(Protocol[S_co]):
-    """Whatever gets an object's bytes by key."""
-
-    def get(self, key: str, limit: int) -> S_co:
-        """As `BlobStore.get`."""
-
-
 def fetch_ahead(
-    store: Getter[S_co],
+    fetch: Callable[[str, int], T],
     keys: Iterable[str],
     limit: int,
     *,
     parallel: int = 2,
     ahead: int = 2,
-    pool: ThreadPoolExecutor | None = None,
-) -> Generator[S_co, None, None]:
-    """Yield the objects' bytes in the order of `keys` while up to `ahead` further ones are being fetched.
+    pool: Executor | None = None,
+) -> Generator[T, None, None]:
+    """Yield what `fetch` gives for each of `keys`, in order, while up to `ahead` further ones are being fetched.
 
     At most `ahead` + 1 objects are in memory, besides what the caller keeps. Fetching begins with the first `next`.
     A generator that is closed or dropped starts no further fetch; those under way end by themselves. With a `pool`,
     many streams share its threads; otherwise the stream has `parallel` of its own.
 
     Raises:
-        Missing, Corrupt, TooLarge, StoreError: as `get`, at the place in the order where the object stands.
+        Missing, Corrupt, TooLarge, StoreError: as `fetch`, at the place in the order where the object stands.
     """
     keys = iter(keys)
     first = list(islice(keys, 2))
     if len(first) < 2:  # there is nothing to be fetched ahead, so no thread either
-        yield from (store.get(key, limit) for key in first)
+        yield from (fetch(key, limit) for key in first)
         return
     threads = pool or ThreadPoolExecutor(parallel, thread_name_prefix="fetch")
-    waiting: deque[Future[S_co]] = deque()
+    waiting: deque[Future[T]] = deque()
     try:
         for key in chain(first, keys):
-            waiting.append(threads.submit(store.get, key, limit))
+            waiting.append(threads.submit(fetch, key, limit))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:

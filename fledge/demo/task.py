@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fledge import Control, EvaluationResult
 from fledge import Weights as StreamedWeights
 from fledge.trainers.numpy import NumpyTrainer
+from protocol.cipher import Octets
 from worker.trainers.initial import spec_and_payload
 
 Images = NDArray[np.float32]
@@ -127,7 +128,7 @@ def _softmax(scores: Images) -> Images:
     return result
 
 
-def from_records(records: Iterator[bytes]) -> Weights:
+def from_records(records: Iterator[Octets]) -> Weights:
     """The weights a model's payload holds."""
     spec, _ = spec_and_payload(initial(0))
     return dict(StreamedWeights(spec, lambda: records).tensors())

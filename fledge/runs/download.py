@@ -81,11 +81,12 @@ def save(model: Model, store: BlobStore, path: Path, progress: Callable[[int], N
     return size
 
 
-def _records(model: Model, store: BlobStore) -> Iterator[bytes]:
+def _records(model: Model, store: BlobStore) -> Iterator[memoryview]:
     pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="fetch")
     try:
         # The reader compares the whole plaintext with the digest that was signed before the last record is given out.
-        yield from read_blob(store, model.key.reader(model.manifest), model_chunk, pool=pool, ahead=_PARALLEL)
+        reader = model.key.reader(model.manifest, digest=True)
+        yield from read_blob(store, reader, model_chunk, pool=pool, ahead=_PARALLEL)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 import nacl.utils
@@ -22,6 +23,7 @@ from broker.blobs.transfer import ChunkUploads
 from fledge.runs.code_archive import load_code
 from fledge.runs.init_run import RUN_TOML, load_genesis, load_run
 from protocol import limits
+from protocol.cipher import Octets
 from protocol.codec import encode, is_word
 from protocol.envelope import Sealer
 from protocol.errors import ConfigError
@@ -114,8 +116,8 @@ def send(
     key_of = partial(bundle_key, identity.name)
     pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="upload")
     try:
-        uploads = ChunkUploads(store, key_of, pool, pending=_PARALLEL)
-        writer, done = sealer.writer(uploads.emit), 0
+        uploads = ChunkUploads.to(store, key_of, pool, pending=_PARALLEL)
+        writer, done = sealer.writer(uploads), 0
         for record in packed.records():
             writer.write(record)
             done += len(record)
@@ -130,15 +132,14 @@ def send(
     return name
 
 
-def _records(first: Iterable[bytes], then: Iterable[bytes]) -> Iterator[bytes]:
+def _records(first: Iterable[bytes], then: Iterable[Octets]) -> Iterator[bytes]:
     """The same bytes, cut anew."""
     pending = bytearray()
-    for parts in (first, then):
-        for part in parts:
-            pending += part
-            while len(pending) >= limits.RECORD:
-                yield bytes(memoryview(pending)[: limits.RECORD])
-                del pending[: limits.RECORD]
+    for part in chain[Octets](first, then):
+        pending += part
+        while len(pending) >= limits.RECORD:
+            yield bytes(memoryview(pending)[: limits.RECORD])
+            del pending[: limits.RECORD]
     if pending:
         yield bytes(pending)
 

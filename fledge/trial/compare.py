@@ -8,6 +8,7 @@ from functools import partial
 
 from fledge.trial.federation import RUN
 from fledge.trial.source import seeded
+from protocol.cipher import Octets
 from protocol.errors import ConfigError, TrainingError
 from protocol.messages import Evaluation
 from protocol.spec import ModelSpec
@@ -15,7 +16,7 @@ from worker.api.trainer import Control, Trainer, training_seed
 from worker.api.weights import Array, Weights, write_records
 from worker.pipeline.contribute import BaseVersion, evaluate
 
-Records = Callable[[], Iterator[bytes]]
+Records = Callable[[], Iterator[Octets]]
 
 
 def measure(trainers: Sequence[Trainer], spec: ModelSpec, records: Records) -> Mapping[str, float]:
@@ -55,7 +56,7 @@ def train_for(
     Raises:
         TrainingError: it failed, or takes no steps.
     """
-    model, done, version = list(records()), 0, 0
+    model, done, version = [bytes(record) for record in records()], 0, 0
     while done < steps:
         on_progress(done / steps)
         control = Control(run=RUN, version=version, seed=training_seed(str(seed).encode(), RUN, version, 1))

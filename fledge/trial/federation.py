@@ -21,6 +21,7 @@ from fledge.runs.init_run import write_run
 from fledge.trial.roster import Roster
 from fledge.trial.scheduler import ScheduledTrainer, Scheduler
 from fledge.trial.source import Source, told
+from protocol.cipher import Octets
 from protocol.errors import ConfigError, FledgeError, StateError, TrainingError
 from worker.api.trainer import TrainResult
 from worker.service.service import WorkerService
@@ -34,7 +35,7 @@ _END_S = 30.0
 _FINE = ("-", "aborted")
 _UNCHANGED = "unchanged"
 """How a worker calls a training that changed no tensor: a mistake at first, and an end later."""
-Measure = Callable[[Callable[[], Iterator[bytes]]], Mapping[str, float]]
+Measure = Callable[[Callable[[], Iterator[Octets]]], Mapping[str, float]]
 """Takes what opens a model's records."""
 
 

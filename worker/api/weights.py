@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol import limits
+from protocol.cipher import Octets
 from protocol.errors import Tampered, TrainingError
 from protocol.spec import ModelSpec, Placed, TensorKind, TensorSpec
 
 Array = NDArray[Any]  # of whatever dtype a trainer's tensor has
-Records = Callable[[], Iterator[bytes]]
-"""Opens a payload's plaintext records from the first one; may be called again."""
+Records = Callable[[], Iterator[Octets]]
+"""Opens a payload's plaintext records from the first one; may be called again. Each is valid until the next but one."""
 DTYPES: Mapping[str, np.dtype[np.generic]] = {
     **{f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
     **{f"U{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
@@ -165,7 +166,7 @@ def check_array(tensor: TensorSpec, array: Array, *, writeable: bool = False) ->
         )
 
 
-def read_pieces(spec: ModelSpec, payload: Iterator[bytes]) -> Iterator[Piece]:
+def read_pieces(spec: ModelSpec, payload: Iterable[Octets]) -> Iterator[Piece]:
     """The elements of a payload, in its order.
 
     Raises:
@@ -196,7 +197,7 @@ def read_pieces(spec: ModelSpec, payload: Iterator[bytes]) -> Iterator[Piece]:
         raise Tampered(f"the payload has {position} bytes, the model {spec.model_length}", "truncated")
 
 
-def _overlap(place: Placed, record: bytes, stop: int) -> bytes:
+def _overlap(place: Placed, record: Octets, stop: int) -> Octets:
     start = stop - len(record)
     return record[max(place.start, start) - start : min(place.stop, stop) - start]
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from broker.runtime.threads import Here
 from protocol import limits
-from protocol.blob import BlobWriter, Emit, Manifest
+from protocol.blob import BlobWriter, ChunkSink, Manifest
+from protocol.cipher import Octets
 from protocol.codec import decode, encode, is_word
 from protocol.encodings import DENSE_F32
 from protocol.envelope import Sealer
@@ -75,8 +76,8 @@ class UpdateOutput:
 
     sealer: Sealer
     """Of kind UPDATE, for `spec.update_length` bytes; its envelope is the caller's to finish."""
-    emit: Emit
-    """Takes encrypted chunks, one call at a time, on a thread of its own; on an error the caller drops them."""
+    sink: ChunkSink
+    """Takes encrypted chunks, on a thread of its own; on an error the caller drops them."""
 
 
 def contribute(
@@ -112,7 +113,7 @@ def contribute(
         result = replace(result, metrics=dict(control.reported))
     update = _describe(trainer, result, seconds, egress.filters, absent, bundle)
     delta = _Delta(spec, base.payload, result, absent, control)
-    manifest = delta.seal(egress.filters, egress.dice or fresh_dice(), output.sealer, output.emit)
+    manifest = delta.seal(egress.filters, egress.dice or fresh_dice(), output.sealer, output.sink)
     if not delta.changed:
         raise NothingLearned(
             f"{type(trainer).__name__} took {result.steps} steps, and every shared tensor is as it was before; nothing "
@@ -288,9 +289,10 @@ class _Delta:
         self._result = result
         self._absent = absent
         self._control = control
-        self._buffer = np.zeros(limits.RECORD // 4, F32)
-        self._bytes = self._buffer.view(np.uint8)
-        self._finite = np.empty(limits.RECORD // 4, np.bool_)
+        size = min(limits.RECORD, spec.update_length + -spec.update_length % 4)
+        self._turns = [np.zeros(size // 4, F32) for _ in range(min(2, records(spec.update_length)))]
+        """Records in the making: one is written while the next one is formed in the other."""
+        self._finite = np.empty(size // 4, np.bool_)
         self.changed = False
         """Whether any shared value has been found to differ from the base."""
         self._name = ""
@@ -299,9 +301,9 @@ class _Delta:
         if missing:
             raise TrainingError(f"the trainer returned no tensor {missing[0]!r}; {len(missing)} are missing")
 
-    def seal(self, filters: FilterChain, dice: Dice, sealer: Sealer, emit: Emit) -> Manifest:
+    def seal(self, filters: FilterChain, dice: Dice, sealer: Sealer, sink: ChunkSink) -> Manifest:
         """Measure, then filter and write."""
-        writer = sealer.writer(emit)
+        writer = sealer.writer(sink)
         filters.begin(dice)
         small = records(self._spec.update_length) == 1
         with Here() if small else ThreadPoolExecutor(2, thread_name_prefix="worker update") as pool:
@@ -317,21 +319,20 @@ class _Delta:
         return writer.finish()
 
     def _write(
-        self, walk: Iterator[tuple[int, list[Slice]]], filters: FilterChain, writer: BlobWriter, pool: Executor
+        self, walk: Iterator[tuple[memoryview, list[Slice]]], filters: FilterChain, writer: BlobWriter, pool: Executor
     ) -> None:
         writing: Future[None] | None = None
-        for size, slices in walk:
+        for record, slices in walk:
             for values in slices:
                 filters.apply(values)
-            record = self._bytes[:size].tobytes()
             if writing is not None:
                 writing.result()
             writing = pool.submit(writer.write, record)
         if writing is not None:
             writing.result()
 
-    def _walk(self, pool: Executor) -> Generator[tuple[int, list[Slice]], None, None]:
-        """Put each record into the buffer; gives its size in bytes and its shared elements."""
+    def _walk(self, pool: Executor) -> Generator[tuple[memoryview, list[Slice]], None, None]:
+        """Form each record; gives it and its shared elements, until the next but one is asked for."""
         length, count = self._spec.update_length, records(self._spec.update_length)
         self._name = ""
         index = 0
@@ -340,20 +341,22 @@ class _Delta:
             size = min(limits.RECORD, length - index * limits.RECORD)
             if len(record) < size:
                 raise Tampered("the base ends before its floating tensors do", "truncated")
-            yield size, [self._buffer[s.start : s.stop] for s in self._form(index, record)]
+            delta = self._turns[index % len(self._turns)]
+            stretches = self._form(index, record, delta)
+            yield delta.view(np.uint8).data[:size], [delta[s.start : s.stop] for s in stretches]
         if index + 1 != count:
             raise Tampered("the base ends before its floating tensors do", "truncated")
 
-    def _form(self, index: int, record: bytes) -> list[_Stretch]:
+    def _form(self, index: int, record: Octets, delta: Slice) -> list[_Stretch]:
         header = self._spec.header[index * limits.RECORD : (index + 1) * limits.RECORD]
-        self._bytes[: len(header)] = np.frombuffer(header, np.uint8)
+        delta.view(np.uint8)[: len(header)] = np.frombuffer(header, np.uint8)
         stretches: list[_Stretch] = []
         for span in self._spec.spans(index):
             start, stop = span.start // 4, span.stop // 4
             if span.tensor.name in self._absent:
-                self._buffer[start:stop] = 0
+                delta[start:stop] = 0
                 continue
-            self._subtract(span, np.frombuffer(record, F32, stop - start, span.start), self._buffer[start:stop])
+            self._subtract(span, np.frombuffer(record, F32, stop - start, span.start), delta[start:stop])
             if stretches and stretches[-1].stop == start:
                 stretches[-1].stop = stop
             else:
@@ -400,7 +403,7 @@ def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return rounded.astype(np.uint32, copy=False).view(np.float32)
 
 
-def _ahead(payload: Iterator[bytes], count: int, pool: Executor) -> Iterator[bytes]:
+def _ahead(payload: Iterator[Octets], count: int, pool: Executor) -> Iterator[Octets]:
     """The first `count` records, each decrypted by the pool while the one before is used."""
     coming = pool.submit(next, payload, None)
     try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import nacl.exceptions
 import nacl.public
 
-from protocol.blob import Emit, Manifest, split_chunks
+from protocol.blob import Chunk, ChunkSink, Manifest
 from protocol.envelope import ContentKey, Sealer, raw_body, verify
 from protocol.errors import StateError, Untrusted
 from protocol.keys import Identity, Participant
@@ -61,10 +61,10 @@ def reseal(
     reader: Reader,
     number: tuple[int, int],
     *,
-    load: Callable[[bytes], bytes],
-    emit: Emit,
+    load: Callable[[bytes], Chunk],
+    sink: ChunkSink,
 ) -> Sealed:
-    """The same update under another epoch and sequence (`number`); `load` reads old chunks, `emit` takes new ones.
+    """The same update under another epoch and sequence (`number`); `load` opens old chunks, `sink` takes new ones.
 
     Raises:
         StateError, Tampered: the old chunks are gone or damaged, or the site's key was replaced.
@@ -86,9 +86,8 @@ def reseal(
         spec=old.core.spec,
         length=old.core.length,
     )
-    writer = sealer.writer(emit)
-    chunks = (load(name) for name in old.manifest.chunks)
-    for record in key.reader(old.manifest).read(split_chunks(old.manifest, chunks, verify=False)):
+    writer = sealer.writer(sink)
+    for record in key.reader(old.manifest).read(load(name) for name in old.manifest.chunks):
         writer.write(record)
     return finish(sealer, raw_body(old, key), reader.aggregators, writer.finish(), identity)
 

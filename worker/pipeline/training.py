@@ -16,10 +16,11 @@ from structlog.typing import FilteringBoundLogger
 
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import CachedBlobs
-from broker.blobs.transfer import read_blob
+from broker.blobs.transfer import read_blob, read_whole
 from broker.runtime.crash_points import crash_point
 from protocol import errors, limits
-from protocol.blob import Manifest, split_chunks
+from protocol.blob import Manifest, sealed_size
+from protocol.cipher import Octets
 from protocol.codec import encode
 from protocol.envelope import ContentKey, Sealer, seal
 from protocol.messages import Kind, Update
@@ -66,26 +67,25 @@ class Job:
 
 
 class _Base:
-    """The base model's records, decrypted anew by every call; the first one also checks the hash of the whole.
+    """The base model's records, decrypted anew by every call; once all was read, nothing of it is hashed again.
 
     A model of a single record is kept: that costs no more memory than a larger one's record does.
     """
 
-    def __init__(self, read: Callable[..., Iterator[bytes]], length: int) -> None:
+    def __init__(self, read: Callable[..., Iterator[memoryview]], length: int) -> None:
         self._read = read
         self._single = records(length) == 1
         self._kept: list[bytes] | None = None
-        self._checked = False
+        self._proven = False
 
-    def __call__(self) -> Iterator[bytes]:
-        if self._kept is not None:
-            return iter(self._kept)
-        digest, self._checked = not self._checked, True
-        payload = self._read(digest=digest)
-        if self._single:
-            self._kept = list(payload)
-            return iter(self._kept)
-        return payload
+    def __call__(self) -> Iterator[Octets]:
+        if self._kept is None and self._single:
+            self._kept = [bytes(record) for record in self._read()]
+        return self._records() if self._kept is None else iter(self._kept)
+
+    def _records(self) -> Iterator[memoryview]:
+        yield from self._read(proven=self._proven)
+        self._proven = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class Training:
         training, told, began = job.training, self._told(job), time.monotonic()
         ready = self._begin(job)
         length = ready.base.spec.update_length
-        self._spool.check_room(length + limits.OVERHEAD * records(length))
+        self._spool.check_room(sealed_size(length, ready.reader.registry.suite))
         if training.evaluation:
             self._tell(self._evaluate(training, ready))
         sealed, said = self._contribute(training, ready)
@@ -331,22 +331,18 @@ class Training:
             spec=spec.digest,
             length=spec.update_length,
         )
-        batch = self._spool.batch()
-        try:
+        with self._spool.batch() as batch:
             update, manifest = contribute(
                 ready.trainer,
                 ready.base,
                 self._egress,
-                UpdateOutput(sealer, batch.put),
+                UpdateOutput(sealer, batch.chunks(self._pool)),
                 control=ready.control,
                 bundle=training.bundle or None,
             )
             self._check_metrics(update.metrics)
             batch.sync()
             return finish(sealer, encode(update), reader.aggregators, manifest, reader.identity), update
-        except BaseException:
-            batch.discard()
-            raise
 
     def _keep(
         self,
@@ -383,18 +379,15 @@ class Training:
                 raise errors.TooLarge(
                     f"a specification of {record.manifest.length} bytes; at most {limits.SPEC} are allowed"
                 )
-            spec = ModelSpec.from_bytes(b"".join(self._read(record.manifest, record.key)))
+            spec = ModelSpec.from_bytes(read_whole(self._store, record.key.reader(record.manifest), model_chunk))
             if spec.digest != model.spec:
                 raise errors.Tampered("the specification is not the one the version names")
             self._spec = spec
             self._spec_keys = (key, *(model_chunk(chunk.hex()) for chunk in record.manifest.chunks))
         return self._spec
 
-    def _read(self, manifest: Manifest, key: ContentKey, *, digest: bool = True) -> Iterator[bytes]:
-        if len(manifest.chunks) == 1:  # nothing to fetch ahead: a hop to another thread would cost more than it saves
-            chunk = self._store.get(model_chunk(manifest.chunks[0].hex()), limits.CHUNK)
-            return key.reader(manifest, digest=digest).read(split_chunks(manifest, [chunk], verify=False))
-        return read_blob(self._store, key.reader(manifest, digest=digest), model_chunk, pool=self._pool, ahead=2)
+    def _read(self, manifest: Manifest, key: ContentKey, *, proven: bool = False) -> Iterator[memoryview]:
+        return read_blob(self._store, key.reader(manifest, proven=proven), model_chunk, pool=self._pool, ahead=2)
 
 
 def _fingerprint_key(reader: Reader) -> bytes:

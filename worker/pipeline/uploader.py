@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from broker.blobs.base import BlobStore
+from broker.blobs.chunks import SharesFiles
 from broker.blobs.transfer import upload
 from broker.runtime.crash_points import crash_point
+from broker.runtime.threads import Here
 from protocol.errors import DiskFull, FledgeError, StateError, StoreError, WireError
 from protocol.topology import update_chunk
 from worker.domain.events import Event, Resealed, SendingFailed, Uploaded
@@ -93,6 +95,8 @@ class Uploader:
 
     def _upload(self, row: UpdateRow, anew: bool) -> Uploaded:
         first, rest = row.chunks[:1], row.chunks[1:]
+        if not anew and self._linked(row.chunks):
+            first, rest = (), ()
         for name in row.chunks if anew else first:
             self._store.put(self._key(name), self._take(name))
             crash_point("worker.uploading")
@@ -102,6 +106,17 @@ class Uploader:
         self._log.info("upload.done", update=row.id.hex()[:8])
         crash_point("worker.uploaded")
         return Uploaded(row=row.row)
+
+    def _linked(self, names: Sequence[bytes]) -> bool:
+        """Let the store have the spool's own files, if it is a directory here; what they hold the hub hashes anyway."""
+        store = self._store
+        if not isinstance(store, SharesFiles) or self._throttle.limited:
+            return False
+        for name in names:
+            if not store.put_file(self._key(name), self._spool.path(name)):
+                return False
+            crash_point("worker.uploading")
+        return True
 
     def _take(self, name: bytes) -> bytes:
         self._throttle.pause()
@@ -113,13 +128,10 @@ class Uploader:
         return update_chunk(self._site, name.hex())
 
     def _reseal(self, row: UpdateRow, sealed: Sealed, epoch: int, sequence: int) -> Resealed:
-        batch = self._spool.batch()
-        try:
-            again = reseal(row, sealed, self._reader(), (epoch, sequence), load=self._spool.get, emit=batch.put)
+        with self._spool.batch() as batch:
+            sink = batch.chunks(Here())
+            again = reseal(row, sealed, self._reader(), (epoch, sequence), load=self._spool.open, sink=sink)
             batch.sync()
-        except BaseException:
-            batch.discard()
-            raise
         self._log.info("update.resealed", update=row.id.hex()[:8], epoch=epoch, sequence=sequence)
         return Resealed(row=row.row, epoch=epoch, sequence=sequence, sealed=again)
 

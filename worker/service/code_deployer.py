@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from broker.blobs.base import BlobStore
-from broker.blobs.transfer import read_blob
+from broker.blobs.transfer import read_whole
 from protocol import limits
 from protocol.errors import ConfigError, DiskFull, StateError, StoreError, Unauthorized
 from protocol.topology import model_chunk, record_key
@@ -74,7 +74,7 @@ class CodeDeployer:
             raise Unauthorized(str(error), "code_not_listed") from error
         try:
             found = reader.code(self._store.get(record_key(record), limits.STORED_RECORD), run)
-            raw = b"".join(read_blob(self._store, found.key.reader(found.manifest), model_chunk))
+            raw = read_whole(self._store, found.key.reader(found.manifest), model_chunk)
         except StoreError as error:  # its text may name the hospital's proxy or a signed address
             kind = type(error).__name__
             raise StoreError(f"the store did not give the code of run {run} ({kind}); order it again later") from error

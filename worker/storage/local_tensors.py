@@ -15,9 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from broker.blobs.transfer import ChunkUploads
 from broker.runtime.folders import private_folder, sync_folder
+from broker.runtime.threads import Here
 from protocol import limits
-from protocol.blob import Manifest, split_chunks
+from protocol.blob import HeldChunk, Manifest
+from protocol.cipher import Octets
 from protocol.envelope import ContentKey, Sealer, unlock, verify
 from protocol.errors import DiskFull, StateError, TrainingError, Untrusted, WireError
 from protocol.keys import Identity, Participant, Role
@@ -101,13 +104,13 @@ class LocalTensors:
             spec=spec.digest,
             length=spec.model_length,
         )
-        writer = sealer.writer(lambda _name, chunk: _write_all(file, chunk))
+        writer = sealer.writer(ChunkUploads(lambda _name, chunk: _write_all(file, chunk), Here(), pending=0))
         for record in write_records(spec, arrays.__getitem__):
             writer.write(record)
         envelope = sealer.finish(b"", [self._identity.public], writer.finish())
         _write_all(file, envelope + len(envelope).to_bytes(_LENGTH, "big"))
 
-    def _records(self, path: Path, run: str) -> Iterator[bytes]:
+    def _records(self, path: Path, run: str) -> Iterator[memoryview]:
         try:
             with path.open("rb") as file:
                 yield from self._open(file, run).read(file)
@@ -146,10 +149,10 @@ class _Opened:
     manifest: Manifest
     key: ContentKey
 
-    def read(self, file: IO[bytes]) -> Iterator[bytes]:
+    def read(self, file: IO[bytes]) -> Iterator[memoryview]:
         chunks = (file.read(self.manifest.chunk_size(index)) for index in range(len(self.manifest.chunks)))
         # Every record is authenticated on its own: hashing the chunks as well would show nothing more.
-        return self.key.reader(self.manifest, digest=False).read(split_chunks(self.manifest, chunks, verify=False))
+        return self.key.reader(self.manifest, proven=True).read(map(HeldChunk, chunks))
 
 
 class _Own:
@@ -171,7 +174,7 @@ def _plain(tensor: TensorSpec) -> TensorSpec:
     return replace(tensor, dtype="F32", kind=TensorKind.PARAMETER)
 
 
-def _stored_spec(records: Iterator[bytes]) -> ModelSpec:
+def _stored_spec(records: Iterator[Octets]) -> ModelSpec:
     head = bytearray(next(records))
     length = 8 + int.from_bytes(head[:8], "little")
     while len(head) < length:
@@ -190,5 +193,5 @@ def _stored_spec(records: Iterator[bytes]) -> ModelSpec:
     )
 
 
-def _write_all(file: IO[bytes], data: bytes) -> None:
+def _write_all(file: IO[bytes], data: Octets) -> None:
     file.write(data)

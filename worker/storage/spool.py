@@ -1,7 +1,8 @@
 """The spool: encrypted chunks on disk until their update has its final receipt.
 
-Files are named by the SHA-256 of their bytes and readable by their owner only. Those of one update are a batch, synced
-before the journal names them; a file that the journal does not name is left over and goes at the next start.
+Files are named by the SHA-256 of their bytes, readable by their owner only, and synced before they have that name.
+Those of one update are a batch, complete before the journal names them; a file that the journal does not name is left
+over and goes at the next start.
 """
 
 from __future__ import annotations
@@ -11,13 +12,20 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 
-from broker.runtime.folders import private_folder
+from broker.blobs.chunks import FileChunk
+from broker.blobs.transfer import ChunkUploads
+from broker.runtime.folders import private_folder, sync_folder
+from protocol.blob import Chunk, ChunkSink
+from protocol.cipher import Octets
 from protocol.errors import DiskFull, StateError
 
-_NAME = 64
+_UNFINISHED = ".unfinished"
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _MIB = 1024 * 1024
 _RESERVE = 64 * _MIB
 """Bytes that stay free on the disk, so that the journal can always be written."""
@@ -84,9 +92,30 @@ class Spool:
                 "MiB free; free some space there"
             )
 
-    def batch(self) -> Batch:
-        """Begin to write the chunks of one update."""
-        return Batch(self)
+    @contextmanager
+    def batch(self) -> Iterator[Batch]:
+        """Write the chunks of one update; after an error none of them is left."""
+        batch = Batch(self)
+        try:
+            yield batch
+        except BaseException:
+            batch.discard()
+            raise
+
+    def path(self, name: bytes) -> Path:
+        """Where a chunk lies, in a file that is synced and never changes."""
+        return self._directory / name.hex()
+
+    def open(self, name: bytes) -> Chunk:
+        """A chunk to be read record by record, whose reader compares its bytes with its name.
+
+        Raises:
+            StateError: it is not there.
+        """
+        try:
+            return FileChunk(self.path(name), f"spool {self._directory}: chunk {name.hex()[:12]}")
+        except OSError as error:
+            raise self._unreadable(name, error) from error
 
     def get(self, name: bytes) -> bytes:
         """A chunk's bytes.
@@ -95,11 +124,9 @@ class Spool:
             StateError: it is not there, or its bytes are no longer the ones that were written.
         """
         try:
-            data = self._path(name).read_bytes()
+            data = self.path(name).read_bytes()
         except OSError as error:
-            raise StateError(
-                f"spool {self._directory}: chunk {name.hex()[:12]} cannot be read: {error.strerror}"
-            ) from error
+            raise self._unreadable(name, error) from error
         if hashlib.sha256(data).digest() != name:
             raise StateError(f"spool {self._directory}: chunk {name.hex()[:12]} is damaged")
         return data
@@ -107,17 +134,26 @@ class Spool:
     def drop(self, names: Iterable[bytes]) -> None:
         """Delete chunks; those that are gone already do no harm."""
         for name in names:
-            self._path(name).unlink(missing_ok=True)
+            self.path(name).unlink(missing_ok=True)
             with self._lock:
                 self._sizes.pop(name, None)
 
-    def _write(self, name: bytes, data: bytes) -> None:
-        path = self._path(name)
+    def _unreadable(self, name: bytes, error: OSError) -> StateError:
+        return StateError(f"spool {self._directory}: chunk {name.hex()[:12]} cannot be read: {error.strerror}")
+
+    def _write(self, name: bytes, data: Octets) -> None:
+        path = self.path(name)
+        # Renamed, because a store may have the file of this name as an object: what has a name never changes.
+        unfinished = path.with_suffix(_UNFINISHED)
         try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(data)
+            with open(os.open(unfinished, _CREATE, 0o600), "wb", buffering=0) as file:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull(
                     f"spool {self._directory}: no room for a chunk of {_mib(len(data))} MiB; free some space there"
@@ -126,49 +162,50 @@ class Spool:
         with self._lock:
             self._sizes[name] = len(data)
 
-    def _sync(self, names: Iterable[bytes]) -> None:
-        for path in (*(self._path(name) for name in names), self._directory):
-            try:
-                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fsync(file)
-                finally:
-                    os.close(file)
-            except OSError as error:
-                raise StateError(f"spool {self._directory}: cannot be synced: {error.strerror}") from error
-
-    def _path(self, name: bytes) -> Path:
-        return self._directory / name.hex()
+    def _sync(self) -> None:
+        try:
+            sync_folder(self._directory)
+        except OSError as error:
+            raise StateError(f"spool {self._directory}: cannot be synced: {error.strerror}") from error
 
 
 class Batch:
-    """The chunks of one update while they are being written, by one thread."""
+    """The chunks of one update while they are being written."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._names: list[bytes] = []
+        self._writes: ChunkUploads | None = None
 
-    def put(self, name: bytes, data: bytes) -> None:
-        """Write a chunk called by its SHA-256.
+    def chunks(self, pool: Executor) -> ChunkSink:
+        """The sink that writes the chunks, each on a thread of the pool while the next one is made.
 
         Raises:
             DiskFull: the disk is full; what was written of the chunk is gone again.
             StateError: the disk failed.
         """
-        self._spool._write(name, data)
-        self._names.append(name)
+        self._writes = ChunkUploads(self._put, pool, pending=1)
+        return self._writes
 
     def sync(self) -> None:
-        """Make every chunk survive a power cut.
+        """Return when every chunk survives a power cut.
 
         Raises:
-            StateError: the disk failed.
+            DiskFull, StateError: as for the sink.
         """
-        self._spool._sync(self._names)
+        if self._writes is not None:
+            self._writes.finish()
+        self._spool._sync()
 
     def discard(self) -> None:
         """Delete what was written: nothing came of it."""
+        if self._writes is not None:
+            self._writes.abandon()
         self._spool.drop(self._names)
+
+    def _put(self, name: bytes, chunk: memoryview) -> None:
+        self._names.append(name)
+        self._spool._write(name, chunk)
 
 
 def _mib(size: int) -> int:
