@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ def alone(bundle: Path, data: Path, epochs: int) -> dict[str, Any]:
 
 def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, Any]:
     """Contribute once for each epoch: an encrypted base on the disk, the training, encrypted chunks in the spool."""
+    from broker.blobs.chunks import FileChunk
+    from broker.blobs.transfer import ChunkUploads
+    from broker.runtime.threads import Here
     from fledge.process.memory import return_large_blocks
-    from protocol.blob import split_chunks
     from protocol.envelope import Sealer
     from protocol.keys import Identity, Role
     from protocol.messages import Kind, Named
@@ -54,30 +57,30 @@ def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, 
     def sealer(kind: Kind, length: int) -> Sealer:
         return Sealer(site, kind, federation="f", message_id=bytes(16), run="r", spec=spec.digest, length=length)
 
-    def put(name: bytes, chunk: bytes) -> None:
+    def put(name: bytes, chunk: memoryview) -> None:
         (directory / name.hex()).write_bytes(chunk)
 
     version = sealer(Kind.VERSION, spec.model_length)
-    writer = version.writer(put)
+    writer = version.writer(ChunkUploads(put, Here(), pending=0))
     for record in trainer.initial():
         writer.write(record)
     manifest = writer.finish()
 
-    def base() -> Iterator[bytes]:
-        chunks = ((directory / name.hex()).read_bytes() for name in manifest.chunks)
-        return version.key.reader(manifest, digest=False).read(split_chunks(manifest, chunks, verify=False))
+    def base() -> Iterator[memoryview]:
+        chunks = (FileChunk(directory / name.hex(), "the base") for name in manifest.chunks)
+        return version.key.reader(manifest, proven=True).read(chunks)
 
     spool = Spool(directory / "spool", _QUOTA)
     for _ in range(epochs):
-        batch = spool.batch()
-        contribute(
-            trainer,
-            BaseVersion(spec, base),
-            Egress(filters=build([Named(name="clip", parameters={"norm": 1.0})])),
-            UpdateOutput(sealer(Kind.UPDATE, spec.update_length), batch.put),
-            control=Control(run="r", version=0),
-        )
-        batch.sync()
+        with ThreadPoolExecutor(2) as pool, spool.batch() as batch:
+            contribute(
+                trainer,
+                BaseVersion(spec, base),
+                Egress(filters=build([Named(name="clip", parameters={"norm": 1.0})])),
+                UpdateOutput(sealer(Kind.UPDATE, spec.update_length), batch.chunks(pool)),
+                control=Control(run="r", version=0),
+            )
+            batch.sync()
     return {"peak_kib": peak_kib(), "model": spec.model_length}
 
 

@@ -178,7 +178,9 @@ class Preparation:
         released = not arguments.get("raw", False) and RELEASED in source.states
         publish = command.command == "model.publish"
         card = _fitting(_describe(command, source, spec, released=released))
-        sealer = records.sealer(Kind.CARD, nacl.utils.random(16), spec, spec.model_length, version=source.version)
+        sealer = records.sealer(
+            Kind.CARD, nacl.utils.random(16), spec, spec.model_length, registry, version=source.version
+        )
         payload = read_version(records, registry, source.record, source.states, released=released)
         manifest = records.upload(sealer, payload)
         to = _everybody(records, registry) if publish else [registry.member(command.operator), records.identity.public]

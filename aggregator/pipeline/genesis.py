@@ -120,7 +120,7 @@ def take_over(
     spec_record = records.write_spec(genesis.spec, registry, nacl.utils.random(16))
     spec_digest = records.put_record(spec_record)
     code_record = records.write_code(code, registry, nacl.utils.random(16)) if code else b""
-    sealer = records.sealer(Kind.VERSION, nacl.utils.random(16), genesis.spec, genesis.spec.model_length, version=0)
+    sealer = records.sealer(Kind.VERSION, nacl.utils.random(16), genesis.spec, genesis.spec.model_length, registry)
     manifest = records.upload(sealer, _sound(genesis.spec, genesis.payload()))
     body = first_body(config, rules, spec_digest, registry)
     record = sealer.finish(encode(body), records.entitled(registry), manifest)

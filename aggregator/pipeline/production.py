@@ -104,18 +104,17 @@ class Production:
             WireError, StoreError, TrainingError: the merge cannot be done now.
         """
         names = [*([RELEASED] if self._average else []), *self._strategy.state]
-        model = _Output(self, Kind.VERSION, plan, plan.ids[0], self.spec.model_length, topology.model_chunk)
-        own = {
-            name: _Output(
-                self,
-                Kind.STATE,
-                plan,
-                plan.ids[1 + index],
-                self.spec.model_length if name == RELEASED else self.spec.update_length,
-                topology.state_chunk,
+        lengths = [self.spec.model_length if name == RELEASED else self.spec.update_length for name in names]
+        kinds = [(Kind.VERSION, self.spec.model_length), *((Kind.STATE, length) for length in lengths)]
+        model, *others = (
+            _Output(
+                self.records,
+                self.records.sealer(kind, id, self.spec, length, inputs.registry, version=plan.version),
+                topology.model_chunk if kind == Kind.VERSION else topology.state_chunk,
             )
-            for index, name in enumerate(names)
-        }
+            for id, (kind, length) in zip(plan.ids, kinds, strict=False)
+        )
+        own = dict(zip(names, others, strict=True))
         merge(
             self.spec,
             plan,
@@ -139,13 +138,11 @@ class Production:
 class _Output:
     """One new blob on its way into the store."""
 
-    def __init__(
-        self, production: Production, kind: Kind, plan: MergePlan, id: bytes, length: int, key_of: Callable[[str], str]
-    ) -> None:
-        records = self._records = production.records
-        self._sealer: Sealer = records.sealer(kind, id, production.spec, length, version=plan.version)
+    def __init__(self, records: Records, sealer: Sealer, key_of: Callable[[str], str]) -> None:
+        self._records = records
+        self._sealer = sealer
         self._uploads: ChunkUploads = records.output(key_of)
-        self._writer: BlobWriter = self._sealer.writer(self._uploads)
+        self._writer: BlobWriter = sealer.writer(self._uploads)
         self.digest = b""
 
     def write(self, record: memoryview) -> None:

@@ -119,12 +119,12 @@ class Records:
     def write_spec(self, spec: ModelSpec, registry: Registry, message_id: bytes) -> bytes:
         """Seal the specification for all sites and store it; returns the record."""
         raw = spec.to_bytes()
-        sealer = self.sealer(Kind.SPEC, message_id, spec, len(raw), version=0)
+        sealer = self.sealer(Kind.SPEC, message_id, spec, len(raw), registry)
         return self._publish(sealer, raw, registry)
 
     def write_code(self, code: bytes, registry: Registry, message_id: bytes) -> bytes:
         """Seal a run's code for all sites and store it; returns the record."""
-        return self._publish(self.sealer(Kind.CODE, message_id, None, len(code), version=0), code, registry)
+        return self._publish(self.sealer(Kind.CODE, message_id, None, len(code), registry), code, registry)
 
     def _publish(self, sealer: Sealer, raw: bytes, registry: Registry) -> bytes:
         parts = (raw[index * limits.RECORD : (index + 1) * limits.RECORD] for index in range(records(len(raw))))
@@ -140,8 +140,17 @@ class Records:
         uploads.finish()
         return manifest
 
-    def sealer(self, kind: Kind, message_id: bytes, spec: ModelSpec | None, length: int, *, version: int) -> Sealer:
-        """A sealer for one of our blobs."""
+    def sealer(
+        self,
+        kind: Kind,
+        message_id: bytes,
+        spec: ModelSpec | None,
+        length: int,
+        registry: Registry,
+        *,
+        version: int = 0,
+    ) -> Sealer:
+        """A sealer for one of our blobs; the registry says by which suite."""
         return Sealer(
             self.identity,
             kind,
@@ -151,6 +160,7 @@ class Records:
             version=version,
             spec=b"" if spec is None else spec.digest,
             length=length,
+            suite=registry.suite,
         )
 
     def output(self, key_of: Callable[[str], str]) -> ChunkUploads:

@@ -64,7 +64,7 @@ class ChunkUploads:
         Raises:
             StoreError: an earlier put failed; whatever else putting raises.
         """
-        if not self._free and len(self._pending) >= self._limit:
+        if not self._free and self._pending and len(self._pending) >= self._limit:
             self._await_first()
         buffer = self._free.pop() if self._free else memoryview(bytearray(size))
         return buffer[:size] if len(buffer) >= size else memoryview(bytearray(size))

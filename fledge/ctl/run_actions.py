@@ -43,7 +43,6 @@ def upload(session: Session, packed: Packed) -> str:
         ConfigError: a run of this name is there.
     """
     from fledge.runs.upload import send
-    from protocol.keys import Role
 
     (listed,) = session.ask("run.list")[:1]  # before gigabytes are sent in vain; a newer registry comes with it
     if listed.ok and packed.name in listed.column("run"):
@@ -51,9 +50,8 @@ def upload(session: Session, packed: Packed) -> str:
             f"there is a run {packed.name!r} already; give this one another name (--name), nothing was sent"
         )
     console = session.console
-    to = console.registry.members(Role.AGGREGATOR)
     with console.store() as store, moving(f"sending {packed.name}", packed.size) as progress:
-        return send(packed, console.identity, console.federation, to, store, progress=progress)
+        return send(packed, console.identity, console.federation, console.registry, store, progress=progress)
 
 
 def take_over(session: Session, packed: Packed, record: str) -> list[Answer]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -27,8 +27,9 @@ from protocol.cipher import Octets
 from protocol.codec import encode, is_word
 from protocol.envelope import Sealer
 from protocol.errors import ConfigError
-from protocol.keys import Identity, Participant
+from protocol.keys import Identity, Role
 from protocol.messages import Bundle, Kind
+from protocol.registry import Registry
 from protocol.topology import bundle_key
 
 _PARALLEL = 4
@@ -91,12 +92,12 @@ def send(
     packed: Packed,
     identity: Identity,
     federation: str,
-    to: Sequence[Participant],
+    registry: Registry,
     store: BlobStore,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Encrypt a run for `to`, put it below the operator's prefix, and return the SHA-256 of its record in hex.
+    """Encrypt a run for the aggregators, put it below the operator's prefix, and return the SHA-256 of its record in hex.
 
     Args:
         progress: told how many bytes were encrypted so far, which is a few MiB ahead of the store.
@@ -112,6 +113,7 @@ def send(
         run=packed.name,
         spec=packed.genesis.spec.digest,
         length=packed.size,
+        suite=registry.suite,
     )
     key_of = partial(bundle_key, identity.name)
     pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="upload")
@@ -126,7 +128,7 @@ def send(
         uploads.finish()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    record = sealer.finish(encode(packed.bundle), to, writer.finish())
+    record = sealer.finish(encode(packed.bundle), registry.members(Role.AGGREGATOR), writer.finish())
     name = hashlib.sha256(record).hexdigest()
     store.put(key_of(name), record)
     return name

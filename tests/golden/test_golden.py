@@ -6,11 +6,11 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-import nacl.bindings as sodium
 import pytest
 
 from protocol import limits
-from protocol.blob import BlobWriter, split_chunks
+from protocol.blob import BlobWriter
+from protocol.cipher import opening
 from protocol.envelope import unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Kind
@@ -18,6 +18,7 @@ from protocol.registry import open_registry
 from protocol.spec import ModelSpec
 from tests.golden import make
 from tests.golden.make import LARGE, V1, described, golden_read, keep, reader_of
+from tests.support.blobs import collected, plaintext
 from tests.support.wire import AGGREGATOR, FEDERATION, PEOPLE, REGISTRY, ROOT, SPEC, Made, pattern, write_blob
 
 
@@ -68,18 +69,14 @@ def test_a_blob_of_three_chunks_is_still_cut_encrypted_and_named_in_the_same_way
     assert manifest is not None
     assert (manifest.length, len(manifest.chunks)) == (LARGE, 3)
     key = unlock(verified, AGGREGATOR)
-    state = sodium.crypto_secretstream_xchacha20poly1305_state()
-    sodium.crypto_secretstream_xchacha20poly1305_init_pull(state, manifest.stream, key.secret)
     chunks: list[bytes] = []
-    writer = BlobWriter(manifest.stream, state, key.associated, LARGE, lambda name, chunk: chunks.append(chunk))
+    cipher = opening(manifest.stream, key.secret, key.associated)  # in this suite both directions begin alike
+    writer = BlobWriter(cipher, manifest.stream, LARGE, collected(chunks), digest=True)
     write_blob(writer, pattern(LARGE))
     assert writer.finish() == manifest
     assert [hashlib.sha256(chunk).digest() for chunk in chunks] == list(manifest.chunks)
-    assert [len(chunk) for chunk in chunks] == [limits.CHUNK, limits.CHUNK, 1 + limits.OVERHEAD]
-    digest = hashlib.sha256()
-    for record in key.reader(manifest).read(split_chunks(manifest, chunks)):
-        digest.update(record)
-    assert digest.digest() == hashlib.sha256(pattern(LARGE)).digest()
+    assert [len(chunk) for chunk in chunks] == [manifest.chunk_size(0)] * 2 + [1 + limits.OVERHEAD]
+    assert plaintext(key.reader(manifest), chunks) == pattern(LARGE)
 
 
 def test_a_changed_golden_file_would_be_noticed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from typing import Any
@@ -17,7 +17,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from protocol import limits
-from protocol.blob import FINAL, MESSAGE, BlobReader, BlobWriter, Manifest, split_chunks
+from protocol.blob import BlobReader, BlobWriter, Manifest
+from protocol.cipher import NewStream, Suite
 from protocol.codec import decode, encode, unpack
 from protocol.envelope import Core
 from protocol.errors import Tampered, WireError
@@ -49,6 +50,7 @@ from protocol.messages import (
 )
 from protocol.registry import Entry, Registry, open_registry, sign_registry
 from protocol.spec import FLOATS, OTHERS, ModelSpec, TensorKind, TensorSpec, _Tensors, records
+from tests.support.blobs import collected, plaintext
 from tests.support.hostile import stream
 from tests.support.wire import (
     AGGREGATOR,
@@ -330,41 +332,45 @@ def small_records() -> Iterator[None]:
 
 
 KEY, BOUND = fixed("key"), fixed("bound")
+FINAL = sodium.crypto_secretstream_xchacha20poly1305_TAG_FINAL
+MESSAGE = sodium.crypto_secretstream_xchacha20poly1305_TAG_MESSAGE
 
 
-def blob(data: bytes) -> tuple[Manifest, list[bytes]]:
-    state = sodium.crypto_secretstream_xchacha20poly1305_state()
-    header = sodium.crypto_secretstream_xchacha20poly1305_init_push(state, KEY)
+def blob(data: bytes, suite: Suite = Suite.XCHACHA20) -> tuple[Manifest, list[bytes]]:
+    begun = NewStream(suite, KEY)
     chunks: list[bytes] = []
-    writer = BlobWriter(header, state, BOUND, len(data), lambda name, chunk: chunks.append(chunk))
+    writer = BlobWriter(begun.cipher(BOUND), begun.header, len(data), collected(chunks), digest=True)
     for index in range(records(len(data))):
         writer.write(data[index * limits.RECORD : (index + 1) * limits.RECORD])
     return writer.finish(), chunks
 
 
 def opened(manifest: Manifest, chunks: list[bytes], verify: bool = True) -> bytes:
-    return b"".join(BlobReader(KEY, BOUND, manifest).read(split_chunks(manifest, chunks, verify=verify)))
+    return plaintext(BlobReader(KEY, BOUND, manifest), chunks, checked=not verify)
 
 
 LENGTHS = st.integers(1, 1200) | st.sampled_from([n + d for n in (32, 64, 256, 512, 1024) for d in (-1, 0, 1)])
 
 
-@given(length=LENGTHS)
-def test_a_blob_of_any_length_comes_back(length: int) -> None:
+SUITES = st.sampled_from(Suite)
+
+
+@given(length=LENGTHS, suite=SUITES)
+def test_a_blob_of_any_length_comes_back(length: int, suite: Suite) -> None:
     with small_records():
         data = pattern(length)
-        manifest, chunks = blob(data)
+        manifest, chunks = blob(data, suite)
         manifest.check()
         assert len(chunks) == -(-length // 256)
         assert [len(chunk) for chunk in chunks] == [manifest.chunk_size(i) for i in range(len(chunks))]
-        assert manifest.size == sum(map(len, chunks)) == length + 17 * -(-length // 32)
+        assert manifest.size == sum(map(len, chunks)) == length + suite.overhead * -(-length // 32)
         assert opened(manifest, chunks) == opened(manifest, chunks, verify=False) == data
 
 
-@given(length=LENGTHS, verify=st.booleans(), data=st.data())
-def test_any_change_of_any_chunk_is_refused(length: int, verify: bool, data: st.DataObject) -> None:
+@given(length=LENGTHS, suite=SUITES, verify=st.booleans(), data=st.data())
+def test_any_change_of_any_chunk_is_refused(length: int, suite: Suite, verify: bool, data: st.DataObject) -> None:
     with small_records():
-        manifest, chunks = blob(pattern(length))
+        manifest, chunks = blob(pattern(length), suite)
         which = data.draw(st.integers(0, len(chunks) - 1))
         place = data.draw(st.integers(0, len(chunks[which]) - 1))
         old = chunks[which]
@@ -384,15 +390,23 @@ def test_any_change_of_any_chunk_is_refused(length: int, verify: bool, data: st.
                 opened(manifest, wrong, verify)
 
 
-@given(length=LENGTHS, data=st.data())
-def test_records_in_any_other_order_are_refused(length: int, data: st.DataObject) -> None:
+@given(length=LENGTHS, suite=SUITES, data=st.data())
+def test_records_in_any_other_order_are_refused(length: int, suite: Suite, data: st.DataObject) -> None:
     with small_records():
-        manifest, chunks = blob(pattern(length))
-        encrypted = list(split_chunks(manifest, chunks))
+        manifest, chunks = blob(pattern(length), suite)
+        step = limits.RECORD + suite.overhead
+        sealed = b"".join(chunks)
+        encrypted = [sealed[at : at + step] for at in range(0, len(sealed), step)]
         order = data.draw(st.permutations(range(len(encrypted))))
         assume(order != list(range(len(encrypted))))
         with pytest.raises(Tampered):
-            list(BlobReader(KEY, BOUND, manifest).read(encrypted[i] for i in order))
+            opened(manifest, chunked(encrypted[i] for i in order), verify=False)
+
+
+def chunked(encrypted: Iterable[bytes]) -> list[bytes]:
+    """Records put together eight by eight."""
+    rest = list(encrypted)
+    return [b"".join(rest[at : at + 8]) for at in range(0, len(rest), 8)]
 
 
 @given(tags=st.lists(st.integers(0, 3), min_size=1, max_size=12))
@@ -404,12 +418,11 @@ def test_a_stream_is_read_exactly_if_its_end_is_where_it_belongs(tags: list[int]
         digest = hashlib.sha256(b"".join(plain)).digest()
         chunks = (bytes(32),) * -(-len(tags) // 8)
         manifest = Manifest(length=32 * len(tags), stream=header, chunks=chunks, digest=digest)
-        reader = BlobReader(KEY, BOUND, manifest)
         if tags == [MESSAGE] * (len(tags) - 1) + [FINAL]:
-            assert list(reader.read(encrypted)) == plain
+            assert opened(manifest, chunked(encrypted), verify=False) == b"".join(plain)
         else:
             with pytest.raises(Tampered):
-                list(reader.read(encrypted))
+                opened(manifest, chunked(encrypted), verify=False)
 
 
 # ---- model specifications

@@ -23,7 +23,7 @@ from broker.blobs.memory import MemoryBlobs
 from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
 from protocol import limits, topology
-from protocol.blob import Manifest
+from protocol.blob import Manifest, OwnedChunks
 from protocol.envelope import Sealer, Verified, seal, unlock, verify
 from protocol.keys import Identity, Role
 from protocol.messages import (
@@ -42,6 +42,7 @@ from protocol.messages import (
 from protocol.registry import Registry, sign_registry
 from protocol.rights import STOCK, Organisation
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
+from tests.support.blobs import stored
 from tests.support.bodies import typed_body
 from worker.api.filters import build
 from worker.api.trainer import Control, EvaluationResult, TrainResult
@@ -151,7 +152,7 @@ class Centre:
             spec=b"" if kind == Kind.CODE else self.spec.digest,
             length=len(payload),
         )
-        writer = sealer.writer(lambda name, chunk: self.store.put(topology.model_chunk(name.hex()), chunk))
+        writer = sealer.writer(OwnedChunks(lambda name, chunk: self.store.put(topology.model_chunk(name.hex()), chunk)))
         for index in range(records(len(payload))):
             writer.write(payload[index * limits.RECORD : (index + 1) * limits.RECORD])
         return sealer.finish(body, [self.site.public, self.identity.public], writer.finish())
@@ -243,12 +244,8 @@ class Centre:
     def delta(self, update: Verified) -> NDArray[np.float32]:
         manifest = update.manifest
         assert isinstance(manifest, Manifest)
-        from broker.blobs.transfer import read_blob
-
         key = unlock(update, self.identity)
-        payload = b"".join(
-            read_blob(self.store, key.reader(manifest), lambda name: topology.update_chunk("alpha", name))
-        )
+        payload = stored(self.store, key.reader(manifest), lambda name: topology.update_chunk("alpha", name))
         assert payload.startswith(self.spec.header)
         return np.frombuffer(payload, np.float32, offset=len(self.spec.header))
 

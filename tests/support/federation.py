@@ -16,6 +16,7 @@ from aggregator.service.settings import AggregatorSettings
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import ChunkUploads
 from protocol import limits, topology
+from protocol.blob import OwnedChunks
 from protocol.codec import encode
 from protocol.encodings import DENSE_F32
 from protocol.envelope import Sealer
@@ -167,8 +168,8 @@ class Site:
             length=len(data),
         )
         with ThreadPoolExecutor(1) as pool:
-            uploads = ChunkUploads(self.store, partial(topology.update_chunk, self.name), pool)
-            writer = sealer.writer(emit or uploads.emit)
+            uploads = ChunkUploads.to(self.store, partial(topology.update_chunk, self.name), pool)
+            writer = sealer.writer(OwnedChunks(emit) if emit else uploads)
             for record in cut(data):
                 writer.write(record)
             uploads.finish()

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from broker.blobs.memory import MemoryBlobs
-from broker.blobs.transfer import read_blob
 from fledge.operator.console import Answer
 from fledge.operator.members import read_members
 from protocol import limits
+from protocol.blob import OwnedChunks
 from protocol.codec import encode
 from protocol.envelope import Sealer, body, unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Bundle, Card, Kind, Measurement
 from protocol.topology import bundle_key, model_chunk, record_key
+from tests.support.blobs import stored
 from tests.support.operator_hub import Hub, kit, refused
 
 OFFERED = "e" * 64
@@ -109,7 +110,7 @@ class RunHub(Hub):
             length=len(model),
         )
         chunks: dict[str, bytes] = {}
-        writer = sealer.writer(lambda name, chunk: chunks.update({model_chunk(name.hex()): chunk}))
+        writer = sealer.writer(OwnedChunks(lambda name, chunk: chunks.update({model_chunk(name.hex()): chunk})))
         for at in range(0, len(model), limits.RECORD):
             writer.write(model[at : at + limits.RECORD])
         raw = sealer.finish(encode(self.card), [self.identity.public], writer.finish())
@@ -131,7 +132,7 @@ class RunHub(Hub):
         bundle = body(verified, Bundle, key)
         assert verified.core.run == name
         assert verified.manifest is not None
-        sent = b"".join(read_blob(self.blobs, key.reader(verified.manifest), partial(bundle_key, "alice")))
+        sent = stored(self.blobs, key.reader(verified.manifest), partial(bundle_key, "alice"))
         at = bundle.code + bundle.spec
         self.runs[name] = Run(sent[: bundle.code], sent[bundle.code : at], sent[at:], bundle.config)
         return self._made(name, len(sent))

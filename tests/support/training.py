@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol import limits
-from protocol.blob import Emit, Manifest, split_chunks
+from protocol.blob import Manifest, OwnedChunks
 from protocol.envelope import Sealer
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Named, Update
 from protocol.spec import ModelSpec, TensorKind
+from tests.support.blobs import plaintext
 from worker.api.filters import Dice, FilterChain, build
 from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
 from worker.api.weights import Records, Weights, read_pieces
@@ -84,7 +85,7 @@ def form(
     own: LocalTensors | None = None,
     dice: Dice | None = None,
     training: Control | None = None,
-    emit: Emit | None = None,
+    emit: Callable[[bytes, bytes], None] | None = None,
 ) -> Formed:
     """Train, encrypt into memory, decrypt."""
     sealer = Sealer(
@@ -101,10 +102,10 @@ def form(
         trainer,
         BaseVersion(spec, base),
         Egress(filters=filters, exclude=exclude, own=own, dice=dice),
-        UpdateOutput(sealer, emit or (lambda _name, chunk: chunks.append(chunk))),
+        UpdateOutput(sealer, OwnedChunks(emit or (lambda _name, chunk: chunks.append(chunk)))),
         control=training or control(),
     )
-    payload = b"".join(sealer.key.reader(manifest).read(split_chunks(manifest, chunks)))
+    payload = plaintext(sealer.key.reader(manifest), chunks)
     return Formed(update, manifest, payload, delta_of(spec, payload))
 
 

@@ -16,6 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from broker.blobs.chunks import FileChunk
+from broker.blobs.transfer import ChunkUploads
+from broker.runtime.threads import Here
+
 
 def arrays(mib: int) -> dict[str, np.ndarray]:
     """A model of `mib` MiB: one tensor of half of it, and many small ones."""
@@ -43,7 +47,6 @@ def plain(mib: int) -> dict[str, float]:
 
 def worker(mib: int, directory: Path) -> dict[str, float]:
     """The same training within `contribute`, from an encrypted base on the disk to encrypted chunks there."""
-    from protocol.blob import split_chunks
     from protocol.envelope import Sealer
     from protocol.messages import Kind, Named
     from tests.support.training import FEDERATION, SITE, control
@@ -64,20 +67,20 @@ def worker(mib: int, directory: Path) -> dict[str, float]:
     def sealer(kind: Kind, length: int) -> Sealer:
         return Sealer(SITE, kind, federation=FEDERATION, message_id=bytes(16), run="r", spec=spec.digest, length=length)
 
-    def put(name: bytes, chunk: bytes) -> None:
+    def put(name: bytes, chunk: memoryview) -> None:
         (directory / name.hex()).write_bytes(chunk)
 
     version = sealer(Kind.VERSION, spec.model_length)
-    writer = version.writer(put)
+    writer = version.writer(ChunkUploads(put, Here(), pending=0))
     began = time.monotonic()
     for record in trainer.initial():
         writer.write(record)
     manifest = writer.finish()
     encrypting = time.monotonic() - began
 
-    def base() -> Iterator[bytes]:
-        chunks = ((directory / name.hex()).read_bytes() for name in manifest.chunks)
-        return version.key.reader(manifest, digest=False).read(split_chunks(manifest, chunks, verify=False))
+    def base() -> Iterator[memoryview]:
+        chunks = (FileChunk(directory / name.hex(), "the base") for name in manifest.chunks)
+        return version.key.reader(manifest, proven=True).read(chunks)
 
     began = time.monotonic()
     for _ in base():
@@ -89,7 +92,7 @@ def worker(mib: int, directory: Path) -> dict[str, float]:
         trainer,
         BaseVersion(spec, base),
         Egress(filters=build([Named(name="clip", parameters={"norm": 1.0})])),
-        UpdateOutput(sealer(Kind.UPDATE, spec.update_length), put),
+        UpdateOutput(sealer(Kind.UPDATE, spec.update_length), ChunkUploads(put, Here(), pending=0)),
         control=control(),
     )
     forming = time.monotonic() - began - update.seconds

@@ -12,7 +12,7 @@ import nacl.public
 import nacl.signing
 
 from protocol import limits
-from protocol.blob import BlobWriter, split_chunks
+from protocol.blob import BlobWriter
 from protocol.codec import encode
 from protocol.encodings import DENSE_F32
 from protocol.envelope import Sealer, Trust, raw_body, unlock, verify
@@ -44,6 +44,7 @@ from protocol.messages import (
 )
 from protocol.registry import Registry, sign_registry
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
+from tests.support.blobs import collected, plaintext
 from tests.support.bodies import typed_body
 
 FEDERATION, RUN = "cardiology", "run-1"
@@ -279,7 +280,7 @@ def make(
     chunks: list[bytes] = []
     manifest = None
     if data:
-        writer = sealer.writer(lambda name, chunk: chunks.append(chunk))
+        writer = sealer.writer(collected(chunks))
         write_blob(writer, data)
         manifest = writer.finish()
     body = BODIES.get(kind, b"") if body is None else body
@@ -321,8 +322,7 @@ def read(
     said = typed_body(verified, key) if verified.kind in BODY else raw_body(verified, key)
     blob = None
     if verified.manifest is not None and key is not None:
-        sealed = split_chunks(verified.manifest, made.chunks, verify=verify_chunks)
-        blob = b"".join(key.reader(verified.manifest).read(sealed))
+        blob = plaintext(key.reader(verified.manifest), made.chunks, checked=not verify_chunks)
     return Read(verified.sender.name, verified.core, verified.manifest, said, blob)
 
 

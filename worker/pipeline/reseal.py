@@ -85,6 +85,7 @@ def reseal(
         version=old.core.version,
         spec=old.core.spec,
         length=old.core.length,
+        suite=reader.registry.suite,
     )
     writer = sealer.writer(sink)
     for record in key.reader(old.manifest).read(load(name) for name in old.manifest.chunks):

@@ -330,6 +330,7 @@ class Training:
             version=training.version,
             spec=spec.digest,
             length=spec.update_length,
+            suite=reader.registry.suite,
         )
         with self._spool.batch() as batch:
             update, manifest = contribute(

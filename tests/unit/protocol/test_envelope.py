@@ -14,6 +14,7 @@ from protocol.envelope import NO_RUN, ContentKey, Sealer, body, raw_body, reissu
 from protocol.errors import Malformed, Tampered, TooLarge, Untrusted, WireError, WrongContext
 from protocol.keys import Participant, Role
 from protocol.messages import BODY, SIGNER, Event, Kind, Update
+from tests.support.blobs import collected, plaintext
 from tests.support.bodies import typed_body
 from tests.support.wire import (
     AGGREGATOR,
@@ -157,10 +158,10 @@ def test_a_recipient_with_an_unusable_key_is_named() -> None:
 def test_the_writer_of_a_message_can_read_it_back_before_it_is_signed() -> None:
     chunks: list[bytes] = []
     sealer = Sealer(SITE_A, Kind.UPDATE, length=5, **CONTEXT)
-    writer = sealer.writer(lambda name, chunk: chunks.append(chunk))
+    writer = sealer.writer(collected(chunks))
     writer.write(b"hello")
     manifest = writer.finish()
-    assert b"".join(sealer.key.reader(manifest).read(chunks)) == b"hello"
+    assert plaintext(sealer.key.reader(manifest), chunks) == b"hello"
     raw = sealer.finish(encode(BODIES[Kind.UPDATE]), [AGGREGATOR.public], manifest)
     assert unlock(checked(Made(raw)), AGGREGATOR) == sealer.key
     assert checked(Made(raw)).manifest == manifest

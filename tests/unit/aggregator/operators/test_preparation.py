@@ -8,7 +8,6 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ import pytest
 
 from aggregator.audit.retention import References
 from broker.blobs.memory import MemoryBlobs
-from broker.blobs.transfer import read_blob
 from fledge.operator.console import Answer
 from protocol import limits, topology
+from protocol.blob import OwnedChunks
 from protocol.codec import encode
 from protocol.envelope import Sealer, Verified, body, unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Bundle, Card, Evaluation, Kind, Outcome, RunState, Version
+from tests.support.blobs import stored
 from tests.support.bodies import typed_body
 from tests.support.federation import FEDERATION, RUN, SMALL, payload, tensors
 from tests.support.packages import install
@@ -89,7 +89,7 @@ def upload(
         length=len(data),
     )
     key = partial(topology.bundle_key, operator.name)
-    writer = sealer.writer(lambda digest, chunk: hub.store.put(key(digest.hex()), chunk))
+    writer = sealer.writer(OwnedChunks(lambda digest, chunk: hub.store.put(key(digest.hex()), chunk)))
     for at in range(0, len(data), limits.RECORD):
         writer.write(data[at : at + limits.RECORD])
     raw = sealer.finish(encode(Bundle(**says)), [hub.federation.aggregator.public], writer.finish())
@@ -110,8 +110,7 @@ def opened(hub: Hub, digest: str, kind: Kind, reader: Identity) -> tuple[Verifie
 
 def plaintext(hub: Hub, verified: Verified, key: Any) -> bytes:
     assert verified.manifest is not None
-    with ThreadPoolExecutor(1) as pool:
-        return b"".join(read_blob(hub.store, key.reader(verified.manifest), topology.model_chunk, pool=pool))
+    return stored(hub.store, key.reader(verified.manifest), topology.model_chunk)
 
 
 def runs(hub: Hub) -> dict[str, str]:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from broker.blobs.cache import CachedBlobs
+from broker.blobs.directory import FileBlobs
 from broker.blobs.memory import MemoryBlobs
+from broker.blobs.monitored import MonitoredBlobs
+from protocol.blob import Chunk
 from protocol.errors import Corrupt, Missing, StoreError, TooLarge
 
 LIMIT = 10_000
@@ -182,20 +185,72 @@ def test_what_this_process_puts_enters_the_cache_only_if_asked(store: Counted, t
         assert store.fetched == fetched
 
 
-def test_an_authenticated_hit_is_taken_as_it_lies_until_the_cache_is_cleared(store: Counted, tmp_path: Path) -> None:
+def part(chunk: Chunk, start: int, stop: int) -> bytes:
+    """Some bytes of a chunk."""
+    return bytes(chunk.part(start, stop, memoryview(bytearray(stop - start))))
+
+
+def test_an_opened_hit_is_taken_as_it_lies_and_renewed_if_it_is_wrong(store: Counted, tmp_path: Path) -> None:
     cache = CachedBlobs(store, tmp_path, 5000)
-    assert cache.authenticated.get(KEYS[0], LIMIT) == DATA[0]
+    first = cache.open(KEYS[0], LIMIT)
+    assert part(first, 0, 1000) == DATA[0]
+    first.close(right=True)
     (tmp_path / KEYS[0][-64:]).write_bytes(b"?" * 1000)
-    hit = cache.authenticated.get(KEYS[0], LIMIT)
-    assert (len(hit), hit[:3], hit[998:2000]) == (1000, b"???", b"??")
-    cache.clear()
-    assert cache.authenticated.get(KEYS[0], LIMIT) == DATA[0]
+    hit = cache.open(KEYS[0], LIMIT)
+    assert (len(hit), hit.checked, part(hit, 998, 1000)) == (1000, True, b"??")
+    fresh = hit.renew()
+    assert (fresh.checked, part(fresh, 0, 1000)) == (True, DATA[0])
     assert store.fetched == [KEYS[0]] * 2
+    assert cache.get(KEYS[0], LIMIT) == DATA[0]
+
+
+def test_a_hit_that_was_cut_short_cannot_be_read(store: Counted, tmp_path: Path) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    cache.get(KEYS[0], LIMIT)
+    hit = cache.open(KEYS[0], LIMIT)
+    os.truncate(tmp_path / KEYS[0][-64:], 500)
+    with pytest.raises(Corrupt, match="cut short"):
+        part(hit, 0, 1000)
+
+
+def test_only_what_its_reader_found_right_enters_the_cache(tmp_path: Path) -> None:
+    store = FileBlobs(tmp_path / "store")
+    store.put(KEYS[0], DATA[0])
+    cache = CachedBlobs(MonitoredBlobs(store), tmp_path / "cache", 5000)
+    for right, used in ((False, 0), (True, 1000)):
+        chunk = cache.open(KEYS[0], LIMIT)
+        assert not chunk.checked
+        assert part(chunk, 0, 1000) == DATA[0]
+        chunk.close(right=right)
+        assert cache.used_bytes == used
+    assert (tmp_path / "cache" / KEYS[0][-64:]).samefile(tmp_path / "store" / KEYS[0])
+
+
+def test_what_is_put_in_front_of_a_directory_is_one_file(tmp_path: Path) -> None:
+    store = FileBlobs(tmp_path / "store")
+    cache = CachedBlobs(MonitoredBlobs(store), tmp_path / "cache", 5000, keep_puts=True)
+    cache.put(KEYS[0], DATA[0])
+    cache.put(KEYS[0], DATA[0])
+    assert (tmp_path / "cache" / KEYS[0][-64:]).samefile(tmp_path / "store" / KEYS[0])
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [KEYS[0][-64:]]
+
+
+def test_a_file_becomes_an_object_without_being_copied(tmp_path: Path) -> None:
+    file = tmp_path / "spooled"
+    file.write_bytes(DATA[0])
+    cache = CachedBlobs(MonitoredBlobs(FileBlobs(tmp_path / "store")), tmp_path / "cache", 5000)
+    for _ in range(2):
+        assert cache.put_file(KEYS[0], file)
+    assert file.samefile(tmp_path / "store" / KEYS[0])
+    assert list((tmp_path / "store" / ".unfinished").iterdir()) == []
+    file.unlink()
+    assert cache.get(KEYS[0], LIMIT) == DATA[0]
+    assert not CachedBlobs(MonitoredBlobs(MemoryBlobs()), tmp_path / "other", 5000).put_file(KEYS[0], file)
 
 
 def test_what_comes_from_the_store_is_hashed_also_for_those_who_authenticate(store: Counted, tmp_path: Path) -> None:
     cache = CachedBlobs(store, tmp_path, 5000)
     store._objects[KEYS[0]] = (b"?" * 1000, 0.0)
     with pytest.raises(Corrupt):
-        cache.authenticated.get(KEYS[0], LIMIT)
+        cache.open(KEYS[0], LIMIT)
     assert cache.used_bytes == 0

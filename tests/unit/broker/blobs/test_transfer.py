@@ -148,18 +148,18 @@ def test_an_identity_that_may_put_but_not_look_puts_everything() -> None:
 @pytest.mark.parametrize(("parallel", "ahead"), [(1, 0), (1, 1), (2, 2), (4, 20)])
 def test_what_is_fetched_ahead_comes_in_order(parallel: int, ahead: int) -> None:
     store = filled(MemoryBlobs())
-    assert list(fetch_ahead(store, KEYS, LIMIT, parallel=parallel, ahead=ahead)) == DATA
+    assert list(fetch_ahead(store.get, KEYS, LIMIT, parallel=parallel, ahead=ahead)) == DATA
 
 
 def test_nothing_to_fetch_is_nothing() -> None:
-    assert list(fetch_ahead(MemoryBlobs(), [], LIMIT)) == []
+    assert list(fetch_ahead(MemoryBlobs().get, [], LIMIT)) == []
 
 
 def test_fetching_goes_no_further_ahead_than_asked() -> None:
     store = Watched()
     filled(store)
     store.started.clear()
-    stream = fetch_ahead(store, KEYS, LIMIT, parallel=8, ahead=2)
+    stream = fetch_ahead(store.get, KEYS, LIMIT, parallel=8, ahead=2)
     for taken in range(1, 6):
         assert next(stream) == DATA[taken - 1]
         store.wait_started(taken + 2)
@@ -173,7 +173,7 @@ def test_a_stream_that_is_closed_early_ends_its_threads_and_fetches_nothing_more
     filled(store)
     store.started.clear()
     before = set(threading.enumerate())
-    stream = fetch_ahead(store, KEYS, LIMIT, parallel=1, ahead=6)
+    stream = fetch_ahead(store.get, KEYS, LIMIT, parallel=1, ahead=6)
     next(stream)
     mine = [thread for thread in threading.enumerate() if thread not in before]
     assert mine
@@ -188,7 +188,7 @@ def test_a_stream_that_is_closed_early_ends_its_threads_and_fetches_nothing_more
 
 def test_a_stream_that_is_dropped_ends_its_threads() -> None:
     before = set(threading.enumerate())
-    stream = fetch_ahead(filled(MemoryBlobs()), KEYS, LIMIT, ahead=4)
+    stream = fetch_ahead(filled(MemoryBlobs()).get, KEYS, LIMIT, ahead=4)
     next(stream)
     mine = [thread for thread in threading.enumerate() if thread not in before]
     del stream
@@ -200,7 +200,7 @@ def test_a_stream_that_is_dropped_ends_its_threads() -> None:
 def test_a_shared_pool_is_left_running() -> None:
     store = filled(MemoryBlobs())
     with ThreadPoolExecutor(2) as pool:
-        streams = [fetch_ahead(store, KEYS, LIMIT, pool=pool) for _ in range(5)]
+        streams = [fetch_ahead(store.get, KEYS, LIMIT, pool=pool) for _ in range(5)]
         for taken in zip(*streams, strict=True):
             assert len(set(taken)) == 1
         assert pool.submit(int, "3").result(10) == 3
@@ -217,7 +217,7 @@ def test_a_failure_comes_at_its_place_in_the_order(error: type[Exception]) -> No
     else:
         limit = 5
         store._objects[KEYS[4]] = (b"too long", 0.0)
-    stream = fetch_ahead(store, KEYS[:5], limit, ahead=4)
+    stream = fetch_ahead(store.get, KEYS[:5], limit, ahead=4)
     assert [next(stream) for _ in range(4)] == DATA[:4]
     with pytest.raises(error):
         next(stream)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pytest
 
 from aggregator.pipeline.genesis import Genesis
 from broker.blobs.memory import MemoryBlobs
-from broker.blobs.transfer import read_blob
 from fledge.runs import upload
 from fledge.runs.code_archive import archive, read_code
 from fledge.runs.init_run import init_run, load_run
@@ -26,6 +24,7 @@ from protocol.envelope import body, unlock, verify
 from protocol.errors import ConfigError
 from protocol.messages import Bundle, Kind
 from protocol.topology import bundle_key
+from tests.support.blobs import stored
 from tests.support.federation import Federation, wide
 
 TRAINER = b"import network\n\n\ndef trainer(**options):\n    return network.make(**options)\n"
@@ -146,7 +145,7 @@ def test_what_was_sent_opens_for_the_aggregator_and_is_what_was_packed(run: Path
     federation, store, told = Federation(), MemoryBlobs(), list[int]()
     packed = pack(run)
     operator, hub = federation.operator, federation.aggregator
-    name = send(packed, operator, "test-federation", [hub.public], store, progress=told.append)
+    name = send(packed, operator, "test-federation", federation.registry, store, progress=told.append)
     raw = store.get(bundle_key(operator.name, name), limits.STORED_RECORD)
     verified = verify(raw, federation.registry, federation="test-federation", kinds=[Kind.BUNDLE], limit=len(raw))
     key = unlock(verified, hub)
@@ -154,9 +153,7 @@ def test_what_was_sent_opens_for_the_aggregator_and_is_what_was_packed(run: Path
     said = body(verified, Bundle, key)
     assert (said.config, said.code, said.spec) == (packed.config, len(packed.code), len(packed.spec))
     assert verified.manifest is not None
-    with ThreadPoolExecutor(2) as pool:
-        records = read_blob(store, key.reader(verified.manifest), partial(bundle_key, operator.name), pool=pool)
-        sent = b"".join(records)
+    sent = stored(store, key.reader(verified.manifest), partial(bundle_key, operator.name))
     assert sent == packed.code + packed.spec + (run / "initial.safetensors").read_bytes()
     assert hashlib.sha256(sent[: said.code]).hexdigest() == packed.digest
     assert told[-1] == packed.size == len(sent)
@@ -186,7 +183,7 @@ def test_a_run_without_code_goes_up_too(run: Path) -> None:
     (run / "code").unlink()
     packed = pack(run)
     assert (packed.code, packed.digest) == (b"", "")
-    assert upload.send(packed, Federation().operator, "f", [Federation().aggregator.public], MemoryBlobs())
+    assert upload.send(packed, Federation().operator, "f", Federation().registry, MemoryBlobs())
 
 
 def test_init_run_copies_code_and_tells_its_digest(tmp_path: Path, code: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from broker.blobs.memory import MemoryBlobs
+from broker.runtime.threads import Here
 from protocol.errors import StoreError
 from protocol.topology import update_chunk
 from worker.domain import events
@@ -58,12 +59,14 @@ def uploader(store: Store, spool: Spool, throttle: Throttle) -> tuple[Uploader, 
 def spooled(spool: Spool, *sizes: int) -> UpdateRow:
     import hashlib
 
-    batch = spool.batch()
     names = []
-    for index, size in enumerate(sizes):
-        data = bytes([index]) * size
-        names.append(hashlib.sha256(data).digest())
-        batch.put(names[-1], data)
+    with spool.batch() as batch:
+        sink = batch.chunks(Here())
+        for index, size in enumerate(sizes):
+            data = bytes([index]) * size
+            names.append(hashlib.sha256(data).digest())
+            sink.emit(names[-1], memoryview(data))
+        batch.sync()
     return UpdateRow(row=1, id=b"i" * 16, run="r", base_version=0, epoch=0, sequence=1, chunks=tuple(names))
 
 

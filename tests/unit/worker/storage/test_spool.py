@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.runtime.threads import Here
 from protocol.errors import DiskFull, StateError
 from worker.storage.spool import Spool
 
@@ -20,9 +21,9 @@ def spool(directory: Path, quota: int = 10 * MIB, free: int = 1024 * MIB) -> Spo
 
 
 def put(kept: Spool, name: bytes = NAME, data: bytes = CHUNK) -> None:
-    batch = kept.batch()
-    batch.put(name, data)
-    batch.sync()
+    with kept.batch() as batch:
+        batch.chunks(Here()).emit(name, memoryview(data))
+        batch.sync()
 
 
 def test_a_chunk_comes_back_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
@@ -65,9 +66,14 @@ def test_dropping_frees_the_quota_and_may_be_repeated(tmp_path: Path) -> None:
 def test_a_failed_training_leaves_no_chunks(tmp_path: Path) -> None:
     kept = spool(tmp_path)
     put(kept)
-    failed = kept.batch()
-    failed.put(b"x" * 32, b"of a training that failed")
-    failed.discard()
+
+    def fail() -> None:
+        with kept.batch() as failed:
+            failed.chunks(Here()).emit(b"x" * 32, memoryview(b"of a training that failed"))
+            raise KeyError("the training failed")
+
+    with pytest.raises(KeyError):
+        fail()
     assert [path.name for path in tmp_path.iterdir()] == [NAME.hex()]
     assert kept.used == len(CHUNK)
 
