@@ -97,7 +97,7 @@ def send(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Encrypt a run for the aggregators, put it below the operator's prefix, and return the SHA-256 of its record in hex.
+    """Encrypt a run for the aggregators, put it below the operator's prefix; gives its record's SHA-256 in hex.
 
     Args:
         progress: told how many bytes were encrypted so far, which is a few MiB ahead of the store.
