@@ -31,7 +31,7 @@ from protocol.cipher import NewStream, Suite
 from protocol.codec import EXACT, Bytes, Count, Digest, Id, Word, decode, encode, many, unpack
 from protocol.errors import Malformed, Tampered, TooLarge, Untrusted, WrongContext
 from protocol.keys import Identity, Participant
-from protocol.messages import SIGNER, Kind
+from protocol.messages import SIGNER, Kind, hashes_plaintext
 
 MAGIC = b"FLDG1"
 PURPOSE = b"fledge/v1/envelope\0"
@@ -319,15 +319,6 @@ def _manifest(core: Core, header: _Header) -> Manifest | None:
     if bool(header.digest) != hashes_plaintext(core.kind, manifest.suite):
         raise Malformed("the hash of the blob's plaintext is missing, or there is one where none belongs")
     return manifest
-
-
-def hashes_plaintext(kind: int, suite: Suite) -> bool:
-    """Whether a blob's plaintext is hashed beside its chunks.
-
-    The first suite always does. Later ones where the hash names something, as it does a version: that the bytes are
-    those of the sender the signed chunk hashes and the records' tags show by themselves.
-    """
-    return suite is Suite.XCHACHA20 or kind not in (Kind.UPDATE, Kind.STATE)
 
 
 def unlock(verified: Verified, identity: Identity) -> ContentKey:

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol import limits
+from protocol.cipher import Suite
 from protocol.codec import EXACT, TEXT, Count, Digest, Flag, Id, Metrics, Parameters, Real, Share, Text, Word, many
 from protocol.keys import Role
 
@@ -66,6 +67,15 @@ SIGNER: dict[Kind, Role] = {
     Kind.CHECKPOINT: Role.AGGREGATOR,
 }
 """Who may sign which kind."""
+
+
+def hashes_plaintext(kind: int, suite: Suite) -> bool:
+    """Whether a blob's plaintext is hashed beside its chunks.
+
+    The first suite always does. Later ones where the hash names something, as it does a version: that the bytes are
+    those of the sender the signed chunk hashes and the records' tags show by themselves.
+    """
+    return suite is Suite.XCHACHA20 or kind not in (Kind.UPDATE, Kind.STATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

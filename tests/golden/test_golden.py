@@ -18,7 +18,7 @@ from protocol.registry import open_registry
 from protocol.spec import ModelSpec
 from tests.golden import make
 from tests.golden.make import LARGE, V1, described, golden_read, keep, reader_of
-from tests.support.blobs import collected, plaintext
+from tests.support.chunks import collected, plaintext
 from tests.support.wire import AGGREGATOR, FEDERATION, PEOPLE, REGISTRY, ROOT, SPEC, Made, pattern, write_blob
 
 

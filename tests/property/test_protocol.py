@@ -50,7 +50,7 @@ from protocol.messages import (
 )
 from protocol.registry import Entry, Registry, open_registry, sign_registry
 from protocol.spec import FLOATS, OTHERS, ModelSpec, TensorKind, TensorSpec, _Tensors, records
-from tests.support.blobs import collected, plaintext
+from tests.support.chunks import collected, plaintext
 from tests.support.hostile import stream
 from tests.support.wire import (
     AGGREGATOR,

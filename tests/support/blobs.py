@@ -1,50 +1,26 @@
-"""Blobs in memory: chunks collected in a list, and read back from one."""
+"""Blob stores under test."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future
-from typing import Any
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from broker.blobs.chunks import Gets
-from broker.blobs.transfer import KeyOf, read_blob
-from protocol.blob import BlobReader, HeldChunk, OwnedChunks
+from broker.blobs.base import BlobStore
 
-
-def collected(chunks: list[bytes]) -> OwnedChunks:
-    """A sink that appends each chunk."""
-    return OwnedChunks(lambda _name, chunk: chunks.append(chunk))
+LIMIT = 16 * 1024 * 1024
 
 
-def plaintext(reader: BlobReader, chunks: Iterable[bytes], *, checked: bool = False) -> bytes:
-    """What the chunks hold; `checked`: as if their hashes had been compared before."""
-    held = (HeldChunk(chunk, checked=checked) for chunk in chunks)
-    return b"".join(bytes(record) for record in reader.read(held))
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A store under test and the hand that changes an object behind its back."""
+
+    store: BlobStore
+    overwrite: Callable[[str, bytes], None]
+    torn: str = ""
+    """Why this server may give a reader parts of two versions of a head; empty where it must not."""
 
 
-def stored(store: Gets, reader: BlobReader, key_of: KeyOf) -> bytes:
-    """What a blob in a store holds."""
-    return b"".join(bytes(record) for record in read_blob(store, reader, key_of))
-
-
-class Late(Executor):
-    """Does its work as late as may be: when somebody asks for the result. The worst case for a lent buffer."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """A future that does its work in `result`."""
-        return _LateFuture(fn, args, kwargs)
-
-
-class _LateFuture(Future[Any]):
-    def __init__(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        super().__init__()
-        self._work: Callable[[], Any] | None = lambda: fn(*args, **kwargs)
-
-    def result(self, timeout: float | None = None) -> Any:
-        work, self._work = self._work, None
-        if work is not None:
-            try:
-                self.set_result(work())
-            except BaseException as error:
-                self.set_exception(error)
-        return super().result(timeout)
+def key_of(data: bytes, folder: str = "models") -> str:
+    """The object key these bytes belong under."""
+    return f"{folder}/{hashlib.sha256(data).hexdigest()}"

@@ -42,8 +42,8 @@ from protocol.messages import (
 from protocol.registry import Registry, sign_registry
 from protocol.rights import STOCK, Organisation
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
-from tests.support.blobs import stored
 from tests.support.bodies import typed_body
+from tests.support.chunks import stored
 from worker.api.filters import build
 from worker.api.trainer import Control, EvaluationResult, TrainResult
 from worker.api.weights import Weights

@@ -21,7 +21,7 @@ from protocol.envelope import Sealer, body, unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Bundle, Card, Kind, Measurement
 from protocol.topology import bundle_key, model_chunk, record_key
-from tests.support.blobs import stored
+from tests.support.chunks import stored
 from tests.support.operator_hub import Hub, kit, refused
 
 OFFERED = "e" * 64

@@ -15,7 +15,7 @@ from protocol.envelope import Sealer
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Named, Update
 from protocol.spec import ModelSpec, TensorKind
-from tests.support.blobs import plaintext
+from tests.support.chunks import plaintext
 from worker.api.filters import Dice, FilterChain, build
 from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
 from worker.api.weights import Records, Weights, read_pieces

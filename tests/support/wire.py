@@ -44,8 +44,8 @@ from protocol.messages import (
 )
 from protocol.registry import Registry, sign_registry
 from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
-from tests.support.blobs import collected, plaintext
 from tests.support.bodies import typed_body
+from tests.support.chunks import collected, plaintext
 
 FEDERATION, RUN = "cardiology", "run-1"
 

@@ -17,7 +17,7 @@ from protocol import limits
 from protocol.blob import BlobReader, BlobWriter, HeldChunk, Manifest
 from protocol.cipher import NewStream, Suite
 from protocol.errors import Malformed, Tampered, TooLarge
-from tests.support.blobs import collected, plaintext
+from tests.support.chunks import collected, plaintext
 from tests.support.hostile import stream
 from tests.support.wire import fixed, pattern, write_blob
 

@@ -14,8 +14,8 @@ from protocol.envelope import NO_RUN, ContentKey, Sealer, body, raw_body, reissu
 from protocol.errors import Malformed, Tampered, TooLarge, Untrusted, WireError, WrongContext
 from protocol.keys import Participant, Role
 from protocol.messages import BODY, SIGNER, Event, Kind, Update
-from tests.support.blobs import collected, plaintext
 from tests.support.bodies import typed_body
+from tests.support.chunks import collected, plaintext
 from tests.support.wire import (
     AGGREGATOR,
     BLOBS,

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from protocol import limits
+from protocol.blob import HeldChunk
 from protocol.envelope import seal
 from protocol.errors import TooLarge, Untrusted, WireError, WrongContext
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Outcome, Receipt
 from protocol.registry import sign_registry
 from protocol.topology import record_key
+from tests.support.chunks import collected
 from tests.support.fake_aggregator import FEDERATION, RUN, Centre, new_id
 from worker.domain.events import HeadSeen, VersionSeen
 from worker.domain.state import Sealed, UpdateRow
@@ -140,6 +142,6 @@ def test_an_update_can_be_sealed_again_only_by_its_own_site(centre: Centre) -> N
             Sealed(envelope=centre.version(0), chunks=(), key=b""),
             Reader(centre.site, FEDERATION, centre.registry),
             (1, 1),
-            load=lambda name: b"",
-            emit=lambda name, data: None,
+            load=lambda name: HeldChunk(b""),
+            sink=collected([]),
         )

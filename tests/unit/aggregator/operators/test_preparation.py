@@ -24,8 +24,8 @@ from protocol.codec import encode
 from protocol.envelope import Sealer, Verified, body, unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Bundle, Card, Evaluation, Kind, Outcome, RunState, Version
-from tests.support.blobs import stored
 from tests.support.bodies import typed_body
+from tests.support.chunks import stored
 from tests.support.federation import FEDERATION, RUN, SMALL, payload, tensors
 from tests.support.packages import install
 from tests.support.running_aggregator import ONE, ZERO, Hub, one

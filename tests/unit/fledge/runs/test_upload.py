@@ -24,7 +24,7 @@ from protocol.envelope import body, unlock, verify
 from protocol.errors import ConfigError
 from protocol.messages import Bundle, Kind
 from protocol.topology import bundle_key
-from tests.support.blobs import stored
+from tests.support.chunks import stored
 from tests.support.federation import Federation, wide
 
 TRAINER = b"import network\n\n\ndef trainer(**options):\n    return network.make(**options)\n"
