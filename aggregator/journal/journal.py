@@ -188,7 +188,7 @@ class Journal(History):
     def _transaction(self) -> Iterator[Connection]:
         """A transaction that begins with the fence."""
         with self.engine.begin() as db:
-            if (found := _fence.run(db).scalar()) != self._epoch:
+            if (found := _fence.value(db)) != self._epoch:
                 raise Fenced(f"another aggregator (epoch {found}) has taken over from this one (epoch {self._epoch})")
             yield db
 
@@ -219,7 +219,7 @@ class Journal(History):
         result = _add_update.run(db, values)
         if result.rowcount == 0:
             return self._known(write, db)
-        order = int(result.lastrowid)
+        order = int(result.lastrowid or 0)
         self._batch.arrived.append({"id": notice.id, "arrived": self._batch.at, "settled": None})
         if kept:
             self._remember(notice.id, notice.envelope)
@@ -333,7 +333,7 @@ class Journal(History):
     def _chain(self, db: Connection, kind: str, entry: Mapping[str, object]) -> None:
         batch = self._batch
         if batch.last_hash is None:
-            batch.last_hash = _last_hash.run(db).scalar() or b""
+            batch.last_hash = _last_hash.value(db) or b""
         packed = encode({**entry, AT: batch.at})
         batch.last_hash = ledger_hash(batch.last_hash, kind, packed)
         batch.entries.append({"kind": kind, "entry": packed, "hash": batch.last_hash})

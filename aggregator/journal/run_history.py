@@ -115,7 +115,7 @@ class RunHistory:
     def state_records(self, version: int) -> dict[str, bytes]:
         """The signed records of a version's own streams, by name."""
         with self.engine.connect() as db:
-            return {row.stream: row.record for row in _states_of.run(db, {"name": self.run, "of": version})}
+            return dict(_states_of.run(db, {"name": self.run, "of": version}))
 
     def plans(self) -> list[tuple[MergePlan, bytes]]:
         """Every version above 0 in order, with its plaintext digest."""

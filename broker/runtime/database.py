@@ -9,6 +9,7 @@ is synced too.
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,6 @@ from sqlalchemy import (
     ClauseElement,
     Column,
     Connection,
-    CursorResult,
     Engine,
     Integer,
     MetaData,
@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import Insert
 from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool, StaticPool
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
@@ -139,14 +139,31 @@ def _configure(connection: object, _record: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    _execute(connection, "BEGIN IMMEDIATE", ())
+
+
+def _execute(db: Connection, sql: str, values: Sequence[object]) -> sqlite3.Cursor:
+    """Have the driver execute it; SQLAlchemy's part in a statement takes several times as long as SQLite's own."""
+    try:
+        return _driver(db).execute(sql, values)
+    except sqlite3.Error as error:
+        raise _error(sql, error) from error
+
+
+def _driver(db: Connection) -> sqlite3.Connection:
+    return cast(sqlite3.Connection, db.connection.driver_connection)
+
+
+def _error(sql: str, error: sqlite3.Error) -> Exception:
+    """What SQLAlchemy would have raised."""
+    return cast(Exception, DBAPIError.instance(sql, None, error, sqlite3.Error))
 
 
 class Statement:
-    """A statement that is turned into SQL once.
+    """A statement that is turned into SQL once and handed to the driver as it is.
 
-    SQLAlchemy otherwise works out at every execution what it found at the last one, which takes several times as long
-    as SQLite does; an update passes some twenty statements on its way.
+    An update passes some twenty statements on its way, of which SQLAlchemy otherwise works out at every execution
+    what it found at the last one.
     """
 
     def __init__(self, statement: ClauseElement, *columns: str) -> None:
@@ -157,16 +174,23 @@ class Statement:
         self._names: tuple[str, ...] = ()
         self._constants: dict[str, object] = {}
 
-    # What a row holds is known to the statement alone, as it is for SQLAlchemy's own `exec_driver_sql`.
-    def run(self, db: Connection, row: Mapping[str, object] | None = None) -> CursorResult[Any]:
+    def run(self, db: Connection, row: Mapping[str, object] | None = None) -> sqlite3.Cursor:
         """Execute it with one row of parameters; values go to the driver as they are."""
         self._prepare(db)
-        return db.exec_driver_sql(self._sql, self._values(row or {}))
+        return _execute(db, self._sql, self._values(row or {}))
+
+    def value(self, db: Connection, row: Mapping[str, object] | None = None) -> Any:
+        """The first column of the first row that it finds, or None; what that holds is known to the statement alone."""
+        found = self.run(db, row).fetchone()
+        return None if found is None else found[0]
 
     def run_many(self, db: Connection, rows: Sequence[Mapping[str, object]]) -> None:
         """Execute it once for each row."""
         self._prepare(db)
-        db.exec_driver_sql(self._sql, [self._values(row) for row in rows])
+        try:
+            _driver(db).executemany(self._sql, [self._values(row) for row in rows])
+        except sqlite3.Error as error:
+            raise _error(self._sql, error) from error
 
     def _prepare(self, db: Connection) -> None:
         if not self._sql:

@@ -241,7 +241,7 @@ class Journal:
         """The signed record of the newest version of `run`; empty before the first."""
         if run not in self._records:
             with self._begin() as db:
-                found: bytes | None = _record_of.run(db, {"name": run}).scalar()
+                found: bytes | None = _record_of.value(db, {"name": run})
             self._records[run] = found or b""
         return self._records[run]
 

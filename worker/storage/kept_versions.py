@@ -109,8 +109,9 @@ class KeptVersions:
         folder = self._folder(kept.run)
         path = folder / f"{kept.version:010d}{_VERSION}"
         try:
-            for private in (self._directory, folder):
-                private_folder(private)
+            if not folder.is_dir():
+                for private in (self._directory, folder):
+                    private_folder(private)
             new = path.with_suffix(_NEW)
             with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
                 file.write(encode(kept))

@@ -55,21 +55,41 @@ def test_rows_go_in_and_out_in_order_with_text_and_bytes_as_they_are(database: E
     with database.begin() as db:
         assert ADD.run(db, {"order": "naïve", "body": b"\0\xff"}).lastrowid == 1
         ADD.run_many(db, [{"body": b"b", "order": "second"}, {"order": "third", "body": b"c"}])
-        assert ALL.run(db).all() == [("naïve", b"\0\xff"), ("second", b"b"), ("third", b"c")]
+        assert ALL.run(db).fetchall() == [("naïve", b"\0\xff"), ("second", b"b"), ("third", b"c")]
 
 
 def test_constants_of_the_statement_stand_beside_its_parameters(database: Engine) -> None:
     with database.begin() as db:
         ADD.run_many(db, [{"order": "a", "body": b""}, {"order": "b", "body": b""}])
         CHANGE.run_many(db, [{"of": 1, "text": ""}, {"of": 2, "text": "changed"}])
-        assert [row.order for row in ALL.run(db)] == ["a", "changed"]
+        assert [order for order, _ in ALL.run(db)] == ["a", "changed"]
 
 
 def test_a_failure_is_the_same_error_as_of_any_statement(database: Engine) -> None:
     with database.begin() as db:
         db.exec_driver_sql("DROP TABLE things")
-        with pytest.raises(OperationalError):
-            ALL.run(db)
+        for execute in (lambda: ALL.run(db), lambda: ADD.run_many(db, [{"order": "a", "body": b""}])):
+            with pytest.raises(OperationalError) as caught:
+                execute()
+            assert str(caught.value.orig) == "no such table: things"
+
+
+def test_the_first_column_of_the_first_row_is_the_value(database: Engine) -> None:
+    first = Statement(select(THINGS.c.order).order_by(THINGS.c.id))
+    with database.begin() as db:
+        assert first.value(db) is None
+        ADD.run_many(db, [{"order": "a", "body": b""}, {"order": "b", "body": b""}])
+        assert first.value(db) == "a"
+
+
+def test_a_database_that_another_process_writes_is_an_error_as_of_any_statement(tmp_path: Path) -> None:
+    ours, theirs = (open_database(tmp_path / "database", METADATA, 1) for _ in range(2))
+    with ours.begin(), theirs.connect() as db:
+        db.connection.driver_connection.execute("PRAGMA busy_timeout=1")
+        with pytest.raises(OperationalError, match="database is locked"):
+            db.begin()
+    ours.dispose()
+    theirs.dispose()
 
 
 def test_a_missing_parameter_is_an_error(database: Engine) -> None:
@@ -104,7 +124,7 @@ def test_what_was_committed_and_nothing_else_is_there_after_a_kill_in_mid_transa
     assert journal.read_bytes()[:8] == b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
     database = open_database(path, METADATA, 1)
     with database.begin() as db:
-        assert [row.order for row in ALL.run(db)] == ["committed 0", "committed 1", "committed 2"]
+        assert [order for order, _ in ALL.run(db)] == ["committed 0", "committed 1", "committed 2"]
     database.dispose()
 
 
