@@ -14,6 +14,9 @@ from protocol.topology import record_key
 
 log = structlog.get_logger("aggregator")
 _AGAIN = 5.0  # seconds between tries; the store's own deadline comes on top
+PACE = 0.25
+"""Seconds between heads that are put without being announced: sites hear of versions by the versions' own records, and
+pull a head only where they may have missed some."""
 
 
 class HeadWriter:
@@ -70,8 +73,10 @@ class HeadWriter:
             written = self._put(head) if put else True
             if announce:
                 self._publish(head)
-            if not written:
-                with self._changed:
+            with self._changed:
+                if written:
+                    self._changed.wait_for(lambda: self._to_announce or self._closed, PACE)
+                else:
                     self._waiting = not self._closed
                     self._changed.wait_for(lambda: self._closed, _AGAIN)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 
-from aggregator.service.head_writer import HeadWriter
+from aggregator.service.head_writer import PACE, HeadWriter
 from broker.blobs.memory import MemoryBlobs
 from protocol.errors import StoreError
 from protocol.topology import record_key
@@ -67,6 +68,37 @@ def test_a_head_is_announced_only_after_it_was_put() -> None:
     assert store.told.wait(10)
     writer.close(put=True)
     assert store.announced == [(b"third", [b"first", b"third"])]
+
+
+def test_heads_that_are_not_announced_are_put_a_few_times_a_second_and_the_last_one_always() -> None:
+    store = Slow()
+    store.gate.set()
+    writer = HeadWriter(store, "federation", store.tell, b"registry")
+    began = time.monotonic()
+    number = 0
+    while time.monotonic() < began + 3.5 * PACE:
+        number += 1
+        writer.put(b"%d" % number)
+    took = time.monotonic() - began
+    writer.put(b"last")
+    writer.close(put=True)
+    assert 3 <= len(store.heads) <= took / PACE + 2
+    assert store.heads[-1] == b"last"
+
+
+def test_a_head_is_announced_without_waiting_for_its_turn() -> None:
+    store = Slow()
+    store.gate.set()
+    writer = HeadWriter(store, "federation", store.tell, b"registry")
+    began = time.monotonic()
+    for number in range(40):
+        store.told.clear()
+        writer.put(b"%d" % number)
+        writer.announce()
+        assert store.told.wait(10)
+    assert time.monotonic() - began < 20 * PACE
+    writer.close(put=True)
+    assert [head for head, _ in store.announced] == store.heads == [b"%d" % number for number in range(40)]
 
 
 def test_a_head_is_announced_although_the_store_is_away() -> None:
