@@ -66,7 +66,6 @@ Parameters = Annotated[dict[Word, Value], Field(max_length=64)]
 
 T = TypeVar("T")
 _WORD = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
-_SCALARS = frozenset({bytes, str, int, float, bool, type(None)})
 _names: dict[type, tuple[str, ...] | None] = {}
 # Each makes values of the type it is kept under, which the type of a dict cannot say.
 _adapters: dict[type, TypeAdapter[Any]] = {}
@@ -79,7 +78,7 @@ def is_word(text: object) -> bool:
 
 def encode(value: object) -> bytes:
     """The msgpack bytes of a wire dataclass (or of plain values), fields in declared order."""
-    packed: bytes = msgpack.packb(_plain(value), use_bin_type=True)
+    packed: bytes = msgpack.packb(value, use_bin_type=True, default=_by_field)
     return packed
 
 
@@ -155,17 +154,12 @@ def _no_duplicates(pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
     return result
 
 
-def _plain(value: object) -> object:
-    kind = type(value)
-    if kind in _SCALARS:
-        return value
-    if (names := _field_names(kind)) is not None:
-        return {name: _plain(getattr(value, name)) for name in names}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
+def _by_field(value: object) -> dict[str, object]:
+    """What msgpack asks about each object that it does not know."""
+    names = _field_names(type(value))
+    if names is None:
+        raise TypeError(f"a {type(value).__name__} is no wire value")
+    return {name: getattr(value, name) for name in names}
 
 
 def _field_names(kind: type) -> tuple[str, ...] | None:
