@@ -139,10 +139,11 @@ class Journal(History):
         """
         answers: list[events.Recorded] = []
         batch = self._batch = _Batch(at=round(self._clock(), 3))
+        write_one = self._write  # looked up once: `singledispatchmethod` makes a function at every look
         try:
             with self._transaction() as db:
                 for write in decided:
-                    answer = self._write(write, db)
+                    answer = write_one(write, db)
                     if answer is not None:
                         answers.append(answer)
                 self._flush(db)

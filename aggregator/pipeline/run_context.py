@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,6 +37,8 @@ class RunContext:
     work: RunJobs
     record: bytes
     """Of the newest version."""
+    states: Mapping[str, bytes]
+    """The signed records of its own streams, by name: kept at hand, since every merge begins with them."""
     spec_record: bytes
     code_record: bytes
 
@@ -44,7 +46,7 @@ class RunContext:
         """What a merge reads, from the database's own thread."""
         return Inputs(
             parent=self.record,
-            states=history.run(plan.run).state_records(plan.version - 1),
+            states=self.states,
             envelopes=[history.envelope(member.id) for member in plan.members],
             registry=registry,
             body=first_body(self.config, self.rules, record_digest(self.spec_record), registry),
@@ -143,6 +145,7 @@ class RunContexts:
             records=records,
             work=RunJobs(records, spec, production, self._store, self._executors.io, self._registry),
             record=history.version_record(history.newest()),
+            states=history.state_records(history.newest()),
             spec_record=kept.spec_record,
             code_record=kept.code_record,
         )

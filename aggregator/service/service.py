@@ -244,7 +244,7 @@ class AggregatorService:
         """Follow the database with what is kept beside it, once it is committed."""
         match write:
             case writes.CommitVersion(plan=plan, product=product):
-                self.serving[plan.run].record = product.record
+                self.serving[plan.run].record, self.serving[plan.run].states = product.record, product.states
                 crash_point("aggregator.committed")
             case writes.ReplaceRecord(run=run, record=record, spec_record=spec_record):
                 self.serving[run].record, self.serving[run].spec_record = record, spec_record

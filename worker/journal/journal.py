@@ -121,10 +121,11 @@ class Journal:
             DiskFull: nothing was written.
             StateError: any other failure; it may have been written, so load again.
         """
+        write_one = self._write  # looked up once: `singledispatchmethod` makes a function at every look
         try:
             with self._begin() as db:
                 for write in decided:
-                    self._write(write, db)
+                    write_one(write, db)
         except OperationalError as error:
             raise commit_error(self._path, error) from error
         for write in decided:
