@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import pipeline_events
 from benchmarks.floor import Design, floor
-from benchmarks.floor_calls import SECRETSTREAM, SUITES, Suite
+from benchmarks.floor_calls import SUITES, XCHACHA20, Suite
 from benchmarks.pipeline_places import Result, Task, alone_kib, fsync_ms, run, table
 from benchmarks.usage import reading
 
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--buffer", type=int, help="K; default: all sites, with --overhead the strategy's own")
     parser.add_argument("--store", choices=("file", "s3"), default="file")
     parser.add_argument("--broker", choices=("memory", "amqp"), default="memory")
-    parser.add_argument("--suite", choices=SUITES, default=SECRETSTREAM.name, help="what the floor is computed for")
+    parser.add_argument("--suite", choices=SUITES, default=XCHACHA20.name, help="what the floor is computed for")
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("out/pipeline.json"))

@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.floor import LANES, Design, Floor, floor, price_table
-from benchmarks.floor_calls import SECRETSTREAM, SUITES, Prices, measure
-from benchmarks.stages_federation import Federation
+from benchmarks.floor_calls import SUITES, XCHACHA20, Prices, measure
+from benchmarks.stages_federation import Federation, Shape
 from benchmarks.usage import Usage, forget_peak
 from broker.blobs.open import open_blobs
 from fledge.process import log
@@ -91,8 +91,14 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Figures], Prices]:
             stack.callback(server.stop)
             url = server.url("stages")
         store = stack.enter_context(closing(open_blobs(url)))
-        shape = {"size_mb": options.size_mb, "sites": options.sites, "filter": options.filter}
-        federation = stack.enter_context(closing(Federation(store, work, **shape, remote=design.remote)))
+        shape = Shape(
+            size_mb=options.size_mb,
+            sites=options.sites,
+            filter=options.filter,
+            cipher=options.suite,
+            remote=design.remote,
+        )
+        federation = stack.enter_context(closing(Federation(store, work, shape)))
         federation.version()
         rounds: list[dict[str, Figures]] = []
         prices: Prices = {}
@@ -127,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sites", type=int, default=4, help="how many updates are merged")
     parser.add_argument("--store", choices=("file", "s3"), default="file")
     parser.add_argument("--filter", choices=("clip", "unsafe-none"), default="clip")
-    parser.add_argument("--suite", choices=SUITES, default=SECRETSTREAM.name, help="what the floor is computed for")
+    parser.add_argument("--suite", choices=SUITES, default=XCHACHA20.name, help="what blobs are encrypted with")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sample-mib", type=int, default=64, help="bytes that each pass of the floor is timed with")
     parser.add_argument("--json", type=Path)

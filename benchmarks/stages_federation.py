@@ -257,17 +257,29 @@ class BenchHub:
         self._executors.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What is measured."""
+
+    size_mb: int
+    sites: int
+    filter: str
+    cipher: str
+    remote: bool
+    """Whether sites keep what they fetch, as they do unless the store is a directory."""
+
+
 class Federation:
     """A hub and its sites over one store."""
 
-    def __init__(self, store: BlobStore, folder: Path, *, size_mb: int, sites: int, filter: str, remote: bool) -> None:
-        """`remote`: sites keep what they fetch, as they do unless the store is a directory."""
+    def __init__(self, store: BlobStore, folder: Path, shape: Shape) -> None:
+        """Found it in an empty folder."""
         hub = Identity.generate("aggregator", Role.AGGREGATOR)
-        members = [Identity.generate(f"site-{index}", Role.SITE) for index in range(sites)]
-        registry = Registry(version=0, entries=())
+        members = [Identity.generate(f"site-{index}", Role.SITE) for index in range(shape.sites)]
+        registry = Registry(version=0, entries=(), cipher=shape.cipher)
         for identity in (hub, *members):
             registry = registry.with_entry(identity.public)
-        trainer = StageTrainer(size_mb)
+        trainer = StageTrainer(shape.size_mb)
         self.length = trainer.spec.model_length
         """Bytes of the model, and of an update."""
         with ExitStack() as undo:
@@ -277,11 +289,11 @@ class Federation:
             for each in members:
                 reader = Reader(each, FEDERATION, registry)
                 own: BlobStore = store
-                if remote:  # with room for one version, so that the one before goes when the next is loaded
+                if shape.remote:  # with room for one version, so that the one before goes when the next is loaded
                     own = CachedBlobs(
                         store, folder / each.name / "cache", self.length + self.length // 2 + limits.CHUNK
                     )
-                self.sites.append(BenchSite(reader, own, folder / each.name, trainer, filter))
+                self.sites.append(BenchSite(reader, own, folder / each.name, trainer, shape.filter))
                 undo.callback(self.sites[-1].close)
             self._undo = undo.pop_all()
 

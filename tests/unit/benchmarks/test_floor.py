@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import floor as floors
 from benchmarks.floor import Design, Floor, Passes, floor
-from benchmarks.floor_calls import AEGIS256, SECRETSTREAM, SUITES, Buffers, Cost, Suite, measure
+from benchmarks.floor_calls import AEGIS256, SUITES, XCHACHA20, Buffers, Cost, Suite, measure
 from broker.blobs.memory import MemoryBlobs
 
 NAMES = {each.name for each in fields(Passes)}
@@ -30,7 +30,7 @@ def test_a_filter_that_measures_nothing_looks_at_the_base_once() -> None:
 
 
 def test_a_suite_without_a_hash_of_an_updates_plaintext_saves_that_pass_of_updates_alone() -> None:
-    aegis, stream = Design(suite=AEGIS256), Design(suite=SECRETSTREAM)
+    aegis, stream = Design(suite=AEGIS256), Design(suite=XCHACHA20)
     assert [aegis.form().hash, aegis.admission().hash] == [1, 1]
     assert (aegis.load(), aegis.merge(4)) == (stream.load(), stream.merge(4))
 
@@ -73,8 +73,8 @@ def test_a_suite_encrypts_and_decrypts_the_record(suite: Suite) -> None:
 
 def test_every_pass_of_the_design_has_a_price(tmp_path: Path) -> None:
     store = MemoryBlobs()
-    local = measure(tmp_path, SECRETSTREAM, size=1 << 20)
-    remote = measure(tmp_path, SECRETSTREAM, store=store, size=1 << 20)
+    local = measure(tmp_path, XCHACHA20, size=1 << 20)
+    remote = measure(tmp_path, XCHACHA20, store=store, size=1 << 20)
     assert (set(local), set(remote)) == (NAMES - {"get", "put"}, NAMES)
     assert min(cost.seconds for cost in remote.values()) > 0
     assert local["copy"].cpu < local["decrypt"].cpu
