@@ -39,7 +39,6 @@ def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, 
     from broker.blobs.chunks import FileChunk
     from broker.blobs.transfer import ChunkUploads
     from broker.runtime.threads import Here
-    from fledge.process.memory import return_large_blocks
     from protocol.envelope import Sealer
     from protocol.keys import Identity, Role
     from protocol.messages import Kind, Named
@@ -49,7 +48,6 @@ def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, 
     from worker.storage.spool import Spool
     from worker.trainers.monai_bundle import bundle_trainer
 
-    return_large_blocks()  # as the worker's command does
     trainer = bundle_trainer(bundle, dataset_dir=data)
     spec = trainer.spec
     site = Identity.generate("site", Role.SITE)

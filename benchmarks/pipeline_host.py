@@ -16,14 +16,12 @@ from benchmarks.pipeline_model import peak_kib
 from fledge.bootstrap import open_aggregator, open_worker
 from fledge.federation import AGGREGATOR_TOML, WORKER_TOML
 from fledge.process import log
-from fledge.process.memory import return_large_blocks
 
 
 def main() -> None:
     """Serve until the run has ended."""
     federation, run, sites = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     log.configure(json_lines=True)
-    return_large_blocks()
     with ExitStack() as stack:
         aggregator = stack.enter_context(open_aggregator(federation / AGGREGATOR_TOML, run))
         aggregator.start()

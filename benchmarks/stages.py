@@ -25,7 +25,6 @@ from benchmarks.stages_federation import Federation, Shape
 from benchmarks.usage import Usage, forget_peak
 from broker.blobs.open import open_blobs
 from fledge.process import log
-from fledge.process.memory import return_large_blocks
 
 Figures = dict[str, float]
 _COLUMNS = {
@@ -139,7 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     log.configure(quiet=True)
-    return_large_blocks()
     stages, prices = run(options)
     print(f"{options.size_mb} MB, {options.sites} sites, {options.store} store, {options.filter}", end=", ")
     print(f"median of {options.rounds}, floor of {options.suite} on {LANES} cores", end="; ")

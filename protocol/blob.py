@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from protocol import limits
+from protocol.buffers import new_buffer
 from protocol.cipher import Octets, RecordCipher, Suite, opening, size_of, suite_of
 from protocol.errors import Corrupt, Malformed, StoreError, Tampered, TooLarge
 from protocol.spec import records
-
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class OwnedChunks:
 
     def room(self, size: int) -> memoryview:
         """A new buffer."""
-        return memoryview(bytearray(size))
+        return new_buffer(size)
 
     def emit(self, name: bytes, chunk: memoryview) -> None:
         """Hand a copy on."""
@@ -194,6 +194,34 @@ class HeldChunk:
         """Nothing is to be done."""
 
 
+class _ChunkHash:
+    """The hash of a chunk, made while its records are decrypted."""
+
+    def __init__(self, name: bytes, pool: Executor | None) -> None:
+        self._name = name
+        self._pool = pool
+        self._hash = hashlib.sha256()
+
+    @contextmanager
+    def beside(self, sealed: memoryview, *, last: bool) -> Iterator[None]:
+        """Hash a record while something else reads it too; `sealed` is not used any more at the end.
+
+        Raises:
+            Tampered: it was the last one, and the chunk is not what its name says.
+        """
+        if self._pool is None:
+            self._hash.update(sealed)
+            yield
+        else:
+            hashing = self._pool.submit(self._hash.update, sealed)
+            try:
+                yield
+            finally:
+                hashing.result()
+        if last and self._hash.digest() != self._name:
+            raise Tampered("a chunk is not the one that was signed")
+
+
 class BlobReader:
     """Decrypts records in order; nothing decrypted is complete before the last one has been accepted."""
 
@@ -219,11 +247,13 @@ class BlobReader:
         self._index = 0
         self._last = records(manifest.length) - 1
         size = min(limits.RECORD, manifest.length)
-        self._plain = [memoryview(bytearray(size)) for _ in range(min(2, self._last + 1))]
-        self._sealed = memoryview(bytearray(size + self._overhead))
+        self._plain = [new_buffer(size) for _ in range(min(2, self._last + 1))]
+        self._sealed = new_buffer(size + self._overhead)
 
-    def read(self, chunks: Iterable[Chunk]) -> Iterator[memoryview]:
+    def read(self, chunks: Iterable[Chunk], pool: Executor | None = None) -> Iterator[memoryview]:
         """Plaintext records from the chunks in order; each is valid until the next but one is asked for.
+
+        With a `pool` chunks are hashed there, beside the cipher.
 
         Raises:
             Tampered: wrong key, wrong place, changed bytes, an early or missing end, or a wrong hash.
@@ -234,36 +264,35 @@ class BlobReader:
             if number >= len(self.manifest.chunks) or len(chunk) != self.manifest.chunk_size(number):
                 chunk.close(right=False)
                 raise Tampered(f"chunk {number} has the wrong size", "truncated")
-            yield from self._chunk(chunk, self.manifest.chunks[number])
+            yield from self._chunk(chunk, self.manifest.chunks[number], pool)
             count += 1
         if count != len(self.manifest.chunks):
             raise Tampered(f"{count} of {len(self.manifest.chunks)} chunks", "truncated")
 
-    def _chunk(self, chunk: Chunk, name: bytes) -> Iterator[memoryview]:
+    def _chunk(self, chunk: Chunk, name: bytes, pool: Executor | None) -> Iterator[memoryview]:
         right = False
-        hashed = None if self._proven or chunk.checked else hashlib.sha256()
+        hashed = None if self._proven or chunk.checked else _ChunkHash(name, pool if self._last else None)
         try:
             for start in range(0, len(chunk), limits.RECORD + self._overhead):
                 try:
-                    plain = self._record(chunk, start, hashed, name)
+                    plain = self._record(chunk, start, hashed)
                 except (Tampered, Corrupt):
                     if self._is_intact(chunk, name):
                         raise
                     chunk, hashed = chunk.renew(), None
-                    plain = self._record(chunk, start, hashed, name)
+                    plain = self._record(chunk, start, hashed)
                 done = start + limits.RECORD + self._overhead >= len(chunk)
                 right = done and (chunk.checked or hashed is not None)
                 yield plain
         finally:
             chunk.close(right=right)
 
-    def _record(self, chunk: Chunk, start: int, hashed: Hash | None, name: bytes) -> memoryview:
+    def _record(self, chunk: Chunk, start: int, hashed: _ChunkHash | None) -> memoryview:
         sealed = self._part(chunk, start)
-        if hashed is not None:
-            hashed.update(sealed)
-            if start + len(sealed) == len(chunk) and hashed.digest() != name:
-                raise Tampered("a chunk is not the one that was signed")
-        return self._open(sealed)
+        if hashed is None:
+            return self._open(sealed)
+        with hashed.beside(sealed, last=start + len(sealed) == len(chunk)):
+            return self._open(sealed)
 
     def _part(self, chunk: Chunk, start: int) -> memoryview:
         size = min(limits.RECORD + self._overhead, len(chunk) - start)

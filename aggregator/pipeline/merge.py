@@ -19,6 +19,7 @@ from aggregator.strategy.strategies import STRATEGIES
 from broker.runtime.plugins import FAILURES
 from broker.runtime.threads import Here
 from protocol import limits
+from protocol.buffers import new_buffer
 from protocol.cipher import Octets
 from protocol.errors import StrategyFailed, Tampered, TrainingError
 from protocol.spec import ModelSpec, TensorKind, records
@@ -134,9 +135,9 @@ class _Made:
         size = min(limits.RECORD, spec.model_length)
         self._turns = [
             _Out(
-                _buffer(size),
-                [_buffer(size) for _ in sinks.states],
-                None if sinks.released is None else _buffer(size),
+                new_buffer(size),
+                [new_buffer(size) for _ in sinks.states],
+                None if sinks.released is None else new_buffer(size),
             )
             for _ in range(2)
         ]
@@ -156,10 +157,6 @@ class _Made:
         yield from zip(self._sinks.states, out.states, strict=False)
         if self._sinks.released is not None and out.released is not None:
             yield self._sinks.released, out.released
-
-
-def _buffer(size: int) -> memoryview:
-    return memoryview(bytearray(size))
 
 
 def _begin(buffer: memoryview, before: Octets) -> memoryview:

@@ -17,6 +17,7 @@ from broker.blobs.chunks import FileChunk, SharesFiles, open_chunk
 from broker.runtime.folders import private_folder
 from protocol import limits
 from protocol.blob import Chunk, HeldChunk
+from protocol.buffers import new_buffer
 from protocol.errors import Corrupt, Missing, StoreError, TooLarge
 
 _log = structlog.get_logger(__name__)
@@ -182,7 +183,7 @@ class CachedBlobs:
 
     def _keep_chunk(self, key: str, chunk: Chunk) -> None:
         if len(chunk) <= self._small:
-            self._keep(key, chunk.part(0, len(chunk), memoryview(bytearray(len(chunk)))))
+            self._keep(key, chunk.part(0, len(chunk), new_buffer(len(chunk))))
         else:
             self._enter(key, len(chunk), lambda unfinished: _write_private(unfinished, _parts(chunk)))
 

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from protocol import limits
 from protocol.blob import Chunk, HeldChunk
+from protocol.buffers import new_buffer
 from protocol.errors import Corrupt
 
 
@@ -112,7 +113,7 @@ class BufferPool:
         with self._lock:
             if self._free:
                 return self._free.pop()
-        return memoryview(bytearray(limits.CHUNK))
+        return new_buffer(limits.CHUNK)
 
     def give_back(self, buffer: memoryview) -> None:
         """The buffer may be taken by others from now on."""

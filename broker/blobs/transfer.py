@@ -14,6 +14,7 @@ from broker.blobs.base import BlobStore
 from broker.blobs.chunks import Gets, open_chunk
 from protocol import limits
 from protocol.blob import BlobReader
+from protocol.buffers import new_buffer
 from protocol.errors import Forbidden
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ def read_blob(
         StoreError: a chunk is missing, corrupt or the store is away.
     """
     keys = (key_of(name.hex()) for name in reader.manifest.chunks)
-    return reader.read(fetch_ahead(partial(open_chunk, store), keys, limits.CHUNK, ahead=ahead, pool=pool))
+    return reader.read(fetch_ahead(partial(open_chunk, store), keys, limits.CHUNK, ahead=ahead, pool=pool), pool)
 
 
 def read_whole(store: Gets, reader: BlobReader, key_of: KeyOf, *, pool: Executor | None = None) -> bytes:
@@ -66,8 +67,8 @@ class ChunkUploads:
         """
         if not self._free and self._pending and len(self._pending) >= self._limit:
             self._await_first()
-        buffer = self._free.pop() if self._free else memoryview(bytearray(size))
-        return buffer[:size] if len(buffer) >= size else memoryview(bytearray(size))
+        buffer = self._free.pop() if self._free else new_buffer(size)
+        return buffer[:size] if len(buffer) >= size else new_buffer(size)
 
     def emit(self, name: bytes, chunk: memoryview) -> None:
         """Start putting a chunk; the last one is put before this returns."""

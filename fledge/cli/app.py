@@ -234,10 +234,8 @@ def aggregator(
 ) -> None:
     """Serve a federation's runs: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
     from fledge.bootstrap import open_aggregator
-    from fledge.process.memory import return_large_blocks
     from fledge.process.signals import stopped_by_signals
 
-    return_large_blocks()
     first = None if run is None and old is None else Path(the_run(None if run is None else str(run), old))
     config = config_in(kit, config, AGGREGATOR_TOML)
     with open_aggregator(config, first) as service, stopped_by_signals(service.stop):
@@ -254,11 +252,9 @@ def worker(
     """Train at a site whenever there is something to train. Exit code 75: an operator ordered a restart."""
     from fledge.bootstrap import LOG, open_worker
     from fledge.process import log
-    from fledge.process.memory import return_large_blocks
     from fledge.process.signals import stopped_by_signals
     from worker.config import read_config
 
-    return_large_blocks()
     path = config_in(kit, config, WORKER_TOML)
     log.configure(**context.meta[LOGGING], also=path.parent / read_config(path).state / LOG)
     with open_worker(path) as service, stopped_by_signals(service.stop):

@@ -22,7 +22,6 @@ from aggregator.config import RunConfig, StopConfig, StrategyConfig
 from aggregator.strategy.strategies import strategy
 from broker.net.redact import redacted
 from fledge.process.foreground import interruptible, logging_to, open_screen, place_for
-from fledge.process.memory import return_large_blocks
 from fledge.process.terminal import clean
 from fledge.runs.init_run import load_genesis
 from fledge.trial import report as reports
@@ -65,7 +64,6 @@ def run_trial(options: TrialOptions) -> bool:
         ConfigError: something is missing or wrong in what was asked for, or in the trainer's factory.
         TrainingError: a training failed.
     """
-    return_large_blocks()
     with interruptible():
         return tried(options, open_screen()).complete
 

@@ -29,10 +29,7 @@ def test_a_network_has_the_size_that_the_bundle_was_made_for(tmp_path: Path) -> 
     assert abs(sum(4 * each.numel() for each in network.parameters()) / 9_000_000 - 1) < 0.1
 
 
-def test_both_ways_train_a_model_of_this_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "fledge.process.memory.return_large_blocks", lambda: None
-    )  # of this process it would be for good
+def test_both_ways_train_a_model_of_this_size(tmp_path: Path) -> None:
     bundle, data = write_bundle(tmp_path / "bundle", 4_000_000), write_images(tmp_path / "data")
     found = alone(bundle, data, 1), fledge(bundle, data, 2, tmp_path)
     assert [each["model"] for each in found] == pytest.approx([4_000_000] * 2, rel=0.1)
