@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ Call = Callable[[], object]
 GB = 1e9
 _MIB = 1 << 20
 _ROUNDS = 3
+_WRITTEN = 8
+"""How many times the bytes of the other calls are written."""
 _TRANSFERS = 4
 """Objects under way at once, as in the product's pools."""
 _BLOCK = 32_768
@@ -79,30 +82,31 @@ class Buffers:
 
 
 def measure(directory: Path, suite: Suite, *, store: BlobStore | None = None, size: int = 64 * _MIB) -> Prices:
-    """Time each primitive with `size` bytes, three times, and keep the least of each.
+    """Time each primitive with `size` bytes, three times, and keep the least of each; files are written once, but more.
 
     `directory`: on the disk that stages write to. `store`: a remote one, whose own client is timed too.
     """
     buffers = Buffers(suite.overhead)
     encrypt, decrypt = suite.calls(buffers, suite.overhead)
     encrypt()
-    count = max(1, size // limits.RECORD)
+    number = max(1, size // limits.RECORD)
     calls = {"encrypt": encrypt, "decrypt": decrypt, "hash": _hash(buffers), **_arithmetic(buffers)}
-    prices = {name: _cost(call, count) for name, call in calls.items()}
-    chunks = max(1, count // limits.RECORDS_PER_CHUNK)
+    prices = {name: _cost(call, number) for name, call in calls.items()}
+    chunks = max(1, number // limits.RECORDS_PER_CHUNK)
     with _file(directory, buffers, chunks) as read:
         prices["read"] = _cost(read, chunks, limits.CHUNK)
-    prices["write"] = _cost(_write(directory, buffers, durable=True), chunks, limits.CHUNK)
-    prices["keep"] = _cost(_write(directory, buffers, durable=False), chunks, limits.CHUNK)
+    for name, durable in (("write", True), ("keep", False)):
+        with _files(directory / name, buffers, durable=durable) as write:
+            prices[name] = _cost(write, _WRITTEN * chunks, limits.CHUNK, rounds=1)
     if store is not None:
         prices |= _transfers(store, max(_TRANSFERS, chunks))
     return prices
 
 
-def _cost(call: Call, count: int, size: int = limits.RECORD) -> Cost:
+def _cost(call: Call, count: int, size: int = limits.RECORD, *, rounds: int = _ROUNDS) -> Cost:
     call()
     wall, cpu = [], []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         began, busy = time.perf_counter(), time.process_time()
         for _ in range(count):
             call()
@@ -248,13 +252,18 @@ def _file(directory: Path, buffers: Buffers, chunks: int) -> Iterator[Call]:
         path.unlink()
 
 
-def _write(directory: Path, buffers: Buffers, *, durable: bool) -> Call:
-    """A call that writes a new file of one chunk, and syncs it. It is deleted again: its pages are then used anew, so
-    this is what writing costs in memory that the machine has touched before."""
-    path = directory / "floor-write"
+@contextmanager
+def _files(folder: Path, buffers: Buffers, *, durable: bool) -> Iterator[Call]:
+    """A call that writes a new file of one chunk, and syncs it if `durable`.
+
+    The files stay until the end, as those of a stage do: pages just freed are cheap to write, but a virtual machine
+    gets others from its host one by one, which took up to seven times as long as the copy itself.
+    """
+    folder.mkdir()
+    names = count()
 
     def write() -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(folder / str(next(names)), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             for _ in range(limits.RECORDS_PER_CHUNK):
                 os.write(descriptor, buffers.sealed)
@@ -262,9 +271,11 @@ def _write(directory: Path, buffers: Buffers, *, durable: bool) -> Call:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-            path.unlink()
 
-    return write
+    try:
+        yield write
+    finally:
+        shutil.rmtree(folder)
 
 
 def _transfers(store: BlobStore, count: int) -> dict[str, Cost]:

@@ -25,7 +25,7 @@ _KERAS = {
 }
 _TWO_NAMES = {"dimensions": "spatial_dims"}
 _CONSOLE = LeftOut("`fledge ctl` commands runs; the worker obeys by itself")
-_CODES = LeftOut("messages are packed, compressed and encrypted by fledge")
+_CODES = LeftOut("fledge encrypts what it sends; trained values hardly compress")
 _HE = Refused(
     "homomorphic encryption: the aggregator sees updates in the clear, on the wire and in the store nobody does"
 )
