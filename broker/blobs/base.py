@@ -57,9 +57,14 @@ def check_head(name: str) -> str:
 
 def check_bytes(key: str, data: bytes) -> bytes:
     """Return `data` if it hashes to the SHA-256 that `key` ends in; `Corrupt` otherwise."""
-    if hashlib.sha256(data).hexdigest() != key[-64:]:
-        raise Corrupt(f"{key}: the {len(data)} stored bytes do not hash to the object's name; have it uploaded again")
+    check_digest(key, len(data), hashlib.sha256(data).hexdigest())
     return data
+
+
+def check_digest(key: str, size: int, digest: str) -> None:
+    """Raise `Corrupt` if the stored bytes, which hash to `digest`, are not what `key` ends in."""
+    if digest != key[-64:]:
+        raise Corrupt(f"{key}: the {size} stored bytes do not hash to the object's name; have it uploaded again")
 
 
 @dataclass(frozen=True, slots=True)

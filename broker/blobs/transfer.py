@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -97,8 +98,10 @@ class ChunkUploads:
         self._free.append(buffer)
 
 
-Item = tuple[str, Callable[[], bytes | memoryview]]
-"""An object's key and how to get its bytes; it is called only if they are needed, from a thread of the pool."""
+Load = Callable[[], AbstractContextManager[bytes | memoryview]]
+"""Lends an object's bytes until they are put; called only if they are needed, from a thread of the pool."""
+Item = tuple[str, Load]
+"""An object's key and how to get its bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +180,7 @@ def fetch_ahead(
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _put_unless_there(store: BlobStore, key: str, load: Callable[[], bytes | memoryview]) -> int | None:
+def _put_unless_there(store: BlobStore, key: str, load: Load) -> int | None:
     try:
         if store.has(key):
             return None
@@ -186,8 +189,8 @@ def _put_unless_there(store: BlobStore, key: str, load: Callable[[], bytes | mem
     return _put(store, key, load)
 
 
-def _put(store: BlobStore, key: str, load: Callable[[], bytes | memoryview]) -> int:
+def _put(store: BlobStore, key: str, load: Load) -> int:
     # A frame of its own: the caller's is kept by the error that told of the missing object until garbage is collected.
-    data = load()
-    store.put(key, data)
-    return len(data)
+    with load() as data:
+        store.put(key, data)
+        return len(data)

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -229,7 +231,7 @@ def test_an_upload_goes_on_where_it_stopped_and_sends_no_finished_chunk_again(
     s3_server: S3Server, flaky: FlakyHttp, bucket: str
 ) -> None:
     data = chunks(6)
-    items = [(key_of(chunk), lambda chunk=chunk: chunk) for chunk in data]
+    items = [(key_of(chunk), partial(nullcontext, chunk)) for chunk in data]
     with FaultProxy(s3_server.port) as proxy:
         store = open_blobs(s3_server.url(bucket, port=proxy.port, options="?deadline=2"))
         proxy.cut_after(int(3.5 * CHUNK))
@@ -263,7 +265,7 @@ def test_an_upload_survives_a_kill_of_the_server(private_s3_server: S3Server, bu
 
         with ThreadPoolExecutor(1) as pool:
             killer = pool.submit(kill_and_restart)
-            done = upload(store, [(key_of(chunk), lambda chunk=chunk: chunk) for chunk in data], parallel=2)
+            done = upload(store, [(key_of(chunk), partial(nullcontext, chunk)) for chunk in data], parallel=2)
             survived = killer.result()
     assert done.sent == 10
     assert survived

@@ -23,6 +23,7 @@ class Asked:
     headers: Mapping[str, str]
     """By names in lower case."""
     query: Mapping[str, str]
+    body: bytes
 
 
 def error(status: int, code: str, more: str = "", **headers: str) -> Answer:
@@ -47,10 +48,10 @@ def answering(
         protocol_version = "HTTP/1.1"
 
         def serve(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             path, _, query = self.path.partition("?")
             headers = {name.lower(): value for name, value in self.headers.items()}
-            asked = Asked(f"{self.command} {path}", headers, dict(parse_qsl(query)))
+            asked = Asked(f"{self.command} {path}", headers, dict(parse_qsl(query)), sent)
             lines.append(asked.line)
             status, text, more = answer(asked)
             body = b"" if self.command == "HEAD" else text.encode()

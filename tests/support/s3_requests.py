@@ -57,7 +57,7 @@ class Caller:
             **(headers or {}),
         }
         if self._access_key:
-            signed["authorization"] = self._authorization(method, path, asked, signed)
+            signed["authorization"] = authorization((self._access_key, self._secret_key), method, path, asked, signed)
         return self._exchange(method, f"{path}?{asked}" if asked else path, body, signed)
 
     def follow(self, method: str, url: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Reply:
@@ -78,7 +78,7 @@ class Caller:
         conditions = [{"bucket": path.strip("/")}, ["starts-with", "$key", ""], *({k: v} for k, v in fields.items())]
         until = f"{now + timedelta(hours=1):%Y-%m-%dT%H:%M:%S.000Z}"
         policy = base64.b64encode(json.dumps({"expiration": until, "conditions": conditions}).encode()).decode()
-        fields |= {"key": key, "policy": policy, "x-amz-signature": self._sign(scope, policy)}
+        fields |= {"key": key, "policy": policy, "x-amz-signature": _sign(self._secret_key, scope, policy)}
         body, kind = urllib3.encode_multipart_formdata([*fields.items(), ("file", ("file", data, "text/plain"))])
         return self._exchange("POST", path, body, {"host": self._host, "content-type": kind})
 
@@ -94,22 +94,24 @@ class Caller:
         found = _CODE.search(data)
         return Reply(answer.status, found[1].decode() if found else "", data)
 
-    def _authorization(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> str:
-        """AWS's signature, version 4."""
-        names = ";".join(sorted(headers))
-        lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
-        canonical = "\n".join([method, path, query, lines, names, headers["x-amz-content-sha256"]])
-        moment = headers["x-amz-date"]
-        scope = f"{moment[:8]}/us-east-1/s3/aws4_request"
-        text = "\n".join(["AWS4-HMAC-SHA256", moment, scope, hashlib.sha256(canonical.encode()).hexdigest()])
-        signature = self._sign(scope, text)
-        return f"AWS4-HMAC-SHA256 Credential={self._access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
 
-    def _sign(self, scope: str, text: str) -> str:
-        key = f"AWS4{self._secret_key}".encode()
-        for part in (*scope.split("/"), text):
-            key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-        return key.hex()
+def authorization(keys: tuple[str, str], method: str, path: str, query: str, headers: Mapping[str, str]) -> str:
+    """AWS's signature, version 4, over all of these headers; `keys` are access key and secret."""
+    names = ";".join(sorted(headers))
+    lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
+    canonical = "\n".join([method, path, query, lines, names, headers["x-amz-content-sha256"]])
+    moment = headers["x-amz-date"]
+    scope = f"{moment[:8]}/us-east-1/s3/aws4_request"
+    text = "\n".join(["AWS4-HMAC-SHA256", moment, scope, hashlib.sha256(canonical.encode()).hexdigest()])
+    signature = _sign(keys[1], scope, text)
+    return f"AWS4-HMAC-SHA256 Credential={keys[0]}/{scope}, SignedHeaders={names}, Signature={signature}"
+
+
+def _sign(secret_key: str, scope: str, text: str) -> str:
+    key = f"AWS4{secret_key}".encode()
+    for part in (*scope.split("/"), text):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    return key.hex()
 
 
 def _moment(now: datetime) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from broker.blobs.base import BlobStore
@@ -98,7 +99,8 @@ class Uploader:
         if not anew and self._linked(row.chunks):
             first, rest = (), ()
         for name in row.chunks if anew else first:
-            self._store.put(self._key(name), self._take(name))
+            with self._take(name) as chunk:
+                self._store.put(self._key(name), chunk)
             crash_point("worker.uploading")
         if rest and not anew:
             chunks = [(self._key(name), partial(self._take, name)) for name in rest]
@@ -118,11 +120,12 @@ class Uploader:
             crash_point("worker.uploading")
         return True
 
-    def _take(self, name: bytes) -> bytes:
+    @contextmanager
+    def _take(self, name: bytes) -> Iterator[memoryview]:
         self._throttle.pause()
-        data = self._spool.get(name)
-        self._throttle.spend(len(data))
-        return data
+        with self._spool.lend(name) as chunk:
+            self._throttle.spend(len(chunk))
+            yield chunk
 
     def _key(self, name: bytes) -> str:
         return update_chunk(self._site, name.hex())

@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 
-from broker.blobs.chunks import FileChunk
+from broker.blobs.chunks import BUFFERS, BufferPool, FileChunk
 from broker.blobs.transfer import ChunkUploads
 from broker.runtime.folders import private_folder, sync_folder
 from protocol.blob import Chunk, ChunkSink
@@ -27,6 +27,7 @@ from protocol.errors import DiskFull, StateError
 _UNFINISHED = ".unfinished"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _MIB = 1024 * 1024
+_PIECE = 256 * 1024
 _RESERVE = 64 * _MIB
 """Bytes that stay free on the disk, so that the journal can always be written."""
 
@@ -35,9 +36,19 @@ class Spool:
     """A directory of chunks with a quota; safe to use from any thread."""
 
     def __init__(
-        self, directory: Path, quota: int, *, free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
+        self,
+        directory: Path,
+        quota: int,
+        *,
+        free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
+        buffers: BufferPool = BUFFERS,
     ) -> None:
-        """`quota`: bytes the chunks may take together; `free` tells the free bytes of a directory's disk.
+        """Prepare to keep chunks there.
+
+        Args:
+            quota: bytes the chunks may take together.
+            free: tells the free bytes of a directory's disk.
+            buffers: where chunks are read into.
 
         Raises:
             StateError: the directory cannot be made.
@@ -45,6 +56,7 @@ class Spool:
         self._directory = directory
         self._quota = quota
         self._free = free
+        self._buffers = buffers
         self._sizes: dict[bytes, int] = {}
         self._lock = threading.Lock()
         try:
@@ -117,19 +129,18 @@ class Spool:
         except OSError as error:
             raise self._unreadable(name, error) from error
 
-    def get(self, name: bytes) -> bytes:
-        """A chunk's bytes.
+    @contextmanager
+    def lend(self, name: bytes) -> Iterator[memoryview]:
+        """A chunk's bytes, in one of the process's buffers, which takes others when the context ends.
 
         Raises:
             StateError: it is not there, or its bytes are no longer the ones that were written.
         """
+        buffer = self._buffers.take()
         try:
-            data = self.path(name).read_bytes()
-        except OSError as error:
-            raise self._unreadable(name, error) from error
-        if hashlib.sha256(data).digest() != name:
-            raise StateError(f"spool {self._directory}: chunk {name.hex()[:12]} is damaged")
-        return data
+            yield self._read(name, buffer)
+        finally:
+            self._buffers.give_back(buffer)
 
     def drop(self, names: Iterable[bytes]) -> None:
         """Delete chunks; those that are gone already do no harm."""
@@ -137,6 +148,19 @@ class Spool:
             self.path(name).unlink(missing_ok=True)
             with self._lock:
                 self._sizes.pop(name, None)
+
+    def _read(self, name: bytes, buffer: memoryview) -> memoryview:
+        size, found = 0, hashlib.sha256()
+        try:
+            with self.path(name).open("rb", buffering=0) as file:
+                while got := file.readinto(buffer[size : size + _PIECE]):
+                    found.update(buffer[size : size + got])  # while it is in the processor's cache
+                    size += got
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        if found.digest() != name:
+            raise StateError(f"spool {self._directory}: chunk {name.hex()[:12]} is damaged")
+        return buffer[:size]
 
     def _unreadable(self, name: bytes, error: OSError) -> StateError:
         return StateError(f"spool {self._directory}: chunk {name.hex()[:12]} cannot be read: {error.strerror}")

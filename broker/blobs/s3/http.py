@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import io
 import logging
@@ -32,7 +33,7 @@ PROXIED_S = 15.0
 SILENCE_S = 30.0
 _PIECE = 256 * 1024
 _MAX_ANSWER = 4 * 1024 * 1024
-_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _REGION = re.compile(rb"<Region>([A-Za-z0-9-]{1,64})</Region>")
 
 
@@ -60,19 +61,19 @@ class BoundedPool(PoolManager):
     def __init__(self, *, tls: Tls | None = None, proxy: Proxy | None = None, connections: int = 16) -> None:
         """Prepare; `tls` is for https alone, and whether its files can be used shows with the first connection."""
         super().__init__(maxsize=connections, retries=False, blocksize=_PIECE)
-        self.pool_classes_by_scheme = _pools(tls or Tls(), proxy, self.check_deadline)
         self._connect_s = CONNECT_S if proxy is None else PROXIED_S
         self._calls = threading.local()
+        self.pool_classes_by_scheme = _pools(tls or Tls(), proxy, self._calls, self.check_deadline)
 
     @contextmanager
     def until(self, deadline: float) -> Iterator[None]:
         """Let this thread's calls end at `deadline` (`time.monotonic`) and forget the last answer."""
         self._calls.deadline = deadline
-        self._calls.answer = None
+        self._calls.answer = self._calls.body = None
         try:
             yield
         finally:
-            del self._calls.deadline
+            del self._calls.deadline, self._calls.body
 
     @property
     def answer(self) -> HttpAnswer | None:
@@ -96,7 +97,7 @@ class BoundedPool(PoolManager):
         self._calls.answer = None
         body = kw.get("body")
         if isinstance(body, bytes | bytearray | memoryview) and body:
-            kw["body"] = _Body(body, self)
+            kw["body"] = self._pieces(memoryview(body))
         kw["timeout"] = Timeout(connect=min(self._connect_s, left), read=min(SILENCE_S, left))
         response = super().urlopen(method, url, redirect=False, preload_content=False, **kw)
         if response.status == 200 and not preload_content:
@@ -134,18 +135,62 @@ class BoundedPool(PoolManager):
         Raises:
             TooLarge: it has more than `limit` bytes; checked before they are read if the server declares its size.
         """
-        try:
-            declared = response.headers.get("Content-Length", "")
-            if declared.isdecimal() and int(declared) > limit:
-                raise TooLarge(f"{what}: {declared} bytes, at most {limit} expected; refused unread")
+        with _read_whole(response, what, limit):
             data = self.read(response, limit)
             if len(data) > limit:
                 raise TooLarge(f"{what}: more than the expected {limit} bytes; reading was stopped")
-        except BaseException:
-            response.close()
-            raise
-        response.release_conn()
         return data
+
+    def receive(self, response: BaseHTTPResponse, what: str, room: memoryview) -> tuple[int, str]:
+        """As `collect`, but into `room`, which is the limit, and without a copy; call it where the answer was got.
+
+        Returns:
+            The body's size, and its SHA-256 in hex: each piece is hashed while the processor's cache still holds it.
+        """
+        body: http.client.HTTPResponse = self._calls.body
+        size, found = 0, hashlib.sha256()
+        with _read_whole(response, what, len(room)) as declared:
+            try:
+                while got := self._receive(body, room[size : size + _PIECE]):
+                    found.update(room[size : size + got])
+                    size += got
+                if size == len(room) and self._receive(body, memoryview(bytearray(1))):
+                    raise TooLarge(f"{what}: more than the expected {size} bytes; reading was stopped")
+            except http.client.HTTPException as error:
+                raise ProtocolError(f"the answer is cut short or garbled: {error!r}") from error
+            if declared is not None and size != declared:
+                raise ProtocolError(f"the answer ends after {size} of {declared} bytes")
+            body.close()
+        return size, found.hexdigest()
+
+    def _receive(self, body: http.client.HTTPResponse, room: memoryview) -> int:
+        self.check_deadline()
+        return body.readinto(room) if room else 0
+
+    def _pieces(self, data: memoryview) -> Iterator[memoryview]:
+        """A body on its way out: views of it; the next one fails once the deadline has passed."""
+        for start in range(0, len(data), _PIECE):
+            self.check_deadline()
+            yield data[start : start + _PIECE]
+
+
+@contextmanager
+def _read_whole(response: BaseHTTPResponse, what: str, limit: int) -> Iterator[int | None]:
+    """Give the connection back once the body was read, or close it after any error; yields the size that is declared.
+
+    Raises:
+        TooLarge: it is over the limit.
+    """
+    try:
+        said = response.headers.get("Content-Length", "")
+        declared = int(said) if said.isdecimal() else None
+        if declared is not None and declared > limit:
+            raise TooLarge(f"{what}: {declared} bytes, at most {limit} expected; refused unread")
+        yield declared
+    except BaseException:
+        response.close()
+        raise
+    response.release_conn()
 
 
 def _answer_of(response: BaseHTTPResponse, data: bytes) -> HttpAnswer:
@@ -185,10 +230,13 @@ class _TlsConnection(_Connection, HTTPSConnection):
         super().connect()
 
 
-def _pools(tls: Tls, proxy: Proxy | None, left: Callable[[], float]) -> dict[str, type[HTTPConnectionPool]]:
+def _pools(
+    tls: Tls, proxy: Proxy | None, calls: threading.local, left: Callable[[], float]
+) -> dict[str, type[HTTPConnectionPool]]:
     """The classes of pools whose connections are made like that: urllib3 makes both by itself.
 
     Args:
+        calls: gets the `body` of this thread's last answer, which can be read into a buffer; urllib3's own copies.
         left: seconds that a call still has; `TimeoutError` when there are none.
     """
 
@@ -196,6 +244,7 @@ def _pools(tls: Tls, proxy: Proxy | None, left: Callable[[], float]) -> dict[str
         def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
             super().__init__(sock, debuglevel, method)
             self.fp = io.BufferedReader(_Heard(self.fp.detach(), sock, left))
+            calls.body = self
 
     class Connection(_Connection):
         proxy_hop = proxy
@@ -222,18 +271,6 @@ def _through(connection: HTTPConnection, proxy: Proxy | None) -> socket.socket |
         return connect_through(proxy, connection.host, connection.port, float(connection.timeout or CONNECT_S))
     except HopError as error:
         raise NewConnectionError(connection, str(error)) from error
-
-
-class _Body(io.BytesIO):
-    """Bytes on their way out; reading the next piece fails once the deadline has passed."""
-
-    def __init__(self, data: bytes | bytearray | memoryview, pool: BoundedPool) -> None:
-        super().__init__(data)
-        self._pool = pool
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._pool.check_deadline()
-        return super().read(size)
 
 
 class _Heard(io.RawIOBase):

@@ -16,14 +16,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn, TypeVar
 
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import ProtocolError
 
 from broker.blobs.base import ObjectInfo, check_bytes, check_head, check_key, check_prefix
 from broker.blobs.s3.grants import READABLE
+from broker.blobs.s3.receive import receive_chunk
 from broker.blobs.s3.retry import open_http
 from broker.blobs.s3.url import S3Url, parse_s3_url
 from broker.net.schemes import Connection
 from protocol import limits
+from protocol.blob import Chunk, HeldChunk
 from protocol.errors import Forbidden, Missing, StoreError, TooLarge, TransportError
 from protocol.messages import Grant, Request
 from protocol.topology import check_site, head_key
@@ -85,19 +88,22 @@ class PresignedBlobs:
         check_key(key)
         if not key.startswith(self._own):
             self._refuse(f"put {key}: only what lies below {self._own} is put here")
-        body = bytes(data)
 
         def send(url: str) -> None:
             # The length said in advance: otherwise the body would go in chunks, which not every store takes.
-            self._done(self._http.urlopen("PUT", url, body=body, headers={"Content-Length": str(len(body))}).status)
+            self._done(self._http.urlopen("PUT", url, body=data, headers={"Content-Length": str(len(data))}).status)
 
-        self._with_url(f"put {key} ({len(body)} bytes)", _Want(put=True, key=key), send)
+        self._with_url(f"put {key} ({len(data)} bytes)", _Want(put=True, key=key), send)
 
     def get(self, key: str, limit: int) -> bytes:
-        check_key(key)
-        if not key.startswith(READABLE):
-            self._refuse(f"get {key}: members read only below {' and '.join(READABLE)}")
-        return check_bytes(key, self._fetch(key, limit))
+        self._check_readable(key)
+        return check_bytes(key, self._fetch(key, partial(self._http.collect, limit=limit)))
+
+    def open(self, key: str, limit: int) -> Chunk:
+        if limit > limits.CHUNK:
+            return HeldChunk(self.get(key, limit), checked=True)
+        self._check_readable(key)
+        return receive_chunk(key, limit, lambda room: self._fetch(key, partial(self._http.receive, room=room)))
 
     def has(self, key: str) -> bool:
         """Always forbidden: whether an object is there cannot be asked by such URLs; put it again instead."""
@@ -125,7 +131,7 @@ class PresignedBlobs:
         head = self._requests.ask(Request(puts=(), gets=())).head
         if not head:
             try:
-                return self._fetch(key, limit)
+                return self._fetch(key, partial(self._http.collect, limit=limit))
             except Missing:
                 return None
         if len(head) > limit:
@@ -136,11 +142,16 @@ class PresignedBlobs:
         """Release connections; calls that are waiting to try again give up."""
         self._patience.close()
 
-    def _fetch(self, key: str, limit: int) -> bytes:
-        def receive(url: str) -> bytes:
+    def _check_readable(self, key: str) -> None:
+        check_key(key)
+        if not key.startswith(READABLE):
+            self._refuse(f"get {key}: members read only below {' and '.join(READABLE)}")
+
+    def _fetch(self, key: str, read: Callable[[BaseHTTPResponse, str], T]) -> T:
+        def receive(url: str) -> T:
             response = self._http.urlopen("GET", url, preload_content=False)
             self._done(response.status)
-            return self._http.collect(response, f"{key} in {self._where}", limit)
+            return read(response, f"{key} in {self._where}")
 
         return self._with_url(f"get {key}", _Want(put=False, key=key), receive)
 

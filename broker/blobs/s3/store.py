@@ -1,4 +1,4 @@
-"""The blob store on any S3 server, by minio-py; the only module that imports it.
+"""The blob store on any S3 server, by minio-py and its signatures; the only module that imports it.
 
 One object is one PUT. Nothing here relies on ETags, conditional requests, metadata or multipart uploads: servers
 differ in all of them, and some ignore them silently.
@@ -6,7 +6,7 @@ differ in all of them, and some ignore them silently.
 
 from __future__ import annotations
 
-import io
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,21 +18,27 @@ from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
 from minio import Minio
+from minio.credentials.credentials import Credentials
 from minio.error import InvalidResponseError, S3Error, ServerError
-from urllib3.exceptions import HTTPError
+from minio.signer import sign_v4_s3
+from minio.time import to_amz_date
+from urllib3 import BaseHTTPResponse
+from urllib3.exceptions import HTTPError, ProtocolError
 
 from broker.blobs.base import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
 from broker.blobs.s3.http import BoundedPool
+from broker.blobs.s3.receive import receive_chunk
 from broker.blobs.s3.retry import NotYet, open_http
 from broker.blobs.s3.url import S3Url, parse_s3_url
 from broker.net.tls import Tls
+from protocol import limits
+from protocol.blob import Chunk, HeldChunk
 from protocol.errors import ConfigError, Forbidden, Missing, StoreError
 from protocol.topology import head_key
 
 # minio-py lets urllib3's errors through, turns an answer that is not application/xml into InvalidResponseError
 # whatever its status, and trips over XML or text that does not decode.
 _FAULTS = (NotYet, S3Error, InvalidResponseError, ServerError, HTTPError, OSError, ParseError, ValueError)
-_MIN_PART = 5 * 1024 * 1024
 _PAGE = 1000
 _ANY_KEY = head_key("any")
 _NEW_S = 5.0
@@ -69,7 +75,8 @@ class S3Blobs:
                 " FLEDGE_S3_ACCESS_KEY and FLEDGE_S3_SECRET_KEY"
             )
         self._http, self._patience = open_http(url, insecure=insecure, proxy=proxy, environ=environ, faults=_FAULTS)
-        self._client = _client(url, self._http)
+        self._client, self._address = _client(url, self._http)
+        self._region, self._credentials = url.region, Credentials(url.access_key, url.secret_key)
 
     @classmethod
     def from_url(cls, url: str, *, insecure: bool = False, tls: Tls | None = None, proxy: str | None = None) -> S3Blobs:
@@ -81,12 +88,17 @@ class S3Blobs:
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Store `data` under `key`; the server has answered 200 on return."""
-        check_key(key)
-        self._put(key, bytes(data))
+        self._put(key, data, check_key(key))
 
     def get(self, key: str, limit: int) -> bytes:
         check_key(key)
-        return check_bytes(key, self._read("get", key, lambda: self._fetch(key, limit)))
+        return check_bytes(key, self._fetch(key, partial(self._http.collect, limit=limit)))
+
+    def open(self, key: str, limit: int) -> Chunk:
+        if limit > limits.CHUNK:
+            return HeldChunk(self.get(key, limit), checked=True)
+        check_key(key)
+        return receive_chunk(key, limit, lambda room: self._fetch(key, partial(self._http.receive, room=room)))
 
     def has(self, key: str) -> bool:
         """Whether the object is there.
@@ -128,12 +140,12 @@ class S3Blobs:
         A put that was given up may still reach the server later than a newer one: readers go by the sequence number
         inside the head, and its owner puts it again now and then.
         """
-        self._put(head_key(check_head(name)), data)
+        self._put(head_key(check_head(name)), data, hashlib.sha256(data).hexdigest())
 
     def get_head(self, name: str, limit: int) -> bytes | None:
         key = head_key(check_head(name))
         try:
-            return self._read("get", key, lambda: self._fetch(key, limit))
+            return self._fetch(key, partial(self._http.collect, limit=limit))
         except Missing:
             return None
 
@@ -192,14 +204,12 @@ class S3Blobs:
             return False
         return all(info.key != key for info in found)
 
-    def _put(self, key: str, data: bytes) -> None:
+    def _put(self, key: str, data: bytes | memoryview, digest: str) -> None:
         begun = time.monotonic()
-        # Above its part size minio-py would start a multipart upload.
-        part = max(len(data), _MIN_PART)
 
         def send_or_make_bucket() -> None:
             try:
-                self._client.put_object(self._bucket, self._name(key), io.BytesIO(data), len(data), part_size=part)
+                self._send(key, data, digest)
             except _FAULTS:
                 answer = self._http.answer
                 if answer is not None and answer.code == "NoSuchBucket":
@@ -211,6 +221,32 @@ class S3Blobs:
                 raise
 
         self._patience.call(f"put {key} ({len(data)} bytes)", send_or_make_bucket)
+
+    def _send(self, key: str, data: bytes | memoryview, digest: str) -> None:
+        """One PUT, signed together with the body's SHA-256, which is known: minio-py would copy it and hash it again.
+
+        A server that compares the two refuses what is not what was signed; some only compare the signature.
+        """
+        url, date = urlsplit(f"{self._address}{key}"), datetime.now(UTC)
+        headers: dict[str, str | list[str] | tuple[str]] = {
+            "Host": url.netloc,
+            "Content-Length": str(len(data)),
+            "Content-Type": "application/octet-stream",
+            "x-amz-content-sha256": digest,
+            "x-amz-date": to_amz_date(date),
+        }
+        signed = sign_v4_s3(
+            method="PUT",
+            url=url,
+            region=self._region,
+            headers=headers,
+            credentials=self._credentials,
+            content_sha256=digest,
+            date=date,
+        )
+        answer = self._http.urlopen("PUT", url.geturl(), body=data, headers=signed)
+        if answer.status != 200:
+            raise ProtocolError(f"answer {answer.status}")
 
     def _make_bucket(self, until: float) -> None:
         """Make the bucket, or wait for another who is making it: of several at once, servers refuse all but one."""
@@ -227,9 +263,11 @@ class S3Blobs:
                 ) from None
             raise NotYet(f"bucket {self._bucket!r} is not there, and the server did not make it ({answer})") from None
 
-    def _fetch(self, key: str, limit: int) -> bytes:
-        response = self._client.get_object(self._bucket, self._name(key))
-        return self._http.collect(response, f"{key} in {self._where}", limit)
+    def _fetch(self, key: str, read: Callable[[BaseHTTPResponse, str], T]) -> T:
+        def fetch() -> T:
+            return read(self._client.get_object(self._bucket, self._name(key)), f"{key} in {self._where}")
+
+        return self._read("get", key, fetch)
 
     def _folder(self, prefix: str) -> Iterator[ObjectInfo]:
         """What lies directly below a prefix: objects in order, and folders, which end in a slash, in no order."""
@@ -275,8 +313,11 @@ class S3Blobs:
         ]
 
 
-def _client(url: S3Url, http: BoundedPool) -> Minio:
+def _client(url: S3Url, http: BoundedPool) -> tuple[Minio, str]:
     """The library's client, held to the host that the URL names: it knows better for some, and moves the bucket there.
+
+    Returns:
+        It, and what the addresses that it calls begin with, up to the key.
 
     Raises:
         ConfigError: it takes host or bucket for wrong, or would call another host.
@@ -295,7 +336,7 @@ def _client(url: S3Url, http: BoundedPool) -> Minio:
             f"store {url}: the S3 library would call {urlsplit(called).netloc} instead; write Amazon's host with the"
             " bucket's region and without a port, such as s3.eu-central-1.amazonaws.com"
         )
-    return client
+    return client, called.partition(_ANY_KEY)[0]
 
 
 def _holds_keys(folder: str, prefix: str) -> bool:

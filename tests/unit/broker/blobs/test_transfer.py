@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 
 from broker.blobs.memory import MemoryBlobs
-from broker.blobs.transfer import Item, fetch_ahead, upload
+from broker.blobs.transfer import Item, Load, fetch_ahead, upload
 from protocol.errors import Corrupt, Forbidden, Missing, StoreError, TooLarge
 
 LIMIT = 1000
@@ -85,10 +85,10 @@ class Watched(MemoryBlobs):
 def items(loaded: list[str]) -> list[Item]:
     """DATA to be uploaded; what is really loaded is noted."""
 
-    def load(key: str, data: bytes) -> Callable[[], bytes]:
-        def read() -> bytes:
+    def load(key: str, data: bytes) -> Load:
+        def read() -> nullcontext[bytes]:
             loaded.append(key)
-            return data
+            return nullcontext(data)
 
         return read
 
