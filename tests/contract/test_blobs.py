@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -88,8 +89,11 @@ def _other(word: str, presigned: bool, request: pytest.FixtureRequest) -> Iterat
     server = opened(word)
     vandal = S3Blobs.from_url(server.url(place))
     store = Halves(server, place) if presigned else open_blobs(server.url(place))
-    # What is put is not hashed again, so whoever puts can put anything.
-    yield Subject(store, vandal.put, torn=KINDS[word].torn)
+
+    def overwrite(key: str, data: bytes) -> None:
+        vandal._put(key, data, hashlib.sha256(data).hexdigest())  # servers compare what they get with what was signed
+
+    yield Subject(store, overwrite, torn=KINDS[word].torn)
     vandal.close()
 
 

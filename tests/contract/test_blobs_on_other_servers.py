@@ -11,7 +11,7 @@ import pytest
 
 from broker.blobs.open import open_blobs
 from broker.blobs.s3.store import S3Blobs
-from protocol.errors import Forbidden, StoreError
+from protocol.errors import Forbidden, Missing, StoreError
 from tests.support.blobs import LIMIT, key_of
 from tests.support.other_stores import KINDS, SECRET_KEY, OtherStore
 from tests.support.presigned import SITE, Hub, site_store
@@ -74,6 +74,15 @@ def test_a_wrong_secret_is_refused_at_once(checking: OtherStore, bucket: str) ->
             with pytest.raises(Forbidden, match="check access key, secret"):
                 call()
         assert time.monotonic() - begun < 5
+
+
+def test_what_is_not_what_its_key_says_is_refused(checking: OtherStore, bucket: str) -> None:
+    with closing(open_blobs(checking.url(bucket))) as store:
+        store.put(key_of(b"x"), b"x")
+        with pytest.raises(StoreError, match="the store will not do this"):
+            store.put(key_of(b"y"), b"z")
+        with pytest.raises(Missing):
+            store.get(key_of(b"y"), LIMIT)
 
 
 def test_another_region_works_or_the_right_one_is_named(server: Found, bucket: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from broker.blobs.memory import MemoryBlobs
 from broker.runtime.threads import Here
 from protocol.errors import StoreError
 from protocol.topology import update_chunk
+from tests.support.lent_buffers import LentBuffers
 from worker.domain import events
 from worker.domain.state import UpdateRow
 from worker.pipeline.context import SiteContext
@@ -57,8 +59,6 @@ def uploader(store: Store, spool: Spool, throttle: Throttle) -> tuple[Uploader, 
 
 
 def spooled(spool: Spool, *sizes: int) -> UpdateRow:
-    import hashlib
-
     names = []
     with spool.batch() as batch:
         sink = batch.chunks(Here())
@@ -98,6 +98,33 @@ def test_without_a_limit_nobody_waits(tmp_path: Path) -> None:
     sender.upload(spooled(spool, 1000, 3000, 2000), anew=False)
     assert told == [events.Uploaded(row=1)]
     assert line.waits == []
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_no_more_than_four_buffers_are_out_and_all_come_back(tmp_path: Path, anew: bool) -> None:
+    class Failing(Store):
+        def put(self, key: str, data: bytes | memoryview) -> None:
+            if key == failing:
+                raise StoreError("no room")
+            super().put(key, data)
+
+    line, lent, failing = Line(), LentBuffers(), ""
+    store, spool = Failing(line), Spool(tmp_path, 10**6, buffers=lent)
+    row = spooled(spool, *range(1000, 1012))
+    sender, told = uploader(store, spool, line.throttle(None))
+    sender.upload(row, anew=anew)
+    assert told == [events.Uploaded(row=1)]
+    for name in row.chunks:
+        assert hashlib.sha256(store.get(update_chunk("alpha", name.hex()), 2000)).digest() == name
+        store.delete(update_chunk("alpha", name.hex()))
+    failing = update_chunk("alpha", row.chunks[6].hex())
+    sender.upload(row, anew=anew)
+    assert told[1:] == [events.SendingFailed(row=1, lost=False)]
+    spool.path(row.chunks[6]).write_bytes(b"damaged")
+    sender.upload(row, anew=anew)
+    assert told[2:] == [events.SendingFailed(row=1, lost=True)]
+    assert lent.out == set()
+    assert 1 <= lent.most <= 4
 
 
 def test_a_quiet_hour_saves_nothing_up_for_a_burst() -> None:

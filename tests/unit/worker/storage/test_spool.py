@@ -9,6 +9,7 @@ import pytest
 
 from broker.runtime.threads import Here
 from protocol.errors import DiskFull, StateError
+from tests.support.lent_buffers import LentBuffers
 from worker.storage.spool import Spool
 
 MIB = 1024 * 1024
@@ -48,6 +49,30 @@ def test_a_damaged_or_missing_chunk_is_never_returned(tmp_path: Path) -> None:
     kept.drop([NAME])
     with pytest.raises(StateError, match="cannot be read"):
         got(kept)
+
+
+def test_a_chunk_is_lent_in_a_buffer_that_comes_back_whatever_happens(tmp_path: Path) -> None:
+    lent = LentBuffers()
+    kept = Spool(tmp_path, 100 * MIB, free=lambda _: 1024 * MIB, buffers=lent)
+    large = os.urandom(8 * MIB + 136)
+    for data in (CHUNK, large, b""):
+        name = hashlib.sha256(data).digest()
+        put(kept, name, data)
+        with kept.lend(name) as chunk:
+            assert chunk == data
+            assert len(lent.out) == 1
+        assert lent.out == set()
+    with pytest.raises(OSError, match="the store is away"), kept.lend(NAME):
+        raise OSError("the store is away")
+    for damaged in (CHUNK[:-1], CHUNK + b"x", bytes(9 * MIB)):
+        (tmp_path / NAME.hex()).write_bytes(damaged)
+        with pytest.raises(StateError, match="damaged"):
+            got(kept)
+    kept.drop([NAME])
+    with pytest.raises(StateError, match="cannot be read"):
+        got(kept)
+    assert lent.out == set()
+    assert len(lent.made) == 1
 
 
 def test_sweeping_keeps_what_the_journal_names_and_deletes_the_rest(tmp_path: Path) -> None:
