@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -202,19 +201,10 @@ def test_a_put_that_is_cut_for_good_leaves_nothing_behind(s3_server: S3Server, b
         store = open_blobs(s3_server.url(bucket, port=proxy.port, options="?deadline=3"))
         store.put(key_of(b"first"), b"first")
         data = chunks(1)[0]
-        proxy.cut_after(CHUNK // 2)
-        refuser = threading.Thread(target=refuse_after_cut, args=(proxy,))
-        refuser.start()
+        proxy.cut_after(CHUNK // 2, refuse=True)
         with pytest.raises(StoreError, match="put"):
             store.put(key_of(data), data)
-        refuser.join()
     assert visible(s3_server, bucket) == {key_of(b"first")}
-
-
-def refuse_after_cut(proxy: FaultProxy) -> None:
-    """Refuse everything from the moment the armed cut has happened."""
-    proxy.wait_cut(30)
-    proxy.refuse()
 
 
 def test_a_get_that_is_cut_in_the_middle_is_repeated(s3_server: S3Server, proxy: FaultProxy, bucket: str) -> None:
@@ -234,12 +224,9 @@ def test_an_upload_goes_on_where_it_stopped_and_sends_no_finished_chunk_again(
     items = [(key_of(chunk), partial(nullcontext, chunk)) for chunk in data]
     with FaultProxy(s3_server.port) as proxy:
         store = open_blobs(s3_server.url(bucket, port=proxy.port, options="?deadline=2"))
-        proxy.cut_after(int(3.5 * CHUNK))
-        refuser = threading.Thread(target=refuse_after_cut, args=(proxy,))
-        refuser.start()
+        proxy.cut_after(int(3.5 * CHUNK), refuse=True)
         with pytest.raises(StoreError):
             upload(store, items, parallel=2)
-        refuser.join()
     there = visible(s3_server, bucket)
     assert 0 < len(there) < 6
     flaky.requests.clear()

@@ -20,6 +20,7 @@ class FaultProxy:
         self._answering = threading.Event()
         self._answering.set()
         self._refusing = False
+        self._refuse_then = False
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
@@ -61,10 +62,14 @@ class FaultProxy:
         for sock in sockets:
             _reset(sock)
 
-    def cut_after(self, count: int) -> None:
-        """Reset every open connection once `count` more bytes have been forwarded, both directions together."""
+    def cut_after(self, count: int, *, refuse: bool = False) -> None:
+        """Reset every open connection once `count` more bytes have been forwarded, both directions together.
+
+        With `refuse` nobody who is cut comes back.
+        """
         with self._lock:
             self._budget = count
+            self._refuse_then = refuse
             self._spent.clear()
 
     def wait_cut(self, timeout: float) -> None:
@@ -113,6 +118,7 @@ class FaultProxy:
             if self._budget > 0:
                 return False
             self._budget = None
+            self._refusing |= self._refuse_then
             self._spent.set()
             return True
 
