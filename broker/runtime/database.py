@@ -179,8 +179,9 @@ class Statement:
         self._prepare(db)
         return _execute(db, self._sql, self._values(row or {}))
 
+    # What a column holds is known to the statement alone, as it is for SQLAlchemy's own `scalar`.
     def value(self, db: Connection, row: Mapping[str, object] | None = None) -> Any:
-        """The first column of the first row that it finds, or None; what that holds is known to the statement alone."""
+        """The first column of the first row that it finds, or None."""
         found = self.run(db, row).fetchone()
         return None if found is None else found[0]
 
