@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,7 +61,8 @@ class Manifest:
             WrongContext: the suite is unknown (`upgrade_needed`).
             Tampered: the number of chunks does not follow from the length.
         """
-        if len(self.digest) != hashlib.sha256().digest_size and (self.digest or self.suite is Suite.XCHACHA20):
+        suite = self.suite
+        if len(self.digest) != hashlib.sha256().digest_size and (self.digest or suite is Suite.XCHACHA20):
             raise Malformed("the blob's digest has the wrong size")
         if self.length > limits.BLOB:
             raise TooLarge(f"a blob of {self.length} bytes; at most {limits.BLOB} are allowed")
@@ -261,16 +262,32 @@ class BlobReader:
         """
         count = 0
         for number, chunk in enumerate(chunks):
-            if number >= len(self.manifest.chunks) or len(chunk) != self.manifest.chunk_size(number):
+            if number >= len(self.manifest.chunks):
                 chunk.close(right=False)
-                raise Tampered(f"chunk {number} has the wrong size", "truncated")
-            yield from self._chunk(chunk, self.manifest.chunks[number], pool)
+                raise Tampered(f"chunk {number} is one too many", "truncated")
+            yield from self._chunk(self._whole(chunk, number), number, pool)
             count += 1
         if count != len(self.manifest.chunks):
             raise Tampered(f"{count} of {len(self.manifest.chunks)} chunks", "truncated")
 
-    def _chunk(self, chunk: Chunk, name: bytes, pool: Executor | None) -> Iterator[memoryview]:
-        right = False
+    def _whole(self, chunk: Chunk, number: int) -> Chunk:
+        """The chunk, in its right size: renewed if it is a copy that lost that."""
+        expected = self.manifest.chunk_size(number)
+        if len(chunk) == expected:
+            return chunk
+        try:
+            if not self._is_intact(chunk, self.manifest.chunks[number]):
+                with suppress(Tampered):  # there is nothing else: then the size is what is wrong
+                    chunk = chunk.renew()
+            if len(chunk) != expected:
+                raise Tampered(f"chunk {number} has the wrong size", "truncated")
+        except BaseException:
+            chunk.close(right=False)
+            raise
+        return chunk
+
+    def _chunk(self, chunk: Chunk, number: int, pool: Executor | None) -> Iterator[memoryview]:
+        right, name = False, self.manifest.chunks[number]
         hashed = None if self._proven or chunk.checked else _ChunkHash(name, pool if self._last else None)
         try:
             for start in range(0, len(chunk), limits.RECORD + self._overhead):
@@ -279,7 +296,7 @@ class BlobReader:
                 except (Tampered, Corrupt):
                     if self._is_intact(chunk, name):
                         raise
-                    chunk, hashed = chunk.renew(), None
+                    chunk, hashed = self._whole(chunk.renew(), number), None
                     plain = self._record(chunk, start, hashed)
                 done = start + limits.RECORD + self._overhead >= len(chunk)
                 right = done and (chunk.checked or hashed is not None)
@@ -300,10 +317,11 @@ class BlobReader:
 
     def _is_intact(self, chunk: Chunk, name: bytes) -> bool:
         """Something is wrong: was it sealed like that, or is it the chunk's bytes that are?"""
-        found = hashlib.sha256()
+        found, spare = hashlib.sha256(), new_buffer(min(limits.RECORD, len(chunk)))
         try:
-            for start in range(0, len(chunk), limits.RECORD + self._overhead):
-                found.update(self._part(chunk, start))
+            for start in range(0, len(chunk), limits.RECORD):
+                size = min(limits.RECORD, len(chunk) - start)
+                found.update(chunk.part(start, start + size, spare[:size]))
         except StoreError:
             return False
         return found.digest() == name

@@ -73,11 +73,20 @@ class RecordCipher(ABC):
     def __init__(self, associated: bytes) -> None:
         """`associated`: the hash of the message's core, which binds every record to it."""
         self._associated = associated
+        self._sealed = 0
 
     def seal(self, index: int, last: bool, plain: Octets, sealed: memoryview) -> None:
-        """Encrypt record `index` into `sealed`, which is `suite.overhead` bytes longer than `plain`."""
+        """Encrypt record `index` into `sealed`, which is `suite.overhead` bytes longer than `plain`.
+
+        Raises:
+            ValueError: a length is wrong, the buffers overlap, or a record of this index was encrypted before.
+        """
         if size_of(sealed) != size_of(plain) + self.suite.overhead:
             raise ValueError(f"{size_of(plain)} bytes do not encrypt into {size_of(sealed)}")
+        _check_apart(plain, sealed)
+        if index < self._sealed:  # the same nonce for two texts would tell both
+            raise ValueError(f"record {index} was encrypted before")
+        self._sealed = index + 1
         self._seal(self._bound(index), index, last, plain, sealed)
 
     def open(self, index: int, last: bool, sealed: Octets, plain: memoryview) -> None:
@@ -85,9 +94,11 @@ class RecordCipher(ABC):
 
         Raises:
             Tampered: it is not that record, or the stream's end in the wrong place; `plain` then holds nothing of it.
+            ValueError: a length is wrong, or the buffers overlap.
         """
         if size_of(sealed) != size_of(plain) + self.suite.overhead:
             raise ValueError(f"{size_of(sealed)} bytes do not decrypt into {size_of(plain)}")
+        _check_apart(sealed, plain)
         self._open(self._bound(index), index, last, sealed, plain)
 
     def _bound(self, index: int) -> bytes:
@@ -129,6 +140,7 @@ class _XChaCha20(RecordCipher):
         if failed:
             raise Tampered(f"record {index} does not decrypt")
         if self._tag[0] != (_FINAL if last else _MESSAGE):
+            plain.cast("B")[:] = bytes(plain.nbytes)
             raise Tampered(f"record {index} ends the stream in the wrong place", "truncated")
 
 
@@ -171,6 +183,7 @@ class NewStream:
     def __init__(self, suite: Suite, secret: bytes) -> None:
         self._suite = suite
         self._secret = secret
+        self._begun = False
         if suite is Suite.XCHACHA20:
             self._state = sodium.crypto_secretstream_xchacha20poly1305_state()
             self.header = sodium.crypto_secretstream_xchacha20poly1305_init_push(self._state, secret)
@@ -178,7 +191,14 @@ class NewStream:
             self.header = bytes([suite]) + nacl.utils.random(_RANDOM)
 
     def cipher(self, associated: bytes) -> RecordCipher:
-        """The one cipher that seals the stream's records."""
+        """The one cipher that seals the stream's records.
+
+        Raises:
+            ValueError: it was given before; two ciphers would use the same nonces for different texts.
+        """
+        if self._begun:
+            raise ValueError("a stream is written once")
+        self._begun = True
         if self._suite is Suite.XCHACHA20:
             return _XChaCha20(associated, self._state)
         return _Aegis256(associated, self.header[1:], self._secret)
@@ -213,6 +233,13 @@ def opening(header: bytes, secret: bytes, associated: bytes) -> RecordCipher:
 def size_of(data: Octets) -> int:
     """Bytes, also of a view whose elements are larger."""
     return data.nbytes if isinstance(data, memoryview) else len(data)
+
+
+def _check_apart(read: Octets, written: memoryview) -> None:
+    """Refuse a buffer that cannot be written, or holds some of what is read."""
+    start, target = (int(ffi.cast("uintptr_t", each)) for each in (_readable(read), _writable(written)))
+    if start < target + size_of(written) and target < start + size_of(read):
+        raise ValueError("a record and what it becomes overlap in memory")
 
 
 def _readable(data: Octets) -> object:

@@ -191,6 +191,7 @@ class Sealer:
 
         Raises:
             Malformed: it has none.
+            ValueError: it was given before: nothing is ever encrypted twice under one key.
         """
         if self._stream is None:
             raise Malformed(f"a {self._kind.name} message without a blob has no writer")

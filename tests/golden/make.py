@@ -10,22 +10,27 @@ v1/registry.bin           the root-signed registry
 v1/model.spec             a model specification; model.header is the payload header that follows from it
 v1/<kind>.bin             an envelope; <kind>.chunk is its blob's only chunk; <kind>.txt is what it says
 v1/large.bin              a blob of three chunks: the envelope alone, its chunks are made again from the key inside
+v1/<…>.aegis256.<…>       the same in the second suite: messages with a blob, and a registry that asks for it
 attacks/<reason>--<what>  what has to be refused with that reason; with its chunks, if any, behind it
+SHA256SUMS                of all of them; `sha256sum --check` reads it
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
+from protocol.cipher import Suite
 from protocol.keys import Identity
 from protocol.messages import Kind
 from tests.support.hostile import attacks
 from tests.support.wire import (
     AGGREGATOR,
+    BLOBS,
     OPERATOR,
     PEOPLE,
     REGISTRY,
@@ -44,6 +49,17 @@ V1 = HERE / "v1"
 ATTACKS = HERE / "attacks"
 LARGE = 16 * 2**20 + 1
 """Two whole chunks and one byte."""
+
+
+GOLDEN = [(kind, Suite.XCHACHA20) for kind in Kind] + [
+    (kind, Suite.AEGIS256) for kind in Kind if kind in BLOBS | {Kind.REGISTRY}
+]
+"""What there is a message of."""
+
+
+def file_name(what: str, suite: Suite, ending: str) -> str:
+    """What a file is called; those of the first suite are older than suites."""
+    return f"{what}.{ending}" if suite is Suite.XCHACHA20 else f"{what}.{suite.word}.{ending}"
 
 
 def reader_of(kind: Kind) -> Identity:
@@ -97,6 +113,18 @@ def keep(path: Path, data: bytes) -> bool:
     return True
 
 
+def note() -> None:
+    """Add the files that are not in the list yet; a line that stands there is never changed."""
+    path = V1.parent / "SHA256SUMS"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    listed = {line[66:] for line in lines}
+    for file in sorted([*V1.iterdir(), *ATTACKS.iterdir()]):
+        name = f"{file.parent.name}/{file.name}"
+        if name not in listed:
+            lines.append(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
 def main() -> None:
     """Add what is missing."""
     V1.mkdir(exist_ok=True)
@@ -105,15 +133,17 @@ def main() -> None:
         keep(V1 / f"{name}.identity", person.to_bytes())
     keep(V1 / "model.spec", SPEC.to_bytes())
     keep(V1 / "model.header", SPEC.header)
-    for kind in Kind:
-        made = make(kind)
-        if keep(V1 / f"{kind.name.lower()}.bin", made.raw):
+    for kind, suite in GOLDEN:
+        made, what = make(kind, suite=suite), kind.name.lower()
+        if keep(V1 / file_name(what, suite, "bin"), made.raw):
             for chunk in made.chunks:
-                keep(V1 / f"{kind.name.lower()}.chunk", chunk)
-            keep(V1 / f"{kind.name.lower()}.txt", described(golden_read(kind, made)).encode())
-    keep(V1 / "large.bin", make(Kind.STATE, data=pattern(LARGE)).raw)
+                keep(V1 / file_name(what, suite, "chunk"), chunk)
+            keep(V1 / file_name(what, suite, "txt"), described(golden_read(kind, made)).encode())
+    for suite in Suite:
+        keep(V1 / file_name("large", suite, "bin"), make(Kind.STATE, data=pattern(LARGE), suite=suite).raw)
     for name, attack in attacks().items():
         keep(ATTACKS / name, pack(attack))
+    note()
 
 
 if __name__ == "__main__":

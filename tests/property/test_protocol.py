@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -50,7 +50,7 @@ from protocol.messages import (
 )
 from protocol.registry import Entry, Registry, open_registry, sign_registry
 from protocol.spec import FLOATS, OTHERS, ModelSpec, TensorKind, TensorSpec, _Tensors, records
-from tests.support.chunks import collected, plaintext
+from tests.support.chunks import collected, plaintext, small_records
 from tests.support.hostile import stream
 from tests.support.wire import (
     AGGREGATOR,
@@ -320,15 +320,6 @@ def test_nobody_but_the_one_role_signs_a_kind(kind: Kind, name: str) -> None:
 
 
 # ---- blobs, with records of 32 bytes so that many fit into an example
-
-
-@contextmanager
-def small_records() -> Iterator[None]:
-    """Limits scaled down; every formula stays."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "RECORD", 32)
-        patch.setattr(limits, "CHUNK", 8 * (32 + limits.OVERHEAD))
-        yield
 
 
 KEY, BOUND = fixed("key"), fixed("bound")

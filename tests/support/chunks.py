@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from typing import Any
+
+import pytest
 
 from broker.blobs.chunks import Gets
 from broker.blobs.transfer import KeyOf, read_blob
+from protocol import limits
 from protocol.blob import BlobReader, HeldChunk, OwnedChunks
 
 
@@ -25,6 +29,15 @@ def plaintext(reader: BlobReader, chunks: Iterable[bytes], *, checked: bool = Fa
 def stored(store: Gets, reader: BlobReader, key_of: KeyOf) -> bytes:
     """What a blob in a store holds."""
     return b"".join(bytes(record) for record in read_blob(store, reader, key_of))
+
+
+@contextmanager
+def small_records(size: int = 32) -> Iterator[None]:
+    """Limits scaled down; every formula stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "RECORD", size)
+        patch.setattr(limits, "CHUNK", limits.RECORDS_PER_CHUNK * (size + 32))
+        yield
 
 
 class Late(Executor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import msgpack
 import nacl.bindings as sodium
 
 from protocol import limits
+from protocol.cipher import Suite
 from protocol.codec import encode
 from protocol.keys import Identity, Role
 from protocol.messages import Kind
@@ -94,6 +96,93 @@ def hand_made(
         "body": body_start + body,
     }
     return Made(signed(header, signer=SITE_A, kind=Kind.EVALUATION), (chunk,))
+
+
+def aegis_key(secret: bytes, bound: bytes) -> bytes:
+    """The key of a blob in suite 2, in the words of the specification."""
+    return hmac.new(secret, b"fledge/v2/aegis-256\0" + bound, hashlib.sha256).digest()
+
+
+def aegis_record(key: bytes, random: bytes, bound: bytes, plain: bytes, *, index: int = 0, last: int = 1) -> bytes:
+    """A record in suite 2, by PyNaCl's own call."""
+    nonce = random + index.to_bytes(4, "big") + last.to_bytes(4, "big")
+    return sodium.crypto_aead_aegis256_encrypt(plain, bound + index.to_bytes(8, "big"), nonce, key)
+
+
+def hand_made_aegis(
+    *,
+    head: bytes = b"\2",
+    key: Callable[[bytes, bytes], bytes] = aegis_key,
+    body_key: Callable[[bytes, bytes], bytes] = lambda secret, _bound: secret,
+    digest: bool = False,
+    core: dict[str, Any] | None = None,
+    **place: int,
+) -> Made:
+    """An update with a blob of one record in suite 2, sealed by hand, so that any step can be done wrongly.
+
+    `head`: what the stream header says before its random bytes; `core`: what the record's key is derived with instead.
+    """
+    secret, random, plain = fixed("content key"), fixed("random")[:24], pattern(100)
+    _, said = parts(make(Kind.UPDATE).raw)
+    said.update(length=len(plain), record=limits.RECORD, stream=head + random, commitment=commitment(secret))
+    packed = msgpack.packb(said)
+    bound = associated(packed)
+    chunk = aegis_record(
+        key(secret, associated(msgpack.packb({**said, **(core or {})}))), random, bound, plain, **place
+    )
+    start, (body,) = stream(body_key(secret, bound), [(encode(BODIES[Kind.UPDATE]), bound + b"body", FINAL)])
+    header = {
+        "core": packed,
+        "to": [AGGREGATOR.box_kid],
+        "wraps": [sodium.crypto_box_seal(secret + bound, AGGREGATOR.public.box_key)],
+        "chunks": [hashlib.sha256(chunk).digest()],
+        "digest": hashlib.sha256(plain).digest() if digest else b"",
+        "body": start + body,
+    }
+    return Made(signed(header, signer=SITE_A, kind=Kind.UPDATE), (chunk,))
+
+
+def _aegis_attacks() -> dict[str, Made]:
+    """What is particular to suites, and to the second one."""
+    old, update = make(Kind.UPDATE), make(Kind.UPDATE, suite=Suite.AEGIS256)
+    stream_of = parts(update.raw)[1]["stream"]
+    return {
+        "malformed--suite-1-named-in-25-bytes": changed(update, core={"stream": b"\1" + stream_of[1:]}),
+        "malformed--stream-header-of-26-bytes": changed(update, core={"stream": stream_of + b"\0"}),
+        "malformed--aegis256-update-with-plaintext-digest": changed(update, digest=bytes(32)),
+        "malformed--aegis256-state-with-plaintext-digest": changed(
+            make(Kind.STATE, suite=Suite.AEGIS256), digest=bytes(32)
+        ),
+        "malformed--aegis256-version-without-plaintext-digest": changed(
+            make(Kind.VERSION, suite=Suite.AEGIS256), digest=b""
+        ),
+        "malformed--aegis256-code-without-plaintext-digest": changed(make(Kind.CODE, suite=Suite.AEGIS256), digest=b""),
+        "malformed--aegis256-under-24-bytes": hand_made_aegis(head=b""),
+        "truncated--aegis256-under-24-bytes-with-digest": hand_made_aegis(head=b"", digest=True),
+        "truncated--aegis256-chunk-cut-short": replace(update, chunks=(update.chunks[0][:-1],)),
+        "truncated--aegis256-chunk-missing": replace(update, chunks=()),
+        "truncated--aegis256-chunk-twice": replace(update, chunks=update.chunks * 2),
+        "tampered--aegis256-bit-in-chunk": replace(update, chunks=(flip(update.chunks[0], 99),)),
+        "tampered--aegis256-chunk-of-another-update": replace(
+            update, chunks=make(Kind.UPDATE, suite=Suite.AEGIS256, sequence=18).chunks
+        ),
+        "tampered--aegis256-record-at-another-place": hand_made_aegis(index=1),
+        "tampered--aegis256-blob-without-end": hand_made_aegis(last=0),
+        "tampered--aegis256-blob-with-other-end": hand_made_aegis(last=2),
+        "tampered--aegis256-blob-under-the-content-key": hand_made_aegis(key=lambda secret, _bound: secret),
+        "tampered--aegis256-body-under-the-blobs-key": hand_made_aegis(body_key=aegis_key),
+        "tampered--aegis256-key-of-another-core": hand_made_aegis(core={"sequence": 18}),
+        "wrong_wrap--suite-2-written-over-suite-1": changed(
+            old, core={"stream": b"\2" + parts(old.raw)[1]["stream"]}, digest=b""
+        ),
+        "wrong_wrap--aegis256-other-random-bytes": changed(update, core={"stream": b"\2" + bytes(24)}),
+        "upgrade_needed--suite-0": changed(update, core={"stream": b"\0" + stream_of[1:]}),
+        "upgrade_needed--suite-7": changed(update, core={"stream": b"\7" + stream_of[1:]}),
+        "upgrade_needed--suite-7-with-digest-and-other-chunks": changed(
+            old, core={"stream": b"\7" + stream_of[1:]}, chunks=[bytes(32)] * 5
+        ),
+        "upgrade_needed--suite-255": hand_made_aegis(head=b"\xff"),
+    }
 
 
 def _twice(packed: bytes, key: str) -> bytes:
@@ -218,6 +307,7 @@ def attacks() -> dict[str, Made]:
             update,
             raw=signed({**header, "core": msgpack.packb({**core, "kind": 200})}, signer=SITE_A, kind=200),
         ),
+        **_aegis_attacks(),
     }
 
 

@@ -13,6 +13,7 @@ import nacl.signing
 
 from protocol import limits
 from protocol.blob import BlobWriter
+from protocol.cipher import Suite
 from protocol.codec import encode
 from protocol.encodings import DENSE_F32
 from protocol.envelope import Sealer, Trust, raw_body, unlock, verify
@@ -268,7 +269,8 @@ def make(
     """A message of this kind; what is not given is as it usually is."""
     signer = signer or SENDER[kind]
     if kind == Kind.REGISTRY:
-        return Made(sign_registry(REGISTRY, signer, federation, fixed("id")[:16]))
+        registry = replace(REGISTRY, cipher=context.get("suite", Suite.XCHACHA20).word)
+        return Made(sign_registry(registry, signer, federation, fixed("id")[:16]))
     recipients = [i.public for i in (TO[kind] if to is None else to)]
     data = payload(kind) if data is None else data
     usual = {"run": RUN, "epoch": 1, "sequence": 17, "version": 7, "spec": SPEC.digest, "message_id": fixed("id")[:16]}

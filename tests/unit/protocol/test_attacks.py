@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,16 +12,20 @@ import pytest
 
 from protocol import limits
 from protocol.blob import Manifest
-from protocol.envelope import Sealer, unlock, verify
+from protocol.cipher import Suite
+from protocol.envelope import Sealer, seal, unlock, verify
 from protocol.errors import Tampered, TooLarge, Untrusted, WireError, WrongContext
 from protocol.keys import Participant, Role
 from protocol.messages import Kind
+from protocol.registry import open_registry, sign_registry
+from tests.support.chunks import small_records
 from tests.support.hostile import ACCEPTED, flip, forwarded, hand_made
 from tests.support.memory import peak_growth
 from tests.support.wire import (
     AGGREGATOR,
     FEDERATION,
     REGISTRY,
+    ROOT,
     RUN,
     SITE_A,
     SITE_B,
@@ -48,10 +53,10 @@ def refused(made: Made, **options: Any) -> WireError | None:
     return None
 
 
-@pytest.fixture(scope="module")
-def small() -> Made:
+@pytest.fixture(scope="module", params=Suite)
+def small(request: pytest.FixtureRequest) -> Made:
     """An update of a hundred bytes that is accepted."""
-    made = make(Kind.UPDATE, data=pattern(100))
+    made = make(Kind.UPDATE, data=pattern(100), suite=request.param)
     assert refused(made) is None
     return made
 
@@ -67,6 +72,65 @@ def test_no_single_bit_of_a_chunk_can_be_turned(small: Made, verify_chunks: bool
     for bit in range(8 * len(chunk)):
         error = refused(replace(small, chunks=(flip(chunk, bit),)), verify_chunks=verify_chunks)
         assert isinstance(error, Tampered)
+
+
+@pytest.mark.parametrize("suite", Suite)
+def test_no_record_can_be_moved_doubled_or_left_out_even_by_who_signs_the_chunks(suite: Suite) -> None:
+    """Twenty records in three chunks; the attacker names and signs whatever chunks result."""
+    with small_records():
+        made, other = (make(Kind.UPDATE, data=pattern(639), suite=suite, sequence=n) for n in (17, 18))
+        step = 32 + suite.overhead
+        mine, theirs = (
+            [sealed[at : at + step] for at in range(0, len(sealed), step)]
+            for sealed in (b"".join(made.chunks), b"".join(other.chunks))
+        )
+        assert refused(cut_again(made, mine)) is None
+        assert (len(mine), len(made.chunks)) == (20, 3)
+        swaps = ((0, 1), (7, 8), (3, 12), (0, 18), (18, 19))
+        for wrong in (
+            *(swapped(mine, one, two) for one, two in swaps),
+            *(mine[:at] + theirs[at : at + 1] + mine[at + 1 :] for at in (0, 7, 8, 19)),
+            *(mine[:at] + mine[at + 1 :] for at in (0, 7, 8, 16, 18, 19)),
+            *(mine[:at] + mine[at : at + 1] + mine[at:] for at in (0, 7, 19)),
+            *(mine[:at] for at in (1, 8, 16, 19)),
+            mine[::-1],
+            [*mine[:15], *mine[16:], mine[15]],
+            theirs,
+        ):
+            error = refused(cut_again(made, wrong))
+            assert isinstance(error, Tampered)
+            assert error.reason in ("tampered", "truncated")
+
+
+def swapped(records: list[bytes], one: int, two: int) -> list[bytes]:
+    """Two of them in each other's place."""
+    again = list(records)
+    again[one], again[two] = again[two], again[one]
+    return again
+
+
+def cut_again(made: Made, records: list[bytes]) -> Made:
+    """The message with other records, eight to a chunk, which its sender names and signs."""
+    chunks = tuple(b"".join(records[at : at + 8]) for at in range(0, len(records), 8))
+    return replace(changed(made, chunks=[hashlib.sha256(chunk).digest() for chunk in chunks]), chunks=chunks)
+
+
+def test_a_federation_reads_every_suite_whatever_its_registry_asks_for() -> None:
+    """A hub that is still on the first suite takes what sites send in the second, and the other way round."""
+    for suite in Suite:
+        registry = replace(REGISTRY, cipher=suite.word)
+        for written in Suite:
+            assert refused(make(Kind.UPDATE, suite=written), trust=registry) is None
+
+
+def test_a_registry_that_asks_for_an_unknown_suite_is_neither_signed_nor_taken() -> None:
+    asked = replace(REGISTRY, cipher="aegis-1024")
+    with pytest.raises(WrongContext):
+        sign_registry(asked, ROOT, FEDERATION, fixed("id")[:16])
+    raw = seal(ROOT, Kind.REGISTRY, asked, (), federation=FEDERATION, message_id=bytes(16), sequence=asked.version)
+    with pytest.raises(WrongContext, match="aegis-1024") as error:
+        open_registry(raw, ROOT.public.verify_key, FEDERATION)
+    assert error.value.reason == "upgrade_needed"
 
 
 def test_no_beginning_of_an_envelope_or_chunk_is_taken_for_the_whole(small: Made) -> None:
