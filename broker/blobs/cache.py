@@ -293,9 +293,13 @@ class _EnteringChunk:
 
     def close(self, *, right: bool) -> None:
         """Keep a right one."""
-        if right:
-            self._cache._keep_chunk(self._key, self._chunk)
-        self._chunk.close(right=right)
+        try:
+            if right:
+                self._cache._keep_chunk(self._key, self._chunk)
+        except Corrupt as error:  # it has changed since, and that is another reader's trouble
+            _log.warning("cache.not_written", key=self._key, reason=str(error))
+        finally:
+            self._chunk.close(right=right)
 
 
 def _parts(chunk: Chunk) -> Iterator[memoryview]:

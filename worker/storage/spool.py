@@ -115,17 +115,26 @@ class Spool:
             raise
 
     def path(self, name: bytes) -> Path:
-        """Where a chunk lies, in a file that is synced and never changes."""
-        return self._directory / name.hex()
+        """Where a chunk lies, in a file that is synced and never changes.
+
+        Raises:
+            StateError: it is not there.
+        """
+        path = self._path(name)
+        try:
+            path.stat()
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        return path
 
     def open(self, name: bytes) -> Chunk:
         """A chunk to be read record by record, whose reader compares its bytes with its name.
 
         Raises:
-            StateError: it is not there.
+            StateError: it is not there, or found to be damaged while it is read.
         """
         try:
-            return FileChunk(self.path(name), f"spool {self._directory}: chunk {name.hex()[:12]}")
+            return _SpooledChunk(self._path(name), f"spool {self._directory}: chunk {name.hex()[:12]}")
         except OSError as error:
             raise self._unreadable(name, error) from error
 
@@ -145,14 +154,14 @@ class Spool:
     def drop(self, names: Iterable[bytes]) -> None:
         """Delete chunks; those that are gone already do no harm."""
         for name in names:
-            self.path(name).unlink(missing_ok=True)
+            self._path(name).unlink(missing_ok=True)
             with self._lock:
                 self._sizes.pop(name, None)
 
     def _read(self, name: bytes, buffer: memoryview) -> memoryview:
         size, found = 0, hashlib.sha256()
         try:
-            with self.path(name).open("rb", buffering=0) as file:
+            with self._path(name).open("rb", buffering=0) as file:
                 while got := file.readinto(buffer[size : size + _PIECE]):
                     found.update(buffer[size : size + got])  # while it is in the processor's cache
                     size += got
@@ -162,11 +171,14 @@ class Spool:
             raise StateError(f"spool {self._directory}: chunk {name.hex()[:12]} is damaged")
         return buffer[:size]
 
+    def _path(self, name: bytes) -> Path:
+        return self._directory / name.hex()
+
     def _unreadable(self, name: bytes, error: OSError) -> StateError:
         return StateError(f"spool {self._directory}: chunk {name.hex()[:12]} cannot be read: {error.strerror}")
 
     def _write(self, name: bytes, data: Octets) -> None:
-        path = self.path(name)
+        path = self._path(name)
         # Renamed, because a store may have the file of this name as an object: what has a name never changes.
         unfinished = path.with_suffix(_UNFINISHED)
         try:
@@ -191,6 +203,16 @@ class Spool:
             sync_folder(self._directory)
         except OSError as error:
             raise StateError(f"spool {self._directory}: cannot be synced: {error.strerror}") from error
+
+
+class _SpooledChunk(FileChunk):
+    """A chunk that exists here alone."""
+
+    __slots__ = ()
+
+    def renew(self) -> Chunk:
+        """It is lost."""
+        raise StateError(f"{self._what} is damaged")
 
 
 class Batch:

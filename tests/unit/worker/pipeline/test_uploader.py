@@ -2,20 +2,31 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
+from broker.blobs.base import BlobStore
+from broker.blobs.directory import FileBlobs
 from broker.blobs.memory import MemoryBlobs
 from broker.runtime.threads import Here
+from protocol.cipher import Suite
+from protocol.envelope import unlock, verify
 from protocol.errors import StoreError
+from protocol.messages import Kind
 from protocol.topology import update_chunk
+from tests.support.hostile import flip
 from tests.support.lent_buffers import LentBuffers
+from tests.support.wire import AGGREGATOR, FEDERATION, REGISTRY, SITE_A, Made, make, payload, read
 from worker.domain import events
-from worker.domain.state import UpdateRow
+from worker.domain.state import Sealed, UpdateRow
+from worker.intake import Reader
 from worker.pipeline.context import SiteContext
+from worker.pipeline.reseal import wrap
 from worker.pipeline.uploader import Throttle, Uploader
 from worker.storage.spool import Spool
 
@@ -52,7 +63,7 @@ def never() -> Any:
     raise AssertionError("not needed here")
 
 
-def uploader(store: Store, spool: Spool, throttle: Throttle) -> tuple[Uploader, list[Any]]:
+def uploader(store: BlobStore, spool: Spool, throttle: Throttle) -> tuple[Uploader, list[Any]]:
     told: list[Any] = []
     context = SiteContext(site="alpha", reader=never, tell=told.append, log=structlog.get_logger())
     return Uploader(store, spool, context, throttle), told
@@ -125,6 +136,56 @@ def test_no_more_than_four_buffers_are_out_and_all_come_back(tmp_path: Path, ane
     assert told[2:] == [events.SendingFailed(row=1, lost=True)]
     assert lent.out == set()
     assert 1 <= lent.most <= 4
+
+
+def test_a_directory_has_the_spools_own_files(tmp_path: Path) -> None:
+    store, spool = FileBlobs(tmp_path / "store"), Spool(tmp_path / "spool", 10**6)
+    row = spooled(spool, 1000, 3000, 0)
+    sender, told = uploader(store, spool, Throttle(None))
+    for anew, names in ((False, 2), (False, 2), (True, 1)):  # what is wanted anew is read, compared and written
+        sender.upload(row, anew=anew)
+        assert [spool.path(name).stat().st_nlink for name in row.chunks] == [names] * 3
+    assert told == [events.Uploaded(row=1)] * 3
+    assert [len(store.get(update_chunk("alpha", name.hex()), 10**6)) for name in row.chunks] == [1000, 3000, 0]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_chunk_that_is_gone_from_the_spool_is_lost_and_not_tried_for_ever(tmp_path: Path, anew: bool) -> None:
+    store, spool = FileBlobs(tmp_path / "store"), Spool(tmp_path / "spool", 10**6)
+    row = spooled(spool, 1000, 3000)
+    spool.path(row.chunks[1]).unlink()
+    sender, told = uploader(store, spool, Throttle(None))
+    sender.upload(row, anew=anew)
+    assert told == [events.SendingFailed(row=1, lost=True)]
+
+
+@pytest.mark.parametrize("suite", Suite)
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1], lambda data: flip(data, 3)])
+def test_a_chunk_that_is_damaged_in_the_spool_is_lost_when_it_is_sealed_again(
+    tmp_path: Path, suite: Suite, damage: Callable[[bytes], bytes]
+) -> None:
+    spool, made = Spool(tmp_path, 10**6), make(Kind.UPDATE, suite=suite)
+    with spool.batch() as batch:
+        name = hashlib.sha256(made.chunks[0]).digest()
+        batch.chunks(Here()).emit(name, memoryview(made.chunks[0]))
+        batch.sync()
+    row = UpdateRow(row=1, id=b"i" * 16, run="r", base_version=0, epoch=0, sequence=1, chunks=(name,))
+    key = unlock(verify(made.raw, REGISTRY, federation=FEDERATION, kinds={Kind.UPDATE}), AGGREGATOR)
+    sealed = Sealed(envelope=made.raw, chunks=(name,), key=wrap(key, SITE_A))
+    reader = Reader(federation=FEDERATION, identity=SITE_A, registry=replace(REGISTRY, cipher=suite.word))
+    told: list[Any] = []
+    context = SiteContext(site="site-a", reader=lambda: reader, tell=told.append, log=structlog.get_logger())
+    sender = Uploader(MemoryBlobs(), spool, context)
+    sender.reseal(row, sealed, 2, 30)
+    (again,) = told
+    assert isinstance(again, events.Resealed)
+    assert read(
+        Made(again.sealed.envelope, tuple(spool.path(name).read_bytes() for name in again.sealed.chunks))
+    ).blob == payload(Kind.UPDATE)
+    spool.path(name).write_bytes(damage(made.chunks[0]))
+    sender.reseal(row, sealed, 2, 31)
+    assert told[1:] == [events.SendingFailed(row=1, lost=True)]
+    assert {path.name for path in tmp_path.iterdir()} == {name.hex(), *(chunk.hex() for chunk in again.sealed.chunks)}
 
 
 def test_a_quiet_hour_saves_nothing_up_for_a_burst() -> None:
