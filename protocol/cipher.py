@@ -51,7 +51,10 @@ class Suite(IntEnum):
         for suite in cls:
             if suite.word == word:
                 return suite
-        raise WrongContext(f"the federation encrypts with {word!r}, which this version cannot", "upgrade_needed")
+        raise WrongContext(
+            f"the federation encrypts with {word!r}, which this version of fledge cannot; upgrade it here",
+            "upgrade_needed",
+        )
 
     @property
     def overhead(self) -> int:
@@ -202,6 +205,12 @@ class NewStream:
         if self._suite is Suite.XCHACHA20:
             return _XChaCha20(associated, self._state)
         return _Aegis256(associated, self.header[1:], self._secret)
+
+
+def aes_instructions() -> bool:
+    """Whether libsodium finds the AES instructions of this processor, without which AEGIS-256 runs on portable code."""
+    # PyNaCl shows none of libsodium's own questions; its AES-GCM exists only with the instructions that AEGIS needs.
+    return bool(lib.crypto_aead_aes256gcm_is_available())
 
 
 def suite_of(header: bytes) -> Suite:

@@ -160,6 +160,10 @@ class Registry:
         )
         return replace(self, version=number, entries=entries)
 
+    def with_cipher(self, suite: Suite) -> Registry:
+        """The next version, whose members encrypt their blobs with this suite."""
+        return replace(self, version=self.version + 1, cipher=suite.word)
+
 
 def sign_registry(registry: Registry, root: Identity, federation: str, message_id: bytes) -> bytes:
     """The root-signed record of a registry, in the clear."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import msgpack
 import pytest
 
+from protocol.cipher import Suite
 from protocol.codec import encode
 from protocol.envelope import seal
 from protocol.errors import ConfigError, Malformed, TooLarge, Untrusted, WireError
@@ -80,6 +82,38 @@ def test_new_keys_of_a_member_replace_the_old_ones() -> None:
     assert refused.value.reason == "revoked"
     assert len(renewed.members(Role.SITE)) == 2
     assert open_registry(sign_registry(renewed, ROOT, FEDERATION, bytes(16)), ROOT_KEY, FEDERATION) == renewed
+
+
+def test_another_cipher_is_a_new_version_that_members_read_and_that_later_changes_keep() -> None:
+    faster = REGISTRY.with_cipher(Suite.AEGIS256)
+    assert (faster.version, faster.suite, faster.entries) == (REGISTRY.version + 1, Suite.AEGIS256, REGISTRY.entries)
+    assert open_registry(sign_registry(faster, ROOT, FEDERATION, bytes(16)), ROOT_KEY, FEDERATION) == faster
+    assert faster.revoke("site-a").with_entry(identity("site-new", Role.SITE).public).suite is Suite.AEGIS256
+    back = faster.with_cipher(Suite.XCHACHA20)
+    assert (back.version, back.suite) == (REGISTRY.version + 2, Suite.XCHACHA20)
+
+
+def record(body: dict[str, Any]) -> bytes:
+    """What the root signs, whatever it says."""
+    plain = msgpack.packb(body)
+    number = REGISTRY.version
+    return seal(ROOT, Kind.REGISTRY, plain, (), federation=FEDERATION, message_id=bytes(16), sequence=number)
+
+
+def test_registries_from_before_there_was_a_choice_are_read_and_still_written() -> None:
+    plain = msgpack.unpackb(encode(REGISTRY))
+    del plain["cipher"]
+    assert open_registry(record(plain), ROOT_KEY, FEDERATION) == REGISTRY
+    assert REGISTRY.suite is Suite.XCHACHA20
+    faster = REGISTRY.with_cipher(Suite.AEGIS256)
+    for registry, named in ((REGISTRY, False), (faster, True), (faster.with_cipher(Suite.XCHACHA20), False)):
+        assert (b"cipher" in sign_registry(registry, ROOT, FEDERATION, bytes(16))) is named
+
+
+def test_a_cipher_of_a_newer_version_is_refused_with_what_to_do() -> None:
+    with pytest.raises(WireError, match=r"encrypts with 'rot13', which this version.*upgrade it here") as refused:
+        open_registry(record(msgpack.unpackb(encode(REGISTRY)) | {"cipher": "rot13"}), ROOT_KEY, FEDERATION)
+    assert refused.value.reason == "upgrade_needed"
 
 
 @pytest.mark.parametrize("owner", [SITE_B, GONE], ids=["member", "left"])
