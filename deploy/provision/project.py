@@ -109,6 +109,8 @@ class Project(_Part):
     """The groups that answer for an organisation's sites."""
     access: Literal["credentials", "presigned"] = "credentials"
     """How sites and operators reach the store: with an identity of their own, or by URLs that the aggregator signs."""
+    cipher: Literal["aegis256", "xchacha20"] | None = None
+    """What members encrypt models and updates with; default: what the registry says, `xchacha20` in a new one."""
     insecure: Flag = False
     """Let plain `amqp:` and `s3:` pass outside this machine."""
     trainer: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$", examples=["module:factory"])] | None = None

@@ -32,6 +32,7 @@ from deploy.provision.enrolment import EnrolmentRequest, open_request
 from deploy.provision.kit_files import AUTHORITY, CERTIFICATE, CREDENTIALS, KEYS, SERVERS, TLS_KEY
 from deploy.provision.kits import random_code, write_kit
 from deploy.provision.project import Project, WantedParticipant
+from protocol.cipher import Suite
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.registry import Entry, Registry
@@ -100,6 +101,9 @@ def provision(project: Project, directory: Path, now: datetime) -> Provisioned:
     with open_custody(directory, project, now) as custody:
         before = custody.state
         registry, fresh, notes = _joined(custody.registry(), project)
+        if project.cipher not in (None, registry.cipher):
+            registry = registry.with_cipher(Suite.named(project.cipher))
+            notes += _ciphered(before, registry.suite)
         new_kits = []
         for wanted in fresh:
             registry, new_kit = _with_new_keys(registry, wanted)
@@ -218,6 +222,16 @@ def _joined(registry: Registry, project: Project) -> tuple[Registry, list[Wanted
     if entries != registry.entries or project.policy != registry.policy:
         registry = replace(registry, version=registry.version + 1, entries=entries, policy=project.policy)
     return registry, fresh, tuple(notes)
+
+
+def _ciphered(state: CustodyState, suite: Suite) -> tuple[str, ...]:
+    """What to do before members are told of another suite."""
+    if not state.certificates or suite is Suite.XCHACHA20:  # which every member reads, however old
+        return ()
+    return (
+        f"members encrypt with {suite.word} from now on; one with an older fledge takes no list that says so, so "
+        "upgrade them all before you put it in force",
+    )
 
 
 def _moved(state: CustodyState, project: Project) -> tuple[str, ...]:

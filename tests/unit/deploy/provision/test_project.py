@@ -8,6 +8,7 @@ import pytest
 
 from deploy.provision.kit_files import example_project
 from deploy.provision.project import Project, check_project, read_project
+from protocol.cipher import Suite
 from protocol.errors import ConfigError
 from protocol.keys import Role
 from protocol.rights import STOCK, Action, Person, Rights
@@ -51,6 +52,7 @@ def test_the_example_is_a_project(tmp_path: Path) -> None:
     path.write_text(example_project())
     made = read_project(path)
     assert [site.enrol for site in made.sites] == [False, True]
+    assert made.cipher == "aegis256"
     # What is commented out is right as well.
     every = "".join(
         line.replace("# ", "", 1) if line.startswith(("# broker", "# store", "# organ", "# groups", "#   ")) else line
@@ -58,6 +60,11 @@ def test_the_example_is_a_project(tmp_path: Path) -> None:
     )
     path.write_text(every)
     assert read_project(path).groups["cautious"].rights == {"site_researcher": {"train_self": False}}
+
+
+def test_every_suite_can_be_named_and_none_need_be() -> None:
+    assert [project(cipher=suite.word).cipher for suite in Suite] == ["xchacha20", "aegis256"]
+    assert project().cipher is None
 
 
 def rights(made: Project) -> Rights:
@@ -143,6 +150,7 @@ NO_HOSTS = [
         ({"broker": "amqps://mq.example:443/v?region=eu"}, "options that are everybody's"),
         ({"trainer": "mytask"}, "write it as module:factory"),
         ({"access": "free"}, "access: 'free' will not do; write 'credentials' or 'presigned'"),
+        ({"cipher": "aes"}, "cipher: 'aes' will not do; write 'aegis256' or 'xchacha20'"),
         ({"certificate_days": 0}, "certificate_days"),
     ],
 )

@@ -15,6 +15,7 @@ from deploy.provision import pki, provisioning
 from deploy.provision.kits import read_kit
 from deploy.provision.project import Project, check_project
 from deploy.provision.provisioning import Provisioned, provision, reissue, renew, revoke
+from protocol.cipher import Suite
 from protocol.errors import ConfigError, Untrusted
 from protocol.keys import Identity, Role
 from protocol.registry import Registry, open_registry
@@ -134,6 +135,44 @@ def test_a_changed_role_or_policy_makes_a_new_version_and_no_kit(folder: Path) -
     assert outcome.version == first.version + 2
     assert not registry(folder).rights.may("lead", Action.OPERATE, "north")
     assert registry(folder).member("lead").name == "lead"
+
+
+def test_a_project_may_change_its_cipher_and_no_kit_with_it(folder: Path) -> None:
+    first = provision(project(), folder, NOW)
+    assert registry(folder).suite is Suite.XCHACHA20
+    outcome = provision(project(cipher="aegis256"), folder, NOW)
+    assert (outcome.version, outcome.changed, names(outcome)) == (first.version + 1, True, [])
+    assert registry(folder).suite is Suite.AEGIS256
+    warned, put = outcome.notes
+    assert warned.startswith("members encrypt with aegis256 from now on; one with an older fledge")
+    assert put.startswith("at the hub `fledge deploy members ")
+    assert not provision(project(cipher="aegis256"), folder, NOW).changed
+    # Who leaves the key out, revokes or adds somebody keeps what there is.
+    assert not provision(project(), folder, NOW).changed
+    revoke(folder, "south", NOW)
+    assert provision(project(sites=[*SITES, {"name": "west", "org": "wh"}]), folder, NOW).changed
+    assert registry(folder).suite is Suite.AEGIS256
+    back = provision(project(cipher="xchacha20"), folder, NOW)
+    assert registry(folder).suite is Suite.XCHACHA20
+    assert not [note for note in back.notes if "older fledge" in note]
+
+
+def test_a_new_projects_kits_hold_a_registry_that_names_its_cipher(folder: Path) -> None:
+    outcome = provision(project(cipher="aegis256"), folder, NOW)
+    assert "older fledge" not in str(outcome.notes)
+    root = bytes(read_identity(folder / "root.keys").sign.verify_key)
+    for kit in outcome.kits:
+        record = read_kit(kit.path, kit.password)["registry.bin"]
+        assert open_registry(record, root, "clinics").suite is Suite.AEGIS256
+
+
+def test_a_folder_from_before_there_was_a_choice_stays_what_it_is(folder: Path) -> None:
+    provision(project(), folder, NOW)
+    state = json.loads((folder / "state.json").read_text())
+    del state["project"]["cipher"]
+    replace_private(folder / "state.json", json.dumps(state).encode())
+    assert not provision(project(), folder, NOW).changed
+    assert registry(folder).suite is Suite.XCHACHA20
 
 
 def test_a_name_never_changes_its_role(folder: Path) -> None:

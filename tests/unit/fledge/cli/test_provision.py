@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from deploy.keyfiles import read_identity
 from fledge.cli.provision import _secret, register
+from protocol.cipher import Suite
 from protocol.errors import ConfigError
 from protocol.registry import Registry, open_registry
 from tests.support import command_line
@@ -105,6 +106,23 @@ def test_from_a_site_that_makes_its_own_keys_to_its_renewal_and_its_end(tmp_path
 def test_the_example_project_can_be_provisioned(tmp_path: Path) -> None:
     written(tmp_path / "project.yml", fledge("provision", "--example", cwd=tmp_path))
     assert len(PASSWORD.findall(fledge("provision", "project.yml", "-o", "p", cwd=tmp_path))) == 4
+    assert registry(tmp_path).suite is Suite.AEGIS256
+
+
+def test_a_federation_moves_to_another_cipher_and_back(tmp_path: Path) -> None:
+    for number, (line, suite, told) in enumerate(
+        [
+            ("", Suite.XCHACHA20, "registry version 3 is new"),
+            ("cipher: aegis256\n", Suite.AEGIS256, "registry version 4 is new"),
+            ("", Suite.AEGIS256, "registry version 4 has not changed"),
+            ("cipher: xchacha20\n", Suite.XCHACHA20, "registry version 5 is new"),
+        ]
+    ):
+        written(tmp_path / "project.yml", PROJECT + line)
+        said = fledge("provision", "project.yml", "-o", "p", cwd=tmp_path)
+        assert told in said
+        assert registry(tmp_path).suite is suite
+        assert ("one with an older fledge takes no list that says so" in said) is (number == 1)
 
 
 @pytest.mark.parametrize(
