@@ -15,9 +15,11 @@ import nacl.utils
 from broker.blobs.base import check_head
 from broker.blobs.open import check_store_url
 from broker.net.urls import without_login
+from broker.runtime.settings import nearest
 from broker.transport.open import check_broker_url
 from deploy.keyfiles import private_directory, write_identity, write_private
 from deploy.provision.kit_files import CREDENTIALS, quoted
+from protocol.cipher import Suite, aes_instructions
 from protocol.errors import ConfigError
 from protocol.keys import Identity, Role
 from protocol.limits import RECIPIENTS
@@ -70,6 +72,7 @@ def new_federation(
     options: Mapping[str, Mapping[str, object]] | None = None,
     filters: str = "",
     insecure: bool = False,
+    cipher: str = "",
 ) -> None:
     """Make a federation's files in a new directory; logins in the URLs go into a `credentials.toml` for each of them.
 
@@ -77,6 +80,7 @@ def new_federation(
         options: per site, values for the trainer's factory.
         filters: the privacy filters of every site, as TOML; a note on how to choose by default.
         insecure: let plain text go to other machines; for tests on a closed network only.
+        cipher: the suite that members encrypt with; by default the faster one on this machine.
 
     Raises:
         ConfigError: a name or a URL cannot be used, or the directory holds something already.
@@ -89,7 +93,7 @@ def new_federation(
     secrets = _credentials(broker_login, store_login)
     root = Identity.generate("root", Role.ROOT)
     members = [Identity.generate(AGGREGATOR, Role.AGGREGATOR), *(Identity.generate(site, Role.SITE) for site in sites)]
-    registry = Registry(version=0, entries=())
+    registry = Registry(version=0, entries=(), cipher=_suite(cipher).word)
     for member in members:
         registry = registry.with_entry(member.public)
     record = sign_registry(registry, root, name, nacl.utils.random(16))
@@ -146,6 +150,15 @@ def _table(name: str, values: Mapping[str, object]) -> str:
     if not values:
         return ""
     return f"\n[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def _suite(word: str) -> Suite:
+    if not word:
+        return Suite.AEGIS256 if aes_instructions() else Suite.XCHACHA20
+    words = [suite.word for suite in Suite]
+    if word not in words:
+        raise ConfigError(f"cipher {word!r}{nearest(word, words)}")
+    return Suite.named(word)
 
 
 def _check(directory: Path, name: str, sites: Sequence[str]) -> None:

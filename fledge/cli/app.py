@@ -146,6 +146,9 @@ def new_federation(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let plain amqp: and s3: go to other machines: closed networks only.")
     ] = False,
+    cipher: Annotated[
+        str, typer.Option(help="What members encrypt with: aegis256 or xchacha20; default: the faster one here.")
+    ] = "",
 ) -> None:
     """Make keys, a signed registry and configuration files for an aggregator and its sites."""
     from broker.net.urls import scheme_of
@@ -155,7 +158,14 @@ def new_federation(
     broker = server_url(broker, "--broker", "FLEDGE_BROKER")
     store = server_url(store, "--store", "FLEDGE_STORE")
     federation.new_federation(
-        directory, name=name, sites=site, broker=broker, store=store, trainer=trainer, insecure=insecure
+        directory,
+        name=name,
+        sites=site,
+        broker=broker,
+        store=store,
+        trainer=trainer,
+        insecure=insecure,
+        cipher=cipher,
     )
     typer.echo(f"{directory / federation.ROOT_KEYS}: the root of all trust; take it off this machine")
     typer.echo(f"{directory / federation.AGGREGATOR_TOML}: start with `fledge aggregator`")

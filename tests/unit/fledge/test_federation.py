@@ -9,11 +9,13 @@ import pytest
 from aggregator.config import AggregatorConfig
 from broker.runtime.settings import read_toml
 from deploy.keyfiles import read_identity
+from fledge import federation
 from fledge.bootstrap import open_aggregator, open_worker
 from fledge.connections import broker_url, store_url
 from fledge.doctor.place import read_kit
 from fledge.federation import AGGREGATOR_TOML, ROOT_KEYS, WORKER_TOML, new_federation
 from fledge.operator.config import OperatorConfig
+from protocol.cipher import Suite, aes_instructions
 from protocol.errors import ConfigError, Untrusted
 from protocol.keys import Role
 from protocol.registry import open_registry
@@ -49,6 +51,24 @@ def test_the_registry_names_everybody_and_is_signed_by_the_root(tmp_path: Path) 
     other = found(tmp_path / "g")
     with pytest.raises(Untrusted):
         open_registry((other / "registry.bin").read_bytes(), bytes.fromhex(config.root), "clinics")
+
+
+def test_a_federation_encrypts_with_what_was_asked_for_or_is_faster_here(tmp_path: Path) -> None:
+    fastest = Suite.AEGIS256 if aes_instructions() else Suite.XCHACHA20
+    for word, suite in (("", fastest), *((suite.word, suite) for suite in Suite)):
+        directory = found(tmp_path / (word or "default"), cipher=word)
+        config = read_toml(directory / AGGREGATOR_TOML, AggregatorConfig)
+        record = (directory / "registry.bin").read_bytes()
+        assert open_registry(record, bytes.fromhex(config.root), "clinics").suite is suite
+
+
+def test_a_machine_without_aes_instructions_founds_what_is_fast_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation, "aes_instructions", lambda: False)
+    directory = found(tmp_path / "f")
+    root = bytes(read_identity(directory / ROOT_KEYS).sign.verify_key)
+    assert open_registry((directory / "registry.bin").read_bytes(), root, "clinics").suite is Suite.XCHACHA20
 
 
 def test_a_sites_folder_holds_all_a_worker_needs_and_no_other_keys(tmp_path: Path) -> None:
@@ -116,6 +136,7 @@ def test_plain_text_to_other_machines_is_for_those_who_ask_for_it(tmp_path: Path
         ({"sites": ["Alpha"]}, "'Alpha' cannot name a site"),
         ({"sites": ["aggregator"]}, "aggregator"),
         ({"sites": ["alpha", "alpha"]}, "named twice: alpha"),
+        ({"cipher": "aegis"}, "cipher 'aegis' is unknown; did you mean 'aegis256'"),
         ({"name": "../up"}, "cannot name a federation"),
         ({"broker": "http://me:hunter2@broker.example"}, "unknown scheme 'http'; known: memory:, amqp://"),
         ({"broker": "amqp://me:hunter2@broker.example/"}, "plain text is only for localhost"),

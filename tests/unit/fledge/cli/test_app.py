@@ -217,6 +217,9 @@ def test_the_servers_of_a_new_federation_may_come_from_the_environment(place: Pa
 
 def test_a_federation_and_a_run_are_made_from_the_command_line(tmp_path: Path) -> None:
     arguments = ["--site", "alpha", "--site", "beta", "--broker", "memory:", "--store", "file:///srv/fledge"]
+    unknown = fledge("new-federation", "clinics", *arguments, "--cipher", "rot13", cwd=tmp_path)
+    assert "cipher 'rot13' is unknown; known: xchacha20, aegis256" in complaint(unknown)
+    arguments += ["--cipher", "xchacha20"]
     made = fledge("new-federation", "clinics", *arguments, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "clinics" / "sites" / "beta" / "worker.toml").is_file()
