@@ -92,7 +92,8 @@ def _status(view: QueryContext, arguments: Arguments) -> Values:
         columns = (*columns, "certificate", "loss", "measured_here")
     else:
         columns = (*columns, "certificate")
-    return scalars | {"registry": view.registry.version} | _table((*columns, "trouble"), rows)
+    scalars |= {"registry": view.registry.version, "cipher": view.registry.cipher}
+    return scalars | _table((*columns, "trouble"), rows)
 
 
 def _site_now(view: QueryContext, site: str, sign: SiteStatus | None, waiting: int) -> tuple[Plain, ...]:

@@ -14,7 +14,6 @@ from fledge.cli.site import at, state_of
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fledge.doctor.place import Config
     from fledge.receipts import Facts
     from protocol.codec import Plain
     from protocol.registry import Registry
@@ -78,6 +77,8 @@ def receipt(
 ) -> None:
     """Show the receipt of one update as the aggregator signed it; with -o also as a file for others."""
     from deploy.keyfiles import read_identity, write_private
+    from fledge.doctor.members import newest_registry
+    from fledge.doctor.place import read_place
     from fledge.receipts import SignedReceipt
     from worker.config import read_config
 
@@ -93,7 +94,7 @@ def receipt(
         raise ConfigError(f"there is no receipt of {sent.id.hex()[:_SHORT]}: {sent.outcome} ({sent.reason})")
     settings = read_config(path)
     identity = read_identity(path.parent / settings.keys)
-    registry = _newest(path.parent, settings.registry, bytes.fromhex(settings.root), settings)
+    registry = newest_registry(read_place(path))
     signed = SignedReceipt.opened(sent.receipt, identity, registry, settings.federation)
     if out is not None:
         write_private(out, signed.to_text(registry, settings.federation).encode())
@@ -124,11 +125,11 @@ def members_of(kit: Path) -> tuple[Registry, str]:
         ConfigError: it is no kit.
         WireError: its list of members is not signed by the root.
     """
+    from fledge.doctor.members import newest_registry
     from fledge.doctor.place import read_kit
 
     place = read_kit(kit if kit.is_dir() else kit.parent)
-    config = place.config
-    return _newest(place.base, config.registry, bytes.fromhex(config.root), config), config.federation
+    return newest_registry(place), place.config.federation
 
 
 def _is_ours(facts: Facts, kit: Path) -> bool:
@@ -159,20 +160,3 @@ def _sent(config: Path) -> list[SentUpdate]:
     from worker.journal.journal import Journal
 
     return Journal.sent_beside(state_of(config) / "worker.db")
-
-
-def _newest(base: Path, registry: Path, root: bytes, config: Config) -> Registry:
-    """The newest list of members that is here: the kit's, or the one that its worker has heard of."""
-    from deploy.keyfiles import read_bounded
-    from protocol.limits import STORED_RECORD
-    from protocol.registry import open_registry
-    from worker.config import WorkerConfig
-    from worker.journal.journal import Journal
-
-    federation = config.federation
-    newest = open_registry(read_bounded(base / registry, STORED_RECORD, "the signed registry"), root, federation)
-    if isinstance(config, WorkerConfig) and (database := base / config.state / "worker.db").exists():
-        record = Journal.registry_beside(database)
-        heard = open_registry(record, root, federation) if record else newest
-        newest = max(newest, heard, key=lambda each: each.version)
-    return newest

@@ -17,6 +17,7 @@ from fledge.connections import broker_url, signers_of, store_url, tls_of
 from fledge.doctor.checks.broker import check_broker
 from fledge.doctor.checks.local import (
     check_certificate,
+    check_cipher,
     check_filters,
     check_keys,
     check_machine,
@@ -28,10 +29,11 @@ from fledge.doctor.checks.network import Way
 from fledge.doctor.checks.permissions import Own, own
 from fledge.doctor.checks.store import check_signed_urls, check_store_rights, check_store_way
 from fledge.doctor.findings import Finding, Server, bad, good, skipped, warning
+from fledge.doctor.members import newest_registry
 from fledge.doctor.place import Place
 from fledge.doctor.report import DoctorReport
 from fledge.operator.config import OperatorConfig
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, FledgeError
 from protocol.keys import Identity, Role
 from protocol.registry import Registry
 from worker.config import WorkerConfig
@@ -68,6 +70,8 @@ def examine(place: Place, environ: Mapping[str, str] = os.environ, *, machine: b
     registry_found, registry = check_registry(place, identity)
     name = identity.name if identity is not None else None
     findings = [keys, registry_found, *check_private(place), *check_filters(place)]
+    if registry is not None:
+        findings.append(check_cipher(_in_force(place, registry)))
     findings.append(check_certificate(tls_of(place.config, place.base), name, now))
     line = read_line(place, environ)
     findings += line.findings
@@ -108,6 +112,14 @@ def read_line(place: Place, environ: Mapping[str, str]) -> DoctorTargets:
     if not any(finding.check.startswith("files.") and finding.code == "url" for finding in findings):
         findings.insert(0, good("files.config", "can be read"))
     return DoctorTargets(broker=broker, store=store, findings=tuple(findings))
+
+
+def _in_force(place: Place, registry: Registry) -> Registry:
+    """The newest registry that is here; the kit's where the service's own journal cannot be read."""
+    try:
+        return newest_registry(place)
+    except FledgeError:
+        return registry
 
 
 def owned(place: Place, identity: Identity | None, registry: Registry | None) -> Own | None:

@@ -23,7 +23,8 @@ def show_info(shell: ShellContext, words: Sequence[str]) -> None:
         f"user: {name}",
         f"organisation: {entry.organisation if entry else 'not a member (any more)'}",
         f"roles: {', '.join(entry.roles) if entry and entry.roles else '-'}",
-        f"federation: {members.federation}, registry version {members.registry.version}",
+        f"federation: {members.federation}, registry version {members.registry.version}, "
+        f"encrypted with {members.registry.cipher}",
     )
 
 

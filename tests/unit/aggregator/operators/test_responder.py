@@ -72,6 +72,7 @@ def test_status_shows_the_run_and_every_site(hub: Hub) -> None:
     said = one(hub.console().ask("status", {}))
     assert (said.ok, said.sender) == (True, "aggregator")
     assert (said.values["run"], said.values["state"], said.values["version"]) == ("test-run", "running", 0)
+    assert (said.values["registry"], said.values["cipher"]) == (hub.federation.registry.version, "xchacha20")
     assert said.values["site"] == ("site-0", "site-1", "site-2")
     assert said.values["doing"] == ("never seen", "training", "never seen")
     assert said.values["seen"][0] == -1.0

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 
+import msgpack
 import pytest
 
 from aggregator.domain.events import SiteSeen
 from aggregator.intake import Intake
+from aggregator.journal.journal import Journal as HubJournal
 from broker.blobs.s3.http import BoundedPool
 from broker.blobs.s3.store import S3Blobs
 from broker.blobs.s3.url import S3Url, parse_s3_url
@@ -27,6 +30,7 @@ from broker.transport.memory import MemoryTransport
 from fledge.connections import broker_of
 from fledge.doctor.checks.local import (
     check_certificate,
+    check_cipher,
     check_disk,
     check_filters,
     check_keys,
@@ -46,18 +50,24 @@ from fledge.doctor.checks.store_attacks import (
     with_credentials,
     without_signature,
 )
+from fledge.doctor.examine import examine
 from fledge.doctor.findings import Finding, Server, Verdict, bad, good, warning
+from fledge.doctor.members import newest_registry
 from fledge.doctor.place import Place, read_kit
 from fledge.doctor.report import DoctorReport
 from fledge.doctor.submit import sign_of, tell_hub
 from fledge.health import hub_health, site_health
+from protocol.cipher import Suite
 from protocol.codec import decode, encode
+from protocol.envelope import seal
 from protocol.errors import ConfigError
 from protocol.keys import Role
-from protocol.messages import Event, Reply
+from protocol.messages import Event, Kind, Reply
 from protocol.registry import Registry, sign_registry
 from protocol.topology import event_queue, topology
 from tests.support.kits import Kits
+from worker.domain.writes import NoteRegistry
+from worker.journal.journal import Journal as WorkerJournal
 
 BROKER = Server(name="broker", host="broker.example", port=443, encrypted=True, purpose="messages")
 STORE = Server(name="store", host="store.example", port=443, encrypted=True, purpose="models")
@@ -302,6 +312,69 @@ def test_who_is_not_in_the_registry_or_revoked_is_told(kit: Path, kits: Kits) ->
         assert check_registry(place, identity)[0].code == code
     (kit / "registry.bin").write_bytes(sign_registry(kits.registry, identity, "fl", b"m" * 16))
     assert check_registry(place, identity)[0].code == "registry"
+
+
+def test_a_registry_of_a_newer_fledge_is_no_reason_to_ask_for_another(kit: Path, kits: Kits) -> None:
+    newer = msgpack.unpackb(encode(kits.registry)) | {"cipher": "rot13"}
+    number = kits.registry.version
+    raw = seal(
+        kits.root,
+        Kind.REGISTRY,
+        msgpack.packb(newer),
+        (),
+        federation="fl",
+        message_id=bytes(16),
+        sequence=number,
+    )
+    (kit / "registry.bin").write_bytes(raw)
+    found, registry = check_registry(read_kit(kit), kits.identities["site-a"])
+    assert (found.verdict, found.code, registry) == (Verdict.BAD, "upgrade_needed", None)
+    assert "encrypts with 'rot13'" in found.cause
+    assert found.advice == "install a newer fledge on this machine"
+
+
+def test_a_cipher_that_is_slow_on_this_machine_is_something_to_look_at(kits: Kits) -> None:
+    faster = kits.registry.with_cipher(Suite.AEGIS256)
+    slow = check_cipher(faster, lambda: False)
+    assert (slow.verdict, slow.code) == (Verdict.WARNING, "slow")
+    assert "no AES instructions: every model and update is encrypted and read about 40 times slower" in slow.cause
+    assert "`cipher: xchacha20` in project.yml" in slow.advice
+    for registry, aes, told in (
+        (faster, True, "aegis256, and the processor has AES instructions"),
+        (kits.registry, True, "xchacha20, fast on any processor; .* aegis256 would be faster"),
+        (kits.registry, False, "xchacha20, fast on any processor"),
+    ):
+        found = check_cipher(registry, lambda aes=aes: aes)
+        assert found.verdict == Verdict.GOOD
+        assert re.fullmatch(told, found.cause)
+
+
+@pytest.mark.parametrize("name", ["site-a", "aggregator"])
+def test_the_cipher_is_that_of_the_newest_registry_which_the_service_has_heard_of(
+    kits: Kits, tmp_path: Path, name: str
+) -> None:
+    kit = kits.make(name, tmp_path / name, broker="memory:", store="memory:")
+
+    def told() -> str:
+        report = examine(read_kit(kit), {}, machine=False)
+        (found,) = (finding for finding in report.findings if finding.check == "machine.cipher")
+        return found.cause
+
+    newer = kits.registry.with_cipher(Suite.AEGIS256)
+    record = sign_registry(newer, kits.root, "fl", bytes(16))
+    assert told().startswith("xchacha20")
+    if name == "site-a":
+        with closing(WorkerJournal(kit / "state" / "worker.db", name)) as journal:
+            journal.commit([NoteRegistry(version=newer.version, digest=bytes(32), record=record)])
+    else:
+        with closing(HubJournal(kit / "state" / "aggregator.db", lambda _: b"")) as hub:
+            hub.store_registry(newer.version, record)
+    assert newest_registry(read_kit(kit)) == newer
+    assert "aegis256" in told()
+    assert not told().startswith("xchacha20")
+    for database in (kit / "state").glob("*.db"):
+        database.write_bytes(b"nonsense" * 1000)
+    assert told().startswith("xchacha20")  # what the kit says is better than nothing
 
 
 def files(kit: Path) -> Tls:

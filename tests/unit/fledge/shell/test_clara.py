@@ -276,7 +276,9 @@ def test_policy_is_answered_from_the_signed_registry_alone(folder: Path) -> None
     assert cells(answer(folder, hub, "eval_right alice operate_all south")[3])[1] == "yes"
     assert cells(answer(folder, hub, "eval_rule north allow_byoc")[3])[1] == "yes"
     assert cells(answer(folder, hub, "eval_rule server allow_byoc")[3])[1] == "no"
-    assert answer(folder, hub, "show_info")[:3] == ["user: alice", "organisation: hub", "roles: lead_it"]
+    info = answer(folder, hub, "show_info")
+    assert info[:3] == ["user: alice", "organisation: hub", "roles: lead_it"]
+    assert info[3].endswith(", encrypted with xchacha20")
     assert ["general", "site_it", "operate_self", "yes"] in map(cells, answer(folder, hub, "show_config"))
     assert ["upload", "yes", "-"] in map(cells, answer(folder, hub, "show_rights"))
     assert ["allow_byoc", "no"] in map(cells, answer(folder, hub, "show_rules"))
