@@ -289,7 +289,9 @@ class _Heard(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int | None:  # Python 3.11 has no public name for what can be filled
-        self._sock.settimeout(min(SILENCE_S, self._left()))
+        wait = min(SILENCE_S, self._left())
+        if wait != self._sock.gettimeout():  # setting it is a call to the kernel, for each 16 KiB over TLS
+            self._sock.settimeout(wait)
         return self._raw.readinto(buffer)
 
     def fileno(self) -> int:
