@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import pipeline_events
 from benchmarks.floor import Design, floor
-from benchmarks.floor_calls import SUITES, XCHACHA20, Suite
+from benchmarks.floor_calls import AEGIS256, SUITES
 from benchmarks.pipeline_places import Result, Task, alone_kib, fsync_ms, run, table
 from benchmarks.usage import reading
 
@@ -62,7 +62,7 @@ def overhead(result: Result) -> dict[str, float]:
     }
 
 
-def size(result: Result, task: Task, suite: Suite) -> dict[str, float]:
+def size(result: Result, task: Task) -> dict[str, float]:
     """Median seconds of each stage, what a version costs beside its floor, memory in MiB, bytes in MB."""
     found = pipeline_events.stages(result.entries)
     at = pipeline_events.commits(result.entries)
@@ -70,13 +70,13 @@ def size(result: Result, task: Task, suite: Suite) -> dict[str, float]:
     row["wall time s"] = max(at.values()) - result.began
     row["updates"] = len(found.upload)
     row["versions"] = len(at)
-    row |= cost(result, task, suite)
+    row |= cost(result, task)
     row |= memory(result, task)
     row |= {f"stored {kind} MB": stored / 1e6 for kind, stored in sorted(result.stored.items())}
     return row
 
 
-def cost(result: Result, task: Task, suite: Suite) -> dict[str, float]:
+def cost(result: Result, task: Task) -> dict[str, float]:
     """What aggregator and workers used from start to end, and a version's share, beside the least that it can cost.
 
     A version's seconds and CPU seconds count from the first local step to the last commit; training, and updates
@@ -100,7 +100,7 @@ def cost(result: Result, task: Task, suite: Suite) -> dict[str, float]:
     }
     if result.prices:
         # What `fledge new-federation` gives every site is the filter `clip`, which measures.
-        design = Design(suite=suite, remote=task.store != "file", measuring=True)
+        design = Design(suite=SUITES[task.cipher], remote=task.store != "file", measuring=True)
         least = floor(design.version(task.buffer or task.sites), result.prices, task.size_mb * 1_000_000)
         row |= {"floor of a version s": least.wall, "floor of a version CPU s": least.cpu}
         row |= {"a version x floor": wall / least.wall, "a version x floor CPU": cpu / least.cpu}
@@ -124,19 +124,16 @@ def memory(result: Result, task: Task) -> dict[str, float]:
     return row
 
 
-def measure(task: Task, rounds: int, *, suite: Suite | None) -> list[dict[str, Any]]:
-    """Run the task in a fresh directory `rounds` times; each row also says how busy the machine was.
-
-    `suite`: what the floor is computed for; None: only a version's overhead is measured.
-    """
+def measure(task: Task, rounds: int) -> list[dict[str, Any]]:
+    """Run the task in a fresh directory `rounds` times; each row also says how busy the machine was."""
     rows = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="fledge-pipeline-") as folder:
             work = Path(folder)
             load, fsync, before = os.getloadavg()[0], fsync_ms(work), reading(resource.RUSAGE_CHILDREN)
-            result = run(task, work, seconds=7200, suite=suite)
+            result = run(task, work, seconds=7200)
             used = reading(resource.RUSAGE_CHILDREN).since(before)
-            numbers: dict[str, Any] = dict(overhead(result) if suite is None else size(result, task, suite))
+            numbers: dict[str, Any] = dict(size(result, task) if task.size_mb else overhead(result))
             numbers["processor s in all processes"] = used.cpu
             numbers["fsync p50 ms, before"] = fsync
             numbers["fsync p50 ms, after"] = fsync_ms(work)
@@ -183,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--buffer", type=int, help="K; default: all sites, with --overhead the strategy's own")
     parser.add_argument("--store", choices=("file", "s3"), default="file")
     parser.add_argument("--broker", choices=("memory", "amqp"), default="memory")
-    parser.add_argument("--suite", choices=SUITES, default=XCHACHA20.name, help="what the floor is computed for")
+    parser.add_argument("--suite", choices=SUITES, default=AEGIS256.name, help="what blobs are encrypted with")
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("out/pipeline.json"))
@@ -198,8 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store=options.store,
         broker=options.broker,
         train=not small,
+        cipher=options.suite,
     )
-    rows = measure(task, options.rounds, suite=None if small else SUITES[options.suite])
+    rows = measure(task, options.rounds)
     print(render(task, rows))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"task": asdict(task), "median": summary(rows), "rounds": rows}, indent=2))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import pipeline_events
-from benchmarks.floor_calls import Prices, Suite, measure
+from benchmarks.floor_calls import AEGIS256, SUITES, Prices, measure
 from benchmarks.pipeline_model import cpu_s, peak_kib
 from benchmarks.usage import Usage, reading
 from fledge.federation import AGGREGATOR_TOML, new_federation
@@ -41,6 +41,7 @@ class Task:
     store: str
     broker: str
     train: bool = True
+    cipher: str = AEGIS256.name
 
     @property
     def names(self) -> list[str]:
@@ -123,6 +124,7 @@ def found(task: Task, work: Path, broker: str, store: str) -> None:
         broker=broker,
         store=store,
         trainer=TRAINER,
+        cipher=task.cipher,
         options={site: {**options, "site": site} for site in task.names},
     )
     strategy = {"name": "fedbuff"} | ({} if task.buffer is None else {"buffer": task.buffer})
@@ -188,17 +190,15 @@ class Processes:
                 process.communicate()
 
 
-def run(task: Task, work: Path, *, seconds: float, suite: Suite | None = None) -> Result:
+def run(task: Task, work: Path, *, seconds: float) -> Result:
     """Found a federation in the empty directory `work`, run it to its last version and measure it.
-
-    `suite`: time what a floor is computed from too.
 
     Raises:
         RuntimeError: a process ended by itself, or `seconds` were not enough.
     """
     with servers(task, work) as (broker, store):
         found(task, work, broker, store)
-        prices = {} if suite is None else _prices(task, work, store, suite)
+        prices = _prices(task, work, store) if task.size_mb else {}
         processes = Processes(work)
         before = reading(resource.RUSAGE_CHILDREN)
         try:
@@ -218,13 +218,13 @@ def run(task: Task, work: Path, *, seconds: float, suite: Suite | None = None) -
         )
 
 
-def _prices(task: Task, work: Path, url: str, suite: Suite) -> Prices:
+def _prices(task: Task, work: Path, url: str) -> Prices:
     if task.store == "file":
-        return measure(work, suite)
+        return measure(work, SUITES[task.cipher])
     from broker.blobs.open import open_blobs
 
     with closing(open_blobs(url)) as store:
-        return measure(work, suite, store=store)
+        return measure(work, SUITES[task.cipher], store=store)
 
 
 def _together(task: Task, work: Path, processes: Processes, seconds: float) -> tuple[float, dict[str, list[int]]]:

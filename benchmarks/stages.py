@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.floor import LANES, Design, Floor, floor, price_table
-from benchmarks.floor_calls import SUITES, XCHACHA20, Prices, measure
+from benchmarks.floor_calls import AEGIS256, SUITES, Prices, measure
 from benchmarks.stages_federation import Federation, Shape
 from benchmarks.usage import Usage, forget_peak
 from broker.blobs.open import open_blobs
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sites", type=int, default=4, help="how many updates are merged")
     parser.add_argument("--store", choices=("file", "s3"), default="file")
     parser.add_argument("--filter", choices=("clip", "unsafe-none"), default="clip")
-    parser.add_argument("--suite", choices=SUITES, default=XCHACHA20.name, help="what blobs are encrypted with")
+    parser.add_argument("--suite", choices=SUITES, default=AEGIS256.name, help="what blobs are encrypted with")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sample-mib", type=int, default=64, help="bytes that each pass of the floor is timed with")
     parser.add_argument("--json", type=Path)
