@@ -8,7 +8,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,8 +18,8 @@ from protocol.errors import ConfigError, Missing, StoreError, TooLarge
 
 _UNFINISHED = ".unfinished"
 _ABANDONED_AFTER_S = 24 * 3600.0
-_NOT_COPIED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""How older kernels and some file systems say that they do not copy from one file to another by themselves."""
+_NOT_COPIED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
+"""How kernels, file systems and the sandboxes of containers say that they copy nothing from one file to another."""
 
 
 def directory_of(url: str) -> Path:
@@ -228,9 +227,17 @@ def _write_durably(path: Path, data: bytes | memoryview) -> None:
 
 def _link_or_copy(source: Path, target: Path) -> None:
     """Another name for a synced file; where that cannot be, a copy of it that the system makes."""
-    with suppress(OSError):
+    try:
         os.link(source, target)
-        return
+    except OSError:
+        _copy(source, target)
+    else:
+        os.utime(target)  # garbage is told by the age of the object, not of a file that waited to become one
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not hasattr(os, "copy_file_range"):  # other systems, and Pythons built for an old C library, as uv's were
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     with source.open("rb") as file:
         descriptor = _create(target)
         try:
@@ -240,8 +247,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    if left:
-        raise OSError(errno.EIO, f"{source.name} became shorter while it was copied")
+    if left:  # some file systems copy nothing without a word; what is really too short shows when its bytes are read
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
 def _read_exactly(descriptor: int, size: int) -> bytes:

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.directory import FileBlobs
+from broker.blobs.garbage import collect
 from broker.runtime.threads import Here
 from protocol.errors import Corrupt, StateError, StoreError
 from tests.support.disks import small_disk
@@ -220,7 +221,7 @@ def test_a_file_of_another_file_system_is_copied(tmp_path: Path, elsewhere: Path
     assert (elsewhere / "cache" / NAME.hex()).read_bytes() == DATA
 
 
-@pytest.mark.parametrize("code", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES])
 def test_where_the_system_copies_nothing_the_bytes_are_to_be_put(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -228,6 +229,29 @@ def test_where_the_system_copies_nothing_the_bytes_are_to_be_put(
     fail_to(monkeypatch, code)
     assert not store.put_file(KEY, spool.path(NAME))
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("copies", [lambda *_: 0, None])
+def test_where_nothing_is_copied_without_a_word_or_python_cannot_ask_the_bytes_are_to_be_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: Callable[..., int] | None
+) -> None:
+    spool, store = spooled(tmp_path / "spool"), FileBlobs(tmp_path / "store")
+    fail_to(monkeypatch, errno.EPERM)
+    if copies is None:
+        monkeypatch.delattr(os, "copy_file_range")
+    else:
+        monkeypatch.setattr(os, "copy_file_range", copies)
+    assert not store.put_file(KEY, spool.path(NAME))
+    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+def test_an_object_is_as_old_as_its_being_stored_also_if_its_file_waited_long(tmp_path: Path) -> None:
+    """A site that was away for weeks must not have its update collected before its message arrives."""
+    spool, store = spooled(tmp_path / "spool"), FileBlobs(tmp_path / "store")
+    os.utime(spool.path(NAME), (0, 0))
+    assert store.put_file(KEY, spool.path(NAME))
+    assert collect(store, "up/", set()).count == 0
+    assert store.get(KEY, LIMIT) == DATA
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
