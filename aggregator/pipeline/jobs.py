@@ -66,7 +66,7 @@ class RunJobs:
         except Corrupt as error:
             log.warning("admission.damaged", update=id.hex()[:8], error=str(error))
             return events.NotAdmitted(id=id, reason="chunk_damaged", retry=True, missing=True)
-        except StoreError as error:
+        except (StoreError, MemoryError) as error:
             log.warning("admission.parked", update=id.hex()[:8], error=str(error))
             return events.NotAdmitted(id=id, reason="store_away", retry=True)
         crash_point("aggregator.admitted")
@@ -87,8 +87,9 @@ class RunJobs:
             worst = max(plan.members, key=lambda member: member.weight * member.norm)
             log.warning("merge.overflow", version=plan.version, update=worst.id.hex()[:8], error=str(error))
             return events.MergeFailed(plan=plan, reason="does_not_fit", bad=worst.id, reject=True)
-        except FledgeError as error:
-            self.records.distrust()
+        except (FledgeError, MemoryError) as error:
+            if isinstance(error, FledgeError):
+                self.records.distrust()
             log.warning("merge.failed", version=plan.version, error=str(error))
             return events.MergeFailed(plan=plan, reason="merge_failed", bad=None)
 

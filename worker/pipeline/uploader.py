@@ -141,7 +141,7 @@ class Uploader:
     def _guard(self, row: UpdateRow, work: Callable[[], Event]) -> None:
         try:
             answer = work()
-        except FledgeError as error:
+        except (FledgeError, MemoryError) as error:
             # Chunks that cannot be read or opened do not come back; everything else passes.
             lost = isinstance(error, StateError | WireError) and not isinstance(error, DiskFull)
             # Lost chunks matter only while the update has no receipt, which the rules know.

@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from broker.blobs.base import BlobStore
+from broker.blobs.chunks import BufferPool
 from broker.blobs.directory import FileBlobs
 from broker.blobs.memory import MemoryBlobs
 from broker.runtime.threads import Here
@@ -147,6 +148,17 @@ def test_a_directory_has_the_spools_own_files(tmp_path: Path) -> None:
         assert [spool.path(name).stat().st_nlink for name in row.chunks] == [names] * 3
     assert told == [events.Uploaded(row=1)] * 3
     assert [len(store.get(update_chunk("alpha", name.hex()), 10**6)) for name in row.chunks] == [1000, 3000, 0]
+
+
+def test_where_memory_is_short_for_a_while_the_update_is_sent_later(tmp_path: Path) -> None:
+    class Short(BufferPool):
+        def take(self) -> memoryview:
+            raise MemoryError("no memory")
+
+    spool = Spool(tmp_path, 10**6, buffers=Short())
+    sender, told = uploader(MemoryBlobs(), spool, Throttle(None))
+    sender.upload(spooled(spool, 1000), anew=False)
+    assert told == [events.SendingFailed(row=1, lost=False)]
 
 
 @pytest.mark.parametrize("anew", [False, True])
