@@ -39,7 +39,7 @@ _AS_STORED = ("order", "id", "run", "site", "epoch", "sequence", "base_version",
 AT = "at"
 """Under which name a ledger entry holds when it was noted, in seconds since 1970."""
 _PART = 1000
-"""Rows of one look at the ledger."""
+"""Rows of one look at a table that grows: while a reader looks, the writer has to wait."""
 _LOOKED_AT = 2048
 """Ledger entries about commands in which unanswered ones are looked for at the start."""
 
@@ -119,11 +119,17 @@ class History:
         return found
 
     def envelopes(self) -> Iterator[tuple[bytes, UpdateState]]:
-        """The signed bytes of every journalled update with its state, in order; not of deleted runs."""
-        with self.engine.connect() as db:
-            kept = select(updates.c.envelope, updates.c.state).where(updates.c.envelope != b"")
-            for row in db.execute(kept.order_by(updates.c.order)):
-                yield row.envelope, UpdateState(row.state)
+        """The signed bytes of every journalled update with its state, in order, read in parts; not of deleted runs."""
+        last = 0
+        kept = select(updates.c.order, updates.c.envelope, updates.c.state).where(updates.c.envelope != b"")
+        while True:
+            part = kept.where(updates.c.order > last).order_by(updates.c.order).limit(_PART)
+            with self.engine.connect() as db:
+                rows = db.execute(part).all()
+            if not rows:
+                return
+            last = rows[-1].order
+            yield from ((row.envelope, UpdateState(row.state)) for row in rows)
 
     def model(self, name: str) -> tuple[str, bytes] | None:
         """A published model's run and signed card."""
@@ -150,7 +156,7 @@ class History:
         return [found[id] for id in ids]
 
     def ledger(self) -> Iterator[LedgerRow]:
-        """Every entry of the ledger, in order, read in parts: while a reader looks, the writer has to wait."""
+        """Every entry of the ledger, in order, read in parts."""
         last = 0
         while True:
             part = select(ledger).where(ledger.c.number > last).order_by(ledger.c.number).limit(_PART)

@@ -108,8 +108,11 @@ def open_readonly(path: Path) -> Engine:
     """
     if not path.is_file():
         raise StateError(f"{path}: no such database; give the state directory of the aggregator or worker")
+    # Opened for writing where that is allowed: a killed writer may have left a journal that is to be rolled back first.
     # Between two questions nothing is open, so there is nothing that a reader could forget to close.
-    return create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", poolclass=NullPool, connect_args={"timeout": 10})
+    engine = create_engine(f"sqlite:///file:{path}?mode=rw&uri=true", poolclass=NullPool, connect_args={"timeout": 10})
+    event.listen(engine, "connect", _refuse_writing)
+    return engine
 
 
 def commit_error(path: Path | None, error: OperationalError) -> StateError:
@@ -136,6 +139,10 @@ def _configure(connection: object, _record: object) -> None:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
     connection.isolation_level = None  # type: ignore[attr-defined]  # SQLAlchemy's BEGIN below is the only one
+
+
+def _refuse_writing(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA query_only=ON")
 
 
 def _begin(connection: Connection) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from aggregator.domain import events, writes
 from aggregator.domain.state import UpdateNotice, UpdateState
+from aggregator.journal import history
 from aggregator.journal.command_writes import write_command
 from aggregator.journal.history import History, ledger_hash
 from aggregator.journal.journal import Journal
@@ -344,6 +345,18 @@ def test_what_is_not_there_is_said_by_its_name(journal: Journal) -> None:
         journal.run("run").version_record(7)
     with pytest.raises(StateError, match="not in the journal"):
         journal.update_rows([bytes(16)])
+
+
+def test_the_writer_does_not_wait_for_one_who_takes_envelope_by_envelope(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_PART", 2)
+    journalled(journal, *(notice(number) for number in range(1, 6)))
+    reader = History.open(tmp_path / "aggregator.db").envelopes()
+    found = [next(reader)]
+    journalled(journal, notice(6))  # otherwise it fails, after ten seconds
+    found += reader
+    assert found == [(notice(number).envelope, UpdateState.JOURNALLED) for number in range(1, 7)]
 
 
 # ---- the ledger

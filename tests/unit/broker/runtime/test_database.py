@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import OperationalError
 
-from broker.runtime.database import Statement, open_database
+from broker.runtime.database import Statement, open_database, open_readonly
 
 METADATA = MetaData()
 THINGS = Table(
@@ -126,6 +126,19 @@ def test_what_was_committed_and_nothing_else_is_there_after_a_kill_in_mid_transa
     with database.begin() as db:
         assert [order for order, _ in ALL.run(db)] == ["committed 0", "committed 1", "committed 2"]
     database.dispose()
+
+
+def test_a_reader_sees_what_was_committed_though_the_writer_was_killed_in_mid_transaction(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "database"
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    with open_readonly(path).connect() as db:
+        assert [order for order, _ in ALL.run(db)] == ["committed 0", "committed 1", "committed 2"]
+        for refused in (
+            lambda: ADD.run(db, {"order": "a", "body": b""}),
+            lambda: db.exec_driver_sql("DROP TABLE things"),
+        ):
+            with pytest.raises(OperationalError, match="readonly"):
+                refused()
 
 
 def test_the_journal_stays_empty_and_private_between_commits(tmp_path: Path) -> None:
