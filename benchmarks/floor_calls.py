@@ -7,12 +7,15 @@ that goes record by record. Nothing of the product is timed but the client of a 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import secrets
 import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, cycle, islice
@@ -25,7 +28,8 @@ import numpy as np
 from nacl._sodium import ffi, lib
 from numpy.typing import NDArray
 
-from broker.blobs.base import BlobStore
+from broker.blobs.s3.store import S3Blobs
+from broker.blobs.s3.url import parse_s3_url
 from protocol import limits, topology
 
 Call = Callable[[], object]
@@ -81,10 +85,10 @@ class Buffers:
         self.sealed = bytearray(limits.RECORD + self.overhead)
 
 
-def measure(directory: Path, suite: Suite, *, store: BlobStore | None = None, size: int = 64 * _MIB) -> Prices:
+def measure(directory: Path, suite: Suite, *, url: str | None = None, size: int = 64 * _MIB) -> Prices:
     """Time each primitive with `size` bytes, three times, and keep the least of each; files are written once, but more.
 
-    `directory`: on the disk that stages write to. `store`: a remote one, whose own client is timed too.
+    `directory`: on the disk that stages write to. `url`: of a remote store, whose own time is measured too.
     """
     buffers = Buffers(suite.overhead)
     encrypt, decrypt = suite.calls(buffers, suite.overhead)
@@ -98,8 +102,8 @@ def measure(directory: Path, suite: Suite, *, store: BlobStore | None = None, si
     for name, durable in (("write", True), ("keep", False)):
         with _files(directory / name, buffers, durable=durable) as write:
             prices[name] = _cost(write, _WRITTEN * chunks, limits.CHUNK, rounds=1)
-    if store is not None:
-        prices |= _transfers(store, max(_TRANSFERS, chunks))
+    if url is not None:
+        prices |= _transfers(url, max(_TRANSFERS, chunks))
     return prices
 
 
@@ -278,20 +282,64 @@ def _files(folder: Path, buffers: Buffers, *, durable: bool) -> Iterator[Call]:
         shutil.rmtree(folder)
 
 
-def _transfers(store: BlobStore, count: int) -> dict[str, Cost]:
-    """A remote store's own raw time: new chunks by its client, several at once; `get` compares each with its hash."""
-    chunks: dict[str, bytes] = {}
-    for _ in range(count):
-        chunk = os.urandom(limits.CHUNK)
-        chunks[topology.update_chunk("floor", hashlib.sha256(chunk).hexdigest())] = chunk
+class _Bare:
+    """A remote store by signed addresses, on a bare connection for each thread; nothing is hashed."""
 
-    with ThreadPoolExecutor(_TRANSFERS) as pool:
-        costs = {
-            "put": _cost(lambda: list(pool.map(store.put, chunks, chunks.values())), 1, count * limits.CHUNK),
-            "get": _cost(
-                lambda: list(pool.map(partial(store.get, limit=limits.CHUNK), chunks)), 1, count * limits.CHUNK
-            ),
-        }
-    for key in chunks:
-        store.delete(key)
+    def __init__(self, url: str) -> None:
+        self._where = parse_s3_url(url, environ={})
+        self._chunk = os.urandom(limits.CHUNK)
+        self._mine = threading.local()
+        self._opened: list[http.client.HTTPConnection] = []
+
+    def send(self, method: str, address: str) -> None:
+        """Put or get one chunk."""
+        if not hasattr(self._mine, "into"):
+            self._mine.line, self._mine.into = self._connect(), memoryview(bytearray(limits.CHUNK))
+        line, into = self._mine.line, self._mine.into
+        path = address.partition(self._where.endpoint)[2]
+        if method == "PUT":
+            line.request(method, path, body=memoryview(self._chunk), headers={"Content-Length": str(limits.CHUNK)})
+        else:
+            line.request(method, path)
+        answer, got = line.getresponse(), 0
+        while more := answer.readinto(into[got:]):
+            got += more
+        if answer.status != 200 or (method == "GET" and got != limits.CHUNK):
+            raise SystemExit(f"the store answers {answer.status} and {got} bytes to a bare {method}")
+
+    def close(self) -> None:
+        """Close all connections."""
+        for line in self._opened:
+            line.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port = self._where.host, self._where.port
+        if self._where.encrypted:
+            line = http.client.HTTPSConnection(host, port, context=self._where.files.context("a benchmark"))
+        else:
+            line = http.client.HTTPConnection(host, port)
+        self._opened.append(line)
+        return line
+
+
+def _transfers(url: str, number: int) -> dict[str, Cost]:
+    """A remote store's own raw time: chunks put and got, several at once."""
+    keys = [topology.update_chunk("floor", secrets.token_hex(32)) for _ in range(number)]
+    first = topology.update_chunk("floor", hashlib.sha256(b"first").hexdigest())
+    with (
+        closing(S3Blobs.from_url(url)) as store,
+        closing(_Bare(url)) as bare,
+        ThreadPoolExecutor(_TRANSFERS) as pool,
+    ):
+        store.put(first, b"first")  # which makes the bucket
+        costs = {}
+        for method, sign in (("PUT", store.presign_put), ("GET", store.presign_get)):
+            call = partial(_all, pool, partial(bare.send, method), [sign(key, 600) for key in keys])
+            costs[method.lower()] = _cost(call, 1, number * limits.CHUNK)
+        for key in (first, *keys):
+            store.delete(key)
     return costs
+
+
+def _all(pool: ThreadPoolExecutor, send: Callable[[str], None], addresses: Sequence[str]) -> None:
+    list(pool.map(send, addresses))

@@ -27,6 +27,7 @@ from benchmarks import pipeline_events
 from benchmarks.floor import Design, floor
 from benchmarks.floor_calls import AEGIS256, SUITES
 from benchmarks.pipeline_places import Result, Task, alone_kib, fsync_ms, run, table
+from benchmarks.stores import STORES
 from benchmarks.usage import reading
 
 WARM_UP = 20
@@ -178,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sites", type=int, help="default: 4, with --overhead 8")
     parser.add_argument("--versions", type=int, help="default: 3, with --overhead 200 after 20 to warm up")
     parser.add_argument("--buffer", type=int, help="K; default: all sites, with --overhead the strategy's own")
-    parser.add_argument("--store", choices=("file", "s3"), default="file")
+    parser.add_argument("--store", choices=STORES, default="file")
     parser.add_argument("--broker", choices=("memory", "amqp"), default="memory")
     parser.add_argument("--suite", choices=SUITES, default=AEGIS256.name, help="what blobs are encrypted with")
     parser.add_argument("--overhead", action="store_true")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks import pipeline_events
 from benchmarks.floor_calls import AEGIS256, SUITES, Prices, measure
 from benchmarks.pipeline_model import cpu_s, peak_kib
+from benchmarks.stores import store_url
 from benchmarks.usage import Usage, reading
 from fledge.federation import AGGREGATOR_TOML, new_federation
 from fledge.runs.init_run import init_run
@@ -89,15 +90,9 @@ def fsync_ms(folder: Path, rounds: int = 51) -> float:
 
 @contextmanager
 def servers(task: Task, work: Path) -> Iterator[tuple[str, str]]:
-    """The URLs of broker and store; private servers are started for `amqp` and `s3`."""
+    """The URLs of broker and store; private servers are started, except for a directory and memory."""
     with ExitStack() as stack:
-        broker, store = f"memory:{FEDERATION}", (work / "store").as_uri()
-        if task.store == "s3":
-            from tests.support.s3 import S3Server
-
-            server = S3Server(work / "objects", work / "s3.log")
-            stack.callback(server.stop)
-            store = server.url("pipeline")
+        broker, store = f"memory:{FEDERATION}", stack.enter_context(store_url(task.store, work))
         if task.broker == "amqp":
             from deploy.servers.apply import apply_topology
             from protocol.topology import topology
@@ -219,12 +214,7 @@ def run(task: Task, work: Path, *, seconds: float) -> Result:
 
 
 def _prices(task: Task, work: Path, url: str) -> Prices:
-    if task.store == "file":
-        return measure(work, SUITES[task.cipher])
-    from broker.blobs.open import open_blobs
-
-    with closing(open_blobs(url)) as store:
-        return measure(work, SUITES[task.cipher], store=store)
+    return measure(work, SUITES[task.cipher], url=None if task.store == "file" else url)
 
 
 def _together(task: Task, work: Path, processes: Processes, seconds: float) -> tuple[float, dict[str, list[int]]]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.floor import LANES, Design, Floor, floor, price_table
 from benchmarks.floor_calls import AEGIS256, SUITES, Prices, measure
 from benchmarks.stages_federation import Federation, Shape
+from benchmarks.stores import STORES, store_url
 from benchmarks.usage import Usage, forget_peak
 from broker.blobs.open import open_blobs
 from fledge.process import log
@@ -79,16 +80,10 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Figures], Prices]:
 
     A version before the first round brings files and memory into the state of a running federation.
     """
-    design = Design(suite=SUITES[options.suite], remote=options.store == "s3", measuring=options.filter == "clip")
+    design = Design(suite=SUITES[options.suite], remote=options.store != "file", measuring=options.filter == "clip")
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fledge-stages-")))
-        url = (work / "store").as_uri()
-        if design.remote:
-            from tests.support.s3 import S3Server
-
-            server = S3Server(work / "objects", work / "log")
-            stack.callback(server.stop)
-            url = server.url("stages")
+        url = stack.enter_context(store_url(options.store, work))
         store = stack.enter_context(closing(open_blobs(url)))
         shape = Shape(
             size_mb=options.size_mb,
@@ -102,7 +97,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Figures], Prices]:
         rounds: list[dict[str, Figures]] = []
         prices: Prices = {}
         for _ in range(options.rounds):
-            prices = measure(work, design.suite, store=store if design.remote else None, size=options.sample_mib << 20)
+            prices = measure(work, design.suite, url=url if design.remote else None, size=options.sample_mib << 20)
             rounds.append(version(federation.version(), design, prices, federation.length))
         return {stage: _medians([each[stage] for each in rounds]) for stage in rounds[0]}, prices
 
@@ -130,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__.splitlines()[0])
     parser.add_argument("--size-mb", type=int, default=200)
     parser.add_argument("--sites", type=int, default=4, help="how many updates are merged")
-    parser.add_argument("--store", choices=("file", "s3"), default="file")
+    parser.add_argument("--store", choices=STORES, default="file")
     parser.add_argument("--filter", choices=("clip", "unsafe-none"), default="clip")
     parser.add_argument("--suite", choices=SUITES, default=AEGIS256.name, help="what blobs are encrypted with")
     parser.add_argument("--rounds", type=int, default=3)
