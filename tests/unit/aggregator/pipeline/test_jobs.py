@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,8 +11,13 @@ import pytest
 
 from aggregator.domain import events
 from aggregator.pipeline.jobs import RunJobs
+from aggregator.pipeline.records import Records
+from broker.blobs.cache import CachedBlobs
+from broker.blobs.directory import FileBlobs
 from broker.blobs.memory import MemoryBlobs
 from protocol.errors import StoreError
+from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site
+from tests.support.hostile import flip
 
 
 class Short:
@@ -42,3 +48,23 @@ def test_what_cannot_be_done_for_want_of_memory_is_tried_again_and_keeps_the_cac
         plan = cast(Any, SimpleNamespace(version=1, members=()))
         assert jobs.merge(plan, cast(Any, None)) == events.MergeFailed(plan=plan, reason="merge_failed", bad=None)
     assert short.distrusted == distrusted
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("damage", [lambda chunk: b"", lambda chunk: chunk[:-1], lambda chunk: flip(chunk, 9)])
+def test_an_update_whose_chunk_is_damaged_in_the_store_is_waited_for_and_not_refused(
+    tmp_path: Path, damage: Any, cached: bool
+) -> None:
+    federation, store = Federation(), FileBlobs(tmp_path / "store")
+    envelope = Site(federation, "site-0", store).update({})
+    (info,) = store.list("up/")
+    chunk = store.get(info.key, info.size)
+    (tmp_path / "store" / info.key).write_bytes(damage(chunk))
+    seen = CachedBlobs(store, tmp_path / "cache", 10**6) if cached else store
+    with ThreadPoolExecutor(1) as io:
+        records = Records(FEDERATION, RUN, federation.aggregator, seen, io)
+        jobs = RunJobs(records, SMALL, cast(Any, None), seen, io, lambda: federation.registry)
+        again = events.NotAdmitted(id=b"id", reason="chunk_damaged", retry=True, missing=True)
+        assert jobs.admit(b"id", envelope) == again
+        store.put(info.key, chunk)
+        assert jobs.admit(b"id", envelope) == events.Admitted(id=b"id", norm=0.0)
