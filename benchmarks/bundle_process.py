@@ -37,8 +37,7 @@ def alone(bundle: Path, data: Path, epochs: int) -> dict[str, Any]:
 def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, Any]:
     """Contribute once for each epoch: an encrypted base on the disk, the training, encrypted chunks in the spool."""
     from broker.blobs.chunks import FileChunk
-    from broker.blobs.transfer import ChunkUploads
-    from broker.runtime.threads import Here
+    from protocol.blob import CallbackSink
     from protocol.envelope import Sealer
     from protocol.keys import Identity, Role
     from protocol.messages import Kind, Named
@@ -59,7 +58,7 @@ def fledge(bundle: Path, data: Path, epochs: int, directory: Path) -> dict[str, 
         (directory / name.hex()).write_bytes(chunk)
 
     version = sealer(Kind.VERSION, spec.model_length)
-    writer = version.writer(ChunkUploads(put, Here(), pending=0))
+    writer = version.writer(CallbackSink(put))
     for record in trainer.initial():
         writer.write(record)
     manifest = writer.finish()

@@ -85,19 +85,22 @@ class ChunkSink(Protocol):
         """Take the chunk called by its SHA-256; its buffer goes back to the sink."""
 
 
-class OwnedChunks:
-    """A sink that hands each chunk on as bytes of its own, for what is small or stays in memory anyway."""
+class CallbackSink:
+    """A sink that lends each chunk to a function at once; all are made in one buffer."""
 
-    def __init__(self, emit: Callable[[bytes, bytes], None]) -> None:
-        self._emit = emit
+    def __init__(self, put: Callable[[bytes, memoryview], object]) -> None:
+        self._put = put
+        self._buffer = memoryview(b"")
 
     def room(self, size: int) -> memoryview:
-        """A new buffer."""
-        return new_buffer(size)
+        """The buffer."""
+        if len(self._buffer) < size:
+            self._buffer = new_buffer(size)
+        return self._buffer[:size]
 
     def emit(self, name: bytes, chunk: memoryview) -> None:
-        """Hand a copy on."""
-        self._emit(name, bytes(chunk))
+        """Call the function."""
+        self._put(name, chunk)
 
 
 class BlobWriter:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.blob import HeldChunk, OwnedChunks
+from protocol.blob import CallbackSink, HeldChunk
 from protocol.cipher import Octets
 from protocol.envelope import Sealer
 from protocol.keys import Identity, Role
@@ -80,7 +80,7 @@ def _rehearse(
         trainer,
         base,
         Egress(filters=filters, exclude=exclude),
-        UpdateOutput(sealer, OwnedChunks(lambda _name, chunk: chunks.append(chunk))),
+        UpdateOutput(sealer, CallbackSink(lambda _name, chunk: chunks.append(bytes(chunk)))),
         control=control,
     )
     sealing = max(0.0, time.monotonic() - began - update.seconds)

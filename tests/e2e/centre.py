@@ -26,8 +26,9 @@ from protocol.envelope import unlock, verify
 from protocol.messages import Kind, Outcome, Receipt
 from protocol.spec import ModelSpec
 from tests.support.bodies import typed_body
+from tests.support.chunks import cut
 from tests.support.collect import Collector
-from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, cut, payload
+from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, payload
 
 STALE_LIMIT = 3
 WAIT_S = 20.0

@@ -20,7 +20,7 @@ from protocol.registry import open_registry
 from protocol.spec import ModelSpec
 from tests.golden import make
 from tests.golden.make import ATTACKS, GOLDEN, LARGE, V1, described, file_name, golden_read, keep, reader_of
-from tests.support.chunks import collected, plaintext
+from tests.support.chunks import collected, plaintext, write_blob
 from tests.support.wire import (
     AGGREGATOR,
     BLOBS,
@@ -34,7 +34,6 @@ from tests.support.wire import (
     parts,
     pattern,
     payload,
-    write_blob,
 )
 
 SUMS = V1.parent / "SHA256SUMS"

@@ -50,7 +50,7 @@ from protocol.messages import (
 )
 from protocol.registry import Entry, Registry, open_registry, sign_registry
 from protocol.spec import FLOATS, OTHERS, ModelSpec, TensorKind, TensorSpec, _Tensors, records
-from tests.support.chunks import collected, plaintext, small_records
+from tests.support.chunks import collected, plaintext, small_records, write_blob
 from tests.support.hostile import stream
 from tests.support.wire import (
     AGGREGATOR,
@@ -335,8 +335,7 @@ def blob(data: bytes, suite: Suite = Suite.XCHACHA20) -> tuple[Manifest, list[by
     begun = NewStream(suite, KEY)
     chunks: list[bytes] = []
     writer = BlobWriter(begun.cipher(BOUND), begun.header, len(data), collected(chunks), digest=True)
-    for index in range(records(len(data))):
-        writer.write(data[index * limits.RECORD : (index + 1) * limits.RECORD])
+    write_blob(writer, data)
     return writer.finish(), chunks
 
 

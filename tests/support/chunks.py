@@ -12,12 +12,25 @@ import pytest
 from broker.blobs.chunks import Gets
 from broker.blobs.transfer import KeyOf, read_blob
 from protocol import limits
-from protocol.blob import BlobReader, HeldChunk, OwnedChunks
+from protocol.blob import BlobReader, BlobWriter, CallbackSink, HeldChunk
+from protocol.spec import records
 
 
-def collected(chunks: list[bytes]) -> OwnedChunks:
+def cut(data: bytes) -> Iterator[bytes]:
+    """A payload's records."""
+    for index in range(records(len(data))):
+        yield data[index * limits.RECORD : (index + 1) * limits.RECORD]
+
+
+def write_blob(writer: BlobWriter, data: bytes) -> None:
+    """Every record of `data`, in order."""
+    for record in cut(data):
+        writer.write(record)
+
+
+def collected(chunks: list[bytes]) -> CallbackSink:
     """A sink that appends each chunk."""
-    return OwnedChunks(lambda _name, chunk: chunks.append(chunk))
+    return CallbackSink(lambda _name, chunk: chunks.append(bytes(chunk)))
 
 
 def plaintext(reader: BlobReader, chunks: Iterable[bytes], *, checked: bool = False) -> bytes:

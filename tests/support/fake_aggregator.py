@@ -22,8 +22,8 @@ from broker.blobs.base import BlobStore
 from broker.blobs.memory import MemoryBlobs
 from broker.transport.base import Delivery
 from broker.transport.memory import MemoryTransport
-from protocol import limits, topology
-from protocol.blob import Manifest, OwnedChunks
+from protocol import topology
+from protocol.blob import CallbackSink, Manifest
 from protocol.envelope import Sealer, Verified, seal, unlock, verify
 from protocol.keys import Identity, Role
 from protocol.messages import (
@@ -41,9 +41,9 @@ from protocol.messages import (
 )
 from protocol.registry import Registry, sign_registry
 from protocol.rights import STOCK, Organisation
-from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
+from protocol.spec import ModelSpec, TensorKind, TensorSpec
 from tests.support.bodies import typed_body
-from tests.support.chunks import stored
+from tests.support.chunks import stored, write_blob
 from worker.api.filters import build
 from worker.api.trainer import Control, EvaluationResult, TrainResult
 from worker.api.weights import Weights
@@ -152,9 +152,10 @@ class Centre:
             spec=b"" if kind == Kind.CODE else self.spec.digest,
             length=len(payload),
         )
-        writer = sealer.writer(OwnedChunks(lambda name, chunk: self.store.put(topology.model_chunk(name.hex()), chunk)))
-        for index in range(records(len(payload))):
-            writer.write(payload[index * limits.RECORD : (index + 1) * limits.RECORD])
+        writer = sealer.writer(
+            CallbackSink(lambda name, chunk: self.store.put(topology.model_chunk(name.hex()), chunk))
+        )
+        write_blob(writer, payload)
         return sealer.finish(body, [self.site.public, self.identity.public], writer.finish())
 
     def _put_record(self, raw: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from aggregator.service.settings import AggregatorSettings
 from broker.blobs.base import BlobStore
 from broker.blobs.transfer import ChunkUploads
-from protocol import limits, topology
-from protocol.blob import OwnedChunks
+from protocol import topology
+from protocol.blob import CallbackSink
 from protocol.codec import encode
 from protocol.encodings import DENSE_F32
 from protocol.envelope import Sealer
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Named, Update
 from protocol.registry import Registry, sign_registry
-from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
+from protocol.spec import ModelSpec, TensorKind, TensorSpec
+from tests.support.chunks import write_blob
 
 FEDERATION, RUN = "test-federation", "test-run"
 
@@ -108,12 +109,6 @@ def payload(spec: ModelSpec, values: Mapping[str, NDArray[Any]], *, update: bool
     return bytes(data[: spec.update_length] if update else data)
 
 
-def cut(data: bytes) -> Iterator[bytes]:
-    """A payload's records."""
-    for index in range(records(len(data))):
-        yield data[index * limits.RECORD : (index + 1) * limits.RECORD]
-
-
 def tensors(spec: ModelSpec, data: bytes) -> dict[str, NDArray[Any]]:
     """The tensors of a payload, by name."""
     return {
@@ -169,8 +164,7 @@ class Site:
         )
         with ThreadPoolExecutor(1) as pool:
             uploads = ChunkUploads.to(self.store, partial(topology.update_chunk, self.name), pool)
-            writer = sealer.writer(OwnedChunks(emit) if emit else uploads)
-            for record in cut(data):
-                writer.write(record)
+            writer = sealer.writer(CallbackSink(lambda name, chunk: emit(name, bytes(chunk))) if emit else uploads)
+            write_blob(writer, data)
             uploads.finish()
         return sealer.finish(encode(replace(GOOD, **changes)), [self.federation.aggregator.public], writer.finish())

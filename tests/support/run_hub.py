@@ -15,13 +15,13 @@ from broker.blobs.memory import MemoryBlobs
 from fledge.operator.console import Answer
 from fledge.operator.members import read_members
 from protocol import limits
-from protocol.blob import OwnedChunks
+from protocol.blob import CallbackSink
 from protocol.codec import encode
 from protocol.envelope import Sealer, body, unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Bundle, Card, Kind, Measurement
 from protocol.topology import bundle_key, model_chunk, record_key
-from tests.support.chunks import stored
+from tests.support.chunks import stored, write_blob
 from tests.support.operator_hub import Hub, kit, refused
 
 OFFERED = "e" * 64
@@ -110,9 +110,8 @@ class RunHub(Hub):
             length=len(model),
         )
         chunks: dict[str, bytes] = {}
-        writer = sealer.writer(OwnedChunks(lambda name, chunk: chunks.update({model_chunk(name.hex()): chunk})))
-        for at in range(0, len(model), limits.RECORD):
-            writer.write(model[at : at + limits.RECORD])
+        writer = sealer.writer(CallbackSink(lambda name, chunk: chunks.update({model_chunk(name.hex()): bytes(chunk)})))
+        write_blob(writer, model)
         raw = sealer.finish(encode(self.card), [self.identity.public], writer.finish())
         for key, chunk in chunks.items():
             self.blobs.put(key, chunk)

@@ -33,7 +33,8 @@ from protocol.keys import Identity
 from protocol.messages import Command, Head, Kind, Outcome, Receipt, Reply
 from protocol.registry import Registry
 from tests.support.bodies import typed_body
-from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, cut, payload
+from tests.support.chunks import cut
+from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, payload
 
 ONE = {t.name: np.ones(t.shape, np.float32) for t in SMALL.tensors if t.dtype == "F32"}
 

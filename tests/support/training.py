@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol import limits
-from protocol.blob import Manifest, OwnedChunks
+from protocol.blob import CallbackSink, Manifest
 from protocol.envelope import Sealer
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Named, Update
 from protocol.spec import ModelSpec, TensorKind
-from tests.support.chunks import plaintext
+from tests.support.chunks import collected, cut, plaintext
 from worker.api.filters import Dice, FilterChain, build
 from worker.api.trainer import Control, EvaluationResult, Trainer, TrainResult
 from worker.api.weights import Records, Weights, read_pieces
@@ -102,7 +101,7 @@ def form(
         trainer,
         BaseVersion(spec, base),
         Egress(filters=filters, exclude=exclude, own=own, dice=dice),
-        UpdateOutput(sealer, OwnedChunks(emit or (lambda _name, chunk: chunks.append(chunk)))),
+        UpdateOutput(sealer, CallbackSink(emit) if emit else collected(chunks)),
         control=training or control(),
     )
     payload = plaintext(sealer.key.reader(manifest), chunks)
@@ -115,7 +114,7 @@ def delta_of(spec: ModelSpec, payload: bytes) -> Arrays:
     if payload[: len(spec.header)] != spec.header:
         raise AssertionError("the header is not the model's")
     whole = floats.header + payload[len(spec.header) :]
-    pieces = read_pieces(floats, (whole[at : at + limits.RECORD] for at in range(0, len(whole), limits.RECORD)))
+    pieces = read_pieces(floats, cut(whole))
     found: Arrays = {t.name: np.zeros(t.shape, np.float32) for t in floats.tensors}
     for piece in pieces:
         found[piece.tensor.name].reshape(-1)[piece.offset : piece.offset + piece.values.size] = piece.values

@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from broker.blobs.chunks import FileChunk
-from broker.blobs.transfer import ChunkUploads
-from broker.runtime.threads import Here
 
 
 def arrays(mib: int) -> dict[str, np.ndarray]:
@@ -47,6 +45,7 @@ def plain(mib: int) -> dict[str, float]:
 
 def worker(mib: int, directory: Path) -> dict[str, float]:
     """The same training within `contribute`, from an encrypted base on the disk to encrypted chunks there."""
+    from protocol.blob import CallbackSink
     from protocol.envelope import Sealer
     from protocol.messages import Kind, Named
     from tests.support.training import FEDERATION, SITE, control
@@ -71,7 +70,7 @@ def worker(mib: int, directory: Path) -> dict[str, float]:
         (directory / name.hex()).write_bytes(chunk)
 
     version = sealer(Kind.VERSION, spec.model_length)
-    writer = version.writer(ChunkUploads(put, Here(), pending=0))
+    writer = version.writer(CallbackSink(put))
     began = time.monotonic()
     for record in trainer.initial():
         writer.write(record)
@@ -92,7 +91,7 @@ def worker(mib: int, directory: Path) -> dict[str, float]:
         trainer,
         BaseVersion(spec, base),
         Egress(filters=build([Named(name="clip", parameters={"norm": 1.0})])),
-        UpdateOutput(sealer(Kind.UPDATE, spec.update_length), ChunkUploads(put, Here(), pending=0)),
+        UpdateOutput(sealer(Kind.UPDATE, spec.update_length), CallbackSink(put)),
         control=control(),
     )
     forming = time.monotonic() - began - update.seconds

@@ -12,7 +12,6 @@ import nacl.public
 import nacl.signing
 
 from protocol import limits
-from protocol.blob import BlobWriter
 from protocol.cipher import Suite
 from protocol.codec import encode
 from protocol.encodings import DENSE_F32
@@ -44,9 +43,9 @@ from protocol.messages import (
     Version,
 )
 from protocol.registry import Registry, sign_registry
-from protocol.spec import ModelSpec, TensorKind, TensorSpec, records
+from protocol.spec import ModelSpec, TensorKind, TensorSpec
 from tests.support.bodies import typed_body
-from tests.support.chunks import collected, plaintext
+from tests.support.chunks import collected, plaintext, write_blob
 
 FEDERATION, RUN = "cardiology", "run-1"
 
@@ -248,12 +247,6 @@ class Made:
 
     raw: bytes
     chunks: tuple[bytes, ...] = ()
-
-
-def write_blob(writer: BlobWriter, data: bytes) -> None:
-    """Every record of `data`, in order."""
-    for index in range(records(len(data))):
-        writer.write(data[index * limits.RECORD : (index + 1) * limits.RECORD])
 
 
 def make(

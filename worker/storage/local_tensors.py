@@ -15,11 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from broker.blobs.transfer import ChunkUploads
 from broker.runtime.folders import private_folder, sync_folder
-from broker.runtime.threads import Here
 from protocol import limits
-from protocol.blob import HeldChunk, Manifest
+from protocol.blob import CallbackSink, HeldChunk, Manifest
 from protocol.cipher import Octets
 from protocol.envelope import ContentKey, Sealer, unlock, verify
 from protocol.errors import DiskFull, StateError, TrainingError, Untrusted, WireError
@@ -104,11 +102,11 @@ class LocalTensors:
             spec=spec.digest,
             length=spec.model_length,
         )
-        writer = sealer.writer(ChunkUploads(lambda _name, chunk: _write_all(file, chunk), Here(), pending=0))
+        writer = sealer.writer(CallbackSink(lambda _name, chunk: file.write(chunk)))
         for record in write_records(spec, arrays.__getitem__):
             writer.write(record)
         envelope = sealer.finish(b"", [self._identity.public], writer.finish())
-        _write_all(file, envelope + len(envelope).to_bytes(_LENGTH, "big"))
+        file.write(envelope + len(envelope).to_bytes(_LENGTH, "big"))
 
     def _records(self, path: Path, run: str) -> Iterator[memoryview]:
         try:
@@ -191,7 +189,3 @@ def _stored_spec(records: Iterator[Octets]) -> ModelSpec:
             for name, entry in entries.items()
         )
     )
-
-
-def _write_all(file: IO[bytes], data: Octets) -> None:
-    file.write(data)

@@ -11,15 +11,13 @@ import nacl.bindings as sodium
 import pytest
 
 from broker.blobs.chunks import FileChunk
-from broker.blobs.transfer import ChunkUploads
-from broker.runtime.threads import Here
 from protocol import limits
-from protocol.blob import BlobReader, BlobWriter, HeldChunk, Manifest
+from protocol.blob import BlobReader, BlobWriter, CallbackSink, HeldChunk, Manifest
 from protocol.cipher import NewStream, Suite
-from protocol.errors import Malformed, Tampered, TooLarge
-from tests.support.chunks import collected, plaintext
+from protocol.errors import DiskFull, Malformed, Tampered, TooLarge
+from tests.support.chunks import collected, plaintext, write_blob
 from tests.support.hostile import stream
-from tests.support.wire import fixed, pattern, write_blob
+from tests.support.wire import fixed, pattern
 
 KEY, BOUND = fixed("key"), fixed("bound")
 FINAL = sodium.crypto_secretstream_xchacha20poly1305_TAG_FINAL
@@ -199,7 +197,7 @@ def test_a_manifest_that_contradicts_itself_is_refused() -> None:
 @pytest.mark.parametrize("suite", Suite)
 def test_writing_takes_the_chunk_that_is_being_made_whatever_the_length(suite: Suite) -> None:
     record, begun = bytes(MIB), NewStream(suite, KEY)
-    blob = BlobWriter(begun.cipher(BOUND), begun.header, 40 * MIB, ChunkUploads(ignore, Here(), pending=0), digest=True)
+    blob = BlobWriter(begun.cipher(BOUND), begun.header, 40 * MIB, CallbackSink(ignore), digest=True)
     tracemalloc.start()
     try:
         for _ in range(40):
@@ -211,6 +209,17 @@ def test_writing_takes_the_chunk_that_is_being_made_whatever_the_length(suite: S
 
 def ignore(name: bytes, chunk: memoryview) -> None:
     """Put a chunk nowhere."""
+
+
+def test_writing_fails_where_the_last_chunk_cannot_be_kept() -> None:
+    begun = NewStream(Suite.XCHACHA20, KEY)
+
+    def full(name: bytes, chunk: memoryview) -> None:
+        raise DiskFull("no room for a chunk")
+
+    blob = BlobWriter(begun.cipher(BOUND), begun.header, 8 * MIB, CallbackSink(full), digest=True)
+    with pytest.raises(DiskFull):
+        write_blob(blob, bytes(8 * MIB))
 
 
 @pytest.mark.parametrize("suite", Suite)

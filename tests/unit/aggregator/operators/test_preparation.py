@@ -19,13 +19,13 @@ from aggregator.audit.retention import References
 from broker.blobs.memory import MemoryBlobs
 from fledge.operator.console import Answer
 from protocol import limits, topology
-from protocol.blob import OwnedChunks
+from protocol.blob import CallbackSink
 from protocol.codec import encode
 from protocol.envelope import Sealer, Verified, body, unlock, verify
 from protocol.keys import Identity
 from protocol.messages import Bundle, Card, Evaluation, Kind, Outcome, RunState, Version
 from tests.support.bodies import typed_body
-from tests.support.chunks import stored
+from tests.support.chunks import stored, write_blob
 from tests.support.federation import FEDERATION, RUN, SMALL, payload, tensors
 from tests.support.packages import install
 from tests.support.running_aggregator import ONE, ZERO, Hub, one
@@ -89,9 +89,8 @@ def upload(
         length=len(data),
     )
     key = partial(topology.bundle_key, operator.name)
-    writer = sealer.writer(OwnedChunks(lambda digest, chunk: hub.store.put(key(digest.hex()), chunk)))
-    for at in range(0, len(data), limits.RECORD):
-        writer.write(data[at : at + limits.RECORD])
+    writer = sealer.writer(CallbackSink(lambda digest, chunk: hub.store.put(key(digest.hex()), chunk)))
+    write_blob(writer, data)
     raw = sealer.finish(encode(Bundle(**says)), [hub.federation.aggregator.public], writer.finish())
     digest = hashlib.sha256(raw).hexdigest()
     hub.store.put(key(digest), raw)

@@ -16,7 +16,8 @@ from aggregator.strategy.plan import Member, MergePlan
 from aggregator.strategy.strategies import strategy
 from protocol.errors import StoreError, StrategyFailed, Tampered, TrainingError
 from protocol.spec import ModelSpec
-from tests.support.federation import SMALL, cut, payload, tensors, wide
+from tests.support.chunks import cut
+from tests.support.federation import SMALL, payload, tensors, wide
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from broker.transport.memory import MemoryTransport
 from fledge.runs.code_archive import archive
 from fledge.runs.init_run import init_run, load_run
 from protocol.errors import ConfigError, StateError
-from tests.support.federation import RUN, SMALL, cut, payload
+from tests.support.chunks import cut
+from tests.support.federation import RUN, SMALL, payload
 from tests.support.running_aggregator import ONE, ZERO, Bench
 
 MEDIAN = b"""

@@ -38,7 +38,8 @@ from protocol.keys import Identity, Role
 from protocol.messages import Evaluation, Head, Kind, Outcome, RunState
 from protocol.registry import sign_registry
 from tests.support.bodies import typed_body
-from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, cut, payload, tensors
+from tests.support.chunks import cut
+from tests.support.federation import FEDERATION, RUN, SMALL, Federation, Site, payload, tensors
 from tests.support.packages import install
 from tests.support.running_aggregator import ONE, Bench
 

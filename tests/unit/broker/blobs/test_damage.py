@@ -18,8 +18,8 @@ from protocol.blob import BlobReader, BlobWriter, Manifest
 from protocol.cipher import NewStream, Suite
 from protocol.errors import Corrupt, Tampered
 from protocol.topology import model_chunk
-from tests.support.chunks import collected, small_records, stored
-from tests.support.wire import fixed, pattern, write_blob
+from tests.support.chunks import collected, small_records, stored, write_blob
+from tests.support.wire import fixed, pattern
 
 KEY, BOUND = fixed("key"), fixed("bound")
 RECORDS = 19
