@@ -19,6 +19,7 @@ FledgeError
 │   └── Corrupt           the object's bytes are not what its name says
 ├── StateError            the local database cannot be used
 │   ├── Fenced            another process has taken over (exit code 3)
+│   ├── DatabaseBusy      another program keeps it to itself (retryable)
 │   └── DiskFull          not enough free space; says how much is needed where
 └── TrainingError         a trainer or privacy filter failed or broke its promise
     ├── Aborted           training was told to stop
@@ -135,6 +136,12 @@ class StateError(FledgeError):
 
 class Fenced(StateError):
     """Another process has taken over this database."""
+
+
+class DatabaseBusy(StateError):
+    """Another program keeps the database to itself."""
+
+    retryable = True
 
 
 class DiskFull(StateError):

@@ -40,14 +40,14 @@ from broker.transport.base import Delivery, Subscription, Transport
 from broker.transport.outbox import Relay
 from protocol import topology
 from protocol.envelope import NO_RUN
-from protocol.errors import DiskFull, Fenced, StateError
+from protocol.errors import DatabaseBusy, DiskFull, Fenced, StateError
 from protocol.keys import Role
 from protocol.messages import GOING_ON, RunHead
 from protocol.registry import Registry
 
 log = structlog.get_logger("aggregator")
 DATABASE = "aggregator.db"
-_ROOM_AGAIN = 5.0  # seconds between looks at a full disk
+_COMMIT_AGAIN = 5.0  # seconds between looks at a full disk or a locked database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,20 +224,22 @@ class AggregatorService:
         for write in written:
             if isinstance(write, writes.CommitVersion):
                 crash_point("aggregator.merged")
-        answers = self._commit_when_there_is_room(written)
+        answers = self._commit_when_it_can_be(written)
         for write in written:
             self._after(write)
             self._log.committed(write)
         return answers
 
-    def _commit_when_there_is_room(self, written: Sequence[writes.Write]) -> list[events.Recorded]:
-        """Commit; on a full disk wait and try again: nothing is acked meanwhile, so the broker keeps what arrives."""
+    def _commit_when_it_can_be(self, written: Sequence[writes.Write]) -> list[events.Recorded]:
+        """Commit; on a full disk or a locked database wait and try again: nothing is acked meanwhile, so the broker
+        keeps what arrives."""
         while True:
             try:
                 return self.journal.commit(written)
-            except DiskFull as error:
-                log.error("disk.full", error=str(error), seconds=_ROOM_AGAIN)
-                if self._parts.ground.stopping.wait(_ROOM_AGAIN):
+            except (DiskFull, DatabaseBusy) as error:
+                what = "disk.full" if isinstance(error, DiskFull) else "database.busy"
+                log.error(what, error=str(error), seconds=_COMMIT_AGAIN)
+                if self._parts.ground.stopping.wait(_COMMIT_AGAIN):
                     raise
 
     def _after(self, write: writes.Write) -> None:

@@ -36,7 +36,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
 from broker.runtime.folders import private_folder
-from protocol.errors import DiskFull, StateError
+from protocol.errors import DatabaseBusy, DiskFull, StateError
 
 Kept = TypeVar("Kept")
 _PRAGMAS = (
@@ -119,6 +119,8 @@ def commit_error(path: Path | None, error: OperationalError) -> StateError:
     """What a failed commit means to the operator of this process."""
     if "full" in str(error.orig):
         return DiskFull(f"{path}: the disk is full; free some space, nothing that was acknowledged is lost")
+    if "locked" in str(error.orig):
+        return DatabaseBusy(f"{path}: another program keeps it locked, perhaps a backup; end that, or wait for its end")
     return StateError(f"{path}: {error.orig}")
 
 

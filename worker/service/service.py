@@ -25,7 +25,7 @@ from broker.transport.base import Delivery, Subscription, Transport
 from broker.transport.outbox import Relay
 from protocol import topology
 from protocol.envelope import kind_of
-from protocol.errors import DiskFull, WireError
+from protocol.errors import DatabaseBusy, DiskFull, WireError
 from protocol.messages import Kind
 from worker.domain import effects, events, writes
 from worker.domain.state import Leaving
@@ -234,11 +234,11 @@ class WorkerService:
     # ---- commits and effects
 
     def _commit(self, written: Sequence[writes.Write]) -> tuple[()]:
-        """Commit as soon as the disk has room: everything waits until then, and nothing is lost."""
+        """Commit as soon as the disk has room and nobody locks it: all waits until then, and nothing is lost."""
         while True:
             try:
                 return self.journal.commit(written)
-            except DiskFull as error:
+            except (DiskFull, DatabaseBusy) as error:
                 self._log.error("journal.blocked", error=str(error), seconds=_AGAIN)
                 self._parts.status.blocked()
                 if self._stopping.wait(_AGAIN):

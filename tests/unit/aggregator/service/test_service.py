@@ -29,6 +29,7 @@ from aggregator.service.service import AggregatorService
 from aggregator.service.settings import FirstRun
 from aggregator.strategy.strategies import strategy
 from broker.blobs.memory import MemoryBlobs
+from broker.runtime import database
 from broker.runtime.health import HEALTH, last_holder
 from broker.transport.memory import MemoryTransport
 from protocol import limits, topology
@@ -75,6 +76,22 @@ def test_two_updates_make_a_version_and_their_sites_get_receipts(bench: Bench) -
     np.testing.assert_allclose(model(bench, 1, released=True)["weight"], np.ones((5, 3)))
     assert bench.head().runs[0].version == 1
     assert audit(bench.replay().history, RUN) == []
+
+
+def test_a_program_that_locks_the_database_holds_the_aggregator_up_and_loses_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aggregator.service.service._COMMIT_AGAIN", 0.02)
+    monkeypatch.setattr(database, "_PRAGMAS", (*database._PRAGMAS, "busy_timeout=1"))  # instead of ten seconds
+    service = bench.start()
+    with capture_logs() as lines, closing(sqlite3.connect(bench.state / "aggregator.db")) as backup:
+        backup.execute("BEGIN IMMEDIATE")
+        for site in ("site-0", "site-1"):
+            bench.send(site, bench.sites[site].update(ONE))
+        while not any(line["event"] == "database.busy" for line in lines):
+            assert not service.ended.wait(0.01)
+    for site in ("site-0", "site-1"):
+        bench.wait_outcome(site, Outcome.MERGED)
 
 
 def test_the_same_update_again_is_answered_with_the_same_receipt_and_merged_once(bench: Bench) -> None:

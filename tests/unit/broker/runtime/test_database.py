@@ -25,7 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import OperationalError
 
-from broker.runtime.database import Statement, open_database, open_readonly
+from broker.runtime.database import Statement, commit_error, open_database, open_readonly
+from protocol.errors import DatabaseBusy
 
 METADATA = MetaData()
 THINGS = Table(
@@ -86,8 +87,10 @@ def test_a_database_that_another_process_writes_is_an_error_as_of_any_statement(
     ours, theirs = (open_database(tmp_path / "database", METADATA, 1) for _ in range(2))
     with ours.begin(), theirs.connect() as db:
         db.connection.driver_connection.execute("PRAGMA busy_timeout=1")
-        with pytest.raises(OperationalError, match="database is locked"):
+        with pytest.raises(OperationalError, match="database is locked") as caught:
             db.begin()
+    with pytest.raises(DatabaseBusy, match="database: another program keeps it locked"):
+        raise commit_error(tmp_path / "database", caught.value)
     ours.dispose()
     theirs.dispose()
 

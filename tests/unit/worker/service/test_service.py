@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from broker.runtime import database
 from protocol.errors import ConfigError, StateError
 from protocol.keys import Identity, Role
 from protocol.messages import Kind, Outcome, RunState
@@ -298,6 +301,26 @@ def test_a_full_disk_under_the_journal_holds_the_worker_up_and_loses_nothing(
     trainer.gate.set()
     seen.wait("blocked", 0)
     pages(worker, 2**31 - 2)
+    assert centre.next_message().core.version == 0
+    assert len(trainer.seeds) == 1
+
+
+def test_a_program_that_locks_the_journal_holds_the_worker_up_and_loses_nothing(
+    centre: Centre, trainer: AddOne, workers: list[WorkerService], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.service.service._AGAIN", 0.02)
+    monkeypatch.setattr(database, "_PRAGMAS", (*database._PRAGMAS, "busy_timeout=1"))  # instead of ten seconds
+    seen = Seen()
+    trainer.gate.clear()
+    start(centre, tmp_path, trainer, workers, on_event=seen)
+    centre.announce(centre.version(0))
+    assert trainer.started.wait(10)
+    seen.wait("training", 0)
+    [path] = tmp_path.rglob("worker.db")
+    with closing(sqlite3.connect(path)) as backup:
+        backup.execute("BEGIN EXCLUSIVE")
+        trainer.gate.set()
+        seen.wait("blocked", 0)
     assert centre.next_message().core.version == 0
     assert len(trainer.seeds) == 1
 
