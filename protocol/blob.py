@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -176,6 +176,18 @@ class Chunk(Protocol):
         """The reader needs it no more; `right`: all of it was read and is what its name says."""
 
 
+def pieces(chunk: Chunk) -> Iterator[memoryview]:
+    """All bytes of a chunk, in pieces that are valid until the next one is asked for.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
+    spare = new_buffer(min(limits.RECORD, len(chunk)))
+    for start in range(0, len(chunk), limits.RECORD):
+        size = min(limits.RECORD, len(chunk) - start)
+        yield chunk.part(start, start + size, spare[:size])
+
+
 class HeldChunk:
     """A chunk whose bytes are in memory."""
 
@@ -308,23 +320,17 @@ class BlobReader:
             chunk.close(right=right)
 
     def _record(self, chunk: Chunk, start: int, hashed: _ChunkHash | None) -> memoryview:
-        sealed = self._part(chunk, start)
-        if hashed is None:
-            return self._open(sealed)
-        with hashed.beside(sealed, last=start + len(sealed) == len(chunk)):
-            return self._open(sealed)
-
-    def _part(self, chunk: Chunk, start: int) -> memoryview:
         size = min(limits.RECORD + self._overhead, len(chunk) - start)
-        return chunk.part(start, start + size, self._sealed[:size])
+        sealed = chunk.part(start, start + size, self._sealed[:size])
+        with nullcontext() if hashed is None else hashed.beside(sealed, last=start + size == len(chunk)):
+            return self._open(sealed)
 
     def _is_intact(self, chunk: Chunk, name: bytes) -> bool:
         """Something is wrong: was it sealed like that, or is it the chunk's bytes that are?"""
-        found, spare = hashlib.sha256(), new_buffer(min(limits.RECORD, len(chunk)))
+        found = hashlib.sha256()
         try:
-            for start in range(0, len(chunk), limits.RECORD):
-                size = min(limits.RECORD, len(chunk) - start)
-                found.update(chunk.part(start, start + size, spare[:size]))
+            for piece in pieces(chunk):
+                found.update(piece)
         except StoreError:
             return False
         return found.digest() == name

@@ -108,8 +108,8 @@ def merge(
         out = made.record(index, got[0], states)
         if index < update_count:
             combiner.combine(index, got[0], deltas, states, out)
-        if sources.released is not None and out.released is not None:
-            combiner.release(index, got[1], out)
+        if out.released is not None:
+            combiner.release(index, got[1], out.model, out.released)
         _finish(writing)
         writing = [pool.submit(sink, record) for sink, record in made.outputs(out)]
     _finish(writing)
@@ -226,12 +226,10 @@ class _Combiner:
         if self._others and not all(np.isfinite(each).all() for each in (out, *out_state)):
             raise StrategyFailed(f"strategy {self._strategy.name!r}: merge leaves values that are no finite numbers")
 
-    def release(self, index: int, before: Octets, out: _Out) -> None:
+    def release(self, index: int, before: Octets, model: Octets, out: memoryview) -> None:
         """Record `index` of the released average."""
-        if out.released is None:
-            return
         for stretch in self._stretches(index):
-            raw, released = _view(out.model, stretch), _view(out.released, stretch)
+            raw, released = _view(model, stretch), _view(out, stretch)
             ema_release(_view(before, stretch), raw, self._decay, released, self._scratch)
 
     def _stretches(self, index: int) -> list[_Stretch]:

@@ -12,10 +12,9 @@ from aggregator.pipeline.merge import RELEASED, Sinks, Sources, blank, merge
 from aggregator.pipeline.records import Records
 from aggregator.strategy.base import Strategy
 from aggregator.strategy.plan import MergePlan, Product
-from broker.blobs.transfer import ChunkUploads, read_blob
+from broker.blobs.transfer import read_blob
 from broker.runtime.crash_points import crash_point
 from protocol import topology
-from protocol.blob import BlobWriter
 from protocol.codec import encode
 from protocol.envelope import Sealer
 from protocol.errors import StoreError, Untrusted, WireError
@@ -141,8 +140,8 @@ class _Output:
     def __init__(self, records: Records, sealer: Sealer, key_of: Callable[[str], str]) -> None:
         self._records = records
         self._sealer = sealer
-        self._uploads: ChunkUploads = records.output(key_of)
-        self._writer: BlobWriter = sealer.writer(self._uploads)
+        self._uploads = records.output(key_of)
+        self._writer = sealer.writer(self._uploads)
         self.digest = b""
 
     def write(self, record: memoryview) -> None:

@@ -15,8 +15,7 @@ import structlog
 from broker.blobs.base import BlobStore, ObjectInfo, check_bytes, check_key
 from broker.blobs.chunks import FileChunk, SharesFiles, open_chunk
 from broker.runtime.folders import private_folder
-from protocol import limits
-from protocol.blob import Chunk, HeldChunk
+from protocol.blob import Chunk, HeldChunk, pieces
 from protocol.buffers import new_buffer
 from protocol.errors import Corrupt, Missing, StoreError, TooLarge
 
@@ -185,7 +184,7 @@ class CachedBlobs:
         if len(chunk) <= self._small:
             self._keep(key, chunk.part(0, len(chunk), new_buffer(len(chunk))))
         else:
-            self._enter(key, len(chunk), lambda unfinished: _write_private(unfinished, _parts(chunk)))
+            self._enter(key, len(chunk), lambda unfinished: _write_private(unfinished, pieces(chunk)))
 
     def _enter(self, key: str, size: int, make: Callable[[Path], None]) -> None:
         """Put a file into the cache; in front of a local directory it is one that the store has anyway."""
@@ -255,10 +254,10 @@ class CacheReader:
 class _CachedChunk(FileChunk):
     """A chunk in the cache; one that has changed there is forgotten and fetched again."""
 
-    __slots__ = ("_cache", "_key", "_limit")
+    checked = True
 
     def __init__(self, cache: CachedBlobs, key: str, limit: int, path: Path) -> None:
-        super().__init__(path, f"{key} in the cache", checked=True)
+        super().__init__(path, f"{key} in the cache")
         self._cache = cache
         self._key = key
         self._limit = limit
@@ -300,14 +299,6 @@ class _EnteringChunk:
             _log.warning("cache.not_written", key=self._key, reason=str(error))
         finally:
             self._chunk.close(right=right)
-
-
-def _parts(chunk: Chunk) -> Iterator[memoryview]:
-    """All of a chunk, piece by piece."""
-    spare = memoryview(bytearray(min(limits.RECORD, len(chunk))))
-    for start in range(0, len(chunk), limits.RECORD):
-        size = min(limits.RECORD, len(chunk) - start)
-        yield chunk.part(start, start + size, spare[:size])
 
 
 def _write_private(path: Path, parts: Iterable[bytes | memoryview]) -> None:

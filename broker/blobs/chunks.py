@@ -60,9 +60,9 @@ def open_chunk(store: Gets, key: str, limit: int) -> Chunk:
 class FileChunk:
     """A chunk in a file: a stream holds one record of it, and that stays in the processor's cache."""
 
-    __slots__ = ("__weakref__", "_close", "_descriptor", "_size", "_what", "checked")
+    checked = False
 
-    def __init__(self, path: Path, what: str, *, checked: bool = False) -> None:
+    def __init__(self, path: Path, what: str) -> None:
         """Open the file.
 
         Raises:
@@ -72,7 +72,6 @@ class FileChunk:
         self._close = weakref.finalize(self, os.close, self._descriptor)
         self._size = os.fstat(self._descriptor).st_size
         self._what = what
-        self.checked = checked
 
     def __len__(self) -> int:
         return self._size

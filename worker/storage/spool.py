@@ -208,8 +208,6 @@ class Spool:
 class _SpooledChunk(FileChunk):
     """A chunk that exists here alone."""
 
-    __slots__ = ()
-
     def renew(self) -> Chunk:
         """It is lost."""
         raise StateError(f"{self._what} is damaged")
