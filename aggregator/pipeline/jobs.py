@@ -89,8 +89,7 @@ class RunJobs:
             return events.MergeFailed(plan=plan, reason="does_not_fit", bad=worst.id, reject=True)
         except (FledgeError, MemoryError) as error:
             if isinstance(error, FledgeError):
-                self.records.distrust()
-            log.warning("merge.failed", version=plan.version, error=str(error))
+                log.warning("merge.failed", version=plan.version, error=str(error))
             return events.MergeFailed(plan=plan, reason="merge_failed", bad=None)
 
     def reissue(

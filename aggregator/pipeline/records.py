@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from aggregator.pipeline.envelope_cache import EnvelopeCache, OpenEnvelope
 from broker.blobs.base import BlobStore
-from broker.blobs.cache import CachedBlobs
 from broker.blobs.transfer import ChunkUploads, read_blob, read_whole
 from protocol import limits, topology
 from protocol.blob import Manifest
@@ -61,11 +60,6 @@ class Records:
         self.pool = pool
         self.opened = opened or EnvelopeCache()
         """What was opened lately, by its signed bytes."""
-
-    def distrust(self) -> None:
-        """Drop our own copies: one of them did not authenticate, so the store is asked again."""
-        if isinstance(self.store, CachedBlobs):
-            self.store.clear()
 
     # ---- opening
 

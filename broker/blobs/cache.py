@@ -122,13 +122,6 @@ class CachedBlobs:
             with suppress(OSError):
                 os.utime(self._directory / name)
 
-    def clear(self) -> None:
-        """Drop everything: for a reader whose copies did not authenticate."""
-        with self._lock:
-            names = [*self._sizes, *self._in_memory]
-        for name in names:
-            self._forget(name)
-
     def has(self, key: str) -> bool:
         return self._store.has(key)
 
