@@ -88,8 +88,7 @@ class RunJobs:
             log.warning("merge.overflow", version=plan.version, update=worst.id.hex()[:8], error=str(error))
             return events.MergeFailed(plan=plan, reason="does_not_fit", bad=worst.id, reject=True)
         except (FledgeError, MemoryError) as error:
-            if isinstance(error, FledgeError):
-                log.warning("merge.failed", version=plan.version, error=str(error))
+            log.warning("merge.failed", version=plan.version, error=str(error))
             return events.MergeFailed(plan=plan, reason="merge_failed", bad=None)
 
     def reissue(

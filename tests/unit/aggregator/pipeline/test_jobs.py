@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from aggregator.domain import events
 from aggregator.pipeline.jobs import RunJobs
@@ -21,33 +22,27 @@ from tests.support.hostile import flip
 
 
 class Short:
-    """Records and production of a run that end with an error, as where memory is short."""
+    """Records and production of a run that end with an error."""
 
     run = "run"
 
     def __init__(self, error: Exception) -> None:
         self.error = error
-        self.distrusted = 0
         self.opened = SimpleNamespace(get=self.produce)
 
     def produce(self, *_: object) -> Any:
         raise self.error
 
-    def distrust(self) -> None:
-        self.distrusted += 1
 
-
-@pytest.mark.parametrize(("error", "distrusted"), [(MemoryError("no memory"), 0), (StoreError("away"), 1)])
-def test_what_cannot_be_done_for_want_of_memory_is_tried_again_and_keeps_the_caches(
-    error: Exception, distrusted: int
-) -> None:
+@pytest.mark.parametrize("error", [MemoryError("no memory"), StoreError("away")])
+def test_what_cannot_be_done_now_is_told_and_tried_again(error: Exception) -> None:
     short = cast(Any, Short(error))
-    with ThreadPoolExecutor(1) as io:
+    with ThreadPoolExecutor(1) as io, capture_logs() as told:
         jobs = RunJobs(short, cast(Any, None), short, MemoryBlobs(), io, cast(Any, None))
         assert jobs.admit(b"id", b"envelope") == events.NotAdmitted(id=b"id", reason="store_away", retry=True)
         plan = cast(Any, SimpleNamespace(version=1, members=()))
         assert jobs.merge(plan, cast(Any, None)) == events.MergeFailed(plan=plan, reason="merge_failed", bad=None)
-    assert short.distrusted == distrusted
+    assert {"event": "merge.failed", "log_level": "warning", "version": 1, "error": str(error)} in told
 
 
 @pytest.mark.parametrize("cached", [False, True])
