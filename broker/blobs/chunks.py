@@ -78,8 +78,10 @@ class FileChunk:
 
     def part(self, start: int, stop: int, spare: memoryview) -> memoryview:
         """Read into `spare`."""
-        try:
-            got = os.preadv(self._descriptor, [spare], start)
+        got = 0
+        try:  # network file systems give less than was asked for, now and then
+            while got < stop - start and (more := os.preadv(self._descriptor, [spare[got:]], start + got)):
+                got += more
         except OSError as error:
             raise Corrupt(f"{self._what} cannot be read: {error.strerror}; have it uploaded again") from error
         if got != stop - start:

@@ -213,6 +213,19 @@ def test_a_hit_that_was_cut_short_cannot_be_read(store: Counted, tmp_path: Path)
         part(hit, 0, 1000)
 
 
+def test_a_file_system_that_reads_less_than_was_asked_for_is_asked_again(
+    store: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = CachedBlobs(store, tmp_path, 5000)
+    cache.get(KEYS[0], LIMIT)
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: whole(file, [buffers[0][:300]], at))
+    hit = cache.open(KEYS[0], LIMIT)
+    assert part(hit, 0, 1000) == DATA[0]
+    assert part(hit, 100, 950) == DATA[0][100:950]
+    hit.close(right=True)
+
+
 def test_only_what_its_reader_found_right_enters_the_cache(tmp_path: Path) -> None:
     store = FileBlobs(tmp_path / "store")
     store.put(KEYS[0], DATA[0])
