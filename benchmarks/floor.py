@@ -68,14 +68,14 @@ class Design:
     """A privacy filter such as `clip` has to know the delta's norm before it changes anything of it."""
 
     def load(self) -> Passes:
-        """A site reads a version: as it was signed (both hashes), into the trainer's arrays."""
-        return self._fetch(1) + Passes(decrypt=1, hash=1, copy=1)
+        """A site reads a version, as it was signed, into the trainer's arrays."""
+        return self._fetch(1) + Passes(decrypt=1, hash=self._plain_digest, copy=1)
 
     def form(self) -> Passes:
         """Deltas are never held, so each pass over one decrypts the base again; sealed into the spool, durably."""
         looks = 2 if self.measuring else 1
         delta = Passes(read=1, decrypt=1, subtract=1) * looks
-        return delta + Passes(norm=looks - 1, encrypt=1, hash=1 + self._update_digest, write=1)
+        return delta + Passes(norm=looks - 1, encrypt=1, hash=1 + self._plain_digest, write=1)
 
     def upload(self) -> Passes:
         """From the spool to a remote store; a directory store takes the spool's file under a second name."""
@@ -83,23 +83,23 @@ class Design:
 
     def admission(self) -> Passes:
         """What was signed, decrypted and looked at before anything refers to it."""
-        return self._fetch(1) + Passes(decrypt=1, hash=self._update_digest, norm=1)
+        return self._fetch(1) + Passes(decrypt=1, hash=self._plain_digest, norm=1)
 
     def merge(self, members: int) -> Passes:
         """All deltas beside the old model and the old average, from our own copies, which authenticate each record; a
-        new model and a new average, each named by its chunks' hashes and its plaintext's (a replay compares that). The
-        old model is added to the sum like one more delta."""
+        new model and a new average, each named by its chunks' hashes, the model by its plaintext's too (a replay
+        compares that). The old model is added to the sum like one more delta."""
         streams = members + 2
         inputs = Passes(read=1, decrypt=1) * streams + Passes(axpy=members + 1, average=1)
         stored = Passes(put=1, keep=1) if self.remote else Passes(write=1)
-        return inputs + (Passes(encrypt=1, hash=2) + stored) * 2
+        return inputs + (Passes(encrypt=1, hash=1) + stored) * 2 + Passes(hash=1 + self._plain_digest)
 
     def version(self, sites: int) -> Passes:
         """One version to which every site gave one update."""
         return (self.load() + self.form() + self.upload() + self.admission()) * sites + self.merge(sites)
 
     @property
-    def _update_digest(self) -> int:
+    def _plain_digest(self) -> int:
         return 1 if self.suite.update_digest else 0
 
     def _fetch(self, times: int) -> Passes:

@@ -65,7 +65,7 @@ class Suite:
     overhead: int
     """Bytes that a record grows by."""
     update_digest: bool
-    """Whether updates carry a hash of their plaintext beside the names of their chunks."""
+    """Whether a hash of the plaintext proves it, beside the names of the chunks: what is only read has it compared."""
     calls: Callable[[Buffers, int], tuple[Call, Call]]
     """Makes the calls that encrypt the record, and decrypt it again."""
 

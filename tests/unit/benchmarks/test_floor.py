@@ -14,6 +14,8 @@ from benchmarks.floor import Design, Floor, Passes, floor
 from benchmarks.floor_calls import AEGIS256, SUITES, XCHACHA20, Buffers, Cost, Suite, measure
 from benchmarks.stores import store_url
 from broker.blobs.open import open_blobs
+from protocol.cipher import Suite as Product
+from protocol.messages import Kind, hashes_plaintext
 
 NAMES = {each.name for each in fields(Passes)}
 
@@ -31,10 +33,17 @@ def test_a_filter_that_measures_nothing_looks_at_the_base_once() -> None:
     assert Design(measuring=False).form() == Passes(read=1, decrypt=1, subtract=1, encrypt=1, hash=2, write=1)
 
 
-def test_a_suite_without_a_hash_of_an_updates_plaintext_saves_that_pass_of_updates_alone() -> None:
-    aegis, stream = Design(suite=AEGIS256), Design(suite=XCHACHA20)
-    assert [aegis.form().hash, aegis.admission().hash] == [1, 1]
-    assert (aegis.load(), aegis.merge(4)) == (stream.load(), stream.merge(4))
+def test_a_suite_whose_tags_suffice_hashes_no_plaintext_but_a_new_models() -> None:
+    aegis = Design(suite=AEGIS256)
+    assert [aegis.load().hash, aegis.form().hash, aegis.admission().hash, aegis.merge(4).hash] == [1, 1, 1, 3]
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=list(SUITES))
+def test_plaintext_is_hashed_where_the_product_hashes_it(suite: Suite) -> None:
+    design, named = Design(suite=suite), Product.named(suite.name)
+    update, model, average = (hashes_plaintext(kind, named) for kind in (Kind.UPDATE, Kind.VERSION, Kind.STATE))
+    assert design.form().hash == design.admission().hash == 1 + update
+    assert design.merge(4).hash == 2 + model + average
 
 
 def test_a_remote_store_is_asked_once_for_everything_and_what_it_gave_is_kept() -> None:
