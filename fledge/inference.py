@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker.blobs.cache import CacheReader
-from broker.blobs.chunks import Gets
+from broker.blobs.chunks import SupportsGet
 from broker.blobs.open import open_blobs
 from broker.blobs.transfer import read_blob, read_whole
 from broker.net.urls import scheme_of
@@ -98,7 +98,7 @@ class SiteModels:
         self._kept = KeptVersions(self._state / MODELS)
         # In front of a store that is a directory of this machine there is no cache.
         local = scheme_of(self.settings.store) == "file"
-        self._store: Gets = open_blobs(self.settings.store) if local else CacheReader(self._state / CACHE)
+        self._store: SupportsGet = open_blobs(self.settings.store) if local else CacheReader(self._state / CACHE)
 
     def version(self, run: str, wanted: str) -> KeptVersion:
         """A version of a run: "best", "global" or a number.

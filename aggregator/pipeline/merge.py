@@ -17,7 +17,7 @@ from aggregator.strategy.base import Scalars, Scratch, Strategy, ema_release, fl
 from aggregator.strategy.plan import MergePlan
 from aggregator.strategy.strategies import STRATEGIES
 from broker.runtime.plugins import FAILURES
-from broker.runtime.threads import Here
+from broker.runtime.threads import InlineExecutor
 from protocol import limits
 from protocol.buffers import new_buffer
 from protocol.cipher import Octets
@@ -93,7 +93,7 @@ def merge(
     combiner, made = _Combiner(spec, plan, strategy, step), _Made(spec, sinks)
     count, update_count = records(spec.model_length), records(spec.update_length)
     if count == 1:
-        pool = Here()
+        pool = InlineExecutor()
     streams = [sources.old, *([sources.released] if sources.released is not None else [])]
     short = [*sources.deltas, *sources.states]
     coming = _start(pool, streams + short)

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from broker.blobs.base import BlobStore, ObjectInfo, check_bytes, check_key
-from broker.blobs.chunks import FileChunk, SharesFiles, open_chunk
+from broker.blobs.chunks import FileChunk, SupportsFiles, open_chunk
 from broker.runtime.folders import private_folder
 from protocol.blob import Chunk, HeldChunk, pieces
 from protocol.buffers import new_buffer
@@ -101,11 +101,11 @@ class CachedBlobs:
 
     def link(self, key: str, target: Path) -> bool:
         """As the store does."""
-        return isinstance(self._store, SharesFiles) and self._store.link(key, target)
+        return isinstance(self._store, SupportsFiles) and self._store.link(key, target)
 
     def put_file(self, key: str, path: Path) -> bool:
         """As the store does; with `keep_puts` it is in the cache then."""
-        if not (isinstance(self._store, SharesFiles) and self._store.put_file(key, path)):
+        if not (isinstance(self._store, SupportsFiles) and self._store.put_file(key, path)):
             return False
         if self._keep_puts:
             self._enter(key, path.stat().st_size, lambda unfinished: os.link(path, unfinished))

@@ -14,7 +14,7 @@ from protocol.buffers import new_buffer
 from protocol.errors import Corrupt
 
 
-class Gets(Protocol):
+class SupportsGet(Protocol):
     """Whatever gives an object's bytes by its key."""
 
     def get(self, key: str, limit: int) -> bytes:
@@ -22,7 +22,7 @@ class Gets(Protocol):
 
 
 @runtime_checkable
-class OpensChunks(Protocol):
+class SupportsOpen(Protocol):
     """A store that can give an object's bytes without making a `bytes` of them."""
 
     def open(self, key: str, limit: int) -> Chunk:
@@ -30,7 +30,7 @@ class OpensChunks(Protocol):
 
 
 @runtime_checkable
-class SharesFiles(Protocol):
+class SupportsFiles(Protocol):
     """A store whose objects are files: one that does not change can be an object and something else at once."""
 
     def link(self, key: str, target: Path) -> bool:
@@ -46,13 +46,13 @@ class SharesFiles(Protocol):
         """
 
 
-def open_chunk(store: Gets, key: str, limit: int) -> Chunk:
+def open_chunk(store: SupportsGet, key: str, limit: int) -> Chunk:
     """An object to be read record by record, as cheaply as the store can give it.
 
     Raises:
         Missing, Corrupt, TooLarge, StoreError: as `get`; some of it perhaps only while it is read.
     """
-    if isinstance(store, OpensChunks):
+    if isinstance(store, SupportsOpen):
         return store.open(key, limit)
     return HeldChunk(store.get(key, limit), checked=True)
 

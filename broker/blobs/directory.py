@@ -95,7 +95,7 @@ class FileBlobs:
         return True
 
     def put_file(self, key: str, path: Path) -> bool:
-        """As `SharesFiles` says; where the file lies elsewhere, the system copies it."""
+        """As `SupportsFiles` says; where the file lies elsewhere, the system copies it."""
         check_key(key)
         try:
             self._place(key, lambda unfinished: _link_or_copy(path, unfinished))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from broker.blobs.base import BlobStore, ObjectInfo
-from broker.blobs.chunks import SharesFiles, open_chunk
+from broker.blobs.chunks import SupportsFiles, open_chunk
 from protocol.blob import Chunk
 from protocol.errors import Corrupt, Forbidden, Missing, StoreError, TooLarge
 
@@ -54,10 +54,10 @@ class MonitoredBlobs:
             return open_chunk(self._inner, key, limit)
 
     def link(self, key: str, target: Path) -> bool:
-        return isinstance(self._inner, SharesFiles) and self._inner.link(key, target)
+        return isinstance(self._inner, SupportsFiles) and self._inner.link(key, target)
 
     def put_file(self, key: str, path: Path) -> bool:
-        if not isinstance(self._inner, SharesFiles):
+        if not isinstance(self._inner, SupportsFiles):
             return False
         with self._watch("write"):
             return self._inner.put_file(key, path)

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from broker.blobs.base import BlobStore
-from broker.blobs.chunks import Gets, open_chunk
+from broker.blobs.chunks import SupportsGet, open_chunk
 from protocol import limits
 from protocol.blob import BlobReader
 from protocol.buffers import new_buffer
@@ -24,7 +24,7 @@ KeyOf = Callable[[str], str]
 
 
 def read_blob(
-    store: Gets, reader: BlobReader, key_of: KeyOf, *, pool: Executor | None = None, ahead: int = 1
+    store: SupportsGet, reader: BlobReader, key_of: KeyOf, *, pool: Executor | None = None, ahead: int = 1
 ) -> Iterator[memoryview]:
     """The plaintext records of a blob, in order, each valid until the next but one is asked for.
 
@@ -36,7 +36,7 @@ def read_blob(
     return reader.read(fetch_ahead(partial(open_chunk, store), keys, limits.CHUNK, ahead=ahead, pool=pool), pool)
 
 
-def read_whole(store: Gets, reader: BlobReader, key_of: KeyOf, *, pool: Executor | None = None) -> bytes:
+def read_whole(store: SupportsGet, reader: BlobReader, key_of: KeyOf, *, pool: Executor | None = None) -> bytes:
     """The whole plaintext of a small blob; raises what `read_blob` does."""
     whole = bytearray()
     for record in read_blob(store, reader, key_of, pool=pool):

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 P = ParamSpec("P")
 
 
-class Here(Executor):
+class InlineExecutor(Executor):
     """Does its work at once on the calling thread: for pieces so small that handing them over would cost more."""
 
     def submit(self, fn: Callable[P, Result], /, *args: P.args, **kwargs: P.kwargs) -> Future[Result]:

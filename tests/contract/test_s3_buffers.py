@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from broker.blobs.chunks import BUFFERS, OpensChunks, open_chunk
+from broker.blobs.chunks import BUFFERS, SupportsOpen, open_chunk
 from broker.blobs.s3.store import S3Blobs
 from protocol import limits
 from protocol.errors import Corrupt
@@ -63,7 +63,7 @@ def test_a_chunk_goes_up_and_comes_down_without_a_copy(
             store.put(UPDATE, memoryview(DATA))
         assert hub.store.get(UPDATE, limits.CHUNK) == DATA
         hub.store.put(MODEL, DATA)
-        assert isinstance(store, OpensChunks)
+        assert isinstance(store, SupportsOpen)
         store.open(MODEL, limits.CHUNK).close(right=True)
         with allocating_little():
             chunk = store.open(MODEL, limits.CHUNK)

@@ -17,7 +17,7 @@ import pytest
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.directory import FileBlobs
 from broker.blobs.garbage import collect
-from broker.runtime.threads import Here
+from broker.runtime.threads import InlineExecutor
 from protocol.errors import Corrupt, StateError, StoreError
 from tests.support.disks import small_disk
 from worker.storage.spool import Spool
@@ -32,7 +32,7 @@ def spooled(directory: Path) -> Spool:
     """A spool that holds the chunk."""
     spool = Spool(directory, 10**7)
     with spool.batch() as batch:
-        batch.chunks(Here()).emit(NAME, memoryview(DATA))
+        batch.chunks(InlineExecutor()).emit(NAME, memoryview(DATA))
         batch.sync()
     return spool
 
@@ -69,7 +69,7 @@ def test_a_name_that_is_written_again_or_dropped_takes_nothing_from_the_others(
     spool, store, cache = shared
     before = inodes(tmp_path)
     with spool.batch() as batch:  # the same chunk again, as after a crash before the journal knew of it
-        batch.chunks(Here()).emit(NAME, memoryview(DATA))
+        batch.chunks(InlineExecutor()).emit(NAME, memoryview(DATA))
     assert inodes(tmp_path)[0] != before[0]
     assert inodes(tmp_path)[1:] == before[1:]
     spool.drop([NAME])
@@ -88,7 +88,7 @@ def test_a_name_whose_writing_fails_half_way_takes_nothing_from_the_others(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StateError), spool.batch() as batch:
-        batch.chunks(Here()).emit(NAME, memoryview(DATA[::-1]))
+        batch.chunks(InlineExecutor()).emit(NAME, memoryview(DATA[::-1]))
     assert store.get(KEY, LIMIT) == cache.get(KEY, LIMIT) == DATA
 
 

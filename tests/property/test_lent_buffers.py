@@ -24,7 +24,7 @@ from aggregator.strategy.plan import Member, MergePlan
 from aggregator.strategy.strategies import strategy
 from broker.blobs.chunks import BufferChunk
 from broker.blobs.transfer import ChunkUploads, read_blob
-from broker.runtime.threads import Here
+from broker.runtime.threads import InlineExecutor
 from protocol import limits
 from protocol.blob import BlobReader, BlobWriter, Chunk, Manifest
 from protocol.buffers import new_buffer
@@ -178,7 +178,7 @@ def check_merge(arrays: Arrays, suite: Suite, kind: str, name: str, members: int
         chosen,
         Sources(old=iter(old), deltas=list(map(iter, deltas)), states=list(map(iter, states)), released=iter(average)),
         Sinks(model=expected[0].extend, released=expected[1].extend, states=[each.extend for each in expected[2:]]),
-        Here(),
+        InlineExecutor(),
     )
     with ExitStack() as pools:
         lengths = [spec.model_length, spec.model_length, *(spec.update_length for _ in states)]

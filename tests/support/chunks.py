@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from broker.blobs.chunks import Gets
+from broker.blobs.chunks import SupportsGet
 from broker.blobs.transfer import KeyOf, read_blob
 from protocol import limits
 from protocol.blob import BlobReader, BlobWriter, CallbackSink, HeldChunk
@@ -39,7 +39,7 @@ def plaintext(reader: BlobReader, chunks: Iterable[bytes], *, checked: bool = Fa
     return b"".join(bytes(record) for record in reader.read(held))
 
 
-def stored(store: Gets, reader: BlobReader, key_of: KeyOf) -> bytes:
+def stored(store: SupportsGet, reader: BlobReader, key_of: KeyOf) -> bytes:
     """What a blob in a store holds."""
     return b"".join(bytes(record) for record in read_blob(store, reader, key_of))
 

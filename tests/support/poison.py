@@ -16,7 +16,7 @@ import pytest
 from broker.blobs.chunks import BufferChunk, BufferPool
 from broker.blobs.memory import MemoryBlobs
 from broker.blobs.transfer import ChunkUploads
-from broker.runtime.threads import Here
+from broker.runtime.threads import InlineExecutor
 from protocol.blob import BlobReader, Chunk
 from tests.support.chunks import Late
 from tests.support.lent_buffers import LentBuffers
@@ -106,7 +106,7 @@ def executor(kind: str) -> Iterator[Executor]:
         with Jittery(3) as threads:
             yield threads
     else:
-        yield Here() if kind == "here" else Late()
+        yield InlineExecutor() if kind == "here" else Late()
 
 
 EXECUTORS = ("here", "late", "jittery")

@@ -18,7 +18,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from broker.runtime.threads import Here
+from broker.runtime.threads import InlineExecutor
 from protocol import limits
 from protocol.blob import BlobWriter, ChunkSink, Manifest
 from protocol.cipher import Octets
@@ -306,7 +306,7 @@ class _Delta:
         writer = sealer.writer(sink)
         filters.begin(dice)
         small = records(self._spec.update_length) == 1
-        with Here() if small else ThreadPoolExecutor(2, thread_name_prefix="worker update") as pool:
+        with InlineExecutor() if small else ThreadPoolExecutor(2, thread_name_prefix="worker update") as pool:
             for measuring, before in filters.measuring():
                 with closing(self._walk(pool)) as walk:
                     for _, slices in walk:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from functools import partial
 
 from broker.blobs.base import BlobStore
-from broker.blobs.chunks import SharesFiles
+from broker.blobs.chunks import SupportsFiles
 from broker.blobs.transfer import upload
 from broker.runtime.crash_points import crash_point
-from broker.runtime.threads import Here
+from broker.runtime.threads import InlineExecutor
 from protocol.errors import DiskFull, FledgeError, StateError, StoreError, WireError
 from protocol.topology import update_chunk
 from worker.domain.events import Event, Resealed, SendingFailed, Uploaded
@@ -112,7 +112,7 @@ class Uploader:
     def _linked(self, names: Sequence[bytes]) -> bool:
         """Let the store have the spool's own files, if it is a directory here; what they hold the hub hashes anyway."""
         store = self._store
-        if not isinstance(store, SharesFiles) or self._throttle.limited:
+        if not isinstance(store, SupportsFiles) or self._throttle.limited:
             return False
         for name in names:
             if not store.put_file(self._key(name), self._spool.path(name)):
@@ -132,7 +132,7 @@ class Uploader:
 
     def _reseal(self, row: UpdateRow, sealed: Sealed, epoch: int, sequence: int) -> Resealed:
         with self._spool.batch() as batch:
-            sink = batch.chunks(Here())
+            sink = batch.chunks(InlineExecutor())
             again = reseal(row, sealed, self._reader(), (epoch, sequence), load=self._spool.open, sink=sink)
             batch.sync()
         self._log.info("update.resealed", update=row.id.hex()[:8], epoch=epoch, sequence=sequence)

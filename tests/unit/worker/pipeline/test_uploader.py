@@ -14,7 +14,7 @@ from broker.blobs.base import BlobStore
 from broker.blobs.chunks import BufferPool
 from broker.blobs.directory import FileBlobs
 from broker.blobs.memory import MemoryBlobs
-from broker.runtime.threads import Here
+from broker.runtime.threads import InlineExecutor
 from protocol.cipher import Suite
 from protocol.envelope import unlock, verify
 from protocol.errors import StoreError
@@ -73,7 +73,7 @@ def uploader(store: BlobStore, spool: Spool, throttle: Throttle) -> tuple[Upload
 def spooled(spool: Spool, *sizes: int) -> UpdateRow:
     names = []
     with spool.batch() as batch:
-        sink = batch.chunks(Here())
+        sink = batch.chunks(InlineExecutor())
         for index, size in enumerate(sizes):
             data = bytes([index]) * size
             names.append(hashlib.sha256(data).digest())
@@ -179,7 +179,7 @@ def test_a_chunk_that_is_damaged_in_the_spool_is_lost_when_it_is_sealed_again(
     spool, made = Spool(tmp_path, 10**6), make(Kind.UPDATE, suite=suite)
     with spool.batch() as batch:
         name = hashlib.sha256(made.chunks[0]).digest()
-        batch.chunks(Here()).emit(name, memoryview(made.chunks[0]))
+        batch.chunks(InlineExecutor()).emit(name, memoryview(made.chunks[0]))
         batch.sync()
     row = UpdateRow(row=1, id=b"i" * 16, run="r", base_version=0, epoch=0, sequence=1, chunks=(name,))
     key = unlock(verify(made.raw, REGISTRY, federation=FEDERATION, kinds={Kind.UPDATE}), AGGREGATOR)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.runtime.threads import Here
+from broker.runtime.threads import InlineExecutor
 from protocol.errors import DiskFull, StateError
 from tests.support.lent_buffers import LentBuffers
 from worker.storage.spool import Spool
@@ -23,7 +23,7 @@ def spool(directory: Path, quota: int = 10 * MIB, free: int = 1024 * MIB) -> Spo
 
 def put(kept: Spool, name: bytes = NAME, data: bytes = CHUNK) -> None:
     with kept.batch() as batch:
-        batch.chunks(Here()).emit(name, memoryview(data))
+        batch.chunks(InlineExecutor()).emit(name, memoryview(data))
         batch.sync()
 
 
@@ -99,7 +99,7 @@ def test_a_failed_training_leaves_no_chunks(tmp_path: Path) -> None:
 
     def fail() -> None:
         with kept.batch() as failed:
-            failed.chunks(Here()).emit(b"x" * 32, memoryview(b"of a training that failed"))
+            failed.chunks(InlineExecutor()).emit(b"x" * 32, memoryview(b"of a training that failed"))
             raise KeyError("the training failed")
 
     with pytest.raises(KeyError):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from broker.blobs.base import BlobStore
-from broker.blobs.chunks import BUFFERS, OpensChunks
+from broker.blobs.chunks import BUFFERS, SupportsOpen
 from broker.blobs.s3.presigned import PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
 from protocol import limits
@@ -104,7 +104,7 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Callable[..., Chunk]]:
     def open_at(port: int, *, key: str = KEY, limit: int = limits.CHUNK, deadline: float = 20) -> Chunk:
         stores.append(request.param(port, deadline))
         store = stores[-1]
-        assert isinstance(store, OpensChunks)
+        assert isinstance(store, SupportsOpen)
         return store.open(key, limit)
 
     yield open_at
