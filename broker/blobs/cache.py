@@ -14,7 +14,7 @@ import structlog
 
 from broker.blobs.base import BlobStore, ObjectInfo, check_bytes, check_key
 from broker.blobs.chunks import FileChunk, SupportsFiles, open_chunk
-from broker.runtime.folders import private_folder
+from broker.runtime.folders import private_file, private_folder, write_all
 from protocol.blob import Chunk, HeldChunk, pieces
 from protocol.buffers import new_buffer
 from protocol.errors import Corrupt, Missing, StoreError, TooLarge
@@ -295,8 +295,6 @@ class _EnteringChunk:
 
 
 def _write_private(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0) as file:
+    with open(private_file(path), "wb", buffering=0) as file:
         for part in parts:
-            rest = memoryview(part)
-            while rest:
-                rest = rest[file.write(rest) :]
+            write_all(file, part)

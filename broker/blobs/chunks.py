@@ -13,6 +13,9 @@ from protocol.blob import Chunk, HeldChunk
 from protocol.buffers import new_buffer
 from protocol.errors import Corrupt
 
+_KEPT = 4
+"""Unused buffers that a pool keeps at most."""
+
 
 class SupportsGet(Protocol):
     """Whatever gives an object's bytes by its key."""
@@ -103,9 +106,7 @@ class BufferPool:
     None is ever waited for: how many are out at once is up to those who fetch ahead.
     """
 
-    def __init__(self, keep: int = 4) -> None:
-        """At most `keep` unused ones are kept."""
-        self._keep = keep
+    def __init__(self) -> None:
         self._free: list[memoryview] = []
         self._lock = threading.Lock()
 
@@ -119,7 +120,7 @@ class BufferPool:
     def give_back(self, buffer: memoryview) -> None:
         """The buffer may be taken by others from now on."""
         with self._lock:
-            if len(self._free) < self._keep:
+            if len(self._free) < _KEPT:
                 self._free.append(buffer)
 
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from broker.blobs.base import ObjectInfo, check_bytes, check_head, check_key, check_prefix, is_key
 from broker.blobs.chunks import FileChunk
-from broker.runtime.folders import private_folder, sync_folder
+from broker.runtime.folders import private_file, private_folder, sync_folder, write_all
 from protocol.errors import ConfigError, Missing, StoreError, TooLarge
 
 _UNFINISHED = ".unfinished"
@@ -210,19 +210,10 @@ class FileBlobs:
         return StoreError(f"{doing} {key} in {self._root} failed: {error.strerror or error}")
 
 
-def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-
-
 def _write_durably(path: Path, data: bytes | memoryview) -> None:
-    descriptor = _create(path)
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open(private_file(path), "wb", buffering=0) as file:
+        write_all(file, data)
+        os.fsync(file.fileno())
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -238,15 +229,11 @@ def _link_or_copy(source: Path, target: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     if not hasattr(os, "copy_file_range"):  # other systems, and Pythons built for an old C library, as uv's were
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    with source.open("rb") as file:
-        descriptor = _create(target)
-        try:
-            left = os.fstat(file.fileno()).st_size
-            while left and (done := os.copy_file_range(file.fileno(), descriptor, left)):
-                left -= done
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with source.open("rb") as file, open(private_file(target), "wb") as copy:
+        left = os.fstat(file.fileno()).st_size
+        while left and (done := os.copy_file_range(file.fileno(), copy.fileno(), left)):
+            left -= done
+        os.fsync(copy.fileno())
     if left:  # some file systems copy nothing without a word; what is really too short shows when its bytes are read
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from broker.runtime.folders import private_file
 from protocol.errors import StateError
 
 _LIMIT = 64 * 1024
@@ -32,7 +33,7 @@ def write_words(path: Path, words: str) -> None:
     """
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        file = private_file(unfinished)
         try:
             with open(file, "w", encoding="utf-8") as opened:
                 opened.write(words)

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from broker.blobs.chunks import BUFFERS, SupportsOpen, open_chunk
+from broker.blobs.chunks import SupportsOpen, open_chunk
 from broker.blobs.s3.store import S3Blobs
 from protocol import limits
 from protocol.errors import Corrupt
@@ -26,15 +26,6 @@ NAME = hashlib.sha256(DATA).hexdigest()
 MODEL, UPDATE = model_chunk(NAME), update_chunk(SITE, NAME)
 FEW = 1536 * 1024
 """Bytes: a few pieces and a connection's, and no chunk."""
-
-
-@pytest.fixture
-def lent(monkeypatch: pytest.MonkeyPatch) -> LentBuffers:
-    """The process's buffers, watched."""
-    watched = LentBuffers()
-    monkeypatch.setattr(BUFFERS, "take", watched.take)
-    monkeypatch.setattr(BUFFERS, "give_back", watched.give_back)
-    return watched
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.support.certificates import Pki
+    from tests.support.lent_buffers import LentBuffers
     from tests.support.rabbit import RabbitNode, RabbitVhost
     from tests.support.s3 import S3Server
     from tests.support.seaweed import SeaweedServer
@@ -25,6 +26,18 @@ def pytest_report_header() -> str:
     from tests.support.rabbit import BIN, installed, release
 
     return f"RabbitMQ: {release() if installed() else 'none'} in {BIN}"
+
+
+@pytest.fixture
+def lent(monkeypatch: pytest.MonkeyPatch) -> LentBuffers:
+    """The process's buffers, watched."""
+    from broker.blobs.chunks import BUFFERS
+    from tests.support.lent_buffers import LentBuffers
+
+    watched = LentBuffers()
+    monkeypatch.setattr(BUFFERS, "take", watched.take)
+    monkeypatch.setattr(BUFFERS, "give_back", watched.give_back)
+    return watched
 
 
 @pytest.fixture(scope="session")

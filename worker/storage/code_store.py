@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from broker.runtime.code_archive import read_archive
-from broker.runtime.folders import private_folder, sync_folder
+from broker.runtime.folders import private_file, private_folder, sync_folder
 from protocol import limits
 from protocol.errors import DiskFull, StateError, Tampered, WireError
 
@@ -148,7 +148,7 @@ class CodeStore:
 
 
 def _write(path: Path, content: bytes, *, sync: bool = True) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+    with open(private_file(path), "wb") as file:
         file.write(content)
         file.flush()
         if sync:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from broker.net.redact import redacted
-from broker.runtime.folders import private_folder
+from broker.runtime.folders import private_file, private_folder
 from protocol.errors import ConfigError
 
 NO_CASE = "-"
@@ -55,7 +55,7 @@ class Incidents:
         try:
             private_folder(self._directory)
             self._drop_oldest()
-            file = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            file = private_file(self._path(number))
             with open(file, "wb") as opened:
                 opened.write(_cut(f"{when} {title}\n\n{text}\n"))
         except OSError:

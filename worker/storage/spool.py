@@ -19,7 +19,7 @@ from pathlib import Path
 
 from broker.blobs.chunks import BUFFERS, BufferPool, FileChunk
 from broker.blobs.transfer import ChunkUploads
-from broker.runtime.folders import private_folder, sync_folder
+from broker.runtime.folders import private_folder, sync_folder, write_all
 from protocol.blob import Chunk, ChunkSink
 from protocol.cipher import Octets
 from protocol.errors import DiskFull, StateError
@@ -183,9 +183,7 @@ class Spool:
         unfinished = path.with_suffix(_UNFINISHED)
         try:
             with open(os.open(unfinished, _CREATE, 0o600), "wb", buffering=0) as file:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[file.write(rest) :]
+                write_all(file, data)
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
         except OSError as error:

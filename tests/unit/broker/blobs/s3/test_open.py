@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from broker.blobs.base import BlobStore
-from broker.blobs.chunks import BUFFERS, SupportsOpen
+from broker.blobs.chunks import SupportsOpen
 from broker.blobs.s3.presigned import PresignedBlobs
 from broker.blobs.s3.store import S3Blobs
 from protocol import limits
@@ -68,15 +68,6 @@ def saying(answers: list[bytes], stall: bool = False) -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(10)
         listener.close()
-
-
-@pytest.fixture
-def lent(monkeypatch: pytest.MonkeyPatch) -> LentBuffers:
-    """The process's buffers, watched."""
-    watched = LentBuffers()
-    monkeypatch.setattr(BUFFERS, "take", watched.take)
-    monkeypatch.setattr(BUFFERS, "give_back", watched.give_back)
-    return watched
 
 
 def with_keys(port: int, deadline: float) -> BlobStore:
