@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -26,7 +26,6 @@ from typing import Any
 import nacl.bindings as sodium
 import numpy as np
 from nacl._sodium import ffi, lib
-from numpy.typing import NDArray
 
 from broker.blobs.s3.store import S3Blobs
 from broker.blobs.s3.url import parse_s3_url
@@ -66,23 +65,17 @@ class Suite:
     """Bytes that a record grows by."""
     update_digest: bool
     """Whether a hash of the plaintext proves it, beside the names of the chunks: what is only read has it compared."""
-    calls: Callable[[Buffers, int], tuple[Call, Call]]
+    calls: Callable[[Buffers], tuple[Call, Call]]
     """Makes the calls that encrypt the record, and decrypt it again."""
 
 
-@dataclass(slots=True)
 class Buffers:
     """What the calls read and write, again and again."""
 
-    overhead: int
-    record: NDArray[np.float32] = field(init=False)
-    out: NDArray[np.float32] = field(init=False)
-    sealed: bytearray = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, overhead: int) -> None:
         self.record = np.random.default_rng(1).standard_normal(limits.RECORD // 4, dtype=np.float32)
         self.out = np.zeros_like(self.record)
-        self.sealed = bytearray(limits.RECORD + self.overhead)
+        self.sealed = bytearray(limits.RECORD + overhead)
 
 
 def measure(directory: Path, suite: Suite, *, url: str | None = None, size: int = 64 * _MIB) -> Prices:
@@ -91,7 +84,7 @@ def measure(directory: Path, suite: Suite, *, url: str | None = None, size: int 
     `directory`: on the disk that stages write to. `url`: of a remote store, whose own time is measured too.
     """
     buffers = Buffers(suite.overhead)
-    encrypt, decrypt = suite.calls(buffers, suite.overhead)
+    encrypt, decrypt = suite.calls(buffers)
     encrypt()
     number = max(1, size // limits.RECORD)
     calls = {"encrypt": encrypt, "decrypt": decrypt, "hash": _hash(buffers), **_arithmetic(buffers)}
@@ -122,7 +115,7 @@ def _cost(call: Call, count: int, size: int = limits.RECORD, *, rounds: int = _R
 # ---- ciphers
 
 
-def _secretstream(buffers: Buffers, overhead: int) -> tuple[Call, Call]:
+def _secretstream(buffers: Buffers) -> tuple[Call, Call]:
     key, associated = bytes(32), bytes(40)
     state = ffi.new("unsigned char[]", sodium.crypto_secretstream_xchacha20poly1305_STATEBYTES)
     header = ffi.new("unsigned char[]", sodium.crypto_secretstream_xchacha20poly1305_HEADERBYTES)
@@ -139,17 +132,16 @@ def _secretstream(buffers: Buffers, overhead: int) -> tuple[Call, Call]:
 
     def decrypt() -> None:
         lib.crypto_secretstream_xchacha20poly1305_init_pull(state, header, key)
-        size = limits.RECORD + overhead
         _done(
             lib.crypto_secretstream_xchacha20poly1305_pull(
-                state, out, ffi.NULL, tag, sealed, size, associated, len(associated)
+                state, out, ffi.NULL, tag, sealed, len(buffers.sealed), associated, len(associated)
             )
         )
 
     return encrypt, decrypt
 
 
-def _aegis256(buffers: Buffers, overhead: int) -> tuple[Call, Call]:
+def _aegis256(buffers: Buffers) -> tuple[Call, Call]:
     key, nonce, associated = bytes(32), bytes(32), bytes(40)
     plain, sealed, out = _views(buffers)
 
@@ -161,10 +153,9 @@ def _aegis256(buffers: Buffers, overhead: int) -> tuple[Call, Call]:
         )
 
     def decrypt() -> None:
-        size = limits.RECORD + overhead
         _done(
             lib.crypto_aead_aegis256_decrypt(
-                out, ffi.NULL, ffi.NULL, sealed, size, associated, len(associated), nonce, key
+                out, ffi.NULL, ffi.NULL, sealed, len(buffers.sealed), associated, len(associated), nonce, key
             )
         )
 

@@ -8,8 +8,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def run(task: Task, work: Path, *, seconds: float) -> Result:
     """
     with servers(task, work) as (broker, store):
         found(task, work, broker, store)
-        prices = _prices(task, work, store) if task.size_mb else {}
+        prices = measure(work, SUITES[task.cipher], url=None if task.store == "file" else store) if task.size_mb else {}
         processes = Processes(work)
         before = reading(resource.RUSAGE_CHILDREN)
         try:
@@ -211,10 +212,6 @@ def run(task: Task, work: Path, *, seconds: float) -> Result:
             used=used,
             prices=prices,
         )
-
-
-def _prices(task: Task, work: Path, url: str) -> Prices:
-    return measure(work, SUITES[task.cipher], url=None if task.store == "file" else url)
 
 
 def _together(task: Task, work: Path, processes: Processes, seconds: float) -> tuple[float, dict[str, list[int]]]:
@@ -249,15 +246,11 @@ def _apart(task: Task, work: Path, processes: Processes, seconds: float) -> tupl
 def _stored(url: str) -> dict[str, int]:
     from broker.blobs.open import open_blobs
 
-    store = open_blobs(url)
-    try:
-        sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
+    with closing(open_blobs(url)) as store:
         for info in store.list(""):
-            kind = info.key.split("/")[0]
-            sizes[kind] = sizes.get(kind, 0) + info.size
-        return sizes
-    finally:
-        store.close()
+            sizes[info.key.split("/")[0]] += info.size
+    return sizes
 
 
 def alone_kib(size_mb: int, steps: int) -> int:

@@ -81,6 +81,5 @@ class Meter:
         self._before = reading()
 
     def stop(self) -> Usage:
-        """What was used so far; where the kernel cannot count the peak anew, it is
-        the process's highest ever."""
+        """What was used so far; where the kernel cannot count the peak anew, it is the process's highest ever."""
         return replace(reading().since(self._before), peak=max(0, peak_kib() - self._resident))

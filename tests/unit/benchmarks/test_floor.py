@@ -72,7 +72,7 @@ def test_the_floor_is_the_processors_or_the_disks(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
 def test_a_suite_encrypts_and_decrypts_the_record(suite: Suite) -> None:
     buffers = Buffers(suite.overhead)
-    encrypt, decrypt = suite.calls(buffers, suite.overhead)
+    encrypt, decrypt = suite.calls(buffers)
     encrypt()
     assert any(buffers.sealed[-suite.overhead :])
     decrypt()
