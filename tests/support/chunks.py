@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from broker.blobs.chunks import SupportsGet
+from broker.blobs.memory import MemoryBlobs
 from broker.blobs.transfer import KeyOf, read_blob
 from protocol import limits
 from protocol.blob import BlobReader, BlobWriter, CallbackSink, HeldChunk
@@ -42,6 +43,18 @@ def plaintext(reader: BlobReader, chunks: Iterable[bytes], *, checked: bool = Fa
 def stored(store: SupportsGet, reader: BlobReader, key_of: KeyOf) -> bytes:
     """What a blob in a store holds."""
     return b"".join(bytes(record) for record in read_blob(store, reader, key_of))
+
+
+class Counted(MemoryBlobs):
+    """A memory store that notes what is fetched from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+
+    def get(self, key: str, limit: int) -> bytes:
+        self.fetched.append(key)
+        return super().get(key, limit)
 
 
 @contextmanager

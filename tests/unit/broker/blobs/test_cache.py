@@ -15,6 +15,7 @@ from broker.blobs.memory import MemoryBlobs
 from broker.blobs.monitored import MonitoredBlobs
 from protocol.blob import Chunk
 from protocol.errors import Corrupt, Missing, StoreError, TooLarge
+from tests.support.chunks import Counted
 
 LIMIT = 10_000
 
@@ -22,18 +23,6 @@ LIMIT = 10_000
 def key_of(data: bytes, folder: str = "models") -> str:
     """The object key these bytes belong under."""
     return f"{folder}/{hashlib.sha256(data).hexdigest()}"
-
-
-class Counted(MemoryBlobs):
-    """A memory store that notes what is fetched from it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-
-    def get(self, key: str, limit: int) -> bytes:
-        self.fetched.append(key)
-        return super().get(key, limit)
 
 
 DATA = [bytes([65 + i]) * 1000 for i in range(6)]

@@ -11,14 +11,13 @@ import pytest
 
 from broker.blobs.cache import CachedBlobs
 from broker.blobs.directory import FileBlobs
-from broker.blobs.memory import MemoryBlobs
 from broker.blobs.transfer import read_blob
 from protocol import limits
 from protocol.blob import BlobReader, BlobWriter, Manifest
 from protocol.cipher import NewStream, Suite
 from protocol.errors import Corrupt, Tampered
 from protocol.topology import model_chunk
-from tests.support.chunks import collected, small_records, stored, write_blob
+from tests.support.chunks import Counted, collected, small_records, stored, write_blob
 from tests.support.wire import fixed, pattern
 
 KEY, BOUND = fixed("key"), fixed("bound")
@@ -52,18 +51,12 @@ def keys(chunks: list[bytes]) -> list[str]:
     return [model_chunk(hashlib.sha256(chunk).hexdigest()) for chunk in chunks]
 
 
-class Counted(MemoryBlobs):
-    """Notes what is fetched."""
-
-    def __init__(self, chunks: list[bytes]) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-        for key, chunk in zip(keys(chunks), chunks, strict=True):
-            self.put(key, chunk)
-
-    def get(self, key: str, limit: int) -> bytes:
-        self.fetched.append(key)
-        return super().get(key, limit)
+def counted(chunks: list[bytes]) -> Counted:
+    """A store that holds these and notes what is fetched."""
+    store = Counted()
+    for key, chunk in zip(keys(chunks), chunks, strict=True):
+        store.put(key, chunk)
+    return store
 
 
 def reader(manifest: Manifest, *, proven: bool = False) -> BlobReader:
@@ -81,7 +74,7 @@ def test_a_bit_turned_in_the_cache_is_fetched_again_in_the_middle_of_a_stream(
     tmp_path: Path, suite: Suite, record: int, proven: bool
 ) -> None:
     manifest, chunks = written(suite)
-    store = Counted(chunks)
+    store = counted(chunks)
     cache = CachedBlobs(store, tmp_path, 10**6)
     assert stored(cache, reader(manifest), model_chunk) == DATA
     which, place = divmod(record, limits.RECORDS_PER_CHUNK)
@@ -104,7 +97,7 @@ def test_a_cached_file_of_any_size_and_content_is_fetched_again(
 ) -> None:
     """As a power failure leaves them: what the cache renames into place is not synced."""
     manifest, chunks = written(suite)
-    store = Counted(chunks)
+    store = counted(chunks)
     cache = CachedBlobs(store, tmp_path, 10**6)
     assert stored(cache, reader(manifest), model_chunk) == DATA
     for key, chunk in zip(keys(chunks), chunks, strict=True):
@@ -180,7 +173,7 @@ def test_a_renewed_chunk_of_another_size_is_its_signers_fault_too(tmp_path: Path
     for size in (0, 5, 300, 500):
         wrong = pattern(size)
         signed = replace(manifest, chunks=(hashlib.sha256(wrong).digest(), *manifest.chunks[1:]))
-        store = Counted([*chunks, wrong])
+        store = counted([*chunks, wrong])
         cache = CachedBlobs(store, tmp_path / str(size), 10**6)
         cache.get(*keys([wrong]), 10**6)
         (tmp_path / str(size) / keys([wrong])[0][-64:]).write_bytes(bytes(len(chunks[0])))
