@@ -1,6 +1,6 @@
 """What the stages of a version must cost at least: passes over its bytes, times what a pass costs here and now.
 
-    python -m benchmarks.floor --size-mb 400 --sites 4 [--suite aegis256]
+    python -m benchmarks.floor --size-mb 400 --sites 4 [--suite xchacha20]
 
 `Design` says once how many passes each stage needs by what it promises; `floor_calls` times a pass.
 """
@@ -19,6 +19,9 @@ from benchmarks.floor_calls import AEGIS256, GB, SUITES, XCHACHA20, Cost, Prices
 LANES = min(2, len(os.sched_getaffinity(0)))
 """Cores that work side by side. Two even where there are more: every stream is one chain of records, in which only the
 neighbour's work (fetching and hashing beside the cipher, one stream beside another) overlaps."""
+SUITE_HELP = "what models and updates are encrypted with (default: %(default)s)"
+FILTER_HELP = "the sites' privacy filter; clip reads the base once more (default: %(default)s)"
+SAMPLE_HELP = "MiB that each of the floor's passes is timed with (default: %(default)s)"
 _WAITS = ("write", "get", "put")
 """Where a disk or another machine sets the pace, whatever processors there are."""
 
@@ -139,11 +142,11 @@ def price_table(prices: Prices) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time the passes and print the floor of every stage."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.floor", description=__doc__.splitlines()[0])
-    parser.add_argument("--size-mb", type=int, default=400)
-    parser.add_argument("--sites", type=int, default=4)
-    parser.add_argument("--suite", choices=SUITES, default=AEGIS256.name)
-    parser.add_argument("--filter", choices=("clip", "unsafe-none"), default="clip")
-    parser.add_argument("--sample-mib", type=int, default=64, help="bytes that each pass is timed with")
+    parser.add_argument("--size-mb", type=int, default=400, help="of the model (default: %(default)s)")
+    parser.add_argument("--sites", type=int, default=4, help="one update of each is merged (default: %(default)s)")
+    parser.add_argument("--suite", choices=SUITES, default=AEGIS256.name, help=SUITE_HELP)
+    parser.add_argument("--filter", choices=("clip", "unsafe-none"), default="clip", help=FILTER_HELP)
+    parser.add_argument("--sample-mib", type=int, default=64, help=SAMPLE_HELP)
     options = parser.parse_args(arguments)
     design = Design(suite=SUITES[options.suite], measuring=options.filter == "clip")
     with tempfile.TemporaryDirectory(prefix="fledge-floor-") as folder:

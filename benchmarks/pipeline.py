@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pipeline_events
-from benchmarks.floor import Design, floor
+from benchmarks.floor import SUITE_HELP, Design, floor
 from benchmarks.floor_calls import AEGIS256, SUITES
 from benchmarks.pipeline_places import Result, Task, alone_kib, fsync_ms, run, table
-from benchmarks.stores import STORES
+from benchmarks.stores import STORE_HELP, STORES
 from benchmarks.usage import reading
 
 WARM_UP = 20
@@ -174,17 +174,26 @@ def render(task: Task, rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table and write the JSON file."""
-    parser = argparse.ArgumentParser(prog="benchmarks.pipeline", description=__doc__.splitlines()[0])
-    parser.add_argument("--size-mb", type=int, default=100)
-    parser.add_argument("--sites", type=int, help="default: 4, with --overhead 8")
-    parser.add_argument("--versions", type=int, help="default: 3, with --overhead 200 after 20 to warm up")
-    parser.add_argument("--buffer", type=int, help="K; default: all sites, with --overhead the strategy's own")
-    parser.add_argument("--store", choices=STORES, default="file")
-    parser.add_argument("--broker", choices=("memory", "amqp"), default="memory")
-    parser.add_argument("--suite", choices=SUITES, default=AEGIS256.name, help="what blobs are encrypted with")
-    parser.add_argument("--overhead", action="store_true")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--json", type=Path, default=Path("out/pipeline.json"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__.splitlines()[0])
+    parser.add_argument("--size-mb", type=int, default=100, help="of the model (default: %(default)s)")
+    parser.add_argument("--sites", type=int, help="how many hospitals (default: 4, with --overhead 8)")
+    parser.add_argument(
+        "--versions", type=int, help="until when it trains (default: 3, with --overhead 200 after 20 to warm up)"
+    )
+    parser.add_argument(
+        "--buffer", type=int, help="updates a version (default: one of each site, with --overhead the strategy's own)"
+    )
+    parser.add_argument("--store", choices=STORES, default="file", help=STORE_HELP)
+    parser.add_argument(
+        "--broker",
+        choices=("memory", "amqp"),
+        default="memory",
+        help="one process, or a private RabbitMQ and a process each (default: %(default)s)",
+    )
+    parser.add_argument("--suite", choices=SUITES, default=AEGIS256.name, help=SUITE_HELP)
+    parser.add_argument("--overhead", action="store_true", help="what a version costs when training costs nothing")
+    parser.add_argument("--rounds", type=int, default=1, help="federations, one after the other (default: %(default)s)")
+    parser.add_argument("--json", type=Path, default=Path("out/pipeline.json"), help="default: %(default)s")
     options = parser.parse_args(arguments)
     small = options.overhead
     sites = options.sites or (8 if small else 4)

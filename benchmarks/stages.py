@@ -19,10 +19,10 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.floor import LANES, Design, Floor, floor, price_table
+from benchmarks.floor import FILTER_HELP, LANES, SAMPLE_HELP, SUITE_HELP, Design, Floor, floor, price_table
 from benchmarks.floor_calls import AEGIS256, SUITES, Prices, measure
 from benchmarks.stages_federation import Federation, Shape
-from benchmarks.stores import STORES, store_url
+from benchmarks.stores import STORE_HELP, STORES, store_url
 from benchmarks.usage import Usage, forget_peak
 from broker.blobs.open import open_blobs
 from fledge.process import log
@@ -123,14 +123,16 @@ def table(stages: Mapping[str, Figures]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and write the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__.splitlines()[0])
-    parser.add_argument("--size-mb", type=int, default=200)
-    parser.add_argument("--sites", type=int, default=4, help="how many updates are merged")
-    parser.add_argument("--store", choices=STORES, default="file")
-    parser.add_argument("--filter", choices=("clip", "unsafe-none"), default="clip")
-    parser.add_argument("--suite", choices=SUITES, default=AEGIS256.name, help="what blobs are encrypted with")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sample-mib", type=int, default=64, help="bytes that each pass of the floor is timed with")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--size-mb", type=int, default=200, help="of the model (default: %(default)s)")
+    parser.add_argument("--sites", type=int, default=4, help="one update of each is merged (default: %(default)s)")
+    parser.add_argument("--store", choices=STORES, default="file", help=STORE_HELP)
+    parser.add_argument("--filter", choices=("clip", "unsafe-none"), default="clip", help=FILTER_HELP)
+    parser.add_argument("--suite", choices=SUITES, default=AEGIS256.name, help=SUITE_HELP)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="versions that are measured; medians are shown (default: %(default)s)"
+    )
+    parser.add_argument("--sample-mib", type=int, default=64, help=SAMPLE_HELP)
+    parser.add_argument("--json", type=Path, help="a file for all figures, those of the floor's passes too")
     options = parser.parse_args(arguments)
     log.configure(quiet=True)
     stages, prices = run(options)

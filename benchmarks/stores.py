@@ -10,6 +10,7 @@ from pathlib import Path
 
 STORES = ("file", "s3", "seaweed")
 """A directory, `rclone serve s3` without TLS, SeaweedFS with TLS and certificates as the compose file has it."""
+STORE_HELP = "a directory, or a private server: rclone without TLS, SeaweedFS with TLS (default: %(default)s)"
 
 
 @contextmanager

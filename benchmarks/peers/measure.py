@@ -39,9 +39,11 @@ class Job:
     def parse(cls, description: str, arguments: Sequence[str] | None = None) -> Job:
         """From the command line."""
         parser = argparse.ArgumentParser(description=description)
-        parser.add_argument("--size-mb", type=int, default=100)
-        parser.add_argument("--sites", type=int, default=4)
-        parser.add_argument("--versions", type=int, default=3)
+        parser.add_argument("--size-mb", type=int, default=100, help="of the model (default: %(default)s)")
+        parser.add_argument(
+            "--sites", type=int, default=4, help="each gives an update to every version (default: %(default)s)"
+        )
+        parser.add_argument("--versions", type=int, default=3, help="until when it trains (default: %(default)s)")
         options = parser.parse_args(arguments)
         return cls(size_mb=options.size_mb, sites=options.sites, versions=options.versions)
 
