@@ -73,8 +73,10 @@ def new_federation(
     filters: str = "",
     insecure: bool = False,
     cipher: str = "",
-) -> None:
-    """Make a federation's files in a new directory; logins in the URLs go into a `credentials.toml` for each of them.
+) -> Suite:
+    """Make a federation's files in a new directory, and return the suite that its members encrypt with.
+
+    Logins in the URLs go into a `credentials.toml` for each of them.
 
     Args:
         options: per site, values for the trainer's factory.
@@ -93,7 +95,8 @@ def new_federation(
     secrets = _credentials(broker_login, store_login)
     root = Identity.generate("root", Role.ROOT)
     members = [Identity.generate(AGGREGATOR, Role.AGGREGATOR), *(Identity.generate(site, Role.SITE) for site in sites)]
-    registry = Registry(version=0, entries=(), cipher=_suite(cipher).word)
+    suite = _suite(cipher)
+    registry = Registry(version=0, entries=(), cipher=suite.word)
     for member in members:
         registry = registry.with_entry(member.public)
     record = sign_registry(registry, root, name, nacl.utils.random(16))
@@ -112,15 +115,19 @@ def new_federation(
     write_private(directory / AGGREGATOR_TOML, _AGGREGATOR.format(**common).encode())
     _write_some(directory / CREDENTIALS, secrets)
     for member in members[1:]:
-        kit = directory / "sites" / member.name
-        private_directory(kit)
-        write_identity(kit / "site.keys", member)
-        write_private(kit / "registry.bin", record)
         text = _WORKER.format(**common, site=member.name, trainer=quoted(trainer))
         text += filters or _FILTERS
         text += _table("options", (options or {}).get(member.name, {}))
-        write_private(kit / WORKER_TOML, text.encode())
-        _write_some(kit / CREDENTIALS, secrets)
+        _write_site(directory / "sites" / member.name, member, record, text, secrets)
+    return suite
+
+
+def _write_site(kit: Path, member: Identity, record: bytes, settings: str, secrets: str) -> None:
+    private_directory(kit)
+    write_identity(kit / "site.keys", member)
+    write_private(kit / "registry.bin", record)
+    write_private(kit / WORKER_TOML, settings.encode())
+    _write_some(kit / CREDENTIALS, secrets)
 
 
 _FILTERS = """

@@ -157,7 +157,7 @@ def new_federation(
     name = name or directory.resolve().name
     broker = server_url(broker, "--broker", "FLEDGE_BROKER")
     store = server_url(store, "--store", "FLEDGE_STORE")
-    federation.new_federation(
+    suite = federation.new_federation(
         directory,
         name=name,
         sites=site,
@@ -170,6 +170,7 @@ def new_federation(
     typer.echo(f"{directory / federation.ROOT_KEYS}: the root of all trust; take it off this machine")
     typer.echo(f"{directory / federation.AGGREGATOR_TOML}: start with `fledge aggregator`")
     typer.echo(f"{directory / 'sites'}: one folder per site, to be handed over on a channel you trust")
+    typer.echo(f"members encrypt with {suite.word}")
     if "memory" in (scheme_of(broker), scheme_of(store)):
         typer.echo(
             "note: nobody can meet at memory:, since processes do not share it: no worker finds the aggregator there;"

@@ -96,7 +96,10 @@ def members(
     ca: Authorities = None,
     insecure: Insecure = False,
 ) -> None:
-    """Let in who has joined and shut out who has left: broker, store, list of members, in this order. Idempotent."""
+    """Let in who has joined and shut out who has left: broker, store, list of members, in this order.
+
+    May be run again, until the last step: the aggregator refuses a list that is in force already (exit code 1).
+    """
     from broker.net.urls import path_of
     from deploy.docker.seaweedfs import write_identities
     from deploy.keyfiles import replace_as_was

@@ -222,6 +222,7 @@ def test_a_federation_and_a_run_are_made_from_the_command_line(tmp_path: Path) -
     arguments += ["--cipher", "xchacha20"]
     made = fledge("new-federation", "clinics", *arguments, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
+    assert "members encrypt with xchacha20" in made.stdout
     assert (tmp_path / "clinics" / "sites" / "beta" / "worker.toml").is_file()
     again = fledge("new-federation", "clinics", *arguments, cwd=tmp_path)
     assert again.returncode == 2
