@@ -1,7 +1,7 @@
 """What one pass over the bytes costs here and now: the library calls alone, into buffers that are used again.
 
 Every call handles one record of 1 MiB, so that what it reads and writes stays in the processor's cache, as in a stream
-that goes record by record. Nothing of the product is timed but the client of a remote store.
+that goes record by record. Nothing of the product is timed.
 """
 
 from __future__ import annotations
