@@ -245,12 +245,14 @@ def aggregator(
 ) -> None:
     """Serve a federation's runs: take updates, merge, announce versions. Exit code 3: another aggregator took over."""
     from fledge.bootstrap import open_aggregator
+    from fledge.process.memory import keep_what_is_here
     from fledge.process.signals import stopped_by_signals
 
     first = None if run is None and old is None else Path(the_run(None if run is None else str(run), old))
     config = config_in(kit, config, AGGREGATOR_TOML)
     with open_aggregator(config, first) as service, stopped_by_signals(service.stop):
         service.start()
+        keep_what_is_here()
         service.join()
 
 
@@ -263,6 +265,7 @@ def worker(
     """Train at a site whenever there is something to train. Exit code 75: an operator ordered a restart."""
     from fledge.bootstrap import LOG, open_worker
     from fledge.process import log
+    from fledge.process.memory import keep_what_is_here
     from fledge.process.signals import stopped_by_signals
     from worker.config import read_config
 
@@ -270,6 +273,7 @@ def worker(
     log.configure(**context.meta[LOGGING], also=path.parent / read_config(path).state / LOG)
     with open_worker(path) as service, stopped_by_signals(service.stop):
         service.start()
+        keep_what_is_here()
         service.join()
     if service.leaving == "restart":
         raise typer.Exit(RESTART)
