@@ -382,6 +382,24 @@ def test_unsettled_deliveries_go_back_when_the_subscription_is_cancelled(broker:
     assert all(d.redelivered for d in redelivered)
 
 
+def test_acks_at_once_and_out_of_order_leave_what_is_between_them_unsettled(
+    broker: Broker, transport: Transport
+) -> None:
+    broker.apply(one_queue())
+    got = Collector(settle=None)
+    subscription = transport.consume("plain.q", got)
+    send(transport, *numbered(8))
+    kept = got.wait_for(8)
+    for index in (1, 7, 0, 4, 5):
+        kept[index].ack()
+    kept[2].dead_letter()
+    subscription.cancel()
+    again = Collector()
+    transport.consume("plain.q", again)
+    assert [d.body for d in again.wait_for(2)] == [b"3", b"6"]
+    assert transport.depth("plain.q") == 0
+
+
 def test_unsettled_deliveries_go_back_when_the_transport_is_closed(broker: Broker, transport: Transport) -> None:
     broker.apply(one_queue())
     other = broker.open()

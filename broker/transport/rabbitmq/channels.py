@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -124,6 +125,8 @@ class Inlet:
         self._forget = forget
         self._channel: Channel | None = None
         self._unsettled: set[int] = set()
+        self._settled: deque[tuple[Channel, int, Verb]] = deque()
+        """What was settled and not told the broker yet."""
         self._dice = dice
         self._waits = full_jitter(dice, cap=_CONSUME_CAP)
         self._cancelled = False
@@ -153,18 +156,30 @@ class Inlet:
 
     def settle(self, channel: Channel, tag: int, verb: Verb) -> None:
         """Settle a delivery if it still stands. From any thread."""
-        self._link.call(lambda: self._settle(channel, tag, verb))
+        self._settled.append((channel, tag, verb))
+        self._link.call(self._settle)
 
-    def _settle(self, channel: Channel, tag: int, verb: Verb) -> None:
-        # Tags count per channel: on another one than its own a tag would settle a stranger, or close the channel.
-        if channel != self._channel or not channel.is_open or tag not in self._unsettled:
+    def _settle(self) -> None:
+        """Tell the broker of all that was settled meanwhile; acks of neighbours are one."""
+        acked: set[int] = set()
+        while self._settled:
+            channel, tag, verb = self._settled.popleft()
+            # Tags count per channel: on another one than its own a tag would settle a stranger, or close the channel.
+            if channel != self._channel or not channel.is_open or tag not in self._unsettled:
+                continue
+            self._unsettled.remove(tag)
+            if verb == "ack":
+                acked.add(tag)
+            else:
+                # Rejects count towards the delivery limit on every version of RabbitMQ; from 4.3 on nacks do not.
+                channel.basic_reject(tag, requeue=verb == "retry")
+        if self._channel is None or not acked:
             return
-        self._unsettled.remove(tag)
-        if verb == "ack":
-            channel.basic_ack(tag)
-        else:
-            # Rejects count towards the delivery limit on every version of RabbitMQ; from 4.3 on nacks do not.
-            channel.basic_reject(tag, requeue=verb == "retry")
+        oldest = min(self._unsettled, default=max(acked) + 1)
+        if together := [tag for tag in acked if tag < oldest]:
+            self._channel.basic_ack(max(together), multiple=True)
+        for tag in sorted(acked.difference(together)):
+            self._channel.basic_ack(tag)
 
     def _leave(self) -> None:
         self._cancelled = True
