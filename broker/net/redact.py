@@ -75,8 +75,10 @@ def redacted(text: str) -> str:
     shown = _SECRETS.hide(text)
     if "://" in shown or "%40" in shown:
         shown = _RUN.sub(_without_login, shown)
+    if "=" in shown:
+        shown = _SIGNED.sub(rf"\1{HIDDEN}", shown)
     if "=" in shown or ":" in shown:
-        shown = _HEADER.sub(rf"\1{HIDDEN}", _SIGNED.sub(rf"\1{HIDDEN}", shown))
+        shown = _HEADER.sub(rf"\1{HIDDEN}", shown)
     return shown
 
 
