@@ -161,6 +161,7 @@ def render(task: Task, rows: Sequence[dict[str, Any]]) -> str:
     """The table of one measurement."""
     model = f"{task.size_mb} MB" if task.size_mb else "2,410 parameters"
     title = f"{model}, {task.sites} sites, {task.versions} versions, broker {task.broker}, store {task.store}"
+    title += f", {task.cipher}"
     shown = {}
     for name, value in summary(rows).items():
         stage = _LABELS.get(name.removesuffix(" s"))

@@ -90,7 +90,7 @@ def test_one_tiny_federation_is_measured_shown_and_written(tmp_path: Path, capsy
     out = tmp_path / "out" / "pipeline.json"
     pipeline.main(["--size-mb", "1", "--sites", "2", "--versions", "1", "--json", str(out)])
     shown = capsys.readouterr().out
-    assert "1 MB, 2 sites, 1 versions, broker memory, store file" in shown
+    assert "1 MB, 2 sites, 1 versions, broker memory, store file, aegis256" in shown
     assert "merge and commit s" in shown
     written = json.loads(out.read_text())
     assert written["task"] | {"size_mb": 1, "sites": 2} == written["task"]
