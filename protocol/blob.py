@@ -269,7 +269,7 @@ class BlobReader:
     def read(self, chunks: Iterable[Chunk], pool: Executor | None = None) -> Iterator[memoryview]:
         """Plaintext records from the chunks in order; each is valid until the next but one is asked for.
 
-        With a `pool` chunks are hashed there, beside the cipher.
+        With a `pool` chunks are hashed there, beside a cipher that is as slow.
 
         Raises:
             Tampered: wrong key, wrong place, changed bytes, an early or missing end, or a wrong hash.
@@ -303,7 +303,9 @@ class BlobReader:
 
     def _chunk(self, chunk: Chunk, number: int, pool: Executor | None) -> Iterator[memoryview]:
         right, name = False, self.manifest.chunks[number]
-        hashed = None if self._proven or chunk.checked else _ChunkHash(name, pool if self._last else None)
+        if not self._last or self.manifest.suite is not Suite.XCHACHA20:
+            pool = None  # beside a faster cipher, or for one record, the hand-over costs as much as it saves
+        hashed = None if self._proven or chunk.checked else _ChunkHash(name, pool)
         try:
             for start in range(0, len(chunk), limits.RECORD + self._overhead):
                 try:

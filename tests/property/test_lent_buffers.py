@@ -393,8 +393,6 @@ BROKEN = {
     "merge reads into one buffer": (MERGE, one_plaintext_buffer, "here", None),
     "merge writes what is filled again": (MERGE, one_new_record, "late", 1),
     "merge fills what is uploaded": (MERGE, one_upload_buffer, "late", 1),
-    "form keeps records too long": (FORM, nothing, "here", 0),
-    "form reads into one buffer": (FORM, one_plaintext_buffer, "here", None),
     "form writes what is filled again": (FORM, one_delta, "late", 1),
     "form fills what is uploaded": (FORM, one_upload_buffer, "late", 1),
 }

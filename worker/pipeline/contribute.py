@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import islice
 
 import numpy as np
 import structlog
@@ -306,15 +307,15 @@ class _Delta:
         writer = sealer.writer(sink)
         filters.begin(dice)
         small = records(self._spec.update_length) == 1
-        with InlineExecutor() if small else ThreadPoolExecutor(2, thread_name_prefix="worker update") as pool:
+        with InlineExecutor() if small else ThreadPoolExecutor(1, thread_name_prefix="worker update") as pool:
             for measuring, before in filters.measuring():
-                with closing(self._walk(pool)) as walk:
+                with closing(self._walk()) as walk:
                     for _, slices in walk:
                         for values in slices:
                             for each in before:
                                 change(each, values)
                             measuring.measure(values)
-            with closing(self._walk(pool)) as walk:
+            with closing(self._walk()) as walk:
                 self._write(walk, filters, writer, pool)
         return writer.finish()
 
@@ -331,12 +332,12 @@ class _Delta:
         if writing is not None:
             writing.result()
 
-    def _walk(self, pool: Executor) -> Generator[tuple[memoryview, list[Slice]], None, None]:
+    def _walk(self) -> Generator[tuple[memoryview, list[Slice]], None, None]:
         """Form each record; gives it and its shared elements, until the next but one is asked for."""
         length, count = self._spec.update_length, records(self._spec.update_length)
         self._name = ""
         index = 0
-        for index, record in enumerate(_ahead(self._base(), count, pool)):
+        for index, record in enumerate(islice(self._base(), count)):
             self._control.check()
             size = min(limits.RECORD, length - index * limits.RECORD)
             if len(record) < size:
@@ -401,18 +402,3 @@ def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     bits = values.view(np.uint32)
     rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) & 0xFFFF0000
     return rounded.astype(np.uint32, copy=False).view(np.float32)
-
-
-def _ahead(payload: Iterator[Octets], count: int, pool: Executor) -> Iterator[Octets]:
-    """The first `count` records, each decrypted by the pool while the one before is used."""
-    coming = pool.submit(next, payload, None)
-    try:
-        for index in range(count):
-            record = coming.result()
-            if record is None:
-                return
-            if index + 1 < count:
-                coming = pool.submit(next, payload, None)
-            yield record
-    finally:
-        wait([coming])
