@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -277,7 +278,7 @@ class Room:
         self._limit: int | None = None
         self.refused = threading.Event()
         event.listen(engine, "begin", self._apply)
-        event.listen(engine, "handle_error", self._noticed)
+        event.listen(engine, "rollback", self._noticed)
 
     def take_away(self) -> None:
         """From the next transaction on the database must not grow."""
@@ -291,8 +292,8 @@ class Room:
         if self._limit is not None:
             connection.exec_driver_sql(f"PRAGMA max_page_count={self._limit}")
 
-    def _noticed(self, context: Any) -> None:
-        if "full" in str(context.original_exception):
+    def _noticed(self, connection: Any) -> None:
+        if "full" in str(sys.exc_info()[1]):
             self.refused.set()
 
 

@@ -157,5 +157,5 @@ def test_a_damaged_cache_changes_nothing_and_a_damaged_store_only_what_is_refuse
         for key, damage, chunk in zip(keys, damages[3:], chunks, strict=False):
             store.put(key, damage(chunk))
         beginning(read, pattern(length), length)
-        cache.clear()
+        cache = CachedBlobs(store, Path(folder) / "empty", 10**6)
         beginning(read, pattern(length), length)
