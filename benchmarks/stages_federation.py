@@ -7,7 +7,7 @@ version follows from the one before, so caches hold what those of running proces
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from aggregator.pipeline.records import Records, record_digest
 from aggregator.service.executors import Executors
 from aggregator.strategy.base import ema_decay
 from aggregator.strategy.plan import Member, MergePlan
-from benchmarks.pipeline_model import NoiseModel
+from benchmarks.pipeline_trainer import NoiseTrainer
 from benchmarks.usage import Meter, Usage
 from broker.blobs.base import BlobStore
 from broker.blobs.cache import SMALL, CachedBlobs
@@ -34,11 +34,10 @@ from protocol.envelope import verify
 from protocol.keys import Identity, Role
 from protocol.messages import Kind
 from protocol.registry import Registry
-from protocol.spec import ModelSpec, TensorKind
 from protocol.topology import model_chunk, state_chunk, update_chunk
 from worker.api.filters import privacy_filters
-from worker.api.trainer import Control, EvaluationResult, TrainResult
-from worker.api.weights import Weights, tensor_spec, write_records
+from worker.api.trainer import Control, TrainResult
+from worker.api.weights import Weights
 from worker.domain.effects import Train
 from worker.domain.events import Event, Trained, Uploaded
 from worker.domain.state import Sealed, UpdateRow
@@ -61,23 +60,13 @@ _FILTERS: Mapping[str, Mapping[str, str | float]] = {
 }
 
 
-class StageTrainer:
+class StageTrainer(NoiseTrainer):
     """Measures how a version is loaded, adds noise, and starts the clock of what comes after training."""
 
     def __init__(self, size_mb: int) -> None:
-        self._model = NoiseModel(size_mb)
+        super().__init__("stages", size_mb, True)
         self.loaded: Usage | None = None
         self.forming: Meter | None = None
-
-    @property
-    def spec(self) -> ModelSpec:
-        """What the model consists of."""
-        weights = self._model.weights.items()
-        return ModelSpec(tuple(tensor_spec(name, array, TensorKind.PARAMETER) for name, array in weights))
-
-    def initial(self) -> Iterator[bytes]:
-        """Version 0, as a payload."""
-        return write_records(self.spec, self._model.weights.__getitem__)
 
     def train(self, base: Weights, control: Control) -> TrainResult:
         """Load the base and add noise."""
@@ -87,10 +76,6 @@ class StageTrainer:
         self._model.train()
         self.forming = Meter()
         return TrainResult(weights=self._model.weights, examples=100, steps=1)
-
-    def evaluate(self, model: Weights, control: Control) -> EvaluationResult:
-        """Nothing to evaluate on."""
-        return EvaluationResult(examples=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from aggregator.audit.export import write_file
 from aggregator.pipeline import merge as merging
 from aggregator.pipeline.admission import inspect
 from aggregator.pipeline.merge import Sinks, Sources, merge
-from aggregator.strategy.plan import Member, MergePlan
 from aggregator.strategy.strategies import strategy
 from broker.blobs.chunks import BufferChunk
 from broker.blobs.transfer import ChunkUploads, read_blob
@@ -35,6 +34,7 @@ from protocol.messages import Kind, Named
 from protocol.spec import ModelSpec
 from protocol.topology import model_chunk
 from tests.support.chunks import small_records
+from tests.support.plans import member, plan
 from tests.support.poison import EXECUTORS, PooledBlobs, executor, poisoned
 from tests.support.training import RAW, Adding, control, delta_of, model
 from tests.support.wire import AGGREGATOR, FEDERATION, REGISTRY, SITE_A, fixed
@@ -130,44 +130,12 @@ def check_admission(arrays: Arrays, suite: Suite, kind: str) -> None:
         assert inspect(spec, stored(parts, suite, kind).read(kind, pools, ahead=2)) == expected
 
 
-def member(number: int, absent: tuple[str, ...]) -> Member:
-    return Member(
-        id=bytes([number]) * 16,
-        order=number,
-        site=f"site-{number}",
-        base_version=0,
-        staleness=0,
-        staleness_weight=1.0,
-        examples=10,
-        seconds=1.0,
-        example_weight=0.5 + number,
-        norm=1.0,
-        clip=1.0,
-        absent=absent,
-    )
-
-
-def plan(name: str, members: int) -> MergePlan:
-    return MergePlan(
-        run="run",
-        version=1,
-        parent=bytes(32),
-        strategy=name,
-        parameters={},
-        members=tuple(member(number, ("first",) if number == 2 else ()) for number in range(members)),
-        population=(),
-        divisor=float(members),
-        rate=0.5,
-        release_decay=0.75,
-        ids=(bytes(16), bytes(16)),
-        registry=1,
-    )
-
-
 def check_merge(arrays: Arrays, suite: Suite, kind: str, name: str, members: int) -> None:
     """Everything at once: deltas, a strategy's streams and the released average, in and out."""
     spec, old = cut(arrays)
-    chosen, made = strategy(name), plan(name, members)
+    lacking = (("first",) if number == 2 else () for number in range(members))
+    each = [member(number, weight=0.5 + number, absent=absent) for number, absent in enumerate(lacking)]
+    chosen, made = strategy(name), plan(each, rate=0.5, decay=0.75, name=name)
     deltas = [cut(arrays, update=True, seed=10 + number)[1] for number in range(members)]
     states = [cut(arrays, update=True, seed=20 + number)[1] for number in range(len(chosen.state))]
     average = cut(arrays, seed=5)[1]

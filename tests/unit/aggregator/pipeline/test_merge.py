@@ -12,52 +12,19 @@ from numpy.typing import NDArray
 
 from aggregator.pipeline.merge import Sinks, Sources, blank, merge
 from aggregator.strategy.base import Strategy
-from aggregator.strategy.plan import Member, MergePlan
+from aggregator.strategy.plan import MergePlan
 from aggregator.strategy.strategies import strategy
 from protocol.errors import StoreError, StrategyFailed, Tampered, TrainingError
 from protocol.spec import ModelSpec
 from tests.support.chunks import cut
 from tests.support.federation import SMALL, payload, tensors, wide
+from tests.support.plans import member, plan
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(3) as threads:
         yield threads
-
-
-def member(number: int, *, weight: float = 1.0, absent: tuple[str, ...] = ()) -> Member:
-    return Member(
-        id=bytes([number]) * 16,
-        order=number,
-        site=f"site-{number}",
-        base_version=0,
-        staleness=0,
-        staleness_weight=1.0,
-        examples=10,
-        seconds=1.0,
-        example_weight=weight,
-        norm=1.0,
-        clip=1.0,
-        absent=absent,
-    )
-
-
-def plan(members: Sequence[Member], *, rate: float = 1.0, decay: float = 0.0, name: str = "fedbuff") -> MergePlan:
-    return MergePlan(
-        run="run",
-        version=1,
-        parent=bytes(32),
-        strategy=name,
-        parameters={},
-        members=tuple(members),
-        population=(),
-        divisor=float(len(members)),
-        rate=rate,
-        release_decay=decay,
-        ids=(bytes(16), bytes(16)),
-        registry=1,
-    )
 
 
 def some(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:
